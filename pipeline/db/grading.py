@@ -1,0 +1,117 @@
+"""The statements of grading. A grade is written once per (sample, grader, version); writing it again changes nothing.
+
+A grader marks a sample before it starts, so that one that is killed at its time limit leaves a trace that upkeep turns
+into a grade of status "timeout".
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+from pipeline.samples import GradeStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ungraded:
+    """A complete sample with all that a grader needs."""
+
+    sample_id: int
+    job_id: int
+    grader: str
+    output: str
+    reference: str | None
+
+
+_SELECT_UNGRADED = text("""
+    SELECT s.id AS sample_id, s.job_id, j.config->>'grader' AS grader, r.answer AS reference,
+           (SELECT string_agg(g.text, '' ORDER BY g.segment_index) FROM segments g WHERE g.sample_id = s.id) AS output
+    FROM samples s JOIN jobs j ON j.id = s.job_id LEFT JOIN reference_answers r ON r.problem_id = s.problem_id
+    WHERE s.id = ANY(:ids) AND s.state IN ('finished', 'graded') ORDER BY s.id
+""")
+
+
+def select_ungraded(connection: Connection, sample_ids: Sequence[int]) -> list[Ungraded]:
+    """The complete ones among some samples. Samples already graded are there too: they may be graded again."""
+    rows = connection.execute(_SELECT_UNGRADED, {"ids": list(sample_ids)}).mappings()
+    return [Ungraded(**{**row, "output": row["output"] or ""}) for row in rows]
+
+
+_BEGIN = text("""
+    INSERT INTO grades (sample_id, grader, grader_version, status) VALUES (:sample, :grader, :version, 'running')
+    ON CONFLICT (sample_id, grader, grader_version) DO UPDATE SET started_at = clock_timestamp()
+    WHERE grades.status = 'running'
+    RETURNING sample_id
+""")
+
+
+def begin_grade(connection: Connection, *, sample_id: int, grader: str, version: str) -> bool:
+    """Mark that this grader starts on this sample; False where its grade is there already."""
+    values = {"sample": sample_id, "grader": grader, "version": version}
+    return connection.execute(_BEGIN, values).first() is not None
+
+
+_END = text("""
+    UPDATE grades SET status = :status, score = :score, predicted_answer = :predicted, detail = :detail,
+                      graded_at = clock_timestamp()
+    WHERE sample_id = :sample AND grader = :grader AND grader_version = :version AND status = 'running'
+""")
+_MARK_GRADED = text("""
+    UPDATE samples SET state = 'graded', score = :score, predicted_answer = :predicted,
+                       ended_at = coalesce(ended_at, clock_timestamp())
+    WHERE id = :sample AND state IN ('finished', 'graded')
+""")
+
+
+def end_grade(
+    connection: Connection,
+    *,
+    sample_id: int,
+    grader: str,
+    version: str,
+    status: GradeStatus,
+    score: float | None,
+    predicted_answer: str | None,
+    detail: str | None,
+) -> bool:
+    """Store a grade and take it over into the sample; False where it is there already."""
+    values = {
+        "sample": sample_id,
+        "grader": grader,
+        "version": version,
+        "status": status.value,
+        "score": score,
+        "predicted": predicted_answer,
+        "detail": detail,
+    }
+    if connection.execute(_END, values).rowcount == 0:
+        return False
+    connection.execute(_MARK_GRADED, values)
+    return True
+
+
+_TIME_OUT = text("""
+    WITH late AS (
+        UPDATE grades SET status = 'timeout', graded_at = clock_timestamp(), detail = 'ran past the time limit'
+        WHERE status = 'running' AND started_at < clock_timestamp() - :age RETURNING sample_id
+    )
+    UPDATE samples s SET state = 'graded', ended_at = coalesce(s.ended_at, clock_timestamp())
+    FROM late WHERE s.id = late.sample_id AND s.state = 'finished'
+    RETURNING s.id
+""")
+
+
+def time_out_grades(connection: Connection, *, age: dt.timedelta) -> list[int]:
+    """Turn gradings that began longer ago than age into grades of status timeout; their samples stay unscored."""
+    return list(connection.execute(_TIME_OUT, {"age": age}).scalars())
+
+
+_REGRADE = text("SELECT id FROM samples WHERE job_id = :job AND state IN ('finished', 'graded') ORDER BY id")
+
+
+def gradable_samples(connection: Connection, job_id: int) -> list[int]:
+    """Ids of a job's complete samples."""
+    return list(connection.execute(_REGRADE, {"job": job_id}).scalars())

@@ -1,0 +1,397 @@
+"""The statements of a hop: claim, load, commit, release. Every one is fenced by the sample's epoch.
+
+A claim raises the epoch; a message that names another epoch finds nothing and is dropped. A commit or release
+touches only rows that still have the epoch and the holder under which they were claimed. Rows are locked in the order
+of their ids, so that two workers never wait for each other in a circle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, insert, text
+
+from pipeline.db.tables import SegmentRow, StepRow
+from pipeline.jobs import JobConfig
+from pipeline.policies.base import PolicyState
+from pipeline.problems import Problem
+from pipeline.samples import (
+    RUNNABLE_STATE,
+    WRITING_STATE,
+    Author,
+    FinishReason,
+    ModelRole,
+    Piece,
+    SampleState,
+    SegmentFinish,
+)
+from pipeline.steps import Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextSegment:
+    """Kept text that a sample already has."""
+
+    author: Author
+    trigger: str
+    piece: Piece
+    vocabulary_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimedSample:
+    """A sample this worker holds, with all it needs to go on writing."""
+
+    sample_id: int
+    job_id: int
+    epoch: int
+    problem_id: int
+    problem: Problem
+    sample_index: int
+    policy_state: PolicyState | None
+    max_tokens: int | None
+    trigger: str | None
+    cue: str
+    wait_seconds: float
+    context: tuple[ContextSegment, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentRecord:
+    """A segment as it is stored: the first num_kept tokens of the piece are kept, the rest is discarded."""
+
+    author: Author
+    trigger: str
+    cue: str
+    piece: Piece
+    num_kept: int
+    finish: SegmentFinish | None = None
+    tokens_generated: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    seed: int | None = None
+    wait_seconds: float | None = None
+    queue_seconds: float | None = None
+    first_token_seconds: float | None = None
+    write_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hop:
+    """What a worker commits for one sample: new segments and the state they lead to."""
+
+    sample_id: int
+    epoch: int
+    to_state: SampleState
+    segments: tuple[SegmentRecord, ...] = ()
+    num_segments_before: int = 0
+    is_takeover: bool = False
+    policy_state: PolicyState | None = None
+    next_max_tokens: int | None = None
+    next_trigger: str | None = None
+    next_cue: str | None = None
+    finish_reason: FinishReason | None = None
+    steps: tuple[Step, ...] = ()
+    error_class: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runnable:
+    """A sample that now waits for somebody, and the queue of the worker that has its context cached, if it lives."""
+
+    sample_id: int
+    job_id: int
+    epoch: int
+    state: SampleState
+    home_queue: str | None
+    resumed: bool
+
+
+_HOME_QUEUE = """
+    (SELECT w.queue FROM workers w WHERE w.ended_at IS NULL
+     AND w.id = CASE s.state WHEN 'ready' THEN s.small_worker_id WHEN 'awaiting_large' THEN s.large_worker_id END)
+"""
+RUNNABLE_COLUMNS = (
+    f"s.id AS sample_id, s.job_id, s.epoch, s.state, {_HOME_QUEUE} AS home_queue, s.num_segments > 0 AS resumed"
+)
+"""What to select FROM samples s to make a Runnable."""
+
+
+def runnable(row: Mapping[str, Any]) -> Runnable:
+    return Runnable(**{**row, "state": SampleState(row["state"])})
+
+
+_CLAIM = text("""
+    WITH message AS (SELECT * FROM unnest(CAST(:ids AS bigint[]), CAST(:epochs AS integer[])) AS m(id, epoch)),
+    mine AS (
+        SELECT s.id FROM samples s JOIN message m ON m.id = s.id AND m.epoch = s.epoch JOIN jobs j ON j.id = s.job_id
+        WHERE s.state = :runnable AND j.state = 'running'
+          AND CASE s.state WHEN 'ready' THEN j.small_model ELSE j.large_model END = (
+                SELECT w.model FROM workers w
+                WHERE w.id = :worker AND w.ended_at IS NULL AND w.expires_at > clock_timestamp())
+        ORDER BY s.id FOR UPDATE OF s
+    ),
+    claimed AS (
+        UPDATE samples s SET state = :writing, epoch = s.epoch + 1, holder_id = :worker,
+               small_worker_id = CASE s.state WHEN 'ready' THEN :worker ELSE s.small_worker_id END,
+               large_worker_id = CASE s.state WHEN 'ready' THEN s.large_worker_id ELSE :worker END
+        FROM mine WHERE s.id = mine.id
+        RETURNING s.*
+    )
+    SELECT c.id AS sample_id, c.job_id, c.epoch, c.problem_id, c.sample_index, c.policy_state,
+           c.next_max_tokens AS max_tokens, c.next_trigger AS trigger, coalesce(c.next_cue, '') AS cue, c.num_segments,
+           extract(epoch FROM clock_timestamp() - c.published_at)::float8 AS wait_seconds,
+           p.external_id, p.prompt, p.subject, p.level, p.extra
+    FROM claimed c JOIN problems p ON p.id = c.problem_id
+    ORDER BY c.num_segments = 0, c.id
+""")
+
+_MARK_FIRST_CLAIM = text("""
+    UPDATE jobs SET first_claimed_at = clock_timestamp() WHERE id = ANY(:jobs) AND first_claimed_at IS NULL
+""")
+
+_LOAD_CONTEXT = text("""
+    SELECT g.sample_id, g.author, g.trigger, g.token_ids, g.text, g.token_lengths, e.vocabulary_sha256
+    FROM segments g JOIN engines e ON e.id = g.engine_id
+    WHERE g.sample_id = ANY(:ids) ORDER BY g.sample_id, g.segment_index
+""")
+
+
+def claim_samples(
+    connection: Connection, *, worker_id: int, role: ModelRole, epochs: Mapping[int, int]
+) -> list[ClaimedSample]:
+    """Take the samples that still wait at the epochs a message names; resumed ones come first.
+
+    epochs: sample id → epoch. Samples that moved on meanwhile are left out. A worker whose lease lapsed gets nothing.
+    Plan: samples by primary key, at most as many as the message names.
+    """
+    rows = connection.execute(
+        _CLAIM,
+        {
+            "ids": list(epochs),
+            "epochs": list(epochs.values()),
+            "worker": worker_id,
+            "runnable": RUNNABLE_STATE[role].value,
+            "writing": WRITING_STATE[role].value,
+        },
+    ).mappings()
+    claimed = [dict(row) for row in rows]
+    if not claimed:
+        return []
+    connection.execute(_MARK_FIRST_CLAIM, {"jobs": sorted({row["job_id"] for row in claimed})})
+    contexts = _load_contexts(connection, [row["sample_id"] for row in claimed if row.pop("num_segments")])
+    return [_claimed_sample(row, contexts.get(row["sample_id"], [])) for row in claimed]
+
+
+def _claimed_sample(row: dict[str, Any], context: list[ContextSegment]) -> ClaimedSample:
+    problem = Problem(
+        external_id=row.pop("external_id"),
+        prompt=row.pop("prompt"),
+        answer=None,
+        subject=row.pop("subject"),
+        level=row.pop("level"),
+        metadata=row.pop("extra"),
+    )
+    return ClaimedSample(problem=problem, context=tuple(context), **row)
+
+
+def _load_contexts(connection: Connection, sample_ids: list[int]) -> dict[int, list[ContextSegment]]:
+    contexts: dict[int, list[ContextSegment]] = {}
+    if not sample_ids:
+        return contexts
+    for row in connection.execute(_LOAD_CONTEXT, {"ids": sample_ids}):
+        segment = ContextSegment(
+            author=Author(row.author),
+            trigger=row.trigger,
+            piece=_piece(row.token_ids, row.text, row.token_lengths),
+            vocabulary_sha256=row.vocabulary_sha256,
+        )
+        contexts.setdefault(row.sample_id, []).append(segment)
+    return contexts
+
+
+def _piece(token_ids: Sequence[int], written: str, token_lengths: Sequence[int]) -> Piece:
+    """The kept piece again, from what is stored of it."""
+    texts, start = [], 0
+    for length in token_lengths[: len(token_ids)]:
+        texts.append(written[start : start + length])
+        start += length
+    return Piece(token_ids=tuple(token_ids), texts=tuple(texts))
+
+
+def get_job_config(connection: Connection, job_id: int) -> JobConfig:
+    """The frozen configuration of a job."""
+    config = connection.execute(text("SELECT config FROM jobs WHERE id = :job"), {"job": job_id}).scalar_one()
+    return JobConfig.model_validate(config)
+
+
+_COMMIT = text("""
+    WITH hop AS (
+        SELECT * FROM jsonb_to_recordset(CAST(:hops AS jsonb)) AS r(
+            sample_id bigint, epoch integer, to_state text, policy_state jsonb, next_max_tokens integer,
+            next_trigger text, next_cue text, num_segments integer, num_takeovers integer, tokens_small integer,
+            tokens_large integer, tokens_inserted integer, discarded_small integer, discarded_large integer,
+            finish_reason text, error_class text, error text)
+    ),
+    mine AS (
+        SELECT s.id FROM samples s JOIN hop ON hop.sample_id = s.id
+        WHERE s.epoch = hop.epoch AND s.holder_id = :worker
+        ORDER BY s.id FOR UPDATE OF s
+    )
+    UPDATE samples s SET
+        state = hop.to_state, holder_id = NULL, published_at = clock_timestamp(),
+        policy_state = hop.policy_state, next_max_tokens = hop.next_max_tokens, next_trigger = hop.next_trigger,
+        next_cue = hop.next_cue,
+        num_segments = s.num_segments + hop.num_segments, num_takeovers = s.num_takeovers + hop.num_takeovers,
+        tokens_small = s.tokens_small + hop.tokens_small, tokens_large = s.tokens_large + hop.tokens_large,
+        tokens_inserted = s.tokens_inserted + hop.tokens_inserted,
+        discarded_small = s.discarded_small + hop.discarded_small,
+        discarded_large = s.discarded_large + hop.discarded_large,
+        finish_reason = hop.finish_reason, error_class = hop.error_class, error = hop.error,
+        finished_at = CASE WHEN hop.to_state = 'finished' THEN clock_timestamp() END,
+        ended_at = CASE WHEN hop.to_state = 'failed' THEN clock_timestamp() END
+    FROM hop JOIN mine ON mine.id = hop.sample_id
+    WHERE s.id = hop.sample_id
+    RETURNING s.id AS sample_id
+""")
+
+_SELECT_RUNNABLE = text(f"SELECT {RUNNABLE_COLUMNS} FROM samples s WHERE s.id = ANY(:ids) ORDER BY s.id")
+
+
+def commit_hops(connection: Connection, *, worker_id: int, engine_id: int, hops: Sequence[Hop]) -> list[Runnable]:
+    """Store what a worker wrote, for those samples it still holds, and move their states; the rest is dropped.
+
+    Returns what was stored, each with the state it is in now and where a message about it should go.
+    """
+    rows = orjson.dumps([_hop_row(hop) for hop in hops]).decode()
+    stored = set(connection.execute(_COMMIT, {"hops": rows, "worker": worker_id}).scalars())
+    mine = [hop for hop in hops if hop.sample_id in stored]
+    segments = [row for hop in mine for row in _segment_rows(hop, worker_id, engine_id)]
+    if segments:
+        connection.execute(insert(SegmentRow), segments)
+    steps = [row for hop in mine for row in _step_rows(hop)]
+    if steps:
+        connection.execute(insert(StepRow), steps)
+    return select_runnable(connection, sorted(stored))
+
+
+def select_runnable(connection: Connection, sample_ids: Sequence[int]) -> list[Runnable]:
+    """The present state of some samples, as a message about them needs it."""
+    if not sample_ids:
+        return []
+    return [runnable(row) for row in connection.execute(_SELECT_RUNNABLE, {"ids": list(sample_ids)}).mappings()]
+
+
+def _hop_row(hop: Hop) -> dict[str, Any]:
+    kept = dict.fromkeys(Author, 0)
+    discarded = dict.fromkeys(Author, 0)
+    for segment in hop.segments:
+        kept[segment.author] += segment.num_kept
+        discarded[segment.author] += len(segment.piece) - segment.num_kept
+    return {
+        "sample_id": hop.sample_id,
+        "epoch": hop.epoch,
+        "to_state": hop.to_state.value,
+        "policy_state": hop.policy_state,
+        "next_max_tokens": hop.next_max_tokens,
+        "next_trigger": hop.next_trigger,
+        "next_cue": hop.next_cue,
+        "num_segments": len(hop.segments),
+        "num_takeovers": int(hop.is_takeover),
+        "tokens_small": kept[Author.SMALL],
+        "tokens_large": kept[Author.LARGE],
+        "tokens_inserted": kept[Author.INSERTED],
+        "discarded_small": discarded[Author.SMALL],
+        "discarded_large": discarded[Author.LARGE],
+        "finish_reason": hop.finish_reason,
+        "error_class": hop.error_class,
+        "error": hop.error,
+    }
+
+
+def _segment_rows(hop: Hop, worker_id: int, engine_id: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "sample_id": hop.sample_id,
+            "segment_index": hop.num_segments_before + offset,
+            "author": segment.author,
+            "trigger": segment.trigger,
+            "cue": segment.cue,
+            "token_ids": list(segment.piece.token_ids[: segment.num_kept]),
+            "text": storable("".join(segment.piece.texts[: segment.num_kept])),
+            "discarded_ids": list(segment.piece.token_ids[segment.num_kept :]),
+            "discarded_text": storable("".join(segment.piece.texts[segment.num_kept :])),
+            "token_lengths": [len(piece) for piece in segment.piece.texts],
+            "finish": segment.finish,
+            "tokens_generated": segment.tokens_generated,
+            "prompt_tokens": segment.prompt_tokens,
+            "cached_tokens": segment.cached_tokens,
+            "seed": segment.seed,
+            "epoch": hop.epoch,
+            "worker_id": worker_id,
+            "engine_id": engine_id,
+            "wait_seconds": segment.wait_seconds,
+            "queue_seconds": segment.queue_seconds,
+            "first_token_seconds": segment.first_token_seconds,
+            "write_seconds": segment.write_seconds,
+        }
+        for offset, segment in enumerate(hop.segments)
+    ]
+
+
+def storable(written: str) -> str:
+    """The text as Postgres takes it: NUL cannot be stored and becomes the replacement character (same length)."""
+    return written.replace("\x00", "\ufffd")
+
+
+def _step_rows(hop: Hop) -> list[dict[str, Any]]:
+    return [
+        {
+            "sample_id": hop.sample_id,
+            "step_index": step.step_index,
+            "text": storable(step.text),
+            "author": step.author,
+            "tokens_small": step.tokens_small,
+            "tokens_large": step.tokens_large,
+            "tokens_inserted": step.tokens_inserted,
+            "start_token": step.start_token,
+            "sentence_class": step.sentence_class,
+            "trigger": step.trigger,
+        }
+        for step in hop.steps
+    ]
+
+
+_RELEASE = text("""
+    WITH mine AS (
+        SELECT s.id FROM samples s
+        WHERE s.holder_id = :worker AND (CAST(:ids AS bigint[]) IS NULL OR s.id = ANY(:ids))
+        ORDER BY s.id FOR UPDATE OF s
+    )
+    UPDATE samples s SET
+        state = CASE s.state WHEN 'drafting' THEN 'ready' ELSE 'awaiting_large' END,
+        epoch = s.epoch + 1, holder_id = NULL, published_at = clock_timestamp()
+    FROM mine WHERE s.id = mine.id
+    RETURNING s.id
+""")
+
+
+def release_samples(
+    connection: Connection, *, worker_id: int, sample_ids: Sequence[int] | None = None
+) -> list[Runnable]:
+    """Hand samples back at their last committed segment; None: all that the worker holds."""
+    ids = None if sample_ids is None else list(sample_ids)
+    released = connection.execute(_RELEASE, {"worker": worker_id, "ids": ids}).scalars().all()
+    return select_runnable(connection, sorted(released))
+
+
+_HELD = text("SELECT id, epoch FROM samples WHERE holder_id = :worker")
+
+
+def held_epochs(connection: Connection, worker_id: int) -> dict[int, int]:
+    """What a worker holds, by the database: sample id → epoch."""
+    return {row.id: row.epoch for row in connection.execute(_HELD, {"worker": worker_id})}

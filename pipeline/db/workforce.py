@@ -1,0 +1,108 @@
+"""The statements about workers: register, renew, end. The lease's clock is the database's."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, text
+from sqlalchemy.dialects.postgresql import insert
+
+from pipeline.db.tables import EngineRow
+from pipeline.errors import LeaseLost
+from pipeline.workforce import WorkerKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """What a worker says of itself when it starts."""
+
+    kind: WorkerKind
+    model: str | None
+    engine_id: int | None
+    host: str
+    pid: int
+    queue: str
+    max_in_flight: int
+    ttl: dt.timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerCounters:
+    """Running totals of one worker's life; see the columns of workers."""
+
+    num_in_flight: int = 0
+    tokens_generated: int = 0
+    tokens_committed: int = 0
+    tokens_dropped: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+
+def put_engine(
+    connection: Connection,
+    *,
+    kind: str,
+    version: str,
+    model: str,
+    model_fingerprint: str,
+    vocabulary_sha256: str,
+    settings: dict[str, Any],
+) -> int:
+    """The id of the row with just this content, stored now if it is new."""
+    content: dict[str, Any] = {
+        "kind": kind,
+        "version": version,
+        "model": model,
+        "model_fingerprint": model_fingerprint,
+        "vocabulary_sha256": vocabulary_sha256,
+        "settings": settings,
+    }
+    sha256 = hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    connection.execute(insert(EngineRow).values(sha256=sha256, **content).on_conflict_do_nothing())
+    return int(connection.execute(text("SELECT id FROM engines WHERE sha256 = :sha"), {"sha": sha256}).scalar_one())
+
+
+_REGISTER = text("""
+    INSERT INTO workers (kind, model, engine_id, host, pid, queue, max_in_flight, expires_at)
+    VALUES (:kind, :model, :engine_id, :host, :pid, :queue, :max_in_flight, clock_timestamp() + :ttl)
+    RETURNING id
+""")
+
+
+def register_worker(connection: Connection, registration: Registration) -> int:
+    """Begin a worker's life; returns its id."""
+    values = {name: getattr(registration, name) for name in Registration.__dataclass_fields__}
+    return int(connection.execute(_REGISTER, values | {"kind": registration.kind.value}).scalar_one())
+
+
+_RENEW = text("""
+    UPDATE workers SET renewed_at = clock_timestamp(), expires_at = clock_timestamp() + :ttl,
+        num_in_flight = :num_in_flight, tokens_generated = :tokens_generated, tokens_committed = :tokens_committed,
+        tokens_dropped = :tokens_dropped, prompt_tokens = :prompt_tokens, cached_tokens = :cached_tokens
+    WHERE id = :worker AND ended_at IS NULL AND expires_at > clock_timestamp()
+""")
+
+
+def renew_worker(connection: Connection, worker_id: int, *, ttl: dt.timedelta, counters: WorkerCounters) -> None:
+    """Heartbeat: renew the lease and book the counters. Raises LeaseLost when it had run out."""
+    values = {name: getattr(counters, name) for name in WorkerCounters.__dataclass_fields__}
+    if connection.execute(_RENEW, values | {"worker": worker_id, "ttl": ttl}).rowcount == 0:
+        raise LeaseLost(worker_id)
+
+
+_END = text("""
+    UPDATE workers SET ended_at = clock_timestamp(), end_reason = 'stopped',
+        num_in_flight = 0, tokens_generated = :tokens_generated, tokens_committed = :tokens_committed,
+        tokens_dropped = :tokens_dropped, prompt_tokens = :prompt_tokens, cached_tokens = :cached_tokens
+    WHERE id = :worker AND ended_at IS NULL
+""")
+
+
+def end_worker(connection: Connection, worker_id: int, counters: WorkerCounters) -> None:
+    """Say goodbye; upkeep settles what is left. Idempotent."""
+    values = {name: getattr(counters, name) for name in WorkerCounters.__dataclass_fields__}
+    connection.execute(_END, values | {"worker": worker_id})

@@ -1,0 +1,103 @@
+"""Every error the pipeline raises on purpose.
+
+PipelineError
+├── ConfigurationError             a setting or option is wrong; the message says which and what it should be
+├── ProblemSetError                a problem file is refused whole; carries its first faults, each with its line
+├── NotFound                       a job, sample or problem set that does not exist
+├── JobError(job_id)
+│   └── InvalidTransition          a state change the state machine does not have
+├── LeaseLost(worker_id)           this worker's lease lapsed: stop work, write nothing
+├── EngineError(model)
+│   ├── EngineUnavailable          transient: tried again
+│   ├── EngineDied                 transient: the engine's process or loop is gone; the worker stops
+│   └── PromptTooLong              permanent: the sample is recorded as failed
+├── ServiceUnavailable             Postgres, Redis or another server cannot be reached
+└── GradingError                   a grader broke on an answer; the sample stays unscored
+"""
+
+from __future__ import annotations
+
+
+class PipelineError(Exception):
+    """Base of all errors raised on purpose; the command line prints its message and nothing else."""
+
+    exit_code = 1
+
+
+class ConfigurationError(PipelineError):
+    """A setting or an option is wrong."""
+
+    exit_code = 2
+
+
+class ProblemSetError(PipelineError):
+    """A problem file is refused; nothing of it was stored."""
+
+    exit_code = 2
+
+    def __init__(self, path: str, faults: list[str]) -> None:
+        self.path = path
+        self.faults = faults
+        shown = "\n".join(f"  {fault}" for fault in faults)
+        super().__init__(f"{path} was refused, nothing was stored:\n{shown}")
+
+
+class NotFound(PipelineError):
+    """A job, sample or problem set that does not exist."""
+
+    exit_code = 3
+
+
+class JobError(PipelineError):
+    """Something about one job."""
+
+    def __init__(self, job_id: int, message: str) -> None:
+        self.job_id = job_id
+        super().__init__(f"job {job_id}: {message}")
+
+
+class InvalidTransition(JobError):
+    """A state change that the state machine does not have."""
+
+
+class LeaseLost(PipelineError):
+    """This worker's lease lapsed; what it holds belongs to others now."""
+
+    def __init__(self, worker_id: int) -> None:
+        self.worker_id = worker_id
+        super().__init__(f"worker {worker_id} lost its lease; it must register again before it works on")
+
+
+class EngineError(PipelineError):
+    """Something about the engine of one model."""
+
+    def __init__(self, model: str, message: str) -> None:
+        self.model = model
+        super().__init__(f"{model}: {message}")
+
+
+class EngineUnavailable(EngineError):
+    """The engine refused for now; the sample is tried again."""
+
+
+class EngineDied(EngineError):
+    """The engine is gone; the worker must end and be started again."""
+
+
+class PromptTooLong(EngineError):
+    """The text so far leaves no room in the model's context."""
+
+    def __init__(self, model: str, num_tokens: int, max_tokens: int) -> None:
+        self.num_tokens = num_tokens
+        self.max_tokens = max_tokens
+        super().__init__(model, f"{num_tokens} prompt tokens leave no room in a context of {max_tokens}")
+
+
+class ServiceUnavailable(PipelineError):
+    """A server that the pipeline needs cannot be reached."""
+
+    exit_code = 4
+
+
+class GradingError(PipelineError):
+    """A grader broke on an answer."""

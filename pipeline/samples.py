@@ -1,0 +1,125 @@
+"""Samples: one solution drawn for one problem of one job, and the records it is made of.
+
+A sample moves through the states below; the database refuses any other move (see migrations/).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class ModelRole(StrEnum):
+    """Which of a job's two models."""
+
+    SMALL = "small"
+    LARGE = "large"
+
+
+class Author(StrEnum):
+    """Who wrote a segment: one of the models, or the policy (a fixed sentence)."""
+
+    SMALL = "small"
+    LARGE = "large"
+    INSERTED = "inserted"
+
+
+class SampleState(StrEnum):
+    """Where a sample is in its life."""
+
+    PENDING = "pending"  # stored, not yet admitted
+    READY = "ready"  # waits for a small worker
+    DRAFTING = "drafting"  # a small worker writes
+    AWAITING_LARGE = "awaiting_large"  # waits for a large worker
+    ASSISTING = "assisting"  # a large worker writes
+    FINISHED = "finished"  # the text is complete, waits for its grade
+    GRADED = "graded"  # final: complete and graded (score may be none: unscored)
+    FAILED = "failed"  # final: set aside with its error
+    CANCELLED = "cancelled"  # final: its job was cancelled
+
+
+FINAL_STATES = frozenset({SampleState.GRADED, SampleState.FAILED, SampleState.CANCELLED})
+
+RUNNABLE_STATE = {ModelRole.SMALL: SampleState.READY, ModelRole.LARGE: SampleState.AWAITING_LARGE}
+"""The state in which a sample waits for a role."""
+
+WRITING_STATE = {ModelRole.SMALL: SampleState.DRAFTING, ModelRole.LARGE: SampleState.ASSISTING}
+"""The state in which a role writes."""
+
+_S = SampleState
+TRANSITIONS: frozenset[tuple[SampleState, SampleState]] = frozenset(
+    {
+        (_S.PENDING, _S.READY),  # admitted
+        (_S.PENDING, _S.AWAITING_LARGE),  # admitted, the large model opens
+        (_S.READY, _S.DRAFTING),  # claimed
+        (_S.AWAITING_LARGE, _S.ASSISTING),  # claimed
+        (_S.DRAFTING, _S.AWAITING_LARGE),  # taken over
+        (_S.DRAFTING, _S.READY),  # rescued, or goes on with the same model
+        (_S.ASSISTING, _S.READY),  # handed back
+        (_S.ASSISTING, _S.AWAITING_LARGE),  # rescued, or goes on with the same model
+        (_S.DRAFTING, _S.FINISHED),
+        (_S.ASSISTING, _S.FINISHED),
+        (_S.FINISHED, _S.GRADED),
+    }
+    | {(state, end) for state in _S if state not in FINAL_STATES for end in (_S.FAILED, _S.CANCELLED)}
+)
+
+
+class FinishReason(StrEnum):
+    """Why a sample's text ended."""
+
+    EOS = "eos"  # the model said so
+    LENGTH = "length"  # the job's max_tokens are used up
+    CONTEXT = "context"  # the model's context is full
+    REPETITION = "repetition"  # the loop guard ended it
+
+
+class SegmentFinish(StrEnum):
+    """Why one request to an engine ended."""
+
+    EOS = "eos"  # the model's end of sequence (the EOS id itself is not part of the ids)
+    LENGTH = "length"  # max_tokens of the request
+    WATCH = "watch"  # the watcher ended it
+
+
+class GradeStatus(StrEnum):
+    """How far one grading of one sample came."""
+
+    RUNNING = "running"  # a grader has it, or died with it
+    DONE = "done"
+    TIMEOUT = "timeout"  # it ran past the hard limit; the sample stays unscored
+    ERROR = "error"  # it broke; the sample stays unscored
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Text as one engine wrote it, token by token.
+
+    token_ids: as generated, without EOS.
+    texts: what each token added to the text; characters that span tokens come with the last of theirs, the
+    earlier ones add "". ``"".join(texts)`` is the whole text.
+    """
+
+    token_ids: tuple[int, ...]
+    texts: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.token_ids) != len(self.texts):
+            raise ValueError(f"{len(self.token_ids)} token ids but {len(self.texts)} texts")
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def head(self, num_tokens: int) -> Piece:
+        return Piece(token_ids=self.token_ids[:num_tokens], texts=self.texts[:num_tokens])
+
+    def tail(self, num_tokens: int) -> Piece:
+        """What follows the first num_tokens."""
+        return Piece(token_ids=self.token_ids[num_tokens:], texts=self.texts[num_tokens:])
+
+
+EMPTY_PIECE = Piece(token_ids=(), texts=())

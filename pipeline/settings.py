@@ -1,0 +1,125 @@
+"""Settings: read once from the environment at a process's edge, then frozen; functions receive the part they use.
+
+Every name is the environment variable without its prefix: ``SPECTHINK_STATE_DIR``, ``SPECTHINK_LEASE__TTL_S``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pipeline.errors import ConfigurationError
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EngineSettings(_Part):
+    """One vLLM engine per small or large worker."""
+
+    process: Literal["inline", "separate"] | None = None
+    """inline: the engine is stepped by a thread of the worker process. separate: it has processes of its own.
+    None: inline on a CPU (starts in half the time, a third of the hop cost on two cores), separate on a GPU."""
+    max_model_len: Annotated[int, Field(ge=16)] | None = None
+    """Most tokens of prompt and output; None: what the model's configuration says."""
+    max_in_flight: Annotated[int, Field(ge=1)] = 128
+    """Samples that one worker writes at the same time."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of the GPU's memory; two workers on one GPU need shares that sum below 1."""
+    cpu_kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
+    """Memory for the KV cache on a CPU."""
+    cpu_threads: Annotated[int, Field(ge=1)] = 1
+    """OpenMP threads on a CPU; measured on two cores: two threads per engine make a step ten times as long."""
+    dtype: str = "auto"
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    stall_after_s: Seconds = 120.0
+    """A worker whose engine gives no token for so long while requests run ends with an error."""
+
+
+class LeaseSettings(_Part):
+    """How long a silent worker keeps what it claimed. Authority is the database's clock."""
+
+    ttl_s: Seconds = 15.0
+    """A worker that has not renewed for so long is dead; its samples go back to the last committed segment."""
+    renew_interval_s: Seconds = 1.0
+    """Also how soon a worker notices that samples were taken from it (cancelled, rescued)."""
+    drain_s: Annotated[float, Field(ge=0)] = 20.0
+    """A worker told to stop lets its requests run on for so long, then hands the rest back."""
+
+    @model_validator(mode="after")
+    def _renews_in_time(self) -> LeaseSettings:
+        if self.ttl_s < 3 * self.renew_interval_s:
+            raise ValueError("lease.ttl_s must be at least 3 × lease.renew_interval_s")
+        return self
+
+
+class UpkeepSettings(_Part):
+    """The duties that keep the pipeline moving: admission, rescue, publishing again, closing jobs."""
+
+    tick_s: Seconds = 0.25
+    """Pause between two rounds of duties."""
+    admit_ahead: Annotated[float, Field(ge=1)] = 1.5
+    """Samples admitted per slot of live small workers: above 1 so that a freed slot finds a waiting sample."""
+    republish_after_s: Seconds = 10.0
+    """A runnable sample that nobody claimed for so long, and that the broker has no message for, is published again."""
+    max_rescues: Annotated[int, Field(ge=1)] = 3
+    """A sample whose worker died so many times is set aside as failed."""
+
+
+class GradingSettings(_Part):
+    """Grading runs in prefork processes that are killed at the hard limit."""
+
+    time_limit_s: Seconds = 20.0
+    """A grader that runs longer costs its own grade (status "timeout") and nothing else."""
+    concurrency: Annotated[int, Field(ge=1)] = 1
+
+
+class FlowerSettings(_Part):
+    """The web page that shows workers, tasks and queues."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """0: a free one is chosen."""
+    address: str = "127.0.0.1"
+    basic_auth: SecretStr | None = None
+    """user:password; required when address is not a loopback address."""
+
+
+class Settings(BaseSettings):
+    """All settings of every process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SPECTHINK_", env_nested_delimiter="__", frozen=True, extra="ignore"
+    )
+
+    state_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("specthink")))
+    """Where embedded servers keep their data; unused when both URLs are given."""
+    database_url: SecretStr | None = None
+    """postgresql://user:password@host/name; None: the embedded Postgres of state_dir."""
+    redis_url: SecretStr | None = None
+    """redis://:password@host:port/0; None: the embedded Redis of state_dir."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["console", "json"] = "console"
+    engine: EngineSettings = EngineSettings()
+    lease: LeaseSettings = LeaseSettings()
+    upkeep: UpkeepSettings = UpkeepSettings()
+    grading: GradingSettings = GradingSettings()
+    flower: FlowerSettings = FlowerSettings()
+
+
+def load_settings(**overrides: object) -> Settings:
+    """The settings of this process. Raises ConfigurationError naming the variable and what it should be."""
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        lines = (
+            f"SPECTHINK_{'__'.join(str(part) for part in fault['loc']).upper()}: {fault['msg']}"
+            for fault in error.errors()
+        )
+        raise ConfigurationError("; ".join(lines)) from error

@@ -1,0 +1,21 @@
+"""Workers as the database knows them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class WorkerKind(StrEnum):
+    """What a worker process does."""
+
+    SMALL = "small"
+    LARGE = "large"
+    GRADE = "grade"
+    UPKEEP = "upkeep"
+
+
+class WorkerEnd(StrEnum):
+    """Why a worker's life ended."""
+
+    STOPPED = "stopped"  # it said goodbye
+    LAPSED = "lapsed"  # its lease ran out

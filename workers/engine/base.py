@@ -1,0 +1,129 @@
+"""The seam between the workers and an inference engine.
+
+An engine takes token ids and gives token ids; text exists so that a watcher can read along. ``Engine`` is what the
+worker loop sees; ``VllmEngine`` (workers/engine/vllm.py) is the real one, ``ScriptedEngine`` (workers/engine/scripted.py)
+answers from a script in unit tests and in measurements of everything but the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pipeline.policies.base import Watcher
+from pipeline.samples import Piece, SegmentFinish
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn. Source of the defaults: the released code of arXiv 2504.12329."""
+
+    temperature: float = 0.6
+    top_p: float = 0.95
+    top_k: int = 50
+    """0: off."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest:
+    """One request: go on after these ids.
+
+    request_id: unique in the process. prompt_ids: the rendered prompt and all kept output, as this model's ids.
+    priority: lower goes first. watcher: reads each token's text; its True ends the request.
+    seed: fixes the request's noise, None for none.
+    """
+
+    request_id: str
+    prompt_ids: Sequence[int]
+    max_tokens: int
+    sampling: Sampling
+    seed: int | None = None
+    priority: int = 0
+    watcher: Watcher | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateResult:
+    """What a request gave.
+
+    piece: all tokens the engine produced but EOS, those after the watcher's word included.
+    num_generated_tokens: as the engine counts them, EOS included.
+    num_prompt_tokens: given; num_cached_tokens: of these, found in the prefix cache (not computed).
+    queue_seconds: from submit to the engine's first work on it; first_token_seconds: from submit to the first token
+    here; total_seconds: from submit to the end.
+    """
+
+    request_id: str
+    piece: Piece
+    finish: SegmentFinish
+    num_generated_tokens: int
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    queue_seconds: float
+    first_token_seconds: float
+    total_seconds: float
+
+
+Done = Callable[["GenerateResult | Exception"], None]
+"""Called once per request, from the engine's thread: must be quick. An exception is a PipelineError."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What an engine is, for the books: stored once per distinct content."""
+
+    kind: str
+    """"vllm" or "scripted"."""
+    version: str
+    settings: dict[str, str | int | float | bool | None]
+    """All that may change its numbers: model, revision, dtype, device, torch, block size, process mode, ..."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """Running totals since the start, from the engine's own counters."""
+
+    num_generated_tokens: int
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_running: int
+    num_waiting: int
+    cache_usage: float
+    """Share of the KV cache in use, 0 to 1."""
+    last_token_age_s: float
+    """Seconds since any request got a token; 0.0 while nothing runs. A stalled engine is found by this."""
+
+
+class Engine(Protocol):
+    """One loaded model that answers many requests at once."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of prompt and output together."""
+        ...
+
+    @property
+    def max_in_flight(self) -> int:
+        """Requests it runs at the same time; more wait inside it."""
+        ...
+
+    def submit(self, request: GenerateRequest, done: Done) -> None:
+        """Hand in a request; returns at once. Thread-safe.
+
+        done gets PromptTooLong, EngineUnavailable or EngineDied where there is no result.
+        """
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """End a request early; its ``done`` gets what was written so far, with finish WATCH. Unknown ids: no effect."""
+        ...
+
+    def stats(self) -> EngineStats: ...
+
+    def close(self) -> None:
+        """Stop; requests still running get EngineDied. Idempotent."""
+        ...
