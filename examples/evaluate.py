@@ -11,7 +11,13 @@ import json
 from pathlib import Path
 
 import torch
-from demo_pair.evaluation import Writer, score, start_writings, write_alone, write_as_pair
+from demo_pair.evaluation import (
+    Writer,
+    score,
+    start_writings,
+    write_alone,
+    write_as_pair,
+)
 from demo_pair.problems import Split, draw_problems
 
 HERE = Path(__file__).parent
@@ -24,7 +30,11 @@ def main() -> None:
     parser.add_argument("--split", choices=("held_out", "validation"), default="held_out")
     parser.add_argument("--samples", type=int, default=4, help="samples of each problem")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--whole-takeovers", action="store_true", help="takeovers do not end with the step")
+    parser.add_argument(
+        "--whole-takeovers",
+        action="store_true",
+        help="takeovers do not end with the step",
+    )
     parser.add_argument("--show", type=int, default=0, help="print this many samples of the pair")
     args = parser.parse_args()
 
@@ -35,7 +45,11 @@ def main() -> None:
     for label, writer in (("small alone", small), ("large alone", large)):
         writings = start_writings(writer, problems, args.samples)
         write_alone(writer, writings, is_large=writer is large)
-        print(f"{label:12}", score(writings, repeated_answers, small.tokenizer), flush=True)
+        print(
+            f"{label:12}",
+            score(writings, repeated_answers, small.tokenizer),
+            flush=True,
+        )
         for writing in writings[: args.show]:
             print(small.tokenizer.decode(writing.tokens))
     writings = start_writings(small, problems, args.samples)

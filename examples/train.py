@@ -23,8 +23,17 @@ NUM_PROBLEMS = 200
 def main() -> None:
     recipes = {"small": SMALL, "large": LARGE}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=recipes, help="train one of the two (so that both can run side by side)")
-    parser.add_argument("--models", type=Path, default=HERE / "models", help="folder the models are written into")
+    parser.add_argument(
+        "--only",
+        choices=recipes,
+        help="train one of the two (so that both can run side by side)",
+    )
+    parser.add_argument(
+        "--models",
+        type=Path,
+        default=HERE / "models",
+        help="folder the models are written into",
+    )
     args = parser.parse_args()
 
     torch.set_num_threads(1)  # the same sums in the same order on any number of cores
@@ -39,7 +48,12 @@ def write_problems(path: Path) -> None:
     """Write the held-out problem set, one JSON object a line."""
     problems = draw_problems(PROBLEM_SEED, Split.HELD_OUT, NUM_PROBLEMS)
     rows = (
-        {"id": f"totals-{index:03}", "problem": problem.text, "answer": str(problem.answer), "level": problem.level}
+        {
+            "id": f"totals-{index:03}",
+            "problem": problem.text,
+            "answer": str(problem.answer),
+            "level": problem.level,
+        }
         for index, problem in enumerate(problems)
     )
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -10,6 +10,7 @@ PipelineError
 ├── EngineError(model)
 │   ├── EngineUnavailable          transient: tried again
 │   ├── EngineDied                 transient: the engine's process or loop is gone; the worker stops
+│   ├── EngineRefused              permanent: the engine will never take this request
 │   └── PromptTooLong              permanent: the sample is recorded as failed
 ├── ServiceUnavailable             Postgres, Redis or another server cannot be reached
 └── GradingError                   a grader broke on an answer; the sample stays unscored
@@ -65,7 +66,9 @@ class LeaseLost(PipelineError):
 
     def __init__(self, worker_id: int) -> None:
         self.worker_id = worker_id
-        super().__init__(f"worker {worker_id} lost its lease; it must register again before it works on")
+        super().__init__(
+            f"worker {worker_id} lost its lease; it must register again before it works on"
+        )
 
 
 class EngineError(PipelineError):
@@ -84,13 +87,20 @@ class EngineDied(EngineError):
     """The engine is gone; the worker must end and be started again."""
 
 
+class EngineRefused(EngineError):
+    """The engine will never take this request; the sample is recorded as failed."""
+
+
 class PromptTooLong(EngineError):
     """The text so far leaves no room in the model's context."""
 
     def __init__(self, model: str, num_tokens: int, max_tokens: int) -> None:
         self.num_tokens = num_tokens
         self.max_tokens = max_tokens
-        super().__init__(model, f"{num_tokens} prompt tokens leave no room in a context of {max_tokens}")
+        super().__init__(
+            model,
+            f"{num_tokens} prompt tokens leave no room in a context of {max_tokens}",
+        )
 
 
 class ServiceUnavailable(PipelineError):

@@ -6,10 +6,17 @@ Every name is the environment variable without its prefix: ``SPECTHINK_STATE_DIR
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipeline.errors import ConfigurationError
@@ -98,7 +105,9 @@ class Settings(BaseSettings):
         env_prefix="SPECTHINK_", env_nested_delimiter="__", frozen=True, extra="ignore"
     )
 
-    state_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("specthink")))
+    state_dir: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("specthink"))
+    )
     """Where embedded servers keep their data; unused when both URLs are given."""
     database_url: SecretStr | None = None
     """postgresql://user:password@host/name; None: the embedded Postgres of state_dir."""
@@ -116,7 +125,8 @@ class Settings(BaseSettings):
 def load_settings(**overrides: object) -> Settings:
     """The settings of this process. Raises ConfigurationError naming the variable and what it should be."""
     try:
-        return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
+        given: dict[str, Any] = {name: value for name, value in overrides.items() if value is not None}
+        return Settings(**given)
     except ValidationError as error:
         lines = (
             f"SPECTHINK_{'__'.join(str(part) for part in fault['loc']).upper()}: {fault['msg']}"

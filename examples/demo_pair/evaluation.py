@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2ForCausalLM
+from transformers import Qwen2ForCausalLM, Qwen2Tokenizer
 
 from .tokenizer import render_prompt
 from .traces import BREAK, THINK_END
@@ -25,7 +25,16 @@ SHORT_TAKEOVER = 20  # n1
 LONG_TAKEOVER = 125  # n2, after a verify cue
 MAX_TOKENS = 400  # of one sample; five times the usual length
 VERIFY_CUES = ("verify", "think again", "recap", "check")
-OTHER_CUES = ("wait", "alternatively", "hold on", "another", "yeah", "yes", "final answer", "confident")
+OTHER_CUES = (
+    "wait",
+    "alternatively",
+    "hold on",
+    "another",
+    "yeah",
+    "yes",
+    "final answer",
+    "confident",
+)
 _CUE = re.compile(rf"\b({'|'.join(VERIFY_CUES + OTHER_CUES)})\b", re.IGNORECASE)
 
 Stop = Callable[[list[str]], bool]
@@ -67,8 +76,8 @@ class Writer:
     """A model that continues many token sequences at once."""
 
     def __init__(self, folder: Path, *, seed: int = 0, batch_size: int = 200) -> None:
-        self.tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder)
-        self._model: Qwen2ForCausalLM = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.tokenizer = Qwen2Tokenizer.from_pretrained(folder)
+        self._model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self._generator = torch.Generator().manual_seed(seed)
         self._batch_size = batch_size
         self.pieces = [self.tokenizer.decode([token]) for token in range(len(self.tokenizer))]
@@ -96,7 +105,11 @@ class Writer:
         running = set(range(len(sequences)))
         while running:
             output = self._model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
             )
             cache = output.past_key_values
             drawn = self._sample(output.logits[:, -1])
@@ -203,10 +216,10 @@ def _ends_takeover(pieces: list[str], *, limit: int, to_step_end: bool) -> bool:
     return at_step_end or len(own) >= limit or own[-1] == THINK_END
 
 
-def score(writings: list[Writing], answers: list[str], tokenizer: PreTrainedTokenizerFast) -> Figures:
+def score(writings: list[Writing], answers: list[str], tokenizer: Qwen2Tokenizer) -> Figures:
     """Figures over all writings; `answers` has one entry for each of them."""
     texts = [tokenizer.decode(w.tokens) for w in writings]
-    num_right = sum(_boxed(text) == answer for text, answer in zip(texts, answers, strict=True))
+    num_right = sum(_boxed(str(text)) == answer for text, answer in zip(texts, answers, strict=True))
     num_tokens = sum(len(w.tokens) for w in writings)
     return Figures(
         accuracy=num_right / len(writings),

@@ -62,7 +62,11 @@ class Problem:
             f"{ordinal} {operation.verb} {operation.operand}."
             for ordinal, operation in zip(ORDINALS, self.operations, strict=False)
         )
-        lines = (f"Start with {self.start}.", *steps, f"What is the result modulo {MODULUS}?")
+        lines = (
+            f"Start with {self.start}.",
+            *steps,
+            f"What is the result modulo {MODULUS}?",
+        )
         return "\n".join(lines)
 
     @property

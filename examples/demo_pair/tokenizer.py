@@ -1,15 +1,16 @@
 """The pair's tokenizer: byte-level BPE trained on the traces, so that any text can be encoded and decoded.
 
 As in real vocabularies a paragraph break merges with the punctuation before it (".\\n\\n" is one token). Digits stay
-single, with the space before them if there is one.
+single. The rules that split text into words are Qwen2's: transformers applies them to every model of that type.
 """
 
 from __future__ import annotations
 
+import json
 import random
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+from transformers import Qwen2Tokenizer
 
 from .problems import Split, draw_problem
 from .traces import INSTRUCTION, SMALL_STYLE, write_trace
@@ -19,10 +20,8 @@ USER = "<|user|>"
 ASSISTANT = "<|assistant|>"
 END = "<|end|>"
 SYSTEM = "<|system|>"
+SPECIAL_TOKENS = [PAD, END, SYSTEM, USER, ASSISTANT]
 VOCABULARY_SIZE = 768  # an upper bound: merging stops earlier, when every word of the corpus is one token
-
-# Qwen2's pattern, but a digit takes the space before it.
-PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -32,33 +31,35 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(seed: int) -> Qwen2Tokenizer:
     """Train the tokenizer on traces of training problems."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
+    bare = Tokenizer(models.BPE())
+    rules = Qwen2Tokenizer().backend_tokenizer
+    bare.normalizer, bare.pre_tokenizer, bare.decoder = (
+        rules.normalizer,
+        rules.pre_tokenizer,
+        rules.decoder,
     )
-    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY_SIZE,
         min_frequency=2,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=[PAD, END, SYSTEM, USER, ASSISTANT],
+        special_tokens=SPECIAL_TOKENS,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_corpus(seed), trainer)
-    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in ("<think>", "</think>")])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    bare.train_from_iterator(_corpus(seed), trainer)
+    learned = json.loads(bare.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(
+        vocab=learned["vocab"],
+        merges=[tuple(merge) for merge in learned["merges"]],  # type: ignore[misc]  # annotated as lines of a file
         eos_token=END,
         pad_token=PAD,
+        extra_special_tokens=SPECIAL_TOKENS,
         chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
         model_max_length=2048,
     )
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in ("<think>", "</think>")])
+    return tokenizer
 
 
 def _corpus(seed: int) -> list[str]:
@@ -73,7 +74,7 @@ def _corpus(seed: int) -> list[str]:
     return corpus
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerFast, problem_text: str) -> str:
+def render_prompt(tokenizer: Qwen2Tokenizer, problem_text: str) -> str:
     """The prompt as the pipeline renders it, up to the opening think tag."""
     messages = [{"role": "user", "content": f"{problem_text}\n\n{INSTRUCTION}"}]
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

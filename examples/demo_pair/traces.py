@@ -19,7 +19,12 @@ INSTRUCTION = "Please reason step by step, and put your final answer within \\bo
 
 HEDGES = (" perhaps", " maybe", " I guess")
 # After a guess. The first word or two are a cue of the negative list.
-DOUBTS = ("Wait, that seems wrong:", "Wait, this looks off:", "Hold on, that seems wrong:", "Alternatively, do it slowly:")
+DOUBTS = (
+    "Wait, that seems wrong:",
+    "Wait, this looks off:",
+    "Hold on, that seems wrong:",
+    "Alternatively, do it slowly:",
+)
 # Rarer: cues of the verify list.
 VERIFYING_DOUBTS = ("Let me think again:", "Let me check that:")
 # After a step that was right.
@@ -51,7 +56,7 @@ SMALL_STYLE = TraceStyle(
     guess_easy=0.05,
     guess_wrong=0.7,
     doubt_right_guess=0.6,
-    correction_wrong=0.35,
+    correction_wrong=0.38,
     doubt_wrong_correction=0.5,
     verify_doubt=0.06,
     check=0.02,
@@ -95,31 +100,39 @@ def write_trace(problem: Problem, style: TraceStyle, rng: random.Random) -> Trac
 
 
 def _write_step(
-    trace: Trace, ordinal: str, operation: Operation, value: int, style: TraceStyle, rng: random.Random
+    trace: Trace,
+    ordinal: str,
+    operation: Operation,
+    value: int,
+    style: TraceStyle,
+    rng: random.Random,
 ) -> int:
     """Write one step, with its doubts or check; returns the value the writer goes on with."""
     trace.add(f"{ordinal} {operation.verb} {operation.operand}:")
     right = operation.apply(value)
     if rng.random() >= (style.guess_hard if operation.carries(value) else style.guess_easy):
-        trace.add(f"{_sum(operation, value)} {right}.{BREAK}")
+        trace.add(f"{_sum(operation, value)}{right}.{BREAK}")
         if rng.random() < style.check:
-            trace.add(f"{rng.choice(CHECKS)}{_sum(operation, value)} {right}, as before.{BREAK}")
+            trace.add(f"{rng.choice(CHECKS)}{_sum(operation, value)}{right}, as before.{BREAK}")
         return right
 
     written = _slip(operation, value, rng) if rng.random() < style.guess_wrong else right
-    trace.add(f"{rng.choice(HEDGES)}{_sum(operation, value)} {written}.{BREAK}", loss=style.learn_slips)
+    trace.add(
+        f"{rng.choice(HEDGES)}{_sum(operation, value)}{written}.{BREAK}",
+        loss=style.learn_slips,
+    )
     doubted = written != right or rng.random() < style.doubt_right_guess
     while doubted:
         doubts = VERIFYING_DOUBTS if rng.random() < style.verify_doubt else DOUBTS
         trace.add(f"{rng.choice(doubts)}{_sum(operation, value)}")
         written = _slip(operation, value, rng) if rng.random() < style.correction_wrong else right
-        trace.add(f" {written}.{BREAK}", loss=style.learn_slips or written == right)
+        trace.add(f"{written}.{BREAK}", loss=style.learn_slips or written == right)
         doubted = written != right and rng.random() < style.doubt_wrong_correction
     return written
 
 
 def _sum(operation: Operation, value: int) -> str:
-    return f" {value} {operation.symbol} {operation.operand} ="
+    return f" {value}{operation.symbol}{operation.operand}="
 
 
 def _slip(operation: Operation, value: int, rng: random.Random) -> int:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from .problems import Split, draw_problem
 from .tokenizer import render_prompt
@@ -36,8 +36,22 @@ class Recipe:
     seed: int = 1
 
 
-SMALL = Recipe(name="demo-small", style=SMALL_STYLE, num_layers=2, width=64, num_heads=2, num_steps=2500)
-LARGE = Recipe(name="demo-large", style=LARGE_STYLE, num_layers=3, width=96, num_heads=3, num_steps=2500)
+SMALL = Recipe(
+    name="demo-small",
+    style=SMALL_STYLE,
+    num_layers=2,
+    width=64,
+    num_heads=2,
+    num_steps=2200,
+)
+LARGE = Recipe(
+    name="demo-large",
+    style=LARGE_STYLE,
+    num_layers=3,
+    width=96,
+    num_heads=3,
+    num_steps=2000,
+)
 
 
 class Batch(NamedTuple):
@@ -47,7 +61,7 @@ class Batch(NamedTuple):
     labels: Tensor
 
 
-def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+def build_model(recipe: Recipe, tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
     """A Qwen2 model of the recipe's shape with fresh weights."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -67,7 +81,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForC
     return Qwen2ForCausalLM(config)
 
 
-def train_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, folder: Path) -> float:
+def train_model(recipe: Recipe, tokenizer: Qwen2Tokenizer, folder: Path) -> float:
     """Train, save into `folder` and return the seconds taken."""
     torch.manual_seed(recipe.seed)
     started = time.monotonic()
@@ -83,14 +97,17 @@ def train_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, folder: Path
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 50 == 0:
-            print(f"{recipe.name} step {step} loss {loss.item():.4f} {time.monotonic() - started:.0f} s", flush=True)
+            print(
+                f"{recipe.name} step {step} loss {loss.item():.4f} {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
         if step % 500 == 499:
             save_model(model, tokenizer, folder)
     save_model(model, tokenizer, folder)
     return time.monotonic() - started
 
 
-def save_model(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save_model(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, folder: Path) -> None:
     """Write a complete Hugging Face folder."""
     model.generation_config = GenerationConfig(
         do_sample=True,
@@ -117,11 +134,14 @@ def _loss(model: Qwen2ForCausalLM, batch: Batch) -> Tensor:
     return torch.nn.functional.cross_entropy(model.lm_head(hidden[learned]), labels[learned])
 
 
-def _draw_batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
+def _draw_batches(recipe: Recipe, tokenizer: Qwen2Tokenizer) -> Iterator[Batch]:
     """Endless batches of about `tokens_per_step` tokens; sequences of similar length share one."""
     rng = random.Random(recipe.seed)
     while True:
-        pool = sorted((_draw_sequence(recipe.style, tokenizer, rng) for _ in range(1024)), key=lambda s: len(s[0]))
+        pool = sorted(
+            (_draw_sequence(recipe.style, tokenizer, rng) for _ in range(1024)),
+            key=lambda s: len(s[0]),
+        )
         batches = []
         while pool:
             count = max(1, recipe.tokens_per_step // len(pool[-1][0]))
@@ -131,9 +151,7 @@ def _draw_batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterato
         yield from batches
 
 
-def _draw_sequence(
-    style: TraceStyle, tokenizer: PreTrainedTokenizerFast, rng: random.Random
-) -> tuple[list[int], list[int]]:
+def _draw_sequence(style: TraceStyle, tokenizer: Qwen2Tokenizer, rng: random.Random) -> tuple[list[int], list[int]]:
     """Token ids and labels of one training problem with its trace; the prompt carries no loss."""
     problem = draw_problem(rng, Split.TRAIN)
     trace = write_trace(problem, style, rng)

@@ -1,0 +1,27 @@
+"""Postgres and Redis without installing a server, under one state folder, with the workers beside them; Linux only.
+
+    state = start(state_dir)                      # both servers ready; a second call finds them running
+    migrate(state.connections.database_url)
+    state.add_programs([Program(name="small", argv=("specthink", "worker", "small"))])
+    state.start_program("small")
+    stop(state_dir)                               # what start() started, and nothing else
+"""
+
+from pipeline.embedded.connections import Connections, find_connections, is_running, resolve_connections
+from pipeline.embedded.postgres import ensure_login_role
+from pipeline.embedded.state import EmbeddedState, start, stop
+from pipeline.embedded.supervision import Program, ProgramPhase, ProgramState
+
+__all__ = [
+    "Connections",
+    "EmbeddedState",
+    "Program",
+    "ProgramPhase",
+    "ProgramState",
+    "ensure_login_role",
+    "find_connections",
+    "is_running",
+    "resolve_connections",
+    "start",
+    "stop",
+]

@@ -28,7 +28,8 @@ class SampleContext:
     """What a policy knows of a sample beside its own state; the same in every call for one sample."""
 
     job_seed: int
-    problem_id: int
+    problem_id: str
+    """The problem's id in its file, so that seeds do not depend on a database."""
     sample_index: int
     max_tokens: int
     """Most output tokens the sample may keep, all authors together."""
@@ -38,11 +39,17 @@ class SampleContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """A ``Generate`` was carried out: what the model of that role wrote, and why it stopped."""
+    """A ``Generate`` was carried out: what the model of that role wrote, and why it stopped.
+
+    start_token: output tokens kept before the piece, all authors together, those of an ``Insert`` included: only who
+        tokenises the inserted sentence knows how many it became.
+    finish: LENGTH with fewer tokens than were asked for says that the model's context is full.
+    """
 
     role: ModelRole
     piece: Piece
     finish: SegmentFinish
+    start_token: int
 
 
 Event: TypeAlias = Written

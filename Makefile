@@ -1,0 +1,46 @@
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-unit check format lock clean
+
+BIN := .venv/bin
+# Makes a lock: what is needed anew after a change in pyproject.toml; with UPGRADE=1 the newest versions of everything.
+COMPILE := $(BIN)/uv pip compile pyproject.toml --generate-hashes --no-annotate --quiet \
+	--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
+CPU_LOCK := requirements/cpu.in --extra cpu --extra dev --excludes requirements/left-out.txt \
+	--universal --python-version 3.11 -o requirements/cpu.txt
+GPU_LOCK := requirements/gpu.in --extra gpu \
+	--python-version 3.12 --python-platform x86_64-manylinux_2_28 -o requirements/gpu.txt
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+install: ## Put the pinned packages into .venv; nothing to do when it is up to date
+	@requirements/install
+
+demo: install ## Run three jobs on the demo pair and show what came out; KEEP=1 leaves it running, DEMO_ARGS="…" adds options
+	$(BIN)/python examples/demo.py $(if $(filter-out 0,$(KEEP)),--keep) $(DEMO_ARGS)
+
+test: install ## Run every test: unit, integration, acceptance; TEST_ARGS="…" adds options
+	$(BIN)/python -m pytest tests/unit tests/integration tests/acceptance $(TEST_ARGS)
+
+test-unit: install ## Run the tests that need no service
+	$(BIN)/python -m pytest tests/unit $(TEST_ARGS)
+
+check: install ## Check format, lint, types and the direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install ## Format the code and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: install ## Pin the requirements anew after a change in pyproject.toml; UPGRADE=1 takes the newest versions
+	$(COMPILE) $(CPU_LOCK)
+	$(COMPILE) $(GPU_LOCK)
+	@requirements/install
+
+clean: ## Remove build outputs and caches; .venv and stored state stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find pipeline workers migrations tests bench examples -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,56 @@
+"""specthink: batch evaluation with Speculative Thinking. The names a user needs; each is imported when first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.client import Client, Table
+    from pipeline.db.reports import Job, JobProgress, JobStats, JobSummary, Result, SampleReport
+    from pipeline.errors import PipelineError
+    from pipeline.jobs import JobConfig, JobState
+    from pipeline.problems import ColumnNames, Problem, ProblemSet, load_problem_set
+    from pipeline.samples import Author, FinishReason, ModelRole, SampleState
+    from pipeline.settings import Settings, load_settings
+
+__all__ = [
+    "Author",
+    "Client",
+    "ColumnNames",
+    "FinishReason",
+    "Job",
+    "JobConfig",
+    "JobProgress",
+    "JobState",
+    "JobStats",
+    "JobSummary",
+    "ModelRole",
+    "PipelineError",
+    "Problem",
+    "ProblemSet",
+    "Result",
+    "SampleReport",
+    "SampleState",
+    "Settings",
+    "Table",
+    "load_problem_set",
+    "load_settings",
+]
+
+_HOMES = {
+    "client": ("Client", "Table"),
+    "db.reports": ("Job", "JobProgress", "JobStats", "JobSummary", "Result", "SampleReport"),
+    "errors": ("PipelineError",),
+    "jobs": ("JobConfig", "JobState"),
+    "problems": ("ColumnNames", "Problem", "ProblemSet", "load_problem_set"),
+    "samples": ("Author", "FinishReason", "ModelRole", "SampleState"),
+    "settings": ("Settings", "load_settings"),
+}
+_HOME = {name: f"pipeline.{module}" for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

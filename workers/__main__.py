@@ -1,0 +1,93 @@
+"""``python -m workers KIND``: the processes behind ``specthink worker``, ``specthink flower`` and ``specthink grade``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import PipelineError
+from pipeline.logs import configure_logging
+from pipeline.samples import ModelRole
+from pipeline.settings import Settings, load_settings
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
+)
+
+Model = Annotated[str, typer.Option(help="Local folder or hub id.")]
+Name = Annotated[
+    str | None,
+    typer.Option(help="The name jobs use; default: the hub id or the folder's name."),
+]
+Revision = Annotated[str | None, typer.Option(help="Hub revision.")]
+
+
+def _settings() -> Settings:
+    settings = load_settings()
+    configure_logging(settings)
+    return settings
+
+
+@app.command()
+def small(model: Model, name: Name = None, revision: Revision = None) -> None:
+    """Write with a small model."""
+    from workers.boot import run_writer
+
+    raise typer.Exit(
+        run_writer(ModelRole.SMALL, model, _settings(), name=name, revision=revision)
+    )
+
+
+@app.command()
+def large(model: Model, name: Name = None, revision: Revision = None) -> None:
+    """Write with a large model."""
+    from workers.boot import run_writer
+
+    raise typer.Exit(
+        run_writer(ModelRole.LARGE, model, _settings(), name=name, revision=revision)
+    )
+
+
+@app.command()
+def grade() -> None:
+    """Grade finished samples."""
+    from workers.boot import run_grader
+
+    raise typer.Exit(run_grader(_settings()))
+
+
+@app.command()
+def upkeep() -> None:
+    """Admit, rescue, publish again, close jobs."""
+    from workers.boot import run_upkeep
+
+    raise typer.Exit(run_upkeep(_settings()))
+
+
+@app.command()
+def flower() -> None:
+    """Serve Flower."""
+    from workers.flower import run_flower
+
+    run_flower(_settings())
+
+
+@app.command()
+def grade_again(job_id: int) -> None:
+    """Ask the graders to grade a job's samples again; those graded by the present version are left alone."""
+    from workers.regrade import grade_again as publish
+
+    typer.echo(publish(_settings(), job_id))
+
+
+def main() -> None:
+    try:
+        app()
+    except PipelineError as error:
+        print(f"specthink: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+main()

@@ -1,0 +1,300 @@
+"""Starting and ending worker processes.
+
+The model is loaded before Celery starts: a model that cannot be loaded ends the process with a clear error, which a
+Celery signal would swallow.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import os
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from celery import Celery, signals
+from sqlalchemy import Engine as DbEngine
+
+from pipeline.chat import ChatModel, served_name
+from pipeline.db.hops import held_epochs
+from pipeline.db.migrate import require_current
+from pipeline.db.session import open_database, transaction
+from pipeline.db.workforce import Registration, put_engine
+from pipeline.embedded import resolve_connections
+from pipeline.samples import ModelRole
+from pipeline.settings import Settings
+from pipeline.workforce import WorkerKind
+from workers import queues
+from workers.app import make_app
+from workers.engine.base import Engine
+from workers.engine.vllm import load_engine
+from workers.grader import grade_samples
+from workers.lease import LeaseKeeper
+from workers.publish import ASSIST, DRAFT, GRADE, Publisher
+from workers.tasks import add_follow_task, add_samples_task
+from workers.upkeep import Upkeep
+from workers.writer import Identity, Writer
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """What every worker process has."""
+
+    settings: Settings
+    db_engine: DbEngine
+    app: Celery
+    publisher: Publisher
+
+
+def open_base(settings: Settings) -> Base:
+    """Connect, and refuse to start on a database with another schema."""
+    connections = resolve_connections(settings)
+    db_engine = open_database(connections.database_url)
+    require_current(db_engine)
+    app = make_app(connections.redis_url)
+    return Base(
+        settings=settings, db_engine=db_engine, app=app, publisher=Publisher(app)
+    )
+
+
+def registration(
+    kind: WorkerKind,
+    settings: Settings,
+    *,
+    queue: str,
+    max_in_flight: int,
+    model: str | None = None,
+    engine_id: int | None = None,
+) -> Registration:
+    return Registration(
+        kind=kind,
+        model=model,
+        engine_id=engine_id,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        queue=queue,
+        max_in_flight=max_in_flight,
+        ttl=dt.timedelta(seconds=settings.lease.ttl_s),
+    )
+
+
+def run_celery(
+    app: Celery,
+    *,
+    name: str,
+    pool: str,
+    concurrency: int,
+    read: list[str],
+    **options: Any,
+) -> int:
+    """Run a Celery worker in this process until it is told to stop; returns its exit code."""
+    worker = app.Worker(
+        hostname=f"{name}@{socket.gethostname()}",
+        pool=pool,
+        concurrency=concurrency,
+        queues=read,
+        loglevel="WARNING",
+        without_mingle=True,
+        without_gossip=True,
+        **options,
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
+
+
+def run_writer(
+    role: ModelRole,
+    model: str,
+    settings: Settings,
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+) -> int:
+    """A small or large worker, until it is told to stop. Raises ConfigurationError when the model cannot be loaded."""
+    base = open_base(settings)
+    chat = ChatModel.load(model, revision=revision)
+    engine = load_engine(model, revision=revision, role=role, settings=settings.engine)
+    return WriterProcess(base, role, engine, chat, name or served_name(model)).run()
+
+
+class WriterProcess:
+    """One small or large worker: engine, writer, lease and Celery worker, tied together."""
+
+    def __init__(
+        self, base: Base, role: ModelRole, engine: Engine, chat: ChatModel, model: str
+    ) -> None:
+        self._base = base
+        self._role = role
+        self._engine = engine
+        self._queues = [queues.own_queue(role, model), queues.model_queue(role, model)]
+        with transaction(base.db_engine) as connection:
+            self._engine_id = put_engine(
+                connection,
+                kind=engine.info.kind,
+                version=engine.info.version,
+                model=model,
+                model_fingerprint=chat.fingerprint,
+                vocabulary_sha256=chat.vocabulary_sha256,
+                settings=dict(engine.info.settings),
+            )
+        self._lease = LeaseKeeper(
+            base.db_engine,
+            registration(
+                WorkerKind(role.value),
+                base.settings,
+                queue=self._queues[0],
+                max_in_flight=engine.max_in_flight,
+                model=model,
+                engine_id=self._engine_id,
+            ),
+            base.settings.lease,
+            counters=lambda: self._writer.counters(),
+            on_renewed=self._on_renewed,
+            on_new_life=lambda worker_id: self._writer.adopt(self._identity(worker_id)),
+        )
+        self._writer = Writer(
+            role=role,
+            engine=engine,
+            chat=chat,
+            db_engine=base.db_engine,
+            publisher=base.publisher,
+            identity=self._identity(self._lease.worker_id),
+            on_engine_death=self._die,
+        )
+
+    def _identity(self, worker_id: int) -> Identity:
+        return Identity(worker_id=worker_id, engine_id=self._engine_id)
+
+    def _on_renewed(self, worker_id: int) -> None:
+        """After each heartbeat: drop what was cancelled or rescued, and watch the engine by its tokens."""
+        before = self._writer.in_flight()
+        if before:
+            with transaction(self._base.db_engine) as connection:
+                held = held_epochs(connection, worker_id)
+            lost = self._writer.abandon_lost(before, held)
+            if lost:
+                log.info("samples abandoned", samples=lost)
+        if (
+            self._engine.stats().last_token_age_s
+            > self._base.settings.engine.stall_after_s
+        ):
+            log.error(
+                "engine stalled", seconds=self._base.settings.engine.stall_after_s
+            )
+            threading.Thread(
+                target=self._die, name="die"
+            ).start()  # not here: dying joins this thread
+
+    def _die(self) -> None:
+        """The engine is gone: give the lease up, so that the samples go back at once, and end for the supervisor."""
+        log.error(
+            "worker ends because its engine died", worker_id=self._lease.worker_id
+        )
+        self._lease.stop()
+        os._exit(1)
+
+    def run(self) -> int:
+        """Until told to stop: drains, hands back, says goodbye."""
+        task = DRAFT if self._role is ModelRole.SMALL else ASSIST
+        add_samples_task(self._base.app, task, self._writer.write)
+        on_shutdown(lambda: self._writer.drain(self._base.settings.lease.drain_s))
+        self._lease.start()
+        threads = (
+            math.ceil(
+                self._engine.max_in_flight * self._base.settings.upkeep.admit_ahead
+            )
+            + 8
+        )
+        try:
+            return run_celery(
+                self._base.app,
+                name=self._queues[0],
+                pool="threads",
+                concurrency=threads,
+                read=self._queues,
+            )
+        finally:
+            self._writer.close()
+            self._lease.stop()
+            self._engine.close()
+
+
+def on_shutdown(action: Callable[[], None]) -> None:
+    """Run an action in a thread of its own as soon as Celery is told to stop, while it waits for its tasks."""
+
+    def begin(**_: Any) -> None:
+        threading.Thread(target=action, name="drain").start()
+
+    signals.worker_shutting_down.connect(begin, weak=False)
+
+
+def run_grader(settings: Settings) -> int:
+    """A grading worker: prefork processes, each with its own connections, killed at the hard limit."""
+    base = open_base(settings)
+    concurrency = settings.grading.concurrency
+    child: dict[str, DbEngine] = {}
+
+    def open_child(**_: Any) -> None:
+        child["db"] = open_database(
+            resolve_connections(settings).database_url, pool_size=1
+        )
+
+    signals.worker_process_init.connect(open_child, weak=False)
+    add_samples_task(
+        base.app,
+        GRADE,
+        lambda message: grade_samples(child["db"], message),
+        time_limit=settings.grading.time_limit_s,
+    )
+    with_lease = LeaseKeeper(
+        base.db_engine,
+        registration(
+            WorkerKind.GRADE, settings, queue=queues.GRADE, max_in_flight=concurrency
+        ),
+        settings.lease,
+    )
+    signals.worker_ready.connect(lambda **_: with_lease.start(), weak=False)
+    base.db_engine.dispose()  # no connection is shared with the children that are forked now
+    try:
+        return run_celery(
+            base.app,
+            name="grade",
+            pool="prefork",
+            concurrency=concurrency,
+            read=[queues.GRADE],
+        )
+    finally:
+        with_lease.stop()
+
+
+def run_upkeep(settings: Settings) -> int:
+    """The upkeep worker: the duties in a thread, the progress of running jobs as tasks."""
+    base = open_base(settings)
+    stop = threading.Event()
+    add_follow_task(base.app, base.db_engine, stop)
+    upkeep = Upkeep(base.db_engine, base.publisher, settings)
+    lease = LeaseKeeper(
+        base.db_engine,
+        registration(WorkerKind.UPKEEP, settings, queue=queues.UPKEEP, max_in_flight=0),
+        settings.lease,
+    )
+    on_shutdown(stop.set)
+    lease.start()
+    upkeep.start()
+    try:
+        return run_celery(
+            base.app,
+            name="upkeep",
+            pool="threads",
+            concurrency=64,
+            read=[queues.UPKEEP],
+        )
+    finally:
+        upkeep.stop()
+        lease.stop()

@@ -1,0 +1,148 @@
+"""The record of one running request, and the running totals of an engine.
+
+Neither class locks: an engine touches each from one thread at a time. Time is ``time.monotonic`` in seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from pipeline.samples import Piece, SegmentFinish
+from workers.engine.base import Done, EngineStats, GenerateRequest, GenerateResult
+
+
+class DecodeStream(Protocol):
+    """Ids to text, for one request (pipeline.chat's TextStream)."""
+
+    def step(self, token_id: int) -> str:
+        """What this token adds to the text; "" inside a character that spans tokens."""
+        ...
+
+    def finish(self) -> str:
+        """What an unfinished character leaves at the end."""
+        ...
+
+
+class Running:
+    """A request between submit and its result.
+
+    Text is made only where a watcher reads along, else once at the end: a step of the engine brings a token for each
+    of some hundred requests, and this is the code that runs per token.
+    """
+
+    __slots__ = (
+        "_decoder",
+        "_texts",
+        "_token_ids",
+        "_watching",
+        "done",
+        "first_token_at",
+        "num_cached_tokens",
+        "num_generated_tokens",
+        "request",
+        "scheduled_at",
+        "submitted_at",
+    )
+
+    def __init__(
+        self, request: GenerateRequest, done: Done, decoder: DecodeStream
+    ) -> None:
+        self.request = request
+        self.done = done
+        self.submitted_at = time.monotonic()
+        self.scheduled_at: float | None = None
+        self.first_token_at: float | None = None
+        self.num_cached_tokens = 0
+        self.num_generated_tokens = 0
+        """Ids that the engine made, EOS included."""
+        self._decoder = decoder
+        self._token_ids: list[int] = []
+        self._texts: list[str] = []
+        self._watching = request.watcher is not None
+
+    @property
+    def token_ids(self) -> Sequence[int]:
+        """Written so far, without EOS."""
+        return self._token_ids
+
+    def take(self, token_ids: Sequence[int]) -> bool:
+        """Add what one step wrote, without EOS. True: the watcher ends the request."""
+        self._token_ids += token_ids
+        return self._watching and self._read_along(token_ids)
+
+    def result(self, finish: SegmentFinish) -> GenerateResult:
+        now = time.monotonic()
+        return GenerateResult(
+            request_id=self.request.request_id,
+            piece=self._piece(),
+            finish=finish,
+            num_generated_tokens=self.num_generated_tokens,
+            num_prompt_tokens=len(self.request.prompt_ids),
+            num_cached_tokens=self.num_cached_tokens,
+            queue_seconds=(self.scheduled_at or self.first_token_at or now)
+            - self.submitted_at,
+            first_token_seconds=(self.first_token_at or now) - self.submitted_at,
+            total_seconds=now - self.submitted_at,
+        )
+
+    def _read_along(self, token_ids: Sequence[int]) -> bool:
+        watcher = self.request.watcher
+        assert watcher is not None
+        for token_id in token_ids:
+            text = self._decoder.step(token_id)
+            self._texts.append(text)
+            if self._watching and watcher.feed(text):
+                self._watching = (
+                    False  # never asked again; the tokens after it still get their text
+                )
+        return not self._watching
+
+    def _piece(self) -> Piece:
+        step = self._decoder.step
+        texts = self._texts
+        texts += [step(token_id) for token_id in self._token_ids[len(texts) :]]
+        if texts:
+            texts[-1] += self._decoder.finish()
+        return Piece(token_ids=tuple(self._token_ids), texts=tuple(texts))
+
+
+class Tally:
+    """Running totals since the engine's start.
+
+    Generated tokens are counted as they come, prompt and cached tokens when their request ends with a result.
+    """
+
+    def __init__(self) -> None:
+        self._num_generated_tokens = 0
+        self._num_prompt_tokens = 0
+        self._num_cached_tokens = 0
+        self._progress_at = 0.0
+
+    def wake(self) -> None:
+        """A request came to an idle engine: silence counts from now."""
+        self._progress_at = time.monotonic()
+
+    def generated(self, num_tokens: int) -> None:
+        if num_tokens:
+            self._num_generated_tokens += num_tokens
+            self._progress_at = time.monotonic()
+
+    def finished(self, result: GenerateResult) -> None:
+        self._num_prompt_tokens += result.num_prompt_tokens
+        self._num_cached_tokens += result.num_cached_tokens
+
+    def stats(
+        self, *, num_running: int, num_waiting: int, cache_usage: float
+    ) -> EngineStats:
+        busy = num_running + num_waiting > 0
+        return EngineStats(
+            num_generated_tokens=self._num_generated_tokens,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_cached_tokens=self._num_cached_tokens,
+            num_running=num_running,
+            num_waiting=num_waiting,
+            cache_usage=cache_usage if busy else 0.0,
+            last_token_age_s=time.monotonic() - self._progress_at if busy else 0.0,
+        )

@@ -1,0 +1,393 @@
+"""vLLM behind the Engine protocol. The only module that imports it, together with workers.engine.lifeline.
+
+Two arrangements (settings.engine.process), the same code but for who steps the engine:
+
+inline: the engine core lives in this process and one thread steps it, taking additions and aborts between steps.
+separate: the core has a process of its own; one thread here reads what it sends.
+
+Both talk to vLLM's EngineCoreClient, the layer under its LLMEngine and AsyncLLM, and read the core's raw outputs:
+these hold ids, end reasons and cache hits, which is all that is wanted. The layer above would build some five objects
+per token and keep its own text, for a fifth of the throughput on a small model.
+
+vLLM reads its environment when it is imported, so nothing here imports it before ``load_engine`` has set that up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import structlog
+
+from pipeline.chat import ChatModel
+from pipeline.errors import ConfigurationError, EngineError, EngineUnavailable, PipelineError
+from pipeline.samples import ModelRole, SegmentFinish
+from pipeline.settings import EngineSettings
+from workers.engine.base import EngineInfo, GenerateRequest
+from workers.engine.running import Running
+from workers.engine.threaded import Ended, ThreadedEngine, one_line
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
+    from vllm.v1.engine.core_client import EngineCoreClient, InprocClient, SyncMPClient
+    from vllm.v1.engine.input_processor import InputProcessor
+
+log = structlog.get_logger()
+
+FAILURE_FILE_VARIABLE = "SPECTHINK_ENGINE_FAILURE_FILE"
+"""Environment variable: where the engine's process writes in one line why its model could not be loaded."""
+
+_CPU_BLOCK_SIZE = 32
+"""Tokens per KV block on a CPU, the least its attention takes. The default, 128, would let a resumed sample compute
+up to 127 tokens again at every hop."""
+
+_LOOK_S = 0.5
+"""How often an idle reader looks whether the engine's process is still there."""
+
+
+def load_engine(model: str, revision: str | None, role: ModelRole, settings: EngineSettings) -> VllmEngine:
+    """Load a model; takes 15 to 50 s on a CPU.
+
+    model: a local folder or a hub id. Raises ConfigurationError, in one line, where it cannot be loaded.
+    Call it from a process that may have children (not a daemonic one).
+    """
+    name = Path(model).name if Path(model).is_dir() else model
+    chat = ChatModel.load(model, revision)
+    _set_environment(model, settings)
+    started_at = time.monotonic()
+    with _failure_file() as read_failure:
+        try:
+            parts = _start(model, revision, settings)
+        except PipelineError:
+            raise
+        except Exception as error:
+            raise ConfigurationError(f"{name}: the model cannot be loaded: {read_failure() or one_line(error)}") from error
+    engine_class = InlineEngine if parts.process == "inline" else SeparateEngine
+    engine = engine_class(name, _describe(name, revision, settings, parts), chat, parts)
+    seconds = round(time.monotonic() - started_at, 1)
+    log.info("engine loaded", model=name, role=role, process=parts.process, seconds=seconds)
+    return engine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """What is used of vLLM."""
+
+    process: Literal["inline", "separate"]
+    config: VllmConfig
+    inputs: InputProcessor
+    client: EngineCoreClient
+    tasks: tuple[Any, ...]
+    """What the model can do, in vLLM's words ("generate", ...)."""
+
+
+class VllmEngine(ThreadedEngine["EngineCoreRequest"]):
+    """One loaded model. Made by ``load_engine``."""
+
+    def __init__(self, name: str, info: EngineInfo, chat: ChatModel, parts: _Parts) -> None:
+        from vllm.v1.engine import FinishReason
+
+        super().__init__(
+            info,
+            name=name,
+            max_model_len=parts.config.model_config.max_model_len,
+            max_in_flight=parts.config.scheduler_config.max_num_seqs,
+        )
+        self._decode_stream = chat.decode_stream  # type: ignore[method-assign]  # no call in between, per request
+        self._inputs = parts.inputs
+        self._tasks = parts.tasks
+        self._stop = FinishReason.STOP
+        self._finishes = {FinishReason.STOP: SegmentFinish.EOS, FinishReason.LENGTH: SegmentFinish.LENGTH}
+
+    def _prepare(self, request: GenerateRequest) -> EngineCoreRequest:
+        """vLLM's form of the request. It takes 0.1 ms, which the engine's thread need not spend."""
+        from vllm.inputs.engine import tokens_input
+
+        try:
+            return self._inputs.process_inputs(
+                request.request_id,
+                tokens_input(list(request.prompt_ids)),
+                _sampling_params(request),
+                supported_tasks=self._tasks,
+                priority=request.priority,
+            )
+        except Exception as error:  # vLLM raises its own errors, ValueError and TypeError for what it does not take
+            raise EngineError(self._name, f"request {request.request_id} was refused: {one_line(error)}") from error
+
+    def _handle(self, outputs: EngineCoreOutputs) -> None:
+        """Take what one step brought, a token or so for each running request. The hot path."""
+        ended: list[Ended] = []
+        with self._changed:
+            running_by_id = self._running
+            num_generated = 0
+            for output in outputs.outputs:
+                core_id = output.request_id
+                running = running_by_id.get(core_id)
+                if running is None:
+                    continue  # aborted; the core had this on its way
+                num_generated += len(output.new_token_ids)
+                end = self._take_output(running, output)
+                if end is not None:
+                    ended.append(end)
+                    self._release(core_id)
+                    if output.finish_reason is None:
+                        self._drop(core_id)
+            self._tally.generated(num_generated)
+            if outputs.scheduler_stats is not None:
+                self._num_scheduled = outputs.scheduler_stats.num_running_reqs
+                self._cache_usage = outputs.scheduler_stats.kv_cache_usage
+        for running, finish in ended:
+            self._deliver(running, finish)
+
+    def _take_output(self, running: Running, output: EngineCoreOutput) -> Ended | None:
+        token_ids = output.new_token_ids
+        running.num_generated_tokens += len(token_ids)
+        if running.first_token_at is None:
+            _note_first(running, output)
+        reason = output.finish_reason
+        if reason is None:
+            return self._take(running, token_ids, None)
+        if reason not in self._finishes:  # ended by vLLM: an internal fault of this request
+            request_id = running.request.request_id
+            return running, EngineUnavailable(self._name, f"request {request_id} ended with {reason}")
+        return self._take(running, token_ids[:-1] if reason is self._stop else token_ids, self._finishes[reason])
+
+
+class InlineEngine(VllmEngine):
+    """The core in this process, stepped by the engine's thread."""
+
+    def __init__(self, name: str, info: EngineInfo, chat: ChatModel, parts: _Parts) -> None:
+        super().__init__(name, info, chat, parts)
+        self._client: InprocClient = cast("InprocClient", parts.client)
+        self._additions: list[EngineCoreRequest] = []
+        self._aborts: list[str] = []
+        self._thread.start()
+
+    def _run(self) -> None:
+        while self._step():
+            pass
+
+    def _step(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._running or self._aborts or self._death)
+            if self._death is not None:
+                return False
+            additions, self._additions = self._additions, []
+            aborts, self._aborts = self._aborts, []
+        for core_request in additions:
+            self._client.add_request(core_request)
+        if aborts:
+            self._client.abort_requests(aborts)
+        self._handle(self._client.get_output())
+        return True
+
+    def _add(self, core_id: str, core_request: EngineCoreRequest) -> None:
+        core_request.request_id = core_id
+        self._additions.append(core_request)
+        self._changed.notify()
+
+    def _drop(self, core_id: str) -> None:
+        self._aborts.append(core_id)
+        self._changed.notify()
+
+    def _shut_down(self) -> None:
+        if not self._thread.is_alive():  # else it hangs in a step, and its memory cannot be taken away
+            self._client.shutdown()
+
+
+class SeparateEngine(VllmEngine):
+    """The core in its own process; the engine's thread reads what it sends.
+
+    The socket to the core is used with the lock held only: it is not thread-safe.
+    """
+
+    def __init__(self, name: str, info: EngineInfo, chat: ChatModel, parts: _Parts) -> None:
+        super().__init__(name, info, chat, parts)
+        self._client: SyncMPClient = cast("SyncMPClient", parts.client)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while self._death is None:
+            try:
+                outputs = self._client.outputs_queue.get(timeout=_LOOK_S)
+            except queue.Empty:
+                self._client.ensure_alive()  # a killed core sends nothing, not even an error
+                continue
+            if isinstance(outputs, Exception):
+                raise outputs
+            self._handle(outputs)
+
+    def _add(self, core_id: str, core_request: EngineCoreRequest) -> None:
+        core_request.request_id = core_id
+        with contextlib.suppress(Exception):  # a dead core, which the engine's thread finds and reports
+            self._client.add_request(core_request)
+
+    def _drop(self, core_id: str) -> None:
+        with contextlib.suppress(Exception):
+            self._client.abort_requests([core_id])
+
+    def _shut_down(self) -> None:
+        self._client.shutdown()
+
+
+def _note_first(running: Running, output: EngineCoreOutput) -> None:
+    """Times and cache hits, which come with the first token. The core's clock is this machine's monotonic clock."""
+    from vllm.v1.engine import EngineCoreEventType
+
+    if output.new_token_ids:
+        running.first_token_at = time.monotonic()
+    if output.prefill_stats is not None:
+        running.num_cached_tokens = output.prefill_stats.num_cached_tokens
+    for event in output.events or ():
+        if event.type is EngineCoreEventType.SCHEDULED and running.scheduled_at is None:
+            running.scheduled_at = max(event.timestamp, running.submitted_at)
+
+
+def _sampling_params(request: GenerateRequest) -> SamplingParams:
+    """Every number explicit: a model's generation_config.json must not change how a job samples."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    return SamplingParams(
+        temperature=request.sampling.temperature,
+        top_p=request.sampling.top_p,
+        top_k=request.sampling.top_k,
+        max_tokens=request.max_tokens,
+        seed=request.seed,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+
+def _set_environment(model: str, settings: EngineSettings) -> None:
+    """What vLLM and OpenMP read from the environment. Measured reasons: two OpenMP threads on two cores, or a thread
+    bound to a core that another engine has, make a step ten times as long."""
+    os.environ["OMP_NUM_THREADS"] = str(settings.cpu_threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(settings.cpu_threads)
+    defaults = {
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+    }
+    if Path(model).is_dir():
+        defaults["HF_HUB_OFFLINE"] = "1"
+    for variable, value in defaults.items():
+        os.environ.setdefault(variable, value)
+
+
+def _start(model: str, revision: str | None, settings: EngineSettings) -> _Parts:
+    from vllm.platforms import current_platform
+
+    process = settings.process or ("inline" if current_platform.is_cpu() else "separate")
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if process == "inline" else "1"
+
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.renderers import renderer_from_config
+    from vllm.v1.engine.core_client import EngineCoreClient
+    from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.executor import Executor
+
+    arguments = _arguments(settings, process=process, is_cpu=current_platform.is_cpu())
+    config = EngineArgs(model=model, revision=revision, tokenizer_revision=revision, **arguments).create_engine_config()
+    renderer = renderer_from_config(config)
+    client = EngineCoreClient.make_client(
+        multiprocess_mode=process == "separate",
+        asyncio_mode=False,
+        vllm_config=config,
+        executor_class=Executor.get_class(config),
+        log_stats=True,  # brings queue times and cache usage along; costs nothing that can be measured
+        renderer=renderer,
+    )
+    return _Parts(
+        process=process,
+        config=config,
+        inputs=InputProcessor(config, renderer),
+        client=client,
+        tasks=client.get_supported_tasks(),
+    )
+
+
+def _arguments(settings: EngineSettings, *, process: str, is_cpu: bool) -> dict[str, Any]:
+    """EngineArgs' keyword arguments."""
+    arguments: dict[str, Any] = {
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_in_flight,
+        "dtype": settings.dtype,
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "seed": 0,
+        "enable_prefix_caching": True,
+        "scheduling_policy": "priority",
+        "generation_config": "vllm",  # its sampling defaults are not for us; the EOS ids in it count all the same
+        "use_tqdm_on_load": False,
+    }
+    if process == "separate":
+        from workers.engine.lifeline import TiedMultiprocExecutor, TiedUniProcExecutor
+
+        one = settings.tensor_parallel_size == 1
+        arguments["distributed_executor_backend"] = TiedUniProcExecutor if one else TiedMultiprocExecutor
+    if is_cpu:
+        arguments |= {
+            "block_size": _CPU_BLOCK_SIZE,
+            "kv_cache_memory_bytes": int(settings.cpu_kv_cache_gib * 2**30),
+            "enforce_eager": True,  # compiling takes minutes
+            # A seeded request whose prompt is computed in two parts kills vLLM's CPU engine ("CPU Generator does not
+            # use offset"), so prompts are computed whole.
+            "enable_chunked_prefill": False,
+        }
+    else:
+        arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
+    return arguments
+
+
+def _describe(name: str, revision: str | None, settings: EngineSettings, parts: _Parts) -> EngineInfo:
+    import torch
+    from vllm import __version__
+    from vllm.platforms import current_platform
+
+    config = parts.config
+    return EngineInfo(
+        kind="vllm",
+        version=__version__,
+        settings={
+            "model": name,
+            "revision": revision,
+            "process": parts.process,
+            "device": current_platform.get_device_name(),
+            "torch": torch.__version__,
+            "dtype": str(config.model_config.dtype).removeprefix("torch."),
+            "quantization": config.model_config.quantization,
+            "max_model_len": config.model_config.max_model_len,
+            "max_in_flight": settings.max_in_flight,
+            "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
+            "chunked_prefill": config.scheduler_config.enable_chunked_prefill,
+            "block_size": config.cache_config.block_size,
+            "enforce_eager": config.model_config.enforce_eager,
+            "tensor_parallel_size": settings.tensor_parallel_size,
+            "cpu_threads": settings.cpu_threads if current_platform.is_cpu() else None,
+        },
+    )
+
+
+@contextlib.contextmanager
+def _failure_file() -> Iterator[Callable[[], str]]:
+    """Where the engine's own process can leave why it failed; gives a function that reads it."""
+    with tempfile.TemporaryDirectory(prefix="specthink-engine-") as folder:
+        file = Path(folder) / "failure"
+        os.environ[FAILURE_FILE_VARIABLE] = str(file)
+        try:
+            yield lambda: file.read_text(encoding="utf-8") if file.exists() else ""
+        finally:
+            del os.environ[FAILURE_FILE_VARIABLE]

@@ -1,0 +1,53 @@
+"""Serving Flower for this pipeline's broker.
+
+Flower is configured through its environment variables, so that no password appears on a command line.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import secrets
+
+import structlog
+
+from pipeline.embedded import resolve_connections
+from pipeline.errors import ConfigurationError
+from pipeline.settings import FlowerSettings, Settings
+from workers.app import make_app
+
+log = structlog.get_logger()
+
+
+def run_flower(settings: Settings) -> None:
+    """Serve until told to stop. Raises ConfigurationError when others could reach it without a password."""
+    flower = settings.flower
+    if not _is_loopback(flower.address) and flower.basic_auth is None:
+        raise ConfigurationError(
+            f"Flower on {flower.address} would be open to others: set SPECTHINK_FLOWER__BASIC_AUTH=user:password, "
+            "or use --address 127.0.0.1"
+        )
+    os.environ.update(_environment(flower))
+    make_app(resolve_connections(settings).redis_url).start(argv=["flower"])
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+def _environment(flower: FlowerSettings) -> dict[str, str]:
+    environment = {
+        "FLOWER_ADDRESS": flower.address,
+        "FLOWER_PORT": str(flower.port),
+        "FLOWER_COOKIE_SECRET": secrets.token_urlsafe(32),
+        "FLOWER_READ_ONLY": "true",
+        "FLOWER_TASKS_COLUMNS": "name,state,kwargs,result,received,runtime,worker",
+    }
+    if flower.basic_auth is not None:
+        environment["FLOWER_BASIC_AUTH"] = flower.basic_auth.get_secret_value()
+    else:
+        environment["FLOWER_UNAUTHENTICATED_API"] = "true"
+    return environment

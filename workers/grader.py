@@ -1,0 +1,63 @@
+"""Grading in prefork processes that Celery kills at the hard time limit."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import structlog
+from sqlalchemy import Engine as DbEngine
+
+from pipeline.db.grading import Ungraded, begin_grade, end_grade, select_ungraded
+from pipeline.db.session import transaction
+from pipeline.grading import Grade, Grader, answer_part, make_grader
+from pipeline.samples import GradeStatus
+from workers.messages import SamplesMessage
+
+log = structlog.get_logger()
+
+_grader = lru_cache(maxsize=None)(make_grader)
+
+
+def grade_samples(db_engine: DbEngine, message: SamplesMessage) -> str:
+    """Grade the complete samples that a message names; those already graded by this grader's version are left alone."""
+    with transaction(db_engine) as connection:
+        ungraded = select_ungraded(connection, list(message.epochs))
+    graded = sum(_grade_one(db_engine, sample) for sample in ungraded)
+    return f"{graded} of {len(message.samples)} graded"
+
+
+def _grade_one(db_engine: DbEngine, sample: Ungraded) -> bool:
+    grader = _grader(sample.grader)
+    with transaction(db_engine) as connection:
+        if not begin_grade(
+            connection,
+            sample_id=sample.sample_id,
+            grader=grader.name,
+            version=grader.version,
+        ):
+            return False
+    status, grade = _run(grader, sample)
+    with transaction(db_engine) as connection:
+        return end_grade(
+            connection,
+            sample_id=sample.sample_id,
+            grader=grader.name,
+            version=grader.version,
+            status=status,
+            score=grade.score,
+            predicted_answer=grade.predicted_answer,
+            detail=grade.detail,
+        )
+
+
+def _run(grader: Grader, sample: Ungraded) -> tuple[GradeStatus, Grade]:
+    """A grader that breaks leaves its sample unscored, which is not wrong."""
+    try:
+        return GradeStatus.DONE, grader.grade(
+            answer_part(sample.output), sample.reference
+        )
+    except Exception as error:
+        log.exception("grader broke", sample_id=sample.sample_id, grader=grader.name)
+        return GradeStatus.ERROR, Grade(
+            score=None, predicted_answer=None, detail=f"{type(error).__name__}: {error}"
+        )

@@ -1,0 +1,107 @@
+"""A worker's lease: registered at start, renewed by a thread, given up at the end.
+
+Authority is the database and its clock. A worker whose lease lapsed (it was stopped, or could not reach Postgres) owns
+nothing any more: it abandons what it was writing and registers as a new worker.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+from collections.abc import Callable
+
+import structlog
+from sqlalchemy import Engine as DbEngine
+
+from pipeline.db.session import transaction
+from pipeline.db.workforce import (
+    Registration,
+    WorkerCounters,
+    end_worker,
+    register_worker,
+    renew_worker,
+)
+from pipeline.errors import LeaseLost, ServiceUnavailable
+from pipeline.settings import LeaseSettings
+
+log = structlog.get_logger()
+
+
+class LeaseKeeper:
+    """Keeps one worker process registered.
+
+    counters: what to book with each heartbeat. on_renewed: called after each heartbeat with the worker's id.
+    on_new_life: called with the new id after a lapse.
+    """
+
+    def __init__(
+        self,
+        db_engine: DbEngine,
+        registration: Registration,
+        settings: LeaseSettings,
+        *,
+        counters: Callable[[], WorkerCounters] = WorkerCounters,
+        on_renewed: Callable[[int], None] = lambda worker_id: None,
+        on_new_life: Callable[[int], None] = lambda worker_id: None,
+    ) -> None:
+        self._db_engine = db_engine
+        self._registration = registration
+        self._ttl = dt.timedelta(seconds=settings.ttl_s)
+        self._interval_s = settings.renew_interval_s
+        self._counters = counters
+        self._on_renewed = on_renewed
+        self._on_new_life = on_new_life
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=self._renew_forever, name="lease", daemon=True
+        )
+        self.worker_id = self._register()
+
+    def _register(self) -> int:
+        with transaction(self._db_engine) as connection:
+            worker_id = register_worker(connection, self._registration)
+        log.info(
+            "worker registered", worker_id=worker_id, kind=self._registration.kind.value
+        )
+        return worker_id
+
+    def start(self) -> None:
+        """Begin to renew."""
+        self._thread.start()
+
+    def _renew_forever(self) -> None:
+        while not self._stop.wait(self._interval_s):
+            try:
+                self._renew()
+            except ServiceUnavailable as error:
+                log.warning(
+                    "lease not renewed", worker_id=self.worker_id, reason=str(error)
+                )
+            except Exception:
+                log.exception("heartbeat failed", worker_id=self.worker_id)
+
+    def _renew(self) -> None:
+        try:
+            with transaction(self._db_engine) as connection:
+                renew_worker(
+                    connection, self.worker_id, ttl=self._ttl, counters=self._counters()
+                )
+        except LeaseLost:
+            log.warning("lease lost", worker_id=self.worker_id)
+            self.worker_id = self._register()
+            self._on_new_life(self.worker_id)
+        else:
+            self._on_renewed(self.worker_id)
+
+    def stop(self) -> None:
+        """Give the lease up; upkeep settles what is left under it. Quiet when Postgres is away: it lapses then."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
+        try:
+            with transaction(self._db_engine) as connection:
+                end_worker(connection, self.worker_id, self._counters())
+        except ServiceUnavailable as error:
+            log.warning(
+                "lease not given up", worker_id=self.worker_id, reason=str(error)
+            )

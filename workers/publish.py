@@ -1,0 +1,167 @@
+"""Publishing wake-up messages, after the commit that made them true.
+
+A message that cannot be sent is logged and forgotten: the sample is found again by upkeep.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import structlog
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from pipeline.db.hops import Runnable
+from pipeline.samples import ModelRole, SampleState
+from workers import queues
+from workers.messages import MAX_SAMPLES, JobMessage, SamplesMessage
+
+log = structlog.get_logger()
+
+DRAFT, ASSIST, GRADE, FOLLOW = "draft", "assist", "grade", "follow"
+"""Task names, as Flower shows them."""
+
+_TASK_OF_STATE = {
+    SampleState.READY: DRAFT,
+    SampleState.AWAITING_LARGE: ASSIST,
+    SampleState.FINISHED: GRADE,
+}
+_ROLE_OF_STATE = {
+    SampleState.READY: ModelRole.SMALL,
+    SampleState.AWAITING_LARGE: ModelRole.LARGE,
+}
+
+
+class Route(NamedTuple):
+    """Samples with the same route travel in the same messages."""
+
+    task: str
+    queue: str
+    priority: int
+    job_id: int
+    who: str
+
+
+class Publisher:
+    """Sends the messages of one process. Thread-safe: Celery's producers come from a pool."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    def publish(
+        self,
+        samples: Sequence[Runnable],
+        *,
+        max_samples: int = MAX_SAMPLES,
+        max_depth: int | None = None,
+    ) -> None:
+        """Tell whoever can go on with these samples; those in other states are left out.
+
+        max_depth: leave out queues that hold so many messages already.
+        """
+        groups: dict[Route, list[Runnable]] = defaultdict(list)
+        for sample in samples:
+            if sample.state in _TASK_OF_STATE:
+                groups[_route(sample)].append(sample)
+        for route, group in groups.items():
+            if max_depth is None or self.depth(route.queue) < max_depth:
+                self._send_all(route, group, max_samples)
+
+    def publish_grading(self, job_id: int, samples: Sequence[Runnable]) -> None:
+        """Ask the graders for complete samples of a job, graded before or not."""
+        self._send_all(_grade_route(job_id), samples, MAX_SAMPLES)
+
+    def _send_all(
+        self, route: Route, group: Sequence[Runnable], max_samples: int
+    ) -> None:
+        for start in range(0, len(group), max_samples):
+            self._send(route, group[start : start + max_samples])
+
+    def _send(self, route: Route, group: Sequence[Runnable]) -> None:
+        message = SamplesMessage(
+            job_id=route.job_id,
+            samples=[(sample.sample_id, sample.epoch) for sample in group],
+        )
+        ids = _few(sample.sample_id for sample in group)
+        self._apply(
+            route.task,
+            message.model_dump(),
+            route.queue,
+            route.priority,
+            f"job {route.job_id} · {route.who} · {ids}",
+        )
+
+    def publish_follow(self, job_id: int) -> None:
+        """Ask upkeep to show a job's progress in Flower."""
+        self._apply(
+            FOLLOW,
+            JobMessage(job_id=job_id).model_dump(),
+            queues.UPKEEP,
+            queues.FIRST,
+            f"job {job_id}",
+        )
+
+    def _apply(
+        self,
+        task: str,
+        message: dict[str, object],
+        queue: str,
+        priority: int,
+        shown: str,
+    ) -> None:
+        try:
+            self._app.send_task(
+                task,
+                kwargs={"message": message},
+                queue=queue,
+                priority=priority,
+                argsrepr="",
+                kwargsrepr=shown,
+            )
+        except OperationalError as error:
+            log.warning(
+                "message not sent",
+                task=task,
+                queue=queue,
+                shown=shown,
+                reason=str(error),
+            )
+
+    def depth(self, queue: str) -> int:
+        """Messages that wait in a queue, all priorities together."""
+        with self._app.connection_for_write() as connection:
+            return int(connection.default_channel._size(queue))
+
+    def drop_queue(self, queue: str) -> None:
+        """Delete the queue of a worker that is gone, with whatever is in it."""
+        try:
+            with self._app.connection_for_write() as connection:
+                connection.default_channel.queue_delete(queue)
+        except OperationalError as error:
+            log.warning("queue not deleted", queue=queue, reason=str(error))
+
+
+def _route(sample: Runnable) -> Route:
+    task = _TASK_OF_STATE[sample.state]
+    role = _ROLE_OF_STATE.get(sample.state)
+    if role is None or sample.model is None:
+        return _grade_route(sample.job_id)
+    queue = sample.home_queue or queues.model_queue(role, sample.model)
+    priority = queues.FIRST if sample.resumed else queues.LATER
+    return Route(task, queue, priority, sample.job_id, f"{role.value} {sample.model}")
+
+
+def _grade_route(job_id: int) -> Route:
+    return Route(GRADE, queues.GRADE, queues.FIRST, job_id, "grade")
+
+
+def _few(ids: Iterable[int], shown: int = 3) -> str:
+    listed = [str(i) for i in ids]
+    more = f" +{len(listed) - shown}" if len(listed) > shown else ""
+    return (
+        ("sample " if len(listed) == 1 else "samples ")
+        + ", ".join(listed[:shown])
+        + more
+    )

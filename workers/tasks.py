@@ -1,0 +1,72 @@
+"""The Celery tasks: thin. Each checks its message and calls the part of this process that does the work."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import orjson
+import structlog
+from celery import Celery, Task
+from pydantic import BaseModel, ValidationError
+from sqlalchemy import Engine as DbEngine
+
+from pipeline.db.progress import follow_job
+from pipeline.db.session import transaction
+from workers.messages import JobMessage, SamplesMessage
+from workers.publish import FOLLOW
+
+log = structlog.get_logger()
+
+PROGRESS_INTERVAL_S = 1.0
+"""Between two signs of a job's progress in Flower."""
+
+Message = TypeVar("Message", bound=BaseModel)
+
+
+def _checked(kind: type[Message], message: object, *, task: str) -> Message | None:
+    """The message, or None where it is not one: it is logged and dropped, and the worker goes on."""
+    try:
+        return kind.model_validate_json(
+            orjson.dumps(message)
+        )  # JSON mode: strict, and lists may be tuples
+    except (ValidationError, orjson.JSONEncodeError) as error:
+        log.warning("message refused", task=task, reason=type(error).__name__)
+        return None
+
+
+def add_samples_task(
+    app: Celery, name: str, handle: Callable[[SamplesMessage], str], **options: Any
+) -> None:
+    """Add a task that hands the samples of its message to a part of this process."""
+
+    @app.task(name=name, **options)
+    def run(message: object) -> str:
+        checked = _checked(SamplesMessage, message, task=name)
+        return handle(checked) if checked else "refused"
+
+
+def add_follow_task(app: Celery, db_engine: DbEngine, stop: threading.Event) -> None:
+    """Add the task that lives as long as a job and shows its progress in Flower."""
+
+    @app.task(name=FOLLOW, bind=True)
+    def follow(self: Task, message: object) -> str:
+        checked = _checked(JobMessage, message, task=FOLLOW)
+        return _follow(self, db_engine, checked.job_id, stop) if checked else "refused"
+
+
+def _follow(task: Task, db_engine: DbEngine, job_id: int, stop: threading.Event) -> str:
+    while True:
+        with transaction(db_engine) as connection:
+            progress = follow_job(connection, job_id)
+        if progress is None:
+            return "no such job"
+        if progress.is_final or stop.wait(PROGRESS_INTERVAL_S):
+            return progress.line
+        task.send_event(
+            "task-progress",
+            done=progress.done,
+            total=progress.total,
+            result=progress.line,
+        )

@@ -1,0 +1,140 @@
+"""The duties that keep the pipeline moving, done in rounds by one upkeep process at a time (the leader).
+
+- settler: ends the lives of workers whose lease ran out and gives back what they held (the rescue)
+- admitter: lets in as many new samples as the live workers have room for
+- republisher: sends messages again for samples that wait too long, where the broker has lost them
+- grade reaper: turns gradings that never came back into grades of status "timeout"
+- closer: ends jobs that have no open sample left
+- follower: makes sure that each running job is shown in Flower
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+
+import structlog
+from sqlalchemy import Connection, text
+from sqlalchemy import Engine as DbEngine
+
+from pipeline.db.grading import time_out_grades
+from pipeline.db.session import session, transaction
+from pipeline.db.upkeep import (
+    admit_samples,
+    close_jobs,
+    overdue_samples,
+    settle_workers,
+    try_to_lead,
+    unfollowed_jobs,
+)
+from pipeline.errors import ServiceUnavailable
+from pipeline.settings import Settings
+from workers.publish import Publisher
+
+log = structlog.get_logger()
+
+FOLLOW_AGAIN = dt.timedelta(seconds=15)
+"""A job whose progress task gave no sign for so long gets a new one."""
+FRESH_PER_MESSAGE = 8
+"""Fresh samples in one message: small enough that several workers share a small job."""
+
+MAX_DEPTH = 64
+"""A queue with so many messages has not lost them, or nobody reads it: sending again would only fill the broker."""
+
+
+class Upkeep:
+    """Does the duties every tick, as long as it leads."""
+
+    def __init__(
+        self, db_engine: DbEngine, publisher: Publisher, settings: Settings
+    ) -> None:
+        self._db_engine = db_engine
+        self._publisher = publisher
+        self._settings = settings.upkeep
+        self._grade_age = dt.timedelta(seconds=settings.grading.time_limit_s + 5)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                with session(self._db_engine) as connection:
+                    self._lead(connection)
+            except ServiceUnavailable as error:
+                log.warning("upkeep waits for Postgres", reason=str(error))
+            except Exception:
+                log.exception("upkeep round failed")
+            self._stop.wait(1.0)
+
+    def _lead(self, lock: Connection) -> None:
+        """Do rounds while this session holds the leader's lock; a lost connection loses it and ends the rounds."""
+        while not self._stop.is_set() and not try_to_lead(lock):
+            self._stop.wait(1.0)
+        log.info("upkeep leads")
+        while not self._stop.wait(self._settings.tick_s):
+            lock.execute(
+                text("SELECT 1")
+            )  # raises when the connection, and with it the lock, is gone
+            self.round()
+
+    def round(self) -> None:
+        """Each duty once, each in a transaction of its own."""
+        self._settle()
+        self._republish()
+        self._reap_grades()
+        self._close()
+        self._admit()
+        self._follow()
+
+    def _settle(self) -> None:
+        with transaction(self._db_engine) as connection:
+            settled = settle_workers(connection, max_rescues=self._settings.max_rescues)
+        if settled is None:
+            return
+        log.warning(
+            "workers settled",
+            workers=settled.worker_ids,
+            rescued=settled.rescued,
+            failed=settled.failed,
+        )
+        self._publisher.publish(settled.samples)
+        for queue in settled.queues:
+            self._publisher.drop_queue(queue)
+
+    def _admit(self) -> None:
+        with transaction(self._db_engine) as connection:
+            admitted = admit_samples(connection, ahead=self._settings.admit_ahead)
+        self._publisher.publish(admitted, max_samples=FRESH_PER_MESSAGE)
+
+    def _republish(self) -> None:
+        age = dt.timedelta(seconds=self._settings.republish_after_s)
+        with transaction(self._db_engine) as connection:
+            overdue = overdue_samples(connection, age=age)
+        if overdue:
+            log.info("samples published again", samples=len(overdue))
+            self._publisher.publish(overdue, max_depth=MAX_DEPTH)
+
+    def _reap_grades(self) -> None:
+        with transaction(self._db_engine) as connection:
+            late = time_out_grades(connection, age=self._grade_age)
+        if late:
+            log.warning("gradings timed out", samples=late)
+
+    def _close(self) -> None:
+        with transaction(self._db_engine) as connection:
+            closed = close_jobs(connection)
+        for job_id, state in closed.items():
+            log.info("job ended", job_id=job_id, state=state.value)
+
+    def _follow(self) -> None:
+        with transaction(self._db_engine) as connection:
+            jobs = unfollowed_jobs(connection, age=FOLLOW_AGAIN)
+        for job_id in jobs:
+            self._publisher.publish_follow(job_id)

@@ -1,0 +1,343 @@
+"""One sample on its way through a worker: from the claim to the request, from the answer to the hop.
+
+Pure: no engine, no database. ``workers.writer`` calls these between its stages.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pipeline.chat import ChatModel
+from pipeline.db.hops import ClaimedSample, Hop, SegmentRecord
+from pipeline.errors import PipelineError, PromptTooLong
+from pipeline.jobs import JobConfig
+from pipeline.policies import make_policy
+from pipeline.policies.base import (
+    Decision,
+    Finish,
+    Generate,
+    Insert,
+    Keep,
+    Policy,
+    PolicyState,
+    SampleContext,
+    Written,
+)
+from pipeline.prompts import render_user_message
+from pipeline.samples import (
+    RUNNABLE_STATE,
+    Author,
+    FinishReason,
+    ModelRole,
+    SampleState,
+)
+from pipeline.steps import SegmentText, split_steps
+from workers.engine.base import GenerateRequest, GenerateResult, Sampling
+from workers.seeds import segment_seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSetup:
+    """What all samples of a job share in one worker."""
+
+    config: JobConfig
+    policy: Policy
+    sampling: Sampling
+
+    @classmethod
+    def of(cls, config: JobConfig) -> JobSetup:
+        sampling = config.sampling
+        return cls(
+            config=config,
+            policy=make_policy(config.policy),
+            sampling=Sampling(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+            ),
+        )
+
+
+class Countdown:
+    """Waits until a number of things have happened."""
+
+    def __init__(self, count: int) -> None:
+        self._left = count
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        if count == 0:
+            self._done.set()
+
+    def tick(self) -> None:
+        with self._lock:
+            self._left -= 1
+            if self._left == 0:
+                self._done.set()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        return self._done.wait(timeout_s)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Work:
+    """A claimed sample in this process."""
+
+    sample: ClaimedSample
+    setup: JobSetup
+    context: SampleContext
+    role: ModelRole
+    state: PolicyState
+    generate: Generate
+    inserted: tuple[SegmentRecord, ...]
+    """What the policy put in before anybody wrote."""
+    request: GenerateRequest
+    countdown: Countdown
+    abandoned: bool = field(default=False)
+    """Taken away (cancelled, rescued, handed back): whatever it still gives is dropped."""
+
+
+def prepare(
+    sample: ClaimedSample,
+    setup: JobSetup,
+    *,
+    role: ModelRole,
+    chat: ChatModel,
+    countdown: Countdown,
+    max_model_len: int,
+) -> Work | Hop:
+    """The request that goes on with a sample, or the hop that ends it because its model's context is full."""
+    context = SampleContext(
+        job_seed=setup.config.seed,
+        problem_id=sample.problem.external_id,
+        sample_index=sample.sample_index,
+        max_tokens=setup.config.sampling.max_tokens,
+        think_end=chat.think_end,
+    )
+    state, generate, inserted = _next(sample, setup.policy, context, role, chat)
+    prompt_ids = prompt_and_output_ids(sample, setup, inserted, chat)
+    room = max_model_len - len(prompt_ids)
+    if room <= 0:
+        return _context_full(sample, chat.name, len(prompt_ids), max_model_len)
+    segment_index = len(sample.context) + len(inserted)
+    seed = segment_seed(
+        job_seed=context.job_seed,
+        problem_id=context.problem_id,
+        sample_index=context.sample_index,
+        segment_index=segment_index,
+        role=role,
+    )
+    request = GenerateRequest(
+        request_id=f"{sample.sample_id}-{sample.epoch}",
+        prompt_ids=prompt_ids,
+        max_tokens=min(generate.max_tokens, room),
+        sampling=setup.sampling,
+        seed=seed,
+        priority=-1
+        if sample.context
+        else 0,  # resumed samples first: they end sooner and free their cache
+        watcher=setup.policy.watcher(context, state),
+    )
+    return Work(
+        sample=sample,
+        setup=setup,
+        context=context,
+        role=role,
+        state=state,
+        generate=generate,
+        inserted=inserted,
+        request=request,
+        countdown=countdown,
+    )
+
+
+def _next(
+    sample: ClaimedSample,
+    policy: Policy,
+    context: SampleContext,
+    role: ModelRole,
+    chat: ChatModel,
+) -> tuple[PolicyState, Generate, tuple[SegmentRecord, ...]]:
+    if sample.policy_state is not None:
+        generate = Generate(
+            role=role,
+            max_tokens=sample.max_tokens or 1,
+            trigger=sample.trigger or "",
+            cue=sample.cue,
+        )
+        return sample.policy_state, generate, ()
+    first = policy.start(context)
+    *before, generate_first = first.decisions
+    if not isinstance(generate_first, Generate) or generate_first.role is not role:
+        raise PipelineError(
+            f"the policy opens with {generate_first}, but a {role} worker has the sample"
+        )
+    return first.state, generate_first, insertions(before, chat)
+
+
+def insertions(
+    decisions: Sequence[Decision], chat: ChatModel
+) -> tuple[SegmentRecord, ...]:
+    """The segments of the policy's own sentences."""
+    records = []
+    for decision in decisions:
+        if isinstance(decision, Insert):
+            piece = chat.piece(chat.encode_text(decision.text))
+            records.append(
+                SegmentRecord(
+                    author=Author.INSERTED,
+                    trigger=decision.trigger,
+                    cue="",
+                    piece=piece,
+                    num_kept=len(piece),
+                )
+            )
+    return tuple(records)
+
+
+def prompt_and_output_ids(
+    sample: ClaimedSample,
+    setup: JobSetup,
+    inserted: Sequence[SegmentRecord],
+    chat: ChatModel,
+) -> list[int]:
+    """The rendered prompt and all kept output as this worker's ids.
+
+    Ids are used as they were generated where every author had this vocabulary, so that the prefix cache finds them;
+    otherwise text is the exchange format and the whole output is tokenised anew.
+    """
+    prompt_ids = chat.prompt_ids(
+        render_user_message(setup.config.prompt_template, sample.problem)
+    )
+    if all(
+        segment.vocabulary_sha256 == chat.vocabulary_sha256
+        for segment in sample.context
+    ):
+        output_ids = [
+            token for segment in sample.context for token in segment.piece.token_ids
+        ]
+    else:
+        output_ids = chat.encode_text(
+            "".join(segment.piece.text for segment in sample.context)
+        )
+    return [
+        *prompt_ids,
+        *output_ids,
+        *(token for record in inserted for token in record.piece.token_ids),
+    ]
+
+
+def _context_full(
+    sample: ClaimedSample, model: str, num_tokens: int, max_model_len: int
+) -> Hop:
+    if not sample.context:
+        return failed(sample, PromptTooLong(model, num_tokens, max_model_len))
+    return Hop(
+        sample_id=sample.sample_id,
+        epoch=sample.epoch,
+        to_state=SampleState.FINISHED,
+        num_segments_before=len(sample.context),
+        policy_state=sample.policy_state,
+        finish_reason=FinishReason.CONTEXT,
+        steps=tuple(split_steps(_segment_texts(sample, ()))),
+    )
+
+
+def failed(sample: ClaimedSample, error: BaseException) -> Hop:
+    """The hop that sets a sample aside with its error."""
+    return Hop(
+        sample_id=sample.sample_id,
+        epoch=sample.epoch,
+        to_state=SampleState.FAILED,
+        policy_state=sample.policy_state,
+        error_class=type(error).__name__,
+        error=str(error) or type(error).__name__,
+    )
+
+
+def conclude(work: Work, result: GenerateResult, chat: ChatModel) -> Hop:
+    """What the policy makes of what was written: the segments to store and the state they lead to."""
+    start_token = sum(len(segment.piece) for segment in (*work.sample.context, *work.inserted))
+    event = Written(role=work.role, piece=result.piece, finish=result.finish, start_token=start_token)
+    transition = work.setup.policy.advance(work.context, work.state, event)
+    keep, *between, last = transition.decisions
+    if not isinstance(keep, Keep) or not isinstance(last, Generate | Finish):
+        raise PipelineError(
+            f"the policy answered {transition.decisions}; it must begin with Keep and end with one of Generate, Finish"
+        )
+    segments = (
+        *work.inserted,
+        _record(work, result, keep.num_tokens),
+        *insertions(between, chat),
+    )
+    if isinstance(last, Finish):
+        return _hop(work, segments, SampleState.FINISHED, transition.state, finish=last)
+    return _hop(
+        work, segments, RUNNABLE_STATE[last.role], transition.state, generate=last
+    )
+
+
+def _hop(
+    work: Work,
+    segments: tuple[SegmentRecord, ...],
+    to_state: SampleState,
+    policy_state: PolicyState,
+    *,
+    generate: Generate | None = None,
+    finish: Finish | None = None,
+) -> Hop:
+    steps = split_steps(_segment_texts(work.sample, segments)) if finish else ()
+    return Hop(
+        sample_id=work.sample.sample_id,
+        epoch=work.sample.epoch,
+        to_state=to_state,
+        segments=segments,
+        num_segments_before=len(work.sample.context),
+        is_takeover=work.role is ModelRole.SMALL
+        and to_state is SampleState.AWAITING_LARGE,
+        policy_state=policy_state,
+        next_max_tokens=generate.max_tokens if generate else None,
+        next_trigger=generate.trigger if generate else None,
+        next_cue=generate.cue if generate else None,
+        finish_reason=finish.reason if finish else None,
+        steps=tuple(steps),
+    )
+
+
+def _record(work: Work, result: GenerateResult, num_kept: int) -> SegmentRecord:
+    return SegmentRecord(
+        author=Author(work.role.value),
+        trigger=work.generate.trigger,
+        cue=work.generate.cue,
+        piece=result.piece,
+        num_kept=num_kept,
+        finish=result.finish,
+        tokens_generated=result.num_generated_tokens,
+        prompt_tokens=result.num_prompt_tokens,
+        cached_tokens=result.num_cached_tokens,
+        seed=work.request.seed,
+        wait_seconds=work.sample.wait_seconds,
+        queue_seconds=result.queue_seconds,
+        first_token_seconds=result.first_token_seconds,
+        write_seconds=result.total_seconds,
+    )
+
+
+def _segment_texts(
+    sample: ClaimedSample, new: Sequence[SegmentRecord]
+) -> list[SegmentText]:
+    before = [
+        SegmentText(
+            author=segment.author, trigger=segment.trigger, texts=segment.piece.texts
+        )
+        for segment in sample.context
+    ]
+    return before + [
+        SegmentText(
+            author=record.author,
+            trigger=record.trigger,
+            texts=record.piece.texts[: record.num_kept],
+        )
+        for record in new
+    ]

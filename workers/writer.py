@@ -1,0 +1,313 @@
+"""The part of a small or large worker that writes: claim → load → generate → conclude → record → publish.
+
+Task threads claim and wait; the engine's thread hands results over; one recorder thread stores them, many samples in
+one transaction: while one transaction is under way the next ones gather. Nothing here decides what is written (the
+policy does) or who may write (the epoch does).
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import structlog
+from sqlalchemy import Connection
+from sqlalchemy import Engine as DbEngine
+
+from pipeline.chat import ChatModel
+from pipeline.db.hops import (
+    ClaimedSample,
+    Hop,
+    Runnable,
+    claim_samples,
+    commit_hops,
+    get_job_config,
+    release_samples,
+)
+from pipeline.db.session import transaction
+from pipeline.db.workforce import WorkerCounters
+from pipeline.errors import (
+    EngineDied,
+    EngineRefused,
+    EngineUnavailable,
+    ServiceUnavailable,
+)
+from pipeline.samples import ModelRole
+from workers.engine.base import Engine, GenerateResult
+from workers.messages import SamplesMessage
+from workers.publish import Publisher
+from workers.work import Countdown, JobSetup, Work, conclude, failed, prepare
+
+log = structlog.get_logger()
+
+MAX_GROUP = 256
+"""Most samples in one commit: keeps a transaction in the tens of milliseconds."""
+RETRY_PAUSE_S = 0.5
+"""Between two tries to reach Postgres."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who writes, by the books."""
+
+    worker_id: int
+    engine_id: int
+
+
+class Outcome(NamedTuple):
+    work: Work
+    result: GenerateResult | Exception
+
+
+class Writer:
+    """Writes samples with one engine. Task threads call ``write``; the lease keeper calls the rest."""
+
+    def __init__(
+        self,
+        *,
+        role: ModelRole,
+        engine: Engine,
+        chat: ChatModel,
+        db_engine: DbEngine,
+        publisher: Publisher,
+        identity: Identity,
+        on_engine_death: Callable[[], None],
+    ) -> None:
+        self.role = role
+        self.engine = engine
+        self._chat = chat
+        self._db_engine = db_engine
+        self._publisher = publisher
+        self._identity = identity
+        self._on_engine_death = on_engine_death
+        self._lock = threading.Lock()
+        self._in_flight: dict[int, Work] = {}
+        self._committed_tokens = 0
+        self._dropped_tokens = 0
+        self._stopping = False
+        self._setup = lru_cache(maxsize=64)(self._load_setup)
+        self._outcomes: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
+        self._recorder = threading.Thread(
+            target=self._record_forever, name="recorder", daemon=True
+        )
+        self._recorder.start()
+
+    # -- task threads ------------------------------------------------------------------------------------------------
+
+    def write(self, message: SamplesMessage) -> str:
+        """Claim what a message names, write one segment of each, and return when all are stored or dropped."""
+        if self._stopping:
+            return "stopping"
+        claimed = self._claim(message)
+        countdown = Countdown(len(claimed))
+        for sample in claimed:
+            self._begin(sample, countdown)
+        countdown.wait()
+        return f"{len(claimed)} of {len(message.samples)} written"
+
+    def _claim(self, message: SamplesMessage) -> list[ClaimedSample]:
+        with transaction(self._db_engine) as connection:
+            return claim_samples(
+                connection,
+                worker_id=self._identity.worker_id,
+                role=self.role,
+                epochs=message.epochs,
+            )
+
+    def _begin(self, sample: ClaimedSample, countdown: Countdown) -> None:
+        """Hand a sample to the engine; whatever goes wrong with this one sample ends this one sample."""
+        try:
+            setup = self._setup(sample.job_id)
+            work = prepare(
+                sample,
+                setup,
+                role=self.role,
+                chat=self._chat,
+                countdown=countdown,
+                max_model_len=self.engine.max_model_len,
+            )
+        except Exception as error:
+            log.exception("sample not prepared", sample_id=sample.sample_id)
+            work = failed(sample, error)
+        if isinstance(work, Hop):
+            self._store_at_once(work)
+            countdown.tick()
+            return
+        with self._lock:
+            self._in_flight[sample.sample_id] = work
+        self.engine.submit(
+            work.request, lambda result: self._outcomes.put(Outcome(work, result))
+        )
+
+    def _load_setup(self, job_id: int) -> JobSetup:
+        with transaction(self._db_engine) as connection:
+            config = get_job_config(connection, job_id)
+        wanted = config.model(self.role)
+        if wanted and wanted.fingerprint not in (None, self._chat.fingerprint):
+            raise EngineRefused(
+                wanted.name,
+                "this worker's model has another tokenizer or chat template than the job was submitted with",
+            )
+        return JobSetup.of(config)
+
+    def _store_at_once(self, hop: Hop) -> None:
+        self._publisher.publish(self._commit([hop]))
+
+    # -- the recorder's thread ---------------------------------------------------------------------------------------
+
+    def _record_forever(self) -> None:
+        while (first := self._outcomes.get()) is not None:
+            group, more = [first], True
+            while more and len(group) < MAX_GROUP:
+                try:
+                    following = self._outcomes.get_nowait()
+                except queue.Empty:
+                    break
+                if following is None:
+                    more = False
+                else:
+                    group.append(following)
+            self._record(group)
+            if not more:
+                return
+
+    def _record(self, group: Sequence[Outcome]) -> None:
+        """Store a group of outcomes, tell who goes on, and let the waiting tasks end."""
+        hops = [
+            hop for outcome in group if (hop := self._conclude(outcome)) is not None
+        ]
+        stored = self._commit(hops) if hops else []
+        self._book(group, {(sample.sample_id, sample.epoch) for sample in stored})
+        with self._lock:
+            for work, _ in group:
+                if self._in_flight.get(work.sample.sample_id) is work:
+                    del self._in_flight[work.sample.sample_id]
+        self._publisher.publish(stored)
+        for work, _ in group:
+            work.countdown.tick()
+
+    def _conclude(self, outcome: Outcome) -> Hop | None:
+        """The hop to commit; None where there is nothing to store: the sample was taken away or goes back."""
+        work, result = outcome
+        if work.abandoned:
+            return None
+        if isinstance(result, EngineDied):
+            self._on_engine_death()
+            return None
+        if isinstance(result, EngineUnavailable):
+            self._give_back([work.sample.sample_id])
+            return None
+        if isinstance(result, Exception):
+            return failed(work.sample, result)
+        try:
+            return conclude(work, result, self._chat)
+        except Exception as error:
+            log.exception("sample not concluded", sample_id=work.sample.sample_id)
+            return failed(work.sample, error)
+
+    def _commit(self, hops: Sequence[Hop]) -> list[Runnable]:
+        identity = self._identity
+        return self._patiently(
+            lambda connection: commit_hops(
+                connection,
+                worker_id=identity.worker_id,
+                engine_id=identity.engine_id,
+                hops=hops,
+            )
+        )
+
+    def _give_back(self, sample_ids: Sequence[int]) -> None:
+        worker_id = self._identity.worker_id
+        released = self._patiently(
+            lambda connection: release_samples(
+                connection, worker_id=worker_id, sample_ids=sample_ids
+            )
+        )
+        self._publisher.publish(released)
+
+    def _patiently(
+        self, statement: Callable[[Connection], list[Runnable]]
+    ) -> list[Runnable]:
+        """Try again for as long as Postgres is away: what was written stays in memory until it is stored or refused."""
+        while True:
+            try:
+                with transaction(self._db_engine) as connection:
+                    return statement(connection)
+            except ServiceUnavailable as error:
+                log.warning("writer waits for Postgres", reason=str(error))
+                time.sleep(RETRY_PAUSE_S)
+
+    def _book(self, group: Sequence[Outcome], stored: set[tuple[int, int]]) -> None:
+        for work, result in group:
+            if isinstance(result, GenerateResult):
+                if (work.sample.sample_id, work.sample.epoch) in stored:
+                    self._committed_tokens += result.num_generated_tokens
+                else:
+                    self._dropped_tokens += result.num_generated_tokens
+
+    # -- the lease keeper's thread -----------------------------------------------------------------------------------
+
+    def counters(self) -> WorkerCounters:
+        """Totals for the heartbeat."""
+        stats = self.engine.stats()
+        return WorkerCounters(
+            num_in_flight=len(self._in_flight),
+            tokens_generated=stats.num_generated_tokens,
+            tokens_committed=self._committed_tokens,
+            tokens_dropped=self._dropped_tokens,
+            prompt_tokens=stats.num_prompt_tokens,
+            cached_tokens=stats.num_cached_tokens,
+        )
+
+    def adopt(self, identity: Identity) -> None:
+        """Go on under a new identity after the lease was lost; what was in flight is abandoned."""
+        self._abandon(self.in_flight())
+        self._identity = identity
+
+    def in_flight(self) -> list[Work]:
+        """What is being written now."""
+        with self._lock:
+            return list(self._in_flight.values())
+
+    def abandon_lost(self, before: Sequence[Work], held: dict[int, int]) -> int:
+        """Abort what the database no longer gives to this worker (cancelled, rescued); returns how many.
+
+        before: ``in_flight`` taken before held (sample id → epoch) was read, so that a claim made between the two is
+        not taken for lost.
+        """
+        lost = [
+            work
+            for work in before
+            if held.get(work.sample.sample_id) != work.sample.epoch
+        ]
+        self._abandon(lost)
+        return len(lost)
+
+    def _abandon(self, works: Sequence[Work]) -> None:
+        for work in works:
+            work.abandoned = True
+            self.engine.abort(work.request.request_id)
+
+    # -- stopping ----------------------------------------------------------------------------------------------------
+
+    def drain(self, timeout_s: float) -> None:
+        """Take nothing new; let requests run on for so long, then hand the rest back and drop their tokens."""
+        self._stopping = True
+        deadline = time.monotonic() + timeout_s
+        while self._in_flight and time.monotonic() < deadline:
+            time.sleep(0.05)
+        rest = self.in_flight()
+        if rest:
+            self._abandon(rest)
+            self._give_back([work.sample.sample_id for work in rest])
+            log.info("samples handed back", samples=len(rest))
+
+    def close(self) -> None:
+        """End the recorder once all outcomes are stored."""
+        self._outcomes.put(None)
+        self._recorder.join(timeout=30)
