@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.client import Client, Table
-    from pipeline.db.reports import Job, JobProgress, JobStats, JobSummary, Result, SampleReport
     from pipeline.errors import PipelineError
     from pipeline.jobs import JobConfig, JobState
     from pipeline.problems import ColumnNames, Problem, ProblemSet, load_problem_set
+    from pipeline.reports import Job, JobProgress, JobStats, JobSummary, Result, SampleReport
     from pipeline.samples import Author, FinishReason, ModelRole, SampleState
     from pipeline.settings import Settings, load_settings
 
@@ -40,7 +40,7 @@ __all__ = [
 
 _HOMES = {
     "client": ("Client", "Table"),
-    "db.reports": ("Job", "JobProgress", "JobStats", "JobSummary", "Result", "SampleReport"),
+    "reports": ("Job", "JobProgress", "JobStats", "JobSummary", "Result", "SampleReport"),
     "errors": ("PipelineError",),
     "jobs": ("JobConfig", "JobState"),
     "problems": ("ColumnNames", "Problem", "ProblemSet", "load_problem_set"),

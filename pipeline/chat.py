@@ -52,8 +52,9 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._pending: list[int] = []
-        self._restart([])
+        self._anchor: list[int] = []  # the tokens of the last whole text: some decoders drop a space at the start
+        self._pending: list[int] = []  # the tokens since
+        self._restart()
 
     def step(self, token_id: int) -> str:
         """What this token adds: '' for one that ends inside a character, which comes with its last token."""
@@ -63,7 +64,7 @@ class TextStream:
         except Exception:  # tokenizers raises nothing narrower; stray bytes can change text that was already given
             return self._flush(keep=0)
         if text is not None:
-            self._pending.clear()
+            self._anchor, self._pending = self._pending, []
             return text
         if len(self._pending) > _MAX_PENDING:  # stray bytes: each step would decode all of them again
             return self._flush(keep=_MAX_TOKENS_IN_CHARACTER - 1)
@@ -74,19 +75,20 @@ class TextStream:
         return self._flush(keep=0)
 
     def _flush(self, *, keep: int) -> str:
+        """Give up waiting for all but the last ``keep`` pending tokens."""
         cut = len(self._pending) - keep
         ready, rest = self._pending[:cut], self._pending[cut:]
-        self._restart(rest)
         text: str = self._tokenizer.decode(ready, skip_special_tokens=False)
-        return text
+        if text and not text.endswith("\ufffd"):
+            self._anchor = ready
+        self._pending = []
+        self._restart()
+        return text + "".join(self.step(token_id) for token_id in rest)
 
-    def _restart(self, token_ids: list[int]) -> None:
+    def _restart(self) -> None:
         from tokenizers.decoders import DecodeStream
 
-        self._stream = DecodeStream(skip_special_tokens=False)
-        self._pending = token_ids
-        for token_id in token_ids:
-            self._stream.step(self._tokenizer, token_id)
+        self._stream = DecodeStream(ids=self._anchor, skip_special_tokens=False)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,7 +114,7 @@ class ChatModel:
         """
         name = str(path_or_hub_id)
         folder = Path(name).expanduser()
-        if not folder.is_dir():
+        if not name or not folder.is_dir():
             folder = _download(name, revision)
         tokenizer = _load_tokenizer(name, folder)
         settings = _read_json(folder / "tokenizer_config.json")

@@ -31,7 +31,13 @@ from sqlalchemy import Connection, Engine, make_url
 
 from pipeline.db import reports, submissions
 from pipeline.db.migrate import require_current
-from pipeline.db.reports import (
+from pipeline.db.session import open_database, transaction
+from pipeline.errors import ConfigurationError, JobError, PipelineError, ServiceUnavailable
+from pipeline.jobs import JobConfig, ModelSpec, SamplingSpec
+from pipeline.policies import make_policy, parse_policy
+from pipeline.policies.base import Generate, SampleContext
+from pipeline.problems import ColumnNames, ProblemSet, check_prompt_lengths, load_problem_set
+from pipeline.reports import (
     Job,
     JobComparison,
     JobProgress,
@@ -41,12 +47,6 @@ from pipeline.db.reports import (
     SampleReport,
     WorkerReport,
 )
-from pipeline.db.session import open_database, transaction
-from pipeline.errors import ConfigurationError, JobError, PipelineError, ServiceUnavailable
-from pipeline.jobs import JobConfig, ModelSpec, SamplingSpec
-from pipeline.policies import make_policy, parse_policy
-from pipeline.policies.base import Generate, SampleContext
-from pipeline.problems import ColumnNames, ProblemSet, check_prompt_lengths, load_problem_set
 from pipeline.samples import ModelRole
 from pipeline.settings import Settings, load_settings
 
@@ -153,20 +153,26 @@ class Client:
 
         problems: a .jsonl, .csv or .parquet file, or a set. small, large: the name workers serve a model under, or a
         local folder; a folder's tokenizer and chat template are fingerprinted, so that a worker with another version
-        refuses the job, and every prompt is measured against the model's context. temperature, top_p, top_k,
+        refuses the job, and every prompt is measured against the model's context. A model that the policy does not call
+        for is ignored. temperature, top_p, top_k,
         max_tokens: None takes the defaults of SamplingSpec. limit: use the first so many problems.
 
         Raises ProblemSetError for a bad file and ConfigurationError for a bad option; nothing is stored then.
         """
         problem_set = problems if isinstance(problems, ProblemSet) else load_problem_set(problems, columns=columns)
         given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "max_tokens": max_tokens}
+        spec = parse_policy(policy)
+        roles = make_policy(spec).roles
+        models = {ModelRole.SMALL: small, ModelRole.LARGE: large}
+        used = {role: model for role, model in models.items() if model is not None and role in roles}
+        chats = {role: load_chat_model(model) for role, model in used.items()}
+        specs = {role: _model_spec(model, chats[role]) for role, model in used.items()}
         with _options_checked():
-            sampling = SamplingSpec(**{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
-            chats = [load_chat_model(model) if model is not None else None for model in (small, large)]
+            sampling = SamplingSpec(**{key: value for key, value in given.items() if value is not None})
             config = JobConfig(
-                small=_model_spec(small, chats[0]),
-                large=_model_spec(large, chats[1]),
-                policy=parse_policy(policy),
+                small=specs.get(ModelRole.SMALL),
+                large=specs.get(ModelRole.LARGE),
+                policy=spec,
                 sampling=sampling,
                 num_samples=num_samples,
                 seed=seed,
@@ -175,7 +181,7 @@ class Client:
                 limit=limit,
             )
         _check_names(config)
-        _check_prompts(problem_set, config, [chat for chat in chats if chat is not None])
+        _check_prompts(problem_set, config, [chat for chat in chats.values() if chat is not None])
         num_problems = min(limit or len(problem_set.problems), len(problem_set.problems))
         with self._transaction() as connection:
             job_id = submissions.insert_job(
@@ -295,8 +301,8 @@ class Client:
                 connect_timeout=10,
             ) as connection:  # fmt: skip
                 connection.read_only = True
-                # Prepared: the server then takes one statement only, so that none can end the transaction before another.
-                cursor = connection.execute(query.strip().removesuffix(";").encode(), prepare=True)  # type: ignore[call-overload]
+                # Prepared: the server then takes one statement only, so that none can end the transaction for another.
+                cursor = connection.execute(query.strip().removesuffix(";").encode(), prepare=True)
                 return _table(cursor)
         except psycopg.errors.QueryCanceled as error:
             raise PipelineError(f"the query ran longer than {timeout_s:g} s; narrow it, or give --timeout") from error
@@ -357,9 +363,7 @@ def load_chat_model(model: str | PathLike[str]) -> ChatModel | None:
     return None
 
 
-def _model_spec(model: str | PathLike[str] | None, chat: ChatModel | None) -> ModelSpec | None:
-    if model is None:
-        return None
+def _model_spec(model: str | PathLike[str], chat: ChatModel | None) -> ModelSpec:
     if chat is None:
         return ModelSpec(name=str(model))
     from pipeline.chat import served_name

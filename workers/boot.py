@@ -102,6 +102,7 @@ def run_celery(
         loglevel="WARNING",
         without_mingle=True,
         without_gossip=True,
+        quiet=True,
         **options,
     )
     worker.start()

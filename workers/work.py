@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pipeline.chat import ChatModel
 from pipeline.db.hops import ClaimedSample, Hop, SegmentRecord
@@ -94,8 +94,10 @@ class Work:
     """What the policy put in before anybody wrote."""
     request: GenerateRequest
     countdown: Countdown
-    abandoned: bool = field(default=False)
+    abandoned: bool = False
     """Taken away (cancelled, rescued, handed back): whatever it still gives is dropped."""
+    committing: bool = False
+    """Its hop is on the way to the database, which decides from here on."""
 
 
 def prepare(

@@ -196,6 +196,7 @@ class Writer:
         work, result = outcome
         if work.abandoned:
             return None
+        work.committing = True
         if isinstance(result, EngineDied):
             self._on_engine_death()
             return None

@@ -75,7 +75,8 @@ JOB_SUMMARY = View(
     """
     SELECT j.id AS job_id, j.name, j.policy, j.small_model, j.large_model, j.state, j.num_problems, j.num_samples,
            c.samples_total, c.samples_finished, c.samples_graded, c.samples_failed, c.samples_cancelled,
-           c.samples_open, c.num_scored, c.accuracy, w.centre - w.half AS accuracy_low, w.centre + w.half AS accuracy_high,
+           c.samples_open, c.num_scored, c.accuracy,
+           w.centre - w.half AS accuracy_low, w.centre + w.half AS accuracy_high,
            c.mean_output_tokens, c.p50_output_tokens, c.p90_output_tokens,
            c.tokens_large / nullif(c.tokens_small + c.tokens_large + c.tokens_inserted, 0)::float8 AS share_large,
            c.takeovers, c.takeovers_per_sample, c.tokens_small, c.tokens_large, c.tokens_inserted,
@@ -143,7 +144,7 @@ JOB_SUMMARY = View(
 TOKEN_LENGTHS = View(
     "token_lengths",
     "Lengths of the complete samples of a job in kept tokens: per author, per finish reason, right or wrong, and each "
-    "of these together ('all'). For all samples of a job: author = 'all' AND finish_reason = 'all' AND verdict = 'all'.",
+    "of these together ('all'). All samples of a job: author = 'all' AND finish_reason = 'all' AND verdict = 'all'.",
     {
         "job_id": "the job",
         "author": "whose tokens are counted in each sample: all, small, large or inserted",

@@ -2,330 +2,34 @@
 
 from __future__ import annotations
 
-import datetime as dt
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, RowMapping, text
 
 from pipeline.errors import NotFound
-from pipeline.jobs import FINAL_JOB_STATES, JobConfig, JobState
+from pipeline.jobs import JobConfig, JobState
+from pipeline.reports import (
+    Delegation,
+    Job,
+    JobComparison,
+    JobErrors,
+    JobProgress,
+    JobStats,
+    JobSummary,
+    PassAtK,
+    Result,
+    SampleReport,
+    SegmentReport,
+    StepReport,
+    TokenLengths,
+    Truncation,
+    WorkerReport,
+)
 from pipeline.samples import Author, FinishReason, SampleState
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """A job as it was submitted, and its state when it was read."""
-
-    id: int
-    name: str
-    state: JobState
-    policy: str
-    small_model: str | None
-    large_model: str | None
-    problem_set: str
-    num_problems: int
-    num_samples: int
-    """Per problem."""
-    config: JobConfig
-    versions: dict[str, Any]
-    """Of the packages of the client that submitted it."""
-    submitted_at: dt.datetime
-    first_claimed_at: dt.datetime | None
-    finished_at: dt.datetime | None
-
-    @property
-    def is_final(self) -> bool:
-        return self.state in FINAL_JOB_STATES
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobProgress:
-    """A row of the view job_progress; its column comments say what each field means."""
-
-    job_id: int
-    name: str
-    state: JobState
-    samples_total: int
-    samples_done: int
-    pending: int
-    ready: int
-    drafting: int
-    awaiting_large: int
-    assisting: int
-    finished: int
-    graded: int
-    failed: int
-    cancelled: int
-    live_small_workers: int
-    live_large_workers: int
-    samples_ahead: int
-    waiting_for: str | None
-    takeovers: int
-    written_small: int
-    written_large: int
-    seconds: float | None
-
-    @property
-    def is_final(self) -> bool:
-        return self.state in FINAL_JOB_STATES
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobSummary:
-    """A row of the view job_summary; its column comments say what each field means."""
-
-    job_id: int
-    name: str
-    policy: str
-    small_model: str | None
-    large_model: str | None
-    state: JobState
-    num_problems: int
-    num_samples: int
-    samples_total: int
-    samples_finished: int
-    samples_graded: int
-    samples_failed: int
-    samples_cancelled: int
-    samples_open: int
-    num_scored: int
-    accuracy: float | None
-    accuracy_low: float | None
-    accuracy_high: float | None
-    mean_output_tokens: float | None
-    p50_output_tokens: float | None
-    p90_output_tokens: float | None
-    share_large: float | None
-    takeovers: int
-    takeovers_per_sample: float | None
-    tokens_small: int
-    tokens_large: int
-    tokens_inserted: int
-    discarded_small: int
-    discarded_large: int
-    seconds: float | None
-    tokens_per_second: float | None
-    tokens_per_second_small: float | None
-    tokens_per_second_large: float | None
-    submitted_at: dt.datetime
-    first_claimed_at: dt.datetime | None
-    finished_at: dt.datetime | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenLengths:
-    """A row of the view token_lengths."""
-
-    job_id: int
-    author: str
-    finish_reason: str
-    verdict: str
-    n: int
-    mean: float
-    sd: float | None
-    min: int
-    p50: float
-    p90: float
-    p95: float
-    p99: float
-    max: int
-    total: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delegation:
-    """A row of the view delegation."""
-
-    job_id: int
-    author: Author
-    trigger: str
-    num_segments: int
-    num_samples: int
-    tokens: int
-    mean_tokens: float
-    tokens_discarded: int
-    share_cached: float | None
-    mean_wait_seconds: float | None
-    mean_queue_seconds: float | None
-    mean_write_seconds: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PassAtK:
-    """A row of the view pass_at_k."""
-
-    job_id: int
-    k: int
-    num_problems: int
-    pass_at_k: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobErrors:
-    """A row of the view errors."""
-
-    job_id: int
-    stage: str
-    error_class: str | None
-    num_samples: int
-    example_sample_id: int
-    example: str | None
-    first_at: dt.datetime | None
-    last_at: dt.datetime | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Truncation:
-    """A row of the view truncation."""
-
-    job_id: int
-    num_complete: int
-    num_truncated: int
-    share_truncated: float
-    num_length: int
-    num_context: int
-    num_repetition: int
-    accuracy_truncated: float | None
-    accuracy_eos: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobComparison:
-    """A row of the view job_comparison."""
-
-    job_a: int
-    job_b: int
-    num_problems: int
-    accuracy_a: float | None
-    accuracy_b: float | None
-    difference: float | None
-    difference_low: float | None
-    difference_high: float | None
-    num_b_better: int
-    num_a_better: int
-    num_equal: int
-    mean_output_tokens_a: float | None
-    mean_output_tokens_b: float | None
-    token_ratio: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobStats:
-    """All statistics of one job, each from the view of its name."""
-
-    summary: JobSummary
-    token_lengths: tuple[TokenLengths, ...]
-    delegation: tuple[Delegation, ...]
-    pass_at_k: tuple[PassAtK, ...]
-    truncation: Truncation | None
-    """None while no sample is complete."""
-    errors: tuple[JobErrors, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """One sample with its text.
-
-    problem: the problem's id in the submitted file. output: the kept text so far, complete in the states finished and
-    graded. score: None is unscored, which is not wrong.
-    """
-
-    job_id: int
-    sample_id: int
-    problem: str
-    sample_index: int
-    state: SampleState
-    prompt: str
-    output: str
-    predicted_answer: str | None
-    score: float | None
-    finish_reason: FinishReason | None
-    output_tokens: int
-    tokens_small: int
-    tokens_large: int
-    tokens_inserted: int
-    discarded_small: int
-    discarded_large: int
-    num_takeovers: int
-    num_segments: int
-    subject: str | None
-    level: str | None
-    error_class: str | None
-    error: str | None
-    finished_at: dt.datetime | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SegmentReport:
-    """A stored segment; see the comments on the columns of segments."""
-
-    segment_index: int
-    author: Author
-    trigger: str
-    cue: str
-    text: str
-    discarded_text: str
-    tokens: int
-    tokens_discarded: int
-    tokens_generated: int
-    prompt_tokens: int
-    cached_tokens: int
-    finish: str | None
-    wait_seconds: float | None
-    queue_seconds: float | None
-    first_token_seconds: float | None
-    write_seconds: float | None
-    worker_id: int
-    model: str
-    committed_at: dt.datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepReport:
-    """A stored reasoning step; see the comments on the columns of steps."""
-
-    step_index: int
-    author: Author
-    text: str
-    tokens_small: int
-    tokens_large: int
-    tokens_inserted: int
-    sentence_class: str
-    trigger: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampleReport:
-    """One sample with every piece of writing and, once its text is complete, every step."""
-
-    result: Result
-    segments: tuple[SegmentReport, ...]
-    steps: tuple[StepReport, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerReport:
-    """One live worker; counters as of its last heartbeat."""
-
-    id: int
-    kind: str
-    model: str | None
-    host: str
-    pid: int
-    max_in_flight: int
-    num_in_flight: int
-    tokens_generated: int
-    started_at: dt.datetime
-    renewed_seconds_ago: float
-
-
-class _Report(Protocol):
-    __dataclass_fields__: Any
-
-
-_R = TypeVar("_R", bound=_Report)
+_R = TypeVar("_R")
 _CONVERSIONS: dict[str, Any] = {
     "JobState": JobState,
     "SampleState": SampleState,
@@ -333,26 +37,22 @@ _CONVERSIONS: dict[str, Any] = {
 }
 
 
-def _columns(report: type[_R]) -> str:
+def _columns(report: type[Any]) -> str:
     return ", ".join(field.name for field in fields(report))
 
 
-def _read(report: type[_R], row: Mapping[str, Any]) -> _R:
+def _read(report: type[_R], row: RowMapping | dict[str, Any]) -> _R:
     """A row as its dataclass, with choices as their enums."""
-    values = dict(row)
-    for field in fields(report):
+    values: dict[str, Any] = {**row}
+    for field in fields(report):  # type: ignore[arg-type]  # always a dataclass
         convert = _CONVERSIONS.get(str(field.type))
         if convert:
             values[field.name] = convert(values[field.name])
     return report(**values)
 
 
-def _select_view(
-    connection: Connection, report: type[_R], view: str, tail: str, **params: Any
-) -> tuple[_R, ...]:
-    rows = connection.execute(
-        text(f"SELECT {_columns(report)} FROM {view} WHERE {tail}"), params
-    ).mappings()
+def _select_view(connection: Connection, report: type[_R], view: str, tail: str, **params: Any) -> tuple[_R, ...]:
+    rows = connection.execute(text(f"SELECT {_columns(report)} FROM {view} WHERE {tail}"), params).mappings()
     return tuple(_read(report, row) for row in rows)
 
 
@@ -363,33 +63,25 @@ _SELECT_JOBS = """
 """
 
 
-def _job(row: Mapping[str, Any]) -> Job:
+def _job(row: RowMapping) -> Job:
     return _read(Job, {**row, "config": JobConfig.model_validate(row["config"])})
 
 
 def list_jobs(connection: Connection, *, limit: int) -> list[Job]:
     """The newest jobs, newest first."""
-    rows = connection.execute(
-        text(f"{_SELECT_JOBS} ORDER BY j.id DESC LIMIT :limit"), {"limit": limit}
-    ).mappings()
+    rows = connection.execute(text(f"{_SELECT_JOBS} ORDER BY j.id DESC LIMIT :limit"), {"limit": limit}).mappings()
     return [_job(row) for row in rows]
 
 
 def get_job(connection: Connection, job_id: int) -> Job:
     """Raises NotFound."""
-    row = (
-        connection.execute(text(f"{_SELECT_JOBS} WHERE j.id = :job"), {"job": job_id})
-        .mappings()
-        .first()
-    )
+    row = connection.execute(text(f"{_SELECT_JOBS} WHERE j.id = :job"), {"job": job_id}).mappings().first()
     if row is None:
         raise NotFound(f"there is no job {job_id}; specthink status lists them")
     return _job(row)
 
 
-def select_progress(
-    connection: Connection, job_ids: Sequence[int]
-) -> list[JobProgress]:
+def select_progress(connection: Connection, job_ids: Sequence[int]) -> list[JobProgress]:
     """Progress of some jobs, in the order of their ids. Raises NotFound for an unknown id."""
     found = _select_view(
         connection,
@@ -402,17 +94,15 @@ def select_progress(
     return list(found)
 
 
-def select_summaries(
-    connection: Connection, job_ids: Sequence[int]
-) -> list[JobSummary]:
+def running_jobs(connection: Connection) -> list[JobProgress]:
+    """Progress of every job that has not ended, oldest first."""
+    return list(_select_view(connection, JobProgress, "job_progress", "state = 'running' ORDER BY job_id"))
+
+
+def select_summaries(connection: Connection, job_ids: Sequence[int]) -> list[JobSummary]:
     """Summaries of some jobs, in the order asked for. Raises NotFound for an unknown id."""
     tail = "job_id = ANY(:ids)"
-    found = {
-        row.job_id: row
-        for row in _select_view(
-            connection, JobSummary, "job_summary", tail, ids=[*job_ids]
-        )
-    }
+    found = {row.job_id: row for row in _select_view(connection, JobSummary, "job_summary", tail, ids=[*job_ids])}
     _require_all(job_ids, found.keys())
     return [found[job_id] for job_id in job_ids]
 
@@ -426,9 +116,7 @@ def _require_all(wanted: Sequence[int], found: Any) -> None:
 def get_stats(connection: Connection, job_id: int) -> JobStats:
     """Raises NotFound."""
     (summary,) = select_summaries(connection, [job_id])
-    truncation = _select_view(
-        connection, Truncation, "truncation", "job_id = :job", job=job_id
-    )
+    truncation = _select_view(connection, Truncation, "truncation", "job_id = :job", job=job_id)
     return JobStats(
         summary=summary,
         token_lengths=_select_view(
@@ -479,16 +167,12 @@ _SELECT_RESULTS = """
 """
 
 
-def _result(row: Mapping[str, Any]) -> Result:
+def _result(row: RowMapping) -> Result:
     reason = row["finish_reason"]
-    return _read(
-        Result, {**row, "finish_reason": FinishReason(reason) if reason else None}
-    )
+    return _read(Result, {**row, "finish_reason": FinishReason(reason) if reason else None})
 
 
-def stream_results(
-    connection: Connection, job_id: int, *, only_final: bool, batch: int = 200
-) -> Iterator[Result]:
+def stream_results(connection: Connection, job_id: int, *, only_final: bool, batch: int = 200) -> Iterator[Result]:
     """Every sample of a job in the order of the problems, read in batches from a server-side cursor.
 
     Plan: the unique index on (job_id, problem_id, sample_index) gives the order, so that nothing is sorted and the
@@ -496,14 +180,8 @@ def stream_results(
     """
     get_job(connection, job_id)
     condition = "AND s.state IN ('graded', 'failed', 'cancelled')" if only_final else ""
-    query = text(
-        f"{_SELECT_RESULTS} WHERE s.job_id = :job {condition} ORDER BY s.problem_id, s.sample_index"
-    )
-    rows = (
-        connection.execution_options(yield_per=batch)
-        .execute(query, {"job": job_id})
-        .mappings()
-    )
+    query = text(f"{_SELECT_RESULTS} WHERE s.job_id = :job {condition} ORDER BY s.problem_id, s.sample_index")
+    rows = connection.execution_options(yield_per=batch).execute(query, {"job": job_id}).mappings()
     for row in rows:
         yield _result(row)
 
@@ -519,17 +197,9 @@ _SELECT_SEGMENTS = text("""
 
 def get_sample(connection: Connection, sample_id: int) -> SampleReport:
     """Raises NotFound."""
-    row = (
-        connection.execute(
-            text(f"{_SELECT_RESULTS} WHERE s.id = :sample"), {"sample": sample_id}
-        )
-        .mappings()
-        .first()
-    )
+    row = connection.execute(text(f"{_SELECT_RESULTS} WHERE s.id = :sample"), {"sample": sample_id}).mappings().first()
     if row is None:
-        raise NotFound(
-            f"there is no sample {sample_id}; specthink results JOB lists those of a job"
-        )
+        raise NotFound(f"there is no sample {sample_id}; specthink results JOB lists those of a job")
     segments = connection.execute(_SELECT_SEGMENTS, {"sample": sample_id}).mappings()
     return SampleReport(
         result=_result(row),
@@ -553,10 +223,7 @@ _SELECT_WORKERS = text("""
 
 def live_workers(connection: Connection) -> list[WorkerReport]:
     """The workers whose lease is valid now."""
-    return [
-        _read(WorkerReport, row)
-        for row in connection.execute(_SELECT_WORKERS).mappings()
-    ]
+    return [_read(WorkerReport, row) for row in connection.execute(_SELECT_WORKERS).mappings()]
 
 
 _SUM_GENERATED = text("""
@@ -566,14 +233,4 @@ _SUM_GENERATED = text("""
 
 def generated_tokens(connection: Connection) -> dict[str, int]:
     """Tokens all workers ever generated, by kind, as of their last heartbeats: its growth is the present speed."""
-    return {"small": 0, "large": 0} | {
-        row.kind: row.tokens for row in connection.execute(_SUM_GENERATED)
-    }
-
-
-def plain(report: Any) -> dict[str, Any]:
-    """A report as a dict of plain values, as JSON and CSV take them."""
-    values = asdict(report)
-    if "config" in values:
-        values["config"] = report.config.model_dump(mode="json")
-    return values
+    return {"small": 0, "large": 0} | {row.kind: row.tokens for row in connection.execute(_SUM_GENERATED)}

@@ -1,10 +1,10 @@
 """Postgres and Redis without installing a server, under one state folder, with the workers beside them; Linux only.
 
-    state = start(state_dir)                      # both servers ready; a second call finds them running
-    migrate(state.connections.database_url)
-    state.add_programs([Program(name="small", argv=("specthink", "worker", "small"))])
-    state.start_program("small")
-    stop(state_dir)                               # what start() started, and nothing else
+state = start(state_dir)                      # both servers ready; a second call finds them running
+migrate(state.connections.database_url)
+state.add_programs([Program(name="small", argv=("specthink", "worker", "small"))])
+state.start_program("small")
+stop(state_dir)                               # what start() started, and nothing else
 """
 
 from pipeline.embedded.connections import Connections, find_connections, is_running, resolve_connections

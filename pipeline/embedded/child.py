@@ -3,15 +3,16 @@
 supervisord runs every program through this file, and is started through it itself. It knows nothing of the pipeline and
 imports the standard library alone, so that it costs a few hundredths of a second. What it adds to a plain exec:
 
-- the program gets a signal when its parent dies, even by SIGKILL (Linux ``PR_SET_PDEATHSIG``), so none outlives supervisord;
-- quick restarts wait a little longer each time, and after ``max_starts`` within ``window_s`` end with EXIT_GAVE_UP. supervisord's
-  own bound (startsecs, startretries) forgets the exit code of a program that ends early, and so would try a configuration
-  error again;
-- started as root, a server becomes its system user and keeps one capability: to pass through and read folders. Postgres refuses to
-  be root, and the state folder (0700), often inside /root (0700), would be closed to anybody else. Nothing's mode is changed.
+- the program gets a signal when its parent dies, even by SIGKILL (Linux ``PR_SET_PDEATHSIG``): none outlives supervisord;
+- quick restarts wait a little longer each time, and after ``max_starts`` within ``window_s`` end with EXIT_GAVE_UP.
+  supervisord's own bound (startsecs, startretries) forgets the exit code of a program that ends early, and so would try
+  a configuration error again;
+- started as root, a server becomes its system user and keeps one capability: to pass through and read folders. Postgres
+  refuses to be root, and the state folder (0700), often inside /root (0700), would be closed to anybody else. So no
+  folder's mode has to be widened.
 
-The specification is a JSON object: argv, env, inherit_env, cwd, output, user ([uid, gid]), death_signal, parent_pid, detach,
-history, max_starts, window_s; all but argv may be left out.
+The specification is a JSON object: argv, env, inherit_env, cwd, output, user ([uid, gid]), death_signal, parent_pid,
+detach, history, max_starts, window_s; all but argv may be left out.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def _search_capability() -> int | None:
 
 
 def _redirect(output: str) -> None:
-    """Read nothing, write to the file, hold no other file open: the caller may wait for the end of a pipe of its own."""
+    """Read nothing, write to the file, hold no other file open: the caller may wait for the end of a pipe."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)

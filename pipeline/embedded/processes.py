@@ -1,8 +1,8 @@
 """Which processes belong to a state folder, and how to end them without ever touching another's.
 
-supervisord and all that it starts carry MARKER in their environment. Postgres and Redis, which may run as another user and
-rewrite what the system shows of them, are known by their command line or working folder too. A process id read from a file is
-never trusted alone: it is compared with the process's start time and the machine's boot.
+supervisord and all that it starts carry MARKER in their environment. Postgres and Redis, which may run as another user
+and rewrite what the system shows of them, are known by their command line or working folder too. A process id read from
+a file is never trusted alone: it is compared with the process's start time and the machine's boot.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _belongs(process: psutil.Process, folder: StateFolder) -> bool:
 
 
 def _shares_our_files(pid: int) -> bool:
-    """Whether the same path means the same file to it: a container's process may name the same folder and mean another."""
+    """Whether a path means the same file to it: a process in a container may name our folder and mean another."""
     try:
         return os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
     except PermissionError:

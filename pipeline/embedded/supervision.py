@@ -51,8 +51,8 @@ nocleanup=true
 [rpcinterface:supervisor]
 supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 """
-# startsecs=0: supervisord keeps an exit code only of a program that it takes for started. autorestart=unexpected: exit codes
-# other than these, and death by a signal, are followed by a new start, which child.py delays and bounds.
+# startsecs=0: supervisord keeps an exit code only of a program that it takes for started. autorestart=unexpected: exit
+# codes other than these, and death by a signal, are followed by a new start, which child.py delays and bounds.
 _PROGRAM = """
 [program:{name}]
 command="%(ENV_SPECTHINK_PYTHON)s" -I -S "%(ENV_SPECTHINK_CHILD)s" programs/{name}.json
@@ -200,11 +200,13 @@ def write_configuration(folder: StateFolder) -> None:
 def launch_supervisord(folder: StateFolder, *, die_with_parent: bool) -> None:
     """Start supervisord and wait until it answers. The sockets' folder must be there and empty.
 
-    die_with_parent: it stays this process's child and is told to stop, with all it runs, when this process dies. Linux ties
-    that to the thread that starts it, so this must be the main thread.
+    die_with_parent: it stays this process's child and is told to stop, with all it runs, when this process dies. Linux
+    ties that to the thread that starts it, so this must be the main thread.
     """
     if die_with_parent and threading.current_thread() is not threading.main_thread():
-        raise ConfigurationError("die_with_parent: start the servers from the main thread, whose end is the process's end")
+        raise ConfigurationError(
+            "die_with_parent: start the servers from the main thread, whose end is the process's end"
+        )
     launch: dict[str, Any] = {
         "argv": [sys.executable, "-m", "supervisor.supervisord", "-c", "supervisord.conf"],
         "env": {
@@ -365,7 +367,11 @@ class _UnixConnection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(_RPC_TIMEOUT_S)
-        self.sock.connect(str(self._path))
+        try:
+            self.sock.connect(str(self._path))
+        except OSError:
+            self.close()
+            raise
 
 
 class _UnixTransport(xmlrpc.client.Transport):

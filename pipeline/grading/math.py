@@ -70,7 +70,7 @@ class MathGrader:
         Errors are raised without their cause, whose message may hold the reference.
         """
         from math_verify import verify
-        from math_verify.errors import TimeoutException  # type: ignore[import-untyped]  # no stubs
+        from math_verify.errors import TimeoutException
 
         reference = _parse_reference(expected, self.timeout_s)
         try:
@@ -92,7 +92,7 @@ def _bare_reference(reference: str) -> str:
 
 def _parse_answer(text: str, timeout_s: int) -> list[Any]:
     """The formulas in a model's text; none where math-verify cannot read it, or not in time."""
-    from math_verify import parse  # type: ignore[import-untyped]  # no stubs
+    from math_verify import parse
 
     _quiet()
     try:

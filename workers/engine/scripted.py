@@ -51,9 +51,8 @@ class ScriptedEngine(ThreadedEngine[GenerateRequest]):
             "block_size": block_size,
         }
         info = EngineInfo(kind="scripted", version="1", settings=settings)
-        super().__init__(info, name=model, max_model_len=max_model_len, max_in_flight=max_in_flight)
+        super().__init__(info, decode_stream, name=model, max_model_len=max_model_len, max_in_flight=max_in_flight)
         self._script = script
-        self._make_decode_stream = decode_stream
         self._step_s = step_s
         self._prefixes = _PrefixCache(block_size)
         self._waiting: list[_Entry] = []  # a heap
@@ -62,9 +61,6 @@ class ScriptedEngine(ThreadedEngine[GenerateRequest]):
 
     def _prepare(self, request: GenerateRequest) -> GenerateRequest:
         return request
-
-    def _decode_stream(self) -> DecodeStream:
-        return self._make_decode_stream()
 
     def _add(self, core_id: str, core_request: GenerateRequest) -> None:
         heapq.heappush(self._waiting, (core_request.priority, int(core_id), core_id, core_request))

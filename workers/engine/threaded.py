@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeAlias, TypeVar
 
 import structlog
@@ -31,9 +31,18 @@ _JOIN_S = 10.0
 class ThreadedEngine(ABC, Generic[T]):
     """The Engine protocol but for the core. The lock is never held while ``done`` runs: it may submit again."""
 
-    def __init__(self, info: EngineInfo, *, name: str, max_model_len: int, max_in_flight: int) -> None:
-        """name: the model's, for messages."""
+    def __init__(
+        self,
+        info: EngineInfo,
+        decode_stream: Callable[[], DecodeStream],
+        *,
+        name: str,
+        max_model_len: int,
+        max_in_flight: int,
+    ) -> None:
+        """decode_stream: makes one for a request. name: the model's, for messages."""
         self._name = name
+        self._decode_stream = decode_stream
         self._info = info
         self._max_model_len = max_model_len
         self._max_in_flight = max_in_flight
@@ -111,9 +120,6 @@ class ThreadedEngine(ABC, Generic[T]):
     @abstractmethod
     def _prepare(self, request: GenerateRequest) -> T:
         """The core's form of a request. Runs in the caller's thread. Raises PipelineError where it is refused."""
-
-    @abstractmethod
-    def _decode_stream(self) -> DecodeStream: ...
 
     @abstractmethod
     def _add(self, core_id: str, core_request: T) -> None:

@@ -71,7 +71,8 @@ def load_engine(model: str, revision: str | None, role: ModelRole, settings: Eng
         except PipelineError:
             raise
         except Exception as error:
-            raise ConfigurationError(f"{name}: the model cannot be loaded: {read_failure() or one_line(error)}") from error
+            reason = read_failure() or one_line(error)
+            raise ConfigurationError(f"{name}: the model cannot be loaded: {reason}") from error
     engine_class = InlineEngine if parts.process == "inline" else SeparateEngine
     engine = engine_class(name, _describe(name, revision, settings, parts), chat, parts)
     seconds = round(time.monotonic() - started_at, 1)
@@ -99,11 +100,11 @@ class VllmEngine(ThreadedEngine["EngineCoreRequest"]):
 
         super().__init__(
             info,
+            chat.decode_stream,
             name=name,
             max_model_len=parts.config.model_config.max_model_len,
             max_in_flight=parts.config.scheduler_config.max_num_seqs,
         )
-        self._decode_stream = chat.decode_stream  # type: ignore[method-assign]  # no call in between, per request
         self._inputs = parts.inputs
         self._tasks = parts.tasks
         self._stop = FinishReason.STOP

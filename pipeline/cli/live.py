@@ -1,0 +1,136 @@
+"""Live progress of some jobs: samples done, tokens per second by role, takeovers, time left."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from pipeline.cli.render import duration, number
+
+if TYPE_CHECKING:
+    from rich.console import Console, Group
+    from rich.live import Live
+
+    from pipeline.client import Client
+    from pipeline.reports import JobProgress
+
+WINDOW_S = 10.0
+"""Speeds are means over so long."""
+LINE_EVERY_S = 10.0
+"""Where the output is no terminal, a line is printed so often."""
+
+
+class Speed:
+    """The present growth of a running total, over the last window."""
+
+    def __init__(self, window_s: float = WINDOW_S) -> None:
+        self._window_s = window_s
+        self._seen: deque[tuple[float, float]] = deque()
+
+    def add(self, now: float, total: float) -> None:
+        self._seen.append((now, total))
+        while len(self._seen) > 2 and self._seen[1][0] < now - self._window_s:
+            self._seen.popleft()
+
+    @property
+    def per_second(self) -> float | None:
+        """None before two totals are known."""
+        if len(self._seen) < 2:
+            return None
+        (start, first), (end, last) = self._seen[0], self._seen[-1]
+        return (last - first) / (end - start) if end > start else None
+
+
+class ProgressDisplay:
+    """Shows progress while it is open: one changing display in a terminal, a line now and then elsewhere.
+
+    ``show`` is what ``Client.wait`` calls. Tokens per second are those of all small and large workers, as of their
+    heartbeats; takeovers are the jobs' own.
+    """
+
+    def __init__(self, client: Client, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._client = client
+        self._console = console
+        self._clock = clock
+        self._speeds = {"small": Speed(), "large": Speed()}
+        self._done = Speed(window_s=60.0)
+        self._next_line = 0.0
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            from rich.live import Live
+
+            self._live = Live(console=self._console, refresh_per_second=4, transient=False)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, jobs: list[JobProgress]) -> None:
+        now = self._clock()
+        for role, total in self._client.generated_tokens().items():
+            self._speeds[role].add(now, total)
+        self._done.add(now, sum(job.samples_done for job in jobs))
+        if self._live is not None:
+            self._live.update(self._picture(jobs))
+        elif now >= self._next_line or all(job.is_final for job in jobs):
+            self._next_line = now + LINE_EVERY_S
+            self._console.print(self.line(jobs))
+
+    def seconds_left(self, jobs: list[JobProgress]) -> float | None:
+        """Until the last sample is done, at the present pace; None while there is none."""
+        open_samples = sum(job.samples_total - job.samples_done for job in jobs)
+        pace = self._done.per_second
+        if open_samples == 0:
+            return 0.0
+        return open_samples / pace if pace else None
+
+    def line(self, jobs: list[JobProgress]) -> str:
+        """All of it in one line."""
+        done, total = sum(job.samples_done for job in jobs), sum(job.samples_total for job in jobs)
+        each = ", ".join(f"job {job.job_id} {job.samples_done}/{job.samples_total}{_aside(job)}" for job in jobs)
+        return f"{done}/{total} samples ({each}) · {self._footer(jobs)}"
+
+    def _footer(self, jobs: list[JobProgress]) -> str:
+        speeds = ", ".join(f"{role} {number(speed.per_second)}" for role, speed in self._speeds.items())
+        takeovers = sum(job.takeovers for job in jobs)
+        left = self.seconds_left(jobs)
+        time_left = "done" if left == 0 else f"{duration(left)} left" if left is not None else "time left unknown"
+        return f"tokens/s: {speeds} · {takeovers} takeovers · {time_left}"
+
+    def _picture(self, jobs: list[JobProgress]) -> Group:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        grid = Table.grid(padding=(0, 2))
+        for job in jobs:
+            grid.add_row(
+                Text(f"job {job.job_id}", style="bold"),
+                Text(job.name, overflow="ellipsis", no_wrap=True),
+                ProgressBar(total=max(job.samples_total, 1), completed=job.samples_done, width=24),
+                Text(f"{job.samples_done}/{job.samples_total}", justify="right"),
+                Text(f"{job.takeovers} takeovers"),
+                Text(_state(job), style="dim"),
+            )
+        return Group(grid, Text(self._footer(jobs)))
+
+
+def _state(job: JobProgress) -> str:
+    if job.is_final:
+        return job.state.value
+    writing = f"{job.drafting} drafting, {job.assisting + job.awaiting_large} with large"
+    return job.waiting_for or writing
+
+
+def _aside(job: JobProgress) -> str:
+    return f" ({job.waiting_for})" if job.waiting_for and not job.is_final else ""

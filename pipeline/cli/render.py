@@ -1,0 +1,212 @@
+"""How the command prints: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from pipeline.reports import JobSummary, SampleReport
+
+WIDE = 2000
+"""Columns of output that is no terminal: nothing is wrapped or cut."""
+
+AUTHOR_STYLES = {"small": "cyan", "large": "bold magenta", "inserted": "yellow"}
+AUTHOR_LETTERS = {"small": "S", "large": "L", "inserted": "+"}
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where text goes. Data are never read as markup."""
+    from rich.console import Console
+
+    file = sys.stderr if stderr else sys.stdout
+    return Console(file=file, markup=False, highlight=False, emoji=False, width=None if file.isatty() else WIDE)
+
+
+def print_json(value: Any) -> None:
+    """Dataclasses, instants and enums are turned into what JSON has."""
+    sys.stdout.write(orjson.dumps(value, default=_to_json, option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return float(value)
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if isinstance(value, bytes | memoryview):
+        return bytes(value).hex()
+    if isinstance(value, dt.timedelta):
+        return value.total_seconds()
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return str(value)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> Table:
+    """A plain table; numbers stand to the right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for index, name in enumerate(columns):
+        numeric = any(isinstance(row[index], int | float | Decimal) for row in rows)
+        made.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(cell(value)) for value in row))
+    return made
+
+
+def cell(value: Any) -> str:
+    """A value as a table shows it."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, dt.datetime):
+        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    if isinstance(value, dict | list) or is_dataclass(value):
+        return orjson.dumps(value, default=_to_json).decode()
+    return str(value)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Few digits: 0.823, 41.2, 1234."""
+    if value is None:
+        return "–"
+    if abs(value) >= 1000:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def duration(seconds: float | None) -> str:
+    """3 s, 4 min 05 s, 2 h 07 min."""
+    if seconds is None:
+        return "–"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def records(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """One line per value: for rows that are too wide for a terminal."""
+    width = max((len(name) for name in columns), default=0)
+    parts = []
+    for index, row in enumerate(rows, 1):
+        parts.append(f"─ row {index}")
+        parts += [f"{name:{width}}  {cell(value)}" for name, value in zip(columns, row, strict=True)]
+    return "\n".join(parts)
+
+
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table, or one record after the other where the terminal is too narrow for it."""
+    out = console()
+    widths = [max([len(name), *(len(cell(row[index])) for row in rows)]) for index, name in enumerate(columns)]
+    if out.is_terminal and sum(widths) + 2 * len(widths) > out.width and len(columns) > 6:
+        out.print(records(columns, rows))
+    else:
+        out.print(table(columns, rows))
+    out.print(f"{len(rows)} {'row' if len(rows) == 1 else 'rows'}", style="dim")
+
+
+_SUMMARY_COLUMNS: dict[str, Callable[[JobSummary], Any]] = {
+    "job": lambda job: job.job_id,
+    "policy": lambda job: job.policy,
+    "state": lambda job: job.state.value,
+    "samples": lambda job: f"{job.samples_total - job.samples_open}/{job.samples_total}",
+    "failed": lambda job: job.samples_failed,
+    "accuracy": lambda job: percent(job.accuracy),
+    "95 % interval": lambda job: (
+        "–" if job.accuracy_low is None else f"{percent(job.accuracy_low)} … {percent(job.accuracy_high)}"
+    ),
+    "tokens mean": lambda job: number(job.mean_output_tokens),
+    "p90": lambda job: number(job.p90_output_tokens),
+    "by large": lambda job: percent(job.share_large),
+    "takeovers": lambda job: number(job.takeovers_per_sample, 2),
+    "tokens/s": lambda job: number(job.tokens_per_second),
+    "time": lambda job: duration(job.seconds),
+}
+
+
+def summary_table(jobs: Sequence[JobSummary], *, title: str | None = None) -> Table:
+    """One line per job. takeovers: per sample; by large: share of the kept tokens."""
+    return table(
+        list(_SUMMARY_COLUMNS), [[show(job) for show in _SUMMARY_COLUMNS.values()] for job in jobs], title=title
+    )
+
+
+def print_sample(report: SampleReport, out: Console) -> None:
+    """One sample step by step (segment by segment before it is complete); letter and colour show the author of each."""
+    from rich.text import Text
+
+    result = report.result
+    score = "unscored" if result.score is None else f"score {result.score:g}"
+    out.print(
+        f"sample {result.sample_id} · job {result.job_id} · problem {result.problem} · number {result.sample_index} · "
+        f"{result.state.value} · {score} · {result.output_tokens} tokens, {result.tokens_large} by large · "
+        f"{result.num_takeovers} takeovers",
+        style="bold",
+    )
+    out.print(Text(result.prompt.strip()), style="dim")
+    legend = Text()
+    for author, letter in AUTHOR_LETTERS.items():
+        legend.append(f"{letter} {author}  ", style=AUTHOR_STYLES[author])
+    out.print(legend)
+    for line in _sample_lines(report):
+        out.print(line)
+    ending = [
+        f"ended by {result.finish_reason.value}" if result.finish_reason else "",
+        _answer(result.predicted_answer),
+    ]
+    out.print(" · ".join(part for part in [*ending, result.error or ""] if part), style="bold")
+
+
+def _answer(predicted: str | None) -> str:
+    return "" if predicted is None else f"answer {predicted}"
+
+
+def _sample_lines(report: SampleReport) -> list[Text]:
+    """A line per step: number, authors and their tokens, text; the trigger where a takeover begins."""
+    from rich.text import Text
+
+    if report.steps:
+        pieces = [
+            (
+                step.step_index,
+                step.author.value,
+                {"small": step.tokens_small, "large": step.tokens_large, "inserted": step.tokens_inserted},
+                step.trigger,
+                step.text,
+            )
+            for step in report.steps
+        ]
+    else:
+        pieces = [
+            (part.segment_index, part.author.value, {part.author.value: part.tokens}, part.trigger, part.text)
+            for part in report.segments
+        ]
+    lines = []
+    for index, author, tokens, trigger, written in pieces:
+        shares = " ".join(f"{AUTHOR_LETTERS[who]}{count}" for who, count in tokens.items() if count)
+        line = Text(f"{index:3} {AUTHOR_LETTERS[author]} {shares:9} ")
+        line.append(f"[{trigger}] " if trigger else "", style="bold yellow")
+        line.append(written.strip("\n").replace("\n", "⏎"), style=AUTHOR_STYLES[author])
+        lines.append(line)
+    return lines

@@ -1,0 +1,231 @@
+"""Commands that run things: up, down, migrate, worker, flower."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from pipeline.cli.app import StateDir, app, settings_of
+from pipeline.cli.render import console, table
+
+PANEL = "Running it"
+
+_UP_EXAMPLES = """Examples:
+
+specthink up: Postgres, Redis, grading, upkeep and Flower
+
+specthink up --small examples/models/demo-small --large examples/models/demo-large: the demo pair's workers too
+
+specthink --state-dir /data/run-7 up --no-flower: beside another one
+"""
+
+
+@app.command(rich_help_panel=PANEL, epilog=_UP_EXAMPLES)
+def up(
+    context: typer.Context,
+    small: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Start a small worker: a folder or hub id.")
+    ] = None,
+    large: Annotated[str | None, typer.Option(metavar="MODEL", help="Start a large worker, likewise.")] = None,
+    flower: Annotated[bool, typer.Option("--flower/--no-flower", help="Serve Flower on localhost.")] = True,
+    state_dir: StateDir = None,
+) -> None:
+    """Start embedded servers and workers, and leave them running; what runs already is left as it is."""
+    from pipeline.local import start_local
+
+    err = console(stderr=True)
+    settings = settings_of(context, state_dir)
+    stack = start_local(
+        settings, small=small, large=large, flower=flower, on_event=lambda event: err.print(f"… {event}", style="dim")
+    )
+    out = console()
+    rows = [
+        [program.name, program.state.value, program.pid, program.log_path] for program in stack.state.program_states()
+    ]
+    out.print(table(["program", "state", "pid", "log"], rows))
+    out.print(f"state folder {stack.state.state_dir}, database revision {stack.revision}")
+    if stack.flower_url:
+        out.print(f"Flower: {stack.flower_url}")
+    out.print(f"stop all of it: {_command(context, state_dir)} down")
+
+
+def _command(context: typer.Context, state_dir: Path | None) -> str:
+    """The command as it must be typed to mean the same state folder."""
+    chosen = state_dir or context.find_root().obj
+    return f"specthink --state-dir {chosen}" if chosen else "specthink"
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: specthink --state-dir /data/run-7 down")
+def down(context: typer.Context, state_dir: StateDir = None) -> None:
+    """Stop what `up` started in this state folder, and nothing else. The data stay."""
+    from pipeline.embedded import stop
+
+    settings = settings_of(context, state_dir)
+    stopped = stop(settings.state_dir)
+    typer.echo(f"stopped: {', '.join(stopped)}" if stopped else f"nothing runs for {settings.state_dir}")
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="Example: SPECTHINK_DATABASE_URL=postgresql://user:password@host/name specthink migrate",
+)
+def migrate(context: typer.Context, state_dir: StateDir = None) -> None:
+    """Bring the database to this version's schema. Two at once wait for each other."""
+    from pipeline.db.grants import grant_reading
+    from pipeline.db.migrate import upgrade
+    from pipeline.db.session import open_database, transaction
+    from pipeline.embedded import find_connections
+
+    settings = settings_of(context, state_dir)
+    embedded = find_connections(settings.state_dir) if settings.database_url is None else None
+    url = settings.database_url or (embedded.database_url if embedded else None)
+    if url is None:
+        from pipeline.embedded import resolve_connections
+
+        url = resolve_connections(settings).database_url
+    db_engine = open_database(url, application_name="specthink migrate")
+    revision = upgrade(db_engine)
+    if embedded is not None and embedded.reader_url is not None:
+        with transaction(db_engine) as connection:
+            grant_reading(connection, embedded.reader_url)
+    db_engine.dispose()
+    typer.echo(f"database at revision {revision}")
+
+
+_WORKER_EXAMPLES = """Examples:
+
+specthink worker small --model org/small-1b --device-share 0.3
+
+specthink worker large --model /models/large-32b --name-served org/large-32b --max-in-flight 64
+
+specthink worker grade --concurrency 4 · specthink worker upkeep
+"""
+
+worker = typer.Typer(
+    help="Run one worker in the foreground, until it is told to stop.", epilog=_WORKER_EXAMPLES, no_args_is_help=True
+)
+app.add_typer(worker, name="worker", rich_help_panel=PANEL)
+
+Model = Annotated[str, typer.Option(help="A local folder or hub id.")]
+Revision = Annotated[str | None, typer.Option(help="Hub revision.")]
+NameServed = Annotated[
+    str | None, typer.Option(help="The name jobs use for it.", show_default="the hub id, or the folder's base name")
+]
+MaxInFlight = Annotated[int | None, typer.Option(min=1, help="Samples written at the same time.", show_default="128")]
+DeviceShare = Annotated[
+    float | None, typer.Option(min=0.01, max=1.0, help="Share of the GPU's memory.", show_default="0.9")
+]
+EngineProcess = Annotated[
+    str | None,
+    typer.Option(
+        metavar="inline|separate",
+        help="Engine in the worker's process, or in its own.",
+        show_default="inline on a CPU, separate on a GPU",
+    ),
+]
+
+
+@worker.command()
+def small(
+    context: typer.Context,
+    model: Model,
+    name_served: NameServed = None,
+    revision: Revision = None,
+    max_in_flight: MaxInFlight = None,
+    device_share: DeviceShare = None,
+    engine_process: EngineProcess = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Draft with a small model."""
+    _become_writer(
+        context, "small", model, name_served, revision, max_in_flight, device_share, engine_process, state_dir
+    )
+
+
+@worker.command()
+def large(
+    context: typer.Context,
+    model: Model,
+    name_served: NameServed = None,
+    revision: Revision = None,
+    max_in_flight: MaxInFlight = None,
+    device_share: DeviceShare = None,
+    engine_process: EngineProcess = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Take over with a large model."""
+    _become_writer(
+        context, "large", model, name_served, revision, max_in_flight, device_share, engine_process, state_dir
+    )
+
+
+@worker.command()
+def grade(
+    context: typer.Context,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Grading processes.", show_default="1")] = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Grade complete samples."""
+    _become(context, ["grade"], {"SPECTHINK_GRADING__CONCURRENCY": concurrency}, state_dir)
+
+
+@worker.command()
+def upkeep(context: typer.Context, state_dir: StateDir = None) -> None:
+    """Admit, rescue, publish again, close jobs. One leads; more stand by."""
+    _become(context, ["upkeep"], {}, state_dir)
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="Examples: specthink flower --port 5555 · specthink flower --address 0.0.0.0 (needs a password)",
+)
+def flower(
+    context: typer.Context,
+    address: Annotated[str | None, typer.Option(help="Where it listens.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: a free one.", show_default="0")] = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Serve Flower, the web page of workers, tasks and queues."""
+    _become(context, ["flower"], {"SPECTHINK_FLOWER__ADDRESS": address, "SPECTHINK_FLOWER__PORT": port}, state_dir)
+
+
+def _become_writer(
+    context: typer.Context,
+    role: str,
+    model: str,
+    name_served: str | None,
+    revision: str | None,
+    max_in_flight: int | None,
+    device_share: float | None,
+    engine_process: str | None,
+    state_dir: Path | None,
+) -> NoReturn:
+    arguments = [role, "--model", model]
+    arguments += ["--name", name_served] if name_served else []
+    arguments += ["--revision", revision] if revision else []
+    engine = {
+        "SPECTHINK_ENGINE__MAX_IN_FLIGHT": max_in_flight,
+        "SPECTHINK_ENGINE__GPU_MEMORY_UTILIZATION": device_share,
+        "SPECTHINK_ENGINE__PROCESS": engine_process,
+    }
+    _become(context, arguments, engine, state_dir)
+
+
+def _become(
+    context: typer.Context, arguments: list[str], options: Mapping[str, object], state_dir: Path | None
+) -> NoReturn:
+    """Turn this process into ``python -m workers …``; options go along as settings. A wrong one is refused here."""
+    from pipeline.settings import load_settings
+
+    for variable, value in options.items():
+        if value is not None:
+            os.environ[variable] = str(value)
+    chosen = state_dir or context.find_root().obj
+    settings = load_settings(state_dir=chosen)
+    os.environ["SPECTHINK_STATE_DIR"] = str(settings.state_dir)
+    os.execv(sys.executable, [sys.executable, "-m", "workers", *arguments])

@@ -1,0 +1,177 @@
+"""Everything on this machine: embedded servers, the newest schema, and workers beside them, one process each."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.db import migrate, reports
+from pipeline.db.grants import grant_reading
+from pipeline.db.session import open_database, transaction
+from pipeline.embedded import EmbeddedState, Program, ProgramPhase, ProgramState, start
+from pipeline.embedded.supervision import last_lines
+from pipeline.errors import ConfigurationError, ServiceUnavailable
+from pipeline.settings import Settings
+
+WORKERS_TIMEOUT_S = 900.0
+"""A large model on a GPU takes minutes to load and to compile."""
+_ALIVE = (ProgramPhase.STARTING, ProgramPhase.RUNNING)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalStack:
+    """What runs on this machine. flower_url: None where Flower was not asked for."""
+
+    state: EmbeddedState
+    revision: str
+    flower_url: str | None
+
+
+def start_local(
+    settings: Settings,
+    *,
+    small: str | None = None,
+    large: str | None = None,
+    flower: bool = True,
+    die_with_parent: bool = False,
+    on_event: Callable[[str], None] = lambda event: None,
+) -> LocalStack:
+    """Start the embedded servers, migrate, and start workers: grading and upkeep always, the models' where given.
+
+    small, large: a local folder or hub id. Returns once every worker has registered. What runs already is left
+    as it is. die_with_parent: everything ends with this process. on_event: told in a few words what is being done.
+
+    Raises ConfigurationError where the settings name servers of their own, ServiceUnavailable with the last lines of
+    its log when a program ends instead of registering.
+    """
+    if settings.database_url is not None or settings.redis_url is not None:
+        raise ConfigurationError(
+            "SPECTHINK_DATABASE_URL or SPECTHINK_REDIS_URL names servers of your own, which `specthink up` never starts: "
+            "unset both, or run `specthink migrate` and `specthink worker …`"
+        )
+    on_event("starting Postgres and Redis")
+    state = start(settings.state_dir, die_with_parent=die_with_parent)
+    on_event("migrating the database")
+    revision = _prepare_database(state)
+    port = _flower_port(settings, state) if flower else None
+    programs = _programs(settings, small=small, large=large, flower_port=port)
+    state.add_programs(programs)
+    for program in programs:
+        state.start_program(program.name)
+    _wait_for_programs(state, [program.name for program in programs], port, on_event)
+    url = f"http://{settings.flower.address}:{port}" if port is not None else None
+    return LocalStack(state=state, revision=revision, flower_url=url)
+
+
+def _prepare_database(state: EmbeddedState) -> str:
+    db_engine = open_database(state.connections.database_url)
+    try:
+        revision = migrate.upgrade(db_engine)
+        if state.connections.reader_url is not None:
+            with transaction(db_engine) as connection:
+                grant_reading(connection, state.connections.reader_url)
+    finally:
+        db_engine.dispose()
+    return revision
+
+
+def _programs(settings: Settings, *, small: str | None, large: str | None, flower_port: int | None) -> list[Program]:
+    """The programs as supervisord runs them. Settings come from this process's environment, spelled out for each."""
+    environment = {name: value for name, value in os.environ.items() if name.startswith("SPECTHINK_")}
+    environment.pop("SPECTHINK_STATE_DIR", None)  # given by the state folder
+    python = (sys.executable, "-m", "workers")
+    stop_wait_s = int(settings.lease.drain_s) + 20
+    programs = [
+        Program(name=role, argv=(*python, role, "--model", _absolute(model)), env=environment, stop_wait_s=stop_wait_s)
+        for role, model in (("small", small), ("large", large))
+        if model is not None
+    ]
+    programs += [Program(name=kind, argv=(*python, kind), env=environment) for kind in ("grade", "upkeep")]
+    if flower_port is not None:
+        flower = {**environment, "SPECTHINK_FLOWER__PORT": str(flower_port)}
+        programs.append(Program(name="flower", argv=(*python, "flower"), env=flower))
+    return programs
+
+
+def _absolute(model: str) -> str:
+    """A folder by its full path, since programs run elsewhere; a name as it is."""
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else model
+
+
+def _flower_port(settings: Settings, state: EmbeddedState) -> int:
+    """The port of the settings, else the one that Flower had here before, where it runs or the port is still free."""
+    if settings.flower.port:
+        return settings.flower.port
+    memory = state.state_dir / "flower.port"
+    known = int(memory.read_text()) if memory.is_file() else 0
+    running = any(program.name == "flower" and program.state in _ALIVE for program in state.program_states())
+    if known and (running or _is_free(settings.flower.address, known)):
+        return known
+    with socket.create_server((settings.flower.address, 0)) as listener:
+        port = int(listener.getsockname()[1])
+    memory.write_text(str(port))
+    return port
+
+
+def _is_free(address: str, port: int) -> bool:
+    try:
+        socket.create_server((address, port)).close()
+    except OSError:
+        return False
+    return True
+
+
+def _wait_for_programs(
+    state: EmbeddedState, names: list[str], flower_port: int | None, on_event: Callable[[str], None]
+) -> None:
+    """Return once all have registered (Flower: answers). Raises ServiceUnavailable when one has ended instead."""
+    db_engine = open_database(state.connections.database_url)
+    deadline = time.monotonic() + WORKERS_TIMEOUT_S
+    waiting_before: list[str] = []
+    try:
+        while True:
+            programs = {program.name: program for program in state.program_states() if program.name in names}
+            _require_alive(programs)
+            with transaction(db_engine) as connection:
+                registered = {worker.pid for worker in reports.live_workers(connection)}
+            waiting = [name for name in names if not _is_up(programs[name], registered, flower_port)]
+            if not waiting:
+                return
+            if waiting != waiting_before:
+                on_event(f"waiting for {', '.join(waiting)}")
+                waiting_before = waiting
+            if time.monotonic() > deadline:
+                raise ServiceUnavailable(
+                    f"{waiting[0]} did not register within {WORKERS_TIMEOUT_S:.0f} s; "
+                    f"{last_lines(programs[waiting[0]].log_path)}"
+                )
+            time.sleep(0.2)
+    finally:
+        db_engine.dispose()
+
+
+def _require_alive(programs: Mapping[str, ProgramState]) -> None:
+    for program in programs.values():
+        if program.state not in _ALIVE:
+            code = f" (exit code {program.exit_code})" if program.exit_code is not None else ""
+            raise ServiceUnavailable(f"{program.name} did not start{code}; {last_lines(program.log_path, 8)}")
+
+
+def _is_up(program: ProgramState, registered: set[int], flower_port: int | None) -> bool:
+    if program.name == "flower":
+        return flower_port is not None and _answers(flower_port)
+    return program.pid in registered
+
+
+def _answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
