@@ -51,7 +51,7 @@ def start_local(
     """
     if settings.database_url is not None or settings.redis_url is not None:
         raise ConfigurationError(
-            "SPECTHINK_DATABASE_URL or SPECTHINK_REDIS_URL names servers of your own, which `specthink up` never starts: "
+            "SPECTHINK_DATABASE_URL or SPECTHINK_REDIS_URL names servers of your own, and `up` starts none: "
             "unset both, or run `specthink migrate` and `specthink worker …`"
         )
     on_event("starting Postgres and Redis")

@@ -12,8 +12,11 @@ from celery import Celery, Task
 from pydantic import BaseModel, ValidationError
 from sqlalchemy import Engine as DbEngine
 
-from pipeline.db.progress import follow_job
+from pipeline.db.reports import select_progress
 from pipeline.db.session import transaction
+from pipeline.db.upkeep import mark_followed
+from pipeline.errors import NotFound
+from pipeline.reports import JobProgress
 from workers.messages import JobMessage, SamplesMessage
 from workers.publish import FOLLOW
 
@@ -58,15 +61,25 @@ def add_follow_task(app: Celery, db_engine: DbEngine, stop: threading.Event) -> 
 
 def _follow(task: Task, db_engine: DbEngine, job_id: int, stop: threading.Event) -> str:
     while True:
-        with transaction(db_engine) as connection:
-            progress = follow_job(connection, job_id)
-        if progress is None:
-            return "no such job"
+        try:
+            with transaction(db_engine) as connection:
+                mark_followed(connection, job_id)
+                [progress] = select_progress(connection, [job_id])
+        except NotFound as error:
+            return str(error)
+        line = progress_line(progress)
         if progress.is_final or stop.wait(PROGRESS_INTERVAL_S):
-            return progress.line
-        task.send_event(
-            "task-progress",
-            done=progress.done,
-            total=progress.total,
-            result=progress.line,
-        )
+            return line
+        task.send_event("task-progress", done=progress.samples_done, total=progress.samples_total, result=line)
+
+
+def progress_line(progress: JobProgress) -> str:
+    """A job's progress for people, as Flower's result column shows it."""
+    share = 100 * progress.samples_done // progress.samples_total if progress.samples_total else 100
+    parts = [
+        f"{progress.state.value}: {progress.samples_done}/{progress.samples_total} samples ({share} %)",
+        f"{progress.takeovers} takeovers",
+    ]
+    parts += [f"{progress.failed} failed"] if progress.failed else []
+    parts += [progress.waiting_for] if progress.waiting_for else []
+    return ", ".join(parts)

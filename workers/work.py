@@ -260,7 +260,8 @@ def failed(sample: ClaimedSample, error: BaseException) -> Hop:
 
 def conclude(work: Work, result: GenerateResult, chat: ChatModel) -> Hop:
     """What the policy makes of what was written: the segments to store and the state they lead to."""
-    start_token = sum(len(segment.piece) for segment in (*work.sample.context, *work.inserted))
+    start_token = sum(len(segment.piece) for segment in work.sample.context)
+    start_token += sum(len(record.piece) for record in work.inserted)
     event = Written(role=work.role, piece=result.piece, finish=result.finish, start_token=start_token)
     transition = work.setup.policy.advance(work.context, work.state, event)
     keep, *between, last = transition.decisions

@@ -197,3 +197,11 @@ _UNFOLLOWED = text("""
 def unfollowed_jobs(connection: Connection, *, age: dt.timedelta) -> list[int]:
     """Running jobs whose progress nobody has shown for that long; they count as followed from now."""
     return list(connection.execute(_UNFOLLOWED, {"age": age}).scalars())
+
+
+_FOLLOWED = text("UPDATE jobs SET followed_at = clock_timestamp() WHERE id = :job")
+
+
+def mark_followed(connection: Connection, job_id: int) -> None:
+    """Note that somebody shows this job's progress now."""
+    connection.execute(_FOLLOWED, {"job": job_id})

@@ -216,8 +216,8 @@ def _make_csv_row(number: int, header: list[str], cells: list[str]) -> Row | Fau
 
 
 def _read_parquet(file: BinaryIO, max_line_bytes: int) -> Iterator[Row | Fault]:
-    import pyarrow  # type: ignore[import-untyped]  # no stubs
-    import pyarrow.parquet  # type: ignore[import-untyped]  # no stubs
+    import pyarrow
+    import pyarrow.parquet
 
     number = 0
     try:

@@ -171,6 +171,8 @@ class ThreadedEngine(ABC, Generic[T]):
     def _check(self, request: GenerateRequest) -> None:
         if self._death is not None:
             raise self._death
+        if not request.prompt_ids:
+            raise EngineError(self._name, f"request {request.request_id} was refused: its prompt is empty")
         if len(request.prompt_ids) >= self._max_model_len:
             raise PromptTooLong(self._name, len(request.prompt_ids), self._max_model_len)
 

@@ -85,6 +85,7 @@ class _Parts:
     """What is used of vLLM."""
 
     process: Literal["inline", "separate"]
+    cpu_threads: int
     config: VllmConfig
     inputs: InputProcessor
     client: EngineCoreClient
@@ -170,11 +171,18 @@ class InlineEngine(VllmEngine):
     def __init__(self, name: str, info: EngineInfo, chat: ChatModel, parts: _Parts) -> None:
         super().__init__(name, info, chat, parts)
         self._client: InprocClient = cast("InprocClient", parts.client)
+        self._cpu_threads = parts.cpu_threads
         self._additions: list[EngineCoreRequest] = []
         self._aborts: list[str] = []
         self._thread.start()
 
     def _run(self) -> None:
+        import torch
+
+        # Where torch was imported before OMP_NUM_THREADS was set, each new thread starts with a thread per core, and
+        # vLLM's attention kernel aborts when the number changes between two calls. vLLM has put a function that does
+        # nothing in the place of torch.set_num_threads.
+        torch._C.set_num_threads(self._cpu_threads)
         while self._step():
             pass
 
@@ -314,6 +322,7 @@ def _start(model: str, revision: str | None, settings: EngineSettings) -> _Parts
     )
     return _Parts(
         process=process,
+        cpu_threads=settings.cpu_threads,
         config=config,
         inputs=InputProcessor(config, renderer),
         client=client,

@@ -1,0 +1,166 @@
+"""compose.yaml without a Docker engine: it meets the schema, and its commands are ones that specthink knows."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import typer
+import yaml
+
+from pipeline.cli.app import app
+from pipeline.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {
+    "POSTGRES_PASSWORD": "pg-secret",
+    "REDIS_PASSWORD": "redis-secret",
+    "FLOWER_BASIC_AUTH": "user:secret",
+    "SPECTHINK_SMALL_MODEL": "org/small",
+    "SPECTHINK_LARGE_MODEL": "org/large",
+}
+OURS = ("migrate", "small", "large", "grade", "upkeep", "flower")
+
+
+def interpolate(value: Any, environment: dict[str, str]) -> Any:
+    """The value with ``${NAME}``, ``${NAME:-default}`` and ``${NAME:?message}`` replaced as Compose does.
+
+    Raises KeyError with the name of a variable that is required and missing.
+    """
+    if isinstance(value, dict):
+        return {key: interpolate(item, environment) for key, item in value.items()}
+    if isinstance(value, list):
+        return [interpolate(item, environment) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def replaced(match: re.Match[str]) -> str:
+        name, default = match["name"], match["default"]
+        if environment.get(name):
+            return environment[name]
+        if default is None:
+            raise KeyError(name)
+        return default
+
+    return re.sub(r"\$\{(?P<name>\w+)(?::-(?P<default>[^}]*)|:\?[^}]*)?\}", replaced, value)
+
+
+def written() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    return content
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, dict[str, Any]]:
+    resolved: dict[str, dict[str, Any]] = interpolate(written(), ENVIRONMENT)["services"]
+    return resolved
+
+
+@pytest.mark.parametrize("content", [written(), interpolate(written(), ENVIRONMENT)], ids=["written", "resolved"])
+def test_file_meets_the_compose_specification(content: dict[str, Any]) -> None:
+    schema = json.loads((Path(__file__).parent / "data" / "compose-spec.json").read_text())
+    faults = [
+        f"{list(fault.absolute_path)}: {fault.message}"
+        for fault in jsonschema.Draft7Validator(schema).iter_errors(content)
+    ]
+    assert faults == []
+
+
+def test_schema_refuses_what_compose_would() -> None:
+    schema = json.loads((Path(__file__).parent / "data" / "compose-spec.json").read_text())
+    content = written()
+    content["services"]["small"]["depends_on"]["redis"]["condition"] = "service_warm"
+    content["services"]["large"]["comand"] = ["specthink"]
+    assert len(list(jsonschema.Draft7Validator(schema).iter_errors(content))) >= 2
+
+
+@pytest.mark.parametrize("missing", sorted(ENVIRONMENT))
+def test_secrets_and_models_have_no_default(missing: str) -> None:
+    with pytest.raises(KeyError, match=missing):
+        interpolate(written(), {**ENVIRONMENT, missing: ""})
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_command_is_one_that_specthink_parses(name: str, services: dict[str, dict[str, Any]]) -> None:
+    program, *arguments = services[name]["command"]
+    assert program == "specthink"
+    command: Any = typer.main.get_command(app)
+    parent = None
+    while hasattr(command, "resolve_command"):
+        parent = command.make_context(program, arguments, parent=parent)
+        program, command, arguments = command.resolve_command(parent, [*parent._protected_args, *parent.args])
+    # Raises on an unknown option, a missing argument or a value that the command refuses.
+    context = command.make_context(program, list(arguments), parent=parent)
+    assert context.args == []
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_environment_makes_valid_settings(
+    name: str, services: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = services[name]["environment"]
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, str(value))
+    settings = Settings()
+    assert settings.database_url is not None
+    assert settings.redis_url is not None
+    assert settings.database_url.get_secret_value() == "postgresql://specthink:pg-secret@postgres:5432/specthink"
+    assert settings.redis_url.get_secret_value() == "redis://:redis-secret@redis:6379/0"
+
+
+def test_flower_asks_for_a_password_on_the_port_that_is_published(
+    services: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in services["flower"]["environment"].items():
+        monkeypatch.setenv(variable, str(value))
+    flower = Settings().flower
+    assert flower.basic_auth is not None
+    assert services["flower"]["ports"] == [f"127.0.0.1:5555:{flower.port}"]
+
+
+def test_ports_are_published_to_this_host_only(services: dict[str, dict[str, Any]]) -> None:
+    ports = [port for service in services.values() for port in service.get("ports", [])]
+    assert len(ports) == 3
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_work_starts_after_the_migration_and_with_a_healthy_broker(services: dict[str, dict[str, Any]]) -> None:
+    assert services["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+    assert "healthcheck" in services["postgres"]
+    assert "healthcheck" in services["redis"]
+    for name in OURS[1:]:
+        assert services[name]["depends_on"] == {
+            "migrate": {"condition": "service_completed_successfully"},
+            "redis": {"condition": "service_healthy"},
+        }
+
+
+def test_redis_keeps_every_message() -> None:
+    options = dict(
+        line.split(maxsplit=1)
+        for line in interpolate(written(), ENVIRONMENT)["configs"]["redis"]["content"].splitlines()
+        if line and not line.startswith("#")
+    )
+    assert options["appendonly"] == "yes"
+    assert options["maxmemory-policy"] == "noeviction"
+    assert options["requirepass"] == "redis-secret"
+
+
+@pytest.mark.parametrize(("name", "gpu"), [("small", "0"), ("large", "1")])
+def test_models_reserve_a_gpu_each(name: str, gpu: str, services: dict[str, dict[str, Any]]) -> None:
+    (device,) = services[name]["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "device_ids": [gpu], "capabilities": ["gpu"]}
+    assert services[name]["build"]["target"] == "gpu"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_image_target_exists_and_runs_as_an_ordinary_user(name: str, services: dict[str, dict[str, Any]]) -> None:
+    stages = (ROOT / "Dockerfile").read_text().split("\nFROM ")
+    (stage,) = [stage for stage in stages if stage.splitlines()[0].endswith(f" AS {services[name]['build']['target']}")]
+    assert re.findall(r"^USER (.+)$", stage, flags=re.MULTILINE)[-1] == "specthink"
+    copied = [source for line in re.findall(r"^COPY (.+) \S+$", stage, flags=re.MULTILINE) for source in line.split()]
+    assert [source for source in copied if not (ROOT / source).exists()] == []
