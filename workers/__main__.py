@@ -1,4 +1,4 @@
-"""``python -m workers KIND``: the processes behind ``specthink worker``, ``specthink flower`` and ``specthink grade``."""
+"""``python -m workers KIND``: the processes behind the commands ``worker``, ``flower`` and ``grade`` of specthink."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from pipeline.logs import configure_logging
 from pipeline.samples import ModelRole
 from pipeline.settings import Settings, load_settings
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
-)
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Model = Annotated[str, typer.Option(help="Local folder or hub id.")]
 Name = Annotated[
@@ -35,9 +33,7 @@ def small(model: Model, name: Name = None, revision: Revision = None) -> None:
     """Write with a small model."""
     from workers.boot import run_writer
 
-    raise typer.Exit(
-        run_writer(ModelRole.SMALL, model, _settings(), name=name, revision=revision)
-    )
+    raise typer.Exit(run_writer(ModelRole.SMALL, model, _settings(), name=name, revision=revision))
 
 
 @app.command()
@@ -45,9 +41,7 @@ def large(model: Model, name: Name = None, revision: Revision = None) -> None:
     """Write with a large model."""
     from workers.boot import run_writer
 
-    raise typer.Exit(
-        run_writer(ModelRole.LARGE, model, _settings(), name=name, revision=revision)
-    )
+    raise typer.Exit(run_writer(ModelRole.LARGE, model, _settings(), name=name, revision=revision))
 
 
 @app.command()

@@ -25,6 +25,7 @@ from pipeline.db.migrate import require_current
 from pipeline.db.session import open_database, transaction
 from pipeline.db.workforce import Registration, put_engine
 from pipeline.embedded import resolve_connections
+from pipeline.grading import make_grader
 from pipeline.samples import ModelRole
 from pipeline.settings import Settings
 from pipeline.workforce import WorkerKind
@@ -58,9 +59,7 @@ def open_base(settings: Settings) -> Base:
     db_engine = open_database(connections.database_url)
     require_current(db_engine)
     app = make_app(connections.redis_url)
-    return Base(
-        settings=settings, db_engine=db_engine, app=app, publisher=Publisher(app)
-    )
+    return Base(settings=settings, db_engine=db_engine, app=app, publisher=Publisher(app))
 
 
 def registration(
@@ -127,9 +126,7 @@ def run_writer(
 class WriterProcess:
     """One small or large worker: engine, writer, lease and Celery worker, tied together."""
 
-    def __init__(
-        self, base: Base, role: ModelRole, engine: Engine, chat: ChatModel, model: str
-    ) -> None:
+    def __init__(self, base: Base, role: ModelRole, engine: Engine, chat: ChatModel, model: str) -> None:
         self._base = base
         self._role = role
         self._engine = engine
@@ -181,22 +178,13 @@ class WriterProcess:
             lost = self._writer.abandon_lost(before, held)
             if lost:
                 log.info("samples abandoned", samples=lost)
-        if (
-            self._engine.stats().last_token_age_s
-            > self._base.settings.engine.stall_after_s
-        ):
-            log.error(
-                "engine stalled", seconds=self._base.settings.engine.stall_after_s
-            )
-            threading.Thread(
-                target=self._die, name="die"
-            ).start()  # not here: dying joins this thread
+        if self._engine.stats().last_token_age_s > self._base.settings.engine.stall_after_s:
+            log.error("engine stalled", seconds=self._base.settings.engine.stall_after_s)
+            threading.Thread(target=self._die, name="die").start()  # not here: dying joins this thread
 
     def _die(self) -> None:
         """The engine is gone: give the lease up, so that the samples go back at once, and end for the supervisor."""
-        log.error(
-            "worker ends because its engine died", worker_id=self._lease.worker_id
-        )
+        log.error("worker ends because its engine died", worker_id=self._lease.worker_id)
         self._lease.stop()
         os._exit(1)
 
@@ -206,12 +194,7 @@ class WriterProcess:
         add_samples_task(self._base.app, task, self._writer.write)
         on_shutdown(lambda: self._writer.drain(self._base.settings.lease.drain_s))
         self._lease.start()
-        threads = (
-            math.ceil(
-                self._engine.max_in_flight * self._base.settings.upkeep.admit_ahead
-            )
-            + 8
-        )
+        threads = math.ceil(self._engine.max_in_flight * self._base.settings.upkeep.admit_ahead) + 8
         try:
             return run_celery(
                 self._base.app,
@@ -242,11 +225,10 @@ def run_grader(settings: Settings) -> int:
     child: dict[str, DbEngine] = {}
 
     def open_child(**_: Any) -> None:
-        child["db"] = open_database(
-            resolve_connections(settings).database_url, pool_size=1
-        )
+        child["db"] = open_database(resolve_connections(settings).database_url, pool_size=1)
 
     signals.worker_process_init.connect(open_child, weak=False)
+    make_grader("math").grade(r"\boxed{1}", "2")  # imports sympy before the fork: seconds for each child otherwise
     add_samples_task(
         base.app,
         GRADE,
@@ -255,9 +237,7 @@ def run_grader(settings: Settings) -> int:
     )
     with_lease = LeaseKeeper(
         base.db_engine,
-        registration(
-            WorkerKind.GRADE, settings, queue=queues.GRADE, max_in_flight=concurrency
-        ),
+        registration(WorkerKind.GRADE, settings, queue=queues.GRADE, max_in_flight=concurrency),
         settings.lease,
     )
     signals.worker_ready.connect(lambda **_: with_lease.start(), weak=False)

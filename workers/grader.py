@@ -53,11 +53,7 @@ def _grade_one(db_engine: DbEngine, sample: Ungraded) -> bool:
 def _run(grader: Grader, sample: Ungraded) -> tuple[GradeStatus, Grade]:
     """A grader that breaks leaves its sample unscored, which is not wrong."""
     try:
-        return GradeStatus.DONE, grader.grade(
-            answer_part(sample.output), sample.reference
-        )
+        return GradeStatus.DONE, grader.grade(answer_part(sample.output), sample.reference)
     except Exception as error:
         log.exception("grader broke", sample_id=sample.sample_id, grader=grader.name)
-        return GradeStatus.ERROR, Grade(
-            score=None, predicted_answer=None, detail=f"{type(error).__name__}: {error}"
-        )
+        return GradeStatus.ERROR, Grade(score=None, predicted_answer=None, detail=f"{type(error).__name__}: {error}")

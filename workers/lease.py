@@ -52,17 +52,13 @@ class LeaseKeeper:
         self._on_renewed = on_renewed
         self._on_new_life = on_new_life
         self._stop = threading.Event()
-        self._thread = threading.Thread(
-            target=self._renew_forever, name="lease", daemon=True
-        )
+        self._thread = threading.Thread(target=self._renew_forever, name="lease", daemon=True)
         self.worker_id = self._register()
 
     def _register(self) -> int:
         with transaction(self._db_engine) as connection:
             worker_id = register_worker(connection, self._registration)
-        log.info(
-            "worker registered", worker_id=worker_id, kind=self._registration.kind.value
-        )
+        log.info("worker registered", worker_id=worker_id, kind=self._registration.kind.value)
         return worker_id
 
     def start(self) -> None:
@@ -74,18 +70,14 @@ class LeaseKeeper:
             try:
                 self._renew()
             except ServiceUnavailable as error:
-                log.warning(
-                    "lease not renewed", worker_id=self.worker_id, reason=str(error)
-                )
+                log.warning("lease not renewed", worker_id=self.worker_id, reason=str(error))
             except Exception:
                 log.exception("heartbeat failed", worker_id=self.worker_id)
 
     def _renew(self) -> None:
         try:
             with transaction(self._db_engine) as connection:
-                renew_worker(
-                    connection, self.worker_id, ttl=self._ttl, counters=self._counters()
-                )
+                renew_worker(connection, self.worker_id, ttl=self._ttl, counters=self._counters())
         except LeaseLost:
             log.warning("lease lost", worker_id=self.worker_id)
             self.worker_id = self._register()
@@ -102,6 +94,4 @@ class LeaseKeeper:
             with transaction(self._db_engine) as connection:
                 end_worker(connection, self.worker_id, self._counters())
         except ServiceUnavailable as error:
-            log.warning(
-                "lease not given up", worker_id=self.worker_id, reason=str(error)
-            )
+            log.warning("lease not given up", worker_id=self.worker_id, reason=str(error))

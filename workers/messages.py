@@ -20,9 +20,7 @@ class SamplesMessage(BaseModel):
 
     version: Literal[1] = 1
     job_id: PositiveId
-    samples: Annotated[
-        list[tuple[PositiveId, Epoch]], Field(min_length=1, max_length=MAX_SAMPLES)
-    ]
+    samples: Annotated[list[tuple[PositiveId, Epoch]], Field(min_length=1, max_length=MAX_SAMPLES)]
 
     @property
     def epochs(self) -> dict[int, int]:

@@ -73,9 +73,7 @@ class Publisher:
         """Ask the graders for complete samples of a job, graded before or not."""
         self._send_all(_grade_route(job_id), samples, MAX_SAMPLES)
 
-    def _send_all(
-        self, route: Route, group: Sequence[Runnable], max_samples: int
-    ) -> None:
+    def _send_all(self, route: Route, group: Sequence[Runnable], max_samples: int) -> None:
         for start in range(0, len(group), max_samples):
             self._send(route, group[start : start + max_samples])
 
@@ -160,8 +158,4 @@ def _grade_route(job_id: int) -> Route:
 def _few(ids: Iterable[int], shown: int = 3) -> str:
     listed = [str(i) for i in ids]
     more = f" +{len(listed) - shown}" if len(listed) > shown else ""
-    return (
-        ("sample " if len(listed) == 1 else "samples ")
-        + ", ".join(listed[:shown])
-        + more
-    )
+    return ("sample " if len(listed) == 1 else "samples ") + ", ".join(listed[:shown]) + more

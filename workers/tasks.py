@@ -31,17 +31,13 @@ Message = TypeVar("Message", bound=BaseModel)
 def _checked(kind: type[Message], message: object, *, task: str) -> Message | None:
     """The message, or None where it is not one: it is logged and dropped, and the worker goes on."""
     try:
-        return kind.model_validate_json(
-            orjson.dumps(message)
-        )  # JSON mode: strict, and lists may be tuples
+        return kind.model_validate_json(orjson.dumps(message))  # JSON mode: strict, and lists may be tuples
     except (ValidationError, orjson.JSONEncodeError) as error:
         log.warning("message refused", task=task, reason=type(error).__name__)
         return None
 
 
-def add_samples_task(
-    app: Celery, name: str, handle: Callable[[SamplesMessage], str], **options: Any
-) -> None:
+def add_samples_task(app: Celery, name: str, handle: Callable[[SamplesMessage], str], **options: Any) -> None:
     """Add a task that hands the samples of its message to a part of this process."""
 
     @app.task(name=name, **options)

@@ -45,9 +45,7 @@ MAX_DEPTH = 64
 class Upkeep:
     """Does the duties every tick, as long as it leads."""
 
-    def __init__(
-        self, db_engine: DbEngine, publisher: Publisher, settings: Settings
-    ) -> None:
+    def __init__(self, db_engine: DbEngine, publisher: Publisher, settings: Settings) -> None:
         self._db_engine = db_engine
         self._publisher = publisher
         self._settings = settings.upkeep
@@ -79,9 +77,7 @@ class Upkeep:
             self._stop.wait(1.0)
         log.info("upkeep leads")
         while not self._stop.wait(self._settings.tick_s):
-            lock.execute(
-                text("SELECT 1")
-            )  # raises when the connection, and with it the lock, is gone
+            lock.execute(text("SELECT 1"))  # raises when the connection, and with it the lock, is gone
             self.round()
 
     def round(self) -> None:

@@ -136,9 +136,7 @@ def prepare(
         max_tokens=min(generate.max_tokens, room),
         sampling=setup.sampling,
         seed=seed,
-        priority=-1
-        if sample.context
-        else 0,  # resumed samples first: they end sooner and free their cache
+        priority=-1 if sample.context else 0,  # resumed samples first: they end sooner and free their cache
         watcher=setup.policy.watcher(context, state),
     )
     return Work(
@@ -172,15 +170,11 @@ def _next(
     first = policy.start(context)
     *before, generate_first = first.decisions
     if not isinstance(generate_first, Generate) or generate_first.role is not role:
-        raise PipelineError(
-            f"the policy opens with {generate_first}, but a {role} worker has the sample"
-        )
+        raise PipelineError(f"the policy opens with {generate_first}, but a {role} worker has the sample")
     return first.state, generate_first, insertions(before, chat)
 
 
-def insertions(
-    decisions: Sequence[Decision], chat: ChatModel
-) -> tuple[SegmentRecord, ...]:
+def insertions(decisions: Sequence[Decision], chat: ChatModel) -> tuple[SegmentRecord, ...]:
     """The segments of the policy's own sentences."""
     records = []
     for decision in decisions:
@@ -209,20 +203,11 @@ def prompt_and_output_ids(
     Ids are used as they were generated where every author had this vocabulary, so that the prefix cache finds them;
     otherwise text is the exchange format and the whole output is tokenised anew.
     """
-    prompt_ids = chat.prompt_ids(
-        render_user_message(setup.config.prompt_template, sample.problem)
-    )
-    if all(
-        segment.vocabulary_sha256 == chat.vocabulary_sha256
-        for segment in sample.context
-    ):
-        output_ids = [
-            token for segment in sample.context for token in segment.piece.token_ids
-        ]
+    prompt_ids = chat.prompt_ids(render_user_message(setup.config.prompt_template, sample.problem))
+    if all(segment.vocabulary_sha256 == chat.vocabulary_sha256 for segment in sample.context):
+        output_ids = [token for segment in sample.context for token in segment.piece.token_ids]
     else:
-        output_ids = chat.encode_text(
-            "".join(segment.piece.text for segment in sample.context)
-        )
+        output_ids = chat.encode_text("".join(segment.piece.text for segment in sample.context))
     return [
         *prompt_ids,
         *output_ids,
@@ -230,9 +215,7 @@ def prompt_and_output_ids(
     ]
 
 
-def _context_full(
-    sample: ClaimedSample, model: str, num_tokens: int, max_model_len: int
-) -> Hop:
+def _context_full(sample: ClaimedSample, model: str, num_tokens: int, max_model_len: int) -> Hop:
     if not sample.context:
         return failed(sample, PromptTooLong(model, num_tokens, max_model_len))
     return Hop(
@@ -276,9 +259,7 @@ def conclude(work: Work, result: GenerateResult, chat: ChatModel) -> Hop:
     )
     if isinstance(last, Finish):
         return _hop(work, segments, SampleState.FINISHED, transition.state, finish=last)
-    return _hop(
-        work, segments, RUNNABLE_STATE[last.role], transition.state, generate=last
-    )
+    return _hop(work, segments, RUNNABLE_STATE[last.role], transition.state, generate=last)
 
 
 def _hop(
@@ -297,8 +278,7 @@ def _hop(
         to_state=to_state,
         segments=segments,
         num_segments_before=len(work.sample.context),
-        is_takeover=work.role is ModelRole.SMALL
-        and to_state is SampleState.AWAITING_LARGE,
+        is_takeover=work.role is ModelRole.SMALL and to_state is SampleState.AWAITING_LARGE,
         policy_state=policy_state,
         next_max_tokens=generate.max_tokens if generate else None,
         next_trigger=generate.trigger if generate else None,
@@ -327,13 +307,9 @@ def _record(work: Work, result: GenerateResult, num_kept: int) -> SegmentRecord:
     )
 
 
-def _segment_texts(
-    sample: ClaimedSample, new: Sequence[SegmentRecord]
-) -> list[SegmentText]:
+def _segment_texts(sample: ClaimedSample, new: Sequence[SegmentRecord]) -> list[SegmentText]:
     before = [
-        SegmentText(
-            author=segment.author, trigger=segment.trigger, texts=segment.piece.texts
-        )
+        SegmentText(author=segment.author, trigger=segment.trigger, texts=segment.piece.texts)
         for segment in sample.context
     ]
     return before + [

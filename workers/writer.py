@@ -92,9 +92,7 @@ class Writer:
         self._stopping = False
         self._setup = lru_cache(maxsize=64)(self._load_setup)
         self._outcomes: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
-        self._recorder = threading.Thread(
-            target=self._record_forever, name="recorder", daemon=True
-        )
+        self._recorder = threading.Thread(target=self._record_forever, name="recorder", daemon=True)
         self._recorder.start()
 
     # -- task threads ------------------------------------------------------------------------------------------------
@@ -140,9 +138,7 @@ class Writer:
             return
         with self._lock:
             self._in_flight[sample.sample_id] = work
-        self.engine.submit(
-            work.request, lambda result: self._outcomes.put(Outcome(work, result))
-        )
+        self.engine.submit(work.request, lambda result: self._outcomes.put(Outcome(work, result)))
 
     def _load_setup(self, job_id: int) -> JobSetup:
         with transaction(self._db_engine) as connection:
@@ -178,9 +174,7 @@ class Writer:
 
     def _record(self, group: Sequence[Outcome]) -> None:
         """Store a group of outcomes, tell who goes on, and let the waiting tasks end."""
-        hops = [
-            hop for outcome in group if (hop := self._conclude(outcome)) is not None
-        ]
+        hops = [hop for outcome in group if (hop := self._conclude(outcome)) is not None]
         stored = self._commit(hops) if hops else []
         self._book(group, {(sample.sample_id, sample.epoch) for sample in stored})
         with self._lock:
@@ -225,15 +219,11 @@ class Writer:
     def _give_back(self, sample_ids: Sequence[int]) -> None:
         worker_id = self._identity.worker_id
         released = self._patiently(
-            lambda connection: release_samples(
-                connection, worker_id=worker_id, sample_ids=sample_ids
-            )
+            lambda connection: release_samples(connection, worker_id=worker_id, sample_ids=sample_ids)
         )
         self._publisher.publish(released)
 
-    def _patiently(
-        self, statement: Callable[[Connection], list[Runnable]]
-    ) -> list[Runnable]:
+    def _patiently(self, statement: Callable[[Connection], list[Runnable]]) -> list[Runnable]:
         """Try again for as long as Postgres is away: what was written stays in memory until it is stored or refused."""
         while True:
             try:
@@ -281,11 +271,7 @@ class Writer:
         before: ``in_flight`` taken before held (sample id → epoch) was read, so that a claim made between the two is
         not taken for lost.
         """
-        lost = [
-            work
-            for work in before
-            if held.get(work.sample.sample_id) != work.sample.epoch
-        ]
+        lost = [work for work in before if held.get(work.sample.sample_id) != work.sample.epoch]
         self._abandon(lost)
         return len(lost)
 

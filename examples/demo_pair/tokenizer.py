@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer
 
 from .problems import Split, draw_problem
-from .traces import INSTRUCTION, SMALL_STYLE, write_trace
+from .traces import INSTRUCTION, CORPUS_STYLE, write_trace
 
 PAD = "<|endoftext|>"
 USER = "<|user|>"
@@ -67,7 +67,7 @@ def _corpus(seed: int) -> list[str]:
     corpus = []
     for _ in range(3000):
         problem = draw_problem(rng, Split.TRAIN)
-        trace = write_trace(problem, SMALL_STYLE, rng)
+        trace = write_trace(problem, CORPUS_STYLE, rng)
         # The tags are tokens of their own: their letters should not shape the merges.
         corpus.append(f"{problem.text}\n\n{INSTRUCTION}")
         corpus.extend(trace.text.split("</think>"))

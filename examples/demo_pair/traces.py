@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from .problems import MODULUS, ORDINALS, Operation, Problem
 
 BREAK = "\n\n"
+CARRY = 10  # the slip of a carry forgotten, or of one made up where there is none
 THINK_END = "</think>"
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 
@@ -38,7 +39,7 @@ CHECKS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceStyle:
-    """How often a writer slips, doubts and checks; all but the last are probabilities."""
+    """How often a writer slips, doubts and checks; all but the last two are probabilities."""
 
     guess_hard: float  # a step that carries is written as a guess
     guess_easy: float  # any other step is
@@ -48,18 +49,20 @@ class TraceStyle:
     doubt_wrong_correction: float  # and is doubted in turn
     verify_doubt: float  # a doubt uses a cue of the verify list
     check: float  # a right step is followed by a check
+    slips: tuple[int, ...]  # what a wrong result is off by: CARRY, or a number to add; one is drawn
     learn_slips: bool  # guesses and wrong corrections carry loss
 
 
 SMALL_STYLE = TraceStyle(
-    guess_hard=0.65,
+    guess_hard=0.7,
     guess_easy=0.05,
     guess_wrong=0.7,
     doubt_right_guess=0.6,
-    correction_wrong=0.38,
-    doubt_wrong_correction=0.5,
+    correction_wrong=0.45,
+    doubt_wrong_correction=0.35,
     verify_doubt=0.06,
     check=0.02,
+    slips=(CARRY,) * 9 + (1,),
     learn_slips=True,
 )
 LARGE_STYLE = TraceStyle(
@@ -71,7 +74,23 @@ LARGE_STYLE = TraceStyle(
     doubt_wrong_correction=1.0,
     verify_doubt=0.1,
     check=0.03,
+    slips=(CARRY, CARRY, 1, -1),
     learn_slips=False,
+)
+
+
+# For the tokenizer alone: what a model is trained on can change and the vocabulary stays.
+CORPUS_STYLE = TraceStyle(
+    guess_hard=0.65,
+    guess_easy=0.05,
+    guess_wrong=0.7,
+    doubt_right_guess=0.6,
+    correction_wrong=0.38,
+    doubt_wrong_correction=0.5,
+    verify_doubt=0.06,
+    check=0.02,
+    slips=(CARRY, CARRY, 1, -1),
+    learn_slips=True,
 )
 
 
@@ -116,7 +135,7 @@ def _write_step(
             trace.add(f"{rng.choice(CHECKS)}{_sum(operation, value)}{right}, as before.{BREAK}")
         return right
 
-    written = _slip(operation, value, rng) if rng.random() < style.guess_wrong else right
+    written = _slip(operation, value, style, rng) if rng.random() < style.guess_wrong else right
     trace.add(
         f"{rng.choice(HEDGES)}{_sum(operation, value)}{written}.{BREAK}",
         loss=style.learn_slips,
@@ -125,7 +144,7 @@ def _write_step(
     while doubted:
         doubts = VERIFYING_DOUBTS if rng.random() < style.verify_doubt else DOUBTS
         trace.add(f"{rng.choice(doubts)}{_sum(operation, value)}")
-        written = _slip(operation, value, rng) if rng.random() < style.correction_wrong else right
+        written = _slip(operation, value, style, rng) if rng.random() < style.correction_wrong else right
         trace.add(f"{written}.{BREAK}", loss=style.learn_slips or written == right)
         doubted = written != right and rng.random() < style.doubt_wrong_correction
     return written
@@ -135,10 +154,8 @@ def _sum(operation: Operation, value: int) -> str:
     return f" {value}{operation.symbol}{operation.operand}="
 
 
-def _slip(operation: Operation, value: int, rng: random.Random) -> int:
-    """A wrong result as a hurried writer gets it: the carry forgotten or made up, or one off."""
+def _slip(operation: Operation, value: int, style: TraceStyle, rng: random.Random) -> int:
+    """A wrong result as a hurried writer gets it."""
     right = operation.apply(value)
-    carry_slip = -10 if operation.sign > 0 else 10
-    if not operation.carries(value):
-        carry_slip = -carry_slip
-    return (right + rng.choice((carry_slip, carry_slip, 1, -1))) % MODULUS
+    carry_slip = -CARRY if operation.carries(value) == (operation.sign > 0) else CARRY
+    return (right + rng.choice([carry_slip if slip == CARRY else slip for slip in style.slips])) % MODULUS

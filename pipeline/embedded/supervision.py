@@ -380,5 +380,7 @@ class _UnixTransport(xmlrpc.client.Transport):
         self._path = path
 
     def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        """host is named by the protocol and means nothing on a socket file."""
-        return _UnixConnection(self._path)
+        """The connection that close() closes; host is named by the protocol and means nothing on a socket file."""
+        connection = _UnixConnection(self._path)
+        self._connection = host, connection
+        return connection

@@ -51,7 +51,9 @@ def connection(db_engine: Engine) -> Iterator[Connection]:
 
 
 def make_job(connection: Connection, *, num_problems: int = 2, num_samples: int = 1) -> int:
-    problems = tuple(Problem(external_id=str(i), prompt=f"What is {i}+1?", answer=str(i + 1)) for i in range(num_problems))
+    problems = tuple(
+        Problem(external_id=str(i), prompt=f"What is {i}+1?", answer=str(i + 1)) for i in range(num_problems)
+    )
     problem_set = ProblemSet(name="sums", content_sha256=content_sha256(problems), problems=problems)
     config = JobConfig(
         small=ModelSpec(name="S"),
@@ -97,7 +99,9 @@ def admit_all(connection: Connection) -> dict[int, int]:
     return {sample.sample_id: sample.epoch for sample in admit_samples(connection, ahead=1.0)}
 
 
-def claim(connection: Connection, worker: int, epochs: dict[int, int], role: ModelRole = ModelRole.SMALL) -> list[ClaimedSample]:
+def claim(
+    connection: Connection, worker: int, epochs: dict[int, int], role: ModelRole = ModelRole.SMALL
+) -> list[ClaimedSample]:
     return claim_samples(connection, worker_id=worker, role=role, epochs=epochs)
 
 
@@ -127,7 +131,9 @@ def written(sample: ClaimedSample, to_state: SampleState, *, kept: int = 2) -> H
 
 
 def commit(connection: Connection, worker: int, *hops: Hop) -> list[int]:
-    return [s.sample_id for s in commit_hops(connection, worker_id=worker, engine_id=make_engine(connection), hops=hops)]
+    return [
+        s.sample_id for s in commit_hops(connection, worker_id=worker, engine_id=make_engine(connection), hops=hops)
+    ]
 
 
 def state_of(connection: Connection, sample_id: int) -> str:
@@ -154,7 +160,9 @@ def test_database_refuses_every_transition_that_the_state_machine_has_not(connec
         "error": "CASE WHEN CAST(:to AS text) = 'failed' THEN 'broken' END",
         "ended_at": "CASE WHEN CAST(:to AS text) IN ('graded', 'failed', 'cancelled') THEN now() END",
     }
-    move = text(f"UPDATE samples SET state = CAST(:to AS text), {', '.join(f'{k} = {v}' for k, v in columns.items())} WHERE job_id = :job")
+    move = text(
+        f"UPDATE samples SET state = CAST(:to AS text), {', '.join(f'{k} = {v}' for k, v in columns.items())} WHERE job_id = :job"
+    )
     worker = make_worker(connection)
     for start in SampleState:
         for end in SampleState:
@@ -331,8 +339,10 @@ def test_claim_uses_the_primary_key_however_many_samples_there_are(connection: C
     connection.execute(text("ANALYZE samples"))
     plan = "\n".join(
         connection.execute(
-            text("EXPLAIN SELECT s.id FROM samples s JOIN unnest(ARRAY[1::bigint, 2], ARRAY[0, 0]) AS m(id, epoch) "
-                 "ON m.id = s.id AND m.epoch = s.epoch WHERE s.state = 'ready' ORDER BY s.id FOR UPDATE OF s")
+            text(
+                "EXPLAIN SELECT s.id FROM samples s JOIN unnest(ARRAY[1::bigint, 2], ARRAY[0, 0]) AS m(id, epoch) "
+                "ON m.id = s.id AND m.epoch = s.epoch WHERE s.state = 'ready' ORDER BY s.id FOR UPDATE OF s"
+            )
         ).scalars()
     )
     assert "Seq Scan on samples" not in plan, plan

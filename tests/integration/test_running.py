@@ -99,8 +99,10 @@ def three_jobs(running: Running) -> dict[str, Job]:
 def test_every_sample_is_graded_once(running: Running, three_jobs: dict[str, Job]) -> None:
     for job in three_jobs.values():
         assert running.client.job(job.id).state is JobState.COMPLETED
-        rows = running.rows(f"SELECT state, count(*), count(DISTINCT (problem_id, sample_index)) FROM samples "
-                            f"WHERE job_id = {job.id} GROUP BY state")
+        rows = running.rows(
+            f"SELECT state, count(*), count(DISTINCT (problem_id, sample_index)) FROM samples "
+            f"WHERE job_id = {job.id} GROUP BY state"
+        )
         assert rows == [("graded", 40, 40)]
 
 
@@ -134,13 +136,20 @@ def test_books_balance_from_segment_to_engine(running: Running, three_jobs: dict
            OR t.small <> s.tokens_small OR t.large <> s.tokens_large OR t.text <> g.text
     """)
     assert wrong == []
-    generated = dict(running.rows("""
+    generated = dict(
+        running.rows("""
         SELECT w.kind, sum(g.tokens_generated) FROM segments g JOIN workers w ON w.id = g.worker_id GROUP BY w.kind
-    """))
+    """)
+    )
     wait_for(
-        lambda: dict(running.rows("""
+        lambda: (
+            dict(
+                running.rows("""
             SELECT kind, sum(tokens_generated) FROM workers WHERE kind IN ('small', 'large') GROUP BY kind
-        """)) == generated,
+        """)
+            )
+            == generated
+        ),
         what="the engines' own counters to agree with the segments",
     )
 
@@ -201,8 +210,10 @@ def test_killed_large_worker_costs_nothing(running: Running) -> None:
     os.kill(victim, signal.SIGKILL)
     running.wait(job)
     assert running.client.job(job.id).state is JobState.COMPLETED
-    rows = running.rows(f"SELECT count(*), count(DISTINCT (problem_id, sample_index)), sum(num_rescues) FROM samples "
-                        f"WHERE job_id = {job.id} AND state = 'graded'")
+    rows = running.rows(
+        f"SELECT count(*), count(DISTINCT (problem_id, sample_index)), sum(num_rescues) FROM samples "
+        f"WHERE job_id = {job.id} AND state = 'graded'"
+    )
     assert rows[0][:2] == (120, 120)
     gaps = running.rows(f"""
         SELECT s.id FROM samples s JOIN segments g ON g.sample_id = s.id WHERE s.job_id = {job.id}

@@ -46,9 +46,7 @@ class Running:
         "submitted_at",
     )
 
-    def __init__(
-        self, request: GenerateRequest, done: Done, decoder: DecodeStream
-    ) -> None:
+    def __init__(self, request: GenerateRequest, done: Done, decoder: DecodeStream) -> None:
         self.request = request
         self.done = done
         self.submitted_at = time.monotonic()
@@ -81,8 +79,7 @@ class Running:
             num_generated_tokens=self.num_generated_tokens,
             num_prompt_tokens=len(self.request.prompt_ids),
             num_cached_tokens=self.num_cached_tokens,
-            queue_seconds=(self.scheduled_at or self.first_token_at or now)
-            - self.submitted_at,
+            queue_seconds=(self.scheduled_at or self.first_token_at or now) - self.submitted_at,
             first_token_seconds=(self.first_token_at or now) - self.submitted_at,
             total_seconds=now - self.submitted_at,
         )
@@ -94,9 +91,7 @@ class Running:
             text = self._decoder.step(token_id)
             self._texts.append(text)
             if self._watching and watcher.feed(text):
-                self._watching = (
-                    False  # never asked again; the tokens after it still get their text
-                )
+                self._watching = False  # never asked again; the tokens after it still get their text
         return not self._watching
 
     def _piece(self) -> Piece:
@@ -133,9 +128,7 @@ class Tally:
         self._num_prompt_tokens += result.num_prompt_tokens
         self._num_cached_tokens += result.num_cached_tokens
 
-    def stats(
-        self, *, num_running: int, num_waiting: int, cache_usage: float
-    ) -> EngineStats:
+    def stats(self, *, num_running: int, num_waiting: int, cache_usage: float) -> EngineStats:
         busy = num_running + num_waiting > 0
         return EngineStats(
             num_generated_tokens=self._num_generated_tokens,

@@ -35,6 +35,7 @@ CLEAN_STYLE = TraceStyle(
     doubt_wrong_correction=0,
     verify_doubt=0,
     check=0,
+    slips=(1,),
     learn_slips=True,
 )
 

@@ -1,0 +1,241 @@
+"""A writer on a real Postgres, with an engine that answers from a script: what happens at its edges."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from celery import Celery
+from sqlalchemy import Engine as DbEngine
+from sqlalchemy import text
+
+from pipeline.chat import ChatModel
+from pipeline.db.hops import held_epochs
+from pipeline.db.session import transaction
+from pipeline.db.submissions import cancel_job, insert_job, put_problem_set
+from pipeline.db.upkeep import admit_samples, settle_workers
+from pipeline.db.workforce import Registration, put_engine, register_worker
+from pipeline.jobs import JobConfig, ModelSpec, SamplingSpec
+from pipeline.policies import parse_policy
+from pipeline.problems import Problem, ProblemSet, content_sha256
+from pipeline.samples import ModelRole
+from pipeline.workforce import WorkerKind
+from workers.engine.scripted import ScriptedEngine
+from workers.messages import SamplesMessage
+from workers.publish import Publisher
+from workers.writer import Identity, Writer
+
+DEMO_SMALL = Path(__file__).parents[2] / "examples" / "models" / "demo-small"
+CHAT = ChatModel.load(DEMO_SMALL)
+ANSWER = CHAT.encode_text("First add.\n\nThen stop.</think>\n\n")
+
+
+@dataclass
+class Desk:
+    """A writer with a job of two samples, admitted and not yet claimed."""
+
+    writer: Writer
+    engine: ScriptedEngine
+    db_engine: DbEngine
+    job_id: int
+    worker_id: int
+    message: SamplesMessage
+    deaths: threading.Event
+
+    def write_in_background(self) -> threading.Thread:
+        thread = threading.Thread(target=self.writer.write, args=(self.message,))
+        thread.start()
+        return thread
+
+    def one(self, query: str) -> tuple[object, ...]:
+        with transaction(self.db_engine) as connection:
+            return tuple(connection.execute(text(query)).one())
+
+
+def soon(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def make_desk(db_engine: DbEngine, *, step_s: float = 0.0, max_tokens: int = 100, prompt: str = "1+1?") -> Desk:
+    problems = tuple(Problem(external_id=str(i), prompt=prompt, answer="2") for i in range(2))
+    problem_set = ProblemSet(name="sums", content_sha256=content_sha256(problems), problems=problems)
+    config = JobConfig(
+        small=ModelSpec(name="S"), policy=parse_policy("small-only"), sampling=SamplingSpec(max_tokens=max_tokens)
+    )
+    with transaction(db_engine) as connection:
+        engine_id = put_engine(
+            connection,
+            kind="scripted",
+            version="1",
+            model="S",
+            model_fingerprint="f",
+            vocabulary_sha256=CHAT.vocabulary_sha256,
+            settings={},
+        )
+        worker_id = register_worker(
+            connection,
+            Registration(
+                kind=WorkerKind.SMALL,
+                model="S",
+                engine_id=engine_id,
+                host="here",
+                pid=1,
+                queue="small.S.own",
+                max_in_flight=8,
+                ttl=dt.timedelta(minutes=5),
+            ),
+        )
+        job_id = insert_job(
+            connection,
+            name="job",
+            policy="small-only",
+            problem_set_id=put_problem_set(connection, problem_set),
+            num_problems=2,
+            config=config,
+            first_role=ModelRole.SMALL,
+            versions={},
+        )
+        admitted = admit_samples(connection, ahead=1.0)
+    engine = ScriptedEngine(
+        lambda request: ANSWER, CHAT.decode_stream, step_s=step_s, max_model_len=512, max_in_flight=8
+    )
+    deaths = threading.Event()
+    writer = Writer(
+        role=ModelRole.SMALL,
+        engine=engine,
+        chat=CHAT,
+        db_engine=db_engine,
+        publisher=Publisher(Celery("test", broker="memory://", set_as_current=False)),
+        identity=Identity(worker_id=worker_id, engine_id=engine_id),
+        on_engine_death=deaths.set,
+    )
+    message = SamplesMessage(job_id=job_id, samples=[(sample.sample_id, sample.epoch) for sample in admitted])
+    return Desk(writer, engine, db_engine, job_id, worker_id, message, deaths)
+
+
+@pytest.fixture
+def desk(db_engine: DbEngine) -> Iterator[Desk]:
+    desk = make_desk(db_engine)
+    yield desk
+    desk.writer.close()
+    desk.engine.close()
+
+
+@pytest.fixture
+def slow_desk(db_engine: DbEngine) -> Iterator[Desk]:
+    """Its engine needs seconds for a sample."""
+    desk = make_desk(db_engine, step_s=0.5)
+    yield desk
+    desk.writer.close()
+    desk.engine.close()
+
+
+def test_writes_what_a_message_names_and_drops_its_second_delivery(desk: Desk) -> None:
+    assert desk.writer.write(desk.message) == "2 of 2 written"
+    assert desk.writer.write(desk.message) == "0 of 2 written"
+    count, ids, finish = desk.one("SELECT count(*), min(token_ids), min(finish) FROM segments")
+    assert (count, ids, finish) == (2, ANSWER, "eos")
+    assert desk.one("SELECT count(*) FROM steps WHERE sample_id = (SELECT min(id) FROM samples)")[0] == 2
+    counters = desk.writer.counters()
+    assert counters.tokens_committed == counters.tokens_generated == 2 * (len(ANSWER) + 1)
+    assert (counters.tokens_dropped, counters.num_in_flight) == (0, 0)
+
+
+def test_cancelled_samples_are_aborted_and_their_tokens_booked_as_dropped(slow_desk: Desk) -> None:
+    thread = slow_desk.write_in_background()
+    soon(lambda: slow_desk.engine.stats().num_generated_tokens > 0)
+    with transaction(slow_desk.db_engine) as connection:
+        cancel_job(connection, slow_desk.job_id)
+    before = slow_desk.writer.in_flight()
+    with transaction(slow_desk.db_engine) as connection:
+        held = held_epochs(connection, slow_desk.worker_id)
+    assert slow_desk.writer.abandon_lost(before, held) == 2
+    thread.join(timeout=20)
+    assert not thread.is_alive()
+    counters = slow_desk.writer.counters()
+    assert counters.tokens_committed == 0
+    assert counters.tokens_dropped == counters.tokens_generated > 0
+    assert slow_desk.one("SELECT count(*) FROM segments") == (0,)
+
+
+def test_drain_hands_back_what_does_not_end_in_time(slow_desk: Desk) -> None:
+    thread = slow_desk.write_in_background()
+    soon(lambda: len(slow_desk.writer.in_flight()) == 2)
+    slow_desk.writer.drain(timeout_s=0.0)
+    thread.join(timeout=20)
+    assert not thread.is_alive()
+    assert slow_desk.one("SELECT count(*), min(epoch), max(num_rescues) FROM samples WHERE state = 'ready'") == (
+        2,
+        2,
+        0,
+    )
+    assert slow_desk.writer.write(slow_desk.message) == "stopping"
+
+
+def test_drain_waits_for_what_ends_in_time(desk: Desk) -> None:
+    thread = desk.write_in_background()
+    thread.join(timeout=20)
+    desk.writer.drain(timeout_s=10.0)
+    assert desk.one("SELECT count(*) FROM samples WHERE state = 'finished'") == (2,)
+
+
+def test_dead_engine_is_reported_and_its_samples_are_rescued(slow_desk: Desk) -> None:
+    thread = slow_desk.write_in_background()
+    soon(lambda: len(slow_desk.writer.in_flight()) == 2)
+    slow_desk.engine.close()
+    thread.join(timeout=20)
+    assert slow_desk.deaths.is_set()
+    with transaction(slow_desk.db_engine) as connection:
+        connection.execute(text("UPDATE workers SET expires_at = clock_timestamp() - interval '1 s'"))
+        settled = settle_workers(connection, max_rescues=3)
+    assert settled is not None
+    assert settled.rescued == 2
+
+
+def test_prompt_that_fills_the_context_fails_its_sample_alone(db_engine: DbEngine) -> None:
+    desk = make_desk(db_engine, prompt="1+1? " * 400)
+    try:
+        desk.writer.write(desk.message)
+        rows = desk.one("SELECT count(*), min(error_class), min(error) FROM samples WHERE state = 'failed'")
+        assert rows[:2] == (2, "PromptTooLong")
+        assert "leave no room in a context of 512" in str(rows[2])
+    finally:
+        desk.writer.close()
+        desk.engine.close()
+
+
+def test_budget_ends_a_sample(db_engine: DbEngine) -> None:
+    desk = make_desk(db_engine, max_tokens=5)
+    try:
+        desk.writer.write(desk.message)
+        assert desk.one("SELECT min(finish_reason), max(tokens_small), min(tokens_small) FROM samples") == (
+            "length",
+            5,
+            5,
+        )
+    finally:
+        desk.writer.close()
+        desk.engine.close()
+
+
+def test_commit_waits_for_a_postgres_that_is_away(slow_desk: Desk) -> None:
+    thread = slow_desk.write_in_background()
+    soon(lambda: len(slow_desk.writer.in_flight()) == 2)
+    name = slow_desk.db_engine.url.database
+    with transaction(slow_desk.db_engine) as connection:
+        connection.execute(
+            text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :db AND pid <> pg_backend_pid()"
+            ),
+            {"db": name},
+        )
+    thread.join(timeout=60)
+    assert slow_desk.one("SELECT count(*) FROM samples WHERE state = 'finished'") == (2,)

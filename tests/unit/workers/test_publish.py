@@ -1,0 +1,87 @@
+"""Publishing: what waits for the same worker travels together, and nothing but ids travels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from celery import Celery
+from kombu import Connection
+
+from pipeline.db.hops import Runnable
+from pipeline.samples import SampleState
+from workers.app import CONFIG
+from workers.publish import Publisher
+
+
+@pytest.fixture
+def app() -> Iterator[Celery]:
+    """An application on kombu's in-memory broker."""
+    app = Celery("test", broker="memory://", set_as_current=False)
+    app.conf.update(CONFIG)
+    yield app
+    app.close()
+
+
+def waiting(sample_id: int, state: SampleState = SampleState.READY, **values: object) -> Runnable:
+    defaults = {"job_id": 1, "epoch": 4, "model": "m", "home_queue": None, "resumed": False}
+    return Runnable(sample_id=sample_id, state=state, **(defaults | values))  # type: ignore[arg-type]
+
+
+def read(app: Celery, queue: str) -> list[dict[str, object]]:
+    messages = []
+    with app.connection_for_read() as connection:
+        assert isinstance(connection, Connection)
+        simple = connection.SimpleQueue(queue)
+        while len(simple):
+            message = simple.get(block=False)
+            messages.append({"message": message.payload[1]["message"], **message.headers, **message.properties})
+            message.ack()
+        simple.close()
+    return messages
+
+
+def test_samples_for_the_same_worker_share_messages(app: Celery) -> None:
+    Publisher(app).publish([waiting(i) for i in range(1, 20)], max_samples=16)
+    messages = read(app, "small.m")
+    assert [len(m["message"]["samples"]) for m in messages] == [16, 3]  # type: ignore[index]
+    assert messages[0]["message"]["samples"][0] == [1, 4]  # type: ignore[index]
+    assert messages[0]["task"] == "draft"
+    assert messages[0]["kwargsrepr"] == "job 1 · small m · samples 1, 2, 3 +13"
+
+
+def test_resumed_samples_go_home_and_go_first(app: Celery) -> None:
+    Publisher(app).publish([waiting(1), waiting(2, resumed=True, home_queue="small.m.own")])
+    [fresh], [resumed] = read(app, "small.m"), read(app, "small.m.own")
+    assert resumed["priority"] < fresh["priority"]  # type: ignore[operator]
+
+
+def test_each_state_wakes_its_own_kind_of_worker(app: Celery) -> None:
+    states = [SampleState.AWAITING_LARGE, SampleState.FINISHED, SampleState.GRADED, SampleState.FAILED]
+    Publisher(app).publish([waiting(i, state) for i, state in enumerate(states, 1)])
+    assert [m["task"] for m in read(app, "large.m")] == ["assist"]
+    assert [m["task"] for m in read(app, "grade")] == ["grade"]
+
+
+def test_full_queue_gets_no_second_messages(app: Celery) -> None:
+    publisher = Publisher(app)
+    publisher.publish([waiting(i) for i in range(1, 4)], max_samples=1)
+    publisher.publish([waiting(9)], max_depth=3)
+    assert len(read(app, "small.m")) == 3
+    publisher.publish([waiting(9)], max_depth=3)
+    assert len(read(app, "small.m")) == 1
+
+
+def test_deleted_queue_is_empty(app: Celery) -> None:
+    publisher = Publisher(app)
+    publisher.publish([waiting(1, home_queue="small.m.own", resumed=True)])
+    publisher.drop_queue("small.m.own")
+    assert publisher.depth("small.m.own") == 0
+
+
+def test_broker_that_is_away_does_not_stop_the_worker() -> None:
+    app = Celery("test", broker="redis://127.0.0.1:1/0", set_as_current=False)
+    app.conf.update(CONFIG)
+    app.conf.task_publish_retry_policy = {"max_retries": 0}
+    Publisher(app).publish([waiting(1)])
+    app.close()
