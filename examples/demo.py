@@ -1,7 +1,7 @@
 """The whole pipeline on one machine in a few minutes: `python examples/demo.py`.
 
 Starts Postgres, Redis, a small worker, a large worker, a grader, upkeep and Flower, and solves the shipped problems
-three times: with the small model alone, with the large model alone, and with Speculative Thinking. Everything it started
+three times: with the small model alone, the large model alone, and with Speculative Thinking. Everything it started
 ends with it, however it ends; --keep leaves it running.
 """
 

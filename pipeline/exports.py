@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
 
-from pipeline.reports import Result, plain
-
 if TYPE_CHECKING:
     import pyarrow
+
+    from pipeline.reports import Result
 
 _BATCH = 500
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -36,6 +36,8 @@ def write_results(results: Iterable[Result], output: BinaryIO, format: ExportFor
 
 
 def _write_jsonl(results: Iterable[Result], output: BinaryIO) -> int:
+    from pipeline.reports import plain
+
     count = 0
     for result in results:
         output.write(orjson.dumps(plain(result), option=orjson.OPT_APPEND_NEWLINE))
@@ -44,6 +46,8 @@ def _write_jsonl(results: Iterable[Result], output: BinaryIO) -> int:
 
 
 def _write_csv(results: Iterable[Result], output: BinaryIO) -> int:
+    from pipeline.reports import Result, plain
+
     lines = io.TextIOWrapper(output, encoding="utf-8", newline="", write_through=True)
     writer = csv.writer(lines)
     writer.writerow([field.name for field in fields(Result)])
@@ -69,6 +73,8 @@ def _write_parquet(results: Iterable[Result], output: BinaryIO) -> int:
     import pyarrow
     from pyarrow import parquet
 
+    from pipeline.reports import plain
+
     schema = _schema()
     count = 0
     with parquet.ParquetWriter(output, schema, compression="zstd") as writer:
@@ -92,6 +98,8 @@ def _parquet_value(value: Any) -> Any:
 def _schema() -> pyarrow.Schema:
     """Parquet's columns, from the types of Result's fields."""
     import pyarrow
+
+    from pipeline.reports import Result
 
     by_type = {int: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string()}
     columns = []

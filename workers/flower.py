@@ -9,14 +9,25 @@ import ipaddress
 import os
 import secrets
 
-import structlog
+from flower import command
+from flower.app import Flower
+from tornado.ioloop import PeriodicCallback
 
 from pipeline.embedded import resolve_connections
 from pipeline.errors import ConfigurationError
 from pipeline.settings import FlowerSettings, Settings
 from workers.app import make_app
 
-log = structlog.get_logger()
+REFRESH_S = 5.0
+"""How often the workers are asked which queues they read."""
+
+
+class RefreshingFlower(Flower):  # type: ignore[misc]  # flower has no types
+    """Flower asks workers for their queues once, at its own start, and never those of later ones."""
+
+    def start(self) -> None:
+        PeriodicCallback(self.update_workers, REFRESH_S * 1000).start()
+        super().start()
 
 
 def run_flower(settings: Settings) -> None:
@@ -28,6 +39,7 @@ def run_flower(settings: Settings) -> None:
             "or use --address 127.0.0.1"
         )
     os.environ.update(_environment(flower))
+    command.Flower = RefreshingFlower
     make_app(resolve_connections(settings).redis_url).start(argv=["flower"])
 
 
@@ -44,6 +56,7 @@ def _environment(flower: FlowerSettings) -> dict[str, str]:
         "FLOWER_PORT": str(flower.port),
         "FLOWER_COOKIE_SECRET": secrets.token_urlsafe(32),
         "FLOWER_READ_ONLY": "true",
+        "FLOWER_INSPECT_TIMEOUT": "3000",  # ms; a worker busy on a few cores needs more than 1000
         "FLOWER_TASKS_COLUMNS": "name,state,kwargs,result,received,runtime,worker",
     }
     if flower.basic_auth is not None:

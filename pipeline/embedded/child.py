@@ -12,12 +12,13 @@ imports the standard library alone, so that it costs a few hundredths of a secon
   folder's mode has to be widened.
 
 The specification is a JSON object: argv, env, inherit_env, cwd, output, user ([uid, gid]), death_signal, parent_pid,
-detach, history, max_starts, window_s; all but argv may be left out.
+detach, hold, history, max_starts, window_s; all but argv may be left out.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import signal
@@ -108,6 +109,13 @@ def _redirect(output: str) -> None:
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
 
 
+def _hold(path: str) -> None:
+    """Lock the file for as long as the program lives: the open file goes on with it, and to nobody else."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.set_inheritable(descriptor, True)
+
+
 def main() -> None:
     """Become the program; returns only by exit."""
     spec: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
@@ -119,6 +127,8 @@ def main() -> None:
         if os.fork():
             os._exit(0)
         os.setsid()
+    if "hold" in spec:
+        _hold(spec["hold"])
     if "death_signal" in spec:
         _die_with_parent(libc, spec["death_signal"])  # before the wait, which must end with the parent too
     if "history" in spec:

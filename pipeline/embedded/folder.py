@@ -1,6 +1,7 @@
 """The state folder: where everything of one embedded installation lies, its lock, its secrets, its running servers.
 
 lock              held by whoever starts or stops servers here
+alive             held by the supervisord of this folder while it lives
 secrets.json      0600, the passwords, made once
 running.json      0600, the connections; there while servers run
 supervisord.conf  programs/NAME.json  what runs, and how
@@ -104,9 +105,12 @@ class StateFolder:
             ) from error
         if self.path.stat().st_uid != os.geteuid():
             raise ConfigurationError(f"state folder {self.path} belongs to another user; choose another --state-dir")
-        if not self.exists() and any(self.path.iterdir()):
+        if (
+            list(self.path.iterdir()) and not self.exists()
+        ):  # in this order: another start makes the lock before the rest
             raise ConfigurationError(f"{self.path} is neither empty nor a state folder; choose another --state-dir")
         self.path.chmod(0o700)
+        (self.path / "lock").touch(mode=0o600)
         for part in (self.programs, self.logs):
             part.mkdir(mode=0o700, exist_ok=True)
 
@@ -149,6 +153,21 @@ class StateFolder:
                         "wait for it or end it, then try again"
                     ) from None
                 time.sleep(0.05)
+
+    @property
+    def alive_file(self) -> Path:
+        return self.path / "alive"
+
+    def is_held(self) -> bool:
+        """Whether a supervisord of this folder lives, even one that this system's processes do not show."""
+        descriptor = os.open(self.alive_file, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
 
     def password(self, name: str) -> str:
         """The password of a role, made on first use. Call with the lock held."""

@@ -131,6 +131,11 @@ def _start_clean(folder: StateFolder, *, die_with_parent: bool) -> EmbeddedState
 
 def _launch(folder: StateFolder, *, die_with_parent: bool) -> EmbeddedState:
     """Start supervisord, then Postgres, then Redis, each when the one before is ready."""
+    if folder.is_held():
+        raise ServiceUnavailable(
+            f"the servers of {folder.path} run where this process cannot see them, perhaps in another container; "
+            "stop them there, or choose another --state-dir"
+        )
     folder.create_run()
     for path in (*folder.programs.glob("*.json"), *folder.programs.glob("*.starts")):
         path.unlink()

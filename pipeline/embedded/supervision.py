@@ -138,7 +138,10 @@ class Service:
 
 
 def worker_service(folder: StateFolder, program: Program) -> Service:
-    """A caller's program as supervisord runs it. Raises ConfigurationError for a name that cannot be used."""
+    """A caller's program as supervisord runs it, stopped before those that were added before it.
+
+    Raises ConfigurationError for a name that cannot be used.
+    """
     if not _NAME.fullmatch(program.name) or program.name in _RESERVED_NAMES:
         raise ConfigurationError(
             f"program name {program.name!r}: use lower-case letters, digits, '.', '-', '_', and not "
@@ -154,11 +157,16 @@ def worker_service(folder: StateFolder, program: Program) -> Service:
     return Service(
         name=program.name,
         launch=launch,
-        priority=100,
+        priority=_priorities(folder).get(program.name) or max([99, *_priorities(folder).values()]) + 1,
         stop_wait_s=program.stop_wait_s,
         as_group=True,
         ends_for_good=(0, EXIT_CONFIGURATION_ERROR, child.EXIT_GAVE_UP),
     )
+
+
+def _priorities(folder: StateFolder) -> dict[str, int]:
+    """Of every program that is written."""
+    return {path.stem: read_json(path)["supervise"]["priority"] for path in folder.programs.glob("*.json")}
 
 
 def restart_bound(folder: StateFolder, name: str, *, max_starts: int, window_s: float) -> dict[str, Any]:
@@ -216,6 +224,7 @@ def launch_supervisord(folder: StateFolder, *, die_with_parent: bool) -> None:
         },
         "cwd": str(folder.path),
         "output": str(folder.log_path("supervisord.out")),
+        "hold": str(folder.alive_file),
     }
     launch |= {"death_signal": "SIGTERM", "parent_pid": os.getpid()} if die_with_parent else {"detach": True}
     spec = folder.path / "supervisord.json"
@@ -268,9 +277,10 @@ class SupervisorClient:
         return int(self._call("supervisor.getPID"))
 
     def program_states(self) -> list[ProgramState]:
-        """All programs, servers first, then in the order of their names."""
+        """All programs, the servers first, then in the order in which they were added."""
         infos: list[dict[str, Any]] = self._call("supervisor.getAllProcessInfo")
-        return [self._state_of(info) for info in infos]
+        priorities = _priorities(self._folder)
+        return [self._state_of(info) for info in sorted(infos, key=lambda info: priorities[info["name"]])]
 
     def program_state(self, name: str) -> ProgramState:
         """Raises NotFound for a name that was not added."""

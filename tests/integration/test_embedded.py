@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -28,7 +29,6 @@ from pipeline.embedded import (
     Program,
     ProgramPhase,
     ProgramState,
-    child,
     find_connections,
     is_running,
     start,
@@ -37,7 +37,7 @@ from pipeline.embedded import (
 from pipeline.embedded.folder import StateFolder
 from pipeline.embedded.processes import find_processes
 from pipeline.embedded.supervision import SupervisorClient, wait_until
-from pipeline.errors import ConfigurationError, NotFound
+from pipeline.errors import ConfigurationError, NotFound, ServiceUnavailable
 
 pytestmark = pytest.mark.integration
 
@@ -86,6 +86,10 @@ def read_data(connections: Connections) -> tuple[object, object]:
 
 def wait_for(condition: Callable[[], bool]) -> None:
     assert wait_until(condition, PATIENCE_S)
+
+
+def log_has(path: Path, text: str) -> bool:
+    return text in path.read_text()
 
 
 def program_state(state: EmbeddedState, name: str) -> ProgramState:
@@ -167,10 +171,10 @@ def test_sqlalchemy_takes_the_address(shared: EmbeddedState) -> None:
 
 
 def test_nobody_enters_without_the_password(shared: EmbeddedState) -> None:
-    database = psycopg.conninfo.conninfo_to_dict(shared.connections.database_url.get_secret_value())
+    url = shared.connections.database_url.get_secret_value()
     for password in ("", "wrong"):
         with pytest.raises(psycopg.OperationalError, match="password"):
-            psycopg.connect(**{**database, "password": password})
+            psycopg.connect(psycopg.conninfo.make_conninfo(url, password=password))
     port = redis.connection.parse_url(shared.connections.redis_url.get_secret_value())["port"]
     with contextlib.closing(redis.Redis(port=port)) as broker, pytest.raises(redis.AuthenticationError):
         broker.ping()
@@ -192,9 +196,9 @@ def test_the_reader_may_connect_and_no_more(shared: EmbeddedState) -> None:
         for statement in ("CREATE TABLE mine (x int)", "CREATE TEMP TABLE mine (x int)", "CREATE ROLE mine"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 reader.execute(statement)
-    elsewhere = psycopg.conninfo.conninfo_to_dict(shared.connections.reader_url.get_secret_value(), dbname="postgres")
+    elsewhere = psycopg.conninfo.make_conninfo(shared.connections.reader_url.get_secret_value(), dbname="postgres")
     with pytest.raises(psycopg.OperationalError, match="permission denied"):
-        psycopg.connect(**elsewhere)
+        psycopg.connect(elsewhere)
 
 
 def test_no_secret_shows_in_processes_or_logs_or_to_others(shared: EmbeddedState) -> None:
@@ -341,7 +345,7 @@ def test_servers_orphaned_without_a_signal_are_stopped_before_a_clean_start(stat
         process.suspend()  # they cannot act on their parent's death
     os.kill(supervisord_pid(state_dir), signal.SIGKILL)
     wait_for(lambda: not is_running(state_dir))
-    resumed = threading.Timer(1.0, lambda: [process.resume() for process in stopped])
+    resumed = threading.Timer(1.0, lambda: [process.resume() for process in stopped])  # type: ignore[func-returns-value]
     resumed.start()
     assert read_data(start(state_dir).connections) == (42, b"43")
     resumed.join()
@@ -416,6 +420,21 @@ def test_a_command_that_does_not_exist_is_a_configuration_error(shared: Embedded
     wait_for(lambda: "/no/such/command cannot be run" in ended.log_path.read_text())
 
 
+def test_servers_that_cannot_be_seen_are_not_doubled(state_dir: Path) -> None:
+    """Those of another container, which hold the folder and show no process here."""
+    start(state_dir)
+    stop(state_dir)
+    hold = "import fcntl, sys; file = open(sys.argv[1]); fcntl.flock(file, 2); print('held', flush=True); input()"
+    holder = subprocess.Popen(run_python(hold, str(state_dir / "alive")), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(ServiceUnavailable, match="another container"):
+            start(state_dir)
+        holder.kill()
+    start(state_dir)
+
+
 def test_a_killed_program_is_started_again(shared: EmbeddedState) -> None:
     shared.add_programs([Program(name="victim", argv=SLEEP)])
     shared.start_program("victim")
@@ -434,7 +453,7 @@ def test_a_program_that_keeps_failing_is_given_up_and_may_be_started_anew(shared
     for attempts in (3, 6):
         shared.start_program("failing")
         ended = wait_for_phase(shared, "failing", ProgramPhase.GAVE_UP)
-        wait_for(lambda log=ended.log_path: "gave up" in log.read_text())
+        wait_for(partial(log_has, ended.log_path, "gave up"))
         assert ended.log_path.read_text().count("failed") == attempts
 
 
@@ -456,11 +475,12 @@ def test_a_stopped_program_may_change_and_a_running_one_may_not(shared: Embedded
 
 def test_a_program_that_ignores_the_stop_signal_is_killed(state_dir: Path) -> None:
     deaf = ("sh", "-c", "trap '' TERM; echo deaf; while true; do sleep 1000; done")
-    state = start(state_dir, [Program(name="deaf", argv=deaf, stop_wait_s=1), Program(name="large", argv=SLEEP)])
+    state = start(state_dir, [Program(name="large", argv=SLEEP), Program(name="deaf", argv=deaf, stop_wait_s=1)])
     state.start_program("deaf")
     state.start_program("large")
     wait_for(lambda: "deaf" in program_state(state, "deaf").log_path.read_text())
-    assert stop(state_dir) == ["large", "deaf", "redis", "postgres"]
+    assert [found.name for found in state.program_states()] == ["postgres", "redis", "large", "deaf"]
+    assert stop(state_dir) == ["deaf", "large", "redis", "postgres"]
     assert nothing_runs(state_dir)
 
 

@@ -189,6 +189,11 @@ def test_flower_shows_tasks_that_a_person_can_read(running: Running, three_jobs:
     assert [t["state"] for t in follow] == ["SUCCESS"]
     assert "40/40 samples (100 %)" in follow[0]["result"]
 
+    def queues() -> set[str]:
+        return {queue["name"] for queue in running.flower("/api/queues/length")["active_queues"]}
+
+    wait_for(lambda: {"small.demo-small", "large.demo-large", "grade", "upkeep"} <= queues(), what="queues in Flower")
+
 
 def test_nothing_that_was_written_and_no_answer_is_in_redis_or_flower(
     running: Running, three_jobs: dict[str, Job]

@@ -31,8 +31,8 @@ from pipeline.chat import ChatModel
 from pipeline.errors import ConfigurationError, EngineError, EngineUnavailable, PipelineError
 from pipeline.samples import ModelRole, SegmentFinish
 from pipeline.settings import EngineSettings
-from workers.engine.base import EngineInfo, GenerateRequest
-from workers.engine.running import Running
+from workers.engine.base import EngineInfo, GenerateRequest, GenerateResult, Sampling
+from workers.engine.running import Running, Tally
 from workers.engine.threaded import Ended, ThreadedEngine, one_line
 
 if TYPE_CHECKING:
@@ -53,6 +53,9 @@ up to 127 tokens again at every hop."""
 
 _LOOK_S = 0.5
 """How often an idle reader looks whether the engine's process is still there."""
+
+_TRIAL_S = 300.0
+"""A GPU engine may compile kernels for its first token."""
 
 
 def load_engine(model: str, revision: str | None, role: ModelRole, settings: EngineSettings) -> VllmEngine:
@@ -75,6 +78,7 @@ def load_engine(model: str, revision: str | None, role: ModelRole, settings: Eng
             raise ConfigurationError(f"{name}: the model cannot be loaded: {reason}") from error
     engine_class = InlineEngine if parts.process == "inline" else SeparateEngine
     engine = engine_class(name, _describe(name, revision, settings, parts), chat, parts)
+    engine.try_out()
     seconds = round(time.monotonic() - started_at, 1)
     log.info("engine loaded", model=name, role=role, process=parts.process, seconds=seconds)
     return engine
@@ -110,6 +114,25 @@ class VllmEngine(ThreadedEngine["EngineCoreRequest"]):
         self._tasks = parts.tasks
         self._stop = FinishReason.STOP
         self._finishes = {FinishReason.STOP: SegmentFinish.EOS, FinishReason.LENGTH: SegmentFinish.LENGTH}
+
+    def try_out(self) -> None:
+        """Generate one token: some models load and then cannot run (a head size that the CPU's attention lacks).
+
+        Raises ConfigurationError, with the engine closed.
+        """
+        outcomes: queue.SimpleQueue[GenerateResult | Exception] = queue.SimpleQueue()
+        request = GenerateRequest(request_id="trial", prompt_ids=[0], max_tokens=1, sampling=Sampling())
+        self.submit(request, outcomes.put)
+        try:
+            outcome = outcomes.get(timeout=_TRIAL_S)
+        except queue.Empty:
+            outcome = EngineError(self._name, f"no token came within {_TRIAL_S:.0f} s")
+        if isinstance(outcome, Exception):
+            self.close()
+            reason = str(outcome).removeprefix(f"{self._name}: ")
+            raise ConfigurationError(f"{self._name}: the model cannot be run: {reason}") from outcome
+        with self._changed:
+            self._tally = Tally()
 
     def _prepare(self, request: GenerateRequest) -> EngineCoreRequest:
         """vLLM's form of the request. It takes 0.1 ms, which the engine's thread need not spend."""

@@ -11,7 +11,7 @@ from pipeline.embedded.connections import Connections, find_connections, is_runn
 from pipeline.embedded.folder import StateFolder
 from pipeline.embedded.processes import ProcessIdentity
 from pipeline.errors import ServiceUnavailable
-from pipeline.settings import Settings
+from pipeline.settings import Settings, load_settings
 
 EMBEDDED = Connections(
     SecretStr("postgresql://a:b@/c"), SecretStr("redis://:d@127.0.0.1:1/0"), SecretStr("postgresql://r:s@/c")
@@ -25,7 +25,7 @@ def this_process() -> ProcessIdentity:
 
 
 def make_settings(state_dir: Path, **urls: str) -> Settings:
-    return Settings(state_dir=state_dir, **{name: SecretStr(url) for name, url in urls.items()})
+    return load_settings(state_dir=state_dir, **urls)
 
 
 def test_connections_are_found_while_their_supervisord_lives(tmp_path: Path) -> None:

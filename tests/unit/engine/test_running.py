@@ -33,9 +33,7 @@ class Until:
 
 
 def make_running(watcher: Watcher | None = None, decoder: Callable[[], Halves] = Halves) -> Running:
-    request = GenerateRequest(
-        request_id="r", prompt_ids=[1, 2, 3], max_tokens=9, sampling=Sampling(), watcher=watcher
-    )
+    request = GenerateRequest(request_id="r", prompt_ids=[1, 2, 3], max_tokens=9, sampling=Sampling(), watcher=watcher)
     return Running(request, lambda outcome: None, decoder())
 
 

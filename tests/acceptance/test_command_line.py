@@ -1,0 +1,235 @@
+"""The command line from outside, on real servers, workers and models."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from pyarrow import parquet
+
+from tests.acceptance.conftest import CHECKOUT, MODELS, START_TIMEOUT_S, CommandLine, plain_environment
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
+
+PROBLEMS = str(CHECKOUT / "examples" / "problems.jsonl")
+SMALL, LARGE = ("--small", str(MODELS / "demo-small")), ("--large", str(MODELS / "demo-large"))
+
+
+@pytest.fixture(scope="session")
+def finished_job(specthink: CommandLine) -> int:
+    """Six problems, two samples each, solved with Speculative Thinking."""
+    options = ["--samples", "2", "--limit", "6", "--seed", "3", "--max-tokens", "300", "--name", "six", "--wait"]
+    done = specthink.run("submit", PROBLEMS, *SMALL, *LARGE, *options, timeout_s=200)
+    assert done.returncode == 0, done.stderr
+    assert "12/12 samples" in done.stderr
+    assert done.stdout.strip().isdigit()
+    return int(done.stdout)
+
+
+@pytest.fixture(scope="session")
+def small_job(specthink: CommandLine) -> int:
+    """The same problems with the small model alone."""
+    options = ["--policy", "small-only", "--samples", "2", "--limit", "6", "--max-tokens", "300", "--wait"]
+    return int(specthink.ok("submit", PROBLEMS, *SMALL, *options, timeout_s=200))
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def test_up_again_finds_everything_running(specthink: CommandLine) -> None:
+    def pids() -> dict[str, int]:
+        return {worker["kind"]: worker["pid"] for worker in specthink.json("status")["workers"]}
+
+    before = pids()
+    assert sorted(before) == ["grade", "large", "small", "upkeep"]
+    specthink.ok("up", *SMALL, *LARGE, timeout_s=START_TIMEOUT_S)
+    assert pids() == before
+
+
+def test_doctor_finds_nothing_wrong(specthink: CommandLine) -> None:
+    findings = specthink.json("doctor")
+    assert [finding for finding in findings if finding["verdict"] != "ok"] == []
+    assert {"redis appendonly", "schema", "large workers"} <= {finding["check"] for finding in findings}
+
+
+def test_job_ends_with_every_sample_graded_once(specthink: CommandLine, finished_job: int) -> None:
+    rows = specthink.json(
+        "sql",
+        "SELECT count(*) AS samples, count(DISTINCT (problem_id, sample_index)) AS distinct_samples, "
+        f"count(score) AS scored FROM samples WHERE job_id = {finished_job} AND state = 'graded'",
+    )
+    assert rows == [{"samples": 12, "distinct_samples": 12, "scored": 12}]
+    (job,) = specthink.json("status", str(finished_job))["jobs"]
+    assert (job["name"], job["state"], job["samples_done"], job["waiting_for"]) == ("six", "completed", 12, None)
+
+
+def test_token_books_balance(specthink: CommandLine, finished_job: int) -> None:
+    by_segment = specthink.json(
+        "sql",
+        "SELECT author, sum(cardinality(token_ids)) AS tokens FROM segments g JOIN samples s ON s.id = g.sample_id "
+        f"WHERE s.job_id = {finished_job} GROUP BY author ORDER BY author",
+    )
+    summary = specthink.json("stats", str(finished_job))["summary"]
+    assert {row["author"]: row["tokens"] for row in by_segment} == {
+        "small": summary["tokens_small"],
+        "large": summary["tokens_large"],
+    }
+    assert summary["takeovers"] > 0
+
+
+def test_stats_and_sql_agree(specthink: CommandLine, finished_job: int) -> None:
+    stats = specthink.json("stats", str(finished_job))
+    (row,) = specthink.json("sql", f"SELECT * FROM job_summary WHERE job_id = {finished_job}")
+    for column in ("accuracy", "accuracy_low", "accuracy_high", "mean_output_tokens", "share_large", "seconds"):
+        assert stats["summary"][column] == row[column]
+    printed = specthink.ok("stats", str(finished_job))
+    for title in ("output tokens", "delegation", "pass@k", "reflection"):
+        assert title in printed
+
+
+def test_results_in_three_formats_hold_the_same(specthink: CommandLine, finished_job: int, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in specthink.ok("results", str(finished_job)).splitlines()]
+    assert len(lines) == 12
+    assert all(line["output"] and line["state"] == "graded" for line in lines)
+    table = list(csv.DictReader(io.StringIO(specthink.ok("results", str(finished_job), "--format", "csv"))))
+    specthink.ok("results", str(finished_job), "--format", "parquet", "--output", str(tmp_path / "r.parquet"))
+    columns = parquet.read_table(tmp_path / "r.parquet").to_pylist()
+    ids = [line["sample_id"] for line in lines]
+    assert [int(row["sample_id"]) for row in table] == ids == [row["sample_id"] for row in columns]
+    assert [row["output"] for row in columns] == [line["output"] for line in lines]
+
+
+def test_unknown_job_leaves_no_file_behind(specthink: CommandLine, tmp_path: Path) -> None:
+    done = specthink.run("results", "4711", "--output", str(tmp_path / "none.jsonl"))
+    assert (done.returncode, list(tmp_path.iterdir())) == (3, [])
+    assert "there is no job 4711" in done.stderr
+
+
+def test_sample_is_shown_step_by_step_with_its_authors(specthink: CommandLine, finished_job: int) -> None:
+    query = f"SELECT id FROM samples WHERE job_id = {finished_job} AND num_takeovers > 0 LIMIT 1"
+    sample_id = str(specthink.json("sql", query)[0]["id"])
+    printed = specthink.ok("sample", sample_id)
+    assert " L " in printed
+    assert "[reflection]" in printed
+    report = specthink.json("sample", sample_id)
+    assert "".join(step["text"] for step in report["steps"]) == report["result"]["output"]
+
+
+def test_jobs_are_compared_by_problem(specthink: CommandLine, finished_job: int, small_job: int) -> None:
+    compared = specthink.json("compare", str(small_job), str(finished_job))["comparisons"]
+    assert [(row["job_a"], row["job_b"], row["num_problems"]) for row in compared] == [(small_job, finished_job, 6)]
+    assert f"{small_job} → {finished_job}" in specthink.ok("compare", str(small_job), str(finished_job))
+
+
+def test_watch_ends_with_the_job(specthink: CommandLine, finished_job: int, small_job: int) -> None:
+    done = specthink.run("watch", str(finished_job), str(small_job))
+    assert done.returncode == 0
+    assert "24/24 samples" in done.stderr
+
+
+def test_grade_again_reaches_the_graders(specthink: CommandLine, finished_job: int) -> None:
+    assert "12 samples sent" in specthink.ok("grade", str(finished_job))
+
+
+def test_cancelled_job_ends_and_says_so(specthink: CommandLine) -> None:
+    job = specthink.ok("submit", PROBLEMS, "--small", "nobody-serves-this", "--policy", "small-only", "--limit", "2")
+    (waiting,) = specthink.json("status", job.strip())["jobs"]
+    assert waiting["waiting_for"] == "no live small worker serves nobody-serves-this"
+    assert "2 samples were still open" in specthink.ok("cancel", job.strip())
+    again = specthink.run("cancel", job.strip())
+    assert again.returncode == 1
+    assert "it is cancelled" in again.stderr
+    assert specthink.run("watch", job.strip()).returncode == 1
+
+
+def test_interrupted_watch_leaves_the_job_running(specthink: CommandLine) -> None:
+    job = specthink.ok("submit", PROBLEMS, "--small", "nobody", "--policy", "small-only", "--limit", "1").strip()
+    watching = subprocess.Popen(
+        specthink.argv("watch", job), cwd=specthink.cwd, env=plain_environment(), stderr=subprocess.PIPE, text=True
+    )
+    assert watching.stderr is not None
+    assert "0/1 samples" in watching.stderr.readline()
+    watching.send_signal(signal.SIGINT)
+    _, rest = watching.communicate(timeout=30)
+    assert watching.returncode == 130
+    assert "Traceback" not in rest
+    assert specthink.json("status", job)["jobs"][0]["state"] == "running"
+    specthink.ok("cancel", job)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code"),
+    [
+        (["stats", "4711"], 3),
+        (["sample", "4711"], 3),
+        (["sql", "DELETE FROM jobs"], 2),
+        (["sql", "SELECT nonsense"], 2),
+        (["submit", "missing.jsonl", "--small", "S", "--policy", "small-only"], 2),
+        (["submit", PROBLEMS, "--small", "S"], 2),
+        (["worker", "small", "--model", "/no/such/model"], 2),
+    ],
+)
+def test_errors_are_short_and_have_their_exit_codes(
+    specthink: CommandLine, arguments: list[str], exit_code: int
+) -> None:
+    done = specthink.run(*arguments)
+    assert done.returncode == exit_code, done.stderr
+    assert done.stderr.strip()
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_query_is_read_from_standard_input(specthink: CommandLine) -> None:
+    done = subprocess.run(
+        specthink.argv("sql", "-", "--json"), input="SELECT current_user AS who", cwd=specthink.cwd,
+        env=plain_environment(), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == [{"who": "specthink_reader"}]
+
+
+def test_flower_shows_the_jobs_tasks_without_text(specthink: CommandLine, finished_job: int) -> None:
+    url = f"http://127.0.0.1:{(specthink.state_dir / 'flower.port').read_text()}"
+    with urllib.request.urlopen(f"{url}/api/tasks?limit=1000", timeout=30) as answer:
+        tasks = json.load(answer).values()
+    names = {task["name"] for task in tasks if task["state"] == "SUCCESS"}
+    assert {"draft", "assist", "grade"} <= names
+    assert "boxed" not in json.dumps(list(tasks))
+
+
+def test_failing_worker_makes_up_fail_with_its_log(tmp_path: Path) -> None:
+    command = CommandLine(tmp_path / "state", tmp_path)
+    try:
+        done = command.run("up", "--no-flower", "--small", str(CHECKOUT / "tests"), timeout_s=START_TIMEOUT_S)
+        assert done.returncode == 4
+        assert "small did not start (exit code 2)" in done.stderr
+        assert "tokenizer.json is missing" in done.stderr
+    finally:
+        stopped = command.ok("down")
+    assert "postgres" in stopped
+    wait_until(lambda: not processes_of(tmp_path / "state"))
+
+
+def processes_of(state_dir: Path) -> list[int]:
+    """Ids of the processes that name this state folder on their command line or were started for it."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            mentions = [*process.cmdline(), *process.environ().values()]
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+        if any(str(state_dir) in text for text in mentions):
+            found.append(process.pid)
+    return found
