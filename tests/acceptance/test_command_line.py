@@ -7,16 +7,21 @@ import io
 import json
 import signal
 import subprocess
-import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 from pyarrow import parquet
 
-from tests.acceptance.conftest import CHECKOUT, MODELS, START_TIMEOUT_S, CommandLine, plain_environment
+from tests.acceptance.outside import (
+    CHECKOUT,
+    MODELS,
+    START_TIMEOUT_S,
+    CommandLine,
+    plain_environment,
+    processes_of,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
 
@@ -40,13 +45,6 @@ def small_job(specthink: CommandLine) -> int:
     """The same problems with the small model alone."""
     options = ["--policy", "small-only", "--samples", "2", "--limit", "6", "--max-tokens", "300", "--wait"]
     return int(specthink.ok("submit", PROBLEMS, *SMALL, *options, timeout_s=200))
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def test_up_again_finds_everything_running(specthink: CommandLine) -> None:
@@ -220,16 +218,3 @@ def test_failing_worker_makes_up_fail_with_its_log(tmp_path: Path) -> None:
         stopped = command.ok("down")
     assert "postgres" in stopped
     wait_until(lambda: not processes_of(tmp_path / "state"))
-
-
-def processes_of(state_dir: Path) -> list[int]:
-    """Ids of the processes that name this state folder on their command line or were started for it."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            mentions = [*process.cmdline(), *process.environ().values()]
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue
-        if any(str(state_dir) in text for text in mentions):
-            found.append(process.pid)
-    return found

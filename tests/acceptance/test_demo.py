@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import CHECKOUT, plain_environment
-from tests.acceptance.test_command_line import processes_of, wait_until
+from tests.acceptance.outside import CHECKOUT, plain_environment, processes_of, wait_until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -1,4 +1,4 @@
-"""The protocol of a hop on a real Postgres: claim, commit, lease, rescue. Whatever is late, doubled or dead is refused."""
+"""The protocol of a hop on a real Postgres: claim, commit, lease, rescue; what is late, doubled or dead is refused."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import IntegrityError
 
 from pipeline.db import migrate
+from pipeline.db.base import Base
 from pipeline.db.hops import (
     ClaimedSample,
     Hop,
@@ -23,7 +24,6 @@ from pipeline.db.hops import (
 )
 from pipeline.db.session import transaction
 from pipeline.db.submissions import cancel_job, insert_job, put_problem_set
-from pipeline.db.tables import Base
 from pipeline.db.upkeep import admit_samples, close_jobs, overdue_samples, settle_workers
 from pipeline.db.workforce import Registration, WorkerCounters, end_worker, put_engine, register_worker, renew_worker
 from pipeline.errors import LeaseLost
@@ -160,9 +160,8 @@ def test_database_refuses_every_transition_that_the_state_machine_has_not(connec
         "error": "CASE WHEN CAST(:to AS text) = 'failed' THEN 'broken' END",
         "ended_at": "CASE WHEN CAST(:to AS text) IN ('graded', 'failed', 'cancelled') THEN now() END",
     }
-    move = text(
-        f"UPDATE samples SET state = CAST(:to AS text), {', '.join(f'{k} = {v}' for k, v in columns.items())} WHERE job_id = :job"
-    )
+    others = ", ".join(f"{column} = {value}" for column, value in columns.items())
+    move = text(f"UPDATE samples SET state = CAST(:to AS text), {others} WHERE job_id = :job")
     worker = make_worker(connection)
     for start in SampleState:
         for end in SampleState:
@@ -264,6 +263,7 @@ def test_worker_that_comes_back_from_the_dead_can_write_nothing(connection: Conn
 
 def test_sample_that_lost_its_worker_too_often_is_set_aside(connection: Connection) -> None:
     job = make_job(connection, num_problems=1)
+    settled = None
     for _ in range(2):
         worker = make_worker(connection)
         epochs = admit_all(connection) or {
@@ -272,7 +272,7 @@ def test_sample_that_lost_its_worker_too_often_is_set_aside(connection: Connecti
         [sample] = claim(connection, worker, epochs)
         end_worker(connection, worker, WorkerCounters())
         settled = settle_workers(connection, max_rescues=2)
-        assert settled is not None
+    assert settled is not None
     assert settled.failed == 1
     assert state_of(connection, sample.sample_id) == "failed"
     assert close_jobs(connection) == {job: JobState.COMPLETED_WITH_ERRORS}

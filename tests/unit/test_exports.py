@@ -23,7 +23,8 @@ def make_result(**changes: Any) -> Result:
         job_id=1, sample_id=7, problem="p", sample_index=0, state=SampleState.GRADED, prompt="2+2?", output="4",
         predicted_answer="4", score=1.0, finish_reason=FinishReason.EOS, output_tokens=9,
         tokens_small=5, tokens_large=4, tokens_inserted=0, discarded_small=0, discarded_large=0, num_takeovers=1,
-        num_segments=2, subject=None, level=None, error_class=None, error=None, finished_at=dt.datetime(2026, 1, 2, tzinfo=dt.UTC),
+        num_segments=2, subject=None, level=None, error_class=None, error=None,
+        finished_at=dt.datetime(2026, 1, 2, tzinfo=dt.UTC),
     )  # fmt: skip
     return replace(result, **changes)
 

@@ -66,7 +66,10 @@ class GenerateResult:
 
 
 Done = Callable[["GenerateResult | Exception"], None]
-"""Called once per request, from the engine's thread: must be quick. An exception is a PipelineError."""
+"""Called once per request: must be quick, and may submit. An exception is a PipelineError.
+
+From the engine's thread, or from within submit() where the request is refused and within abort() where it ends.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +117,8 @@ class Engine(Protocol):
     def submit(self, request: GenerateRequest, done: Done) -> None:
         """Hand in a request; returns at once. Thread-safe.
 
-        done gets PromptTooLong, EngineUnavailable or EngineDied where there is no result.
+        done gets PromptTooLong, EngineUnavailable, EngineDied, or another EngineError for a request that cannot be
+        carried out, where there is no result. Raises ValueError for a request_id that is in use.
         """
         ...
 

@@ -6,8 +6,8 @@ inline: the engine core lives in this process and one thread steps it, taking ad
 separate: the core has a process of its own; one thread here reads what it sends.
 
 Both talk to vLLM's EngineCoreClient, the layer under its LLMEngine and AsyncLLM, and read the core's raw outputs:
-these hold ids, end reasons and cache hits, which is all that is wanted. The layer above would build some five objects
-per token and keep its own text, for a fifth of the throughput on a small model.
+these hold ids, end reasons and cache hits, which is all that is wanted. Measured with 128 requests in flight on a
+0.1 M-parameter model: 4 to 9 µs of Python per token here, decoding included, against 30 µs through AsyncLLM.
 
 vLLM reads its environment when it is imported, so nothing here imports it before ``load_engine`` has set that up.
 """
@@ -340,7 +340,7 @@ def _start(model: str, revision: str | None, settings: EngineSettings) -> _Parts
         asyncio_mode=False,
         vllm_config=config,
         executor_class=Executor.get_class(config),
-        log_stats=True,  # brings queue times and cache usage along; costs nothing that can be measured
+        log_stats=True,  # brings queue times and cache usage along
         renderer=renderer,
     )
     return _Parts(

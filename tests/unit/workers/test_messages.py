@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import orjson
 import pytest
 from pydantic import ValidationError
@@ -50,8 +52,14 @@ def test_queue_is_named_by_role_and_model() -> None:
 
 
 def test_seed_depends_on_each_of_its_parts_and_on_nothing_else() -> None:
-    base = {"job_seed": 1, "problem_id": "p", "sample_index": 0, "segment_index": 0, "role": ModelRole.SMALL}
-    changes = [
+    base: dict[str, Any] = {
+        "job_seed": 1,
+        "problem_id": "p",
+        "sample_index": 0,
+        "segment_index": 0,
+        "role": ModelRole.SMALL,
+    }
+    changes: list[dict[str, Any]] = [
         {"job_seed": 2},
         {"problem_id": "q"},
         {"sample_index": 1},

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 from celery import Celery
-from kombu import Connection
 
 from pipeline.db.hops import Runnable
 from pipeline.samples import SampleState
@@ -31,7 +30,6 @@ def waiting(sample_id: int, state: SampleState = SampleState.READY, **values: ob
 def read(app: Celery, queue: str) -> list[dict[str, object]]:
     messages = []
     with app.connection_for_read() as connection:
-        assert isinstance(connection, Connection)
         simple = connection.SimpleQueue(queue)
         while len(simple):
             message = simple.get(block=False)

@@ -1,0 +1,60 @@
+"""What reading along costs: nanoseconds per token of the policy's watcher, by how often breaks come.
+
+    python bench/watcher.py
+
+Prints one line of JSON and a table: medians and spreads over repeats, and the share of one core at 5,000 tokens/s.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from random import Random
+
+from pipeline.policies import make_policy, parse_policy
+from pipeline.policies.base import SampleContext
+
+NUM_TOKENS = 20_000
+REPEATS = 7
+TOKENS_PER_SECOND = 5_000
+WORDS = ["", "the", "sum", "of", "both", "sides", "is", "seven", "plus", "x", "so", "we", "have", "a", "number"]
+
+
+def text_with_breaks(every: int | None) -> list[str]:
+    """Token texts without any cue; a break after so many tokens."""
+    random = Random(0)  # a text that repeats would end at the loop guard
+    texts = [f" {random.choice(WORDS)}" for _ in range(NUM_TOKENS)]
+    if every is not None:
+        texts[every - 1 :: every] = [".\n\n"] * len(texts[every - 1 :: every])
+    return texts
+
+
+def nanoseconds_per_token(texts: list[str]) -> float:
+    policy = make_policy(parse_policy("speculative-thinking:improved"))
+    context = SampleContext(job_seed=0, problem_id="p", sample_index=0, max_tokens=10**6, think_end="</think>")
+    watcher = policy.watcher(context, policy.start(context).state)
+    assert watcher is not None
+    start = time.perf_counter_ns()
+    for text in texts:
+        if watcher.feed(text):
+            raise RuntimeError(f"the watcher ended a text without a cue at {text!r}")
+    return (time.perf_counter_ns() - start) / len(texts)
+
+
+def main() -> None:
+    rows = {}
+    for name, every in (("no break", None), ("every 120 tokens", 120), ("every 13 tokens", 13)):
+        texts = text_with_breaks(every)
+        costs = [nanoseconds_per_token(texts) for _ in range(REPEATS)]
+        rows[name] = {"median_ns": statistics.median(costs), "min_ns": min(costs), "max_ns": max(costs)}
+    print(json.dumps({"bench": "watcher", "machine": platform.machine(), "python": platform.python_version(), **rows}))
+    for name, row in rows.items():
+        share = row["median_ns"] * TOKENS_PER_SECOND / 1e9
+        print(f"{name:18} {row['median_ns']:8.0f} ns/token ({row['min_ns']:.0f} … {row['max_ns']:.0f}), "
+              f"{share:.1%} of a core at {TOKENS_PER_SECOND} tokens/s")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
