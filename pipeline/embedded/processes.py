@@ -56,9 +56,8 @@ def reap(pid: int) -> None:
 
 
 def find_processes(folder: StateFolder) -> list[psutil.Process]:
-    """All living processes of the state folder, oldest first; never this one."""
-    mine = [process for process in psutil.process_iter() if process.pid != os.getpid() and _belongs(process, folder)]
-    return sorted(mine, key=lambda process: (process.create_time(), process.pid))
+    """All living processes of the state folder; never this one."""
+    return [process for process in psutil.process_iter() if process.pid != os.getpid() and _belongs(process, folder)]
 
 
 def _belongs(process: psutil.Process, folder: StateFolder) -> bool:

@@ -7,6 +7,7 @@ killed, so are the programs it runs, by the signal that child.py arranges.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -226,9 +227,10 @@ def _stop_supervised(folder: StateFolder) -> list[str]:
         servers = [state for state in reversed(states) if state.name in SERVERS]
         for state in servers:
             stopped += _stop_programs(folder, supervisor, [state])
-        supervisor.shut_down()
     except ServiceUnavailable:
         return []
+    with contextlib.suppress(ServiceUnavailable):  # it may end before it has answered
+        supervisor.shut_down()
     if identity is not None:
         wait_until(lambda: _is_gone(identity), READY_TIMEOUT_S)
     return stopped

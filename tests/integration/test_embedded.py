@@ -114,6 +114,13 @@ def nothing_runs(state_dir: Path) -> bool:
     return not find_processes(StateFolder.of(state_dir)) and not processes_naming(state_dir)
 
 
+def name_of(process: psutil.Process) -> str | None:
+    try:
+        return str(process.name())
+    except psutil.NoSuchProcess:
+        return None
+
+
 def supervisord_pid(state_dir: Path) -> int:
     return SupervisorClient(StateFolder.of(state_dir)).pid()
 
@@ -326,7 +333,7 @@ def test_down_ends_what_a_killed_supervisord_left(state_dir: Path) -> None:
     folder = StateFolder.of(state_dir)
 
     def sleepers() -> list[psutil.Process]:
-        return [process for process in find_processes(folder) if process.name() == "sleep"]
+        return [process for process in find_processes(folder) if name_of(process) == "sleep"]
 
     wait_for(lambda: len(sleepers()) == 2)
     os.kill(supervisord_pid(state_dir), signal.SIGKILL)
@@ -522,7 +529,7 @@ def own_process(state_dir: Path, mode: str) -> Iterator[subprocess.Popen[str]]:
 def test_everything_dies_with_its_parent(state_dir: Path) -> None:
     with own_process(state_dir, "die") as parent:
         assert is_running(state_dir)
-        wait_for(lambda: any(process.name() == "sleep" for process in find_processes(StateFolder.of(state_dir))))
+        wait_for(lambda: any(name_of(process) == "sleep" for process in find_processes(StateFolder.of(state_dir))))
         parent.send_signal(signal.SIGKILL)
         parent.wait(PATIENCE_S)
         wait_for(lambda: nothing_runs(state_dir))

@@ -222,7 +222,10 @@ def test_delegation_adds_up_to_the_large_models_tokens(connection: Connection) -
         job,
         [{"problem": 0, "tokens_large": 5, "tokens_inserted": 2}, {"problem": 1, "tokens_large": 3}],
     )
-    by = {"worker_id": add_worker(connection, "large", model="L"), "engine_id": add_engine(connection, "L")}
+    by: dict[str, Any] = {
+        "worker_id": add_worker(connection, "large", model="L"),
+        "engine_id": add_engine(connection, "L"),
+    }
     add_segment(connection, ids[0], 0, "small", "aaaa", **by)
     add_segment(connection, ids[0], 1, "large", "bb", trigger="reflection", wait_seconds=1.0, cached_tokens=5, **by)
     add_segment(connection, ids[0], 2, "large", "ccc", trigger="verify", discarded="x", wait_seconds=0.5, **by)
@@ -313,7 +316,7 @@ def test_truncation_counts_and_compares(connection: Connection) -> None:
 
 def waiting_for(connection: Connection, job_id: int) -> str | None:
     row = one(connection, "SELECT waiting_for FROM job_progress WHERE job_id = :job", job=job_id)
-    return row["waiting_for"]  # type: ignore[no-any-return]
+    return row["waiting_for"]
 
 
 def test_progress_says_what_a_job_waits_for(connection: Connection) -> None:

@@ -17,7 +17,7 @@ import orjson
 import pytest
 import typer.main
 
-from pipeline.cli import main, render, servers
+from pipeline.cli import main, render
 from pipeline.cli.app import app
 from pipeline.cli.doctor import Verdict, check_packages
 from pipeline.cli.live import ProgressDisplay, Speed
@@ -179,10 +179,10 @@ def test_worker_options_become_settings_of_the_worker_process(
         became.append(argv)
         sys.exit(0)
 
-    monkeypatch.setattr(servers.os, "execv", execv)
+    monkeypatch.setattr(os, "execv", execv)
     options = "--model m --name-served n --revision r --max-in-flight 9 --device-share 0.3 --engine-process separate"
     environment = dict(os.environ)
-    monkeypatch.setattr(servers.os, "environ", environment)
+    monkeypatch.setattr(os, "environ", environment)
     assert run("--state-dir", str(tmp_path / "a"), "worker", "large", *options.split()) == 0
     assert became == [[sys.executable, *["-m", "workers", "large", "--model", "m", "--name", "n", "--revision", "r"]]]
     assert environment["SPECTHINK_ENGINE__MAX_IN_FLIGHT"] == "9"
