@@ -2,9 +2,9 @@
 
 from alembic import context
 
-from pipeline.db.tables import Base
+from pipeline.db.tables import METADATA
 
 connection = context.config.attributes["connection"]
-context.configure(connection=connection, target_metadata=Base.metadata, transaction_per_migration=False)
+context.configure(connection=connection, target_metadata=METADATA, transaction_per_migration=False)
 with context.begin_transaction():
     context.run_migrations()

@@ -66,9 +66,7 @@ class LeaseLost(PipelineError):
 
     def __init__(self, worker_id: int) -> None:
         self.worker_id = worker_id
-        super().__init__(
-            f"worker {worker_id} lost its lease; it must register again before it works on"
-        )
+        super().__init__(f"worker {worker_id} lost its lease; it must register again before it works on")
 
 
 class EngineError(PipelineError):

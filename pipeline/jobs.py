@@ -16,15 +16,11 @@ class JobState(StrEnum):
 
     RUNNING = "running"  # submitted; its samples are admitted as room allows
     COMPLETED = "completed"  # final: every sample graded
-    COMPLETED_WITH_ERRORS = (
-        "completed_with_errors"  # final: every sample final, some failed
-    )
+    COMPLETED_WITH_ERRORS = "completed_with_errors"  # final: every sample final, some failed
     CANCELLED = "cancelled"  # final
 
 
-FINAL_JOB_STATES = frozenset(
-    {JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS, JobState.CANCELLED}
-)
+FINAL_JOB_STATES = frozenset({JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS, JobState.CANCELLED})
 
 
 class ModelSpec(BaseModel):
@@ -78,9 +74,7 @@ class JobConfig(BaseModel):
     def _has_a_model_for_each_role(self) -> JobConfig:
         for role in sorted(make_policy(self.policy).roles):
             if self.model(role) is None:
-                raise ValueError(
-                    f"policy {self.policy.name!r} needs a {role} model; give --{role} MODEL"
-                )
+                raise ValueError(f"policy {self.policy.name!r} needs a {role} model; give --{role} MODEL")
         return self
 
     def model(self, role: ModelRole) -> ModelSpec | None:

@@ -38,9 +38,7 @@ class SampleState(StrEnum):
     CANCELLED = "cancelled"  # final: its job was cancelled
 
 
-FINAL_STATES = frozenset(
-    {SampleState.GRADED, SampleState.FAILED, SampleState.CANCELLED}
-)
+FINAL_STATES = frozenset({SampleState.GRADED, SampleState.FAILED, SampleState.CANCELLED})
 
 RUNNABLE_STATE = {
     ModelRole.SMALL: SampleState.READY,
@@ -69,12 +67,7 @@ TRANSITIONS: frozenset[tuple[SampleState, SampleState]] = frozenset(
         (_S.ASSISTING, _S.FINISHED),
         (_S.FINISHED, _S.GRADED),
     }
-    | {
-        (state, end)
-        for state in _S
-        if state not in FINAL_STATES
-        for end in (_S.FAILED, _S.CANCELLED)
-    }
+    | {(state, end) for state in _S if state not in FINAL_STATES for end in (_S.FAILED, _S.CANCELLED)}
 )
 
 
@@ -90,9 +83,7 @@ class FinishReason(StrEnum):
 class SegmentFinish(StrEnum):
     """Why one request to an engine ended."""
 
-    EOS = (
-        "eos"  # the model's end of sequence (the EOS id itself is not part of the ids)
-    )
+    EOS = "eos"  # the model's end of sequence (the EOS id itself is not part of the ids)
     LENGTH = "length"  # max_tokens of the request
     WATCH = "watch"  # the watcher ended it
 
@@ -120,9 +111,7 @@ class Piece:
 
     def __post_init__(self) -> None:
         if len(self.token_ids) != len(self.texts):
-            raise ValueError(
-                f"{len(self.token_ids)} token ids but {len(self.texts)} texts"
-            )
+            raise ValueError(f"{len(self.token_ids)} token ids but {len(self.texts)} texts")
 
     @property
     def text(self) -> str:
@@ -132,15 +121,11 @@ class Piece:
         return len(self.token_ids)
 
     def head(self, num_tokens: int) -> Piece:
-        return Piece(
-            token_ids=self.token_ids[:num_tokens], texts=self.texts[:num_tokens]
-        )
+        return Piece(token_ids=self.token_ids[:num_tokens], texts=self.texts[:num_tokens])
 
     def tail(self, num_tokens: int) -> Piece:
         """What follows the first num_tokens."""
-        return Piece(
-            token_ids=self.token_ids[num_tokens:], texts=self.texts[num_tokens:]
-        )
+        return Piece(token_ids=self.token_ids[num_tokens:], texts=self.texts[num_tokens:])
 
 
 EMPTY_PIECE = Piece(token_ids=(), texts=())

@@ -101,13 +101,9 @@ class FlowerSettings(_Part):
 class Settings(BaseSettings):
     """All settings of every process."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="SPECTHINK_", env_nested_delimiter="__", frozen=True, extra="ignore"
-    )
+    model_config = SettingsConfigDict(env_prefix="SPECTHINK_", env_nested_delimiter="__", frozen=True, extra="ignore")
 
-    state_dir: Path = Field(
-        default_factory=lambda: Path(platformdirs.user_data_dir("specthink"))
-    )
+    state_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("specthink")))
     """Where embedded servers keep their data; unused when both URLs are given."""
     database_url: SecretStr | None = None
     """postgresql://user:password@host/name; None: the embedded Postgres of state_dir."""

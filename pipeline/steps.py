@@ -59,9 +59,7 @@ class _Token:
     """The trigger of the takeover that begins with this token."""
 
 
-def split_steps(
-    segments: Iterable[SegmentText], cues: CueLists | None = None
-) -> tuple[Step, ...]:
+def split_steps(segments: Iterable[SegmentText], cues: CueLists | None = None) -> tuple[Step, ...]:
     """The steps of a sample's segments, in order; their texts joined are the sample's text."""
     steps: list[Step] = []
     start = 0
@@ -73,9 +71,7 @@ def split_steps(
 
 def _tokens(segments: Iterable[SegmentText]) -> Iterator[_Token]:
     for segment in segments:
-        takes_over = (
-            segment.author is not Author.SMALL and segment.trigger not in NO_TAKEOVER
-        )
+        takes_over = segment.author is not Author.SMALL and segment.trigger not in NO_TAKEOVER
         takeover = segment.trigger if takes_over else None
         for text in segment.texts:
             yield _Token(text, segment.author, takeover)
@@ -107,12 +103,8 @@ def _step(index: int, tokens: list[_Token], start: int, cues: CueLists) -> Step:
         tokens_large=written[Author.LARGE],
         tokens_inserted=written[Author.INSERTED],
         author=written.most_common(1)[0][0],
-        sentence_class=classify(
-            "".join(token.text for token in tokens[:CLASS_TOKENS]), cues
-        ),
-        trigger=next(
-            (token.takeover for token in tokens if token.takeover is not None), None
-        ),
+        sentence_class=classify("".join(token.text for token in tokens[:CLASS_TOKENS]), cues),
+        trigger=next((token.takeover for token in tokens if token.takeover is not None), None),
         start_token=start,
         end_token=start + len(tokens),
     )

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer
 
 from .problems import Split, draw_problem
-from .traces import INSTRUCTION, CORPUS_STYLE, write_trace
+from .traces import CORPUS_STYLE, INSTRUCTION, write_trace
 
 PAD = "<|endoftext|>"
 USER = "<|user|>"
@@ -51,7 +51,7 @@ def train_tokenizer(seed: int) -> Qwen2Tokenizer:
     learned = json.loads(bare.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
         vocab=learned["vocab"],
-        merges=[tuple(merge) for merge in learned["merges"]],  # type: ignore[misc]  # annotated as lines of a file
+        merges=[tuple(merge) for merge in learned["merges"]],  # annotated as lines of a file
         eos_token=END,
         pad_token=PAD,
         extra_special_tokens=SPECIAL_TOKENS,

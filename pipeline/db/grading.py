@@ -34,9 +34,7 @@ _SELECT_UNGRADED = text("""
 """)
 
 
-def select_ungraded(
-    connection: Connection, sample_ids: Sequence[int]
-) -> list[Ungraded]:
+def select_ungraded(connection: Connection, sample_ids: Sequence[int]) -> list[Ungraded]:
     """The complete ones among some samples. Samples already graded are there too: they may be graded again."""
     rows = connection.execute(_SELECT_UNGRADED, {"ids": list(sample_ids)}).mappings()
     return [Ungraded(**{**row, "output": row["output"] or ""}) for row in rows]
@@ -50,9 +48,7 @@ _BEGIN = text("""
 """)
 
 
-def begin_grade(
-    connection: Connection, *, sample_id: int, grader: str, version: str
-) -> bool:
+def begin_grade(connection: Connection, *, sample_id: int, grader: str, version: str) -> bool:
     """Mark that this grader starts on this sample; False where its grade is there already."""
     values = {"sample": sample_id, "grader": grader, "version": version}
     return connection.execute(_BEGIN, values).first() is not None
@@ -113,9 +109,7 @@ def time_out_grades(connection: Connection, *, age: dt.timedelta) -> list[int]:
     return list(connection.execute(_TIME_OUT, {"age": age}).scalars())
 
 
-_REGRADE = text(
-    "SELECT id FROM samples WHERE job_id = :job AND state IN ('finished', 'graded') ORDER BY id"
-)
+_REGRADE = text("SELECT id FROM samples WHERE job_id = :job AND state IN ('finished', 'graded') ORDER BY id")
 
 
 def gradable_samples(connection: Connection, job_id: int) -> list[int]:

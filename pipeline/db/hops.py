@@ -193,18 +193,12 @@ def claim_samples(
     claimed = [dict(row) for row in rows]
     if not claimed:
         return []
-    connection.execute(
-        _MARK_FIRST_CLAIM, {"jobs": sorted({row["job_id"] for row in claimed})}
-    )
-    contexts = _load_contexts(
-        connection, [row["sample_id"] for row in claimed if row.pop("num_segments")]
-    )
+    connection.execute(_MARK_FIRST_CLAIM, {"jobs": sorted({row["job_id"] for row in claimed})})
+    contexts = _load_contexts(connection, [row["sample_id"] for row in claimed if row.pop("num_segments")])
     return [_claimed_sample(row, contexts.get(row["sample_id"], [])) for row in claimed]
 
 
-def _claimed_sample(
-    row: dict[str, Any], context: list[ContextSegment]
-) -> ClaimedSample:
+def _claimed_sample(row: dict[str, Any], context: list[ContextSegment]) -> ClaimedSample:
     problem = Problem(
         external_id=row.pop("external_id"),
         prompt=row.pop("prompt"),
@@ -216,9 +210,7 @@ def _claimed_sample(
     return ClaimedSample(problem=problem, context=tuple(context), **row)
 
 
-def _load_contexts(
-    connection: Connection, sample_ids: list[int]
-) -> dict[int, list[ContextSegment]]:
+def _load_contexts(connection: Connection, sample_ids: list[int]) -> dict[int, list[ContextSegment]]:
     contexts: dict[int, list[ContextSegment]] = {}
     if not sample_ids:
         return contexts
@@ -233,9 +225,7 @@ def _load_contexts(
     return contexts
 
 
-def _piece(
-    token_ids: Sequence[int], written: str, token_lengths: Sequence[int]
-) -> Piece:
+def _piece(token_ids: Sequence[int], written: str, token_lengths: Sequence[int]) -> Piece:
     """The kept piece again, from what is stored of it."""
     texts, start = [], 0
     for length in token_lengths[: len(token_ids)]:
@@ -246,9 +236,7 @@ def _piece(
 
 def get_job_config(connection: Connection, job_id: int) -> JobConfig:
     """The frozen configuration of a job."""
-    config = connection.execute(
-        text("SELECT config FROM jobs WHERE id = :job"), {"job": job_id}
-    ).scalar_one()
+    config = connection.execute(text("SELECT config FROM jobs WHERE id = :job"), {"job": job_id}).scalar_one()
     return JobConfig.model_validate(config)
 
 
@@ -282,22 +270,16 @@ _COMMIT = text("""
     RETURNING s.id AS sample_id
 """)
 
-_SELECT_RUNNABLE = text(
-    f"SELECT {RUNNABLE_COLUMNS} FROM samples s WHERE s.id = ANY(:ids) ORDER BY s.id"
-)
+_SELECT_RUNNABLE = text(f"SELECT {RUNNABLE_COLUMNS} FROM samples s WHERE s.id = ANY(:ids) ORDER BY s.id")
 
 
-def commit_hops(
-    connection: Connection, *, worker_id: int, engine_id: int, hops: Sequence[Hop]
-) -> list[Runnable]:
+def commit_hops(connection: Connection, *, worker_id: int, engine_id: int, hops: Sequence[Hop]) -> list[Runnable]:
     """Store what a worker wrote, for those samples it still holds, and move their states; the rest is dropped.
 
     Returns what was stored, each with the state it is in now and where a message about it should go.
     """
     rows = orjson.dumps([_hop_row(hop) for hop in hops]).decode()
-    stored = set(
-        connection.execute(_COMMIT, {"hops": rows, "worker": worker_id}).scalars()
-    )
+    stored = set(connection.execute(_COMMIT, {"hops": rows, "worker": worker_id}).scalars())
     mine = [hop for hop in hops if hop.sample_id in stored]
     segments = [row for hop in mine for row in _segment_rows(hop, worker_id, engine_id)]
     if segments:
@@ -308,18 +290,11 @@ def commit_hops(
     return select_runnable(connection, sorted(stored))
 
 
-def select_runnable(
-    connection: Connection, sample_ids: Sequence[int]
-) -> list[Runnable]:
+def select_runnable(connection: Connection, sample_ids: Sequence[int]) -> list[Runnable]:
     """The present state of some samples, as a message about them needs it."""
     if not sample_ids:
         return []
-    return [
-        runnable(row)
-        for row in connection.execute(
-            _SELECT_RUNNABLE, {"ids": list(sample_ids)}
-        ).mappings()
-    ]
+    return [runnable(row) for row in connection.execute(_SELECT_RUNNABLE, {"ids": list(sample_ids)}).mappings()]
 
 
 def _hop_row(hop: Hop) -> dict[str, Any]:
@@ -360,9 +335,7 @@ def _segment_rows(hop: Hop, worker_id: int, engine_id: int) -> list[dict[str, An
             "token_ids": list(segment.piece.token_ids[: segment.num_kept]),
             "text": storable("".join(segment.piece.texts[: segment.num_kept])),
             "discarded_ids": list(segment.piece.token_ids[segment.num_kept :]),
-            "discarded_text": storable(
-                "".join(segment.piece.texts[segment.num_kept :])
-            ),
+            "discarded_text": storable("".join(segment.piece.texts[segment.num_kept :])),
             "token_lengths": [len(piece) for piece in segment.piece.texts],
             "finish": segment.finish,
             "tokens_generated": segment.tokens_generated,
@@ -423,9 +396,7 @@ def release_samples(
 ) -> list[Runnable]:
     """Hand samples back at their last committed segment; None: all that the worker holds."""
     ids = None if sample_ids is None else list(sample_ids)
-    released = (
-        connection.execute(_RELEASE, {"worker": worker_id, "ids": ids}).scalars().all()
-    )
+    released = connection.execute(_RELEASE, {"worker": worker_id, "ids": ids}).scalars().all()
     return select_runnable(connection, sorted(released))
 
 
@@ -434,6 +405,4 @@ _HELD = text("SELECT id, epoch FROM samples WHERE holder_id = :worker")
 
 def held_epochs(connection: Connection, worker_id: int) -> dict[int, int]:
     """What a worker holds, by the database: sample id → epoch."""
-    return {
-        row.id: row.epoch for row in connection.execute(_HELD, {"worker": worker_id})
-    }
+    return {row.id: row.epoch for row in connection.execute(_HELD, {"worker": worker_id})}

@@ -37,9 +37,7 @@ def alembic_config(connection: Connection | None = None) -> Config:
 def upgrade(db_engine: Engine, revision: str = "head") -> str:
     """Migrate up in one transaction; returns the revision reached."""
     with transaction(db_engine) as connection:
-        connection.execute(
-            text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK}
-        )
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
         command.upgrade(alembic_config(connection), revision)
         return current_revision(connection) or ""
 
@@ -47,9 +45,7 @@ def upgrade(db_engine: Engine, revision: str = "head") -> str:
 def downgrade(db_engine: Engine, revision: str) -> None:
     """Migrate down in one transaction."""
     with transaction(db_engine) as connection:
-        connection.execute(
-            text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK}
-        )
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
         command.downgrade(alembic_config(connection), revision)
 
 

@@ -12,9 +12,7 @@ from sqlalchemy.exc import OperationalError
 from pipeline.errors import ServiceUnavailable
 
 
-def open_database(
-    url: SecretStr, *, pool_size: int = 4, application_name: str = "specthink"
-) -> Engine:
+def open_database(url: SecretStr, *, pool_size: int = 4, application_name: str = "specthink") -> Engine:
     """A pool of connections; none is opened yet. Never share one across a fork."""
     return create_engine(
         make_url(url.get_secret_value()).set(drivername="postgresql+psycopg"),

@@ -1,4 +1,4 @@
-"""The statements of a submission: one transaction stores the problem set, the job and all of its samples, or nothing."""
+"""The statements of a submission: one transaction stores problem set, job and all of its samples, or nothing."""
 
 from __future__ import annotations
 
@@ -23,28 +23,17 @@ def put_problem_set(connection: Connection, problem_set: ProblemSet) -> int:
         "content_sha256": problem_set.content_sha256,
         "num_problems": len(problem_set.problems),
     }
-    statement = (
-        insert_or(ProblemSetRow)
-        .values(**values)
-        .on_conflict_do_nothing()
-        .returning(ProblemSetRow.id)
-    )
+    statement = insert_or(ProblemSetRow).values(**values).on_conflict_do_nothing().returning(ProblemSetRow.id)
     new_id = connection.execute(statement).scalar()
     if new_id is None:
-        found = text(
-            "SELECT id FROM problem_sets WHERE content_sha256 = :content_sha256"
-        )
+        found = text("SELECT id FROM problem_sets WHERE content_sha256 = :content_sha256")
         return int(connection.execute(found, values).scalar_one())
     for start in range(0, len(problem_set.problems), _BATCH):
-        _insert_problems(
-            connection, new_id, start, problem_set.problems[start : start + _BATCH]
-        )
+        _insert_problems(connection, new_id, start, problem_set.problems[start : start + _BATCH])
     return int(new_id)
 
 
-def _insert_problems(
-    connection: Connection, problem_set_id: int, start: int, problems: Sequence[Problem]
-) -> None:
+def _insert_problems(connection: Connection, problem_set_id: int, start: int, problems: Sequence[Problem]) -> None:
     rows = [
         {
             "problem_set_id": problem_set_id,
@@ -57,9 +46,7 @@ def _insert_problems(
         }
         for position, problem in enumerate(problems, start)
     ]
-    ids = connection.execute(
-        insert(ProblemRow).returning(ProblemRow.id, sort_by_parameter_order=True), rows
-    ).scalars()
+    ids = connection.execute(insert(ProblemRow).returning(ProblemRow.id, sort_by_parameter_order=True), rows).scalars()
     answers = [
         {"problem_id": problem_id, "answer": problem.answer}
         for problem_id, problem in zip(ids, problems, strict=True)

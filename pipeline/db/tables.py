@@ -35,9 +35,7 @@ class ProblemSetRow(Base):
 
     id: Mapped[Id]
     name: Mapped[str] = mapped_column(comment="as first submitted")
-    content_sha256: Mapped[str] = mapped_column(
-        unique=True, comment="the version: a hash of all problems and answers"
-    )
+    content_sha256: Mapped[str] = mapped_column(unique=True, comment="the version: a hash of all problems and answers")
     num_problems: Mapped[int]
     created_at: Mapped[Instant] = mapped_column(server_default=func.now())
 
@@ -55,9 +53,7 @@ class ProblemRow(Base):
     problem_set_id: Mapped[int] = mapped_column(ForeignKey("problem_sets.id"))
     position: Mapped[int] = mapped_column(comment="0-based place in the set")
     external_id: Mapped[str] = mapped_column(comment="the id in the submitted file")
-    prompt: Mapped[str] = mapped_column(
-        comment="the question's text, before any template"
-    )
+    prompt: Mapped[str] = mapped_column(comment="the question's text, before any template")
     subject: Mapped[str | None]
     level: Mapped[str | None]
     extra: Mapped[dict[str, Any]] = mapped_column(comment="the file's other columns")
@@ -68,9 +64,7 @@ class ReferenceAnswerRow(Base):
 
     __tablename__ = "reference_answers"
 
-    problem_id: Mapped[int] = mapped_column(
-        ForeignKey("problems.id"), primary_key=True, autoincrement=False
-    )
+    problem_id: Mapped[int] = mapped_column(ForeignKey("problems.id"), primary_key=True, autoincrement=False)
     answer: Mapped[str]
 
 
@@ -79,9 +73,7 @@ class JobRow(Base):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        CheckConstraint(
-            "(state = 'running') = (finished_at IS NULL)", name="finished_at"
-        ),
+        CheckConstraint("(state = 'running') = (finished_at IS NULL)", name="finished_at"),
         Index("ix_jobs_running", "id", postgresql_where=text("state = 'running'")),
     )
 
@@ -92,21 +84,15 @@ class JobRow(Base):
     config: Mapped[dict[str, Any]] = mapped_column(
         comment="pipeline.jobs.JobConfig as submitted, every value spelled out"
     )
-    versions: Mapped[dict[str, Any]] = mapped_column(
-        comment="of the packages at submit"
-    )
+    versions: Mapped[dict[str, Any]] = mapped_column(comment="of the packages at submit")
     policy: Mapped[str] = mapped_column(comment="NAME or NAME:PRESET, as submitted")
     small_model: Mapped[str | None]
     large_model: Mapped[str | None]
-    first_role: Mapped[ModelRole] = mapped_column(
-        choice(ModelRole, "first_role"), comment="who opens each sample"
-    )
+    first_role: Mapped[ModelRole] = mapped_column(choice(ModelRole, "first_role"), comment="who opens each sample")
     num_problems: Mapped[int]
     num_samples: Mapped[int] = mapped_column(comment="per problem")
     submitted_at: Mapped[Instant] = mapped_column(server_default=func.now())
-    first_claimed_at: Mapped[Instant | None] = mapped_column(
-        comment="when a worker first took one of its samples"
-    )
+    first_claimed_at: Mapped[Instant | None] = mapped_column(comment="when a worker first took one of its samples")
     finished_at: Mapped[Instant | None]
     followed_at: Mapped[Instant | None] = mapped_column(
         comment="last sign of the task that shows its progress in Flower"
@@ -123,12 +109,8 @@ class EngineRow(Base):
     kind: Mapped[str]
     version: Mapped[str]
     model: Mapped[str]
-    model_fingerprint: Mapped[str] = mapped_column(
-        comment="sha256 of tokenizer and chat template"
-    )
-    vocabulary_sha256: Mapped[str] = mapped_column(
-        comment="equal for models whose token ids mean the same text"
-    )
+    model_fingerprint: Mapped[str] = mapped_column(comment="sha256 of tokenizer and chat template")
+    vocabulary_sha256: Mapped[str] = mapped_column(comment="equal for models whose token ids mean the same text")
     settings: Mapped[dict[str, Any]]
 
 
@@ -144,9 +126,7 @@ class WorkerRow(Base):
             "model",
             postgresql_where=text("ended_at IS NULL"),
         ),
-        Index(
-            "ix_workers_unsettled", "id", postgresql_where=text("settled_at IS NULL")
-        ),
+        Index("ix_workers_unsettled", "id", postgresql_where=text("settled_at IS NULL")),
     )
 
     id: Mapped[Id]
@@ -155,27 +135,15 @@ class WorkerRow(Base):
     engine_id: Mapped[int | None] = mapped_column(ForeignKey("engines.id"))
     host: Mapped[str]
     pid: Mapped[int]
-    queue: Mapped[str] = mapped_column(
-        comment="its own queue, for samples whose context it has cached"
-    )
-    max_in_flight: Mapped[int] = mapped_column(
-        comment="samples it works on at the same time"
-    )
+    queue: Mapped[str] = mapped_column(comment="its own queue, for samples whose context it has cached")
+    max_in_flight: Mapped[int] = mapped_column(comment="samples it works on at the same time")
     started_at: Mapped[Instant] = mapped_column(server_default=func.now())
     renewed_at: Mapped[Instant] = mapped_column(server_default=func.now())
-    expires_at: Mapped[Instant] = mapped_column(
-        comment="the lease's end, by this database's clock"
-    )
+    expires_at: Mapped[Instant] = mapped_column(comment="the lease's end, by this database's clock")
     ended_at: Mapped[Instant | None]
-    end_reason: Mapped[WorkerEnd | None] = mapped_column(
-        choice(WorkerEnd, "end_reason_choice")
-    )
-    settled_at: Mapped[Instant | None] = mapped_column(
-        comment="when all it held was given back"
-    )
-    num_in_flight: Mapped[int] = mapped_column(
-        server_default="0", comment="samples it writes, at renewed_at"
-    )
+    end_reason: Mapped[WorkerEnd | None] = mapped_column(choice(WorkerEnd, "end_reason_choice"))
+    settled_at: Mapped[Instant | None] = mapped_column(comment="when all it held was given back")
+    num_in_flight: Mapped[int] = mapped_column(server_default="0", comment="samples it writes, at renewed_at")
     tokens_generated: Mapped[int] = mapped_column(
         BigInteger,
         server_default="0",
@@ -191,9 +159,7 @@ class WorkerRow(Base):
         server_default="0",
         comment="of these, refused at commit or aborted: generated again by others",
     )
-    prompt_tokens: Mapped[int] = mapped_column(
-        BigInteger, server_default="0", comment="given to its engine"
-    )
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="given to its engine")
     cached_tokens: Mapped[int] = mapped_column(
         BigInteger, server_default="0", comment="of these, found in the prefix cache"
     )
@@ -228,9 +194,7 @@ class SampleRow(Base):
         Index(
             "ix_samples_admitted",
             "job_id",
-            postgresql_where=text(
-                "state IN ('ready', 'drafting', 'awaiting_large', 'assisting')"
-            ),
+            postgresql_where=text("state IN ('ready', 'drafting', 'awaiting_large', 'assisting')"),
         ),
         Index(
             "ix_samples_published",
@@ -247,78 +211,36 @@ class SampleRow(Base):
     id: Mapped[Id]
     job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
     problem_id: Mapped[int] = mapped_column(ForeignKey("problems.id"))
-    sample_index: Mapped[int] = mapped_column(
-        comment="0-based among the samples of its problem"
-    )
-    state: Mapped[SampleState] = mapped_column(
-        choice(SampleState, "state"), server_default="pending"
-    )
-    epoch: Mapped[int] = mapped_column(
-        server_default="0", comment="raised by every claim and rescue; fences writes"
-    )
-    holder_id: Mapped[int | None] = mapped_column(
-        ForeignKey("workers.id"), comment="the worker that writes now"
-    )
+    sample_index: Mapped[int] = mapped_column(comment="0-based among the samples of its problem")
+    state: Mapped[SampleState] = mapped_column(choice(SampleState, "state"), server_default="pending")
+    epoch: Mapped[int] = mapped_column(server_default="0", comment="raised by every claim and rescue; fences writes")
+    holder_id: Mapped[int | None] = mapped_column(ForeignKey("workers.id"), comment="the worker that writes now")
     small_worker_id: Mapped[int | None] = mapped_column(
         ForeignKey("workers.id"),
         comment="the small worker whose cache holds the context",
     )
-    large_worker_id: Mapped[int | None] = mapped_column(
-        ForeignKey("workers.id"), comment="likewise, large"
-    )
-    published_at: Mapped[Instant | None] = mapped_column(
-        comment="when a message for its present state was last due"
-    )
-    num_rescues: Mapped[int] = mapped_column(
-        server_default="0", comment="times its worker died with it"
-    )
-    policy_state: Mapped[dict[str, Any] | None] = mapped_column(
-        comment="of the policy, after the last segment"
-    )
-    next_max_tokens: Mapped[int | None] = mapped_column(
-        comment="what the policy asks the next writer for"
-    )
-    next_trigger: Mapped[str | None] = mapped_column(
-        comment="why the next writer writes"
-    )
+    large_worker_id: Mapped[int | None] = mapped_column(ForeignKey("workers.id"), comment="likewise, large")
+    published_at: Mapped[Instant | None] = mapped_column(comment="when a message for its present state was last due")
+    num_rescues: Mapped[int] = mapped_column(server_default="0", comment="times its worker died with it")
+    policy_state: Mapped[dict[str, Any] | None] = mapped_column(comment="of the policy, after the last segment")
+    next_max_tokens: Mapped[int | None] = mapped_column(comment="what the policy asks the next writer for")
+    next_trigger: Mapped[str | None] = mapped_column(comment="why the next writer writes")
     next_cue: Mapped[str | None]
     num_segments: Mapped[int] = mapped_column(server_default="0")
-    num_takeovers: Mapped[int] = mapped_column(
-        server_default="0", comment="times the large model was called in"
-    )
-    tokens_small: Mapped[int] = mapped_column(
-        server_default="0", comment="kept, written by the small model"
-    )
-    tokens_large: Mapped[int] = mapped_column(
-        server_default="0", comment="kept, written by the large model"
-    )
-    tokens_inserted: Mapped[int] = mapped_column(
-        server_default="0", comment="kept, put in by the policy"
-    )
-    discarded_small: Mapped[int] = mapped_column(
-        server_default="0", comment="written by the small model, not kept"
-    )
-    discarded_large: Mapped[int] = mapped_column(
-        server_default="0", comment="written by the large model, not kept"
-    )
-    finish_reason: Mapped[FinishReason | None] = mapped_column(
-        choice(FinishReason, "finish_reason")
-    )
-    predicted_answer: Mapped[str | None] = mapped_column(
-        comment="by the latest grading"
-    )
-    score: Mapped[float | None] = mapped_column(
-        comment="by the latest grading; null: unscored, which is not wrong"
-    )
+    num_takeovers: Mapped[int] = mapped_column(server_default="0", comment="times the large model was called in")
+    tokens_small: Mapped[int] = mapped_column(server_default="0", comment="kept, written by the small model")
+    tokens_large: Mapped[int] = mapped_column(server_default="0", comment="kept, written by the large model")
+    tokens_inserted: Mapped[int] = mapped_column(server_default="0", comment="kept, put in by the policy")
+    discarded_small: Mapped[int] = mapped_column(server_default="0", comment="written by the small model, not kept")
+    discarded_large: Mapped[int] = mapped_column(server_default="0", comment="written by the large model, not kept")
+    finish_reason: Mapped[FinishReason | None] = mapped_column(choice(FinishReason, "finish_reason"))
+    predicted_answer: Mapped[str | None] = mapped_column(comment="by the latest grading")
+    score: Mapped[float | None] = mapped_column(comment="by the latest grading; null: unscored, which is not wrong")
     error_class: Mapped[str | None]
     error: Mapped[str | None] = mapped_column(comment="why it was set aside")
     admitted_at: Mapped[Instant | None]
-    finished_at: Mapped[Instant | None] = mapped_column(
-        comment="when its text was complete"
-    )
-    ended_at: Mapped[Instant | None] = mapped_column(
-        comment="when it reached a final state"
-    )
+    finished_at: Mapped[Instant | None] = mapped_column(comment="when its text was complete")
+    ended_at: Mapped[Instant | None] = mapped_column(comment="when it reached a final state")
 
 
 class SegmentRow(Base):
@@ -326,52 +248,30 @@ class SegmentRow(Base):
 
     __tablename__ = "segments"
 
-    sample_id: Mapped[int] = mapped_column(
-        ForeignKey("samples.id"), primary_key=True, autoincrement=False
-    )
+    sample_id: Mapped[int] = mapped_column(ForeignKey("samples.id"), primary_key=True, autoincrement=False)
     segment_index: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     author: Mapped[Author] = mapped_column(choice(Author, "author"))
     trigger: Mapped[str] = mapped_column(comment="why this author wrote here")
-    cue: Mapped[str] = mapped_column(
-        comment="the words that pulled the trigger, '' where none did"
-    )
+    cue: Mapped[str] = mapped_column(comment="the words that pulled the trigger, '' where none did")
     token_ids: Mapped[Ids] = mapped_column(comment="kept")
     text: Mapped[str] = mapped_column(comment="kept")
-    discarded_ids: Mapped[Ids] = mapped_column(
-        comment="written after the kept ones, not kept"
-    )
+    discarded_ids: Mapped[Ids] = mapped_column(comment="written after the kept ones, not kept")
     discarded_text: Mapped[str]
-    token_lengths: Mapped[Ids] = mapped_column(
-        comment="characters per token, kept then discarded"
-    )
+    token_lengths: Mapped[Ids] = mapped_column(comment="characters per token, kept then discarded")
     finish: Mapped[SegmentFinish | None] = mapped_column(
         choice(SegmentFinish, "finish"), comment="null for inserted ones"
     )
-    tokens_generated: Mapped[int] = mapped_column(
-        comment="as its engine counts: kept, discarded and EOS"
-    )
+    tokens_generated: Mapped[int] = mapped_column(comment="as its engine counts: kept, discarded and EOS")
     prompt_tokens: Mapped[int]
-    cached_tokens: Mapped[int] = mapped_column(
-        comment="of the prompt's, not computed again"
-    )
+    cached_tokens: Mapped[int] = mapped_column(comment="of the prompt's, not computed again")
     seed: Mapped[int | None] = mapped_column(BigInteger)
-    epoch: Mapped[int] = mapped_column(
-        comment="of the claim under which it was written"
-    )
+    epoch: Mapped[int] = mapped_column(comment="of the claim under which it was written")
     worker_id: Mapped[int] = mapped_column(ForeignKey("workers.id"))
     engine_id: Mapped[int] = mapped_column(ForeignKey("engines.id"))
-    wait_seconds: Mapped[float | None] = mapped_column(
-        comment="from publishing to claim"
-    )
-    queue_seconds: Mapped[float | None] = mapped_column(
-        comment="inside the engine before its first work"
-    )
-    first_token_seconds: Mapped[float | None] = mapped_column(
-        comment="from handing in to the first token"
-    )
-    write_seconds: Mapped[float | None] = mapped_column(
-        comment="from handing in to the end"
-    )
+    wait_seconds: Mapped[float | None] = mapped_column(comment="from publishing to claim")
+    queue_seconds: Mapped[float | None] = mapped_column(comment="inside the engine before its first work")
+    first_token_seconds: Mapped[float | None] = mapped_column(comment="from handing in to the first token")
+    write_seconds: Mapped[float | None] = mapped_column(comment="from handing in to the end")
     committed_at: Mapped[Instant] = mapped_column(server_default=func.now())
 
 
@@ -380,26 +280,16 @@ class StepRow(Base):
 
     __tablename__ = "steps"
 
-    sample_id: Mapped[int] = mapped_column(
-        ForeignKey("samples.id"), primary_key=True, autoincrement=False
-    )
+    sample_id: Mapped[int] = mapped_column(ForeignKey("samples.id"), primary_key=True, autoincrement=False)
     step_index: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     text: Mapped[str]
-    author: Mapped[Author] = mapped_column(
-        choice(Author, "author"), comment="who wrote most of its tokens"
-    )
+    author: Mapped[Author] = mapped_column(choice(Author, "author"), comment="who wrote most of its tokens")
     tokens_small: Mapped[int]
     tokens_large: Mapped[int]
     tokens_inserted: Mapped[int]
-    start_token: Mapped[int] = mapped_column(
-        comment="place of its first token in the output"
-    )
-    sentence_class: Mapped[str] = mapped_column(
-        comment="statement, reflection or affirmation"
-    )
-    trigger: Mapped[str | None] = mapped_column(
-        comment="of the takeover that begins in it"
-    )
+    start_token: Mapped[int] = mapped_column(comment="place of its first token in the output")
+    sentence_class: Mapped[str] = mapped_column(comment="statement, reflection or affirmation")
+    trigger: Mapped[str | None] = mapped_column(comment="of the takeover that begins in it")
 
 
 class GradeRow(Base):
@@ -407,9 +297,7 @@ class GradeRow(Base):
 
     __tablename__ = "grades"
 
-    sample_id: Mapped[int] = mapped_column(
-        ForeignKey("samples.id"), primary_key=True, autoincrement=False
-    )
+    sample_id: Mapped[int] = mapped_column(ForeignKey("samples.id"), primary_key=True, autoincrement=False)
     grader: Mapped[str] = mapped_column(primary_key=True)
     grader_version: Mapped[str] = mapped_column(primary_key=True)
     status: Mapped[GradeStatus] = mapped_column(choice(GradeStatus, "status"))
@@ -431,9 +319,7 @@ class EventRow(Base):
 
     id: Mapped[Id]
     job_id: Mapped[int] = mapped_column(BigInteger)
-    sample_id: Mapped[int | None] = mapped_column(
-        BigInteger, comment="null: the job itself changed"
-    )
+    sample_id: Mapped[int | None] = mapped_column(BigInteger, comment="null: the job itself changed")
     from_state: Mapped[str]
     to_state: Mapped[str]
     epoch: Mapped[int | None]
@@ -441,3 +327,7 @@ class EventRow(Base):
         BigInteger, comment="who holds it after the change, or held it before"
     )
     at: Mapped[Instant] = mapped_column(server_default=func.clock_timestamp())
+
+
+METADATA = Base.metadata
+"""All tables, for migrations."""

@@ -20,11 +20,7 @@ LEADER_LOCK = 7_300_002
 
 def try_to_lead(connection: Connection) -> bool:
     """True once this connection's session holds the leader's lock; it is held until the connection closes."""
-    return bool(
-        connection.execute(
-            text("SELECT pg_try_advisory_lock(:key)"), {"key": LEADER_LOCK}
-        ).scalar_one()
-    )
+    return bool(connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": LEADER_LOCK}).scalar_one())
 
 
 _ROOM = text("""
@@ -72,13 +68,7 @@ def admit_samples(connection: Connection, *, ahead: float) -> list[Runnable]:
         if room <= 0:
             continue
         state = "ready" if row.first_role == "small" else "awaiting_large"
-        ids = (
-            connection.execute(
-                _ADMIT, {"job": row.job_id, "room": room, "state": state}
-            )
-            .scalars()
-            .all()
-        )
+        ids = connection.execute(_ADMIT, {"job": row.job_id, "room": room, "state": state}).scalars().all()
         room_left[row.first_role, row.model] -= len(ids)
         admitted.extend(ids)
     return select_runnable(connection, sorted(admitted))
@@ -122,9 +112,7 @@ _ORPHANED = text("""
        OR (s.state = 'awaiting_large' AND s.large_worker_id = ANY(:workers))
     RETURNING s.id
 """)
-_SETTLE = text(
-    "UPDATE workers SET settled_at = clock_timestamp() WHERE id = ANY(:workers)"
-)
+_SETTLE = text("UPDATE workers SET settled_at = clock_timestamp() WHERE id = ANY(:workers)")
 
 
 def settle_workers(connection: Connection, *, max_rescues: int) -> Settled | None:
@@ -138,9 +126,7 @@ def settle_workers(connection: Connection, *, max_rescues: int) -> Settled | Non
     if not ended:
         return None
     workers = [row.id for row in ended]
-    rescued = connection.execute(
-        _RESCUE, {"workers": workers, "max_rescues": max_rescues}
-    ).all()
+    rescued = connection.execute(_RESCUE, {"workers": workers, "max_rescues": max_rescues}).all()
     ids = {row.id for row in rescued if row.state != "failed"}
     num_rescued = len(ids)
     ids.update(connection.execute(_ORPHANED, {"workers": workers}).scalars())
@@ -165,10 +151,8 @@ _OVERDUE = text(f"""
 """)
 
 
-def overdue_samples(
-    connection: Connection, *, age: dt.timedelta, limit: int = 1000
-) -> list[Runnable]:
-    """Samples that wait for somebody since more than age, and marks them as published now. Index: ix_samples_published."""
+def overdue_samples(connection: Connection, *, age: dt.timedelta, limit: int = 1000) -> list[Runnable]:
+    """Samples that wait since more than age; they count as published now. Index: ix_samples_published."""
     rows = connection.execute(_OVERDUE, {"age": age, "limit": limit}).mappings()
     return [runnable(row) for row in rows]
 

@@ -61,17 +61,9 @@ def put_engine(
         "vocabulary_sha256": vocabulary_sha256,
         "settings": settings,
     }
-    sha256 = hashlib.sha256(
-        orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
-    ).hexdigest()
-    connection.execute(
-        insert(EngineRow).values(sha256=sha256, **content).on_conflict_do_nothing()
-    )
-    return int(
-        connection.execute(
-            text("SELECT id FROM engines WHERE sha256 = :sha"), {"sha": sha256}
-        ).scalar_one()
-    )
+    sha256 = hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    connection.execute(insert(EngineRow).values(sha256=sha256, **content).on_conflict_do_nothing())
+    return int(connection.execute(text("SELECT id FROM engines WHERE sha256 = :sha"), {"sha": sha256}).scalar_one())
 
 
 _REGISTER = text("""
@@ -83,14 +75,8 @@ _REGISTER = text("""
 
 def register_worker(connection: Connection, registration: Registration) -> int:
     """Begin a worker's life; returns its id."""
-    values = {
-        name: getattr(registration, name) for name in Registration.__dataclass_fields__
-    }
-    return int(
-        connection.execute(
-            _REGISTER, values | {"kind": registration.kind.value}
-        ).scalar_one()
-    )
+    values = {name: getattr(registration, name) for name in Registration.__dataclass_fields__}
+    return int(connection.execute(_REGISTER, values | {"kind": registration.kind.value}).scalar_one())
 
 
 _RENEW = text("""
@@ -109,13 +95,8 @@ def renew_worker(
     counters: WorkerCounters,
 ) -> None:
     """Heartbeat: renew the lease and book the counters. Raises LeaseLost when it had run out."""
-    values = {
-        name: getattr(counters, name) for name in WorkerCounters.__dataclass_fields__
-    }
-    if (
-        connection.execute(_RENEW, values | {"worker": worker_id, "ttl": ttl}).rowcount
-        == 0
-    ):
+    values = {name: getattr(counters, name) for name in WorkerCounters.__dataclass_fields__}
+    if connection.execute(_RENEW, values | {"worker": worker_id, "ttl": ttl}).rowcount == 0:
         raise LeaseLost(worker_id)
 
 
@@ -127,11 +108,7 @@ _END = text("""
 """)
 
 
-def end_worker(
-    connection: Connection, worker_id: int, counters: WorkerCounters
-) -> None:
+def end_worker(connection: Connection, worker_id: int, counters: WorkerCounters) -> None:
     """Say goodbye; upkeep settles what is left. Idempotent."""
-    values = {
-        name: getattr(counters, name) for name in WorkerCounters.__dataclass_fields__
-    }
+    values = {name: getattr(counters, name) for name in WorkerCounters.__dataclass_fields__}
     connection.execute(_END, values | {"worker": worker_id})

@@ -128,7 +128,8 @@ def test_books_balance_from_segment_to_engine(running: Running, three_jobs: dict
                    sum(cardinality(discarded_ids)) AS discarded, string_agg(text, '' ORDER BY segment_index) AS text
             FROM segments g WHERE g.sample_id = s.id) g ON true
         JOIN LATERAL (
-            SELECT sum(tokens_small) AS small, sum(tokens_large) AS large, string_agg(text, '' ORDER BY step_index) AS text
+            SELECT sum(tokens_small) AS small, sum(tokens_large) AS large,
+                   string_agg(text, '' ORDER BY step_index) AS text
             FROM steps t WHERE t.sample_id = s.id) t ON true
         WHERE g.n <> s.num_segments OR g.last <> g.n OR coalesce(g.small, 0) <> s.tokens_small
            OR coalesce(g.large, 0) <> s.tokens_large OR g.discarded <> s.discarded_small + s.discarded_large

@@ -185,7 +185,8 @@ def test_verify_cue_gives_the_long_takeover() -> None:
 
 
 def test_small_style_is_the_only_one_that_learns_slips() -> None:
-    assert SMALL_STYLE.learn_slips and not LARGE_STYLE.learn_slips
+    assert SMALL_STYLE.learn_slips
+    assert not LARGE_STYLE.learn_slips
 
 
 def test_training_is_repeatable(tmp_path: Path) -> None:

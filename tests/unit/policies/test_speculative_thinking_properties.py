@@ -301,7 +301,7 @@ def test_the_first_takeover_is_where_a_search_of_the_whole_text_finds_it(
 ) -> None:
     texts = [token for token in script if token is not END]
     policy = make_policy(SpeculativeThinkingSpec(window_tokens=window_tokens, repetition="off"))
-    context = SampleContext(job_seed=0, problem_id=0, sample_index=0, max_tokens=1000, think_end="")
+    context = SampleContext(job_seed=0, problem_id="0", sample_index=0, max_tokens=1000, think_end="")
     state = policy.start(context).state
     watcher = policy.watcher(context, state)
     assert watcher is not None
