@@ -63,8 +63,8 @@ class BreakFinder:
 class SentenceEndFinder:
     """Finds where sentences end: at a full stop and the like, with what closes after it, before white space."""
 
-    _STOP = re.compile(r"[.!?…][\"'”’)\]}*$]*(?P<space>\s*)\Z")  # noqa: RUF001 the quotation marks are meant
-    _FULL_WIDTH_STOP = re.compile(r"[。！？][」』”’）]*\s*\Z")  # noqa: RUF001 no white space follows these
+    _STOP = re.compile(r"[.!?…][\"'”’)\]}*$]*(?P<space>\s*)\Z")
+    _FULL_WIDTH_STOP = re.compile(r"[。！？][」』”’）]*\s*\Z")
 
     __slots__ = ("_num_read", "_open_end", "_tail")
 
