@@ -101,7 +101,7 @@ def train_model(recipe: Recipe, tokenizer: Qwen2Tokenizer, folder: Path) -> floa
                 f"{recipe.name} step {step} loss {loss.item():.4f} {time.monotonic() - started:.0f} s",
                 flush=True,
             )
-        if step % 500 == 499:
+        if step % 500 == 499:  # a run that is cut off leaves something to look at
             save_model(model, tokenizer, folder)
     save_model(model, tokenizer, folder)
     return time.monotonic() - started
