@@ -136,7 +136,9 @@ class Publisher:
         """Delete the queue of a worker that is gone, with whatever is in it."""
         try:
             with self._app.connection_for_write() as connection:
-                connection.default_channel.queue_delete(queue)
+                # queue_delete does nothing for a queue that another process declared; Celery names exchange and
+                # routing key after the queue
+                connection.default_channel._delete(queue, queue, queue, "")
         except OperationalError as error:
             log.warning("queue not deleted", queue=queue, reason=str(error))
 
