@@ -356,7 +356,7 @@ def test_servers_orphaned_without_a_signal_are_stopped_before_a_clean_start(stat
     resumed.start()
     assert read_data(start(state_dir).connections) == (42, b"43")
     resumed.join()
-    assert not any(process.is_running() for process in stopped)
+    wait_for(lambda: not any(process.is_running() for process in stopped))
 
 
 def test_a_recycled_process_id_harms_nobody(state_dir: Path) -> None:

@@ -31,10 +31,9 @@ Run = Callable[..., int]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Runs the command in this process and returns its exit code; its state folder is empty."""
-    for name in list(os.environ):
-        if name.startswith("SPECTHINK_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("SPECTHINK_STATE_DIR", str(tmp_path / "state"))
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SPECTHINK_")}
+    # a copy: commands that become another process write their options into it
+    monkeypatch.setattr(os, "environ", {**kept, "SPECTHINK_STATE_DIR": str(tmp_path / "state")})
 
     def run(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["specthink", *arguments])
@@ -181,14 +180,12 @@ def test_worker_options_become_settings_of_the_worker_process(
 
     monkeypatch.setattr(os, "execv", execv)
     options = "--model m --name-served n --revision r --max-in-flight 9 --device-share 0.3 --engine-process separate"
-    environment = dict(os.environ)
-    monkeypatch.setattr(os, "environ", environment)
     assert run("--state-dir", str(tmp_path / "a"), "worker", "large", *options.split()) == 0
     assert became == [[sys.executable, *["-m", "workers", "large", "--model", "m", "--name", "n", "--revision", "r"]]]
-    assert environment["SPECTHINK_ENGINE__MAX_IN_FLIGHT"] == "9"
-    assert environment["SPECTHINK_ENGINE__GPU_MEMORY_UTILIZATION"] == "0.3"
-    assert environment["SPECTHINK_ENGINE__PROCESS"] == "separate"
-    assert environment["SPECTHINK_STATE_DIR"] == str(tmp_path / "a")
+    assert os.environ["SPECTHINK_ENGINE__MAX_IN_FLIGHT"] == "9"
+    assert os.environ["SPECTHINK_ENGINE__GPU_MEMORY_UTILIZATION"] == "0.3"
+    assert os.environ["SPECTHINK_ENGINE__PROCESS"] == "separate"
+    assert os.environ["SPECTHINK_STATE_DIR"] == str(tmp_path / "a")
 
 
 def test_doctor_finds_bad_versions() -> None:
