@@ -33,7 +33,9 @@ def text_with_breaks(every: int | None) -> list[str]:
 
 def nanoseconds_per_token(texts: list[str]) -> float:
     policy = make_policy(parse_policy("speculative-thinking:improved"))
-    context = SampleContext(job_seed=0, problem_id="p", sample_index=0, max_tokens=10**6, think_end="</think>")
+    context = SampleContext(
+        job_seed=0, problem_id="p", sample_index=0, max_tokens=10**6, think_end="</think>", num_prompt_tokens=0
+    )
     watcher = policy.watcher(context, policy.start(context).state)
     assert watcher is not None
     start = time.perf_counter_ns()

@@ -48,13 +48,30 @@ class TextStream:
     """Turns the tokens of one sample into text as they come. Not shared between threads.
 
     Lossless: the pieces joined are the text of all tokens. Special tokens appear as their text.
+
+    after: the tokens before the first one. A character that they leave unfinished comes whole with its last token,
+    and the first token keeps the space that some decoders drop at the start of a text.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._anchor: list[int] = []  # the tokens of the last whole text: some decoders drop a space at the start
         self._pending: list[int] = []  # the tokens since
-        self._restart()
+        if after:
+            self._anchor, unfinished = self._split(list(after[-2 * _MAX_TOKENS_IN_CHARACTER :]))
+            self._restart()
+            for token_id in unfinished:
+                self.step(token_id)
+        else:
+            self._restart()
+
+    def _split(self, token_ids: list[int]) -> tuple[list[int], list[int]]:
+        """Tokens with a whole text, and those after them that begin a character; ([], []) for stray bytes."""
+        for length in range(len(token_ids), max(0, len(token_ids) - _MAX_TOKENS_IN_CHARACTER), -1):
+            text = self._tokenizer.decode(token_ids[:length], skip_special_tokens=False)
+            if text and not text.endswith("\ufffd"):
+                return token_ids[:length], token_ids[length:]
+        return [], token_ids if len(token_ids) < _MAX_TOKENS_IN_CHARACTER else []
 
     def step(self, token_id: int) -> str:
         """What this token adds: '' for one that ends inside a character, which comes with its last token."""
@@ -137,6 +154,18 @@ class ChatModel:
             raise ConfigurationError(f"{name}: its chat template does not show the user's message")
         return model
 
+    @classmethod
+    def find_cached(cls, hub_id: str) -> ChatModel | None:
+        """A model of the hub's cache on this machine, without asking the hub; None where it is not there whole."""
+        if not _looks_like_hub_id(hub_id):
+            return None
+        from huggingface_hub import snapshot_download
+
+        try:
+            return cls.load(snapshot_download(hub_id, local_files_only=True))
+        except (OSError, ValueError, ConfigurationError):
+            return None
+
     def prompt_ids(self, user_message: str) -> list[int]:
         """The prompt of one user message up to where the assistant's text begins.
 
@@ -156,14 +185,34 @@ class ChatModel:
 
     def encode_text(self, text: str) -> list[int]:
         """The ids of text that goes on after other tokens; text of control tokens becomes their ids."""
+        if self._lead:  # a tokenizer that puts a space before a text: none in the middle of one
+            token_ids = self._encode("\n" + text)
+            if token_ids[: len(self._lead)] == self._lead:
+                return token_ids[len(self._lead) :]
         return self._encode(text)
 
-    def decode_stream(self) -> TextStream:
-        return TextStream(self.tokenizer)
+    def encode_output(self, text: str) -> list[int]:
+        """The ids of what another model wrote. Of all control tokens only the think tags become their ids: what ends a
+        turn is each model's own affair, and the text of such a token is letters here."""
+        token_ids = self.encode_text(text)
+        if not set(token_ids) & (self._control_ids - self._think_ids):
+            return token_ids
+        tags = "|".join(map(re.escape, filter(None, (self.think_start, self.think_end))))
+        token_ids = []
+        for part in re.split(f"({tags})", text) if tags else [text]:
+            if part in (self.think_start, self.think_end):
+                token_ids += self._encode(part)
+            elif part:
+                token_ids += self._literal_tokenizer.encode(part, add_special_tokens=False).ids
+        return token_ids
+
+    def decode_stream(self, after: Sequence[int] = ()) -> TextStream:
+        """after: the tokens before the first that the stream gets."""
+        return TextStream(self.tokenizer, after)
 
     def piece(self, token_ids: Sequence[int]) -> Piece:
-        """Ids with the text that each of them adds."""
-        stream = self.decode_stream()
+        """Ids that go on after other tokens, with the text that each of them adds."""
+        stream = self.decode_stream(self._lead)
         texts = [stream.step(token_id) for token_id in token_ids]
         if texts:
             texts[-1] += stream.finish()
@@ -177,13 +226,35 @@ class ChatModel:
                 return closing
         return ""
 
+    @property
+    def think_start(self) -> str:
+        """The opening think tag, '' for a model without one."""
+        return THINK_TAGS[self.think_end] if self.think_end else ""
+
+    @property
+    def tags_are_tokens(self) -> bool:
+        """Whether each think tag is one token: its text then comes in one piece."""
+        return len(self._think_ids) == 2
+
+    @cached_property
+    def _think_ids(self) -> frozenset[int]:
+        ids = (self.tokenizer.token_to_id(tag) for tag in (self.think_start, self.think_end) if tag)
+        return frozenset(token_id for token_id in ids if token_id is not None)
+
+    @cached_property
+    def _lead(self) -> list[int]:
+        """The ids of a line's end, where the tokenizer puts a space before a text; else none."""
+        stream = self.decode_stream(self._encode("\n"))
+        text = "".join(stream.step(token_id) for token_id in self._encode("a"))
+        return self._encode("\n") if text.startswith(" ") else []
+
     @cached_property
     def starts_in_think(self) -> bool:
         """Whether the prompt ends inside the think phase: the template has opened it."""
         if not self.think_end:
             return False
         tail = self._frame.rpartition(_STAND_IN)[2]
-        return tail.rfind(THINK_TAGS[self.think_end]) > tail.rfind(self.think_end)
+        return tail.rfind(self.think_start) > tail.rfind(self.think_end)
 
     @cached_property
     def vocabulary_sha256(self) -> str:

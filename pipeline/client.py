@@ -16,8 +16,9 @@ only, and may end as soon as it has submitted.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from os import PathLike
@@ -29,20 +30,25 @@ import psycopg
 from pydantic import SecretStr, ValidationError
 from sqlalchemy import Connection, Engine, make_url
 
-from pipeline.db import reports, submissions
+from pipeline.controls import matched_values
+from pipeline.db import replays, reports, submissions
 from pipeline.db.migrate import require_current
 from pipeline.db.session import open_database, transaction
-from pipeline.errors import ConfigurationError, JobError, PipelineError, ServiceUnavailable
+from pipeline.errors import ConfigurationError, JobError, NotComparable, PipelineError, ServiceUnavailable
+from pipeline.hand_over import ThinkPhase, settle_think_phase
 from pipeline.jobs import JobConfig, ModelSpec, SamplingSpec
 from pipeline.policies import make_policy, parse_policy
 from pipeline.policies.base import Generate, SampleContext
 from pipeline.problems import ColumnNames, ProblemSet, check_prompt_lengths, load_problem_set
+from pipeline.recipes import Recipe, find_recipe
+from pipeline.replay import Replay, replay
 from pipeline.reports import (
+    Comparison,
     Job,
-    JobComparison,
     JobProgress,
     JobStats,
     JobSummary,
+    ProblemScore,
     Result,
     SampleReport,
     WorkerReport,
@@ -145,30 +151,37 @@ class Client:
         max_tokens: int | None = None,
         limit: int | None = None,
         name: str | None = None,
-        prompt_template: str = "math",
-        grader: str = "math",
+        prompt_template: str | None = None,
+        grader: str | None = None,
         columns: ColumnNames | None = None,
+        recipe: str | None = None,
+        matched_to: JobRef | None = None,
     ) -> Job:
         """Store a job and all of its samples in one transaction.
 
         problems: a .jsonl, .csv or .parquet file, or a set. small, large: the name workers serve a model under, or a
         local folder; a folder's tokenizer and chat template are fingerprinted, so that a worker with another version
-        refuses the job, and every prompt is measured against the model's context. A model that the policy does not call
-        for is ignored. temperature, top_p, top_k,
-        max_tokens: None takes the defaults of SamplingSpec. limit: use the first so many problems.
+        refuses the job, and every prompt is measured against the model's context. A pair that cannot write one text
+        is refused, where both are folders or in the hub's cache here. A model that the policy does not call for is
+        ignored. temperature, top_p, top_k, max_tokens, prompt_template, grader: None takes the recipe's, else the
+        defaults of SamplingSpec and "math". limit: use the first so many problems. recipe: a name in pipeline.recipes;
+        the file is then in the columns that this set was published in. matched_to: an ended job, whose takeovers the
+        policy "random" shall match in number and length.
 
         Raises ProblemSetError for a bad file and ConfigurationError for a bad option; nothing is stored then.
         """
-        problem_set = problems if isinstance(problems, ProblemSet) else load_problem_set(problems, columns=columns)
+        chosen = find_recipe(recipe) if recipe else None
+        problem_set = _read_problems(problems, columns, chosen)
         given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "max_tokens": max_tokens}
-        spec = parse_policy(policy)
+        spec = parse_policy(policy, None if matched_to is None else self._matched_values(policy, matched_to))
         roles = make_policy(spec).roles
         models = {ModelRole.SMALL: small, ModelRole.LARGE: large}
         used = {role: model for role, model in models.items() if model is not None and role in roles}
         chats = {role: load_chat_model(model) for role, model in used.items()}
         specs = {role: _model_spec(model, chats[role]) for role, model in used.items()}
         with _options_checked():
-            sampling = SamplingSpec(**{key: value for key, value in given.items() if value is not None})
+            usual = (chosen.sampling if chosen else SamplingSpec()).model_dump()
+            sampling = SamplingSpec(**usual | {key: value for key, value in given.items() if value is not None})
             config = JobConfig(
                 small=specs.get(ModelRole.SMALL),
                 large=specs.get(ModelRole.LARGE),
@@ -176,25 +189,41 @@ class Client:
                 sampling=sampling,
                 num_samples=num_samples,
                 seed=seed,
-                prompt_template=prompt_template,
-                grader=grader,
+                prompt_template=prompt_template or (chosen.prompt_template if chosen else "math"),
+                grader=grader or (chosen.grader if chosen else "math"),
                 limit=limit,
             )
         _check_names(config)
+        opener = first_role(config)
+        think = _think_phase(opener, used, chats)
         _check_prompts(problem_set, config, [chat for chat in chats.values() if chat is not None])
         num_problems = min(limit or len(problem_set.problems), len(problem_set.problems))
         with self._transaction() as connection:
             job_id = submissions.insert_job(
                 connection,
-                name=name or f"{problem_set.name} · {policy}",
+                name=name or _job_name(problem_set, policy, matched_to),
                 policy=policy,
                 problem_set_id=submissions.put_problem_set(connection, problem_set),
                 num_problems=num_problems,
                 config=config,
-                first_role=first_role(config),
+                first_role=opener,
                 versions=package_versions(),
+                think=think,
             )
         return self.job(job_id)
+
+    def _matched_values(self, policy: str, job: JobRef) -> dict[str, Any]:
+        """What random delegation is to be set to. Raises ConfigurationError for another policy, JobError for a job that
+        still runs: its takeovers are not all there yet."""
+        if policy != "random":
+            raise ConfigurationError(f"only the policy 'random' can be matched to a job, not {policy!r}")
+        with self._transaction() as connection:
+            found = reports.get_job(connection, _id(job))
+            if not found.is_final:
+                raise JobError(found.id, "it still runs; a job can be matched once it has ended")
+            takeovers = reports.count_takeovers(connection, found.id)
+            num_breaks = reports.count_breaks(connection, found.id)
+        return matched_values(found.config.policy, num_breaks=num_breaks, takeovers=takeovers)
 
     def cancel(self, job: JobRef) -> int:
         """End a running job; returns how many of its samples were still open. Raises JobError where it has ended."""
@@ -259,6 +288,16 @@ class Client:
         with self._transaction() as connection:
             return reports.get_sample(connection, sample_id)
 
+    def replay(self, sample_id: int) -> Replay:
+        """Feed a sample's stored segments through its policy; say where it decides otherwise than what is stored."""
+        with self._transaction() as connection:
+            return replay(replays.get_stored_sample(connection, sample_id))
+
+    def replay_job(self, job: JobRef) -> Iterator[Replay]:
+        """Replay every complete sample of a job, in the order of their ids."""
+        with self._transaction() as connection:
+            yield from map(replay, replays.stream_complete_samples(connection, _id(job)))
+
     def summary(self, *jobs: JobRef) -> list[JobSummary]:
         """One line per job: accuracy with its interval, lengths, shares, speed."""
         with self._transaction() as connection:
@@ -269,13 +308,43 @@ class Client:
         with self._transaction() as connection:
             return reports.get_stats(connection, _id(job))
 
-    def compare(self, first: JobRef, *others: JobRef) -> list[JobComparison]:
+    def compare(self, first: JobRef, *others: JobRef, anyway: bool = False) -> list[Comparison]:
         """Each of the others compared with the first, paired by problem.
 
-        Raises NotFound where two are not on the same problem set.
+        Raises NotComparable where two are not on the same problem set or were not graded alike; anyway: compare them
+        all the same, by the ids of the problems in their files, and say so in the result.
         """
         with self._transaction() as connection:
-            return [reports.get_comparison(connection, _id(first), _id(other)) for other in others]
+            return [reports.get_comparison(connection, _id(first), _id(other), anyway=anyway) for other in others]
+
+    def page(self, *jobs: JobRef, num_samples: int = 6) -> str:
+        """One self-contained HTML page about jobs: tables, charts, and num_samples samples of each to read.
+
+        The others are compared with the first one, with what speaks against it where that is so.
+        """
+        from pipeline.page import PageData, render_page
+
+        ids = [_id(job) for job in jobs]
+        with self._transaction() as connection:
+            data = PageData(
+                jobs=tuple(reports.get_job(connection, job) for job in ids),
+                stats=tuple(reports.get_stats(connection, job) for job in ids),
+                comparisons=tuple(_comparisons(connection, ids)),
+                samples=tuple(
+                    tuple(
+                        reports.get_sample(connection, sample)
+                        for sample in reports.select_examples(connection, job, limit=num_samples)
+                    )
+                    for job in ids
+                ),
+                read_at=dt.datetime.now(dt.UTC),
+            )
+        return render_page(data)
+
+    def problem_scores(self, job: JobRef) -> tuple[ProblemScore, ...]:
+        """The scored problems of a job, in the order of their set."""
+        with self._transaction() as connection:
+            return reports.problem_scores(connection, _id(job))
 
     def workers(self) -> list[WorkerReport]:
         """The workers that are alive."""
@@ -363,12 +432,52 @@ def load_chat_model(model: str | PathLike[str]) -> ChatModel | None:
     return None
 
 
+def _read_problems(
+    problems: str | PathLike[str] | ProblemSet, columns: ColumnNames | None, recipe: Recipe | None
+) -> ProblemSet:
+    if recipe is None:
+        return problems if isinstance(problems, ProblemSet) else load_problem_set(problems, columns=columns)
+    if columns is not None and columns != ColumnNames():
+        raise ConfigurationError(f"the recipe {recipe.name!r} knows its columns ({recipe.published}); name none")
+    if isinstance(problems, ProblemSet):
+        raise ConfigurationError(f"the recipe {recipe.name!r} reads a file; a problem set is past it")
+    return recipe.load(problems)
+
+
+def _job_name(problem_set: ProblemSet, policy: str, matched_to: JobRef | None) -> str:
+    matched = "" if matched_to is None else f" matched to job {_id(matched_to)}"
+    return f"{problem_set.name} · {policy}{matched}"
+
+
+def _comparisons(connection: Connection, ids: Sequence[int]) -> Iterator[Comparison]:
+    """Of the first job with those of the others that have a problem in common with it."""
+    for other in ids[1:]:
+        with contextlib.suppress(NotComparable):
+            yield reports.get_comparison(connection, ids[0], other, anyway=True)
+
+
 def _model_spec(model: str | PathLike[str], chat: ChatModel | None) -> ModelSpec:
     if chat is None:
         return ModelSpec(name=str(model))
     from pipeline.chat import served_name
 
     return ModelSpec(name=served_name(model), fingerprint=chat.fingerprint)
+
+
+def _think_phase(
+    opener: ModelRole, models: Mapping[ModelRole, str | PathLike[str]], chats: Mapping[ModelRole, ChatModel | None]
+) -> ThinkPhase | None:
+    """How the job's texts mark the think phase; None where only workers can tell.
+
+    Raises ConfigurationError for a pair that cannot write one text.
+    """
+    from pipeline.chat import ChatModel
+
+    known = {role: chats[role] or ChatModel.find_cached(str(model)) for role, model in models.items()}
+    first, *others = (known[role] for role in sorted(known, key=lambda role: role is not opener))
+    if first is None or None in others:
+        return None
+    return settle_think_phase(first, *others)
 
 
 def _check_names(config: JobConfig) -> None:
@@ -400,7 +509,12 @@ def _check_prompts(problem_set: ProblemSet, config: JobConfig, chats: Sequence[C
 def first_role(config: JobConfig) -> ModelRole:
     """Who opens a sample under this job's policy."""
     context = SampleContext(
-        job_seed=config.seed, problem_id="", sample_index=0, max_tokens=config.sampling.max_tokens, think_end=""
+        job_seed=config.seed,
+        problem_id="",
+        sample_index=0,
+        max_tokens=config.sampling.max_tokens,
+        think_end="",
+        num_prompt_tokens=0,
     )
     decisions = make_policy(config.policy).start(context).decisions
     return next(decision.role for decision in decisions if isinstance(decision, Generate))

@@ -4,6 +4,7 @@ PipelineError
 ├── ConfigurationError             a setting or option is wrong; the message says which and what it should be
 ├── ProblemSetError                a problem file is refused whole; carries its first faults, each with its line
 ├── NotFound                       a job, sample or problem set that does not exist
+├── NotComparable                  jobs that were not asked or graded alike
 ├── JobError(job_id)
 │   └── InvalidTransition          a state change the state machine does not have
 ├── LeaseLost(worker_id)           this worker's lease lapsed: stop work, write nothing
@@ -47,6 +48,12 @@ class NotFound(PipelineError):
     """A job, sample or problem set that does not exist."""
 
     exit_code = 3
+
+
+class NotComparable(PipelineError):
+    """Jobs that were not asked the same or not graded alike: a difference would say nothing about their policies."""
+
+    exit_code = 2
 
 
 class JobError(PipelineError):

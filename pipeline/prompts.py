@@ -18,14 +18,15 @@ CHOICE_LETTERS = "ABCDEFGHIJ"
 class PromptTemplate:
     """Text around a problem. version: changes with every change of the text, and is stored with the job.
 
-    instruction: follows the problem after a blank line; '' for none. shows_choices: the problem's ``choices`` are
-    listed under it as ``(A) …`` lines.
+    instruction: follows the problem after a blank line, or stands before it where leads is set; '' for none.
+    shows_choices: the problem's ``choices`` are listed under it as ``(A) …`` lines.
     """
 
     name: str
     version: str
     instruction: str
     shows_choices: bool = False
+    leads: bool = False
 
     def render(self, problem: Problem) -> str:
         """Joined, never formatted: braces and template syntax in a problem stay text."""
@@ -33,7 +34,7 @@ class PromptTemplate:
         if self.shows_choices and "choices" in problem.metadata:
             parts.append(_render_choices(problem))
         if self.instruction:
-            parts.append(self.instruction)
+            parts.insert(0 if self.leads else len(parts), self.instruction)
         return "\n\n".join(parts)
 
 
@@ -62,6 +63,20 @@ _TEMPLATES = {
             shows_choices=True,
         ),
         PromptTemplate(name="free", version="free/1", instruction=""),
+        # arXiv 2504.12329 asks so: the instruction, then the problem; the opening think tag is the chat template's.
+        PromptTemplate(
+            name="paper-math",
+            version="paper-math/1",
+            instruction=r"Please reason step by step, and put your final answer within \boxed{}.",
+            leads=True,
+        ),
+        PromptTemplate(
+            name="paper-choice",
+            version="paper-choice/1",
+            instruction=r"Please reason step by step, and put the letter of your final answer within \boxed{}.",
+            shows_choices=True,
+            leads=True,
+        ),
     )
 }
 

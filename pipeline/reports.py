@@ -6,6 +6,7 @@ import datetime as dt
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.intervals import Interval
 from pipeline.jobs import FINAL_JOB_STATES, JobConfig, JobState
 from pipeline.samples import Author, FinishReason, SampleState
 
@@ -21,6 +22,7 @@ class Job:
     small_model: str | None
     large_model: str | None
     problem_set: str
+    problem_set_id: int
     num_problems: int
     num_samples: int
     """Per problem."""
@@ -159,6 +161,141 @@ class PassAtK:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MajAtK:
+    """A row of the view maj_at_k."""
+
+    job_id: int
+    k: int
+    num_problems: int
+    maj_at_k: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobCost:
+    """A row of the view job_cost; its comment says what an engine second is."""
+
+    job_id: int
+    num_complete: int
+    num_right: int
+    engine_seconds_small: float
+    engine_seconds_large: float
+    request_seconds_small: float
+    request_seconds_large: float
+    seconds_per_right: float | None
+    small_seconds_per_right: float | None
+    large_seconds_per_right: float | None
+    prompt_tokens_small: int
+    prompt_tokens_large: int
+    p50_wall_seconds: float | None
+    p95_wall_seconds: float | None
+    mean_wait_seconds: float | None
+    p95_wait_seconds: float | None
+    mean_queue_seconds: float | None
+    share_length: float | None
+    share_context: float | None
+    share_repetition: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProblemScore:
+    """A row of the view problem_scores."""
+
+    job_id: int
+    problem_id: int
+    problem: str
+    num_scored: int
+    num_right: int
+    score: float
+    mean_output_tokens: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthBucket:
+    """A row of the view length_histogram."""
+
+    job_id: int
+    bucket: int
+    from_tokens: int
+    to_tokens: int
+    n: int
+    num_right: int
+    num_wrong: int
+    num_unscored: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetPoint:
+    """A row of the view budget_curve."""
+
+    job_id: int
+    budget: int
+    num_scored: int
+    num_complete: int
+    accuracy: float
+    mean_output_tokens: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Takeover:
+    """A row of the view takeovers."""
+
+    job_id: int
+    sample_id: int
+    segment_index: int
+    trigger: str
+    cue: str
+    tokens: int
+    start_token: int
+    position: float | None
+    followed_by: str | None
+    tokens_between: int
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakeoverFlow:
+    """A row of the view takeover_flow."""
+
+    job_id: int
+    trigger: str
+    followed_by: str
+    num_takeovers: int
+    mean_position: float | None
+    mean_tokens: float
+    mean_tokens_between: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DelegationTenth:
+    """A row of the view delegation_progress."""
+
+    job_id: int
+    tenth: int
+    tokens: float
+    tokens_large: float
+    share_large: float
+    num_takeovers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSummary:
+    """A row of the view step_summary."""
+
+    job_id: int
+    sentence_class: str
+    author: Author
+    num_steps: int
+    steps_per_sample: float
+    tokens: int
+    mean_tokens: float
+    p50_tokens: float
+    p90_tokens: float
+    num_taken_over: int
+    accuracy: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobErrors:
     """A row of the view errors."""
 
@@ -208,13 +345,52 @@ class JobComparison:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProblemChange:
+    """A problem that two jobs do not agree on: most of its samples are right (mean score of at least 0.5) in one."""
+
+    problem: str
+    score_a: float
+    score_b: float
+    mean_output_tokens_a: float
+    mean_output_tokens_b: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison(JobComparison):
+    """Two jobs in full, paired by the problems' ids in their files.
+
+    difference_low, difference_high: 95 %, normal approximation over the differences per problem, as in the view.
+    p_value: exact two-sided sign test over the problems where one scores higher (with one sample per problem this is
+        McNemar's exact test): how often fair coins would give so uneven a split. None where no problem differs.
+    gained, lost: the problems that changed sides from job_a to job_b.
+    caveats: why the two are not strictly comparable; empty unless the comparison was asked for anyway.
+    """
+
+    p_value: float | None
+    gained: tuple[ProblemChange, ...]
+    lost: tuple[ProblemChange, ...]
+    cost_a: JobCost
+    cost_b: JobCost
+    caveats: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobStats:
     """All statistics of one job, each from the view of its name."""
 
     summary: JobSummary
+    bootstrap: Interval | None
+    """Of the accuracy, drawing whole problems; None with one sample per problem, where the summary's says all."""
+    cost: JobCost
     token_lengths: tuple[TokenLengths, ...]
+    length_histogram: tuple[LengthBucket, ...]
+    budget_curve: tuple[BudgetPoint, ...]
     delegation: tuple[Delegation, ...]
+    delegation_progress: tuple[DelegationTenth, ...]
+    takeover_flow: tuple[TakeoverFlow, ...]
+    step_summary: tuple[StepSummary, ...]
     pass_at_k: tuple[PassAtK, ...]
+    maj_at_k: tuple[MajAtK, ...]
     truncation: Truncation | None
     """None while no sample is complete."""
     errors: tuple[JobErrors, ...]

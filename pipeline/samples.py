@@ -103,7 +103,8 @@ class Piece:
 
     token_ids: as generated, without EOS.
     texts: what each token added to the text; characters that span tokens come with the last of theirs, the
-    earlier ones add "". ``"".join(texts)`` is the whole text.
+    earlier ones add "". ``"".join(texts)`` is the whole text. A character that the last tokens leave unfinished has
+    no text: it comes with the next piece where that goes on with these very ids, and never otherwise.
     """
 
     token_ids: tuple[int, ...]

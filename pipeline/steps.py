@@ -17,8 +17,8 @@ from pipeline.samples import Author
 CLASS_TOKENS = 20
 """First tokens of a step that give its class. Source: n1 of arXiv 2504.12329."""
 
-NO_TAKEOVER = frozenset({"start", "resume"})
-"""Triggers of writing that takes nothing over."""
+NO_TAKEOVER = frozenset({"start", "resume", "peek_kept"})
+"""Triggers of writing that takes nothing over. peek_kept: the small model's own words, put back by the policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

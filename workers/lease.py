@@ -17,6 +17,7 @@ from pipeline.db.session import transaction
 from pipeline.db.workforce import (
     Registration,
     WorkerCounters,
+    close_books,
     end_worker,
     register_worker,
     renew_worker,
@@ -52,6 +53,8 @@ class LeaseKeeper:
         self._on_renewed = on_renewed
         self._on_new_life = on_new_life
         self._stop = threading.Event()
+        self._before = WorkerCounters()
+        """The counters when this life began: they run on through a process's lives, and each life books its own."""
         self._thread = threading.Thread(target=self._renew_forever, name="lease", daemon=True)
         self.worker_id = self._register()
 
@@ -77,13 +80,22 @@ class LeaseKeeper:
     def _renew(self) -> None:
         try:
             with transaction(self._db_engine) as connection:
-                renew_worker(connection, self.worker_id, ttl=self._ttl, counters=self._counters())
+                renew_worker(connection, self.worker_id, ttl=self._ttl, counters=self._counters().since(self._before))
         except LeaseLost:
             log.warning("lease lost", worker_id=self.worker_id)
-            self.worker_id = self._register()
+            self._begin_again()
             self._on_new_life(self.worker_id)
         else:
             self._on_renewed(self.worker_id)
+
+    def _begin_again(self) -> None:
+        """End the books of the life that lapsed, and begin a new one."""
+        total = self._counters().closed()
+        with transaction(self._db_engine) as connection:
+            close_books(connection, self.worker_id, total.since(self._before))
+            self.worker_id = register_worker(connection, self._registration)
+        self._before = total
+        log.info("worker registered", worker_id=self.worker_id, kind=self._registration.kind.value)
 
     def stop(self) -> None:
         """Give the lease up; upkeep settles what is left under it. Quiet when Postgres is away: it lapses then."""
@@ -92,6 +104,6 @@ class LeaseKeeper:
             self._thread.join(timeout=10)
         try:
             with transaction(self._db_engine) as connection:
-                end_worker(connection, self.worker_id, self._counters())
+                end_worker(connection, self.worker_id, self._counters().since(self._before).closed())
         except ServiceUnavailable as error:
             log.warning("lease not given up", worker_id=self.worker_id, reason=str(error))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pipeline.chat import ChatModel
 from pipeline.db.hops import ClaimedSample, Hop, SegmentRecord
 from pipeline.errors import PipelineError, PromptTooLong
+from pipeline.hand_over import Listener, Part, ThinkPhase
 from pipeline.jobs import JobConfig
 from pipeline.policies import make_policy
 from pipeline.policies.base import (
@@ -23,6 +24,7 @@ from pipeline.policies.base import (
     Policy,
     PolicyState,
     SampleContext,
+    Watcher,
     Written,
 )
 from pipeline.prompts import render_user_message
@@ -31,6 +33,7 @@ from pipeline.samples import (
     Author,
     FinishReason,
     ModelRole,
+    Piece,
     SampleState,
 )
 from pipeline.steps import SegmentText, split_steps
@@ -44,14 +47,19 @@ class JobSetup:
 
     config: JobConfig
     policy: Policy
+    think_end: str
+    listener: Listener
     sampling: Sampling
 
     @classmethod
-    def of(cls, config: JobConfig) -> JobSetup:
+    def of(cls, config: JobConfig, think: ThinkPhase, chat: ChatModel) -> JobSetup:
+        """Raises ConfigurationError where the model cannot write this job's texts."""
         sampling = config.sampling
         return cls(
             config=config,
             policy=make_policy(config.policy),
+            think_end=think.end,
+            listener=Listener(chat, think),
             sampling=Sampling(
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
@@ -110,18 +118,20 @@ def prepare(
     max_model_len: int,
 ) -> Work | Hop:
     """The request that goes on with a sample, or the hop that ends it because its model's context is full."""
+    prompt_ids = chat.prompt_ids(render_user_message(setup.config.prompt_template, sample.problem))
     context = SampleContext(
         job_seed=setup.config.seed,
         problem_id=sample.problem.external_id,
         sample_index=sample.sample_index,
         max_tokens=setup.config.sampling.max_tokens,
-        think_end=chat.think_end,
+        think_end=setup.think_end,
+        num_prompt_tokens=sample.num_prompt_tokens or len(prompt_ids),
     )
     state, generate, inserted = _next(sample, setup.policy, context, role, chat)
-    prompt_ids = prompt_and_output_ids(sample, setup, inserted, chat)
-    room = max_model_len - len(prompt_ids)
+    token_ids = [*prompt_ids, *output_ids(sample, setup, inserted, role=role, chat=chat)]
+    room = max_model_len - len(token_ids)
     if room <= 0:
-        return _context_full(sample, chat.name, len(prompt_ids), max_model_len)
+        return _context_full(sample, chat.name, len(token_ids), max_model_len)
     segment_index = len(sample.context) + len(inserted)
     seed = segment_seed(
         job_seed=context.job_seed,
@@ -132,12 +142,12 @@ def prepare(
     )
     request = GenerateRequest(
         request_id=f"{sample.sample_id}-{sample.epoch}",
-        prompt_ids=prompt_ids,
+        prompt_ids=token_ids,
         max_tokens=min(generate.max_tokens, room),
         sampling=setup.sampling,
         seed=seed,
         priority=-1 if sample.context else 0,  # resumed samples first: they end sooner and free their cache
-        watcher=setup.policy.watcher(context, state),
+        watcher=_listening(setup.policy.watcher(context, state), setup.listener),
     )
     return Work(
         sample=sample,
@@ -192,27 +202,35 @@ def insertions(decisions: Sequence[Decision], chat: ChatModel) -> tuple[SegmentR
     return tuple(records)
 
 
-def prompt_and_output_ids(
-    sample: ClaimedSample,
-    setup: JobSetup,
-    inserted: Sequence[SegmentRecord],
-    chat: ChatModel,
+def output_ids(
+    sample: ClaimedSample, setup: JobSetup, inserted: Sequence[SegmentRecord], *, role: ModelRole, chat: ChatModel
 ) -> list[int]:
-    """The rendered prompt and all kept output as this worker's ids.
-
-    Ids are used as they were generated where every author had this vocabulary, so that the prefix cache finds them;
-    otherwise text is the exchange format and the whole output is tokenised anew.
-    """
-    prompt_ids = chat.prompt_ids(render_user_message(setup.config.prompt_template, sample.problem))
-    if all(segment.vocabulary_sha256 == chat.vocabulary_sha256 for segment in sample.context):
-        output_ids = [token for segment in sample.context for token in segment.piece.token_ids]
-    else:
-        output_ids = chat.encode_text("".join(segment.piece.text for segment in sample.context))
-    return [
-        *prompt_ids,
-        *output_ids,
-        *(token for record in inserted for token in record.piece.token_ids),
+    """All kept output as this worker's ids, as they were generated wherever that can be: the prefix cache has those."""
+    parts = [
+        Part(
+            piece=segment.piece,
+            vocabulary_sha256=segment.vocabulary_sha256,
+            is_own=segment.author.value == role.value,
+        )
+        for segment in sample.context
     ]
+    parts += [Part(piece=record.piece, vocabulary_sha256=chat.vocabulary_sha256, is_own=True) for record in inserted]
+    return setup.listener.output_ids(parts)
+
+
+class _Translated:
+    """A watcher that reads the job's text while the model writes its own."""
+
+    def __init__(self, watcher: Watcher, listener: Listener) -> None:
+        self._watcher = watcher
+        self._listener = listener
+
+    def feed(self, text: str) -> bool:
+        return self._watcher.feed(self._listener.say(text))
+
+
+def _listening(watcher: Watcher | None, listener: Listener) -> Watcher | None:
+    return _Translated(watcher, listener) if watcher and listener.translates else watcher
 
 
 def _context_full(sample: ClaimedSample, model: str, num_tokens: int, max_model_len: int) -> Hop:
@@ -230,14 +248,27 @@ def _context_full(sample: ClaimedSample, model: str, num_tokens: int, max_model_
 
 
 def failed(sample: ClaimedSample, error: BaseException) -> Hop:
-    """The hop that sets a sample aside with its error."""
+    """The hop that sets a sample aside with its error, at its last committed segment."""
+    return set_aside(
+        Hop(
+            sample_id=sample.sample_id,
+            epoch=sample.epoch,
+            to_state=SampleState.FAILED,
+            policy_state=sample.policy_state,
+        ),
+        error,
+    )
+
+
+def set_aside(hop: Hop, error: BaseException) -> Hop:
+    """The hop that ends a sample with an error instead of storing what was to be stored."""
     return Hop(
-        sample_id=sample.sample_id,
-        epoch=sample.epoch,
+        sample_id=hop.sample_id,
+        epoch=hop.epoch,
         to_state=SampleState.FAILED,
-        policy_state=sample.policy_state,
+        policy_state=None if hop.segments else hop.policy_state,
         error_class=type(error).__name__,
-        error=str(error) or type(error).__name__,
+        error=(str(error) or type(error).__name__).replace("\x00", "\ufffd"),
     )
 
 
@@ -245,7 +276,8 @@ def conclude(work: Work, result: GenerateResult, chat: ChatModel) -> Hop:
     """What the policy makes of what was written: the segments to store and the state they lead to."""
     start_token = sum(len(segment.piece) for segment in work.sample.context)
     start_token += sum(len(record.piece) for record in work.inserted)
-    event = Written(role=work.role, piece=result.piece, finish=result.finish, start_token=start_token)
+    piece = work.setup.listener.said(result.piece)
+    event = Written(role=work.role, piece=piece, finish=result.finish, start_token=start_token)
     transition = work.setup.policy.advance(work.context, work.state, event)
     keep, *between, last = transition.decisions
     if not isinstance(keep, Keep) or not isinstance(last, Generate | Finish):
@@ -254,7 +286,7 @@ def conclude(work: Work, result: GenerateResult, chat: ChatModel) -> Hop:
         )
     segments = (
         *work.inserted,
-        _record(work, result, keep.num_tokens),
+        _record(work, result, piece, keep.num_tokens),
         *insertions(between, chat),
     )
     if isinstance(last, Finish):
@@ -288,12 +320,12 @@ def _hop(
     )
 
 
-def _record(work: Work, result: GenerateResult, num_kept: int) -> SegmentRecord:
+def _record(work: Work, result: GenerateResult, piece: Piece, num_kept: int) -> SegmentRecord:
     return SegmentRecord(
         author=Author(work.role.value),
         trigger=work.generate.trigger,
         cue=work.generate.cue,
-        piece=result.piece,
+        piece=piece,
         num_kept=num_kept,
         finish=result.finish,
         tokens_generated=result.num_generated_tokens,

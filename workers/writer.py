@@ -10,22 +10,24 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import structlog
 from sqlalchemy import Connection
 from sqlalchemy import Engine as DbEngine
+from sqlalchemy.exc import DBAPIError
 
 from pipeline.chat import ChatModel
 from pipeline.db.hops import (
     ClaimedSample,
+    Committed,
     Hop,
-    Runnable,
     claim_samples,
     commit_hops,
+    fix_think_phase,
     get_job_config,
     release_samples,
 )
@@ -37,13 +39,16 @@ from pipeline.errors import (
     EngineUnavailable,
     ServiceUnavailable,
 )
+from pipeline.hand_over import settle_think_phase
 from pipeline.samples import ModelRole
 from workers.engine.base import Engine, GenerateResult
 from workers.messages import SamplesMessage
 from workers.publish import Publisher
-from workers.work import Countdown, JobSetup, Work, conclude, failed, prepare
+from workers.work import Countdown, JobSetup, Work, conclude, failed, prepare, set_aside
 
 log = structlog.get_logger()
+
+_T = TypeVar("_T")
 
 MAX_GROUP = 256
 """Most samples in one commit: keeps a transaction in the tens of milliseconds."""
@@ -143,16 +148,17 @@ class Writer:
     def _load_setup(self, job_id: int) -> JobSetup:
         with transaction(self._db_engine) as connection:
             config = get_job_config(connection, job_id)
-        wanted = config.model(self.role)
-        if wanted and wanted.fingerprint not in (None, self._chat.fingerprint):
-            raise EngineRefused(
-                wanted.name,
-                "this worker's model has another tokenizer or chat template than the job was submitted with",
-            )
-        return JobSetup.of(config)
+            wanted = config.model(self.role)
+            if wanted and wanted.fingerprint not in (None, self._chat.fingerprint):
+                raise EngineRefused(
+                    wanted.name,
+                    "this worker's model has another tokenizer or chat template than the job was submitted with",
+                )
+            think = fix_think_phase(connection, job_id, settle_think_phase(self._chat))
+        return JobSetup.of(config, think, self._chat)
 
     def _store_at_once(self, hop: Hop) -> None:
-        self._publisher.publish(self._commit([hop]))
+        self._publisher.publish(self._commit([hop]).samples)
 
     # -- the recorder's thread ---------------------------------------------------------------------------------------
 
@@ -174,14 +180,15 @@ class Writer:
 
     def _record(self, group: Sequence[Outcome]) -> None:
         """Store a group of outcomes, tell who goes on, and let the waiting tasks end."""
-        hops = [hop for outcome in group if (hop := self._conclude(outcome)) is not None]
-        stored = self._commit(hops) if hops else []
-        self._book(group, {(sample.sample_id, sample.epoch) for sample in stored})
+        concluded = [(outcome.result, self._conclude(outcome)) for outcome in group]
+        hops = [hop for _, hop in concluded if hop is not None]
+        committed = self._commit(hops)
+        self._book(concluded, committed.claims)
         with self._lock:
             for work, _ in group:
                 if self._in_flight.get(work.sample.sample_id) is work:
                     del self._in_flight[work.sample.sample_id]
-        self._publisher.publish(stored)
+        self._publisher.publish(committed.samples)
         for work, _ in group:
             work.countdown.tick()
 
@@ -205,7 +212,26 @@ class Writer:
             log.exception("sample not concluded", sample_id=work.sample.sample_id)
             return failed(work.sample, error)
 
-    def _commit(self, hops: Sequence[Hop]) -> list[Runnable]:
+    def _commit(self, hops: Sequence[Hop]) -> Committed:
+        """Store hops. One that Postgres refuses for its content is set aside with the reason, and no other with it."""
+        if not hops:
+            return Committed(claims=frozenset(), samples=[])
+        try:
+            return self._commit_together(hops)
+        except DBAPIError as error:
+            if len(hops) == 1:
+                return self._set_aside(hops[0], error.orig or error)
+        one_by_one = [self._commit([hop]) for hop in hops]
+        return Committed(
+            claims=frozenset(claim for committed in one_by_one for claim in committed.claims),
+            samples=[sample for committed in one_by_one for sample in committed.samples],
+        )
+
+    def _set_aside(self, hop: Hop, error: BaseException) -> Committed:
+        log.error("hop not stored", sample_id=hop.sample_id, reason=str(error))
+        return replace(self._commit_together([set_aside(hop, error)]), claims=frozenset())
+
+    def _commit_together(self, hops: Sequence[Hop]) -> Committed:
         identity = self._identity
         return self._patiently(
             lambda connection: commit_hops(
@@ -223,7 +249,7 @@ class Writer:
         )
         self._publisher.publish(released)
 
-    def _patiently(self, statement: Callable[[Connection], list[Runnable]]) -> list[Runnable]:
+    def _patiently(self, statement: Callable[[Connection], _T]) -> _T:
         """Try again for as long as Postgres is away: what was written stays in memory until it is stored or refused."""
         while True:
             try:
@@ -233,13 +259,19 @@ class Writer:
                 log.warning("writer waits for Postgres", reason=str(error))
                 time.sleep(RETRY_PAUSE_S)
 
-    def _book(self, group: Sequence[Outcome], stored: set[tuple[int, int]]) -> None:
-        for work, result in group:
-            if isinstance(result, GenerateResult):
-                if (work.sample.sample_id, work.sample.epoch) in stored:
-                    self._committed_tokens += result.num_generated_tokens
-                else:
-                    self._dropped_tokens += result.num_generated_tokens
+    def _book(
+        self,
+        concluded: Sequence[tuple[GenerateResult | Exception, Hop | None]],
+        stored: Set[tuple[int, int]],
+    ) -> None:
+        """Every token is committed, in a segment that was stored, or dropped. stored: claims."""
+        for result, hop in concluded:
+            generated = result.num_generated_tokens if isinstance(result, GenerateResult) else 0
+            committed = 0
+            if hop is not None and (hop.sample_id, hop.epoch) in stored:
+                committed = sum(segment.tokens_generated for segment in hop.segments)
+            self._committed_tokens += committed
+            self._dropped_tokens += generated - committed
 
     # -- the lease keeper's thread -----------------------------------------------------------------------------------
 
@@ -250,7 +282,7 @@ class Writer:
             num_in_flight=len(self._in_flight),
             tokens_generated=stats.num_generated_tokens,
             tokens_committed=self._committed_tokens,
-            tokens_dropped=self._dropped_tokens,
+            tokens_dropped=self._dropped_tokens + stats.num_lost_tokens,
             prompt_tokens=stats.num_prompt_tokens,
             cached_tokens=stats.num_cached_tokens,
         )

@@ -1,4 +1,4 @@
-"""Commands that only read: status, results, stats, compare, sample, sql."""
+"""Commands that only read: status, results, stats, compare, report, sample, sql."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import typer
 
 from pipeline.cli.app import AsJson, JobId, StateDir, app, connect
 from pipeline.cli.render import (
+    comparison_table,
     console,
+    cost_table,
     duration,
-    number,
     percent,
     print_json,
     print_rows,
@@ -107,7 +108,7 @@ def results(
 
 
 @contextlib.contextmanager
-def _destination(output: Path | None) -> Iterator[BinaryIO]:
+def _destination(output: Path | None, *, option: str = "--output") -> Iterator[BinaryIO]:
     """Standard output, or a file that appears whole or not at all."""
     if output is None:
         yield sys.stdout.buffer
@@ -116,7 +117,7 @@ def _destination(output: Path | None) -> Iterator[BinaryIO]:
     try:
         descriptor, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
     except OSError as error:
-        raise typer.BadParameter(f"{output}: {error.strerror}", param_hint="--output") from error
+        raise typer.BadParameter(f"{output}: {error.strerror}", param_hint=option) from error
     part = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as stream:
@@ -174,14 +175,24 @@ def stats(context: typer.Context, job: JobId, as_json: AsJson = False, state_dir
             for row in found.delegation
         ]  # fmt: skip
         out.print(table(columns, rows, title="delegation"))
+    if found.takeover_flow:
+        columns = ["trigger", "followed by", "times", "at", "large's tokens", "tokens between", "accuracy"]
+        rows = [
+            [
+                row.trigger, row.followed_by, row.num_takeovers, percent(row.mean_position), row.mean_tokens,
+                row.mean_tokens_between, percent(row.accuracy),
+            ]
+            for row in found.takeover_flow
+        ]  # fmt: skip
+        out.print(table(columns, rows, title="what followed a takeover (at: place in the output)"))
     if found.pass_at_k:
-        out.print(
-            table(
-                ["k", "problems", "pass@k"],
-                [[row.k, row.num_problems, percent(row.pass_at_k)] for row in found.pass_at_k],
-                title="pass@k",
-            )
-        )
+        majority = {row.k: row.maj_at_k for row in found.maj_at_k}
+        rows = [[row.k, row.num_problems, percent(row.pass_at_k), percent(majority[row.k])] for row in found.pass_at_k]
+        out.print(table(["k", "problems", "pass@k", "maj@k"], rows, title="pass@k and maj@k"))
+    out.print(cost_table([found.cost], title="cost"))
+    if found.bootstrap:
+        low, high = percent(found.bootstrap.low), percent(found.bootstrap.high)
+        out.print(f"accuracy, 95 % interval by drawing whole problems (bootstrap): {low} … {high}")
     if found.truncation and found.truncation.num_truncated:
         cut = found.truncation
         out.print(
@@ -195,51 +206,69 @@ def stats(context: typer.Context, job: JobId, as_json: AsJson = False, state_dir
         out.print(table(["stage", "error", "samples", "e.g. sample", "message"], rows, title="errors"))
 
 
-@app.command(rich_help_panel=PANEL, epilog="Example: specthink compare 1 2 3")
+_COMPARE_EXAMPLES = """Examples:
+
+specthink compare 1 2 3
+
+specthink compare 1 4 --anyway
+
+Each job is compared with the first one, problem by problem: the difference with a 95 % interval (normal approximation
+over the differences per problem), and the exact two-sided sign test over the problems that one of them solves better.
+"""
+
+
+@app.command(rich_help_panel=PANEL, epilog=_COMPARE_EXAMPLES)
 def compare(
     context: typer.Context,
     first: JobId,
     others: Annotated[list[int], typer.Argument(metavar="JOB...", help="Jobs on the same problem set.")],
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Also where problem set or grader version differ: paired by problem id.")
+    ] = False,
     as_json: AsJson = False,
     state_dir: StateDir = None,
 ) -> None:
     """Compare jobs with the first one, paired by problem."""
     with connect(context, state_dir) as client:
-        rows = client.compare(first, *others)
+        rows = client.compare(first, *others, anyway=anyway)
         summaries = client.summary(first, *others)
     if as_json:
         print_json({"jobs": summaries, "comparisons": rows})
         return
     out = console()
     out.print(summary_table(summaries))
-    columns = [
-        "jobs",
-        "problems",
-        "accuracy",
-        "difference",
-        "95 % interval",
-        "better",
-        "worse",
-        "equal",
-        "tokens",
-        "ratio",
-    ]
-    shown = [
-        [
-            f"{row.job_a} → {row.job_b}",
-            row.num_problems,
-            f"{percent(row.accuracy_a)} → {percent(row.accuracy_b)}",
-            percent(row.difference),
-            "–" if row.difference_low is None else f"{percent(row.difference_low)} … {percent(row.difference_high)}",
-            row.num_b_better,
-            row.num_a_better,
-            row.num_equal,
-            f"{number(row.mean_output_tokens_a)} → {number(row.mean_output_tokens_b)}",
-            row.token_ratio,
-        ]
-        for row in rows
-    ]
-    out.print(table(columns, shown, title="paired by problem"))
+    out.print(comparison_table(rows))
+    out.print(cost_table([rows[0].cost_a, *(row.cost_b for row in rows)]))
+    for row in rows:
+        for name, changed in (("gained", row.gained), ("lost", row.lost)):
+            if changed:
+                out.print(f"{name} from job {row.job_a} to {row.job_b}: {_listed([c.problem for c in changed])}")
+        for caveat in row.caveats:
+            out.print(f"beware: {caveat}", style="yellow")
+
+
+def _listed(names: list[str], most: int = 20) -> str:
+    """The first names, and how many more there are; --json has all of them."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{len(names)} problems: {', '.join(names[:most])}{more}"
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: specthink report 1 2 3 --html report.html")
+def report(
+    context: typer.Context,
+    jobs: Annotated[
+        list[int], typer.Argument(metavar="JOB...", help="One job or several; the first is compared with.")
+    ],
+    html: Annotated[Path, typer.Option(help="The file; replaced when complete.")],
+    samples: Annotated[int, typer.Option(min=0, help="Samples of each job to read.")] = 6,
+    state_dir: StateDir = None,
+) -> None:
+    """Write one self-contained page: tables, charts, and samples to read step by step."""
+    with connect(context, state_dir) as client:
+        page = client.page(*jobs, num_samples=samples)
+    with _destination(html, option="--html") as stream:
+        stream.write(page.encode())
+    console(stderr=True).print(f"{len(page.encode()) / 1024:.0f} KiB in {html}")
 
 
 @app.command(rich_help_panel=PANEL, epilog="Example: specthink sample 1234")
@@ -258,13 +287,45 @@ def sample(
         print_sample(report, console())
 
 
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="Examples: specthink replay 1234 · specthink replay --job 3",
+)
+def replay(
+    context: typer.Context,
+    sample_id: Annotated[
+        int | None, typer.Argument(metavar="[SAMPLE]", help="A sample_id of results.", show_default=False)
+    ] = None,
+    job: Annotated[int | None, typer.Option(metavar="JOB", help="Every complete sample of a job.")] = None,
+    as_json: AsJson = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Feed stored segments through their policy again and verify every decision; 1 where it decides otherwise."""
+    if (sample_id is None) == (job is None):
+        raise typer.BadParameter("give either a SAMPLE or --job JOB", param_hint="SAMPLE")
+    with connect(context, state_dir) as client:
+        found = [client.replay(sample_id)] if sample_id is not None else list(client.replay_job(job or 0))
+    diverged = [replayed for replayed in found if replayed.divergence is not None]
+    if as_json:
+        print_json(found if job is not None else found[0])
+    else:
+        for replayed in found if job is None else diverged:
+            typer.echo(str(replayed))
+        if job is not None:
+            typer.echo(f"job {job}: {len(found) - len(diverged)} of {len(found)} samples are what the policy decides")
+    if diverged:
+        raise typer.Exit(1)
+
+
 _SQL_EXAMPLES = """Examples:
 
 specthink sql "SELECT job_id, policy, accuracy, share_large FROM job_summary"
 
 specthink sql --json "SELECT * FROM token_lengths WHERE job_id = 1 AND author = 'all'"
 
-Views: job_summary, job_progress, token_lengths, delegation, pass_at_k, job_comparison, truncation, errors.
+Views: job_summary, job_progress, job_cost, job_comparison, problem_scores, pass_at_k, maj_at_k, token_lengths,
+length_histogram, budget_curve, truncation, delegation, delegation_progress, takeovers, takeover_flow, step_summary,
+errors.
 """
 
 

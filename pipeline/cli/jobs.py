@@ -26,6 +26,13 @@ specthink submit problems.jsonl --small org/small-1b --large org/large-32b
 specthink submit gsm8k.csv --column problem=question --column answer=solution --large ./models/big --policy large-only
 
 specthink submit mmlu.parquet --small a/s --large b/l --prompt choice --grader choice --samples 8 --wait
+
+specthink submit test.jsonl --recipe math500 --small a/s --large b/l --policy speculative-thinking:paper
+
+specthink submit problems.jsonl --small a/s --large b/l --policy random --matched-to 1
+
+Recipes: math500, aime, gpqa-diamond, amc23. Each reads your copy of the set in its published columns, and asks, samples
+and grades as the paper did; options given beside it win.
 """
 
 
@@ -46,8 +53,18 @@ def submit(
     top_p: Annotated[float | None, typer.Option(show_default="0.95")] = None,
     top_k: Annotated[int | None, typer.Option(show_default="50", help="0: off.")] = None,
     max_tokens: Annotated[int | None, typer.Option(show_default="32768", help="Most output tokens per sample.")] = None,
-    prompt: Annotated[str, typer.Option(help="Prompt template: math, choice or free.")] = "math",
-    grader: Annotated[str, typer.Option(help="math, exact, choice or none.")] = "math",
+    prompt: Annotated[
+        str | None,
+        typer.Option(show_default="math", help="Prompt template: math, choice, free, paper-math or paper-choice."),
+    ] = None,
+    grader: Annotated[str | None, typer.Option(show_default="math", help="math, exact, choice or none.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME", help="One of the paper's sets, in its published columns.")
+    ] = None,
+    matched_to: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="JOB", help="For --policy random: take over as often and as long as that job did."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many problems.")] = None,
     name: Annotated[str | None, typer.Option(help="Free text for people.")] = None,
     column: Annotated[
@@ -76,6 +93,8 @@ def submit(
             prompt_template=prompt,
             grader=grader,
             columns=columns,
+            recipe=recipe,
+            matched_to=matched_to,
         )
         typer.echo(job.id)
         sys.stdout.flush()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from pipeline.reports import JobSummary, SampleReport
+    from pipeline.reports import Comparison, JobCost, JobSummary, SampleReport
 
 WIDE = 2000
 """Columns of output that is no terminal: nothing is wrapped or cut."""
@@ -150,6 +150,43 @@ def summary_table(jobs: Sequence[JobSummary], *, title: str | None = None) -> Ta
     return table(
         list(_SUMMARY_COLUMNS), [[show(job) for show in _SUMMARY_COLUMNS.values()] for job in jobs], title=title
     )
+
+
+def comparison_table(rows: Sequence[Comparison]) -> Table:
+    """One line per pair. p: exact sign test."""
+    columns = ["jobs", "problems", "accuracy", "difference", "95 % interval", "p", "better", "worse", "equal", "tokens",
+               "ratio"]  # fmt: skip
+    shown = [
+        [
+            f"{row.job_a} → {row.job_b}",
+            row.num_problems,
+            f"{percent(row.accuracy_a)} → {percent(row.accuracy_b)}",
+            percent(row.difference),
+            "–" if row.difference_low is None else f"{percent(row.difference_low)} … {percent(row.difference_high)}",
+            "–" if row.p_value is None else "< 0.0001" if row.p_value < 0.0001 else f"{row.p_value:.4f}",
+            row.num_b_better,
+            row.num_a_better,
+            row.num_equal,
+            f"{number(row.mean_output_tokens_a)} → {number(row.mean_output_tokens_b)}",
+            row.token_ratio,
+        ]
+        for row in rows
+    ]
+    return table(columns, shown, title="paired by problem")
+
+
+def cost_table(costs: Sequence[JobCost], *, title: str = "cost") -> Table:
+    """One line per job. engine s: time in which a worker had a request of the job, summed over the workers."""
+    columns = ["job", "engine s small", "large", "per right answer", "wall s p50", "p95", "waited s", "cut"]
+    rows = [
+        [
+            cost.job_id, cost.engine_seconds_small, cost.engine_seconds_large, cost.seconds_per_right,
+            cost.p50_wall_seconds, cost.p95_wall_seconds, cost.mean_wait_seconds,
+            percent(None if cost.share_length is None else cost.share_length + (cost.share_context or 0)),
+        ]
+        for cost in costs
+    ]  # fmt: skip
+    return table(columns, rows, title=title)
 
 
 def print_sample(report: SampleReport, out: Console) -> None:

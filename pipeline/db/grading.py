@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
+from pipeline.db.totals import mark_stale
 from pipeline.samples import GradeStatus
 
 
@@ -89,6 +90,7 @@ def end_grade(
     }
     if connection.execute(_END, values).rowcount == 0:
         return False
+    mark_stale(connection, sample_id)
     connection.execute(_MARK_GRADED, values)
     return True
 

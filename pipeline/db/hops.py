@@ -15,9 +15,11 @@ import orjson
 from sqlalchemy import Connection, RowMapping, insert, text
 
 from pipeline.db.tables import SegmentRow, StepRow
+from pipeline.hand_over import ThinkPhase, first_prompt_tokens
 from pipeline.jobs import JobConfig
 from pipeline.policies.base import PolicyState
 from pipeline.problems import Problem
+from pipeline.replay import segment_sha256
 from pipeline.samples import (
     RUNNABLE_STATE,
     WRITING_STATE,
@@ -39,6 +41,8 @@ class ContextSegment:
     trigger: str
     piece: Piece
     vocabulary_sha256: str
+    prompt_tokens: int
+    """Given to its author's engine: the prompt, and the output so far; 0 for an inserted sentence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,8 @@ class ClaimedSample:
     cue: str
     wait_seconds: float
     context: tuple[ContextSegment, ...]
+    num_prompt_tokens: int | None
+    """Of the rendered prompt, as the first writer read it; None where nobody has written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +168,7 @@ _MARK_FIRST_CLAIM = text("""
 """)
 
 _LOAD_CONTEXT = text("""
-    SELECT g.sample_id, g.author, g.trigger, g.token_ids, g.text, g.token_lengths, e.vocabulary_sha256
+    SELECT g.sample_id, g.author, g.trigger, g.token_ids, g.text, g.token_lengths, g.prompt_tokens, e.vocabulary_sha256
     FROM segments g JOIN engines e ON e.id = g.engine_id
     WHERE g.sample_id = ANY(:ids) ORDER BY g.sample_id, g.segment_index
 """)
@@ -207,7 +213,8 @@ def _claimed_sample(row: dict[str, Any], context: list[ContextSegment]) -> Claim
         level=row.pop("level"),
         metadata=row.pop("extra"),
     )
-    return ClaimedSample(problem=problem, context=tuple(context), **row)
+    num_prompt_tokens = first_prompt_tokens([(segment.prompt_tokens, len(segment.piece)) for segment in context])
+    return ClaimedSample(problem=problem, context=tuple(context), num_prompt_tokens=num_prompt_tokens, **row)
 
 
 def _load_contexts(connection: Connection, sample_ids: list[int]) -> dict[int, list[ContextSegment]]:
@@ -220,6 +227,7 @@ def _load_contexts(connection: Connection, sample_ids: list[int]) -> dict[int, l
             trigger=row.trigger,
             piece=_piece(row.token_ids, row.text, row.token_lengths),
             vocabulary_sha256=row.vocabulary_sha256,
+            prompt_tokens=row.prompt_tokens,
         )
         contexts.setdefault(row.sample_id, []).append(segment)
     return contexts
@@ -238,6 +246,20 @@ def get_job_config(connection: Connection, job_id: int) -> JobConfig:
     """The frozen configuration of a job."""
     config = connection.execute(text("SELECT config FROM jobs WHERE id = :job"), {"job": job_id}).scalar_one()
     return JobConfig.model_validate(config)
+
+
+_FIX_THINK_PHASE = text("""
+    UPDATE jobs SET think_end = :end, think_opened = :opened WHERE id = :job AND think_end IS NULL
+""")
+
+
+def fix_think_phase(connection: Connection, job_id: int, phase: ThinkPhase) -> ThinkPhase:
+    """How a job's texts mark the think phase: as was settled before, else from now on as phase says."""
+    values = {"job": job_id, "end": phase.end, "opened": phase.opened}
+    connection.execute(_FIX_THINK_PHASE, values)
+    found = text("SELECT think_end, think_opened FROM jobs WHERE id = :job")
+    row = connection.execute(found, values).one()
+    return ThinkPhase(end=row.think_end, opened=row.think_opened)
 
 
 _COMMIT = text("""
@@ -267,27 +289,57 @@ _COMMIT = text("""
         ended_at = CASE WHEN hop.to_state = 'failed' THEN clock_timestamp() END
     FROM hop JOIN mine ON mine.id = hop.sample_id
     WHERE s.id = hop.sample_id
-    RETURNING s.id AS sample_id
+    RETURNING s.id AS sample_id, s.epoch
+""")
+
+_STORED_BEFORE = text("""
+    SELECT DISTINCT g.sample_id, g.epoch FROM segments g
+    JOIN unnest(CAST(:ids AS bigint[]), CAST(:epochs AS integer[])) AS refused(id, epoch)
+      ON g.sample_id = refused.id AND g.epoch = refused.epoch
+    WHERE g.worker_id = :worker
 """)
 
 _SELECT_RUNNABLE = text(f"SELECT {RUNNABLE_COLUMNS} FROM samples s WHERE s.id = ANY(:ids) ORDER BY s.id")
 
 
-def commit_hops(connection: Connection, *, worker_id: int, engine_id: int, hops: Sequence[Hop]) -> list[Runnable]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """What was stored: claims as (sample id, epoch), and the samples as whoever goes on with them must be told."""
+
+    claims: frozenset[tuple[int, int]]
+    samples: list[Runnable]
+
+
+def commit_hops(connection: Connection, *, worker_id: int, engine_id: int, hops: Sequence[Hop]) -> Committed:
     """Store what a worker wrote, for those samples it still holds, and move their states; the rest is dropped.
 
-    Returns what was stored, each with the state it is in now and where a message about it should go.
+    Returns what is stored, with what this worker had stored before under the same claim: a commit whose answer was
+    lost with the connection is sent again.
     """
     rows = orjson.dumps([_hop_row(hop) for hop in hops]).decode()
-    stored = set(connection.execute(_COMMIT, {"hops": rows, "worker": worker_id}).scalars())
-    mine = [hop for hop in hops if hop.sample_id in stored]
+    rows_moved = connection.execute(_COMMIT, {"hops": rows, "worker": worker_id})
+    moved = {(row.sample_id, row.epoch) for row in rows_moved}
+    mine = [hop for hop in hops if (hop.sample_id, hop.epoch) in moved]
     segments = [row for hop in mine for row in _segment_rows(hop, worker_id, engine_id)]
     if segments:
         connection.execute(insert(SegmentRow), segments)
     steps = [row for hop in mine for row in _step_rows(hop)]
     if steps:
         connection.execute(insert(StepRow), steps)
-    return select_runnable(connection, sorted(stored))
+    refused = [hop for hop in hops if (hop.sample_id, hop.epoch) not in moved]
+    claims = moved | _stored_before(connection, refused, worker_id)
+    return Committed(
+        claims=frozenset(claims), samples=select_runnable(connection, sorted({sample_id for sample_id, _ in claims}))
+    )
+
+
+def _stored_before(connection: Connection, hops: Sequence[Hop], worker_id: int) -> set[tuple[int, int]]:
+    """The claims under which this worker has stored segments."""
+    if not hops:
+        return set()
+    claims = {"ids": [hop.sample_id for hop in hops], "epochs": [hop.epoch for hop in hops]}
+    rows = connection.execute(_STORED_BEFORE, claims | {"worker": worker_id})
+    return {(row.sample_id, row.epoch) for row in rows}
 
 
 def select_runnable(connection: Connection, sample_ids: Sequence[int]) -> list[Runnable]:
@@ -325,7 +377,7 @@ def _hop_row(hop: Hop) -> dict[str, Any]:
 
 
 def _segment_rows(hop: Hop, worker_id: int, engine_id: int) -> list[dict[str, Any]]:
-    return [
+    rows: list[dict[str, Any]] = [
         {
             "sample_id": hop.sample_id,
             "segment_index": hop.num_segments_before + offset,
@@ -352,6 +404,7 @@ def _segment_rows(hop: Hop, worker_id: int, engine_id: int) -> list[dict[str, An
         }
         for offset, segment in enumerate(hop.segments)
     ]
+    return [row | {"content_sha256": segment_sha256(row)} for row in rows]
 
 
 def storable(written: str) -> str:

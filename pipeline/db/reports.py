@@ -8,21 +8,31 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, RowMapping, text
 
-from pipeline.errors import NotFound
+from pipeline.comparison import compare
+from pipeline.errors import NotComparable, NotFound
+from pipeline.intervals import Interval, cluster_bootstrap
 from pipeline.jobs import JobConfig, JobState
 from pipeline.reports import (
+    BudgetPoint,
+    Comparison,
     Delegation,
+    DelegationTenth,
     Job,
-    JobComparison,
+    JobCost,
     JobErrors,
     JobProgress,
     JobStats,
     JobSummary,
+    LengthBucket,
+    MajAtK,
     PassAtK,
+    ProblemScore,
     Result,
     SampleReport,
     SegmentReport,
     StepReport,
+    StepSummary,
+    TakeoverFlow,
     TokenLengths,
     Truncation,
     WorkerReport,
@@ -57,7 +67,8 @@ def _select_view(connection: Connection, report: type[_R], view: str, tail: str,
 
 
 _SELECT_JOBS = """
-    SELECT j.id, j.name, j.state, j.policy, j.small_model, j.large_model, p.name AS problem_set, j.num_problems,
+    SELECT j.id, j.name, j.state, j.policy, j.small_model, j.large_model, p.name AS problem_set,
+           j.problem_set_id, j.num_problems,
            j.num_samples, j.config, j.versions, j.submitted_at, j.first_claimed_at, j.finished_at
     FROM jobs j JOIN problem_sets p ON p.id = j.problem_set_id
 """
@@ -116,43 +127,124 @@ def _require_all(wanted: Sequence[int], found: Any) -> None:
 def get_stats(connection: Connection, job_id: int) -> JobStats:
     """Raises NotFound."""
     (summary,) = select_summaries(connection, [job_id])
-    truncation = _select_view(connection, Truncation, "truncation", "job_id = :job", job=job_id)
     return JobStats(
         summary=summary,
-        token_lengths=_select_view(
-            connection, TokenLengths, "token_lengths",
-            "job_id = :job ORDER BY array_position(ARRAY['all', 'small', 'large', 'inserted'], author),"
+        bootstrap=_bootstrap(connection, job_id) if summary.num_samples > 1 and summary.num_scored else None,
+        cost=get_cost(connection, job_id),
+        token_lengths=_of_job(
+            connection, TokenLengths, "token_lengths", job_id,
+            "array_position(ARRAY['all', 'small', 'large', 'inserted'], author),"
             " finish_reason <> 'all', finish_reason, verdict <> 'all', verdict",
-            job=job_id,
         ),
-        delegation=_select_view(
-            connection, Delegation, "delegation", "job_id = :job ORDER BY author DESC, tokens DESC", job=job_id
-        ),
-        pass_at_k=_select_view(connection, PassAtK, "pass_at_k", "job_id = :job ORDER BY k", job=job_id),
-        truncation=truncation[0] if truncation else None,
-        errors=_select_view(connection, JobErrors, "errors", "job_id = :job ORDER BY num_samples DESC", job=job_id),
+        length_histogram=_of_job(connection, LengthBucket, "length_histogram", job_id, "bucket"),
+        budget_curve=_of_job(connection, BudgetPoint, "budget_curve", job_id, "budget"),
+        delegation=_of_job(connection, Delegation, "delegation", job_id, "author DESC, tokens DESC"),
+        delegation_progress=_of_job(connection, DelegationTenth, "delegation_progress", job_id, "tenth"),
+        takeover_flow=_of_job(connection, TakeoverFlow, "takeover_flow", job_id, "trigger, num_takeovers DESC"),
+        step_summary=_of_job(connection, StepSummary, "step_summary", job_id, "num_steps DESC"),
+        pass_at_k=_of_job(connection, PassAtK, "pass_at_k", job_id, "k"),
+        maj_at_k=_of_job(connection, MajAtK, "maj_at_k", job_id, "k"),
+        truncation=next(iter(_of_job(connection, Truncation, "truncation", job_id, "job_id")), None),
+        errors=_of_job(connection, JobErrors, "errors", job_id, "num_samples DESC"),
     )  # fmt: skip
 
 
-def get_comparison(connection: Connection, job_a: int, job_b: int) -> JobComparison:
-    """Raises NotFound where a job is unknown or the two are not on the same problem set."""
-    rows = _select_view(
-        connection,
-        JobComparison,
-        "job_comparison",
-        "job_a = :a AND job_b = :b",
-        a=job_a,
-        b=job_b,
-    )
-    if not rows:
-        first, second = get_job(connection, job_a), get_job(connection, job_b)
-        if job_a == job_b:
-            raise NotFound(f"job {job_a} can only be compared with another job")
-        raise NotFound(
-            f"jobs {job_a} and {job_b} are not on the same problem set ({first.problem_set} and {second.problem_set}, "
-            "or two versions of one): there is nothing to pair"
-        )
+def _of_job(connection: Connection, report: type[_R], view: str, job_id: int, order: str) -> tuple[_R, ...]:
+    return _select_view(connection, report, view, f"job_id = :job ORDER BY {order}", job=job_id)
+
+
+def _bootstrap(connection: Connection, job_id: int) -> Interval:
+    problems = problem_scores(connection, job_id)
+    return cluster_bootstrap([row.score * row.num_scored for row in problems], [row.num_scored for row in problems])
+
+
+def problem_scores(connection: Connection, job_id: int) -> tuple[ProblemScore, ...]:
+    """The problems with a score, in the order of their set."""
+    return _of_job(connection, ProblemScore, "problem_scores", job_id, "problem_id")
+
+
+def get_cost(connection: Connection, job_id: int) -> JobCost:
+    """Raises NotFound."""
+    rows = _of_job(connection, JobCost, "job_cost", job_id, "job_id")
+    _require_all([job_id], {row.job_id for row in rows})
     return rows[0]
+
+
+_SELECT_GRADERS = text("""
+    SELECT DISTINCT g.grader || ' ' || g.grader_version AS grader
+    FROM samples s CROSS JOIN LATERAL (
+        SELECT grader, grader_version FROM grades g
+        WHERE g.sample_id = s.id AND g.status <> 'running' ORDER BY g.graded_at DESC LIMIT 1
+    ) g
+    WHERE s.job_id = :job AND s.state = 'graded' AND s.score IS NOT NULL ORDER BY grader
+""")
+
+
+def get_comparison(connection: Connection, job_a: int, job_b: int, *, anyway: bool = False) -> Comparison:
+    """Two jobs, paired by problem. Raises NotFound; NotComparable unless anyway, and where nothing can be paired."""
+    if job_a == job_b:
+        raise NotComparable(f"job {job_a} can only be compared with another job")
+    caveats = _caveats(connection, job_a, job_b)
+    if caveats and not anyway:
+        raise NotComparable(f"{'; '.join(caveats)}; --anyway compares them all the same")
+    first, second = ({row.problem: row for row in problem_scores(connection, job)} for job in (job_a, job_b))
+    pairs = [(row, second[problem]) for problem, row in first.items() if problem in second]
+    if caveats and not pairs:
+        raise NotComparable(f"jobs {job_a} and {job_b} share no scored problem id: there is nothing to pair")
+    return compare(
+        pairs, job_a=job_a, job_b=job_b, cost_a=get_cost(connection, job_a), cost_b=get_cost(connection, job_b),
+        caveats=caveats,
+    )  # fmt: skip
+
+
+def _caveats(connection: Connection, job_a: int, job_b: int) -> tuple[str, ...]:
+    """Why two jobs are not comparable: what was asked, or how it was graded, differs."""
+    first, second = get_job(connection, job_a), get_job(connection, job_b)
+    caveats = []
+    if first.problem_set_id != second.problem_set_id:
+        caveats.append(
+            f"jobs {job_a} and {job_b} are not on the same problem set ({first.problem_set} and {second.problem_set}, "
+            "or two versions of one)"
+        )
+    graders = {job: connection.execute(_SELECT_GRADERS, {"job": job}).scalars().all() for job in (job_a, job_b)}
+    used = {grader for found in graders.values() for grader in found}
+    if len(used) > 1:
+        told = ", ".join(f"job {job}: {' and '.join(found)}" for job, found in graders.items())
+        caveats.append(f"jobs {job_a} and {job_b} were not graded by the same grader in the same version ({told})")
+    return tuple(caveats)
+
+
+_COUNT_TAKEOVERS = text("""
+    SELECT trigger, count(*) AS n FROM takeovers WHERE job_id = :job GROUP BY trigger
+""")
+# A break ends a step that another follows; the author of the step's last token wrote it. From the step on that holds
+# the closing think tag there are none.
+_COUNT_BREAKS = text("""
+    WITH written AS (
+        SELECT g.sample_id, g.author, sum(cardinality(g.token_ids)) OVER w AS end_token,
+               sum(cardinality(g.token_ids)) OVER w - cardinality(g.token_ids) AS start_token
+        FROM samples s JOIN segments g ON g.sample_id = s.id WHERE s.job_id = :job
+        WINDOW w AS (PARTITION BY g.sample_id ORDER BY g.segment_index)
+    ),
+    ends AS (
+        SELECT t.sample_id, lead(t.start_token) OVER w - 1 AS last_token,
+               coalesce(bool_or(j.think_end <> '' AND strpos(t.text, j.think_end) > 0) OVER w, false) AS is_closed
+        FROM jobs j JOIN samples s ON s.job_id = j.id JOIN steps t ON t.sample_id = s.id WHERE j.id = :job
+        WINDOW w AS (PARTITION BY t.sample_id ORDER BY t.step_index)
+    )
+    SELECT count(*) FROM ends e JOIN written g ON g.sample_id = e.sample_id
+    WHERE NOT e.is_closed AND g.author = 'small' AND e.last_token >= g.start_token AND e.last_token < g.end_token
+""")
+
+
+def count_takeovers(connection: Connection, job_id: int) -> dict[str, int]:
+    """How often the large model wrote in a job, by trigger."""
+    return {row.trigger: row.n for row in connection.execute(_COUNT_TAKEOVERS, {"job": job_id})}
+
+
+def count_breaks(connection: Connection, job_id: int) -> int:
+    """Breaks that the small model wrote in the think phase of a job's complete samples."""
+    return int(connection.execute(_COUNT_BREAKS, {"job": job_id}).scalar_one())
 
 
 _SELECT_RESULTS = """
@@ -212,6 +304,22 @@ def get_sample(connection: Connection, sample_id: int) -> SampleReport:
             sample=sample_id,
         ),
     )
+
+
+_SELECT_EXAMPLES = text("""
+    SELECT id FROM (
+        SELECT id, row_number() OVER (
+            PARTITION BY score >= 0.5 ORDER BY num_takeovers BETWEEN 1 AND 8 DESC, num_takeovers DESC, md5(id::text)
+        ) AS place
+        FROM samples WHERE job_id = :job AND state IN ('finished', 'graded')
+    ) s
+    ORDER BY place, id LIMIT :limit
+""")
+
+
+def select_examples(connection: Connection, job_id: int, *, limit: int) -> list[int]:
+    """Ids of complete samples worth reading: right and wrong ones by turns, those with a few takeovers first."""
+    return list(connection.execute(_SELECT_EXAMPLES, {"job": job_id, "limit": limit}).scalars())
 
 
 _SELECT_WORKERS = text("""

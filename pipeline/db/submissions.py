@@ -9,6 +9,7 @@ from sqlalchemy import Connection, insert, text
 from sqlalchemy.dialects.postgresql import insert as insert_or
 
 from pipeline.db.tables import JobRow, ProblemRow, ProblemSetRow, ReferenceAnswerRow
+from pipeline.hand_over import ThinkPhase
 from pipeline.jobs import JobConfig, JobState
 from pipeline.problems import Problem, ProblemSet
 from pipeline.samples import ModelRole
@@ -74,8 +75,12 @@ def insert_job(
     config: JobConfig,
     first_role: ModelRole,
     versions: dict[str, Any],
+    think: ThinkPhase | None = None,
 ) -> int:
-    """Store a job and its pending samples; returns its id. num_problems: the first so many of the set are used."""
+    """Store a job and its pending samples; returns its id.
+
+    num_problems: the first so many of the set are used. think: None leaves it to the first worker.
+    """
     statement = insert(JobRow).values(
         name=name,
         policy=policy,
@@ -86,6 +91,8 @@ def insert_job(
         small_model=config.small.name if config.small else None,
         large_model=config.large.name if config.large else None,
         first_role=first_role,
+        think_end=think.end if think else None,
+        think_opened=think.opened if think else None,
         num_problems=num_problems,
         num_samples=config.num_samples,
     )

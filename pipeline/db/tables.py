@@ -89,6 +89,12 @@ class JobRow(Base):
     small_model: Mapped[str | None]
     large_model: Mapped[str | None]
     first_role: Mapped[ModelRole] = mapped_column(choice(ModelRole, "first_role"), comment="who opens each sample")
+    think_end: Mapped[str | None] = mapped_column(
+        comment="the tag that ends the think phase in its texts, '' for none; null: no worker has had it yet"
+    )
+    think_opened: Mapped[bool | None] = mapped_column(
+        comment="whether the prompt opens the think phase; else the texts have the opening tag"
+    )
     num_problems: Mapped[int]
     num_samples: Mapped[int] = mapped_column(comment="per problem")
     submitted_at: Mapped[Instant] = mapped_column(server_default=func.now())
@@ -96,6 +102,72 @@ class JobRow(Base):
     finished_at: Mapped[Instant | None]
     followed_at: Mapped[Instant | None] = mapped_column(
         comment="last sign of the task that shows its progress in Flower"
+    )
+
+
+class JobTotalsRow(Base):
+    """What was counted of a job that has ended; revision 0004's functions count the same for one that runs."""
+
+    __tablename__ = "job_totals"
+
+    job_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("jobs.id"), primary_key=True, autoincrement=False)
+    counted_at: Mapped[Instant]
+    stale_at: Mapped[Instant | None] = mapped_column(
+        comment="when a grade was last changed after the count; null: the counts hold"
+    )
+    samples_total: Mapped[int] = mapped_column(BigInteger, comment="all samples of the job")
+    pending: Mapped[int] = mapped_column(BigInteger, comment="by state")
+    ready: Mapped[int] = mapped_column(BigInteger, comment="by state")
+    drafting: Mapped[int] = mapped_column(BigInteger, comment="by state")
+    awaiting_large: Mapped[int] = mapped_column(BigInteger, comment="by state")
+    assisting: Mapped[int] = mapped_column(BigInteger, comment="by state")
+    finished: Mapped[int] = mapped_column(BigInteger, comment="by state")
+    graded: Mapped[int] = mapped_column(BigInteger, comment="by state")
+    failed: Mapped[int] = mapped_column(BigInteger, comment="by state")
+    cancelled: Mapped[int] = mapped_column(BigInteger, comment="by state")
+    num_length: Mapped[int] = mapped_column(BigInteger, comment="complete samples ended by the job's max_tokens")
+    num_context: Mapped[int] = mapped_column(BigInteger, comment="complete samples ended by the model's context")
+    num_repetition: Mapped[int] = mapped_column(BigInteger, comment="complete samples ended by the loop guard")
+    num_scored: Mapped[int] = mapped_column(BigInteger, comment="graded samples that have a score")
+    num_right: Mapped[int] = mapped_column(BigInteger, comment="of these, with a score of at least 0.5")
+    problems_scored: Mapped[int] = mapped_column(BigInteger, comment="problems with a scored sample")
+    takeovers: Mapped[int] = mapped_column(BigInteger, comment="times the large model was called in")
+    tokens_small: Mapped[int] = mapped_column(BigInteger, comment="kept, written by the small model")
+    tokens_large: Mapped[int] = mapped_column(BigInteger, comment="kept, written by the large model")
+    tokens_inserted: Mapped[int] = mapped_column(BigInteger, comment="kept, put in by the policy")
+    discarded_small: Mapped[int] = mapped_column(BigInteger, comment="written by the small model, not kept")
+    discarded_large: Mapped[int] = mapped_column(BigInteger, comment="written by the large model, not kept")
+    prompt_tokens_small: Mapped[int] = mapped_column(
+        BigInteger, comment="of the small model's prompts, computed: not found in the prefix cache"
+    )
+    prompt_tokens_large: Mapped[int] = mapped_column(BigInteger, comment="likewise, large")
+    accuracy: Mapped[float | None] = mapped_column(comment="mean score of the scored samples")
+    score_variance: Mapped[float | None] = mapped_column(comment="variance of their scores")
+    score_squares: Mapped[float | None] = mapped_column(
+        comment="sum over problems of the squared sum of deviations from the accuracy"
+    )
+    mean_output_tokens: Mapped[float | None] = mapped_column(comment="mean kept tokens of the complete samples")
+    p50_output_tokens: Mapped[float | None] = mapped_column(comment="median of the same")
+    p90_output_tokens: Mapped[float | None] = mapped_column(comment="90th percentile of the same")
+    takeovers_per_sample: Mapped[float | None] = mapped_column(comment="mean over the complete samples")
+    p50_wall_seconds: Mapped[float | None] = mapped_column(
+        comment="from admission to complete text, median of the complete samples"
+    )
+    p95_wall_seconds: Mapped[float | None] = mapped_column(comment="95th percentile of the same")
+    engine_seconds_small: Mapped[float | None] = mapped_column(
+        comment="time in which a small worker had a request of this job, summed over the workers"
+    )
+    engine_seconds_large: Mapped[float | None] = mapped_column(comment="likewise, large")
+    request_seconds_small: Mapped[float | None] = mapped_column(
+        comment="sum of the durations of the small model's requests"
+    )
+    request_seconds_large: Mapped[float | None] = mapped_column(comment="likewise, large")
+    mean_wait_seconds: Mapped[float | None] = mapped_column(
+        comment="from publishing to claim, all segments of a sample together, mean over samples"
+    )
+    p95_wait_seconds: Mapped[float | None] = mapped_column(comment="95th percentile of the same")
+    mean_queue_seconds: Mapped[float | None] = mapped_column(
+        comment="inside the engines before the first work, likewise, mean over samples"
     )
 
 
@@ -268,6 +340,9 @@ class SegmentRow(Base):
     epoch: Mapped[int] = mapped_column(comment="of the claim under which it was written")
     worker_id: Mapped[int] = mapped_column(ForeignKey("workers.id"))
     engine_id: Mapped[int] = mapped_column(ForeignKey("engines.id"))
+    content_sha256: Mapped[str | None] = mapped_column(
+        comment="of what was written, for replay; null: stored before there was one"
+    )
     wait_seconds: Mapped[float | None] = mapped_column(comment="from publishing to claim")
     queue_seconds: Mapped[float | None] = mapped_column(comment="inside the engine before its first work")
     first_token_seconds: Mapped[float | None] = mapped_column(comment="from handing in to the first token")

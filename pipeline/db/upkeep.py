@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 from pipeline.db.hops import RUNNABLE_COLUMNS, Runnable, runnable, select_runnable
+from pipeline.db.totals import count_ended_jobs
 from pipeline.jobs import JobState
 
 LEADER_LOCK = 7_300_002
@@ -167,9 +168,15 @@ _CLOSE = text("""
 """)
 
 
+GRADES_QUIET = dt.timedelta(seconds=5)
+"""A job that is graded again is counted once its grades have not changed for so long."""
+
+
 def close_jobs(connection: Connection) -> dict[int, JobState]:
-    """End the running jobs that have no open sample left. Index: ix_samples_open."""
-    return {row.id: JobState(row.state) for row in connection.execute(_CLOSE)}
+    """End the running jobs that have no open sample left, and keep the totals of ended ones. Index: ix_samples_open."""
+    closed = {row.id: JobState(row.state) for row in connection.execute(_CLOSE)}
+    count_ended_jobs(connection, quiet=GRADES_QUIET)
+    return closed
 
 
 _UNFOLLOWED = text("""

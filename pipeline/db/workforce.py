@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import orjson
@@ -40,6 +40,15 @@ class WorkerCounters:
     tokens_dropped: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
+
+    def since(self, earlier: WorkerCounters) -> WorkerCounters:
+        """What came after an earlier reading."""
+        totals = {name: value - getattr(earlier, name) for name, value in asdict(self).items()}
+        return WorkerCounters(**totals | {"num_in_flight": self.num_in_flight})
+
+    def closed(self) -> WorkerCounters:
+        """As of the end of a life: what is not committed by then is dropped."""
+        return replace(self, num_in_flight=0, tokens_dropped=self.tokens_generated - self.tokens_committed)
 
 
 def put_engine(
@@ -98,6 +107,18 @@ def renew_worker(
     values = {name: getattr(counters, name) for name in WorkerCounters.__dataclass_fields__}
     if connection.execute(_RENEW, values | {"worker": worker_id, "ttl": ttl}).rowcount == 0:
         raise LeaseLost(worker_id)
+
+
+_CLOSE_BOOKS = text("""
+    UPDATE workers SET num_in_flight = 0, tokens_generated = :tokens_generated, tokens_committed = :tokens_committed,
+        tokens_dropped = :tokens_dropped, prompt_tokens = :prompt_tokens, cached_tokens = :cached_tokens
+    WHERE id = :worker
+""")
+
+
+def close_books(connection: Connection, worker_id: int, counters: WorkerCounters) -> None:
+    """Book the last counters of a life whose lease has lapsed."""
+    connection.execute(_CLOSE_BOOKS, asdict(counters) | {"worker": worker_id})
 
 
 _END = text("""

@@ -35,6 +35,8 @@ class SampleContext:
     """Most output tokens the sample may keep, all authors together."""
     think_end: str
     """The tag that ends the think phase, as text, e.g. ``</think>``; '' for models without one."""
+    num_prompt_tokens: int
+    """Tokens of the rendered prompt, as the model that wrote first reads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +78,8 @@ class Generate:
 
     max_tokens: at most so many; already clamped to the sample's remaining budget, at least 1.
     trigger: why this role writes now: "start", "resume" (small goes on after a takeover), or the takeover's trigger,
-        e.g. "reflection", "affirmation", "verify", "too_much_reflection".
+        e.g. "opening", "reflection", "affirmation", "verify", "too_much_reflection", "every_break", "random". The
+        preset ``code`` also has "peek" (small looks ahead) and "sample_again" (it goes on from before its peek).
     cue: the words in the text that pulled the trigger, '' where there are none.
     """
 

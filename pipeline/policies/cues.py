@@ -162,5 +162,36 @@ def classify(text: str, lists: CueLists) -> SentenceClass:
     return SentenceClass.AFFIRMATION if positive > negative else SentenceClass.REFLECTION
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LooseReading:
+    """A sentence read as the released code of arXiv 2504.12329 does: see ``read_loosely``."""
+
+    sentence_class: SentenceClass
+    cue: str
+    """The first cue that speaks for the class, '' for a statement."""
+    verify: str
+    """The first verify cue, '' where there is none."""
+
+
+def read_loosely(text: str, lists: CueLists) -> LooseReading:
+    """Read a complete sentence by bare substrings, lower-cased, each occurrence counted: "check" is in "checkers"."""
+    lowered = text.lower()
+    others = (*lists.negative, *lists.verify)
+    num_positive = sum(map(lowered.count, lists.positive))
+    num_others = sum(map(lowered.count, others))
+    verify = _first_substring(lowered, lists.verify)
+    if num_positive == num_others == 0:
+        return LooseReading(sentence_class=SentenceClass.STATEMENT, cue="", verify=verify)
+    if num_positive > num_others:
+        cue = _first_substring(lowered, lists.positive)
+        return LooseReading(sentence_class=SentenceClass.AFFIRMATION, cue=cue, verify=verify)
+    return LooseReading(sentence_class=SentenceClass.REFLECTION, cue=_first_substring(lowered, others), verify=verify)
+
+
+def _first_substring(lowered: str, cues: tuple[str, ...]) -> str:
+    found = [(lowered.find(cue), cue) for cue in cues if cue in lowered]
+    return min(found, default=(0, ""))[1]
+
+
 def _whole_words(pattern: str) -> str:
     return rf"(?<!\w){pattern}(?!\w)"

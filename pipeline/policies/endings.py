@@ -20,7 +20,10 @@ def finish_reason(event: Written, *, asked: int, remaining: int) -> FinishReason
 
 
 def whole_characters(texts: Sequence[str], num_tokens: int) -> int:
-    """num_tokens or the next fewer tokens that end with a whole character."""
-    while num_tokens and not texts[num_tokens - 1]:
+    """num_tokens or the next fewer tokens that end with a whole character.
+
+    A piece that ends inside a character shows what there is of it as U+FFFD, with its last token.
+    """
+    while num_tokens and (not texts[num_tokens - 1] or texts[num_tokens - 1].endswith("\ufffd")):
         num_tokens -= 1
     return num_tokens

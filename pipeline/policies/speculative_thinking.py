@@ -9,18 +9,20 @@ Source: arXiv 2504.12329. The preset ``improved`` follows the paper's rules with
         any other cue (R1)                          large writes up to n1 tokens; n2 if its first ones hold a verify cue
     then small goes on. Text without a cue in a window is never interrupted and never written again.
 
+For a small model that does not reason, the large one may write the opening, and take over after every break that the
+small one writes, besides the cues.
+
 Every cycle of small and large makes progress: either text is kept, or, where the large model wrote nothing, the small
 one goes on with the windows at that place closed, so that it can be interrupted only after a further break.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.policies.base import (
     Decision,
@@ -34,51 +36,30 @@ from pipeline.policies.base import (
     Watcher,
     Written,
 )
-from pipeline.policies.cues import Cue, CueKind, CueLists, CueStream, SentenceClass, cue_finder
+from pipeline.policies.cues import Cue, CueKind, CueStream, SentenceClass, cue_finder
 from pipeline.policies.endings import finish_reason, whole_characters
+from pipeline.policies.handback import HandBack, HandBackFrom, HandBackWatcher
 from pipeline.policies.loops import LoopGuard
-from pipeline.policies.reading import Reader, SentenceEndFinder, TextState
+from pipeline.policies.reading import Reader, TextState
+from pipeline.policies.rules import ReflectionState, Rules, Tokens, most_tokens
 from pipeline.samples import FinishReason, ModelRole, SegmentFinish
 
-Tokens = Annotated[int, Field(ge=1)]
 
+class SpeculativeThinkingSpec(Rules):
+    """Every number of the preset ``improved``.
 
-class SpeculativeThinkingSpec(BaseModel):
-    """Every number of the policy; the defaults are the preset ``improved``.
-
-    "Paper" is arXiv 2504.12329, "code" its released code, "ours" a choice made here.
+    "Paper" is arXiv 2504.12329, "code" its released code, "ours" a choice made here. ``threshold`` counts in the kept
+    text, whoever wrote it. ``n1``, ``n2``, ``n3`` and ``opening_tokens`` are upper limits where ``handback`` is
+    "sentence".
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["speculative-thinking"] = "speculative-thinking"
     preset: Literal["improved"] = "improved"
-    cues: CueLists = CueLists()
-    """Paper, appendix."""
     window_tokens: Tokens = 20
     """Tokens after a break in which a cue counts. Code: 20; the paper speaks of a sentence."""
-    n1: Tokens = 20
-    """R1: most tokens of a takeover at a reflection or an affirmation. Code: 20."""
-    n2: Tokens = 125
-    """R2: most tokens of a takeover at a verify cue. Paper and code: 125."""
-    n3: Tokens = 125
-    """R3: most tokens after the inserted sentence, the first time. Paper and code: 125."""
-    n3_step: Annotated[int, Field(ge=0)] = 25
-    """R3: how much n3 grows each time. Code: 25; paper: not at all."""
-    n3_max: Tokens = 200
-    """R3: where n3 stops growing. Code: 200."""
-    threshold: Tokens = 15
-    """R3: reflective sentences in the kept text until the next takeover is R3's. Code: 15; paper: not stated."""
-    threshold_step: Annotated[int, Field(ge=0)] = 5
-    """R3: how much the threshold grows each time. Code: 5."""
-    threshold_max: Tokens = 30
-    """R3: where the threshold stops growing. Code: 30."""
-    inserted_sentence: Annotated[str, Field(min_length=1)] = "Let me check whether there are some wrong steps:"
-    """R3. Code; the paper's begins "Let us" and ends with a full stop."""
-    handback: Literal["sentence", "tokens"] = "sentence"
-    """sentence: a takeover ends at the end of a sentence or at a break, so that small does not go on with a torn word
-    or formula; where none comes, at n tokens. tokens: always at n tokens. Ours; paper and code: tokens."""
-    handback_from: Annotated[float, Field(ge=0, le=1)] = 0.5
+    handback: HandBack = "sentence"
+    """Where a takeover ends. Ours; paper and code: tokens."""
+    handback_from: HandBackFrom = 0.5
     """Share of its n tokens that a takeover has at least written before the end of a sentence ends it: "Wait." alone
     would be no help. Ours, for steps of 10 to 20 tokens."""
     repetition: Literal["off", "finish", "hand_over"] = "finish"
@@ -93,18 +74,14 @@ class SpeculativeThinkingSpec(BaseModel):
     """Longest block that is recognised. Ours: a long paragraph."""
 
     @model_validator(mode="after")
-    def _grows_upwards(self) -> SpeculativeThinkingSpec:
+    def _verifying_is_longer(self) -> Self:
         if self.n1 > self.n2:
             raise ValueError("n2 must be at least n1: a verify cue lets the large model write on")
-        if self.n3 > self.n3_max or self.threshold > self.threshold_max:
-            raise ValueError("n3 and threshold must not be above n3_max and threshold_max")
         return self
 
 
-class _State(BaseModel):
+class _State(ReflectionState):
     """All that is stored of the policy with a sample; what ``text`` follows is the kept text."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     role: ModelRole
     """Who writes now, and below: how much was asked for and why."""
@@ -115,11 +92,6 @@ class _State(BaseModel):
     inserted: bool = False
     """Whether a sentence was inserted before it."""
     text: TextState
-    reflections: int = 0
-    """Reflective sentences since the last R3."""
-    n3: int
-    threshold: int
-    """R3's numbers for the next time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,8 +103,8 @@ class _Takeover:
     cue: str = ""
 
 
-_EXTENDED_BY_VERIFY = frozenset({SentenceClass.REFLECTION.value, SentenceClass.AFFIRMATION.value})
-"""Triggers of R1."""
+_EXTENDED_BY_VERIFY = frozenset({SentenceClass.REFLECTION.value, SentenceClass.AFFIRMATION.value, "every_break"})
+"""Triggers of takeovers of n1 tokens."""
 
 
 class SpeculativeThinkingPolicy:
@@ -148,10 +120,12 @@ class SpeculativeThinkingPolicy:
         return frozenset(ModelRole)
 
     def start(self, context: SampleContext) -> Transition:
+        opening = self._spec.opening_tokens
         state = _State(
-            role=ModelRole.SMALL,
-            max_tokens=context.max_tokens,
-            trigger="start",
+            role=ModelRole.LARGE if opening else ModelRole.SMALL,
+            max_tokens=min(opening or context.max_tokens, context.max_tokens),
+            trigger="opening" if opening else "start",
+            limit=opening,
             text=TextState(),
             n3=self._spec.n3,
             threshold=self._spec.threshold,
@@ -204,8 +178,11 @@ class SpeculativeThinkingPolicy:
     ) -> Transition:
         keep = Keep(num_tokens=takeover.num_kept)
         remaining = context.max_tokens - event.start_token - takeover.num_kept
+        if remaining <= 0:
+            return _transition(None, keep, Finish(reason=FinishReason.LENGTH))
         room = remaining - most_tokens(self._spec.inserted_sentence)
-        if state.reflections >= state.threshold and takeover.cue and reader.state.at_break and room >= 1:
+        may_check = takeover.trigger != "repetition" and reader.state.at_break
+        if state.reflections >= state.threshold and may_check and room >= 1:
             return self._check_all(state, reader, takeover, keep, room)
         limit = self._spec.n1 if takeover.trigger in _EXTENDED_BY_VERIFY else self._spec.n2
         state = state.model_copy(
@@ -233,9 +210,7 @@ class SpeculativeThinkingPolicy:
                 "limit": state.n3,
                 "inserted": True,
                 "text": reader.state,
-                "reflections": 0,
-                "n3": min(state.n3 + self._spec.n3_step, self._spec.n3_max),
-                "threshold": min(state.threshold + self._spec.threshold_step, self._spec.threshold_max),
+                **state.after_check(self._spec),
             }
         )
         return _transition(state, keep, insert, _generate_large(state, takeover.cue))
@@ -296,31 +271,32 @@ class SpeculativeThinkingPolicy:
                 min_tokens=spec.loop_min_tokens,
                 max_block_tokens=spec.loop_max_block_tokens,
             )
-        return _DraftWatcher(self._reader(context, state), guard)
+        return _DraftWatcher(self._reader(context, state), guard, every_break=spec.every_break)
 
     def _takeover_watcher(self, context: SampleContext, state: _State) -> _TakeoverWatcher:
-        extends = state.trigger in _EXTENDED_BY_VERIFY
-        return _TakeoverWatcher(
-            self._spec,
-            self._reader(context, state),
-            CueStream(self._verify_finder, state.text.tail) if extends else None,
-            limit=state.limit,
+        spec = self._spec
+        back = HandBackWatcher(
+            self._reader(context, state), limit=state.limit, handback=spec.handback, handback_from=spec.handback_from
         )
+        extends = state.trigger in _EXTENDED_BY_VERIFY
+        verify = CueStream(self._verify_finder, state.text.tail) if extends else None
+        return _TakeoverWatcher(back, verify, window_tokens=spec.window_tokens, extended_limit=spec.n2)
 
 
 class _DraftWatcher:
-    """Ends the small model's request at a cue inside a window, or in a loop."""
+    """Ends the small model's request at a cue inside a window, at every break where that is asked for, or in a loop."""
 
-    __slots__ = ("_cue", "_guard", "reader")
+    __slots__ = ("_cue", "_every_break", "_guard", "reader")
 
-    def __init__(self, reader: Reader, guard: LoopGuard | None) -> None:
+    def __init__(self, reader: Reader, guard: LoopGuard | None, *, every_break: bool) -> None:
         self.reader = reader
         self._guard = guard
+        self._every_break = every_break
         self._cue: Cue | None = None
 
     def feed(self, text: str) -> bool:
         self._cue = self.reader.feed(text)
-        if self._cue is not None:
+        if self._cue is not None or (self._every_break and self.reader.at_break):
             return True
         return self._guard is not None and self._guard.feed(text)
 
@@ -337,61 +313,48 @@ class _DraftWatcher:
                 trigger="verify" if self._cue.kind is CueKind.VERIFY else self._cue.sentence_class.value,
                 cue=self._cue.words,
             )
+        if self._every_break and self.reader.at_break:
+            return _Takeover(num_kept=self.reader.position, trigger="every_break")
         if self._guard is None or not (hand_over_loops and self.reader.thinking):
             return None
         return _Takeover(num_kept=self._guard.first_block_end(), trigger="repetition")
 
 
 class _TakeoverWatcher:
-    """Ends the large model's request where the small one goes on; ``num_kept`` is that place."""
+    """Ends the large model's request where the small one goes on, later where a verify cue lets it write on."""
 
-    __slots__ = ("_ending", "_limit", "_num_read", "_reader", "_spec", "_verify", "num_kept")
+    __slots__ = ("_back", "_extended_limit", "_num_read", "_verify", "_window_tokens")
 
-    def __init__(self, spec: SpeculativeThinkingSpec, reader: Reader, verify: CueStream | None, *, limit: int) -> None:
-        """verify: the cues that raise the limit to n2 while the window lasts; None where nothing raises it."""
-        self.num_kept = 0
-        self._spec = spec
-        self._reader = reader
+    def __init__(
+        self, back: HandBackWatcher, verify: CueStream | None, *, window_tokens: int, extended_limit: int
+    ) -> None:
+        """verify: the cues that raise the limit while the window lasts; None where nothing raises it."""
+        self._back = back
         self._verify = verify
-        self._limit = limit
+        self._window_tokens = window_tokens
+        self._extended_limit = extended_limit
         self._num_read = 0
-        self._ending = SentenceEndFinder()
+
+    @property
+    def num_kept(self) -> int:
+        return self._back.num_kept
 
     def feed(self, text: str) -> bool:
         self._num_read += 1
-        self._reader.feed(text)
         if self._verify is not None:
             self._look_for_verify(self._verify, text)
-        end = self._end_of_sentence(text) if self._spec.handback == "sentence" else None
-        if not self._reader.thinking or (end is None and self._num_read >= self._limit):
-            end = self._num_read
-        if end is None:
-            return False
-        self.num_kept = end
-        return True
+        ended = self._back.feed(text)
+        if self._verify is not None and self._back.reader.at_break:
+            self._verify.reset()
+        return ended
 
     def _look_for_verify(self, verify: CueStream, text: str) -> None:
-        closes = self._num_read >= self._spec.window_tokens
+        closes = self._num_read >= self._window_tokens
         if verify.feed(text) is not None or (closes and verify.end() is not None):
-            self._limit = self._spec.n2
+            self._back.limit = self._extended_limit
             self._verify = None
         elif closes:
             self._verify = None
-        elif self._reader.at_break:
-            verify.reset()
-
-    def _end_of_sentence(self, text: str) -> int | None:
-        """The number of tokens at which a sentence or step has just been seen to end, late enough to hand back."""
-        end = self._num_read if self._reader.at_break else None
-        sentence_end = self._ending.feed(text)
-        end = sentence_end if end is None else end
-        least = max(1, math.ceil(self._limit * self._spec.handback_from))
-        return end if end is not None and end >= least else None
-
-
-def most_tokens(text: str) -> int:
-    """The most tokens a text can become: one for each byte, and a space that some tokenizers put before it."""
-    return len(text.encode()) + 1
 
 
 def _is_reflective(cue: Cue | None) -> bool:

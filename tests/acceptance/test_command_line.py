@@ -132,6 +132,33 @@ def test_jobs_are_compared_by_problem(specthink: CommandLine, finished_job: int,
     assert f"{small_job} → {finished_job}" in specthink.ok("compare", str(small_job), str(finished_job))
 
 
+def test_report_is_one_page_with_the_samples_text(
+    specthink: CommandLine, finished_job: int, small_job: int, tmp_path: Path
+) -> None:
+    specthink.ok("report", str(small_job), str(finished_job), "--html", str(tmp_path / "r.html"), "--samples", "2")
+    page = (tmp_path / "r.html").read_text()
+    assert page.count("<details") == 4
+    assert 'class="by by-large"' in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert specthink.run("report", "4711", "--html", str(tmp_path / "none.html")).returncode == 3
+    assert not (tmp_path / "none.html").exists()
+
+
+def test_random_control_is_matched_to_a_job_and_counts_for_itself(specthink: CommandLine, finished_job: int) -> None:
+    options = ["--policy", "random", "--matched-to", str(finished_job), "--samples", "2", "--limit", "6"]
+    job = specthink.ok("submit", PROBLEMS, *SMALL, *LARGE, *options, "--max-tokens", "300", "--wait", timeout_s=200)
+    (stored,) = specthink.json("sql", f"SELECT config->'policy' AS policy FROM jobs WHERE id = {job.strip()}")
+    assert stored["policy"]["name"] == "random"
+    assert 0 < stored["policy"]["rate"] <= 1
+    triggers = specthink.json("sql", f"SELECT DISTINCT trigger FROM takeovers WHERE job_id = {job.strip()}")
+    assert triggers == [{"trigger": "random"}]
+
+
+def test_ended_jobs_are_counted_once(specthink: CommandLine, finished_job: int) -> None:
+    query = f"SELECT count(*) AS n FROM job_totals WHERE job_id = {finished_job} AND stale_at IS NULL"
+    wait_until(lambda: specthink.json("sql", query) == [{"n": 1}])
+
+
 def test_watch_ends_with_the_job(specthink: CommandLine, finished_job: int, small_job: int) -> None:
     done = specthink.run("watch", str(finished_job), str(small_job))
     assert done.returncode == 0

@@ -62,6 +62,7 @@ def test_commands_do_what_the_readme_says(tmp_path: Path) -> None:
         for block in last:
             run(block, cwd=tmp_path, env=env)
     assert (tmp_path / "results.csv").stat().st_size > 1000
+    assert "takeover" in (tmp_path / "report.html").read_text()
     assert {block.language for block in wanted} == set(LANGUAGES_RUN)
 
 

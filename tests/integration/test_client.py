@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, text
@@ -14,7 +15,15 @@ from pipeline import Client, ColumnNames, Problem, ProblemSet
 from pipeline.db.grants import grant_reading
 from pipeline.db.session import transaction
 from pipeline.embedded import Connections
-from pipeline.errors import ConfigurationError, JobError, NotFound, PipelineError, ProblemSetError, ServiceUnavailable
+from pipeline.errors import (
+    ConfigurationError,
+    JobError,
+    NotComparable,
+    NotFound,
+    PipelineError,
+    ProblemSetError,
+    ServiceUnavailable,
+)
 from pipeline.jobs import JobState
 from pipeline.problems import content_sha256
 from pipeline.samples import Author, ModelRole, SampleState
@@ -164,10 +173,146 @@ def test_unknown_ids_are_not_found(client: Client) -> None:
 def test_compare_refuses_what_cannot_be_paired(client: Client) -> None:
     first = client.submit(small_set("1?"), small="S", large="L")
     other = client.submit(small_set("2?"), small="S", large="L")
-    with pytest.raises(NotFound, match="not on the same problem set"):
+    with pytest.raises(NotComparable, match="not on the same problem set"):
         client.compare(first, other)
-    with pytest.raises(NotFound, match="another job"):
+    with pytest.raises(NotComparable, match="share no scored problem"):
+        client.compare(first, other, anyway=True)
+    with pytest.raises(NotComparable, match="another job"):
         client.compare(first, first)
+    with pytest.raises(NotFound, match="no job 4711"):
+        client.compare(first, 4711)
+
+
+def graded_alike(connection: Connection, samples: list[int], *, version: str) -> None:
+    for sample in samples:
+        connection.execute(
+            text(
+                "INSERT INTO grades (sample_id, grader, grader_version, status, graded_at) "
+                "VALUES (:sample, 'math', :version, 'done', now())"
+            ),
+            {"sample": sample, "version": version},
+        )
+
+
+def test_comparison_in_full_agrees_with_the_view_and_names_what_changed_sides(
+    client: Client, connection: Connection
+) -> None:
+    problems = add_problem_set(connection, 6)
+    jobs = [add_job(connection, problems, state="completed") for _ in range(2)]
+    for job, scores in zip(jobs, [[0, 0, 0, 0, 1, 1], [1, 1, 1, 0, 0, 1]], strict=True):
+        samples = [{"problem": p, "score": s, "tokens_small": 10 * (p + 1)} for p, s in enumerate(scores)]
+        graded_alike(connection, add_samples(connection, job, samples), version="1")
+    connection.commit()
+    (found,) = client.compare(*jobs)
+    (row,) = client.sql(f"SELECT * FROM job_comparison WHERE job_a = {jobs[0]} AND job_b = {jobs[1]}").as_dicts()
+    assert {name: getattr(found, name) for name in row} == pytest.approx(row)
+    assert [change.problem for change in found.gained] == ["p0", "p1", "p2"]
+    assert [(change.problem, change.score_a, change.score_b) for change in found.lost] == [("p4", 1, 0)]
+    assert found.p_value == pytest.approx(2 * (1 + 4) / 16)
+    assert (found.cost_a.job_id, found.cost_b.num_right, found.caveats) == (jobs[0], 4, ())
+
+
+def test_jobs_of_other_grader_versions_or_problem_sets_are_compared_only_when_told(
+    client: Client, connection: Connection
+) -> None:
+    problems = add_problem_set(connection, 2)
+    jobs = [
+        add_job(connection, problems),
+        add_job(connection, problems),
+        add_job(connection, add_problem_set(connection, 2)),
+    ]
+    for job, version in zip(jobs, ["1", "2", "1"], strict=True):
+        samples = [{"problem": p, "score": float(p)} for p in range(2)]
+        graded_alike(connection, add_samples(connection, job, samples), version=version)
+    connection.commit()
+    with pytest.raises(NotComparable, match=r"same version \(job .*: math 1, job .*: math 2\); --anyway"):
+        client.compare(jobs[0], jobs[1])
+    with pytest.raises(NotComparable, match="not on the same problem set"):
+        client.compare(jobs[0], jobs[2])
+    told = client.compare(jobs[0], jobs[1], jobs[2], anyway=True)
+    assert [(row.num_problems, len(row.caveats), row.p_value) for row in told] == [(2, 1, None), (2, 1, None)]
+
+
+# Controls and recipes
+
+
+def job_to_match(connection: Connection) -> int:
+    """Ended; small wrote three breaks in the think phase, large took over at one of them and in no place after it."""
+    job = add_job(connection, add_problem_set(connection), state="completed")
+    connection.execute(text("UPDATE jobs SET think_end = '</think>' WHERE id = :job"), {"job": job})
+    (sample,) = add_samples(connection, job, [{"score": 1.0, "tokens_small": 24, "tokens_large": 6}])
+    by: dict[str, Any] = {
+        "worker_id": add_worker(connection, "small", model="S"), "engine_id": add_engine(connection, "S"),
+    }  # fmt: skip
+    pieces = [("small", "a\n\nb\n\n"), ("large", "LLLL\n\n"), ("small", "c\n\nd</think>\n\ne\n\nf")]
+    for index, (author, written) in enumerate(pieces):
+        add_segment(connection, sample, index, author, written, trigger="reflection" if index == 1 else "resume", **by)
+    start = 0
+    for index, step in enumerate(["a\n\n", "b\n\n", "LLLL\n\n", "c\n\n", "d</think>\n\n", "e\n\n", "f"]):
+        add_step(connection, sample, index, "small", step, start_token=start)
+        start += len(step)
+    connection.commit()
+    return job
+
+
+def test_random_control_takes_over_as_often_as_the_job_it_is_matched_to(client: Client, connection: Connection) -> None:
+    matched = job_to_match(connection)
+    job = client.submit(small_set("1?"), small="S", large="L", policy="random", matched_to=matched)
+    policy = job.config.policy.model_dump()
+    assert (policy["name"], policy["rate"], policy["tokens"]) == ("random", pytest.approx(1 / 3), 20)
+    assert policy["handback"] == "sentence"
+    assert (job.policy, job.name) == ("random", f"few · random matched to job {matched}")
+
+
+def test_only_the_random_policy_is_matched_and_only_to_an_ended_job(client: Client, connection: Connection) -> None:
+    matched = job_to_match(connection)
+    with pytest.raises(ConfigurationError, match="only the policy 'random'"):
+        client.submit(small_set("1?"), small="S", large="L", matched_to=matched)
+    running = client.submit(small_set("1?"), small="S", large="L")
+    with pytest.raises(JobError, match="still runs"):
+        client.submit(small_set("1?"), small="S", large="L", policy="random", matched_to=running)
+    client.cancel(running)
+    with pytest.raises(ConfigurationError, match="0 takeovers at 0 breaks"):
+        client.submit(small_set("1?"), small="S", large="L", policy="random", matched_to=running)
+
+
+RECIPES = Path(__file__).parents[1] / "unit" / "data" / "recipes"
+
+
+def test_recipe_sets_what_the_paper_did_and_options_win(client: Client) -> None:
+    file = RECIPES / "gpqa_diamond.csv"
+    job = client.submit(file, recipe="gpqa-diamond", small="S", large="L")
+    assert (job.problem_set, job.config.prompt_template, job.config.grader) == (
+        "gpqa-diamond", "paper-choice", "choice",
+    )  # fmt: skip
+    assert (job.config.sampling.max_tokens, job.config.sampling.top_k, job.num_problems) == (32_768, 50, 3)
+    (row,) = client.sql(
+        "SELECT p.extra->'choices'->>(ascii(r.answer) - 65), p.extra->'Correct Answer' FROM problems p "
+        "JOIN reference_answers r ON r.problem_id = p.id WHERE external_id = 'recBBB'"
+    ).rows
+    assert row == ("Argon", None)
+    again = client.submit(file, recipe="gpqa-diamond", small="S", large="L", max_tokens=99, prompt_template="choice")
+    assert (again.config.sampling.max_tokens, again.config.prompt_template) == (99, "choice")
+    assert again.problem_set_id == job.problem_set_id
+
+
+def test_recipe_takes_no_columns_and_no_made_set(client: Client) -> None:
+    with pytest.raises(ConfigurationError, match="knows its columns"):
+        client.submit(RECIPES / "aime.csv", recipe="aime", small="S", large="L", columns=ColumnNames(problem="x"))
+    with pytest.raises(ConfigurationError, match="reads a file"):
+        client.submit(small_set("1?"), recipe="aime", small="S", large="L")
+
+
+def test_page_has_the_jobs_their_comparison_and_samples_to_read(client: Client, connection: Connection) -> None:
+    matched = job_to_match(connection)
+    other = client.submit(small_set("1?"), small="S", large="L")
+    page = client.page(matched, other)
+    assert "LLLL" in page
+    assert 'class="trigger">reflection<' in page
+    assert "1 · speculative-thinking:improved" in page
+    assert "Compared with" not in page  # they have no problem in common
+    with pytest.raises(NotFound):
+        client.page(4711)
 
 
 def test_wait_returns_when_the_job_has_ended(client: Client) -> None:

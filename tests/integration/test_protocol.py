@@ -132,7 +132,8 @@ def written(sample: ClaimedSample, to_state: SampleState, *, kept: int = 2) -> H
 
 def commit(connection: Connection, worker: int, *hops: Hop) -> list[int]:
     return [
-        s.sample_id for s in commit_hops(connection, worker_id=worker, engine_id=make_engine(connection), hops=hops)
+        s.sample_id
+        for s in commit_hops(connection, worker_id=worker, engine_id=make_engine(connection), hops=hops).samples
     ]
 
 
@@ -221,7 +222,7 @@ def test_resumed_sample_brings_its_context(connection: Connection) -> None:
         worker_id=small,
         engine_id=make_engine(connection),
         hops=[written(sample, SampleState.AWAITING_LARGE)],
-    )
+    ).samples
     assert (runnable.state, runnable.model, runnable.resumed) == (SampleState.AWAITING_LARGE, "L", True)
     [resumed] = claim(connection, large, {runnable.sample_id: runnable.epoch}, ModelRole.LARGE)
     assert [segment.piece for segment in resumed.context] == [Piece(token_ids=(5, 6), texts=("one", " two"))]
@@ -236,7 +237,7 @@ def test_sample_goes_home_to_the_worker_that_has_its_context_cached(connection: 
     [taken] = claim(connection, large, {sample.sample_id: sample.epoch}, ModelRole.LARGE)
     [back] = commit_hops(
         connection, worker_id=large, engine_id=make_engine(connection), hops=[written(taken, SampleState.READY)]
-    )
+    ).samples
     assert back.home_queue == "small.own"
     end_worker(connection, small, WorkerCounters())
     settled = settle_workers(connection, max_rescues=3)

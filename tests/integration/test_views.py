@@ -37,6 +37,15 @@ VIEWS = {
     "job_comparison": reports.JobComparison,
     "errors": reports.JobErrors,
     "truncation": reports.Truncation,
+    "job_cost": reports.JobCost,
+    "problem_scores": reports.ProblemScore,
+    "maj_at_k": reports.MajAtK,
+    "length_histogram": reports.LengthBucket,
+    "budget_curve": reports.BudgetPoint,
+    "takeovers": reports.Takeover,
+    "takeover_flow": reports.TakeoverFlow,
+    "delegation_progress": reports.DelegationTenth,
+    "step_summary": reports.StepSummary,
 }
 
 
@@ -101,7 +110,7 @@ def test_fresh_job_has_a_summary_of_nothing_and_no_other_rows(connection: Connec
     assert (row["samples_total"], row["samples_open"], row["num_scored"]) == (4, 4, 0)
     nothing = ["accuracy", "accuracy_low", "mean_output_tokens", "share_large", "seconds", "tokens_per_second"]
     assert [row[name] for name in nothing] == [None] * len(nothing)
-    for view in ("token_lengths", "delegation", "pass_at_k", "errors", "truncation"):
+    for view in sorted(VIEWS.keys() - {"job_summary", "job_progress", "job_cost"}):
         assert every(connection, f"SELECT * FROM {view}") == []
 
 

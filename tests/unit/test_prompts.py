@@ -18,13 +18,20 @@ def test_math_asks_for_steps_and_a_box() -> None:
     assert message == "What is 1+1?\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 
 
+def test_paper_asks_before_the_problem() -> None:
+    message = render_user_message("paper-math", make_problem("What is 1+1?"))
+    assert message == "Please reason step by step, and put your final answer within \\boxed{}.\n\nWhat is 1+1?"
+    message = render_user_message("paper-choice", make_problem("Which?", choices=["red", "blue"]))
+    assert message.endswith("\\boxed{}.\n\nWhich?\n\n(A) red\n(B) blue")
+
+
 def test_free_is_the_problem_alone() -> None:
     assert render_user_message("free", make_problem(HOSTILE)) == HOSTILE
 
 
 @pytest.mark.parametrize("name", prompt_template_names())
 def test_template_syntax_in_a_problem_stays_text(name: str) -> None:
-    assert render_user_message(name, make_problem(HOSTILE)).startswith(HOSTILE)
+    assert HOSTILE in render_user_message(name, make_problem(HOSTILE)).split("\n\n")
 
 
 @pytest.mark.parametrize("name", prompt_template_names())

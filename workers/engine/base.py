@@ -88,6 +88,8 @@ class EngineStats:
     """Running totals since the start, from the engine's own counters."""
 
     num_generated_tokens: int
+    num_lost_tokens: int
+    """Of these, by requests that ended with an exception: nobody got them."""
     num_prompt_tokens: int
     num_cached_tokens: int
     num_running: int

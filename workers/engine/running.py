@@ -20,10 +20,6 @@ class DecodeStream(Protocol):
         """What this token adds to the text; "" inside a character that spans tokens."""
         ...
 
-    def finish(self) -> str:
-        """What an unfinished character leaves at the end."""
-        ...
-
 
 class Running:
     """A request between submit and its result.
@@ -98,8 +94,6 @@ class Running:
         step = self._decoder.step
         texts = self._texts
         texts += [step(token_id) for token_id in self._token_ids[len(texts) :]]
-        if texts:
-            texts[-1] += self._decoder.finish()
         return Piece(token_ids=tuple(self._token_ids), texts=tuple(texts))
 
 
@@ -111,6 +105,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._num_generated_tokens = 0
+        self._num_lost_tokens = 0
         self._num_prompt_tokens = 0
         self._num_cached_tokens = 0
         self._progress_at = 0.0
@@ -124,6 +119,9 @@ class Tally:
             self._num_generated_tokens += num_tokens
             self._progress_at = time.monotonic()
 
+    def lost(self, num_tokens: int) -> None:
+        self._num_lost_tokens += num_tokens
+
     def finished(self, result: GenerateResult) -> None:
         self._num_prompt_tokens += result.num_prompt_tokens
         self._num_cached_tokens += result.num_cached_tokens
@@ -132,6 +130,7 @@ class Tally:
         busy = num_running + num_waiting > 0
         return EngineStats(
             num_generated_tokens=self._num_generated_tokens,
+            num_lost_tokens=self._num_lost_tokens,
             num_prompt_tokens=self._num_prompt_tokens,
             num_cached_tokens=self._num_cached_tokens,
             num_running=num_running,

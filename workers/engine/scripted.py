@@ -35,7 +35,7 @@ class ScriptedEngine(ThreadedEngine[GenerateRequest]):
     def __init__(
         self,
         script: Script,
-        decode_stream: Callable[[], DecodeStream],
+        decode_stream: Callable[[Sequence[int]], DecodeStream],
         *,
         model: str = "scripted",
         max_model_len: int = 4096,
@@ -166,7 +166,7 @@ class Vocabulary:
     def decode(self, token_ids: Iterable[int]) -> str:
         return "".join(self._texts[token_id] for token_id in token_ids)
 
-    def decode_stream(self) -> DecodeStream:
+    def decode_stream(self, after: Sequence[int] = ()) -> DecodeStream:
         return _WordStream(self)
 
     def _id(self, token: str) -> int:
@@ -182,9 +182,6 @@ class _WordStream:
 
     def step(self, token_id: int) -> str:
         return self._vocabulary.decode((token_id,))
-
-    def finish(self) -> str:
-        return ""
 
 
 def answers(vocabulary: Vocabulary, texts: Mapping[str, str]) -> Script:

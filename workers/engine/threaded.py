@@ -34,13 +34,13 @@ class ThreadedEngine(ABC, Generic[T]):
     def __init__(
         self,
         info: EngineInfo,
-        decode_stream: Callable[[], DecodeStream],
+        decode_stream: Callable[[Sequence[int]], DecodeStream],
         *,
         name: str,
         max_model_len: int,
         max_in_flight: int,
     ) -> None:
-        """decode_stream: makes one for a request. name: the model's, for messages."""
+        """decode_stream: makes one for what follows some ids. name: the model's, for messages."""
         self._name = name
         self._decode_stream = decode_stream
         self._info = info
@@ -77,7 +77,7 @@ class ThreadedEngine(ABC, Generic[T]):
         except PipelineError as error:
             done(error)
             return
-        running = Running(request, done, self._decode_stream())
+        running = Running(request, done, self._decode_stream(request.prompt_ids))
         with self._changed:
             death = self._death
             if death is None:
@@ -158,9 +158,11 @@ class ThreadedEngine(ABC, Generic[T]):
     def _deliver(self, running: Running, end: SegmentFinish | PipelineError) -> None:
         """Call done. Not with the lock held."""
         outcome = end if isinstance(end, PipelineError) else running.result(end)
-        if isinstance(outcome, GenerateResult):
-            with self._changed:
+        with self._changed:
+            if isinstance(outcome, GenerateResult):
                 self._tally.finished(outcome)
+            else:
+                self._tally.lost(running.num_generated_tokens)
         try:
             running.done(outcome)
         except Exception:

@@ -18,9 +18,6 @@ class Halves:
         self.open = token_id % 2 == 0
         return "" if self.open else f"<{token_id}>"
 
-    def finish(self) -> str:
-        return "?" if self.open else ""
-
 
 class Until:
     def __init__(self, word: str) -> None:
@@ -43,14 +40,14 @@ def test_texts_are_per_token_without_a_watcher() -> None:
         assert not running.take(token_ids)
     piece = running.result(SegmentFinish.LENGTH).piece
     assert piece.token_ids == (1, 2, 3, 4)
-    assert piece.texts == ("<1>", "", "<3>", "?")
+    assert piece.texts == ("<1>", "", "<3>", "")
 
 
 def test_texts_are_the_same_with_a_watcher() -> None:
     running = make_running(Until("never"))
     for token_ids in ([1], [2], [3, 4]):
         assert not running.take(token_ids)
-    assert running.result(SegmentFinish.LENGTH).piece.texts == ("<1>", "", "<3>", "?")
+    assert running.result(SegmentFinish.LENGTH).piece.texts == ("<1>", "", "<3>", "")
 
 
 def test_tokens_after_the_watchers_word_are_kept_and_not_shown_to_it() -> None:

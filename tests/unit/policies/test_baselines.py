@@ -4,7 +4,9 @@ from pipeline.policies import LargeOnlySpec, Policy, SmallOnlySpec, make_policy
 from pipeline.policies.base import Finish, Generate, Keep, SampleContext, Written
 from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
 
-CONTEXT = SampleContext(job_seed=1, problem_id="2", sample_index=3, max_tokens=10, think_end="</think>")
+CONTEXT = SampleContext(
+    job_seed=1, problem_id="2", sample_index=3, max_tokens=10, think_end="</think>", num_prompt_tokens=5
+)
 BOTH = pytest.mark.parametrize(
     ("policy", "role"),
     [(make_policy(SmallOnlySpec()), ModelRole.SMALL), (make_policy(LargeOnlySpec()), ModelRole.LARGE)],

@@ -3,8 +3,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import ConfigurationError
 from pipeline.policies import (
+    CodeSpec,
     LargeOnlySpec,
+    PaperSpec,
     PolicySpec,
+    RandomDelegationSpec,
     SmallOnlySpec,
     SpeculativeThinkingSpec,
     make_policy,
@@ -13,41 +16,112 @@ from pipeline.policies import (
 )
 
 ADAPTER: TypeAdapter[PolicySpec] = TypeAdapter(PolicySpec)
+SPECS = {
+    "speculative-thinking:improved": SpeculativeThinkingSpec(),
+    "speculative-thinking:paper": PaperSpec(),
+    "speculative-thinking:code": CodeSpec(),
+    "small-only": SmallOnlySpec(),
+    "large-only": LargeOnlySpec(),
+    "random": RandomDelegationSpec(),
+}
 
 
 def test_every_name_is_parsed_made_and_stored() -> None:
-    assert policy_names() == ("speculative-thinking:improved", "small-only", "large-only")
-    for name in policy_names():
+    assert policy_names() == tuple(SPECS)
+    for name, expected in SPECS.items():
         spec = parse_policy(name)
-        assert name.startswith(spec.name)
+        assert spec == expected
         assert make_policy(spec).roles
-        assert ADAPTER.validate_json(ADAPTER.dump_json(spec)) == spec
+        stored = ADAPTER.validate_json(ADAPTER.dump_json(spec))
+        assert (stored, type(stored)) == (spec, type(spec))
 
 
 def test_a_name_without_preset_means_its_default() -> None:
     assert parse_policy("speculative-thinking") == SpeculativeThinkingSpec()
-    assert parse_policy("small-only") == SmallOnlySpec()
-    assert parse_policy("large-only") == LargeOnlySpec()
 
 
-@pytest.mark.parametrize("text", ["", "speculative-thinking:paper", "small-only:improved", "none", "improved"])
+@pytest.mark.parametrize("text", ["", "speculative-thinking:Paper", "small-only:improved", "none", "improved"])
 def test_an_unknown_policy_is_refused_with_the_choices(text: str) -> None:
-    with pytest.raises(
-        ConfigurationError, match="choose one of: speculative-thinking:improved, small-only, large-only"
-    ):
+    with pytest.raises(ConfigurationError, match=f"choose one of: {', '.join(SPECS)}"):
         parse_policy(text)
 
 
-def test_a_stored_spec_spells_out_every_value() -> None:
+def test_single_values_can_be_set_from_text() -> None:
+    assert parse_policy("speculative-thinking:code", {"n1": "30", "choose_large": "false"}) == CodeSpec(
+        n1=30, choose_large=False
+    )
+    assert parse_policy("random", {"rate": "0.5"}) == RandomDelegationSpec(rate=0.5)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"n4": "1"}, "policy speculative-thinking:paper has no n4; it has: cues, n1"),
+        ({"preset": "code"}, "has no preset"),
+        ({"n1": "many"}, "n1: Input should be a valid integer"),
+        ({"n1": "126"}, "its values: Value error, n2 must be at least n1"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(values: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        parse_policy("speculative-thinking:paper", values)
+
+
+CUES = {
+    "verify": ["verify", "think again", "recap", "check"],
+    "negative": ["wait", "alternatively", "hold on", "another"],
+    "positive": ["yeah", "yes", "final answer", "confident"],
+}
+
+
+def test_the_preset_code_is_stored_with_every_value() -> None:
+    assert ADAPTER.dump_python(parse_policy("speculative-thinking:code"), mode="json") == {
+        "name": "speculative-thinking",
+        "preset": "code",
+        "cues": CUES,
+        "n1": 20,
+        "n2": 125,
+        "n3": 125,
+        "n3_step": 25,
+        "n3_max": 200,
+        "threshold": 15,
+        "threshold_step": 5,
+        "threshold_max": 30,
+        "inserted_sentence": "Let me check whether there are some wrong steps:",
+        "opening_tokens": 0,
+        "every_break": False,
+        "choose_large": True,
+        "draft_tokens": 1024,
+        "break_within": 5,
+    }
+
+
+def test_the_preset_paper_is_stored_with_every_value() -> None:
+    assert ADAPTER.dump_python(parse_policy("speculative-thinking:paper"), mode="json") == {
+        "name": "speculative-thinking",
+        "preset": "paper",
+        "cues": CUES,
+        "window_tokens": 20,
+        "n1": 20,
+        "n2": 125,
+        "n3": 125,
+        "n3_step": 0,
+        "n3_max": 125,
+        "threshold": 15,
+        "threshold_step": 0,
+        "threshold_max": 15,
+        "inserted_sentence": "Let us check whether there are some wrong steps.",
+        "opening_tokens": 0,
+        "every_break": False,
+    }
+
+
+def test_the_preset_improved_is_stored_with_every_value() -> None:
     dumped = ADAPTER.dump_python(parse_policy("speculative-thinking"), mode="json")
     assert dumped == {
         "name": "speculative-thinking",
         "preset": "improved",
-        "cues": {
-            "verify": ["verify", "think again", "recap", "check"],
-            "negative": ["wait", "alternatively", "hold on", "another"],
-            "positive": ["yeah", "yes", "final answer", "confident"],
-        },
+        "cues": CUES,
         "window_tokens": 20,
         "n1": 20,
         "n2": 125,
@@ -58,6 +132,8 @@ def test_a_stored_spec_spells_out_every_value() -> None:
         "threshold_step": 5,
         "threshold_max": 30,
         "inserted_sentence": "Let me check whether there are some wrong steps:",
+        "opening_tokens": 0,
+        "every_break": False,
         "handback": "sentence",
         "handback_from": 0.5,
         "repetition": "finish",
@@ -68,7 +144,23 @@ def test_a_stored_spec_spells_out_every_value() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"n1": 0}, {"n1": 126}, {"n3": 201}, {"threshold": 31}, {"n4": 1}, {"preset": "paper"}]
+    "values",
+    [
+        {"preset": "improved", "n1": 0},
+        {"preset": "improved", "n1": 126},
+        {"preset": "paper", "n1": 126},
+        {"preset": "code", "n3": 201},
+        {"preset": "paper", "threshold": 31},
+        {"preset": "code", "opening_tokens": -1},
+        {"preset": "code", "n4": 1},
+        {"preset": "code", "window_tokens": 20},
+        {"preset": "paper", "choose_large": True},
+        {"preset": "Paper"},
+        {},
+        {"name": "random", "rate": 1.5},
+        {"name": "random", "preset": "paper"},
+        {"name": "none"},
+    ],
 )
 def test_a_spec_that_makes_no_sense_is_refused(values: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

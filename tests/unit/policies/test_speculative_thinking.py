@@ -32,7 +32,12 @@ class Play:
     def __post_init__(self) -> None:
         self.policy = make_policy(self.spec)
         self.context = SampleContext(
-            job_seed=1, problem_id="2", sample_index=3, max_tokens=self.max_tokens, think_end=self.think_end
+            job_seed=1,
+            problem_id="2",
+            sample_index=3,
+            max_tokens=self.max_tokens,
+            think_end=self.think_end,
+            num_prompt_tokens=0,
         )
         self.last: Transition = self.policy.start(self.context)
 

@@ -45,6 +45,7 @@ CONTEXTS = st.builds(
     sample_index=st.just(0),
     max_tokens=st.integers(1, 80),
     think_end=st.sampled_from(["</think>", ""]),
+    num_prompt_tokens=st.just(0),
 )
 
 
@@ -301,7 +302,9 @@ def test_the_first_takeover_is_where_a_search_of_the_whole_text_finds_it(
 ) -> None:
     texts = [token for token in script if token is not END]
     policy = make_policy(SpeculativeThinkingSpec(window_tokens=window_tokens, repetition="off"))
-    context = SampleContext(job_seed=0, problem_id="0", sample_index=0, max_tokens=1000, think_end="")
+    context = SampleContext(
+        job_seed=0, problem_id="0", sample_index=0, max_tokens=1000, think_end="", num_prompt_tokens=0
+    )
     state = policy.start(context).state
     watcher = policy.watcher(context, state)
     assert watcher is not None

@@ -1,0 +1,245 @@
+"""The asynchronous path, the order, the number of workers and the vocabulary change nothing; stored runs replay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from sqlalchemy import text
+from typer.testing import CliRunner
+
+from pipeline.chat import ChatModel
+from pipeline.cli.app import app
+from pipeline.db.replays import get_stored_sample
+from pipeline.db.session import transaction
+from pipeline.embedded import Connections
+from pipeline.policies import parse_policy
+from pipeline.replay import StoredSample, replay, segment_sha256
+from pipeline.samples import Author, FinishReason, ModelRole, SampleState
+from tests.integration.crew import LARGE, SMALL, Crew, Engines, make_crew
+from tests.permuted import permute_vocabulary
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+WRITTEN = "g.author, g.trigger, g.cue, g.token_ids, g.discarded_ids, g.finish, g.seed"
+
+
+@pytest.fixture(scope="module")
+def engines() -> Iterator[Engines]:
+    engines = Engines()
+    yield engines
+    engines.close()
+
+
+@pytest.fixture(scope="module")
+def crew(servers: Connections) -> Iterator[Crew]:
+    with make_crew(servers) as crew:
+        yield crew
+
+
+def run(
+    crew: Crew,
+    engines: Engines,
+    *,
+    num_workers: int = 1,
+    in_flight: int = 64,
+    order: int = 0,
+    small: Path = SMALL,
+    large: Path = LARGE,
+    **options: Any,
+) -> int:
+    """A job from submit to the last sample's end; no sample may fail."""
+    for number in range(num_workers):
+        crew.hire(engines.get(small, ModelRole.SMALL, number), small, ModelRole.SMALL, max_in_flight=in_flight)
+        crew.hire(engines.get(large, ModelRole.LARGE, number), large, ModelRole.LARGE)
+    job = crew.submit(small=small, large=large, **options)
+    crew.work(order=order)
+    crew.dismiss()
+    assert crew.rows(f"SELECT DISTINCT state FROM samples WHERE job_id = {job}") == [("finished",)]
+    return job
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_order_and_number_of_workers_change_no_segment(crew: Crew, engines: Engines, temperature: float) -> None:
+    one_by_one = run(crew, engines, in_flight=1, temperature=temperature)
+    expected = crew.segments(one_by_one, WRITTEN)
+    authors = {row[3] for row in expected}
+    assert authors == {"small", "large", "inserted"}
+    for num_workers, order in ((1, 1), (2, 2)):
+        job = run(crew, engines, num_workers=num_workers, order=order, temperature=temperature)
+        assert crew.segments(job, WRITTEN) == expected
+    assert all(replayed.divergence is None for replayed in crew.client.replay_job(job))
+
+
+@pytest.fixture(scope="module")
+def permuted(tmp_path_factory: pytest.TempPathFactory) -> dict[ModelRole, Path]:
+    folder = tmp_path_factory.mktemp("permuted")
+    return {
+        ModelRole.SMALL: permute_vocabulary(SMALL, folder / "permuted-small", seed=1),
+        ModelRole.LARGE: permute_vocabulary(LARGE, folder / "permuted-large", seed=2),
+    }
+
+
+def test_permuted_model_speaks_the_same_language_in_other_ids(permuted: dict[ModelRole, Path]) -> None:
+    for role, original in ((ModelRole.SMALL, SMALL), (ModelRole.LARGE, LARGE)):
+        chat, other = ChatModel.load(original), ChatModel.load(permuted[role])
+        words = "First add 3.\n\nWait, what?</think>\n\nThe result is \\boxed{4}."
+        assert chat.encode_text(words) != other.encode_text(words)
+        assert chat.piece(chat.encode_text(words)).texts == other.piece(other.encode_text(words)).texts
+        assert chat.vocabulary_sha256 != other.vocabulary_sha256
+
+
+def test_greedy_texts_are_the_same_under_another_vocabulary(
+    crew: Crew, engines: Engines, permuted: dict[ModelRole, Path]
+) -> None:
+    plain = run(crew, engines, limit=12, temperature=0.0)
+    what = "g.author, g.trigger, g.cue, g.text, cardinality(g.token_ids), g.discarded_text, g.finish"
+    expected = crew.segments(plain, what)
+    assert sum(row[3] == "large" for row in expected) > 12
+    small, large = permuted[ModelRole.SMALL], permuted[ModelRole.LARGE]
+    for models in ((SMALL, large), (small, LARGE), (small, large)):
+        job = run(crew, engines, limit=12, temperature=0.0, small=models[0], large=models[1])
+        assert crew.segments(job, what) == expected
+        assert all(replayed.divergence is None for replayed in crew.client.replay_job(job))
+
+
+def test_ids_are_the_authors_own_under_two_vocabularies(
+    crew: Crew, engines: Engines, permuted: dict[ModelRole, Path]
+) -> None:
+    large = permuted[ModelRole.LARGE]
+    job = run(crew, engines, limit=4, temperature=0.9, large=large)
+    chats = {"demo-small": ChatModel.load(SMALL), "permuted-large": ChatModel.load(large)}
+    rows = crew.rows(f"""
+        SELECT e.model, g.author, g.token_ids, g.text FROM segments g JOIN engines e ON e.id = g.engine_id
+        JOIN samples s ON s.id = g.sample_id WHERE s.job_id = {job}
+    """)
+    assert {(model, author) for model, author, *_ in rows} >= {("demo-small", "small"), ("permuted-large", "large")}
+    for model, _, token_ids, written in rows:
+        assert chats[model].tokenizer.decode(token_ids, skip_special_tokens=False) == written
+
+
+@pytest.mark.parametrize(
+    "policy", ["speculative-thinking:improved", "speculative-thinking:paper", "speculative-thinking:code", "random"]
+)
+def test_stored_samples_replay(crew: Crew, engines: Engines, policy: str) -> None:
+    job = run(crew, engines, policy=parse_policy(policy), temperature=0.9, seed=3)
+    replays = list(crew.client.replay_job(job))
+    assert [replayed.divergence for replayed in replays] == [None] * 6
+    assert sum(replayed.num_segments for replayed in replays) >= 6
+
+
+@pytest.fixture(scope="module")
+def stored(crew: Crew, engines: Engines) -> StoredSample:
+    """A complete sample with takeovers and an inserted sentence."""
+    job = run(crew, engines, temperature=0.9, seed=11)
+    inserted = f"SELECT min(g.sample_id) FROM segments g JOIN samples s ON s.id = g.sample_id WHERE s.job_id = {job} "
+    with transaction(crew.db_engine) as connection:
+        sample_id = connection.execute(text(inserted + "AND g.author = 'inserted'")).scalar_one()
+        return get_stored_sample(connection, sample_id)
+
+
+def with_segment(stored: StoredSample, index: int, *, rehashed: bool = True, **changes: Any) -> StoredSample:
+    """The sample with one segment changed. rehashed: by somebody who knows of the hash."""
+    segments = list(stored.segments)
+    changed = replace(segments[index], **changes)
+    segments[index] = replace(changed, content_sha256=changed.sha256) if rehashed else changed
+    return replace(stored, segments=tuple(segments))
+
+
+def first(stored: StoredSample, author: Author) -> int:
+    return next(segment.segment_index for segment in stored.segments if segment.author is author)
+
+
+def test_replay_finds_each_kind_of_corruption(stored: StoredSample) -> None:
+    assert replay(stored).divergence is None
+    large, inserted, last = first(stored, Author.LARGE), first(stored, Author.INSERTED), len(stored.segments) - 1
+    segment = stored.segments[large]
+    draft = stored.segments[0]
+    corrupted = {
+        "hash": with_segment(stored, 0, rehashed=False, token_ids=[draft.token_ids[0] + 1, *draft.token_ids[1:]]),
+        "trigger": with_segment(stored, large, trigger="affirmation" if segment.trigger != "affirmation" else "verify"),
+        "cue": with_segment(stored, large, cue="perhaps"),
+        "kept tokens": with_segment(
+            stored,
+            0,
+            token_ids=draft.token_ids[:-1],
+            text=draft.text[: -draft.token_lengths[len(draft.token_ids) - 1]],
+            discarded_ids=[draft.token_ids[-1], *draft.discarded_ids],
+            discarded_text=draft.text[-draft.token_lengths[len(draft.token_ids) - 1] :] + draft.discarded_text,
+        ),
+        "author": with_segment(stored, large, author=Author.SMALL),
+        "place": replace(stored, segments=stored.segments[:2] + stored.segments[3:]),
+        "tokens generated": with_segment(stored, large, tokens_generated=segment.tokens_generated + 1),
+        "text": with_segment(stored, inserted, text="Let me see:"),
+        "number of segments": replace(stored, num_segments=last),
+        "finish reason": replace(stored, finish_reason=FinishReason.REPETITION),
+        "takeovers": replace(stored, num_takeovers=stored.num_takeovers + 1),
+        "tokens large": replace(stored, tokens_large=stored.tokens_large - 1),
+        "discarded small": replace(stored, discarded_small=stored.discarded_small + 1),
+        "policy state": replace(stored, policy_state={"reflections": 1}),
+        "number of steps": replace(stored, steps=stored.steps[:-1]),
+        "step 1 author": replace(
+            stored, steps=(stored.steps[0], replace(stored.steps[1], author=Author.INSERTED), *stored.steps[2:])
+        ),
+    }
+    for what, sample in corrupted.items():
+        found = replay(sample).divergence
+        assert found is not None, what
+        assert what in str(found), f"{what}: {found}"
+    cut = replace(stored, segments=stored.segments[:last], num_segments=last)
+    assert replay(cut).divergence is not None, "the last segment is missing"
+
+
+def test_replay_names_the_first_segment_that_differs(stored: StoredSample) -> None:
+    large = first(stored, Author.LARGE)
+    found = replay(with_segment(stored, large, trigger="whim")).divergence
+    assert found is not None
+    assert (found.segment_index, found.what, found.stored) == (large, "trigger", "whim")
+    assert found.replayed == stored.segments[large].trigger
+
+
+def test_sample_at_work_is_replayed_so_far(stored: StoredSample) -> None:
+    begun = replace(
+        stored, state=SampleState.PENDING, segments=(), num_segments=0, finish_reason=None, policy_state=None, steps=()
+    )
+    assert replay(begun).divergence is None
+
+
+def test_replay_command_says_what_a_changed_row_is(
+    crew: Crew, stored: StoredSample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPECTHINK_DATABASE_URL", crew.url.get_secret_value())
+    monkeypatch.setenv("SPECTHINK_REDIS_URL", "redis://localhost:1/0")  # reading needs none
+    sample = str(stored.sample_id)
+    done = CliRunner().invoke(app, ["replay", sample])
+    assert (done.exit_code, done.output.count("\n")) == (0, 1)
+    assert f"sample {sample}: {len(stored.segments)} segments" in done.output
+    segment = stored.segments[0]
+    row = {"id": stored.sample_id, "ids": [segment.token_ids[0] + 1, *segment.token_ids[1:]]}
+    change = text("UPDATE segments SET token_ids = :ids WHERE sample_id = :id AND segment_index = 0")
+    with transaction(crew.db_engine) as connection:
+        connection.execute(change, row)
+    try:
+        done = CliRunner().invoke(app, ["replay", sample, "--json"])
+        assert done.exit_code == 1
+        found = orjson.loads(done.output)["divergence"]
+        assert (found["segment_index"], found["stored"]) == (0, segment.content_sha256)
+        whole = CliRunner().invoke(app, ["replay", "--job", str(stored.job_id)])
+        assert whole.exit_code == 1
+        assert f"sample {sample}, " in whole.output
+        assert "5 of 6 samples" in whole.output
+    finally:
+        with transaction(crew.db_engine) as connection:
+            connection.execute(change, row | {"ids": list(segment.token_ids)})
+    assert CliRunner().invoke(app, ["replay", "--job", str(stored.job_id)]).exit_code == 0
+    assert CliRunner().invoke(app, ["replay"]).exit_code == 2
+
+
+def test_hash_is_of_every_column_that_says_what_was_written(stored: StoredSample) -> None:
+    row = {name: getattr(stored.segments[0], name) for name in type(stored.segments[0]).__dataclass_fields__}
+    assert segment_sha256(row) == stored.segments[0].content_sha256
+    assert segment_sha256(row | {"seed": 1}) != stored.segments[0].content_sha256

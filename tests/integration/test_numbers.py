@@ -1,0 +1,361 @@
+"""The views of revision 0004, the kept totals and their speed, on cases small enough to count by hand."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, text
+
+from pipeline.db import totals
+from pipeline.db.grading import begin_grade, end_grade
+from pipeline.db.reports import get_stats
+from pipeline.db.upkeep import close_jobs
+from pipeline.samples import GradeStatus
+from tests.integration.rows import (
+    add_engine,
+    add_job,
+    add_problem_set,
+    add_samples,
+    add_segment,
+    add_step,
+    add_worker,
+    every,
+    one,
+)
+
+pytestmark = pytest.mark.integration
+
+NOW = dt.timedelta(0)
+
+
+@pytest.fixture
+def connection(db_engine: Engine) -> Iterator[Connection]:
+    """Its own transaction, never committed but where a test does it."""
+    with db_engine.connect() as connection:
+        yield connection
+
+
+def rows_of(connection: Connection, view: str, job: int, order: str) -> list[dict[str, Any]]:
+    return every(connection, f"SELECT * FROM {view} WHERE job_id = :job ORDER BY {order}", job=job)
+
+
+def writers(connection: Connection) -> dict[str, dict[str, Any]]:
+    """What add_segment needs to know of a small and a large worker."""
+    return {
+        role: {
+            "worker_id": add_worker(connection, role, model=role.upper()),
+            "engine_id": add_engine(connection, role.upper()),
+        }
+        for role in ("small", "large")
+    }
+
+
+# Majority, histogram, budgets.
+
+
+def test_maj_at_k_votes_in_groups_of_k(connection: Connection) -> None:
+    job = add_job(connection, add_problem_set(connection), num_samples=4)
+    answers: dict[int, list[str | None]] = {
+        0: ["4", "4.0", "5", "6"],
+        1: ["1", None, "2", "3"],
+        2: ["7", "7", "8", "9"],
+    }
+    right = {0: {"4", "4.0"}, 1: {"3"}, 2: {"8"}}
+    add_samples(
+        connection,
+        job,
+        [
+            {"problem": p, "predicted_answer": answer, "score": float(answer in right[p])}
+            for p, given in answers.items()
+            for answer in given
+        ],
+    )
+    found = rows_of(connection, "maj_at_k", job, "k")
+    assert [(row["k"], row["num_problems"]) for row in found] == [(1, 3), (2, 3), (3, 3), (4, 3)]
+    by_hand = [
+        (2 / 4 + 1 / 4 + 1 / 4) / 3,
+        ((1 + 0) / 2 + (0 + 1 / 2) / 2 + (0 + 1 / 2) / 2) / 3,  # ties are shared; no answer, no vote
+        (1 + 0 + 0) / 3,  # the first three only
+        (1 + 1 / 3 + 0) / 3,  # 4 and 4.0 are one answer
+    ]
+    assert [row["maj_at_k"] for row in found] == pytest.approx(by_hand)
+
+
+def test_histogram_counts_every_complete_sample_once(connection: Connection) -> None:
+    job = add_job(connection, add_problem_set(connection))
+    lengths = [(0, 1.0), (4, 0.0), (5, None), (99, 1.0)]
+    add_samples(connection, job, [{"problem": p, "tokens_small": n, "score": s} for p, (n, s) in enumerate(lengths)])
+    add_samples(connection, job, [{"state": "pending"}])
+    found = rows_of(connection, "length_histogram", job, "bucket")
+    assert [(row["from_tokens"], row["to_tokens"]) for row in found] == [(5 * i, 5 * i + 5) for i in range(20)]
+    counted = {row["bucket"]: [row[f"num_{v}"] for v in ("right", "wrong", "unscored")] for row in found if row["n"]}
+    assert counted == {1: [1, 1, 0], 2: [0, 0, 1], 20: [1, 0, 0]}
+    assert [row["n"] for row in found if row["n"]] == [2, 1, 1]
+
+
+def test_budget_curve_is_the_accuracy_of_what_is_complete_by_then(connection: Connection) -> None:
+    job = add_job(connection, add_problem_set(connection))
+    lengths = [(10, 1.0), (11, 1.0), (30, 0.0), (200, 1.0)]
+    add_samples(connection, job, [{"problem": p, "tokens_small": n, "score": s} for p, (n, s) in enumerate(lengths)])
+    found = {row["budget"]: row for row in rows_of(connection, "budget_curve", job, "budget")}
+    assert list(found) == [10 * i for i in range(1, 21)]
+    told = {budget: (found[budget]["num_complete"], found[budget]["accuracy"]) for budget in (10, 20, 30, 190, 200)}
+    assert told == {10: (1, 0.25), 20: (2, 0.5), 30: (3, 0.5), 190: (3, 0.5), 200: (4, 0.75)}
+    assert found[10]["mean_output_tokens"] == 10
+    assert found[20]["mean_output_tokens"] == (10 + 11 + 20 + 20) / 4
+    assert found[200]["mean_output_tokens"] == (10 + 11 + 30 + 200) / 4
+
+
+# Delegation and steps.
+
+
+def job_with_takeovers(connection: Connection) -> int:
+    """Two complete samples of 20 and 10 tokens, and one that still goes on."""
+    job = add_job(connection, add_problem_set(connection))
+    ids = add_samples(
+        connection,
+        job,
+        [
+            {"problem": 0, "score": 1.0, "tokens_small": 12, "tokens_large": 6, "tokens_inserted": 2},
+            {"problem": 1, "score": 0.0, "tokens_small": 6, "tokens_large": 4},
+            {"problem": 2, "state": "ready", "tokens_small": 2, "tokens_large": 1},
+        ],
+    )
+    by = writers(connection)
+    small, large = by["small"], by["large"]
+    add_segment(connection, ids[0], 0, "small", "s" * 8, **small)
+    add_segment(connection, ids[0], 1, "large", "l" * 2, trigger="reflection", **large)
+    add_segment(connection, ids[0], 2, "small", "s" * 2, trigger="resume", **small)
+    add_segment(connection, ids[0], 3, "inserted", "i" * 2, trigger="too_much_reflection", **small)
+    add_segment(connection, ids[0], 4, "large", "l" * 4, trigger="too_much_reflection", **large)
+    add_segment(connection, ids[0], 5, "small", "s" * 2, trigger="resume", **small)
+    add_segment(connection, ids[1], 0, "large", "l" * 4, trigger="start", **large)
+    add_segment(connection, ids[1], 1, "small", "s" * 6, trigger="resume", **small)
+    add_segment(connection, ids[2], 0, "small", "s" * 2, **small)
+    add_segment(connection, ids[2], 1, "large", "l", trigger="reflection", **large)
+    return job
+
+
+def test_takeovers_have_a_place_and_what_followed(connection: Connection) -> None:
+    job = job_with_takeovers(connection)
+    names = ("trigger", "tokens", "start_token", "position", "followed_by", "tokens_between", "score")
+    found = [tuple(row[n] for n in names) for row in rows_of(connection, "takeovers", job, "sample_id, segment_index")]
+    assert found == [
+        ("reflection", 2, 8, 0.4, "too_much_reflection", 4, 1.0),
+        ("too_much_reflection", 4, 14, 0.7, "end", 2, 1.0),
+        ("start", 4, 0, 0.0, "end", 6, 0.0),
+        ("reflection", 1, 2, pytest.approx(2 / 3), None, 0, None),
+    ]
+
+
+def test_takeover_flow_leaves_out_what_is_still_open(connection: Connection) -> None:
+    job = job_with_takeovers(connection)
+    found = rows_of(connection, "takeover_flow", job, "trigger")
+    told = [(row["trigger"], row["followed_by"], row["num_takeovers"], row["mean_tokens_between"]) for row in found]
+    assert told == [
+        ("reflection", "too_much_reflection", 1, 4),
+        ("start", "end", 1, 6),
+        ("too_much_reflection", "end", 1, 2),
+    ]
+    assert (found[0]["mean_position"], found[0]["mean_tokens"], found[0]["accuracy"]) == (0.4, 2, 1.0)
+
+
+def test_delegation_along_the_sample_adds_up_to_the_large_models_tokens(connection: Connection) -> None:
+    found = rows_of(connection, "delegation_progress", job_with_takeovers(connection), "tenth")
+    assert [row["tokens"] for row in found] == [3.0] * 10  # 2 of the first sample, 1 of the second
+    # First sample: tokens 8-9 and 14-17 of 20, two a tenth. Second: tokens 0-3 of 10, one a tenth.
+    assert [row["tokens_large"] for row in found] == [1, 1, 1, 1, 2, 0, 0, 2, 2, 0]
+    assert [row["num_takeovers"] for row in found] == [1, 0, 0, 0, 1, 0, 0, 1, 0, 0]
+    assert found[4]["share_large"] == pytest.approx(2 / 3)
+
+
+def test_steps_by_class_and_author(connection: Connection) -> None:
+    job = add_job(connection, add_problem_set(connection))
+    ids = add_samples(connection, job, [{"problem": 0, "score": 1.0}, {"problem": 1, "score": 0.0}])
+    add_step(connection, ids[0], 0, "small", "aaaa")
+    add_step(connection, ids[0], 1, "large", "bb", sentence_class="reflection", trigger="reflection")
+    add_step(connection, ids[1], 0, "small", "cc")
+    found = rows_of(connection, "step_summary", job, "num_steps DESC")
+    names = ("sentence_class", "author", "num_steps", "tokens", "mean_tokens", "num_taken_over", "accuracy")
+    assert [tuple(row[n] for n in names) for row in found] == [
+        ("statement", "small", 2, 6, 3.0, 0, 0.5),
+        ("reflection", "large", 1, 2, 2.0, 1, 1.0),
+    ]
+    assert [row["steps_per_sample"] for row in found] == [1.0, 0.5]
+
+
+# Cost.
+
+
+def test_cost_counts_overlapping_requests_of_a_worker_once(connection: Connection) -> None:
+    job = add_job(connection, add_problem_set(connection), state="completed")
+    start = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+
+    def at(seconds: float) -> dt.datetime:
+        return start + dt.timedelta(seconds=seconds)
+
+    ids = add_samples(
+        connection,
+        job,
+        [
+            {"problem": 0, "score": 1.0, "admitted_at": at(0), "finished_at": at(10)},
+            {"problem": 1, "score": 1.0, "admitted_at": at(0), "finished_at": at(20), "finish_reason": "length"},
+            {"problem": 2, "score": 0.0, "admitted_at": at(0), "finished_at": at(30), "finish_reason": "context"},
+            {"problem": 3, "score": 0.0, "admitted_at": at(0), "finished_at": at(40), "finish_reason": "length"},
+        ],
+    )
+    by = writers(connection)
+    one_more = {**by["small"], "worker_id": add_worker(connection, "small", model="SMALL")}
+    # The first small worker writes from 0 to 4, 1 to 3, 2 to 6 and 8 to 9: 7 seconds, 11 of requests.
+    for index, (since, until) in enumerate([(0, 4), (1, 3), (2, 6), (8, 9)]):
+        add_segment(
+            connection, ids[index], 0, "small", "s", committed_at=at(until), write_seconds=until - since,
+            wait_seconds=float(index), queue_seconds=0.5, cached_tokens=4, **by["small"],
+        )  # fmt: skip
+    add_segment(
+        connection, ids[0], 1, "small", "s", committed_at=at(3), write_seconds=2.0, wait_seconds=4.0, **one_more
+    )
+    add_segment(connection, ids[0], 2, "large", "l", committed_at=at(9), write_seconds=3.0, **by["large"])
+    (row,) = rows_of(connection, "job_cost", job, "job_id")
+    assert (row["engine_seconds_small"], row["engine_seconds_large"]) == (9, 3)
+    assert (row["request_seconds_small"], row["request_seconds_large"]) == (13, 3)
+    assert (row["num_complete"], row["num_right"], row["seconds_per_right"]) == (4, 2, 6)
+    assert (row["small_seconds_per_right"], row["large_seconds_per_right"]) == (4.5, 1.5)
+    assert (row["prompt_tokens_small"], row["prompt_tokens_large"]) == (4 * 6 + 10, 10)
+    assert (row["p50_wall_seconds"], row["p95_wall_seconds"]) == (25, pytest.approx(38.5))
+    assert (row["mean_wait_seconds"], row["mean_queue_seconds"]) == ((4 + 1 + 2 + 3) / 4, 0.5)
+    assert (row["share_length"], row["share_context"], row["share_repetition"]) == (0.5, 0.25, 0)
+
+
+# Kept totals.
+
+
+def test_kept_totals_are_what_is_counted(connection: Connection) -> None:
+    job = job_with_takeovers(connection)
+    connection.execute(
+        text("UPDATE samples SET state = 'cancelled', ended_at = now() WHERE job_id = :job AND state = 'ready'"),
+        {"job": job},
+    )
+    queries = [f"SELECT * FROM {view} WHERE job_id = {job}" for view in ("job_summary", "job_progress", "job_cost")]
+    assert list(close_jobs(connection)) == [job]
+    kept = [one(connection, query) for query in queries]
+    assert one(connection, "SELECT samples_total, cancelled FROM job_totals") == {"samples_total": 3, "cancelled": 1}
+    connection.execute(text("DELETE FROM job_totals"))
+    assert [one(connection, query) for query in queries] == kept
+
+
+def test_views_of_an_ended_job_read_what_is_kept(connection: Connection) -> None:
+    job = job_with_takeovers(connection)
+    connection.execute(text("UPDATE samples SET state = 'failed', error = 'e', ended_at = now() WHERE state = 'ready'"))
+    close_jobs(connection)
+    connection.execute(
+        text("UPDATE job_totals SET num_scored = 77, takeovers = 78, engine_seconds_large = 79 WHERE job_id = :job"),
+        {"job": job},
+    )
+    told = (
+        "SELECT s.num_scored, p.takeovers, c.engine_seconds_large FROM job_summary s JOIN job_progress p USING (job_id)"
+    )
+    assert list(one(connection, f"{told} JOIN job_cost c USING (job_id)").values()) == [77, 78, 79]
+
+
+def test_job_that_was_cancelled_is_counted_too(connection: Connection) -> None:
+    job = add_job(connection, add_problem_set(connection), state="cancelled")
+    add_samples(connection, job, [{"state": "cancelled"}])
+    running = add_job(connection, add_problem_set(connection))
+    add_samples(connection, running, [{"state": "ready"}])
+    assert close_jobs(connection) == {}
+    assert [row["job_id"] for row in every(connection, "SELECT job_id FROM job_totals")] == [job]
+
+
+def grade(connection: Connection, sample: int, *, version: str, score: float) -> None:
+    begin_grade(connection, sample_id=sample, grader="math", version=version)
+    end_grade(
+        connection, sample_id=sample, grader="math", version=version, status=GradeStatus.DONE, score=score,
+        predicted_answer="1", detail=None,
+    )  # fmt: skip
+
+
+def test_grading_again_shows_at_once_and_is_counted_again(connection: Connection) -> None:
+    job = add_job(connection, add_problem_set(connection))
+    (sample,) = add_samples(connection, job, [{"state": "finished"}])
+    grade(connection, sample, version="1", score=0.0)
+    close_jobs(connection)
+    accuracy = f"SELECT accuracy FROM job_summary WHERE job_id = {job}"
+    assert one(connection, accuracy) == {"accuracy": 0.0}
+    grade(connection, sample, version="2", score=1.0)
+    assert one(connection, accuracy) == {"accuracy": 1.0}
+    assert one(connection, "SELECT accuracy, stale_at IS NULL AS holds FROM job_totals") == {
+        "accuracy": 0.0,
+        "holds": False,
+    }
+    assert totals.count_ended_jobs(connection, quiet=dt.timedelta(hours=1)) == []
+    assert totals.count_ended_jobs(connection, quiet=NOW) == [job]
+    assert one(connection, "SELECT accuracy, stale_at FROM job_totals") == {"accuracy": 1.0, "stale_at": None}
+
+
+def test_count_waits_for_a_grade_that_is_being_changed(db_engine: Engine, connection: Connection) -> None:
+    job = add_job(connection, add_problem_set(connection), state="completed")
+    (sample,) = add_samples(connection, job, [{"score": 0.0}])
+    connection.commit()
+    with db_engine.connect() as grader:
+        grade(grader, sample, version="2", score=1.0)
+        assert totals.count_ended_jobs(connection, quiet=NOW) == []
+        connection.commit()
+        grader.commit()
+    assert totals.count_ended_jobs(connection, quiet=NOW) == [job]
+    assert one(connection, "SELECT accuracy FROM job_totals") == {"accuracy": 1.0}
+
+
+# Statistics together, and speed.
+
+
+def test_bootstrap_is_there_with_several_samples_per_problem(connection: Connection) -> None:
+    problems = add_problem_set(connection, 20)
+    for num_samples in (1, 2):
+        job = add_job(connection, problems, num_samples=num_samples)
+        scores = [{"problem": p, "score": float(p < 10)} for p in range(20) for _ in range(num_samples)]
+        add_samples(connection, job, scores)
+        bootstrap = get_stats(connection, job).bootstrap
+        if num_samples == 1:
+            assert bootstrap is None
+            continue
+        assert bootstrap is not None
+        # Twenty problems, all or nothing: the standard error of their mean is sqrt(1/4 / 20).
+        assert (bootstrap.low, bootstrap.high) == pytest.approx((0.5 - 0.219, 0.5 + 0.219), abs=0.04)
+
+
+def add_many_samples(connection: Connection, job: int, num_samples: int) -> None:
+    """All graded, num_samples for each problem."""
+    connection.execute(
+        text("""
+            INSERT INTO samples (job_id, problem_id, sample_index, state, finish_reason, score, tokens_small,
+                                 tokens_large, num_takeovers, admitted_at, finished_at, ended_at)
+            SELECT j.id, p.id, i, 'graded', 'eos', (p.position * 7 + i * 13) % 2, 100 + (p.position * i) % 900, i, i,
+                   now() - make_interval(secs => 1 + i), now(), now()
+            FROM jobs j JOIN problems p ON p.problem_set_id = j.problem_set_id
+            CROSS JOIN generate_series(0, :n - 1) AS i WHERE j.id = :job
+        """),
+        {"job": job, "n": num_samples},
+    )
+    connection.execute(text("ANALYZE samples"))
+
+
+def seconds(connection: Connection, query: str, **params: Any) -> float:
+    start = time.perf_counter()
+    connection.execute(text(query), params).all()
+    return time.perf_counter() - start
+
+
+def test_summary_of_100_000_samples_answers_in_a_second(connection: Connection) -> None:
+    job = add_job(connection, add_problem_set(connection, 5_000), num_samples=20)
+    add_many_samples(connection, job, 20)
+    query = "SELECT * FROM job_summary WHERE job_id = :job"
+    assert one(connection, query, job=job)["samples_total"] == 100_000
+    counted = min(seconds(connection, query, job=job) for _ in range(3))
+    assert counted < 1
+    assert list(close_jobs(connection)) == [job]
+    assert min(seconds(connection, query, job=job) for _ in range(3)) < counted / 10

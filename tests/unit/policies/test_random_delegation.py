@@ -1,0 +1,145 @@
+import pytest
+
+from pipeline.policies import RandomDelegationSpec, make_policy, matched_rate
+from pipeline.policies.base import Decision, Finish, Generate, Keep, Policy, PolicyState, SampleContext, Written
+from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
+
+SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
+EOS, LENGTH, WATCH = SegmentFinish.EOS, SegmentFinish.LENGTH, SegmentFinish.WATCH
+STEPS = "a| b|.\n\n|" * 50 + "8"
+
+
+def context(
+    *, job_seed: int = 1, problem_id: str = "p", sample_index: int = 0, max_tokens: int = 1000
+) -> SampleContext:
+    return SampleContext(
+        job_seed=job_seed,
+        problem_id=problem_id,
+        sample_index=sample_index,
+        max_tokens=max_tokens,
+        think_end="</think>",
+        num_prompt_tokens=9,
+    )
+
+
+def advance(
+    policy: Policy,
+    state: PolicyState,
+    role: ModelRole,
+    text: str,
+    finish: SegmentFinish = WATCH,
+    *,
+    start_token: int = 0,
+    of: SampleContext | None = None,
+) -> tuple[PolicyState, tuple[Decision, ...]]:
+    texts = tuple(text.split("|")) if text else ()
+    piece = Piece(token_ids=tuple(range(len(texts))), texts=texts)
+    event = Written(role=role, piece=piece, finish=finish, start_token=start_token)
+    transition = policy.advance(of or context(), state, event)
+    return transition.state, transition.decisions
+
+
+def takeovers(of: SampleContext, rate: float, text: str = STEPS) -> list[int]:
+    """Where the large model is called in a text of small's; it is silent each time."""
+    policy = make_policy(RandomDelegationSpec(rate=rate))
+    state, tokens, read = policy.start(of).state, text.split("|"), 0
+    places: list[int] = []
+    while True:
+        watcher = policy.watcher(of, state)
+        if watcher is None:
+            return places
+        stop = next((n for n, token in enumerate(tokens[read:], 1) if watcher.feed(token)), None)
+        if stop is None:
+            return places
+        piece = "|".join(tokens[read : read + stop])
+        state, decisions = advance(policy, state, SMALL, piece, of=of)
+        assert decisions[0] == Keep(num_tokens=stop)
+        read += stop
+        places.append(read)
+        state, _ = advance(policy, state, LARGE, "", EOS, of=of)
+
+
+def test_the_large_model_is_called_at_breaks_drawn_at_random() -> None:
+    places = takeovers(context(), 0.3)
+    assert 5 <= len(places) <= 25
+    assert all(place % 3 == 0 for place in places)
+    assert takeovers(context(), 0.0) == []
+    assert takeovers(context(), 1.0) == [3 * n for n in range(1, 51)]
+
+
+def test_the_rate_is_met() -> None:
+    called = sum(len(takeovers(context(sample_index=index), 0.2)) for index in range(100))
+    assert 920 <= called <= 1080  # 5,000 breaks: three standard deviations
+
+
+def test_the_draws_depend_on_seed_problem_and_sample_alone() -> None:
+    assert takeovers(context(), 0.3) == takeovers(context(max_tokens=500), 0.3)
+    others = [context(job_seed=2), context(problem_id="q"), context(sample_index=1)]
+    assert len({tuple(takeovers(of, 0.3)) for of in [context(), *others]}) == 4
+
+
+def test_a_higher_rate_calls_at_the_same_breaks_and_more() -> None:
+    assert set(takeovers(context(), 0.2)) < set(takeovers(context(), 0.6))
+
+
+def test_a_run_of_newlines_is_one_break() -> None:
+    assert takeovers(context(), 1.0, "a|\n|\n|\n|\n| b|.\n\n|\n| c") == [3, 7]
+
+
+def test_nothing_is_taken_over_after_the_think_phase() -> None:
+    assert takeovers(context(), 1.0, "a|.\n\n|</think>|\n\n|b|.\n\n|c") == [2]
+
+
+def test_what_is_written_late_changes_nothing() -> None:
+    policy = make_policy(RandomDelegationSpec(rate=1.0))
+    state = policy.start(context()).state
+    early = advance(policy, state, SMALL, "a|.\n\n")
+    assert advance(policy, state, SMALL, "a|.\n\n|b|.\n\n", EOS) == early
+    assert early[1] == (Keep(num_tokens=2), Generate(role=LARGE, max_tokens=20, trigger="random"))
+
+
+def test_a_takeover_hands_back_as_the_preset_improved() -> None:
+    policy = make_policy(RandomDelegationSpec(rate=1.0))
+    state, _ = advance(policy, policy.start(context()).state, SMALL, "a|.\n\n")
+    text = "|".join([" w"] * 9 + [".", " So", " w"])
+    watcher = policy.watcher(context(), state)
+    assert watcher is not None
+    assert [watcher.feed(token) for token in text.split("|")].index(True) == 10
+    state, decisions = advance(policy, state, LARGE, text, start_token=2)
+    assert decisions == (Keep(num_tokens=10), Generate(role=SMALL, max_tokens=988, trigger="resume"))
+
+
+def test_the_large_model_may_be_silent() -> None:
+    policy = make_policy(RandomDelegationSpec(rate=1.0))
+    state, _ = advance(policy, policy.start(context()).state, SMALL, "a|.\n\n")
+    state, decisions = advance(policy, state, LARGE, "", EOS, start_token=2)
+    assert decisions == (Keep(num_tokens=0), Generate(role=SMALL, max_tokens=998, trigger="resume"))
+    assert advance(policy, state, SMALL, "\n|b|.\n\n|c", start_token=2)[1][0] == Keep(num_tokens=3)
+
+
+def test_the_sample_ends_as_its_model_does() -> None:
+    policy = make_policy(RandomDelegationSpec(rate=1.0))
+    few = context(max_tokens=3)
+    state = policy.start(few).state
+    assert advance(policy, state, SMALL, "a", EOS, of=few)[1][1] == Finish(reason=FinishReason.EOS)
+    assert advance(policy, state, SMALL, "a", LENGTH, of=few)[1][1] == Finish(reason=FinishReason.CONTEXT)
+    assert advance(policy, state, SMALL, "a| b|.\n\n", of=few)[1][1] == Finish(reason=FinishReason.LENGTH)
+    state, decisions = advance(policy, state, SMALL, "a|.\n\n", of=few)
+    assert decisions[1] == Generate(role=LARGE, max_tokens=1, trigger="random")
+    ended = advance(policy, state, LARGE, "b", LENGTH, start_token=2, of=few)[1]
+    assert ended == (Keep(num_tokens=1), Finish(reason=FinishReason.LENGTH))
+
+
+def test_the_rate_of_another_job_is_matched() -> None:
+    assert matched_rate(num_breaks=200, num_takeovers=30) == 0.15
+    assert matched_rate(num_breaks=10, num_takeovers=11) == 1.0
+    assert matched_rate(num_breaks=10, num_takeovers=0) == 0.0
+    for breaks, count in ((0, 0), (10, -1)):
+        with pytest.raises(ValueError, match="a break is needed"):
+            matched_rate(num_breaks=breaks, num_takeovers=count)
+
+
+def test_the_other_model_is_refused() -> None:
+    policy = make_policy(RandomDelegationSpec())
+    with pytest.raises(ValueError, match="the small model was to write, but large did"):
+        advance(policy, policy.start(context()).state, LARGE, "a")
