@@ -22,7 +22,7 @@ def finish_reason(event: Written, *, asked: int, remaining: int) -> FinishReason
 def whole_characters(texts: Sequence[str], num_tokens: int) -> int:
     """num_tokens or the next fewer tokens that end with a whole character.
 
-    A piece that ends inside a character shows what there is of it as U+FFFD, with its last token.
+    Tokens that leave a character unfinished add no text; bytes that belong to none show as U+FFFD.
     """
     while num_tokens and (not texts[num_tokens - 1] or texts[num_tokens - 1].endswith("\ufffd")):
         num_tokens -= 1
