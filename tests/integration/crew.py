@@ -71,7 +71,7 @@ def load_inline(model: Path, role: ModelRole) -> InlineEngine:
         process="inline",
         dtype="float32",  # in bfloat16 two tokens are at times equally likely, and the lower id wins
         max_model_len=1024,
-        max_in_flight=64,
+        max_in_flight=128,
         cpu_kv_cache_gib=0.1,
     )
     engine = load_engine(str(model), None, role, settings)
@@ -130,7 +130,7 @@ class Crew:
         self.db_engine = db_engine
         self.members: list[Member] = []
 
-    def hire(self, engine: Engine, model: Path, role: ModelRole, *, max_in_flight: int = 64) -> Member:
+    def hire(self, engine: Engine, model: Path, role: ModelRole, *, max_in_flight: int = 128) -> Member:
         """A worker with an engine. max_in_flight: how many samples are let in for it."""
         chat = ChatModel.load(model)
         with transaction(self.db_engine) as connection:

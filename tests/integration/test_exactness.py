@@ -46,7 +46,7 @@ def run(
     engines: Engines,
     *,
     num_workers: int = 1,
-    in_flight: int = 64,
+    in_flight: int = 128,
     order: int = 0,
     small: Path = SMALL,
     large: Path = LARGE,
