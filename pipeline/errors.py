@@ -6,7 +6,6 @@ PipelineError
 ├── NotFound                       a job, sample or problem set that does not exist
 ├── NotComparable                  jobs that were not asked or graded alike
 ├── JobError(job_id)
-│   └── InvalidTransition          a state change the state machine does not have
 ├── LeaseLost(worker_id)           this worker's lease lapsed: stop work, write nothing
 ├── EngineError(model)
 │   ├── EngineUnavailable          transient: tried again
@@ -62,10 +61,6 @@ class JobError(PipelineError):
     def __init__(self, job_id: int, message: str) -> None:
         self.job_id = job_id
         super().__init__(f"job {job_id}: {message}")
-
-
-class InvalidTransition(JobError):
-    """A state change that the state machine does not have."""
 
 
 class LeaseLost(PipelineError):

@@ -123,10 +123,3 @@ class Piece:
 
     def head(self, num_tokens: int) -> Piece:
         return Piece(token_ids=self.token_ids[:num_tokens], texts=self.texts[:num_tokens])
-
-    def tail(self, num_tokens: int) -> Piece:
-        """What follows the first num_tokens."""
-        return Piece(token_ids=self.token_ids[num_tokens:], texts=self.texts[num_tokens:])
-
-
-EMPTY_PIECE = Piece(token_ids=(), texts=())

@@ -9,10 +9,13 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.policies.cues import CueLists
+from pipeline.policies.cues import CueLists, SentenceClass
 
 Tokens = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+
+SHORT_TAKEOVERS = frozenset({SentenceClass.REFLECTION.value, SentenceClass.AFFIRMATION.value, "every_break"})
+"""Triggers of takeovers of n1 tokens."""
 
 
 class Rules(BaseModel):

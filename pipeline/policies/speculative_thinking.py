@@ -41,7 +41,7 @@ from pipeline.policies.endings import finish_reason, whole_characters
 from pipeline.policies.handback import HandBack, HandBackFrom, HandBackWatcher
 from pipeline.policies.loops import LoopGuard
 from pipeline.policies.reading import Reader, TextState
-from pipeline.policies.rules import ReflectionState, Rules, Tokens, most_tokens
+from pipeline.policies.rules import SHORT_TAKEOVERS, ReflectionState, Rules, Tokens, most_tokens
 from pipeline.samples import FinishReason, ModelRole, SegmentFinish
 
 
@@ -101,10 +101,6 @@ class _Takeover:
     num_kept: int
     trigger: str
     cue: str = ""
-
-
-_EXTENDED_BY_VERIFY = frozenset({SentenceClass.REFLECTION.value, SentenceClass.AFFIRMATION.value, "every_break"})
-"""Triggers of takeovers of n1 tokens."""
 
 
 class SpeculativeThinkingPolicy:
@@ -184,7 +180,7 @@ class SpeculativeThinkingPolicy:
         may_check = takeover.trigger != "repetition" and reader.state.at_break
         if state.reflections >= state.threshold and may_check and room >= 1:
             return self._check_all(state, reader, takeover, keep, room)
-        limit = self._spec.n1 if takeover.trigger in _EXTENDED_BY_VERIFY else self._spec.n2
+        limit = self._spec.n1 if takeover.trigger in SHORT_TAKEOVERS else self._spec.n2
         state = state.model_copy(
             update={
                 "role": ModelRole.LARGE,
@@ -278,7 +274,7 @@ class SpeculativeThinkingPolicy:
         back = HandBackWatcher(
             self._reader(context, state), limit=state.limit, handback=spec.handback, handback_from=spec.handback_from
         )
-        extends = state.trigger in _EXTENDED_BY_VERIFY
+        extends = state.trigger in SHORT_TAKEOVERS
         verify = CueStream(self._verify_finder, state.text.tail) if extends else None
         return _TakeoverWatcher(back, verify, window_tokens=spec.window_tokens, extended_limit=spec.n2)
 

@@ -39,7 +39,7 @@ from pipeline.policies.base import (
 from pipeline.policies.cues import LooseReading, SentenceClass, read_loosely
 from pipeline.policies.endings import finish_reason, whole_characters
 from pipeline.policies.reading import BreakFinder
-from pipeline.policies.rules import Count, ReflectionState, Rules, Tokens, most_tokens
+from pipeline.policies.rules import SHORT_TAKEOVERS, Count, ReflectionState, Rules, Tokens, most_tokens
 from pipeline.samples import FinishReason, ModelRole, SegmentFinish
 
 
@@ -86,10 +86,6 @@ class _State(ReflectionState):
     """The tokens since the oldest of these breaks."""
 
 
-_SHORT = frozenset({SentenceClass.REFLECTION.value, SentenceClass.AFFIRMATION.value, "every_break"})
-"""Triggers of takeovers of n1 tokens."""
-
-
 class PaperPolicy:
     """The policy of a spec. Immutable."""
 
@@ -115,7 +111,7 @@ class PaperPolicy:
         stored = _State.model_validate(state)
         if stored.role is ModelRole.SMALL:
             return self._draft_watcher(stored)
-        return self._takeover_watcher() if stored.trigger in _SHORT else None
+        return self._takeover_watcher() if stored.trigger in SHORT_TAKEOVERS else None
 
     def advance(self, context: SampleContext, state: PolicyState, event: Written) -> Transition:
         stored = _State.model_validate(state)
@@ -186,7 +182,7 @@ class PaperPolicy:
 
     def _after_takeover(self, context: SampleContext, state: _State, event: Written) -> Transition:
         texts = event.piece.texts
-        watcher = self._takeover_watcher() if state.trigger in _SHORT else None
+        watcher = self._takeover_watcher() if state.trigger in SHORT_TAKEOVERS else None
         handed_back = watcher is not None and any(map(watcher.feed, texts))
         num_written = watcher.num_read if watcher is not None and handed_back else len(texts)
         num_kept = whole_characters(texts, num_written) or num_written
