@@ -5,13 +5,14 @@ PipelineError
 ├── ProblemSetError                a problem file is refused whole; carries its first faults, each with its line
 ├── NotFound                       a job, sample or problem set that does not exist
 ├── NotComparable                  jobs that were not asked or graded alike
+├── BadProblem(problem_id)         it cannot be made into a prompt; the sample fails
 ├── JobError(job_id)
 ├── LeaseLost(worker_id)           this worker's lease lapsed: stop work, write nothing
-├── EngineError(model)
-│   ├── EngineUnavailable          transient: tried again
+├── EngineError(model)             permanent, as all below but those that say otherwise: the sample fails
+│   ├── EngineUnavailable          transient: tried again after a delay
 │   ├── EngineDied                 transient: the engine's process or loop is gone; the worker stops
-│   ├── EngineRefused              permanent: the engine will never take this request
-│   └── PromptTooLong              permanent: the sample is recorded as failed
+│   ├── EngineRefused              the engine will never take this request
+│   └── PromptTooLong              no room in the model's context
 ├── ServiceUnavailable             Postgres, Redis or another server cannot be reached
 └── GradingError                   a grader broke on an answer; the sample stays unscored
 """
@@ -53,6 +54,14 @@ class NotComparable(PipelineError):
     """Jobs that were not asked the same or not graded alike: a difference would say nothing about their policies."""
 
     exit_code = 2
+
+
+class BadProblem(PipelineError):
+    """A problem that cannot be made into a prompt."""
+
+    def __init__(self, problem_id: str, reason: BaseException) -> None:
+        self.problem_id = problem_id
+        super().__init__(f"problem {problem_id!r} cannot be made into a prompt: {type(reason).__name__}: {reason}")
 
 
 class JobError(PipelineError):

@@ -38,6 +38,9 @@ class SampleState(StrEnum):
     CANCELLED = "cancelled"  # final: its job was cancelled
 
 
+SUSPECT_AFTER = 2
+"""A sample whose worker died with it so many times without a commit between them is a suspect: it is tried alone."""
+
 FINAL_STATES = frozenset({SampleState.GRADED, SampleState.FAILED, SampleState.CANCELLED})
 
 RUNNABLE_STATE = {
@@ -66,9 +69,22 @@ TRANSITIONS: frozenset[tuple[SampleState, SampleState]] = frozenset(
         (_S.DRAFTING, _S.FINISHED),
         (_S.ASSISTING, _S.FINISHED),
         (_S.FINISHED, _S.GRADED),
+        (_S.FAILED, _S.PENDING),  # tried again, from its last committed segment
+        (_S.GRADED, _S.PENDING),  # cut by its budget and drawn again with a larger one
     }
     | {(state, end) for state in _S if state not in FINAL_STATES for end in (_S.FAILED, _S.CANCELLED)}
 )
+
+
+class ErrorClass(StrEnum):
+    """Why a sample was set aside. Transient failures are tried again before they come to this."""
+
+    BAD_INPUT = "bad_input"  # its problem cannot be made into a prompt
+    BUDGET = "budget"  # its prompt leaves no room in the model's context
+    ENGINE_REFUSED = "engine_refused"  # the engine will not take it, or would not for too many tries
+    ENGINE_DIED = "engine_died"  # its worker died with it, again and alone
+    TIMED_OUT = "timed_out"  # likewise, but the engine gave no token for too long
+    INTERNAL = "internal"  # a fault of the pipeline
 
 
 class FinishReason(StrEnum):

@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from pipeline.db.roles import SESSION_SETTINGS, DatabaseRole, Login
 from pipeline.errors import ConfigurationError
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -46,6 +47,8 @@ class EngineSettings(_Part):
     """OpenMP threads on a CPU; measured on two cores: two threads per engine make a step ten times as long."""
     dtype: str = "auto"
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    max_attempts: Annotated[int, Field(ge=1)] = 8
+    """A sample that the engine refuses for the moment (out of memory, say) is tried so often, after 1, 2, 4 … 60 s."""
     stall_after_s: Seconds = 120.0
     """A worker whose engine gives no token for so long while requests run ends with an error."""
 
@@ -76,8 +79,6 @@ class UpkeepSettings(_Part):
     """Samples admitted per slot of live small workers: above 1 so that a freed slot finds a waiting sample."""
     republish_after_s: Seconds = 10.0
     """A runnable sample that nobody claimed for so long, and that the broker has no message for, is published again."""
-    max_rescues: Annotated[int, Field(ge=1)] = 3
-    """A sample whose worker died so many times is set aside as failed."""
 
 
 class GradingSettings(_Part):
@@ -98,6 +99,48 @@ class FlowerSettings(_Part):
     """user:password; required when address is not a loopback address."""
 
 
+class LoginSettings(_Part):
+    """Logins of a database of one's own, as NAME:PASSWORD, or as NAME where somebody else keeps the password.
+
+    `specthink migrate` makes those that have a password, and grants each what its part of the pipeline needs. Workers
+    connect by the SPECTHINK_DATABASE_URL that they are given; the embedded database has such logins by itself.
+    """
+
+    writer: SecretStr | None = None
+    """For small and large workers, which must not read reference answers."""
+    grader: SecretStr | None = None
+    """For grading workers."""
+    upkeep: SecretStr | None = None
+    """For upkeep workers."""
+    reader: SecretStr | None = None
+    """For `specthink sql`, also on the machine where that is typed."""
+
+    @model_validator(mode="after")
+    def _are_complete_and_distinct(self) -> LoginSettings:
+        names = [login.name for login in self.all().values()]
+        if "" in names or any(login.password == SecretStr("") for login in self.all().values()):
+            raise ValueError("a login is NAME:PASSWORD, or NAME alone")
+        if len(set(names)) < len(names):
+            raise ValueError("each of the logins needs a name of its own")
+        return self
+
+    def login(self, role: DatabaseRole) -> Login | None:
+        """Name and password of a role's login; None where none is set."""
+        given: SecretStr | None = getattr(self, role.value)
+        if given is None:
+            return None
+        name, separator, password = given.get_secret_value().partition(":")
+        return Login(
+            name=name,
+            password=SecretStr(password) if separator else None,
+            settings=SESSION_SETTINGS.get(role, {}),
+        )
+
+    def all(self) -> dict[DatabaseRole, Login]:
+        """All that are set."""
+        return {role: login for role in DatabaseRole if (login := self.login(role)) is not None}
+
+
 class Settings(BaseSettings):
     """All settings of every process."""
 
@@ -116,6 +159,7 @@ class Settings(BaseSettings):
     upkeep: UpkeepSettings = UpkeepSettings()
     grading: GradingSettings = GradingSettings()
     flower: FlowerSettings = FlowerSettings()
+    logins: LoginSettings = LoginSettings()
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -19,3 +19,5 @@ class WorkerEnd(StrEnum):
 
     STOPPED = "stopped"  # it said goodbye
     LAPSED = "lapsed"  # its lease ran out
+    ENGINE_DIED = "engine_died"  # it said so, and ended
+    ENGINE_STALLED = "engine_stalled"  # no token for too long while requests ran; it said so, and ended

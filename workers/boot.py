@@ -28,7 +28,7 @@ from pipeline.embedded import resolve_connections
 from pipeline.grading import make_grader
 from pipeline.samples import ModelRole
 from pipeline.settings import Settings
-from pipeline.workforce import WorkerKind
+from pipeline.workforce import WorkerEnd, WorkerKind
 from workers import queues
 from workers.app import make_app
 from workers.engine.base import Engine
@@ -53,10 +53,13 @@ class Base:
     publisher: Publisher
 
 
-def open_base(settings: Settings) -> Base:
-    """Connect, and refuse to start on a database with another schema."""
+def open_base(settings: Settings, kind: WorkerKind | None = None) -> Base:
+    """Connect, and refuse to start on a database with another schema.
+
+    kind: of the worker, which then has its role's rights alone; None: a person's command, with the owner's.
+    """
     connections = resolve_connections(settings)
-    db_engine = open_database(connections.database_url)
+    db_engine = open_database(connections.worker_url(kind) if kind else connections.database_url)
     require_current(db_engine)
     app = make_app(connections.redis_url)
     return Base(settings=settings, db_engine=db_engine, app=app, publisher=Publisher(app))
@@ -117,7 +120,7 @@ def run_writer(
     revision: str | None = None,
 ) -> int:
     """A small or large worker, until it is told to stop. Raises ConfigurationError when the model cannot be loaded."""
-    base = open_base(settings)
+    base = open_base(settings, WorkerKind(role.value))
     chat = ChatModel.load(model, revision=revision)
     engine = load_engine(model, revision=revision, role=role, settings=settings.engine)
     return WriterProcess(base, role, engine, chat, name or served_name(model)).run()
@@ -164,6 +167,7 @@ class WriterProcess:
             publisher=base.publisher,
             identity=self._identity(self._lease.worker_id),
             on_engine_death=self._die,
+            max_attempts=base.settings.engine.max_attempts,
         )
 
     def _identity(self, worker_id: int) -> Identity:
@@ -180,12 +184,12 @@ class WriterProcess:
                 log.info("samples abandoned", samples=lost)
         if self._engine.stats().last_token_age_s > self._base.settings.engine.stall_after_s:
             log.error("engine stalled", seconds=self._base.settings.engine.stall_after_s)
-            threading.Thread(target=self._die, name="die").start()  # not here: dying joins this thread
+            self._die(WorkerEnd.ENGINE_STALLED)
 
-    def _die(self) -> None:
+    def _die(self, reason: WorkerEnd = WorkerEnd.ENGINE_DIED) -> None:
         """The engine is gone: give the lease up, so that the samples go back at once, and end for the supervisor."""
-        log.error("worker ends because its engine died", worker_id=self._lease.worker_id)
-        self._lease.stop()
+        log.error("worker ends because of its engine", worker_id=self._lease.worker_id, reason=reason.value)
+        self._lease.stop(reason)
         os._exit(1)
 
     def run(self) -> int:
@@ -220,12 +224,12 @@ def on_shutdown(action: Callable[[], None]) -> None:
 
 def run_grader(settings: Settings) -> int:
     """A grading worker: prefork processes, each with its own connections, killed at the hard limit."""
-    base = open_base(settings)
+    base = open_base(settings, WorkerKind.GRADE)
     concurrency = settings.grading.concurrency
     child: dict[str, DbEngine] = {}
 
     def open_child(**_: Any) -> None:
-        child["db"] = open_database(resolve_connections(settings).database_url, pool_size=1)
+        child["db"] = open_database(resolve_connections(settings).worker_url(WorkerKind.GRADE), pool_size=1)
 
     signals.worker_process_init.connect(open_child, weak=False)
     make_grader("math").grade(r"\boxed{1}", "2")  # imports sympy before the fork: seconds for each child otherwise
@@ -256,7 +260,7 @@ def run_grader(settings: Settings) -> int:
 
 def run_upkeep(settings: Settings) -> int:
     """The upkeep worker: the duties in a thread, the progress of running jobs as tasks."""
-    base = open_base(settings)
+    base = open_base(settings, WorkerKind.UPKEEP)
     stop = threading.Event()
     add_follow_task(base.app, base.db_engine, stop)
     upkeep = Upkeep(base.db_engine, base.publisher, settings)

@@ -24,6 +24,7 @@ from pipeline.db.workforce import (
 )
 from pipeline.errors import LeaseLost, ServiceUnavailable
 from pipeline.settings import LeaseSettings
+from pipeline.workforce import WorkerEnd
 
 log = structlog.get_logger()
 
@@ -97,13 +98,14 @@ class LeaseKeeper:
         self._before = total
         log.info("worker registered", worker_id=self.worker_id, kind=self._registration.kind.value)
 
-    def stop(self) -> None:
+    def stop(self, reason: WorkerEnd = WorkerEnd.STOPPED) -> None:
         """Give the lease up; upkeep settles what is left under it. Quiet when Postgres is away: it lapses then."""
         self._stop.set()
-        if self._thread.is_alive():
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout=10)
         try:
             with transaction(self._db_engine) as connection:
-                end_worker(connection, self.worker_id, self._counters().since(self._before).closed())
+                counters = self._counters().since(self._before).closed()
+                end_worker(connection, self.worker_id, counters, reason=reason)
         except ServiceUnavailable as error:
             log.warning("lease not given up", worker_id=self.worker_id, reason=str(error))

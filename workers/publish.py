@@ -57,17 +57,22 @@ class Publisher:
         max_samples: int = MAX_SAMPLES,
         max_depth: int | None = None,
     ) -> None:
-        """Tell whoever can go on with these samples; those in other states are left out.
+        """Tell whoever can go on with these samples; those in other states, and suspects, are left out.
 
         max_depth: leave out queues that hold so many messages already.
         """
         groups: dict[Route, list[Runnable]] = defaultdict(list)
         for sample in samples:
-            if sample.state in _TASK_OF_STATE:
+            if sample.state in _TASK_OF_STATE and not sample.is_suspect:
                 groups[_route(sample)].append(sample)
         for route, group in groups.items():
             if max_depth is None or self.depth(route.queue) < max_depth:
                 self._send_all(route, group, max_samples)
+
+    def publish_alone(self, suspects: Sequence[Runnable]) -> None:
+        """Tell whoever can go on with these suspects, one by one."""
+        for sample in suspects:
+            self._send(_route(sample), [sample])
 
     def publish_grading(self, job_id: int, samples: Sequence[Runnable]) -> None:
         """Ask the graders for complete samples of a job, graded before or not."""

@@ -1,6 +1,8 @@
 """The duties that keep the pipeline moving, done in rounds by one upkeep process at a time (the leader).
 
 - settler: ends the lives of workers whose lease ran out and gives back what they held (the rescue)
+- prober: tries samples whose workers died with them one by one, so that the guilty one can be told
+- halter: takes the samples of paused jobs from whoever writes them
 - admitter: lets in as many new samples as the live workers have room for
 - republisher: sends messages again for samples that wait too long, where the broker has lost them
 - grade reaper: turns gradings that never came back into grades of status "timeout"
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
+import time
 
 import structlog
 from sqlalchemy import Connection, text
@@ -22,8 +25,10 @@ from pipeline.db.session import session, transaction
 from pipeline.db.upkeep import (
     admit_samples,
     close_jobs,
+    halt_paused_jobs,
     overdue_samples,
     settle_workers,
+    suspects_to_try,
     try_to_lead,
     unfollowed_jobs,
 )
@@ -49,6 +54,9 @@ class Upkeep:
         self._db_engine = db_engine
         self._publisher = publisher
         self._settings = settings.upkeep
+        self._ttl_s = settings.lease.ttl_s
+        self._awake_since = time.monotonic()
+        """Since when rounds have come without a gap: who did not look cannot say who was silent."""
         self._grade_age = dt.timedelta(seconds=settings.grading.time_limit_s + 5)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
@@ -76,14 +84,20 @@ class Upkeep:
         while not self._stop.is_set() and not try_to_lead(lock):
             self._stop.wait(1.0)
         log.info("upkeep leads")
+        self._awake_since = last = time.monotonic()
         while not self._stop.wait(self._settings.tick_s):
             lock.execute(text("SELECT 1"))  # raises when the connection, and with it the lock, is gone
+            if time.monotonic() - last > self._ttl_s / 2:
+                self._awake_since = time.monotonic()
             self.round()
+            last = time.monotonic()
 
     def round(self) -> None:
         """Each duty once, each in a transaction of its own."""
         self._settle()
+        self._halt()
         self._republish()
+        self._probe()
         self._reap_grades()
         self._close()
         self._admit()
@@ -91,7 +105,7 @@ class Upkeep:
 
     def _settle(self) -> None:
         with transaction(self._db_engine) as connection:
-            settled = settle_workers(connection, max_rescues=self._settings.max_rescues)
+            settled = settle_workers(connection, awake_for=dt.timedelta(seconds=time.monotonic() - self._awake_since))
         if settled is None:
             return
         log.warning(
@@ -116,6 +130,20 @@ class Upkeep:
         if overdue:
             log.info("samples published again", samples=len(overdue))
             self._publisher.publish(overdue, max_depth=MAX_DEPTH)
+
+    def _halt(self) -> None:
+        with transaction(self._db_engine) as connection:
+            halted = halt_paused_jobs(connection)
+        if halted:
+            log.info("samples of paused jobs taken back", samples=halted)
+
+    def _probe(self) -> None:
+        age = dt.timedelta(seconds=self._settings.republish_after_s)
+        with transaction(self._db_engine) as connection:
+            suspects = suspects_to_try(connection, age=age)
+        if suspects:
+            log.warning("suspects tried alone", samples=[sample.sample_id for sample in suspects])
+            self._publisher.publish_alone(suspects)
 
     def _reap_grades(self) -> None:
         with transaction(self._db_engine) as connection:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.chat import ChatModel
-from pipeline.db.hops import ClaimedSample, Hop, SegmentRecord
-from pipeline.errors import PipelineError, PromptTooLong
+from pipeline.db.hops import ClaimedSample, Hop, SegmentRecord, storable
+from pipeline.errors import BadProblem, EngineError, PipelineError, PromptTooLong
 from pipeline.hand_over import Listener, Part, ThinkPhase
 from pipeline.jobs import JobConfig
 from pipeline.policies import make_policy
@@ -31,6 +31,7 @@ from pipeline.prompts import render_user_message
 from pipeline.samples import (
     RUNNABLE_STATE,
     Author,
+    ErrorClass,
     FinishReason,
     ModelRole,
     Piece,
@@ -118,12 +119,12 @@ def prepare(
     max_model_len: int,
 ) -> Work | Hop:
     """The request that goes on with a sample, or the hop that ends it because its model's context is full."""
-    prompt_ids = chat.prompt_ids(render_user_message(setup.config.prompt_template, sample.problem))
+    prompt_ids = _prompt_ids(sample, setup, chat)
     context = SampleContext(
         job_seed=setup.config.seed,
         problem_id=sample.problem.external_id,
         sample_index=sample.sample_index,
-        max_tokens=setup.config.sampling.max_tokens,
+        max_tokens=sample.budget or setup.config.sampling.max_tokens,
         think_end=setup.think_end,
         num_prompt_tokens=sample.num_prompt_tokens or len(prompt_ids),
     )
@@ -160,6 +161,13 @@ def prepare(
         request=request,
         countdown=countdown,
     )
+
+
+def _prompt_ids(sample: ClaimedSample, setup: JobSetup, chat: ChatModel) -> list[int]:
+    try:
+        return chat.prompt_ids(render_user_message(setup.config.prompt_template, sample.problem))
+    except Exception as error:  # a template may break on a problem in any way
+        raise BadProblem(sample.problem.external_id, error) from error
 
 
 def _next(
@@ -249,15 +257,7 @@ def _context_full(sample: ClaimedSample, model: str, num_tokens: int, max_model_
 
 def failed(sample: ClaimedSample, error: BaseException) -> Hop:
     """The hop that sets a sample aside with its error, at its last committed segment."""
-    return set_aside(
-        Hop(
-            sample_id=sample.sample_id,
-            epoch=sample.epoch,
-            to_state=SampleState.FAILED,
-            policy_state=sample.policy_state,
-        ),
-        error,
-    )
+    return set_aside(Hop(sample_id=sample.sample_id, epoch=sample.epoch, to_state=SampleState.FAILED), error)
 
 
 def set_aside(hop: Hop, error: BaseException) -> Hop:
@@ -266,10 +266,21 @@ def set_aside(hop: Hop, error: BaseException) -> Hop:
         sample_id=hop.sample_id,
         epoch=hop.epoch,
         to_state=SampleState.FAILED,
-        policy_state=None if hop.segments else hop.policy_state,
-        error_class=type(error).__name__,
-        error=(str(error) or type(error).__name__).replace("\x00", "\ufffd"),
+        error_class=error_class(error),
+        error=storable(f"{type(error).__name__}: {error}"),
     )
+
+
+_ERROR_CLASSES: tuple[tuple[type[BaseException], ErrorClass], ...] = (
+    (PromptTooLong, ErrorClass.BUDGET),
+    (EngineError, ErrorClass.ENGINE_REFUSED),
+    (BadProblem, ErrorClass.BAD_INPUT),
+)
+
+
+def error_class(error: BaseException) -> ErrorClass:
+    """What kind of failure an error is: the first line of the table that fits, else a fault of the pipeline."""
+    return next((kind for raised, kind in _ERROR_CLASSES if isinstance(error, raised)), ErrorClass.INTERNAL)
 
 
 def conclude(work: Work, result: GenerateResult, chat: ChatModel) -> Hop:

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 import structlog
 from sqlalchemy import Connection
 from sqlalchemy import Engine as DbEngine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from pipeline.chat import ChatModel
 from pipeline.db.hops import (
@@ -27,6 +27,7 @@ from pipeline.db.hops import (
     Hop,
     claim_samples,
     commit_hops,
+    defer_samples,
     fix_think_phase,
     get_job_config,
     release_samples,
@@ -82,7 +83,9 @@ class Writer:
         publisher: Publisher,
         identity: Identity,
         on_engine_death: Callable[[], None],
+        max_attempts: int = 8,
     ) -> None:
+        """max_attempts: so often a sample is handed to an engine that refuses it for the moment."""
         self.role = role
         self.engine = engine
         self._chat = chat
@@ -90,6 +93,7 @@ class Writer:
         self._publisher = publisher
         self._identity = identity
         self._on_engine_death = on_engine_death
+        self._max_attempts = max_attempts
         self._lock = threading.Lock()
         self._in_flight: dict[int, Work] = {}
         self._committed_tokens = 0
@@ -106,7 +110,11 @@ class Writer:
         """Claim what a message names, write one segment of each, and return when all are stored or dropped."""
         if self._stopping:
             return "stopping"
-        claimed = self._claim(message)
+        try:
+            claimed = self._claim(message)
+        except ServiceUnavailable as error:  # upkeep finds the samples again
+            log.warning("nothing claimed", reason=str(error))
+            return "Postgres is away"
         countdown = Countdown(len(claimed))
         for sample in claimed:
             self._begin(sample, countdown)
@@ -120,6 +128,7 @@ class Writer:
                 worker_id=self._identity.worker_id,
                 role=self.role,
                 epochs=message.epochs,
+                job_id=message.job_id,
             )
 
     def _begin(self, sample: ClaimedSample, countdown: Countdown) -> None:
@@ -146,15 +155,15 @@ class Writer:
         self.engine.submit(work.request, lambda result: self._outcomes.put(Outcome(work, result)))
 
     def _load_setup(self, job_id: int) -> JobSetup:
-        with transaction(self._db_engine) as connection:
-            config = get_job_config(connection, job_id)
-            wanted = config.model(self.role)
-            if wanted and wanted.fingerprint not in (None, self._chat.fingerprint):
-                raise EngineRefused(
-                    wanted.name,
-                    "this worker's model has another tokenizer or chat template than the job was submitted with",
-                )
-            think = fix_think_phase(connection, job_id, settle_think_phase(self._chat))
+        config = self._patiently(lambda connection: get_job_config(connection, job_id))
+        wanted = config.model(self.role)
+        if wanted and wanted.fingerprint not in (None, self._chat.fingerprint):
+            raise EngineRefused(
+                wanted.name,
+                "this worker's model has another tokenizer or chat template than the job was submitted with",
+            )
+        phase = settle_think_phase(self._chat)
+        think = self._patiently(lambda connection: fix_think_phase(connection, job_id, phase))
         return JobSetup.of(config, think, self._chat)
 
     def _store_at_once(self, hop: Hop) -> None:
@@ -163,6 +172,13 @@ class Writer:
     # -- the recorder's thread ---------------------------------------------------------------------------------------
 
     def _record_forever(self) -> None:
+        try:
+            self._record_until_told()
+        except Exception:  # without this thread nothing is stored any more: better no worker than a deaf one
+            log.exception("recorder failed")
+            self._on_engine_death()
+
+    def _record_until_told(self) -> None:
         while (first := self._outcomes.get()) is not None:
             group, more = [first], True
             while more and len(group) < MAX_GROUP:
@@ -202,7 +218,7 @@ class Writer:
             self._on_engine_death()
             return None
         if isinstance(result, EngineUnavailable):
-            self._give_back([work.sample.sample_id])
+            self._defer(work.sample.sample_id, result)
             return None
         if isinstance(result, Exception):
             return failed(work.sample, result)
@@ -218,7 +234,7 @@ class Writer:
             return Committed(claims=frozenset(), samples=[])
         try:
             return self._commit_together(hops)
-        except DBAPIError as error:
+        except (DataError, IntegrityError) as error:
             if len(hops) == 1:
                 return self._set_aside(hops[0], error.orig or error)
         one_by_one = [self._commit([hop]) for hop in hops]
@@ -249,13 +265,29 @@ class Writer:
         )
         self._publisher.publish(released)
 
+    def _defer(self, sample_id: int, error: EngineUnavailable) -> None:
+        worker_id = self._identity.worker_id
+        log.warning("sample deferred", sample_id=sample_id, reason=str(error))
+        self._patiently(
+            lambda connection: defer_samples(
+                connection,
+                worker_id=worker_id,
+                sample_ids=[sample_id],
+                error=f"{type(error).__name__}: {error}",
+                max_attempts=self._max_attempts,
+            )
+        )
+
     def _patiently(self, statement: Callable[[Connection], _T]) -> _T:
-        """Try again for as long as Postgres is away: what was written stays in memory until it is stored or refused."""
+        """Try again for as long as Postgres is away or in trouble of its own (a full disk, a standby, a lock): what was
+        written stays in memory until it is stored, or refused for its content."""
         while True:
             try:
                 with transaction(self._db_engine) as connection:
                     return statement(connection)
-            except ServiceUnavailable as error:
+            except (DataError, IntegrityError):
+                raise
+            except (ServiceUnavailable, DBAPIError) as error:
                 log.warning("writer waits for Postgres", reason=str(error))
                 time.sleep(RETRY_PAUSE_S)
 

@@ -22,6 +22,7 @@ from pipeline.problems import Problem
 from pipeline.replay import segment_sha256
 from pipeline.samples import (
     RUNNABLE_STATE,
+    SUSPECT_AFTER,
     WRITING_STATE,
     Author,
     FinishReason,
@@ -56,10 +57,14 @@ class ClaimedSample:
     problem: Problem
     sample_index: int
     policy_state: PolicyState | None
+    budget: int | None
+    """Most output tokens, where it has a larger budget than its job's."""
     max_tokens: int | None
+    """Of the next piece of writing."""
     trigger: str | None
     cue: str
-    wait_seconds: float
+    wait_seconds: float | None
+    """Since a message was sent for it; None: none was."""
     context: tuple[ContextSegment, ...]
     num_prompt_tokens: int | None
     """Of the rendered prompt, as the first writer read it; None where nobody has written."""
@@ -117,6 +122,8 @@ class Runnable:
     """The model it waits for; None where it waits for a grader."""
     home_queue: str | None
     resumed: bool
+    is_suspect: bool
+    """Its workers died with it: upkeep sends it alone, nobody else does."""
 
 
 _HOME_QUEUE = """
@@ -129,7 +136,7 @@ _MODEL = """
 """
 RUNNABLE_COLUMNS = (
     f"s.id AS sample_id, s.job_id, s.epoch, s.state, {_MODEL} AS model, {_HOME_QUEUE} AS home_queue, "
-    "s.num_segments > 0 AS resumed"
+    f"s.num_segments > 0 AS resumed, s.num_rescues >= {SUSPECT_AFTER} AS is_suspect"
 )
 """What to select FROM samples s to make a Runnable."""
 
@@ -140,12 +147,16 @@ def runnable(row: RowMapping) -> Runnable:
 
 _CLAIM = text("""
     WITH message AS (SELECT * FROM unnest(CAST(:ids AS bigint[]), CAST(:epochs AS integer[])) AS m(id, epoch)),
+    me AS MATERIALIZED (
+        SELECT w.model FROM workers w
+        WHERE w.id = :worker AND w.ended_at IS NULL AND w.expires_at > clock_timestamp() FOR SHARE
+    ),
     mine AS (
         SELECT s.id FROM samples s JOIN message m ON m.id = s.id AND m.epoch = s.epoch JOIN jobs j ON j.id = s.job_id
         WHERE s.state = :runnable AND j.state = 'running'
-          AND CASE s.state WHEN 'ready' THEN j.small_model ELSE j.large_model END = (
-                SELECT w.model FROM workers w
-                WHERE w.id = :worker AND w.ended_at IS NULL AND w.expires_at > clock_timestamp())
+          AND (CAST(:job AS bigint) IS NULL OR s.job_id = :job)
+          AND (s.not_before IS NULL OR s.not_before <= clock_timestamp())
+          AND CASE s.state WHEN 'ready' THEN j.small_model ELSE j.large_model END = (SELECT model FROM me)
         ORDER BY s.id FOR UPDATE OF s
     ),
     claimed AS (
@@ -155,9 +166,10 @@ _CLAIM = text("""
         FROM mine WHERE s.id = mine.id
         RETURNING s.*
     )
-    SELECT c.id AS sample_id, c.job_id, c.epoch, c.problem_id, c.sample_index, c.policy_state,
+    SELECT c.id AS sample_id, c.job_id, c.epoch, c.problem_id, c.sample_index, c.policy_state, c.max_tokens AS budget,
            c.next_max_tokens AS max_tokens, c.next_trigger AS trigger, coalesce(c.next_cue, '') AS cue, c.num_segments,
-           extract(epoch FROM clock_timestamp() - c.published_at)::float8 AS wait_seconds,
+           CASE WHEN isfinite(c.published_at)
+                THEN extract(epoch FROM clock_timestamp() - c.published_at)::float8 END AS wait_seconds,
            p.external_id, p.prompt, p.subject, p.level, p.extra
     FROM claimed c JOIN problems p ON p.id = c.problem_id
     ORDER BY c.num_segments = 0, c.id
@@ -180,10 +192,13 @@ def claim_samples(
     worker_id: int,
     role: ModelRole,
     epochs: Mapping[int, int],
+    job_id: int | None = None,
 ) -> list[ClaimedSample]:
     """Take the samples that still wait at the epochs a message names; resumed ones come first.
 
-    epochs: sample id → epoch. Samples that moved on meanwhile are left out. A worker whose lease lapsed gets nothing.
+    epochs: sample id → epoch. Samples that moved on meanwhile, and those of another job than job_id, are left out. A
+    worker whose lease lapsed gets nothing: its row is locked before any sample's, so that a claim and the winding up
+    of its worker never pass each other.
     Plan: samples by primary key, at most as many as the message names.
     """
     rows = connection.execute(
@@ -192,6 +207,7 @@ def claim_samples(
             "ids": list(epochs),
             "epochs": list(epochs.values()),
             "worker": worker_id,
+            "job": job_id,
             "runnable": RUNNABLE_STATE[role].value,
             "writing": WRITING_STATE[role].value,
         },
@@ -277,8 +293,14 @@ _COMMIT = text("""
     )
     UPDATE samples s SET
         state = hop.to_state, holder_id = NULL, published_at = clock_timestamp(),
-        policy_state = hop.policy_state, next_max_tokens = hop.next_max_tokens, next_trigger = hop.next_trigger,
-        next_cue = hop.next_cue,
+        num_rescues = CASE WHEN hop.to_state = 'failed' THEN s.num_rescues ELSE 0 END,
+        num_attempts = CASE WHEN hop.to_state = 'failed' THEN s.num_attempts ELSE 0 END, not_before = NULL,
+        policy_state = CASE WHEN hop.to_state = 'failed' THEN s.policy_state ELSE hop.policy_state END,
+        next_max_tokens = CASE WHEN hop.to_state = 'failed' THEN s.next_max_tokens ELSE hop.next_max_tokens END,
+        next_trigger = CASE WHEN hop.to_state = 'failed' THEN s.next_trigger ELSE hop.next_trigger END,
+        next_cue = CASE WHEN hop.to_state = 'failed' THEN s.next_cue ELSE hop.next_cue END,
+        next_role = CASE hop.to_state WHEN 'failed' THEN s.next_role WHEN 'ready' THEN 'small'
+                                      WHEN 'awaiting_large' THEN 'large' END,
         num_segments = s.num_segments + hop.num_segments, num_takeovers = s.num_takeovers + hop.num_takeovers,
         tokens_small = s.tokens_small + hop.tokens_small, tokens_large = s.tokens_large + hop.tokens_large,
         tokens_inserted = s.tokens_inserted + hop.tokens_inserted,
@@ -314,7 +336,7 @@ def commit_hops(connection: Connection, *, worker_id: int, engine_id: int, hops:
     """Store what a worker wrote, for those samples it still holds, and move their states; the rest is dropped.
 
     Returns what is stored, with what this worker had stored before under the same claim: a commit whose answer was
-    lost with the connection is sent again.
+    lost with the connection is sent again. A sample that fails stays as it was after its last segment, for a retry.
     """
     rows = orjson.dumps([_hop_row(hop) for hop in hops]).decode()
     rows_moved = connection.execute(_COMMIT, {"hops": rows, "worker": worker_id})
@@ -451,6 +473,33 @@ def release_samples(
     ids = None if sample_ids is None else list(sample_ids)
     released = connection.execute(_RELEASE, {"worker": worker_id, "ids": ids}).scalars().all()
     return select_runnable(connection, sorted(released))
+
+
+_DEFER = text("""
+    WITH mine AS (
+        SELECT s.id, s.num_attempts + 1 >= :max_attempts AS is_last FROM samples s
+        WHERE s.holder_id = :worker AND s.id = ANY(:ids) ORDER BY s.id FOR UPDATE OF s
+    )
+    UPDATE samples s SET
+        epoch = s.epoch + 1, holder_id = NULL, num_attempts = s.num_attempts + 1, published_at = '-infinity',
+        not_before = clock_timestamp() + least(interval '1 s' * 2 ^ least(s.num_attempts, 10), interval '1 min'),
+        state = CASE WHEN mine.is_last THEN 'failed' WHEN s.state = 'drafting' THEN 'ready' ELSE 'awaiting_large' END,
+        error_class = CASE WHEN mine.is_last THEN 'engine_refused' END, error = CASE WHEN mine.is_last THEN :error END,
+        ended_at = CASE WHEN mine.is_last THEN clock_timestamp() END
+    FROM mine WHERE s.id = mine.id
+""")
+
+
+def defer_samples(
+    connection: Connection, *, worker_id: int, sample_ids: Sequence[int], error: str, max_attempts: int
+) -> None:
+    """Hand back samples that an engine refused for the moment: to be claimed again after 1, 2, 4 … 60 seconds.
+
+    error: why; it is kept where this was the last of max_attempts without a commit between them, and the sample fails.
+    The delay lives in the row: upkeep publishes when it is over.
+    """
+    values = {"worker": worker_id, "ids": list(sample_ids), "error": storable(error), "max_attempts": max_attempts}
+    connection.execute(_DEFER, values)
 
 
 _HELD = text("SELECT id, epoch FROM samples WHERE holder_id = :worker")

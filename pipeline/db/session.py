@@ -7,9 +7,18 @@ from contextlib import contextmanager
 
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, create_engine, make_url
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 
 from pipeline.errors import ServiceUnavailable
+
+_KEEPALIVE = {
+    "connect_timeout": 10,  # seconds
+    # A peer that vanished without a word (a cut cable, a frozen host) is given up after about 15 s instead of hours.
+    "keepalives_idle": 5,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,  # ms
+}
 
 
 def open_database(url: SecretStr, *, pool_size: int = 4, application_name: str = "specthink") -> Engine:
@@ -19,7 +28,7 @@ def open_database(url: SecretStr, *, pool_size: int = 4, application_name: str =
         pool_size=pool_size,
         max_overflow=2,
         pool_pre_ping=True,  # a server restarted between two uses costs nothing but the ping
-        connect_args={"application_name": application_name, "connect_timeout": 10},
+        connect_args={"application_name": application_name, **_KEEPALIVE},
         future=True,
     )
 
@@ -45,6 +54,7 @@ def session(db_engine: Engine) -> Iterator[Connection]:
 def _reached() -> Iterator[None]:
     try:
         yield
-    except OperationalError as error:
-        reason = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
+    except (OperationalError, InterfaceError, DisconnectionError) as error:
+        orig = error.orig if isinstance(error, DBAPIError) else None
+        reason = next(iter(str(orig or error).strip().splitlines()), type(error).__name__)
         raise ServiceUnavailable(f"Postgres cannot be reached: {reason}") from error

@@ -18,7 +18,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 from pipeline.db.base import Base, Id, Ids, Instant, choice
 from pipeline.jobs import JobState
 from pipeline.samples import (
+    SUSPECT_AFTER,
     Author,
+    ErrorClass,
     FinishReason,
     GradeStatus,
     ModelRole,
@@ -73,7 +75,7 @@ class JobRow(Base):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        CheckConstraint("(state = 'running') = (finished_at IS NULL)", name="finished_at"),
+        CheckConstraint("(state IN ('running', 'paused')) = (finished_at IS NULL)", name="finished_at"),
         Index("ix_jobs_running", "id", postgresql_where=text("state = 'running'")),
     )
 
@@ -102,6 +104,10 @@ class JobRow(Base):
     finished_at: Mapped[Instant | None]
     followed_at: Mapped[Instant | None] = mapped_column(
         comment="last sign of the task that shows its progress in Flower"
+    )
+    priority: Mapped[int] = mapped_column(server_default="0", comment="jobs with a higher one are admitted first")
+    cloned_from: Mapped[int | None] = mapped_column(
+        ForeignKey("jobs.id"), comment="the job whose problems and configuration it took"
     )
 
 
@@ -235,6 +241,11 @@ class WorkerRow(Base):
     cached_tokens: Mapped[int] = mapped_column(
         BigInteger, server_default="0", comment="of these, found in the prefix cache"
     )
+    tokens_withdrawn: Mapped[int] = mapped_column(
+        BigInteger,
+        server_default="0",
+        comment="of the committed ones, in segments that a retry with a larger budget took away",
+    )
 
 
 _OPEN = "state NOT IN ('graded', 'failed', 'cancelled')"
@@ -255,6 +266,7 @@ class SampleRow(Base):
             name="finish_reason_set",
         ),
         CheckConstraint("(state = 'failed') = (error IS NOT NULL)", name="error"),
+        CheckConstraint(f"error_class IN ({', '.join(repr(kind.value) for kind in ErrorClass)})", name="error_class"),
         CheckConstraint(f"({_OPEN}) = (ended_at IS NULL)", name="ended_at"),
         Index(
             "ix_samples_pending",
@@ -272,6 +284,13 @@ class SampleRow(Base):
             "ix_samples_published",
             "published_at",
             postgresql_where=text("state IN ('ready', 'awaiting_large', 'finished')"),
+        ),
+        Index(
+            "ix_samples_suspect",
+            "id",
+            postgresql_where=text(
+                f"num_rescues >= {SUSPECT_AFTER} AND state IN ('ready', 'drafting', 'awaiting_large', 'assisting')"
+            ),
         ),
         Index(
             "ix_samples_held",
@@ -293,7 +312,17 @@ class SampleRow(Base):
     )
     large_worker_id: Mapped[int | None] = mapped_column(ForeignKey("workers.id"), comment="likewise, large")
     published_at: Mapped[Instant | None] = mapped_column(comment="when a message for its present state was last due")
-    num_rescues: Mapped[int] = mapped_column(server_default="0", comment="times its worker died with it")
+    num_rescues: Mapped[int] = mapped_column(
+        server_default="0", comment="times its worker died with it since its last commit"
+    )
+    num_attempts: Mapped[int] = mapped_column(
+        server_default="0", comment="times an engine refused it for the moment since its last commit"
+    )
+    not_before: Mapped[Instant | None] = mapped_column(comment="to be claimed no earlier: the delay after a failure")
+    max_tokens: Mapped[int | None] = mapped_column(comment="a larger budget than its job's; null: the job's")
+    next_role: Mapped[ModelRole | None] = mapped_column(
+        choice(ModelRole, "next_role"), comment="who writes next; null: nobody has written, the job's first_role opens"
+    )
     policy_state: Mapped[dict[str, Any] | None] = mapped_column(comment="of the policy, after the last segment")
     next_max_tokens: Mapped[int | None] = mapped_column(comment="what the policy asks the next writer for")
     next_trigger: Mapped[str | None] = mapped_column(comment="why the next writer writes")
@@ -308,7 +337,7 @@ class SampleRow(Base):
     finish_reason: Mapped[FinishReason | None] = mapped_column(choice(FinishReason, "finish_reason"))
     predicted_answer: Mapped[str | None] = mapped_column(comment="by the latest grading")
     score: Mapped[float | None] = mapped_column(comment="by the latest grading; null: unscored, which is not wrong")
-    error_class: Mapped[str | None]
+    error_class: Mapped[str | None] = mapped_column(comment="pipeline.samples.ErrorClass")
     error: Mapped[str | None] = mapped_column(comment="why it was set aside")
     admitted_at: Mapped[Instant | None]
     finished_at: Mapped[Instant | None] = mapped_column(comment="when its text was complete")

@@ -20,7 +20,7 @@ _BATCH = 10
 
 _UNCOUNTED = text("""
     SELECT j.id FROM jobs j LEFT JOIN job_totals t ON t.job_id = j.id
-    WHERE j.state <> 'running' AND (t.job_id IS NULL OR t.stale_at < clock_timestamp() - :quiet)
+    WHERE j.state NOT IN ('running', 'paused') AND (t.job_id IS NULL OR t.stale_at < clock_timestamp() - :quiet)
     ORDER BY j.id LIMIT :batch FOR NO KEY UPDATE OF j SKIP LOCKED
 """)
 _COUNT = text(f"""

@@ -1,4 +1,4 @@
-"""The statements of upkeep: admit, settle (rescue), publish again, time out gradings, close jobs.
+"""The statements of upkeep: admit, settle (rescue), publish again, try suspects, halt paused jobs, close jobs.
 
 Every duty is one short transaction and may be repeated at any time: what it returns is published after the commit,
 and what a crash kept from being published is found again by ``overdue_samples``.
@@ -14,6 +14,7 @@ from sqlalchemy import Connection, text
 from pipeline.db.hops import RUNNABLE_COLUMNS, Runnable, runnable, select_runnable
 from pipeline.db.totals import count_ended_jobs
 from pipeline.jobs import JobState
+from pipeline.samples import SUSPECT_AFTER
 
 LEADER_LOCK = 7_300_002
 """Advisory lock key: one upkeep process at a time does the duties."""
@@ -26,7 +27,8 @@ def try_to_lead(connection: Connection) -> bool:
 
 _ROOM = text("""
     WITH demand AS (
-        SELECT j.id, j.first_role, CASE j.first_role WHEN 'small' THEN j.small_model ELSE j.large_model END AS model
+        SELECT j.id, j.priority, j.first_role,
+               CASE j.first_role WHEN 'small' THEN j.small_model ELSE j.large_model END AS model
         FROM jobs j WHERE j.state = 'running'
     ),
     supply AS (
@@ -43,7 +45,7 @@ _ROOM = text("""
     FROM demand d JOIN supply ON supply.kind = d.first_role AND supply.model = d.model
     LEFT JOIN used ON used.first_role = d.first_role AND used.model = d.model
     WHERE EXISTS (SELECT FROM samples s WHERE s.job_id = d.id AND s.state = 'pending')
-    ORDER BY d.id
+    ORDER BY d.priority DESC, d.id
 """)
 
 _ADMIT = text("""
@@ -51,14 +53,18 @@ _ADMIT = text("""
         SELECT id FROM samples WHERE job_id = :job AND state = 'pending' ORDER BY id LIMIT :room
         FOR UPDATE SKIP LOCKED
     )
-    UPDATE samples s SET state = :state, admitted_at = clock_timestamp(), published_at = clock_timestamp()
+    UPDATE samples s SET
+        state = CASE coalesce(s.next_role, :first_role) WHEN 'small' THEN 'ready' ELSE 'awaiting_large' END,
+        admitted_at = coalesce(s.admitted_at, clock_timestamp()), published_at = clock_timestamp()
     FROM chosen WHERE s.id = chosen.id
     RETURNING s.id
 """)
 
 
 def admit_samples(connection: Connection, *, ahead: float) -> list[Runnable]:
-    """Let in as many waiting samples as the live workers of their opening model have room for, oldest job first.
+    """Let in as many waiting samples as the live workers of their opening model have room for.
+
+    Jobs with a higher priority first, then older ones.
 
     ahead: samples in the pipeline per slot. A sample with the large model still counts: its context is cached.
     """
@@ -68,8 +74,8 @@ def admit_samples(connection: Connection, *, ahead: float) -> list[Runnable]:
         room = room_left.setdefault((row.first_role, row.model), row.room)
         if room <= 0:
             continue
-        state = "ready" if row.first_role == "small" else "awaiting_large"
-        ids = connection.execute(_ADMIT, {"job": row.job_id, "room": room, "state": state}).scalars().all()
+        values = {"job": row.job_id, "room": room, "first_role": row.first_role}
+        ids = connection.execute(_ADMIT, values).scalars().all()
         room_left[row.first_role, row.model] -= len(ids)
         admitted.extend(ids)
     return select_runnable(connection, sorted(admitted))
@@ -89,45 +95,61 @@ class Settled:
 
 _LAPSE = text("""
     UPDATE workers SET ended_at = clock_timestamp(), end_reason = 'lapsed'
-    WHERE ended_at IS NULL AND expires_at < clock_timestamp()
+    WHERE ended_at IS NULL AND expires_at < clock_timestamp() AND expires_at - renewed_at < :awake_for
 """)
 _UNSETTLED = text("""
     SELECT id, queue FROM workers WHERE ended_at IS NOT NULL AND settled_at IS NULL ORDER BY id FOR UPDATE SKIP LOCKED
 """)
-_RESCUE = text("""
-    WITH held AS (SELECT id FROM samples WHERE holder_id = ANY(:workers) ORDER BY id FOR UPDATE)
+_RESCUE = text(f"""
+    WITH held AS (
+        SELECT s.id, s.holder_id, w.end_reason, s.num_rescues + (w.end_reason <> 'stopped')::integer AS deaths
+        FROM samples s JOIN workers w ON w.id = s.holder_id
+        WHERE s.holder_id = ANY(:workers) ORDER BY s.id FOR UPDATE OF s
+    ),
+    judged AS (
+        SELECT held.*, end_reason <> 'stopped' AND deaths >= {SUSPECT_AFTER}
+               AND count(*) FILTER (WHERE deaths >= {SUSPECT_AFTER}) OVER (PARTITION BY holder_id) = 1 AS is_guilty
+        FROM held
+    )
     UPDATE samples s SET
-        epoch = s.epoch + 1, holder_id = NULL, num_rescues = s.num_rescues + 1, published_at = clock_timestamp(),
-        state = CASE WHEN s.num_rescues + 1 >= :max_rescues THEN 'failed'
+        epoch = s.epoch + 1, holder_id = NULL, num_rescues = judged.deaths,
+        published_at = CASE WHEN judged.deaths >= {SUSPECT_AFTER} THEN '-infinity' ELSE clock_timestamp() END,
+        state = CASE WHEN judged.is_guilty THEN 'failed'
                      WHEN s.state = 'drafting' THEN 'ready' ELSE 'awaiting_large' END,
-        error_class = CASE WHEN s.num_rescues + 1 >= :max_rescues THEN 'WorkerLost' END,
-        error = CASE WHEN s.num_rescues + 1 >= :max_rescues
-                     THEN format('its worker was lost %s times while it wrote', s.num_rescues + 1) END,
-        ended_at = CASE WHEN s.num_rescues + 1 >= :max_rescues THEN clock_timestamp() END
-    FROM held WHERE s.id = held.id
+        error_class = CASE WHEN judged.is_guilty AND judged.end_reason = 'engine_stalled' THEN 'timed_out'
+                           WHEN judged.is_guilty THEN 'engine_died' END,
+        error = CASE WHEN judged.is_guilty THEN format(
+            'its worker was lost %s times while it wrote this, the last time (worker %s, %s) with no other suspect',
+            judged.deaths, judged.holder_id, judged.end_reason) END,
+        ended_at = CASE WHEN judged.is_guilty THEN clock_timestamp() END
+    FROM judged WHERE s.id = judged.id
     RETURNING s.id, s.state
 """)
-_ORPHANED = text("""
+_ORPHANED = text(f"""
     UPDATE samples s SET published_at = clock_timestamp()
-    WHERE (s.state = 'ready' AND s.small_worker_id = ANY(:workers))
-       OR (s.state = 'awaiting_large' AND s.large_worker_id = ANY(:workers))
+    WHERE s.num_rescues < {SUSPECT_AFTER} AND (s.state = 'ready' AND s.small_worker_id = ANY(:workers)
+                                               OR s.state = 'awaiting_large' AND s.large_worker_id = ANY(:workers))
     RETURNING s.id
 """)
 _SETTLE = text("UPDATE workers SET settled_at = clock_timestamp() WHERE id = ANY(:workers)")
 
 
-def settle_workers(connection: Connection, *, max_rescues: int) -> Settled | None:
+def settle_workers(connection: Connection, *, awake_for: dt.timedelta = dt.timedelta(days=1)) -> Settled | None:
     """End the lives of workers whose lease ran out, and give back what ended workers still held. None: nobody ended.
 
     A held sample goes back to its last committed segment under a new epoch, so that a worker that comes back to life
-    can write nothing; after max_rescues it is set aside as failed.
+    can write nothing. One whose workers died with it again and again is set aside as failed once it can be told from
+    those that were merely beside it (see ``suspects_to_try``).
+
+    awake_for: how long upkeep has been watching without a gap; a lease is not taken from anybody whose time to live
+    is longer, since after an outage of the database itself everybody's has run out.
     """
-    connection.execute(_LAPSE)
+    connection.execute(_LAPSE, {"awake_for": awake_for})
     ended = connection.execute(_UNSETTLED).all()
     if not ended:
         return None
     workers = [row.id for row in ended]
-    rescued = connection.execute(_RESCUE, {"workers": workers, "max_rescues": max_rescues}).all()
+    rescued = connection.execute(_RESCUE, {"workers": workers}).all()
     ids = {row.id for row in rescued if row.state != "failed"}
     num_rescued = len(ids)
     ids.update(connection.execute(_ORPHANED, {"workers": workers}).scalars())
@@ -143,9 +165,11 @@ def settle_workers(connection: Connection, *, max_rescues: int) -> Settled | Non
 
 _OVERDUE = text(f"""
     WITH due AS (
-        SELECT id FROM samples
-        WHERE state IN ('ready', 'awaiting_large', 'finished') AND published_at < clock_timestamp() - :age
-        ORDER BY published_at LIMIT :limit FOR UPDATE SKIP LOCKED
+        SELECT s.id FROM samples s JOIN jobs j ON j.id = s.job_id
+        WHERE s.state IN ('ready', 'awaiting_large', 'finished') AND s.published_at < clock_timestamp() - :age
+          AND (s.state = 'finished' OR j.state = 'running' AND s.num_rescues < {SUSPECT_AFTER}
+                                       AND (s.not_before IS NULL OR s.not_before <= clock_timestamp()))
+        ORDER BY s.published_at LIMIT :limit FOR UPDATE OF s SKIP LOCKED
     )
     UPDATE samples s SET published_at = clock_timestamp() FROM due WHERE s.id = due.id
     RETURNING {RUNNABLE_COLUMNS}
@@ -153,16 +177,85 @@ _OVERDUE = text(f"""
 
 
 def overdue_samples(connection: Connection, *, age: dt.timedelta, limit: int = 1000) -> list[Runnable]:
-    """Samples that wait since more than age; they count as published now. Index: ix_samples_published."""
+    """Samples that wait since more than age; they count as published now. Index: ix_samples_published.
+
+    A resumed job's and those whose delay after a failure is over count as waiting for ever.
+    """
     rows = connection.execute(_OVERDUE, {"age": age, "limit": limit}).mappings()
     return [runnable(row) for row in rows]
 
 
+_TRY = text(f"""
+    WITH suspect AS (
+        SELECT s.id, s.state, s.published_at, s.not_before, roles.role,
+               CASE roles.role WHEN 'small' THEN j.small_model ELSE j.large_model END AS model
+        FROM samples s JOIN jobs j ON j.id = s.job_id,
+             LATERAL (SELECT CASE WHEN s.state IN ('ready', 'drafting') THEN 'small' ELSE 'large' END AS role) roles
+        WHERE s.num_rescues >= {SUSPECT_AFTER} AND s.state IN ('ready', 'drafting', 'awaiting_large', 'assisting')
+          AND j.state = 'running'
+    ),
+    supply AS (
+        SELECT kind, model, count(*) AS workers FROM workers
+        WHERE ended_at IS NULL AND expires_at > clock_timestamp() GROUP BY kind, model
+    ),
+    under_way AS (
+        SELECT role, model, count(*) AS samples FROM suspect
+        WHERE state IN ('drafting', 'assisting') OR published_at > clock_timestamp() - :age GROUP BY role, model
+    ),
+    next AS (
+        SELECT w.id, w.role, w.model, row_number() OVER (PARTITION BY w.role, w.model ORDER BY w.id) AS place
+        FROM suspect w
+        WHERE w.state IN ('ready', 'awaiting_large') AND w.published_at <= clock_timestamp() - :age
+          AND (w.not_before IS NULL OR w.not_before <= clock_timestamp())
+    )
+    UPDATE samples s SET published_at = clock_timestamp()
+    FROM next JOIN supply ON supply.kind = next.role AND supply.model = next.model
+    LEFT JOIN under_way ON under_way.role = next.role AND under_way.model = next.model
+    WHERE s.id = next.id AND next.place <= supply.workers - coalesce(under_way.samples, 0)
+    RETURNING {RUNNABLE_COLUMNS}
+""")
+
+
+def suspects_to_try(connection: Connection, *, age: dt.timedelta) -> list[Runnable]:
+    """Samples whose workers died with them, as many as there are live workers without one; they count as published now.
+
+    Tried one by one, a sample that kills its worker is told from those that were beside it; a commit clears it.
+    age: how long a message may take. Index: ix_samples_suspect.
+    """
+    return [runnable(row) for row in connection.execute(_TRY, {"age": age}).mappings()]
+
+
+_HALT = text("""
+    WITH held AS (
+        SELECT s.id FROM samples s JOIN jobs j ON j.id = s.job_id
+        WHERE j.state = 'paused' AND s.state IN ('drafting', 'assisting') ORDER BY s.id FOR UPDATE OF s
+    )
+    UPDATE samples s SET
+        state = CASE s.state WHEN 'drafting' THEN 'ready' ELSE 'awaiting_large' END,
+        epoch = s.epoch + 1, holder_id = NULL, published_at = clock_timestamp()
+    FROM held WHERE s.id = held.id
+""")
+
+
+def halt_paused_jobs(connection: Connection) -> int:
+    """Take the samples of paused jobs from whoever writes them, back to their last segment; returns how many.
+
+    Repeated, because a claim that began before the pause may end after it. Index: ix_samples_admitted.
+    """
+    return connection.execute(_HALT).rowcount
+
+
+_ENDING = text("""
+    SELECT j.id FROM jobs j
+    WHERE j.state = 'running'
+      AND NOT EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state NOT IN ('graded', 'failed', 'cancelled'))
+    ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
+""")
 _CLOSE = text("""
     UPDATE jobs j SET finished_at = clock_timestamp(),
         state = CASE WHEN EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state = 'failed')
                      THEN 'completed_with_errors' ELSE 'completed' END
-    WHERE j.state = 'running'
+    WHERE j.id = ANY(:jobs)
       AND NOT EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state NOT IN ('graded', 'failed', 'cancelled'))
     RETURNING j.id, j.state
 """)
@@ -173,8 +266,12 @@ GRADES_QUIET = dt.timedelta(seconds=5)
 
 
 def close_jobs(connection: Connection) -> dict[int, JobState]:
-    """End the running jobs that have no open sample left, and keep the totals of ended ones. Index: ix_samples_open."""
-    closed = {row.id: JobState(row.state) for row in connection.execute(_CLOSE)}
+    """End the running jobs that have no open sample left, and keep the totals of ended ones. Index: ix_samples_open.
+
+    The second look, with the job's row locked, sees the samples that a retry opened meanwhile.
+    """
+    ending = list(connection.execute(_ENDING).scalars())
+    closed = {row.id: JobState(row.state) for row in connection.execute(_CLOSE, {"jobs": ending})} if ending else {}
     count_ended_jobs(connection, quiet=GRADES_QUIET)
     return closed
 

@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from pipeline.db.tables import EngineRow
 from pipeline.errors import LeaseLost
-from pipeline.workforce import WorkerKind
+from pipeline.workforce import WorkerEnd, WorkerKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,7 @@ _RENEW = text("""
     UPDATE workers SET renewed_at = clock_timestamp(), expires_at = clock_timestamp() + :ttl,
         num_in_flight = :num_in_flight, tokens_generated = :tokens_generated, tokens_committed = :tokens_committed,
         tokens_dropped = :tokens_dropped, prompt_tokens = :prompt_tokens, cached_tokens = :cached_tokens
-    WHERE id = :worker AND ended_at IS NULL AND expires_at > clock_timestamp()
+    WHERE id = :worker AND ended_at IS NULL
 """)
 
 
@@ -103,7 +103,10 @@ def renew_worker(
     ttl: dt.timedelta,
     counters: WorkerCounters,
 ) -> None:
-    """Heartbeat: renew the lease and book the counters. Raises LeaseLost when it had run out."""
+    """Heartbeat: renew the lease and book the counters. Raises LeaseLost when it was taken away.
+
+    One that has run out can be renewed until upkeep takes it: whoever is first.
+    """
     values = {name: getattr(counters, name) for name in WorkerCounters.__dataclass_fields__}
     if connection.execute(_RENEW, values | {"worker": worker_id, "ttl": ttl}).rowcount == 0:
         raise LeaseLost(worker_id)
@@ -122,14 +125,16 @@ def close_books(connection: Connection, worker_id: int, counters: WorkerCounters
 
 
 _END = text("""
-    UPDATE workers SET ended_at = clock_timestamp(), end_reason = 'stopped',
+    UPDATE workers SET ended_at = clock_timestamp(), end_reason = :reason,
         num_in_flight = 0, tokens_generated = :tokens_generated, tokens_committed = :tokens_committed,
         tokens_dropped = :tokens_dropped, prompt_tokens = :prompt_tokens, cached_tokens = :cached_tokens
     WHERE id = :worker AND ended_at IS NULL
 """)
 
 
-def end_worker(connection: Connection, worker_id: int, counters: WorkerCounters) -> None:
+def end_worker(
+    connection: Connection, worker_id: int, counters: WorkerCounters, *, reason: WorkerEnd = WorkerEnd.STOPPED
+) -> None:
     """Say goodbye; upkeep settles what is left. Idempotent."""
     values = {name: getattr(counters, name) for name in WorkerCounters.__dataclass_fields__}
-    connection.execute(_END, values | {"worker": worker_id})
+    connection.execute(_END, values | {"worker": worker_id, "reason": reason.value})

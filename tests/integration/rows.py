@@ -72,7 +72,7 @@ def _add_sample(connection: Connection, job_id: int, sample: dict[str, Any]) -> 
         sample.setdefault("finish_reason", "eos")
     if state == "failed":
         sample.setdefault("error", "it broke")
-        sample.setdefault("error_class", "EngineRefused")
+        sample.setdefault("error_class", "engine_refused")
     ended = "now()" if state in ("graded", "failed", "cancelled") else "NULL"
     names = ", ".join(sample)
     values = ", ".join(f":{name}" for name in sample)

@@ -131,7 +131,7 @@ def test_books_balance_after_a_lease_ran_out_and_the_samples_were_rescued(crew: 
 
     def lapse(connection: Connection) -> None:
         connection.execute(text("UPDATE workers SET expires_at = clock_timestamp() - interval '1 s'"))
-        settled = settle_workers(connection, max_rescues=3)
+        settled = settle_workers(connection)
         assert settled is not None
         assert settled.rescued > 0
 

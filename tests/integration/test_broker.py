@@ -13,7 +13,14 @@ from workers.publish import Publisher
 
 def test_queue_of_a_dead_worker_is_deleted_by_another_process(connections: Connections) -> None:
     sample = Runnable(
-        sample_id=1, job_id=1, epoch=0, state=SampleState.READY, model="m", home_queue="small.m.dead", resumed=True
+        sample_id=1,
+        job_id=1,
+        epoch=0,
+        state=SampleState.READY,
+        model="m",
+        home_queue="small.m.dead",
+        resumed=True,
+        is_suspect=False,
     )
     Publisher(make_app(connections.redis_url)).publish([sample])
     upkeep = Publisher(make_app(connections.redis_url))

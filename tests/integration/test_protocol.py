@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -18,13 +21,22 @@ from pipeline.db.hops import (
     SegmentRecord,
     claim_samples,
     commit_hops,
+    defer_samples,
     held_epochs,
     release_samples,
 )
 from pipeline.db.session import transaction
 from pipeline.db.submissions import cancel_job, insert_job, put_problem_set
 from pipeline.db.tables import METADATA
-from pipeline.db.upkeep import admit_samples, close_jobs, overdue_samples, settle_workers
+from pipeline.db.upkeep import (
+    Settled,
+    admit_samples,
+    close_jobs,
+    halt_paused_jobs,
+    overdue_samples,
+    settle_workers,
+    suspects_to_try,
+)
 from pipeline.db.workforce import Registration, WorkerCounters, end_worker, put_engine, register_worker, renew_worker
 from pipeline.errors import LeaseLost
 from pipeline.jobs import JobConfig, JobState, ModelSpec
@@ -33,14 +45,16 @@ from pipeline.problems import Problem, ProblemSet, content_sha256
 from pipeline.samples import (
     TRANSITIONS,
     Author,
+    ErrorClass,
     FinishReason,
     ModelRole,
     Piece,
     SampleState,
     SegmentFinish,
 )
-from pipeline.workforce import WorkerKind
+from pipeline.workforce import WorkerEnd, WorkerKind
 
+T = TypeVar("T")
 TTL = dt.timedelta(minutes=5)
 
 
@@ -240,7 +254,7 @@ def test_sample_goes_home_to_the_worker_that_has_its_context_cached(connection: 
     ).samples
     assert back.home_queue == "small.own"
     end_worker(connection, small, WorkerCounters())
-    settled = settle_workers(connection, max_rescues=3)
+    settled = settle_workers(connection)
     assert settled is not None
     assert [(s.sample_id, s.home_queue) for s in settled.samples] == [(sample.sample_id, None)]
 
@@ -251,7 +265,7 @@ def test_worker_that_comes_back_from_the_dead_can_write_nothing(connection: Conn
     connection.execute(text("UPDATE workers SET expires_at = clock_timestamp() + interval '1 hour'"))
     [sample] = claim(connection, zombie, admit_all(connection))
     connection.execute(text("UPDATE workers SET expires_at = clock_timestamp() - interval '1 second'"))
-    settled = settle_workers(connection, max_rescues=3)
+    settled = settle_workers(connection)
     assert settled is not None
     assert settled.rescued == 1
     assert commit(connection, zombie, written(sample, SampleState.FINISHED)) == []
@@ -262,21 +276,205 @@ def test_worker_that_comes_back_from_the_dead_can_write_nothing(connection: Conn
     assert claim(connection, zombie, {s.sample_id: s.epoch for s in settled.samples}) == []
 
 
-def test_sample_that_lost_its_worker_too_often_is_set_aside(connection: Connection) -> None:
-    job = make_job(connection, num_problems=1)
-    settled = None
-    for _ in range(2):
-        worker = make_worker(connection)
-        epochs = admit_all(connection) or {
-            row.id: row.epoch for row in connection.execute(text("SELECT id, epoch FROM samples"))
-        }
-        [sample] = claim(connection, worker, epochs)
-        end_worker(connection, worker, WorkerCounters())
-        settled = settle_workers(connection, max_rescues=2)
+def die_with(connection: Connection, worker: int, reason: WorkerEnd = WorkerEnd.ENGINE_DIED) -> Settled:
+    end_worker(connection, worker, WorkerCounters(), reason=reason)
+    settled = settle_workers(connection)
     assert settled is not None
-    assert settled.failed == 1
-    assert state_of(connection, sample.sample_id) == "failed"
+    return settled
+
+
+def epochs_of(connection: Connection, *sample_ids: int) -> dict[int, int]:
+    rows = connection.execute(text("SELECT id, epoch FROM samples WHERE id = ANY(:ids)"), {"ids": list(sample_ids)})
+    return {row.id: row.epoch for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("reason", "error_class"), [(WorkerEnd.ENGINE_DIED, "engine_died"), (WorkerEnd.ENGINE_STALLED, "timed_out")]
+)
+def test_sample_that_kills_its_worker_twice_is_set_aside(
+    connection: Connection, reason: WorkerEnd, error_class: str
+) -> None:
+    job = make_job(connection, num_problems=1)
+    worker = make_worker(connection)
+    [sample] = claim(connection, worker, admit_all(connection))
+    assert die_with(connection, worker, reason).failed == 0
+    worker = make_worker(connection)
+    [sample] = claim(connection, worker, epochs_of(connection, sample.sample_id))
+    assert die_with(connection, worker, reason).failed == 1
+    row = connection.execute(text("SELECT state, error_class, error, num_rescues FROM samples")).one()
+    assert (row.state, row.error_class, row.num_rescues) == ("failed", error_class, 2)
+    assert f"worker {worker}" in row.error
     assert close_jobs(connection) == {job: JobState.COMPLETED_WITH_ERRORS}
+
+
+def test_worker_that_stops_in_order_blames_nobody(connection: Connection) -> None:
+    make_job(connection, num_problems=1)
+    for _ in range(3):
+        worker = make_worker(connection)
+        [sample] = claim(connection, worker, admit_all(connection) or epochs_of(connection, 1))
+        assert die_with(connection, worker, WorkerEnd.STOPPED).failed == 0
+    assert state_of(connection, sample.sample_id) == "ready"
+
+
+def test_suspects_are_tried_alone_until_the_guilty_one_is_found(connection: Connection) -> None:
+    make_job(connection, num_problems=3)
+    worker = make_worker(connection)
+    samples = claim(connection, worker, admit_all(connection))
+    die_with(connection, worker)
+    worker = make_worker(connection)
+    claim(connection, worker, epochs_of(connection, *(sample.sample_id for sample in samples)))
+    settled = die_with(connection, worker)
+    assert (settled.rescued, settled.failed) == (3, 0), "any of the three may have done it"
+    assert all(sample.is_suspect for sample in settled.samples)
+    age = dt.timedelta(seconds=10)
+    assert overdue_samples(connection, age=age) == [], "no suspect is published with others"
+    assert suspects_to_try(connection, age=age) == [], "nobody lives who could write it"
+    worker = make_worker(connection)
+    [first] = suspects_to_try(connection, age=age)
+    assert suspects_to_try(connection, age=age) == [], "one at a time"
+    [sample] = claim(connection, worker, {first.sample_id: first.epoch})
+    assert suspects_to_try(connection, age=age) == [], "one at a time"
+    commit(connection, worker, written(sample, SampleState.READY))
+    assert connection.execute(text("SELECT count(*) FROM samples WHERE num_rescues > 0")).scalar_one() == 2
+    [second] = suspects_to_try(connection, age=age)
+    assert second.sample_id != first.sample_id
+    claim(connection, worker, {second.sample_id: second.epoch})
+    assert die_with(connection, worker).failed == 1
+    assert state_of(connection, second.sample_id) == "failed"
+    make_worker(connection)
+    [third] = suspects_to_try(connection, age=age)
+    assert third.sample_id not in (first.sample_id, second.sample_id)
+
+
+def test_lease_is_not_taken_by_an_upkeep_that_was_away_itself(connection: Connection) -> None:
+    worker = make_worker(connection, ttl=dt.timedelta(seconds=5))
+    connection.execute(
+        text("UPDATE workers SET renewed_at = renewed_at - interval '9 s', expires_at = expires_at - interval '9 s'")
+    )
+    assert settle_workers(connection, awake_for=dt.timedelta(seconds=4)) is None
+    renew_worker(connection, worker, ttl=TTL, counters=WorkerCounters())
+    assert settle_workers(connection, awake_for=dt.timedelta(hours=1)) is None
+
+
+def test_engine_that_refuses_for_the_moment_delays_a_sample_and_fails_it_in_the_end(connection: Connection) -> None:
+    make_job(connection, num_problems=1)
+    worker = make_worker(connection)
+    epochs = admit_all(connection)
+    for attempt in range(3):
+        [sample] = claim(connection, worker, epochs)
+        defer_samples(
+            connection, worker_id=worker, sample_ids=[sample.sample_id], error="out of memory\x00", max_attempts=3
+        )
+        row = connection.execute(
+            text("SELECT state, num_attempts, error_class, error, not_before - now() AS delay FROM samples")
+        ).one()
+        assert row.num_attempts == attempt + 1
+        if attempt < 2:
+            assert (row.state, row.error) == ("ready", None)
+            assert 2**attempt - 0.5 < row.delay.total_seconds() < 2**attempt + 5
+            epochs = epochs_of(connection, sample.sample_id)
+            assert claim(connection, worker, epochs) == [], "before its delay is over"
+            assert overdue_samples(connection, age=TTL) == []
+            connection.execute(text("UPDATE samples SET not_before = clock_timestamp()"))
+            assert [due.epoch for due in overdue_samples(connection, age=TTL)] == [*epochs.values()]
+    assert (row.state, row.error_class, row.error) == ("failed", "engine_refused", "out of memory\ufffd")
+
+
+def test_message_of_another_job_claims_nothing(connection: Connection) -> None:
+    job = make_job(connection)
+    worker = make_worker(connection)
+    epochs = admit_all(connection)
+    assert claim_samples(connection, worker_id=worker, role=ModelRole.SMALL, epochs=epochs, job_id=job + 1) == []
+    assert len(claim_samples(connection, worker_id=worker, role=ModelRole.SMALL, epochs=epochs, job_id=job)) == 2
+
+
+def test_claim_and_the_end_of_its_worker_never_pass_each_other(db_engine: Engine) -> None:
+    with transaction(db_engine) as connection:
+        make_job(connection)
+        worker = make_worker(connection)
+        first, second = admit_all(connection).items()
+    with ThreadPoolExecutor() as pool:
+        with transaction(db_engine) as connection:
+            claim(connection, worker, dict([first]))
+            settling = pool.submit(in_transaction, db_engine, lambda other: die_with(other, worker))
+            assert is_blocked(db_engine)
+        assert settling.result(timeout=20).rescued == 1, "the settling saw the claim"
+    with transaction(db_engine) as connection:
+        worker = make_worker(connection)
+    with ThreadPoolExecutor() as pool:
+        with transaction(db_engine) as connection:
+            die_with(connection, worker)
+            claiming = pool.submit(in_transaction, db_engine, lambda other: claim(other, worker, dict([second])))
+            assert is_blocked(db_engine)
+        assert claiming.result(timeout=20) == [], "the claim saw the settling"
+
+
+def in_transaction(db_engine: Engine, action: Callable[[Connection], T]) -> T:
+    with transaction(db_engine) as connection:
+        return action(connection)
+
+
+def is_blocked(db_engine: Engine) -> bool:
+    """True once some session of this database waits for a lock of another."""
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with transaction(db_engine) as connection:
+            if connection.execute(waiting).scalar_one():
+                return True
+        time.sleep(0.01)
+    return False
+
+
+def test_paused_job_is_taken_from_its_workers_and_given_to_nobody(connection: Connection) -> None:
+    job = make_job(connection)
+    worker = make_worker(connection)
+    epochs = admit_all(connection)
+    [sample] = claim(connection, worker, dict([epochs.popitem()]))
+    connection.execute(text("UPDATE jobs SET state = 'paused' WHERE id = :job"), {"job": job})
+    assert halt_paused_jobs(connection) == 1
+    assert commit(connection, worker, written(sample, SampleState.FINISHED)) == []
+    assert claim(connection, worker, epochs) == []
+    assert overdue_samples(connection, age=dt.timedelta(0)) == []
+    assert close_jobs(connection) == {}
+    connection.execute(text("UPDATE jobs SET state = 'running' WHERE id = :job"), {"job": job})
+    assert halt_paused_jobs(connection) == 0
+    assert len(claim(connection, worker, epochs)) == 1
+
+
+def test_job_of_a_higher_priority_is_admitted_first(connection: Connection) -> None:
+    first, second = make_job(connection, num_samples=4), make_job(connection, num_samples=4)
+    connection.execute(text("UPDATE jobs SET priority = 1 WHERE id = :job"), {"job": second})
+    make_worker(connection)
+    assert {sample.job_id for sample in admit_samples(connection, ahead=1.0)} == {second}
+    assert first != second
+
+
+def test_failed_sample_keeps_what_a_retry_needs(connection: Connection) -> None:
+    make_job(connection, num_problems=1)
+    small, large = make_worker(connection), make_worker(connection, ModelRole.LARGE)
+    [sample] = claim(connection, small, admit_all(connection))
+    commit(connection, small, written(sample, SampleState.AWAITING_LARGE))
+    [taken] = claim(connection, large, epochs_of(connection, sample.sample_id), ModelRole.LARGE)
+    failing = Hop(
+        sample_id=taken.sample_id,
+        epoch=taken.epoch,
+        to_state=SampleState.FAILED,
+        error_class=ErrorClass.INTERNAL,
+        error="broke",
+    )
+    commit(connection, large, failing)
+    connection.execute(
+        text(
+            "UPDATE samples SET state = 'pending', error = NULL, error_class = NULL, ended_at = NULL, epoch = epoch + 1"
+        )
+    )
+    [again] = admit_samples(connection, ahead=1.0)
+    assert again.state is SampleState.AWAITING_LARGE
+    [resumed] = claim(connection, large, {again.sample_id: again.epoch}, ModelRole.LARGE)
+    assert (resumed.policy_state, resumed.max_tokens, resumed.trigger) == ({"count": 1}, 20, "reflection")
 
 
 def test_released_sample_is_runnable_under_a_new_epoch(connection: Connection) -> None:

@@ -292,8 +292,8 @@ def test_errors_are_grouped_with_an_example(connection: Connection) -> None:
         connection,
         job,
         [
-            {"problem": 0, "state": "failed", "error_class": "PromptTooLong", "error": "900 tokens"},
-            {"problem": 1, "state": "failed", "error_class": "PromptTooLong", "error": "901 tokens"},
+            {"problem": 0, "state": "failed", "error_class": "budget", "error": "900 tokens"},
+            {"problem": 1, "state": "failed", "error_class": "budget", "error": "901 tokens"},
             {"problem": 2},
         ],
     )
@@ -308,7 +308,7 @@ def test_errors_are_grouped_with_an_example(connection: Connection) -> None:
     told = [
         (row["stage"], row["error_class"], row["num_samples"], row["example_sample_id"], row["example"]) for row in rows
     ]
-    assert told == [("generation", "PromptTooLong", 2, ids[0], "900 tokens"), ("grading", "timeout", 1, ids[2], "d")]
+    assert told == [("generation", "budget", 2, ids[0], "900 tokens"), ("grading", "timeout", 1, ids[2], "d")]
 
 
 def test_truncation_counts_and_compares(connection: Connection) -> None:
