@@ -11,20 +11,23 @@ from pathlib import Path
 
 import pytest
 from celery import Celery
+from pydantic import SecretStr
 from sqlalchemy import Engine as DbEngine
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
 from pipeline.chat import ChatModel
 from pipeline.db.hops import held_epochs
-from pipeline.db.session import transaction
+from pipeline.db.session import open_database, transaction
 from pipeline.db.submissions import cancel_job, insert_job, put_problem_set
-from pipeline.db.upkeep import admit_samples, settle_workers
+from pipeline.db.upkeep import admit_samples, overdue_samples, settle_workers
 from pipeline.db.workforce import Registration, put_engine, register_worker
+from pipeline.errors import EngineUnavailable
 from pipeline.jobs import JobConfig, ModelSpec, SamplingSpec
 from pipeline.policies import parse_policy
 from pipeline.problems import Problem, ProblemSet, content_sha256
 from pipeline.samples import ModelRole
 from pipeline.workforce import WorkerKind
+from workers.engine.base import GenerateRequest
 from workers.engine.scripted import ScriptedEngine
 from workers.messages import SamplesMessage
 from workers.publish import Publisher
@@ -64,7 +67,21 @@ def soon(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def make_desk(db_engine: DbEngine, *, step_s: float = 0.0, max_tokens: int = 100, prompt: str = "1+1?") -> Desk:
+class BusyEngine(ScriptedEngine):
+    """Refuses every request for the moment."""
+
+    def _prepare(self, request: GenerateRequest) -> GenerateRequest:
+        raise EngineUnavailable("S", "out of memory")
+
+
+def make_desk(
+    db_engine: DbEngine,
+    *,
+    step_s: float = 0.0,
+    max_tokens: int = 100,
+    prompt: str = "1+1?",
+    engine_type: type[ScriptedEngine] = ScriptedEngine,
+) -> Desk:
     problems = tuple(Problem(external_id=str(i), prompt=prompt, answer="2") for i in range(2))
     problem_set = ProblemSet(name="sums", content_sha256=content_sha256(problems), problems=problems)
     config = JobConfig(
@@ -104,9 +121,7 @@ def make_desk(db_engine: DbEngine, *, step_s: float = 0.0, max_tokens: int = 100
             versions={},
         )
         admitted = admit_samples(connection, ahead=1.0)
-    engine = ScriptedEngine(
-        lambda request: ANSWER, CHAT.decode_stream, step_s=step_s, max_model_len=512, max_in_flight=8
-    )
+    engine = engine_type(lambda request: ANSWER, CHAT.decode_stream, step_s=step_s, max_model_len=512, max_in_flight=8)
     deaths = threading.Event()
     writer = Writer(
         role=ModelRole.SMALL,
@@ -116,6 +131,7 @@ def make_desk(db_engine: DbEngine, *, step_s: float = 0.0, max_tokens: int = 100
         publisher=Publisher(Celery("test", broker="memory://", set_as_current=False)),
         identity=Identity(worker_id=worker_id, engine_id=engine_id),
         on_engine_death=deaths.set,
+        max_attempts=2,
     )
     message = SamplesMessage(job_id=job_id, samples=[(sample.sample_id, sample.epoch) for sample in admitted])
     return Desk(writer, engine, db_engine, job_id, worker_id, message, deaths)
@@ -239,3 +255,42 @@ def test_commit_waits_for_a_postgres_that_is_away(slow_desk: Desk) -> None:
         )
     thread.join(timeout=60)
     assert slow_desk.one("SELECT count(*) FROM samples WHERE state = 'finished'") == (2,)
+
+
+def test_engine_that_is_busy_delays_its_samples_and_fails_them_in_the_end(db_engine: DbEngine) -> None:
+    desk = make_desk(db_engine, engine_type=BusyEngine)
+    try:
+        assert desk.writer.write(desk.message) == "2 of 2 written"
+        assert desk.one("SELECT min(state), max(num_attempts), min(not_before) > now() FROM samples") == (
+            "ready",
+            1,
+            True,
+        )
+        with transaction(db_engine) as connection:
+            connection.execute(text("UPDATE samples SET not_before = NULL"))
+            due = overdue_samples(connection, age=dt.timedelta(0))
+        desk.writer.write(SamplesMessage(job_id=desk.job_id, samples=[(s.sample_id, s.epoch) for s in due]))
+        assert desk.one("SELECT min(state), min(error_class), min(error) FROM samples") == (
+            "failed",
+            "engine_refused",
+            "EngineUnavailable: S: out of memory",
+        )
+        assert not desk.deaths.is_set()
+    finally:
+        desk.writer.close()
+        desk.engine.close()
+
+
+def test_worker_that_cannot_store_any_more_ends(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.writer.commit_hops", lambda *_, **__: 1 / 0)
+    threading.Thread(target=desk.writer.write, args=(desk.message,), daemon=True).start()
+    assert desk.deaths.wait(timeout=20)
+    assert desk.one("SELECT count(*) FROM samples WHERE state = 'drafting'") == (2,), "nothing is given up silently"
+
+
+def test_message_that_comes_while_postgres_is_away_is_left_to_upkeep(desk: Desk) -> None:
+    url = make_url(str(desk.db_engine.url)).set(host="127.0.0.1", port=1)
+    away = open_database(SecretStr(url.render_as_string(hide_password=False)))
+    desk.writer._db_engine = away
+    assert desk.writer.write(desk.message) == "Postgres is away"
+    assert desk.one("SELECT count(*) FROM samples WHERE state = 'ready'") == (2,)
