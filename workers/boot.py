@@ -157,6 +157,7 @@ class WriterProcess:
             base.settings.lease,
             counters=lambda: self._writer.counters(),
             on_renewed=self._on_renewed,
+            on_lost=lambda: self._writer.retire(),
             on_new_life=lambda worker_id: self._writer.adopt(self._identity(worker_id)),
         )
         self._writer = Writer(
@@ -174,14 +175,14 @@ class WriterProcess:
         return Identity(worker_id=worker_id, engine_id=self._engine_id)
 
     def _on_renewed(self, worker_id: int) -> None:
-        """After each heartbeat: drop what was cancelled or rescued, and watch the engine by its tokens."""
+        """After each heartbeat: compare what is held with what is written, and watch the engine by its tokens."""
         before = self._writer.in_flight()
-        if before:
-            with transaction(self._base.db_engine) as connection:
-                held = held_epochs(connection, worker_id)
-            lost = self._writer.abandon_lost(before, held)
-            if lost:
-                log.info("samples abandoned", samples=lost)
+        with transaction(self._base.db_engine) as connection:
+            held = held_epochs(connection, worker_id)
+        lost = self._writer.abandon_lost(before, held)
+        if lost:
+            log.info("samples abandoned", samples=lost)
+        self._writer.release_strays(before, held)
         if self._engine.stats().last_token_age_s > self._base.settings.engine.stall_after_s:
             log.error("engine stalled", seconds=self._base.settings.engine.stall_after_s)
             self._die(WorkerEnd.ENGINE_STALLED)

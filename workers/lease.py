@@ -33,7 +33,7 @@ class LeaseKeeper:
     """Keeps one worker process registered.
 
     counters: what to book with each heartbeat. on_renewed: called after each heartbeat with the worker's id.
-    on_new_life: called with the new id after a lapse.
+    on_lost: called as soon as a lapse is noticed; on_new_life: with the new id after it.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class LeaseKeeper:
         *,
         counters: Callable[[], WorkerCounters] = WorkerCounters,
         on_renewed: Callable[[int], None] = lambda worker_id: None,
+        on_lost: Callable[[], None] = lambda: None,
         on_new_life: Callable[[int], None] = lambda worker_id: None,
     ) -> None:
         self._db_engine = db_engine
@@ -52,6 +53,7 @@ class LeaseKeeper:
         self._interval_s = settings.renew_interval_s
         self._counters = counters
         self._on_renewed = on_renewed
+        self._on_lost = on_lost
         self._on_new_life = on_new_life
         self._stop = threading.Event()
         self._before = WorkerCounters()
@@ -84,6 +86,7 @@ class LeaseKeeper:
                 renew_worker(connection, self.worker_id, ttl=self._ttl, counters=self._counters().since(self._before))
         except LeaseLost:
             log.warning("lease lost", worker_id=self.worker_id)
+            self._on_lost()
             self._begin_again()
             self._on_new_life(self.worker_id)
         else:

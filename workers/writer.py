@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
@@ -33,7 +33,7 @@ from pipeline.db.hops import (
     release_samples,
 )
 from pipeline.db.session import transaction
-from pipeline.db.workforce import WorkerCounters
+from pipeline.db.workforce import WorkerCounters, amend_books
 from pipeline.errors import (
     EngineDied,
     EngineRefused,
@@ -96,6 +96,12 @@ class Writer:
         self._max_attempts = max_attempts
         self._lock = threading.Lock()
         self._in_flight: dict[int, Work] = {}
+        self._beginning: dict[int, int] = {}
+        """Claimed and not yet in flight: sample id → epoch."""
+        self._strays: dict[int, int] = {}
+        """Held by the last heartbeat, and neither beginning nor in flight."""
+        self._life = 0
+        """Counts the times that the lease was lost."""
         self._committed_tokens = 0
         self._dropped_tokens = 0
         self._stopping = False
@@ -116,6 +122,8 @@ class Writer:
             log.warning("nothing claimed", reason=str(error))
             return "Postgres is away"
         countdown = Countdown(len(claimed))
+        with self._lock:
+            self._beginning.update({sample.sample_id: sample.epoch for sample in claimed})
         for sample in claimed:
             self._begin(sample, countdown)
         countdown.wait()
@@ -149,8 +157,11 @@ class Writer:
         if isinstance(work, Hop):
             self._store_at_once(work)
             countdown.tick()
-            return
         with self._lock:
+            if self._beginning.get(sample.sample_id) == sample.epoch:
+                del self._beginning[sample.sample_id]
+            if isinstance(work, Hop):
+                return
             self._in_flight[sample.sample_id] = work
         self.engine.submit(work.request, lambda result: self._outcomes.put(Outcome(work, result)))
 
@@ -198,8 +209,9 @@ class Writer:
         """Store a group of outcomes, tell who goes on, and let the waiting tasks end."""
         concluded = [(outcome.result, self._conclude(outcome)) for outcome in group]
         hops = [hop for _, hop in concluded if hop is not None]
+        identity, life = self._identity, self._life
         committed = self._commit(hops)
-        self._book(concluded, committed.claims)
+        self._book(concluded, committed.claims, identity, life)
         with self._lock:
             for work, _ in group:
                 if self._in_flight.get(work.sample.sample_id) is work:
@@ -218,7 +230,7 @@ class Writer:
             self._on_engine_death()
             return None
         if isinstance(result, EngineUnavailable):
-            self._defer(work.sample.sample_id, result)
+            self._defer(work, result)
             return None
         if isinstance(result, Exception):
             return failed(work.sample, result)
@@ -258,21 +270,19 @@ class Writer:
             )
         )
 
-    def _give_back(self, sample_ids: Sequence[int]) -> None:
+    def _give_back(self, epochs: Mapping[int, int]) -> None:
         worker_id = self._identity.worker_id
-        released = self._patiently(
-            lambda connection: release_samples(connection, worker_id=worker_id, sample_ids=sample_ids)
-        )
+        released = self._patiently(lambda connection: release_samples(connection, worker_id=worker_id, epochs=epochs))
         self._publisher.publish(released)
 
-    def _defer(self, sample_id: int, error: EngineUnavailable) -> None:
+    def _defer(self, work: Work, error: EngineUnavailable) -> None:
         worker_id = self._identity.worker_id
-        log.warning("sample deferred", sample_id=sample_id, reason=str(error))
+        log.warning("sample deferred", sample_id=work.sample.sample_id, reason=str(error))
         self._patiently(
             lambda connection: defer_samples(
                 connection,
                 worker_id=worker_id,
-                sample_ids=[sample_id],
+                epochs={work.sample.sample_id: work.sample.epoch},
                 error=f"{type(error).__name__}: {error}",
                 max_attempts=self._max_attempts,
             )
@@ -295,32 +305,50 @@ class Writer:
         self,
         concluded: Sequence[tuple[GenerateResult | Exception, Hop | None]],
         stored: Set[tuple[int, int]],
+        identity: Identity,
+        life: int,
     ) -> None:
-        """Every token is committed, in a segment that was stored, or dropped. stored: claims."""
+        """Every token is committed, in a segment that was stored, or dropped. stored: claims; life: when it was sent.
+
+        Where the lease was lost before the commit's answer came, the books of that life are closed, with all these
+        tokens as dropped: what was committed after all is added there.
+        """
+        generated = committed = 0
         for result, hop in concluded:
-            generated = result.num_generated_tokens if isinstance(result, GenerateResult) else 0
-            committed = 0
+            generated += result.num_generated_tokens if isinstance(result, GenerateResult) else 0
             if hop is not None and (hop.sample_id, hop.epoch) in stored:
-                committed = sum(segment.tokens_generated for segment in hop.segments)
-            self._committed_tokens += committed
-            self._dropped_tokens += generated - committed
+                committed += sum(segment.tokens_generated for segment in hop.segments)
+        with self._lock:
+            is_late = self._life != life
+            self._committed_tokens += 0 if is_late else committed
+            self._dropped_tokens += generated if is_late else generated - committed
+        if is_late and committed:
+            self._patiently(lambda connection: amend_books(connection, identity.worker_id, tokens=committed))
 
     # -- the lease keeper's thread -----------------------------------------------------------------------------------
 
     def counters(self) -> WorkerCounters:
         """Totals for the heartbeat."""
+        with self._lock:
+            committed, dropped = self._committed_tokens, self._dropped_tokens
         stats = self.engine.stats()
         return WorkerCounters(
             num_in_flight=len(self._in_flight),
             tokens_generated=stats.num_generated_tokens,
-            tokens_committed=self._committed_tokens,
-            tokens_dropped=self._dropped_tokens + stats.num_lost_tokens,
+            tokens_committed=committed,
+            tokens_dropped=dropped + stats.num_lost_tokens,
             prompt_tokens=stats.num_prompt_tokens,
             cached_tokens=stats.num_cached_tokens,
         )
 
+    def retire(self) -> None:
+        """The lease was lost: what was in flight is abandoned, and what is stored under it from now on is amended."""
+        with self._lock:
+            self._life += 1
+        self._abandon(self.in_flight())
+
     def adopt(self, identity: Identity) -> None:
-        """Go on under a new identity after the lease was lost; what was in flight is abandoned."""
+        """Go on under a new identity after the lease was lost."""
         self._abandon(self.in_flight())
         self._identity = identity
 
@@ -339,6 +367,21 @@ class Writer:
         self._abandon(lost)
         return len(lost)
 
+    def release_strays(self, before: Sequence[Work], held: Mapping[int, int]) -> None:
+        """Hand back what the database says this worker holds and nobody here writes: a claim whose answer was lost.
+
+        before, held: as for ``abandon_lost``. Two looks in a row, so that a claim under way is not taken for one.
+        """
+        with self._lock:
+            known = {work.sample.sample_id: work.sample.epoch for work in before} | self._beginning
+            now_held = {work.sample.sample_id: work.sample.epoch for work in self._in_flight.values()} | known
+        strays = {sample_id: epoch for sample_id, epoch in held.items() if now_held.get(sample_id) != epoch}
+        lost = {sample_id: epoch for sample_id, epoch in strays.items() if self._strays.get(sample_id) == epoch}
+        self._strays = strays
+        if lost:
+            log.warning("stray samples handed back", samples=list(lost))
+            self._give_back(lost)
+
     def _abandon(self, works: Sequence[Work]) -> None:
         for work in works:
             work.abandoned = True
@@ -355,7 +398,7 @@ class Writer:
         rest = self.in_flight()
         if rest:
             self._abandon(rest)
-            self._give_back([work.sample.sample_id for work in rest])
+            self._give_back({work.sample.sample_id: work.sample.epoch for work in rest})
             log.info("samples handed back", samples=len(rest))
 
     def close(self) -> None:

@@ -175,8 +175,11 @@ _CLAIM = text("""
     ORDER BY c.num_segments = 0, c.id
 """)
 
+# No claim waits for a job's row: who holds that may wait for the samples of this claim.
 _MARK_FIRST_CLAIM = text("""
-    UPDATE jobs SET first_claimed_at = clock_timestamp() WHERE id = ANY(:jobs) AND first_claimed_at IS NULL
+    UPDATE jobs SET first_claimed_at = clock_timestamp() WHERE id IN (
+        SELECT id FROM jobs WHERE id = ANY(:jobs) AND first_claimed_at IS NULL
+        ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)
 """)
 
 _LOAD_CONTEXT = text("""
@@ -452,12 +455,14 @@ def _step_rows(hop: Hop) -> list[dict[str, Any]]:
     ]
 
 
-_RELEASE = text("""
-    WITH mine AS (
-        SELECT s.id FROM samples s
-        WHERE s.holder_id = :worker AND (CAST(:ids AS bigint[]) IS NULL OR s.id = ANY(:ids))
-        ORDER BY s.id FOR UPDATE OF s
-    )
+_MINE = """
+    SELECT s.id, s.num_attempts FROM samples s
+    JOIN unnest(CAST(:ids AS bigint[]), CAST(:epochs AS integer[])) AS claim(id, epoch)
+      ON s.id = claim.id AND s.epoch = claim.epoch
+    WHERE s.holder_id = :worker ORDER BY s.id FOR UPDATE OF s
+"""
+_RELEASE = text(f"""
+    WITH mine AS ({_MINE})
     UPDATE samples s SET
         state = CASE s.state WHEN 'drafting' THEN 'ready' ELSE 'awaiting_large' END,
         epoch = s.epoch + 1, holder_id = NULL, published_at = clock_timestamp()
@@ -466,20 +471,15 @@ _RELEASE = text("""
 """)
 
 
-def release_samples(
-    connection: Connection, *, worker_id: int, sample_ids: Sequence[int] | None = None
-) -> list[Runnable]:
-    """Hand samples back at their last committed segment; None: all that the worker holds."""
-    ids = None if sample_ids is None else list(sample_ids)
-    released = connection.execute(_RELEASE, {"worker": worker_id, "ids": ids}).scalars().all()
+def release_samples(connection: Connection, *, worker_id: int, epochs: Mapping[int, int]) -> list[Runnable]:
+    """Hand samples back at their last committed segment. epochs: sample id → epoch of the claim."""
+    values = {"worker": worker_id, "ids": list(epochs), "epochs": list(epochs.values())}
+    released = connection.execute(_RELEASE, values).scalars().all()
     return select_runnable(connection, sorted(released))
 
 
-_DEFER = text("""
-    WITH mine AS (
-        SELECT s.id, s.num_attempts + 1 >= :max_attempts AS is_last FROM samples s
-        WHERE s.holder_id = :worker AND s.id = ANY(:ids) ORDER BY s.id FOR UPDATE OF s
-    )
+_DEFER = text(f"""
+    WITH locked AS ({_MINE}), mine AS (SELECT id, num_attempts + 1 >= :max_attempts AS is_last FROM locked)
     UPDATE samples s SET
         epoch = s.epoch + 1, holder_id = NULL, num_attempts = s.num_attempts + 1, published_at = '-infinity',
         not_before = clock_timestamp() + least(interval '1 s' * 2 ^ least(s.num_attempts, 10), interval '1 min'),
@@ -491,15 +491,15 @@ _DEFER = text("""
 
 
 def defer_samples(
-    connection: Connection, *, worker_id: int, sample_ids: Sequence[int], error: str, max_attempts: int
+    connection: Connection, *, worker_id: int, epochs: Mapping[int, int], error: str, max_attempts: int
 ) -> None:
     """Hand back samples that an engine refused for the moment: to be claimed again after 1, 2, 4 … 60 seconds.
 
-    error: why; it is kept where this was the last of max_attempts without a commit between them, and the sample fails.
-    The delay lives in the row: upkeep publishes when it is over.
+    epochs: sample id → epoch of the claim. error: why; it is kept where this was the last of max_attempts without a
+    commit between them, and the sample fails. The delay lives in the row: upkeep publishes when it is over.
     """
-    values = {"worker": worker_id, "ids": list(sample_ids), "error": storable(error), "max_attempts": max_attempts}
-    connection.execute(_DEFER, values)
+    claims = {"worker": worker_id, "ids": list(epochs), "epochs": list(epochs.values())}
+    connection.execute(_DEFER, claims | {"error": storable(error), "max_attempts": max_attempts})
 
 
 _HELD = text("SELECT id, epoch FROM samples WHERE holder_id = :worker")

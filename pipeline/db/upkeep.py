@@ -98,7 +98,8 @@ _LAPSE = text("""
     WHERE ended_at IS NULL AND expires_at < clock_timestamp() AND expires_at - renewed_at < :awake_for
 """)
 _UNSETTLED = text("""
-    SELECT id, queue FROM workers WHERE ended_at IS NOT NULL AND settled_at IS NULL ORDER BY id FOR UPDATE SKIP LOCKED
+    SELECT id, queue FROM workers WHERE ended_at IS NOT NULL AND settled_at IS NULL
+    ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 """)
 _RESCUE = text(f"""
     WITH held AS (
@@ -125,10 +126,15 @@ _RESCUE = text(f"""
     FROM judged WHERE s.id = judged.id
     RETURNING s.id, s.state
 """)
+# Rows that others have locked are left out here and below: this transaction has others locked, and upkeep comes again.
 _ORPHANED = text(f"""
-    UPDATE samples s SET published_at = clock_timestamp()
-    WHERE s.num_rescues < {SUSPECT_AFTER} AND (s.state = 'ready' AND s.small_worker_id = ANY(:workers)
-                                               OR s.state = 'awaiting_large' AND s.large_worker_id = ANY(:workers))
+    WITH orphaned AS (
+        SELECT s.id FROM samples s
+        WHERE s.num_rescues < {SUSPECT_AFTER} AND (s.state = 'ready' AND s.small_worker_id = ANY(:workers)
+                                                   OR s.state = 'awaiting_large' AND s.large_worker_id = ANY(:workers))
+        ORDER BY s.id FOR UPDATE OF s SKIP LOCKED
+    )
+    UPDATE samples s SET published_at = clock_timestamp() FROM orphaned WHERE s.id = orphaned.id
     RETURNING s.id
 """)
 _SETTLE = text("UPDATE workers SET settled_at = clock_timestamp() WHERE id = ANY(:workers)")
@@ -207,11 +213,14 @@ _TRY = text(f"""
         FROM suspect w
         WHERE w.state IN ('ready', 'awaiting_large') AND w.published_at <= clock_timestamp() - :age
           AND (w.not_before IS NULL OR w.not_before <= clock_timestamp())
+    ),
+    chosen AS (
+        SELECT s.id FROM samples s JOIN next ON next.id = s.id
+        JOIN supply ON supply.kind = next.role AND supply.model = next.model
+        LEFT JOIN under_way ON under_way.role = next.role AND under_way.model = next.model
+        WHERE next.place <= supply.workers - coalesce(under_way.samples, 0) FOR UPDATE OF s SKIP LOCKED
     )
-    UPDATE samples s SET published_at = clock_timestamp()
-    FROM next JOIN supply ON supply.kind = next.role AND supply.model = next.model
-    LEFT JOIN under_way ON under_way.role = next.role AND under_way.model = next.model
-    WHERE s.id = next.id AND next.place <= supply.workers - coalesce(under_way.samples, 0)
+    UPDATE samples s SET published_at = clock_timestamp() FROM chosen WHERE s.id = chosen.id
     RETURNING {RUNNABLE_COLUMNS}
 """)
 

@@ -124,6 +124,17 @@ def close_books(connection: Connection, worker_id: int, counters: WorkerCounters
     connection.execute(_CLOSE_BOOKS, asdict(counters) | {"worker": worker_id})
 
 
+_AMEND_BOOKS = text("""
+    UPDATE workers SET tokens_committed = tokens_committed + :tokens, tokens_dropped = tokens_dropped - :tokens
+    WHERE id = :worker
+""")
+
+
+def amend_books(connection: Connection, worker_id: int, *, tokens: int) -> None:
+    """Book tokens of a closed life as committed that were taken for dropped: the commit's answer came too late."""
+    connection.execute(_AMEND_BOOKS, {"worker": worker_id, "tokens": tokens})
+
+
 _END = text("""
     UPDATE workers SET ended_at = clock_timestamp(), end_reason = :reason,
         num_in_flight = 0, tokens_generated = :tokens_generated, tokens_committed = :tokens_committed,

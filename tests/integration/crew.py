@@ -161,6 +161,7 @@ class Crew:
             LeaseSettings(ttl_s=600, renew_interval_s=0.2),
             counters=lambda: member.writer.counters().since(start),
             on_renewed=lambda worker_id: member.renewed(self.db_engine, worker_id),
+            on_lost=lambda: member.writer.retire(),
             on_new_life=lambda worker_id: member.writer.adopt(Identity(worker_id=worker_id, engine_id=engine_id)),
         )
         writer = Writer(

@@ -363,7 +363,11 @@ def test_engine_that_refuses_for_the_moment_delays_a_sample_and_fails_it_in_the_
     for attempt in range(3):
         [sample] = claim(connection, worker, epochs)
         defer_samples(
-            connection, worker_id=worker, sample_ids=[sample.sample_id], error="out of memory\x00", max_attempts=3
+            connection,
+            worker_id=worker,
+            epochs={sample.sample_id: sample.epoch},
+            error="out of memory\x00",
+            max_attempts=3,
         )
         row = connection.execute(
             text("SELECT state, num_attempts, error_class, error, not_before - now() AS delay FROM samples")
@@ -482,7 +486,8 @@ def test_released_sample_is_runnable_under_a_new_epoch(connection: Connection) -
     worker = make_worker(connection)
     [sample] = claim(connection, worker, admit_all(connection))
     assert held_epochs(connection, worker) == {sample.sample_id: sample.epoch}
-    [released] = release_samples(connection, worker_id=worker)
+    assert release_samples(connection, worker_id=worker, epochs={sample.sample_id: sample.epoch - 1}) == []
+    [released] = release_samples(connection, worker_id=worker, epochs={sample.sample_id: sample.epoch})
     assert (released.state, released.epoch) == (SampleState.READY, sample.epoch + 1)
     assert commit(connection, worker, written(sample, SampleState.FINISHED)) == []
 

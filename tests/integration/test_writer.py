@@ -8,19 +8,20 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from celery import Celery
 from pydantic import SecretStr
+from sqlalchemy import Connection, make_url, text
 from sqlalchemy import Engine as DbEngine
-from sqlalchemy import make_url, text
 
 from pipeline.chat import ChatModel
-from pipeline.db.hops import held_epochs
+from pipeline.db.hops import Committed, claim_samples, commit_hops, held_epochs
 from pipeline.db.session import open_database, transaction
 from pipeline.db.submissions import cancel_job, insert_job, put_problem_set
 from pipeline.db.upkeep import admit_samples, overdue_samples, settle_workers
-from pipeline.db.workforce import Registration, put_engine, register_worker
+from pipeline.db.workforce import Registration, close_books, put_engine, register_worker
 from pipeline.errors import EngineUnavailable
 from pipeline.jobs import JobConfig, ModelSpec, SamplingSpec
 from pipeline.policies import parse_policy
@@ -294,3 +295,44 @@ def test_message_that_comes_while_postgres_is_away_is_left_to_upkeep(desk: Desk)
     desk.writer._db_engine = away
     assert desk.writer.write(desk.message) == "Postgres is away"
     assert desk.one("SELECT count(*) FROM samples WHERE state = 'ready'") == (2,)
+
+
+def test_claim_whose_answer_was_lost_is_handed_back_by_the_second_heartbeat(desk: Desk) -> None:
+    with transaction(desk.db_engine) as connection:
+        claimed = claim_samples(
+            connection, worker_id=desk.worker_id, role=ModelRole.SMALL, epochs=desk.message.epochs, job_id=desk.job_id
+        )
+    held = {sample.sample_id: sample.epoch for sample in claimed}
+    desk.writer.release_strays([], held)
+    assert desk.one("SELECT count(*) FROM samples WHERE state = 'drafting'") == (2,), "it may be a claim under way"
+    desk.writer.release_strays([], held)
+    assert desk.one("SELECT count(*), min(epoch) FROM samples WHERE state = 'ready'") == (2, 2)
+
+
+def test_what_is_being_written_is_no_stray(slow_desk: Desk) -> None:
+    thread = slow_desk.write_in_background()
+    soon(lambda: len(slow_desk.writer.in_flight()) == 2)
+    held = {work.sample.sample_id: work.sample.epoch for work in slow_desk.writer.in_flight()}
+    for _ in range(3):
+        slow_desk.writer.release_strays([], held)
+    assert slow_desk.one("SELECT count(*) FROM samples WHERE state = 'drafting'") == (2,)
+    thread.join(timeout=60)
+
+
+def test_commit_whose_answer_comes_after_the_lease_was_lost_is_booked_in_the_life_it_was_made_in(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def commit_and_lose_the_lease(connection: Connection, **values: Any) -> Committed:
+        committed = commit_hops(connection, **values)
+        desk.writer.retire()
+        with transaction(desk.db_engine) as other:
+            close_books(other, desk.worker_id, desk.writer.counters().closed())
+        return committed
+
+    monkeypatch.setattr("workers.writer.commit_hops", commit_and_lose_the_lease)
+    desk.writer.write(desk.message)
+    num_tokens = 2 * (len(ANSWER) + 1)
+    books = desk.one("SELECT tokens_generated, tokens_committed, tokens_dropped FROM workers")
+    assert books == (num_tokens, num_tokens, 0)
+    counters = desk.writer.counters()
+    assert (counters.tokens_committed, counters.tokens_dropped) == (0, num_tokens), "the next life books none of it"
