@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import traceback
 from functools import lru_cache
+from pathlib import Path
 
 import structlog
 from sqlalchemy import Engine as DbEngine
 
 from pipeline.db.grading import Ungraded, begin_grade, end_grade, select_ungraded
 from pipeline.db.session import transaction
+from pipeline.errors import GradingError
 from pipeline.grading import Grade, Grader, answer_part, make_grader
 from pipeline.samples import GradeStatus
 from workers.messages import SamplesMessage
@@ -21,7 +24,7 @@ _grader = lru_cache(maxsize=None)(make_grader)
 def grade_samples(db_engine: DbEngine, message: SamplesMessage) -> str:
     """Grade the complete samples that a message names; those already graded by this grader's version are left alone."""
     with transaction(db_engine) as connection:
-        ungraded = select_ungraded(connection, list(message.epochs))
+        ungraded = select_ungraded(connection, list(message.epochs), job_id=message.job_id)
     graded = sum(_grade_one(db_engine, sample) for sample in ungraded)
     return f"{graded} of {len(message.samples)} graded"
 
@@ -32,6 +35,7 @@ def _grade_one(db_engine: DbEngine, sample: Ungraded) -> bool:
         if not begin_grade(
             connection,
             sample_id=sample.sample_id,
+            epoch=sample.epoch,
             grader=grader.name,
             version=grader.version,
         ):
@@ -41,6 +45,7 @@ def _grade_one(db_engine: DbEngine, sample: Ungraded) -> bool:
         return end_grade(
             connection,
             sample_id=sample.sample_id,
+            epoch=sample.epoch,
             grader=grader.name,
             version=grader.version,
             status=status,
@@ -51,9 +56,15 @@ def _grade_one(db_engine: DbEngine, sample: Ungraded) -> bool:
 
 
 def _run(grader: Grader, sample: Ungraded) -> tuple[GradeStatus, Grade]:
-    """A grader that breaks leaves its sample unscored, which is not wrong."""
+    """A grader that breaks leaves its sample unscored, which is not wrong.
+
+    Of an error that is not ours only the class and the place are told: its text may hold the reference answer.
+    """
     try:
         return GradeStatus.DONE, grader.grade(answer_part(sample.output), sample.reference)
     except Exception as error:
-        log.exception("grader broke", sample_id=sample.sample_id, grader=grader.name)
-        return GradeStatus.ERROR, Grade(score=None, predicted_answer=None, detail=f"{type(error).__name__}: {error}")
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        detail = str(error) if isinstance(error, GradingError) else f"{type(error).__name__} at {where}"
+        log.error("grader broke", sample_id=sample.sample_id, grader=grader.name, where=where, reason=detail)
+        return GradeStatus.ERROR, Grade(score=None, predicted_answer=None, detail=detail)

@@ -363,7 +363,7 @@ class Writer:
         before: ``in_flight`` taken before held (sample id → epoch) was read, so that a claim made between the two is
         not taken for lost.
         """
-        lost = [work for work in before if held.get(work.sample.sample_id) != work.sample.epoch]
+        lost = [work for work in before if held.get(work.sample.sample_id) != work.sample.epoch and not work.committing]
         self._abandon(lost)
         return len(lost)
 

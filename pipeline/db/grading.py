@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from pipeline.db.totals import mark_stale
+from pipeline.db.totals import lock_graded_job, mark_stale
 from pipeline.samples import GradeStatus
 
 
@@ -21,6 +21,8 @@ class Ungraded:
     """A complete sample with all that a grader needs."""
 
     sample_id: int
+    epoch: int
+    """Of this text: a sample that is drawn again gets another one, and a grade of the old text is refused."""
     job_id: int
     grader: str
     output: str
@@ -28,33 +30,37 @@ class Ungraded:
 
 
 _SELECT_UNGRADED = text("""
-    SELECT s.id AS sample_id, s.job_id, j.config->>'grader' AS grader, r.answer AS reference,
+    SELECT s.id AS sample_id, s.epoch, s.job_id, j.config->>'grader' AS grader, r.answer AS reference,
            (SELECT string_agg(g.text, '' ORDER BY g.segment_index) FROM segments g WHERE g.sample_id = s.id) AS output
     FROM samples s JOIN jobs j ON j.id = s.job_id LEFT JOIN reference_answers r ON r.problem_id = s.problem_id
-    WHERE s.id = ANY(:ids) AND s.state IN ('finished', 'graded') ORDER BY s.id
+    WHERE s.id = ANY(:ids) AND s.job_id = :job AND s.state IN ('finished', 'graded') ORDER BY s.id
 """)
 
 
-def select_ungraded(connection: Connection, sample_ids: Sequence[int]) -> list[Ungraded]:
-    """The complete ones among some samples. Samples already graded are there too: they may be graded again."""
-    rows = connection.execute(_SELECT_UNGRADED, {"ids": list(sample_ids)}).mappings()
+def select_ungraded(connection: Connection, sample_ids: Sequence[int], *, job_id: int) -> list[Ungraded]:
+    """The complete ones among some samples of a job. Graded ones are there too: they may be graded again."""
+    rows = connection.execute(_SELECT_UNGRADED, {"ids": list(sample_ids), "job": job_id}).mappings()
     return [Ungraded(**{**row, "output": row["output"] or ""}) for row in rows]
 
 
 _BEGIN = text("""
-    INSERT INTO grades (sample_id, grader, grader_version, status) VALUES (:sample, :grader, :version, 'running')
+    INSERT INTO grades (sample_id, grader, grader_version, status)
+    SELECT id, :grader, :version, 'running' FROM samples WHERE id = :sample AND epoch = :epoch FOR KEY SHARE
     ON CONFLICT (sample_id, grader, grader_version) DO UPDATE SET started_at = clock_timestamp()
     WHERE grades.status = 'running'
     RETURNING sample_id
 """)
 
 
-def begin_grade(connection: Connection, *, sample_id: int, grader: str, version: str) -> bool:
-    """Mark that this grader starts on this sample; False where its grade is there already."""
-    values = {"sample": sample_id, "grader": grader, "version": version}
+def begin_grade(connection: Connection, *, sample_id: int, epoch: int, grader: str, version: str) -> bool:
+    """Mark that this grader starts on this text of a sample; False where its grade is there, or the text gone."""
+    values = {"sample": sample_id, "epoch": epoch, "grader": grader, "version": version}
     return connection.execute(_BEGIN, values).first() is not None
 
 
+_LOCK_TEXT = text("""
+    SELECT id FROM samples WHERE id = :sample AND epoch = :epoch AND state IN ('finished', 'graded') FOR NO KEY UPDATE
+""")
 _END = text("""
     UPDATE grades SET status = :status, score = :score, predicted_answer = :predicted, detail = :detail,
                       graded_at = clock_timestamp()
@@ -63,7 +69,7 @@ _END = text("""
 _MARK_GRADED = text("""
     UPDATE samples SET state = 'graded', score = :score, predicted_answer = :predicted,
                        ended_at = coalesce(ended_at, clock_timestamp())
-    WHERE id = :sample AND state IN ('finished', 'graded')
+    WHERE id = :sample
 """)
 
 
@@ -71,6 +77,7 @@ def end_grade(
     connection: Connection,
     *,
     sample_id: int,
+    epoch: int,
     grader: str,
     version: str,
     status: GradeStatus,
@@ -78,7 +85,10 @@ def end_grade(
     predicted_answer: str | None,
     detail: str | None,
 ) -> bool:
-    """Store a grade and take it over into the sample; False where it is there already."""
+    """Store a grade and take it over into the sample; False where it is there already, or the text gone.
+
+    Locks in the order of everybody who has to do with both: the job, the sample, its grade.
+    """
     values = {
         "sample": sample_id,
         "grader": grader,
@@ -88,9 +98,13 @@ def end_grade(
         "predicted": predicted_answer,
         "detail": detail,
     }
+    graded_job = lock_graded_job(connection, sample_id)
+    if connection.execute(_LOCK_TEXT, {"sample": sample_id, "epoch": epoch}).first() is None:
+        return False
     if connection.execute(_END, values).rowcount == 0:
         return False
-    mark_stale(connection, sample_id)
+    if graded_job is not None:
+        mark_stale(connection, graded_job)
     connection.execute(_MARK_GRADED, values)
     return True
 

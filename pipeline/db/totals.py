@@ -21,6 +21,7 @@ _BATCH = 10
 _UNCOUNTED = text("""
     SELECT j.id FROM jobs j LEFT JOIN job_totals t ON t.job_id = j.id
     WHERE j.state NOT IN ('running', 'paused') AND (t.job_id IS NULL OR t.stale_at < clock_timestamp() - :quiet)
+      AND NOT EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state NOT IN ('graded', 'failed', 'cancelled'))
     ORDER BY j.id LIMIT :batch FOR NO KEY UPDATE OF j SKIP LOCKED
 """)
 _COUNT = text(f"""
@@ -50,8 +51,11 @@ _LOCK_JOB = text("""
 _MARK_STALE = text("UPDATE job_totals SET stale_at = clock_timestamp() WHERE job_id = :job")
 
 
-def mark_stale(connection: Connection, sample_id: int) -> None:
-    """Say that a sample's grade is about to change. The first grade of a sample changes nothing: its job still runs."""
-    job_id = connection.execute(_LOCK_JOB, {"sample": sample_id}).scalar()
-    if job_id is not None:
-        connection.execute(_MARK_STALE, {"job": job_id})
+def lock_graded_job(connection: Connection, sample_id: int) -> int | None:
+    """Keep the job of a graded sample from being counted; None: the sample has no grade, and its job still runs."""
+    return connection.execute(_LOCK_JOB, {"sample": sample_id}).scalar()
+
+
+def mark_stale(connection: Connection, job_id: int) -> None:
+    """Say that a grade of a job changes; its row is locked by ``lock_graded_job``."""
+    connection.execute(_MARK_STALE, {"job": job_id})

@@ -93,9 +93,14 @@ class Settled:
     samples: list[Runnable]
 
 
+# A worker whose row somebody has locked is left for the next round: one session that hangs must not stop all rounds.
 _LAPSE = text("""
-    UPDATE workers SET ended_at = clock_timestamp(), end_reason = 'lapsed'
-    WHERE ended_at IS NULL AND expires_at < clock_timestamp() AND expires_at - renewed_at < :awake_for
+    WITH silent AS (
+        SELECT id FROM workers
+        WHERE ended_at IS NULL AND expires_at < clock_timestamp() AND expires_at - renewed_at < :awake_for
+        ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+    )
+    UPDATE workers w SET ended_at = clock_timestamp(), end_reason = 'lapsed' FROM silent WHERE w.id = silent.id
 """)
 _UNSETTLED = text("""
     SELECT id, queue FROM workers WHERE ended_at IS NOT NULL AND settled_at IS NULL

@@ -272,10 +272,11 @@ def test_job_that_was_cancelled_is_counted_too(connection: Connection) -> None:
 
 
 def grade(connection: Connection, sample: int, *, version: str, score: float) -> None:
-    begin_grade(connection, sample_id=sample, grader="math", version=version)
+    epoch = connection.execute(text("SELECT epoch FROM samples WHERE id = :id"), {"id": sample}).scalar_one()
+    begin_grade(connection, sample_id=sample, epoch=epoch, grader="math", version=version)
     end_grade(
-        connection, sample_id=sample, grader="math", version=version, status=GradeStatus.DONE, score=score,
-        predicted_answer="1", detail=None,
+        connection, sample_id=sample, epoch=epoch, grader="math", version=version, status=GradeStatus.DONE,
+        score=score, predicted_answer="1", detail=None,
     )  # fmt: skip
 
 
