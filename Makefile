@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit check format lock clean
+.PHONY: help install demo test test-unit chaos check audit format lock clean
 
 BIN := .venv/bin
 # Makes a lock: what is needed anew after a change in pyproject.toml; with UPGRADE=1 the newest versions of everything.
@@ -21,16 +21,22 @@ demo: install ## Run three jobs on the demo pair and show what came out; KEEP=1 
 	$(BIN)/python examples/demo.py $(if $(filter-out 0,$(KEEP)),--keep) $(DEMO_ARGS)
 
 test: install ## Run every test: unit, integration, acceptance; TEST_ARGS="…" adds options
-	$(BIN)/python -m pytest tests/unit tests/integration tests/acceptance $(TEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/integration tests/acceptance $(TEST_ARGS)
 
 test-unit: install ## Run the tests that need no service
 	$(BIN)/python -m pytest tests/unit $(TEST_ARGS)
+
+chaos: install ## Break everything, ten times each, and print what came of it (40 min); CHAOS_ARGS="…" adds options
+	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
 check: install ## Check format, lint, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+audit: install ## Ask a vulnerability service about the locked packages; says so where none can be reached
+	@$(BIN)/python requirements/audit.py
 
 format: install ## Format the code and mend what the linter can
 	$(BIN)/ruff format .
@@ -39,6 +45,8 @@ format: install ## Format the code and mend what the linter can
 lock: install ## Pin the requirements anew after a change in pyproject.toml; UPGRADE=1 takes the newest versions
 	$(COMPILE) $(CPU_LOCK)
 	$(COMPILE) $(GPU_LOCK)
+	$(BIN)/uv pip compile requirements/audit.in --generate-hashes --no-annotate --quiet --universal \
+		--python-version 3.11 --custom-compile-command "make lock" -o requirements/audit.txt $(if $(UPGRADE),--upgrade)
 	@requirements/install
 
 clean: ## Remove build outputs and caches; .venv and stored state stay

@@ -174,9 +174,10 @@ class ChatModel:
         that a problem cannot end its own turn.
         """
         token_ids = self._encode(self._render(user_message))
-        if self._controls_among(token_ids) == self._frame_controls:
+        in_message = self._controls_among(self._encode(user_message))
+        if not in_message and self._controls_among(token_ids) == self._frame_controls:
             return token_ids
-        message_ids = self._literal_tokenizer.encode(user_message, add_special_tokens=False).ids
+        message_ids = self._encode_letters(user_message)
         joined: list[int] = []
         for index, part in enumerate(self._frame.split(_STAND_IN)):
             joined += message_ids if index else []
@@ -203,7 +204,7 @@ class ChatModel:
             if part in (self.think_start, self.think_end):
                 token_ids += self._encode(part)
             elif part:
-                token_ids += self._literal_tokenizer.encode(part, add_special_tokens=False).ids
+                token_ids += self._encode_letters(part)
         return token_ids
 
     def decode_stream(self, after: Sequence[int] = ()) -> TextStream:
@@ -280,6 +281,24 @@ class ChatModel:
             }
         )
 
+    def _encode_letters(self, text: str) -> list[int]:
+        """The ids of text, none of them a control token's.
+
+        Where the vocabulary itself has the text of one as a piece, as those made by SentencePiece do, it goes in letter
+        by letter; what is one only after the tokenizer's normalisation (a wide ＜/s＞) is left out.
+        """
+        token_ids: list[int] = self._literal_tokenizer.encode(text, add_special_tokens=False).ids
+        if not self._controls_among(token_ids):
+            return token_ids
+        parts = [part for part in re.split(f"({self._control_texts})", text) if part]
+        letters = [letter for part in parts for letter in (part if re.fullmatch(self._control_texts, part) else [part])]
+        return [
+            token_id
+            for letter in letters
+            for token_id in self._literal_tokenizer.encode(letter, add_special_tokens=False).ids
+            if token_id not in self._control_ids
+        ]
+
     def _encode(self, text: str) -> list[int]:
         token_ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return token_ids
@@ -314,8 +333,20 @@ class ChatModel:
 
     @cached_property
     def _control_ids(self) -> frozenset[int]:
+        """Without the one that stands for what a vocabulary lacks, as ordinary text may; GPT-2's is its end as well."""
         added = self.tokenizer.get_added_tokens_decoder()
-        return frozenset(token_id for token_id, token in added.items() if _is_control(token.content, token.special))
+        controls = {token_id for token_id, token in added.items() if _is_control(token.content, token.special)}
+        unknown = self.template_variables.get("unk_token", "")
+        others = {text for name, text in self.template_variables.items() if name != "unk_token"}
+        if unknown not in others and (unknown_id := self.tokenizer.token_to_id(unknown)) not in self.eos_ids:
+            controls.discard(-1 if unknown_id is None else unknown_id)
+        return frozenset(controls)
+
+    @cached_property
+    def _control_texts(self) -> str:
+        """A pattern for the texts of control tokens, the longest first."""
+        texts = [self.tokenizer.id_to_token(token_id) or "" for token_id in self._control_ids]
+        return "|".join(map(re.escape, sorted(filter(None, texts), key=len, reverse=True)))
 
     @cached_property
     def _literal_tokenizer(self) -> Tokenizer:

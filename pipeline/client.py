@@ -18,33 +18,37 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 import psycopg
 from pydantic import SecretStr, ValidationError
 from sqlalchemy import Connection, Engine, make_url
 
+from pipeline.cloning import changed_config, changed_policy
 from pipeline.controls import matched_values
-from pipeline.db import replays, reports, submissions
+from pipeline.db import control, replays, reports, submissions
 from pipeline.db.migrate import require_current
 from pipeline.db.session import open_database, transaction
 from pipeline.errors import ConfigurationError, JobError, NotComparable, PipelineError, ServiceUnavailable
 from pipeline.hand_over import ThinkPhase, settle_think_phase
-from pipeline.jobs import JobConfig, ModelSpec, SamplingSpec
+from pipeline.jobs import JobConfig, JobState, ModelSpec, SamplingSpec
 from pipeline.policies import make_policy, parse_policy
 from pipeline.policies.base import Generate, SampleContext
-from pipeline.problems import ColumnNames, ProblemSet, check_prompt_lengths, load_problem_set
+from pipeline.problems import ColumnNames, ProblemSet, check_prompt_lengths, check_storable, load_problem_set
+from pipeline.problems.files import check_text, footprint
 from pipeline.recipes import Recipe, find_recipe
 from pipeline.replay import Replay, replay
 from pipeline.reports import (
     Comparison,
     Job,
+    JobChange,
+    JobErrors,
     JobProgress,
     JobStats,
     JobSummary,
@@ -53,7 +57,7 @@ from pipeline.reports import (
     SampleReport,
     WorkerReport,
 )
-from pipeline.samples import ModelRole
+from pipeline.samples import ErrorClass, ModelRole
 from pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -62,7 +66,15 @@ if TYPE_CHECKING:
 JobRef: TypeAlias = Job | int
 """A job or its id."""
 
+MAX_PRIORITY = 1000
+
 _PACKAGES = ("specthink", "celery", "sqlalchemy", "psycopg", "pydantic", "tokenizers", "math-verify")
+
+
+MAX_ROWS = 100_000
+"""Most rows that a query gives, unless more are asked for."""
+MAX_RESULT_BYTES = 256 * 2**20
+"""Memory that the rows of a query may take; one row more may take up to 1 GiB, which is Postgres' own limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +83,8 @@ class Table:
 
     columns: tuple[str, ...]
     rows: list[tuple[Any, ...]]
+    is_cut: bool = False
+    """Whether there are more rows than these."""
 
     def as_dicts(self) -> list[dict[str, Any]]:
         """One dict per row; a column name that comes again gets a number: ``n``, ``n_2``."""
@@ -170,6 +184,8 @@ class Client:
 
         Raises ProblemSetError for a bad file and ConfigurationError for a bad option; nothing is stored then.
         """
+        for what, given_text in (("the name", name), ("the small model", small), ("the large model", large)):
+            _check_sendable(what, given_text)
         chosen = find_recipe(recipe) if recipe else None
         problem_set = _read_problems(problems, columns, chosen)
         given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "max_tokens": max_tokens}
@@ -225,14 +241,126 @@ class Client:
             num_breaks = reports.count_breaks(connection, found.id)
         return matched_values(found.config.policy, num_breaks=num_breaks, takeovers=takeovers)
 
-    def cancel(self, job: JobRef) -> int:
-        """End a running job; returns how many of its samples were still open. Raises JobError where it has ended."""
+    def cancel(self, job: JobRef) -> JobChange:
+        """End a running or paused job: from its first moment on nobody claims or stores anything for it.
+
+        What is finished stays. Raises JobError for a job that ended otherwise.
+        """
+        job_id = _id(job)
         with self._transaction() as connection:
-            cancelled = submissions.cancel_job(connection, _id(job))
-            if cancelled is None:
-                found = reports.get_job(connection, _id(job))
-                raise JobError(found.id, f"it is {found.state}; only a running job can be cancelled")
-        return cancelled
+            is_new = control.cancel_job(connection, job_id)
+        while True:
+            with self._transaction() as connection:
+                if not control.cancel_samples(connection, job_id):
+                    cancelled = control.count_cancelled(connection, job_id)
+                    return JobChange(job_id=job_id, state=JobState.CANCELLED, is_new=is_new, num_samples=cancelled)
+
+    def pause(self, job: JobRef) -> JobChange:
+        """Let nothing of a running job be admitted or written until it is resumed; complete texts are still graded.
+
+        What is being written goes back to its last stored segment. Raises JobError for a job that has ended.
+        """
+        job_id = _id(job)
+        with self._transaction() as connection:
+            is_new = control.pause_job(connection, job_id)
+        with self._transaction() as connection:
+            released = control.release_job_samples(connection, job_id)
+        return JobChange(job_id=job_id, state=JobState.PAUSED, is_new=is_new, num_samples=released)
+
+    def resume(self, job: JobRef) -> JobChange:
+        """Let a paused job go on where it was. Raises JobError for a job that has ended."""
+        job_id = _id(job)
+        with self._transaction() as connection:
+            waiting = control.resume_job(connection, job_id)
+        return JobChange(job_id=job_id, state=JobState.RUNNING, is_new=waiting is not None, num_samples=waiting or 0)
+
+    def retry(
+        self, job: JobRef, *, classes: Sequence[ErrorClass | str] = (), cut: bool = False, max_tokens: int | None = None
+    ) -> JobChange:
+        """Let failed samples be tried again, from their last stored segments; a job that has ended runs again for them.
+
+        classes: only those that failed so. cut, max_tokens: instead, the samples that a smaller budget has cut are
+        drawn again from their beginning with this one; with the same seed they say the same and go on. Nothing to retry
+        is no error: is_new is False then. Raises JobError for a cancelled job, ConfigurationError for options that do
+        not go together.
+        """
+        wanted = _error_classes(classes)
+        if cut != (max_tokens is not None) or (cut and wanted):
+            raise ConfigurationError("a retry takes either error classes, or cut with max_tokens")
+        job_id = _id(job)
+        with self._transaction() as connection:
+            found = reports.get_job(connection, job_id)
+            if max_tokens is None:
+                ids = control.select_failed(connection, job_id, wanted)
+            else:
+                _check_budget(found, max_tokens)
+                ids = control.select_cut(connection, job_id, max_tokens=max_tokens)
+            control.require_retryable(connection, job_id)
+        count, size = 0, control.BATCH if max_tokens is None else control.CUT_BATCH
+        for start in range(0, len(ids), size):
+            batch = ids[start : start + size]
+            with self._transaction() as connection:
+                if max_tokens is None:
+                    count += control.retry_failed(connection, job_id, batch)
+                else:
+                    count += control.retry_cut(connection, job_id, batch, max_tokens=max_tokens)
+        return JobChange(job_id=job_id, state=self.job(job_id).state, is_new=count > 0, num_samples=count)
+
+    def set_priority(self, job: JobRef, priority: int) -> JobChange:
+        """Have a job's samples admitted before those of jobs with a lower priority (0 at first, -1000 to 1000).
+
+        What is admitted already keeps its place. Raises JobError for a job that has ended.
+        """
+        if abs(priority) > MAX_PRIORITY:
+            raise ConfigurationError(f"priority {priority}: give a number from -{MAX_PRIORITY} to {MAX_PRIORITY}")
+        job_id = _id(job)
+        with self._transaction() as connection:
+            is_new = control.set_priority(connection, job_id, priority)
+            state = reports.get_job(connection, job_id).state
+        return JobChange(job_id=job_id, state=state, is_new=is_new)
+
+    def clone(self, job: JobRef, changes: Mapping[str, Any] | None = None, *, name: str | None = None) -> Job:
+        """Store a new job on the same problems, with the same configuration but for some values.
+
+        changes: by dotted key, as in {"sampling.temperature": 0.9, "policy.n1": 30, "num_samples": 8}; ``policy`` is
+        NAME[:PRESET] or another preset of the same name, ``small`` and ``large`` are models as for ``submit``. name:
+        None derives it from the job's and the changes. Checks what ``submit`` checks. Raises ConfigurationError for a
+        key that is not there, naming those that are, and for a value that is wrong.
+        """
+        given = dict(changes or {})
+        with self._transaction() as connection:
+            source = reports.get_job(connection, _id(job))
+            stored = control.get_clone_source(connection, source.id)
+        models = {role: given.pop(role.value) for role in ModelRole if given.get(role.value) is not None}
+        chats = {role: load_chat_model(model) for role, model in models.items()}
+        specs = {role: _model_spec(model, chats[role]) for role, model in models.items()}
+        policy, spec = source.policy, source.config.policy
+        if "policy" in given:
+            policy, spec = changed_policy(source.config, str(given.pop("policy")))
+        with _options_checked():
+            config = changed_config(source.config, given, policy=spec, models=specs)
+        _check_names(config)
+        opener = first_role(config)
+        think = stored.think if not models and opener is first_role(source.config) else None
+        num_problems = min(config.limit or stored.set_size, stored.set_size)
+        with self._transaction() as connection:
+            if models or config.prompt_template != source.config.prompt_template or config.limit != source.config.limit:
+                problems = control.select_problems(connection, stored.problem_set_id, limit=num_problems)
+                problem_set = ProblemSet(name=source.problem_set, content_sha256="", problems=problems)
+                _check_prompts(problem_set, config, [chat for chat in chats.values() if chat is not None])
+            job_id = submissions.insert_job(
+                connection,
+                name=name or _clone_name(source, changes or {}),
+                policy=policy,
+                problem_set_id=stored.problem_set_id,
+                num_problems=num_problems,
+                config=config,
+                first_role=opener,
+                versions=package_versions(),
+                think=think,
+                cloned_from=source.id,
+            )
+        return self.job(job_id)
 
     def wait(
         self,
@@ -308,6 +436,11 @@ class Client:
         with self._transaction() as connection:
             return reports.get_stats(connection, _id(job))
 
+    def errors(self, job: JobRef) -> tuple[JobErrors, ...]:
+        """What went wrong in a job, by class, the most frequent first."""
+        with self._transaction() as connection:
+            return reports.get_errors(connection, _id(job))
+
     def compare(self, first: JobRef, *others: JobRef, anyway: bool = False) -> list[Comparison]:
         """Each of the others compared with the first, paired by problem.
 
@@ -356,12 +489,14 @@ class Client:
         with self._transaction() as connection:
             return reports.generated_tokens(connection)
 
-    def sql(self, query: str, *, timeout_s: float = 60.0) -> Table:
+    def sql(self, query: str, *, timeout_s: float = 60.0, max_rows: int = MAX_ROWS) -> Table:
         """One read-only statement, for whatever question the views answer.
 
-        It runs in a READ ONLY transaction under a time limit, as the reader role where the database is embedded.
-        Raises ConfigurationError with the server's message for a query that Postgres refuses.
+        It runs in a READ ONLY transaction under a time limit, as the reader's role where its login is known. The rows
+        are read one by one, to the first max_rows or 256 MiB; the rest is left out, and the table says so. Raises
+        ConfigurationError with the server's message for a query that Postgres refuses.
         """
+        _check_sendable("the query", query)
         url = make_url(self._reader_url.get_secret_value()).set(drivername="postgresql")
         options = f"-c default_transaction_read_only=on -c statement_timeout={int(timeout_s * 1000)}"
         try:
@@ -370,9 +505,7 @@ class Client:
                 connect_timeout=10,
             ) as connection:  # fmt: skip
                 connection.read_only = True
-                # Prepared: the server then takes one statement only, so that none can end the transaction for another.
-                cursor = connection.execute(query.strip().removesuffix(";").encode(), prepare=True)
-                return _table(cursor)
+                return _read_table(connection.cursor(), query.strip().removesuffix(";").encode(), max_rows)
         except psycopg.errors.QueryCanceled as error:
             raise PipelineError(f"the query ran longer than {timeout_s:g} s; narrow it, or give --timeout") from error
         except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction) as error:
@@ -382,13 +515,47 @@ class Client:
                 raise ConfigurationError(f"Postgres refused the query: {_first_line(error)}") from error
             raise ServiceUnavailable(f"Postgres cannot be reached: {_first_line(error)}") from error
         except psycopg.Error as error:
+            if not error.sqlstate and not isinstance(
+                error, psycopg.DataError
+            ):  # said by the driver: COPY, SET, nothing
+                raise ConfigurationError("specthink sql shows rows, and this statement gives none") from error
             raise ConfigurationError(f"Postgres refused the query: {str(error).strip()}") from error
+        except (ValueError, OverflowError, RecursionError) as error:  # a number of 5,000 digits, say, in a JSON value
+            reason = f"a value of the result cannot be read here ({type(error).__name__}); cast it to text"
+            raise ConfigurationError(reason) from error
 
 
-def _table(cursor: psycopg.Cursor[Any]) -> Table:
+def _read_table(cursor: psycopg.Cursor[Any], query: bytes, max_rows: int) -> Table:
+    """Streamed, so that a result larger than memory is never there as a whole. The server takes one statement only that
+    way, so that none can end the transaction for another."""
+    rows: list[tuple[Any, ...]] = []
+    num_bytes, is_cut = 0, False
+    with contextlib.closing(cast(Generator[tuple[Any, ...]], cursor.stream(query))) as stream:
+        for row in stream:
+            is_cut = len(rows) == max_rows or num_bytes > MAX_RESULT_BYTES
+            if is_cut:
+                break
+            rows.append(row)
+            num_bytes += footprint(list(row))
+    return Table(columns=_column_names(cursor, query), rows=rows, is_cut=is_cut)
+
+
+def _column_names(cursor: psycopg.Cursor[Any], query: bytes) -> tuple[str, ...]:
+    """Also where the stream had no row, of which the driver then knows nothing."""
     if cursor.description is None:
-        return Table(columns=(), rows=[])
-    return Table(columns=tuple(column.name for column in cursor.description), rows=cursor.fetchall())
+        connection = cursor.connection.pgconn
+        connection.prepare(b"", query)
+        described = connection.describe_prepared(b"")
+        return tuple((described.fname(index) or b"").decode() for index in range(described.nfields))
+    return tuple(column.name for column in cursor.description)
+
+
+def _check_sendable(what: str, text: str | PathLike[str] | None) -> None:
+    """Raises ConfigurationError for a text with characters that Postgres cannot take."""
+    try:
+        check_text(str(text or ""))
+    except ValueError as error:
+        raise ConfigurationError(f"{what} has {error}, which cannot be stored") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -436,7 +603,10 @@ def _read_problems(
     problems: str | PathLike[str] | ProblemSet, columns: ColumnNames | None, recipe: Recipe | None
 ) -> ProblemSet:
     if recipe is None:
-        return problems if isinstance(problems, ProblemSet) else load_problem_set(problems, columns=columns)
+        if not isinstance(problems, ProblemSet):
+            return load_problem_set(problems, columns=columns)
+        check_storable(problems)
+        return problems
     if columns is not None and columns != ColumnNames():
         raise ConfigurationError(f"the recipe {recipe.name!r} knows its columns ({recipe.published}); name none")
     if isinstance(problems, ProblemSet):
@@ -447,6 +617,27 @@ def _read_problems(
 def _job_name(problem_set: ProblemSet, policy: str, matched_to: JobRef | None) -> str:
     matched = "" if matched_to is None else f" matched to job {_id(matched_to)}"
     return f"{problem_set.name} · {policy}{matched}"
+
+
+def _clone_name(source: Job, changes: Mapping[str, Any]) -> str:
+    told = ", ".join(f"{key}={value}" for key, value in changes.items())
+    return f"{source.name} · {told or f'clone of job {source.id}'}"
+
+
+def _error_classes(given: Sequence[ErrorClass | str]) -> list[ErrorClass]:
+    """Raises ConfigurationError with the classes there are."""
+    known = {error_class.value: error_class for error_class in ErrorClass}
+    for name in given:
+        if name not in known:
+            raise ConfigurationError(f"there is no error class {name!r}; there are {', '.join(known)}")
+    return [known[name] for name in given]
+
+
+def _check_budget(job: Job, max_tokens: int) -> None:
+    if max_tokens <= job.config.sampling.max_tokens:
+        raise ConfigurationError(
+            f"max_tokens {max_tokens}: job {job.id} has {job.config.sampling.max_tokens}; give a larger budget"
+        )
 
 
 def _comparisons(connection: Connection, ids: Sequence[int]) -> Iterator[Comparison]:

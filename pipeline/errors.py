@@ -2,6 +2,7 @@
 
 PipelineError
 ├── ConfigurationError             a setting or option is wrong; the message says which and what it should be
+├── MigrationRefused               the database cannot be migrated now; nothing was changed
 ├── ProblemSetError                a problem file is refused whole; carries its first faults, each with its line
 ├── NotFound                       a job, sample or problem set that does not exist
 ├── NotComparable                  jobs that were not asked or graded alike
@@ -30,6 +31,10 @@ class ConfigurationError(PipelineError):
     """A setting or an option is wrong."""
 
     exit_code = 2
+
+
+class MigrationRefused(PipelineError):
+    """The database cannot be migrated now, because somebody works with it; nothing was changed."""
 
 
 class ProblemSetError(PipelineError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import re
 import typing
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from pipeline.reports import Result
 
 _BATCH = 500
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+_FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")
+"""What a spreadsheet may take for a formula, whatever stands behind it; the wide characters in Japanese and Chinese."""
 
 
 class ExportFormat(StrEnum):
@@ -61,12 +63,18 @@ def _write_csv(results: Iterable[Result], output: BinaryIO) -> int:
 
 def _cell(value: Any) -> Any:
     """What goes into a CSV cell. A text that a spreadsheet would take for a formula gets a ' in front: model output is
-    not to be trusted. Numbers, minus signs included, are no texts here."""
+    not to be trusted. So does one that begins as such a text then would, so that ``csv_text`` can take it off again.
+    Numbers, minus signs included, are no texts here."""
     if isinstance(value, StrEnum):
         return value.value
-    if isinstance(value, str) and value.startswith(_FORMULA_STARTS):
+    if isinstance(value, str) and _FORMULA.match(value):
         return f"'{value}"
     return value
+
+
+def csv_text(cell: str) -> str:
+    """The text of a CSV cell that ``write_results`` wrote, without the ' that keeps it from being a formula."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def _write_parquet(results: Iterable[Result], output: BinaryIO) -> int:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.db import migrate, reports
-from pipeline.db.grants import grant_reading
+from pipeline.db.grants import grant_roles
 from pipeline.db.session import open_database, transaction
-from pipeline.embedded import EmbeddedState, Program, ProgramPhase, ProgramState, start
+from pipeline.embedded import EMBEDDED_LOGINS, EmbeddedState, Program, ProgramPhase, ProgramState, start
+from pipeline.embedded.folder import write_private
 from pipeline.embedded.supervision import last_lines
 from pipeline.errors import ConfigurationError, ServiceUnavailable
 from pipeline.settings import Settings
@@ -72,9 +73,8 @@ def _prepare_database(state: EmbeddedState) -> str:
     db_engine = open_database(state.connections.database_url)
     try:
         revision = migrate.upgrade(db_engine)
-        if state.connections.reader_url is not None:
-            with transaction(db_engine) as connection:
-                grant_reading(connection, state.connections.reader_url)
+        with transaction(db_engine) as connection:
+            grant_roles(connection, EMBEDDED_LOGINS)
     finally:
         db_engine.dispose()
     return revision
@@ -83,7 +83,9 @@ def _prepare_database(state: EmbeddedState) -> str:
 def _programs(settings: Settings, *, small: str | None, large: str | None, flower_port: int | None) -> list[Program]:
     """The programs as supervisord runs them. Settings come from this process's environment, spelled out for each."""
     environment = {name: value for name, value in os.environ.items() if name.startswith("SPECTHINK_")}
-    environment.pop("SPECTHINK_STATE_DIR", None)  # given by the state folder
+    environment.pop("SPECTHINK_STATE_DIR", None)  # given by the state folder, and with it the login of each program
+    environment = {name: value for name, value in environment.items() if not name.startswith("SPECTHINK_LOGINS__")}
+    password = environment.pop("SPECTHINK_FLOWER__BASIC_AUTH", None)
     python = (sys.executable, "-m", "workers")
     stop_wait_s = int(settings.lease.drain_s) + 20
     programs = [
@@ -94,6 +96,7 @@ def _programs(settings: Settings, *, small: str | None, large: str | None, flowe
     programs += [Program(name=kind, argv=(*python, kind), env=environment) for kind in ("grade", "upkeep")]
     if flower_port is not None:
         flower = {**environment, "SPECTHINK_FLOWER__PORT": str(flower_port)}
+        flower |= {"SPECTHINK_FLOWER__BASIC_AUTH": password} if password is not None else {}
         programs.append(Program(name="flower", argv=(*python, "flower"), env=flower))
     return programs
 
@@ -115,7 +118,7 @@ def _flower_port(settings: Settings, state: EmbeddedState) -> int:
         return known
     with socket.create_server((settings.flower.address, 0)) as listener:
         port = int(listener.getsockname()[1])
-    memory.write_text(str(port))
+    write_private(memory, str(port))
     return port
 
 

@@ -106,6 +106,8 @@ class StoredSample:
     finish_reason: FinishReason | None
     segments: tuple[StoredSegment, ...]
     steps: tuple[StoredStep, ...]
+    max_tokens: int | None = None
+    """Its own budget, where that is larger than its job's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +194,7 @@ class _Replayer:
             job_seed=sample.config.seed,
             problem_id=sample.problem,
             sample_index=sample.sample_index,
-            max_tokens=sample.config.sampling.max_tokens,
+            max_tokens=sample.max_tokens or sample.config.sampling.max_tokens,
             think_end=sample.think_end,
             num_prompt_tokens=first_prompt_tokens(lengths) or 0,
         )

@@ -32,10 +32,29 @@ class Job:
     submitted_at: dt.datetime
     first_claimed_at: dt.datetime | None
     finished_at: dt.datetime | None
+    priority: int = 0
+    """Jobs with a higher one are admitted first."""
+    cloned_from: int | None = None
+    """The job whose problems and configuration it took."""
 
     @property
     def is_final(self) -> bool:
         return self.state in FINAL_JOB_STATES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobChange:
+    """What a command did to a job.
+
+    state: of the job afterwards. is_new: False where the job was as it should be before, and nothing was changed.
+    num_samples: how many samples it concerns: those still open when the job was cancelled, those being written when
+        it was paused, those that go on at once when it is resumed, those that are tried again.
+    """
+
+    job_id: int
+    state: JobState
+    is_new: bool
+    num_samples: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +83,7 @@ class JobProgress:
     written_small: int
     written_large: int
     seconds: float | None
+    priority: int = 0
 
     @property
     def is_final(self) -> bool:
@@ -307,6 +327,7 @@ class JobErrors:
     example: str | None
     first_at: dt.datetime | None
     last_at: dt.datetime | None
+    most_tries: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

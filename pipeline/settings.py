@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import (
@@ -15,6 +16,8 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -62,6 +65,11 @@ class LeaseSettings(_Part):
     """Also how soon a worker notices that samples were taken from it (cancelled, rescued)."""
     drain_s: Annotated[float, Field(ge=0)] = 20.0
     """A worker told to stop lets its requests run on for so long, then hands the rest back."""
+
+    @property
+    def answer_within_s(self) -> float:
+        """A worker gives a database connection up on which an answer takes longer; its lease is over by then."""
+        return 2 * self.ttl_s
 
     @model_validator(mode="after")
     def _renews_in_time(self) -> LeaseSettings:
@@ -141,6 +149,20 @@ class LoginSettings(_Part):
         return {role: login for role in DatabaseRole if (login := self.login(role)) is not None}
 
 
+_URL_FORMS = {
+    "database_url": ("postgresql://user:password@host:port/name", ("postgresql", "postgresql+psycopg", "postgres")),
+    "redis_url": ("redis://:password@host:port/0", ("redis", "rediss")),
+}
+
+
+def _is_url(url: str, schemes: tuple[str, ...]) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in schemes and (parts.port is None or parts.port > 0) and "@" not in parts.path
+    except ValueError:
+        return False
+
+
 class Settings(BaseSettings):
     """All settings of every process."""
 
@@ -152,6 +174,16 @@ class Settings(BaseSettings):
     """postgresql://user:password@host/name; None: the embedded Postgres of state_dir."""
     redis_url: SecretStr | None = None
     """redis://:password@host:port/0; None: the embedded Redis of state_dir."""
+
+    @field_validator("database_url", "redis_url")
+    @classmethod
+    def _can_be_read(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        """Here and not at first use, whose error would show a part of a password that has a / or an @ in it."""
+        form, schemes = _URL_FORMS[str(info.field_name)]
+        if url is not None and not _is_url(url.get_secret_value(), schemes):
+            raise ValueError(f"must be {form}; other characters in a password are written like %40 for @")
+        return url
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
     engine: EngineSettings = EngineSettings()

@@ -25,7 +25,7 @@ from pipeline.db.migrate import require_current
 from pipeline.db.session import open_database, transaction
 from pipeline.db.workforce import Registration, put_engine
 from pipeline.embedded import resolve_connections
-from pipeline.grading import make_grader
+from pipeline.grading import limit_memory, make_grader
 from pipeline.samples import ModelRole
 from pipeline.settings import Settings
 from pipeline.workforce import WorkerEnd, WorkerKind
@@ -41,6 +41,9 @@ from workers.upkeep import Upkeep
 from workers.writer import Identity, Writer
 
 log = structlog.get_logger()
+
+MAX_CHILD_KIB = 2**20
+"""A grading process that took more memory than this is replaced: a hostile formula leaves it scattered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +62,8 @@ def open_base(settings: Settings, kind: WorkerKind | None = None) -> Base:
     kind: of the worker, which then has its role's rights alone; None: a person's command, with the owner's.
     """
     connections = resolve_connections(settings)
-    db_engine = open_database(connections.worker_url(kind) if kind else connections.database_url)
+    url = connections.worker_url(kind) if kind else connections.database_url
+    db_engine = open_database(url, answer_within_s=settings.lease.answer_within_s if kind else None)
     require_current(db_engine)
     app = make_app(connections.redis_url)
     return Base(settings=settings, db_engine=db_engine, app=app, publisher=Publisher(app))
@@ -230,14 +234,16 @@ def run_grader(settings: Settings) -> int:
     child: dict[str, DbEngine] = {}
 
     def open_child(**_: Any) -> None:
-        child["db"] = open_database(resolve_connections(settings).worker_url(WorkerKind.GRADE), pool_size=1)
+        limit_memory()
+        url = resolve_connections(settings).worker_url(WorkerKind.GRADE)
+        child["db"] = open_database(url, pool_size=1, answer_within_s=settings.lease.answer_within_s)
 
     signals.worker_process_init.connect(open_child, weak=False)
     make_grader("math").grade(r"\boxed{1}", "2")  # imports sympy before the fork: seconds for each child otherwise
     add_samples_task(
         base.app,
         GRADE,
-        lambda message: grade_samples(child["db"], message),
+        lambda message: grade_samples(child["db"], message, time_limit_s=settings.grading.time_limit_s),
         time_limit=settings.grading.time_limit_s,
     )
     with_lease = LeaseKeeper(
@@ -254,6 +260,7 @@ def run_grader(settings: Settings) -> int:
             pool="prefork",
             concurrency=concurrency,
             read=[queues.GRADE],
+            max_memory_per_child=MAX_CHILD_KIB,
         )
     finally:
         with_lease.stop()

@@ -8,12 +8,16 @@ from __future__ import annotations
 import ipaddress
 import os
 import secrets
+from typing import Any
 
 from flower import command
 from flower.app import Flower
+from flower.views import BaseHandler
+from flower.views.monitor import Metrics
+from tornado import web
 from tornado.ioloop import PeriodicCallback
 
-from pipeline.embedded import resolve_connections
+from pipeline.embedded import resolve_redis
 from pipeline.errors import ConfigurationError
 from pipeline.settings import FlowerSettings, Settings
 from workers.app import make_app
@@ -22,12 +26,40 @@ REFRESH_S = 5.0
 """How often the workers are asked which queues they read."""
 
 
-class RefreshingFlower(Flower):  # type: ignore[misc]  # flower has no types
-    """Flower asks workers for their queues once, at its own start, and never those of later ones."""
+class GuardedFlower(Flower):  # type: ignore[misc]  # flower has no types
+    """Flower as we serve it.
+
+    Flower asks workers for their queues once, at its own start, and never those of later ones: here it asks again. It
+    shows its metrics to anybody, password or not: here they want it too. Without a password it lets every web page that
+    its user visits read along: here a browser is told not to, and only requests to a loopback name are answered.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.add_handlers(".*", [(r"/metrics", GuardedMetrics)])
 
     def start(self) -> None:
         PeriodicCallback(self.update_workers, REFRESH_S * 1000).start()
         super().start()
+
+    def find_handler(self, request: Any, **options: Any) -> Any:
+        """A name that others made to mean this machine gets no answer."""
+        if not self.options.basic_auth and not _is_loopback(request.host_name.strip("[]")):
+            return self.get_handler_delegate(request, web.ErrorHandler, {"status_code": 421})
+        return super().find_handler(request, **options)
+
+
+class GuardedMetrics(Metrics):  # type: ignore[misc]
+    """The numbers for Prometheus, for those who may see the pages."""
+
+    @web.authenticated
+    async def get(self) -> None:
+        await super().get()
+
+
+def _set_headers(handler: web.RequestHandler) -> None:
+    handler.set_header("X-Content-Type-Options", "nosniff")
+    handler.set_header("X-Frame-Options", "DENY")
 
 
 def run_flower(settings: Settings) -> None:
@@ -39,8 +71,9 @@ def run_flower(settings: Settings) -> None:
             "or use --address 127.0.0.1"
         )
     os.environ.update(_environment(flower))
-    command.Flower = RefreshingFlower
-    make_app(resolve_connections(settings).redis_url).start(argv=["flower"])
+    command.Flower = GuardedFlower
+    BaseHandler.set_default_headers = _set_headers
+    make_app(resolve_redis(settings)).start(argv=["flower"])
 
 
 def _is_loopback(address: str) -> bool:

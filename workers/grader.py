@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import time
 import traceback
 from functools import lru_cache
 from pathlib import Path
@@ -21,15 +23,25 @@ log = structlog.get_logger()
 _grader = lru_cache(maxsize=None)(make_grader)
 
 
-def grade_samples(db_engine: DbEngine, message: SamplesMessage) -> str:
-    """Grade the complete samples that a message names; those already graded by this grader's version are left alone."""
+def grade_samples(db_engine: DbEngine, message: SamplesMessage, *, time_limit_s: float) -> str:
+    """Grade the complete samples that a message names; those already graded by this grader's version are left alone.
+
+    time_limit_s: of this task; a grading that began a shorter time ago is another process's. Once a quarter of it is
+    used up, the rest is left to be published again: a slow answer must not cost those behind it a try.
+    """
+    patience = dt.timedelta(seconds=time_limit_s)
+    stop_at = time.monotonic() + time_limit_s / 4
     with transaction(db_engine) as connection:
         ungraded = select_ungraded(connection, list(message.epochs), job_id=message.job_id)
-    graded = sum(_grade_one(db_engine, sample) for sample in ungraded)
+    graded = 0
+    for sample in ungraded:
+        graded += _grade_one(db_engine, sample, patience)
+        if time.monotonic() > stop_at:
+            break
     return f"{graded} of {len(message.samples)} graded"
 
 
-def _grade_one(db_engine: DbEngine, sample: Ungraded) -> bool:
+def _grade_one(db_engine: DbEngine, sample: Ungraded, patience: dt.timedelta) -> bool:
     grader = _grader(sample.grader)
     with transaction(db_engine) as connection:
         if not begin_grade(
@@ -38,6 +50,7 @@ def _grade_one(db_engine: DbEngine, sample: Ungraded) -> bool:
             epoch=sample.epoch,
             grader=grader.name,
             version=grader.version,
+            patience=patience,
         ):
             return False
     status, grade = _run(grader, sample)

@@ -7,12 +7,15 @@ nothing any more: it abandons what it was writing and registers as a new worker.
 from __future__ import annotations
 
 import datetime as dt
+import os
+import signal
 import threading
 from collections.abc import Callable
 
 import structlog
 from sqlalchemy import Engine as DbEngine
 
+from pipeline.db.migrate import check_current
 from pipeline.db.session import transaction
 from pipeline.db.workforce import (
     Registration,
@@ -22,7 +25,7 @@ from pipeline.db.workforce import (
     register_worker,
     renew_worker,
 )
-from pipeline.errors import LeaseLost, ServiceUnavailable
+from pipeline.errors import ConfigurationError, LeaseLost, ServiceUnavailable
 from pipeline.settings import LeaseSettings
 from pipeline.workforce import WorkerEnd
 
@@ -64,6 +67,7 @@ class LeaseKeeper:
     def _register(self) -> int:
         with transaction(self._db_engine) as connection:
             worker_id = register_worker(connection, self._registration)
+            check_current(connection)
         log.info("worker registered", worker_id=worker_id, kind=self._registration.kind.value)
         return worker_id
 
@@ -77,6 +81,10 @@ class LeaseKeeper:
                 self._renew()
             except ServiceUnavailable as error:
                 log.warning("lease not renewed", worker_id=self.worker_id, reason=str(error))
+            except ConfigurationError as error:  # migrated while its lease was lost: this code knows another schema
+                log.error("worker ends", worker_id=self.worker_id, reason=str(error))
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
             except Exception:
                 log.exception("heartbeat failed", worker_id=self.worker_id)
 
@@ -98,6 +106,7 @@ class LeaseKeeper:
         with transaction(self._db_engine) as connection:
             close_books(connection, self.worker_id, total.since(self._before))
             self.worker_id = register_worker(connection, self._registration)
+            check_current(connection)
         self._before = total
         log.info("worker registered", worker_id=self.worker_id, kind=self._registration.kind.value)
 

@@ -5,13 +5,15 @@ A message that cannot be sent is logged and forgotten: the sample is found again
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import structlog
 from celery import Celery
-from kombu.exceptions import OperationalError
+from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
 
 from pipeline.db.hops import Runnable
 from pipeline.samples import ModelRole, SampleState
@@ -22,6 +24,12 @@ log = structlog.get_logger()
 
 DRAFT, ASSIST, GRADE, FOLLOW = "draft", "assist", "grade", "follow"
 """Task names, as Flower shows them."""
+
+BROKER_ERRORS = (KombuError, RedisError, OSError)
+"""Redis is away, is loading, has no disk or memory left: nothing that a sender could mend."""
+
+SILENCE_S = 5.0
+"""After a failure nothing is sent for so long: it may have taken as long to fail, and whoever stores segments waits."""
 
 _TASK_OF_STATE = {
     SampleState.READY: DRAFT,
@@ -49,6 +57,7 @@ class Publisher:
 
     def __init__(self, app: Celery) -> None:
         self._app = app
+        self._silent_until = 0.0
 
     def publish(
         self,
@@ -66,7 +75,7 @@ class Publisher:
             if sample.state in _TASK_OF_STATE and not sample.is_suspect:
                 groups[_route(sample)].append(sample)
         for route, group in groups.items():
-            if max_depth is None or self.depth(route.queue) < max_depth:
+            if self._takes_more(route.queue, max_depth):
                 self._send_all(route, group, max_samples)
 
     def publish_alone(self, suspects: Sequence[Runnable]) -> None:
@@ -114,6 +123,8 @@ class Publisher:
         priority: int,
         shown: str,
     ) -> None:
+        if time.monotonic() < self._silent_until:
+            return
         try:
             self._app.send_task(
                 task,
@@ -123,14 +134,25 @@ class Publisher:
                 argsrepr="",
                 kwargsrepr=shown,
             )
-        except OperationalError as error:
+        except BROKER_ERRORS as error:
+            self._silent_until = time.monotonic() + SILENCE_S
             log.warning(
                 "message not sent",
                 task=task,
                 queue=queue,
                 shown=shown,
                 reason=str(error),
+                silent_s=SILENCE_S,
             )
+
+    def _takes_more(self, queue: str, max_depth: int | None) -> bool:
+        if max_depth is None:
+            return True
+        try:
+            return self.depth(queue) < max_depth
+        except BROKER_ERRORS as error:
+            log.warning("queue not measured", queue=queue, reason=str(error))
+            return False
 
     def depth(self, queue: str) -> int:
         """Messages that wait in a queue, all priorities together."""
@@ -144,7 +166,7 @@ class Publisher:
                 # queue_delete does nothing for a queue that another process declared; Celery names exchange and
                 # routing key after the queue
                 connection.default_channel._delete(queue, queue, queue, "")
-        except OperationalError as error:
+        except BROKER_ERRORS as error:
             log.warning("queue not deleted", queue=queue, reason=str(error))
 
 

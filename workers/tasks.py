@@ -17,6 +17,7 @@ from pipeline.db.session import transaction
 from pipeline.db.upkeep import mark_followed
 from pipeline.errors import NotFound
 from pipeline.reports import JobProgress
+from workers import wire
 from workers.messages import JobMessage, SamplesMessage
 from workers.publish import FOLLOW
 
@@ -39,6 +40,7 @@ def _checked(kind: type[Message], message: object, *, task: str) -> Message | No
 
 def add_samples_task(app: Celery, name: str, handle: Callable[[SamplesMessage], str], **options: Any) -> None:
     """Add a task that hands the samples of its message to a part of this process."""
+    wire.accept(name, SamplesMessage)
 
     @app.task(name=name, **options)
     def run(message: object) -> str:
@@ -48,6 +50,7 @@ def add_samples_task(app: Celery, name: str, handle: Callable[[SamplesMessage], 
 
 def add_follow_task(app: Celery, db_engine: DbEngine, stop: threading.Event) -> None:
     """Add the task that lives as long as a job and shows its progress in Flower."""
+    wire.accept(FOLLOW, JobMessage)
 
     @app.task(name=FOLLOW, bind=True)
     def follow(self: Task, message: object) -> str:

@@ -2,7 +2,7 @@
 
 - settler: ends the lives of workers whose lease ran out and gives back what they held (the rescue)
 - prober: tries samples whose workers died with them one by one, so that the guilty one can be told
-- halter: takes the samples of paused jobs from whoever writes them
+- halter: takes the samples of paused jobs from whoever writes them, and ends those of jobs that are half cancelled
 - admitter: lets in as many new samples as the live workers have room for
 - republisher: sends messages again for samples that wait too long, where the broker has lost them
 - grade reaper: turns gradings that never came back into grades of status "timeout"
@@ -15,11 +15,13 @@ from __future__ import annotations
 import datetime as dt
 import threading
 import time
+from dataclasses import replace
 
 import structlog
 from sqlalchemy import Connection, text
 from sqlalchemy import Engine as DbEngine
 
+from pipeline.db.control import cancel_leftovers
 from pipeline.db.grading import time_out_grades
 from pipeline.db.session import session, transaction
 from pipeline.db.upkeep import (
@@ -43,6 +45,9 @@ FOLLOW_AGAIN = dt.timedelta(seconds=15)
 FRESH_PER_MESSAGE = 8
 """Fresh samples in one message: small enough that several workers share a small job."""
 
+GRADING_TRIES = 2
+"""A grading that does not come back is begun once more: its grader may have been killed."""
+
 MAX_DEPTH = 64
 """A queue with so many messages has not lost them, or nobody reads it: sending again would only fill the broker."""
 
@@ -55,6 +60,8 @@ class Upkeep:
         self._publisher = publisher
         self._settings = settings.upkeep
         self._ttl_s = settings.lease.ttl_s
+        self._silence_s = max(1.0, settings.lease.answer_within_s)
+        """A leader that the server does not hear of for so long leads no more, wherever it hangs."""
         self._awake_since = time.monotonic()
         """Since when rounds have come without a gap: who did not look cannot say who was silent."""
         self._grade_age = dt.timedelta(seconds=settings.grading.time_limit_s + 5)
@@ -72,7 +79,10 @@ class Upkeep:
         while not self._stop.is_set():
             try:
                 with session(self._db_engine) as connection:
-                    self._lead(connection)
+                    try:
+                        self._lead(connection)
+                    finally:
+                        connection.invalidate()  # a pooled connection would keep the lock, and lend it to nobody
             except ServiceUnavailable as error:
                 log.warning("upkeep waits for Postgres", reason=str(error))
             except Exception:
@@ -81,6 +91,8 @@ class Upkeep:
 
     def _lead(self, lock: Connection) -> None:
         """Do rounds while this session holds the leader's lock; a lost connection loses it and ends the rounds."""
+        end_when_silent = text("SELECT set_config('idle_session_timeout', :timeout, false)")
+        lock.execute(end_when_silent, {"timeout": f"{self._silence_s:.0f}s"})
         while not self._stop.is_set() and not try_to_lead(lock):
             self._stop.wait(1.0)
         log.info("upkeep leads")
@@ -129,13 +141,19 @@ class Upkeep:
             overdue = overdue_samples(connection, age=age)
         if overdue:
             log.info("samples published again", samples=len(overdue))
-            self._publisher.publish(overdue, max_depth=MAX_DEPTH)
+            # to whoever reads the model's queue: its own worker may live and not hear of it
+            anywhere = [replace(sample, home_queue=None) for sample in overdue]
+            self._publisher.publish(anywhere, max_depth=MAX_DEPTH)
 
     def _halt(self) -> None:
         with transaction(self._db_engine) as connection:
             halted = halt_paused_jobs(connection)
         if halted:
             log.info("samples of paused jobs taken back", samples=halted)
+        with transaction(self._db_engine) as connection:
+            cancelled = cancel_leftovers(connection)
+        if cancelled:
+            log.info("samples of cancelled jobs ended", samples=cancelled)
 
     def _probe(self) -> None:
         age = dt.timedelta(seconds=self._settings.republish_after_s)
@@ -147,7 +165,7 @@ class Upkeep:
 
     def _reap_grades(self) -> None:
         with transaction(self._db_engine) as connection:
-            late = time_out_grades(connection, age=self._grade_age)
+            late = time_out_grades(connection, age=self._grade_age, tries=GRADING_TRIES)
         if late:
             log.warning("gradings timed out", samples=late)
 

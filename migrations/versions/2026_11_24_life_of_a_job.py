@@ -168,14 +168,19 @@ def upgrade() -> None:
             comment="who writes next; null: nobody has written, the job's first_role opens",
         ),
     )
+    op.add_column(
+        "grades",
+        sa.Column("num_tries", sa.Integer(), server_default="1", nullable=False, comment="times it was begun"),
+    )
     op.create_index("ix_samples_suspect", "samples", ["id"], postgresql_where=sa.text(SUSPECT))
     op.execute("""
         UPDATE samples SET next_role = CASE WHEN state IN ('ready', 'drafting') THEN 'small' ELSE 'large' END
         WHERE num_segments > 0 AND state IN ('ready', 'drafting', 'awaiting_large', 'assisting')
     """)
     op.alter_column("samples", "error_class", comment="pipeline.samples.ErrorClass")
-    op.execute("""
+    op.execute(f"""
         UPDATE samples SET error_class = CASE
+            WHEN {one_of("error_class", ERROR_CLASSES)} THEN error_class  -- kept by the way back
             WHEN error_class = 'PromptTooLong' THEN 'budget'
             WHEN error_class IN ('EngineRefused', 'EngineError') THEN 'engine_refused'
             WHEN error_class IN ('EngineDied', 'WorkerLost') THEN 'engine_died' ELSE 'internal' END
@@ -192,6 +197,7 @@ def downgrade() -> None:
 
     op.execute("ALTER TABLE samples DROP CONSTRAINT ck_samples_error_class")
     op.alter_column("samples", "error_class", comment=None, existing_comment="pipeline.samples.ErrorClass")
+    op.drop_column("grades", "num_tries")
     op.drop_index("ix_samples_suspect", "samples", postgresql_where=sa.text(SUSPECT))
     for column in ("next_role", "max_tokens", "not_before", "num_attempts"):
         op.drop_column("samples", column)

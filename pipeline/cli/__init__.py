@@ -13,5 +13,7 @@ def main() -> None:
     try:
         app(prog_name="specthink")
     except PipelineError as error:
-        print(f"specthink: {error}", file=sys.stderr)
+        from pipeline.texts import visible
+
+        print(f"specthink: {visible(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)

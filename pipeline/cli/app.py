@@ -23,6 +23,8 @@ specthink up --small org/small-1b --large org/large-32b
 
 specthink submit problems.jsonl --small org/small-1b --large org/large-32b --samples 4 --wait
 
+specthink pause 1 · specthink resume 1 · specthink retry 1 · specthink clone 1 --set sampling.temperature=0.9
+
 specthink stats 1 · specthink results 1 --format csv --output results.csv
 
 specthink sql "SELECT job_id, accuracy, share_large FROM job_summary"

@@ -1,4 +1,4 @@
-"""Commands that only read: status, results, stats, compare, report, sample, sql."""
+"""Commands that only read: status, results, stats, errors, compare, report, sample, replay, sql."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
@@ -26,6 +26,12 @@ from pipeline.cli.render import (
     table,
 )
 from pipeline.exports import ExportFormat
+from pipeline.texts import visible
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pipeline.reports import JobErrors
 
 PANEL = "Questions"
 
@@ -51,6 +57,7 @@ def status(
         "job",
         "name",
         "state",
+        "priority",
         "done",
         "pending",
         "ready",
@@ -63,9 +70,9 @@ def status(
     ]
     rows: list[list[object]] = [
         [
-            row.job_id, row.name, row.state.value, f"{row.samples_done}/{row.samples_total}", row.pending, row.ready,
-            row.drafting, row.awaiting_large + row.assisting, row.finished, row.failed, duration(row.seconds),
-            row.waiting_for or "",
+            row.job_id, row.name, row.state.value, row.priority, f"{row.samples_done}/{row.samples_total}", row.pending,
+            row.ready, row.drafting, row.awaiting_large + row.assisting, row.finished, row.failed,
+            duration(row.seconds), row.waiting_for or "",
         ]
         for row in progress
     ]  # fmt: skip
@@ -202,8 +209,25 @@ def stats(context: typer.Context, job: JobId, as_json: AsJson = False, state_dir
             style="yellow",
         )
     if found.errors:
-        rows = [[e.stage, e.error_class, e.num_samples, e.example_sample_id, e.example] for e in found.errors]
-        out.print(table(["stage", "error", "samples", "e.g. sample", "message"], rows, title="errors"))
+        out.print(_errors_table(found.errors))
+
+
+def _errors_table(found: Sequence[JobErrors]) -> Table:
+    rows = [
+        [e.stage, e.error_class, e.num_samples, e.most_tries, e.last_at, e.example_sample_id, e.example] for e in found
+    ]
+    return table(["stage", "class", "samples", "tries", "last", "e.g. sample", "message"], rows, title="errors")
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: specthink errors 3")
+def errors(context: typer.Context, job: JobId, as_json: AsJson = False, state_dir: StateDir = None) -> None:
+    """What went wrong in a job, by class, with one example each; specthink retry JOB tries failed samples again."""
+    with connect(context, state_dir) as client:
+        found = client.errors(job)
+    if as_json:
+        print_json(found)
+    else:
+        console().print(_errors_table(found) if found else f"nothing went wrong in job {job}")
 
 
 _COMPARE_EXAMPLES = """Examples:
@@ -310,7 +334,7 @@ def replay(
         print_json(found if job is not None else found[0])
     else:
         for replayed in found if job is None else diverged:
-            typer.echo(str(replayed))
+            typer.echo(visible(str(replayed)))
         if job is not None:
             typer.echo(f"job {job}: {len(found) - len(diverged)} of {len(found)} samples are what the policy decides")
     if diverged:
@@ -334,13 +358,17 @@ def sql(
     context: typer.Context,
     query: Annotated[str, typer.Argument(help="One statement; - reads it from standard input.")],
     as_json: AsJson = False,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds the server may take.")] = 60.0,
+    timeout: Annotated[float, typer.Option(min=0.001, max=86_400, help="Seconds the server may take.")] = 60.0,
+    limit: Annotated[int, typer.Option(min=1, help="Rows shown; a note says that there are more.")] = 10_000,
     state_dir: StateDir = None,
 ) -> None:
     """Run one read-only query."""
     with connect(context, state_dir) as client:
-        found = client.sql(sys.stdin.read() if query == "-" else query, timeout_s=timeout)
+        found = client.sql(sys.stdin.read() if query == "-" else query, timeout_s=timeout, max_rows=limit)
     if as_json:
         print_json(found.as_dicts())
     else:
         print_rows(found.columns, found.rows)
+    if found.is_cut:
+        note = f"only the first {len(found.rows):,} rows; narrow the query, or give --limit"
+        console(stderr=True).print(note, style="yellow")

@@ -7,18 +7,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.cli.app import AsJson, StateDir, app, settings_of
-from pipeline.cli.render import console, print_json
+from pipeline.cli.render import console, print_json, table
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from pipeline.embedded import Connections
+    from pipeline.invariants import Violation
     from pipeline.settings import Settings
 
 PANEL = "Running it"
@@ -47,16 +48,73 @@ class Finding:
     remedy: str = ""
 
 
-@app.command(rich_help_panel=PANEL, epilog="Examples: specthink doctor · specthink doctor --json")
-def doctor(context: typer.Context, as_json: AsJson = False, state_dir: StateDir = None) -> None:
-    """Check servers, schema, versions, workers and waiting jobs; 1 if jobs cannot run like this."""
-    findings = list(examine(settings_of(context, state_dir)))
+Jobs = Annotated[
+    list[int] | None,
+    typer.Option("--job", metavar="JOB", min=1, help="Check what is stored of this job instead; may be repeated."),
+]
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="Examples: specthink doctor · specthink doctor --json · specthink doctor --job 1 --job 2",
+)
+def doctor(context: typer.Context, jobs: Jobs = None, as_json: AsJson = False, state_dir: StateDir = None) -> None:
+    """Check servers, schema, versions, workers and waiting jobs; 1 if jobs cannot run like this.
+
+    With --job: whether the job's rows, segments, claims, token books and events are as they must be, and its reference
+    answers nowhere else; 1 if anything is not, 3 for an unknown job. It only reads, also while the job runs.
+    """
+    settings = settings_of(context, state_dir)
+    if jobs:
+        raise typer.Exit(_doctor_jobs(settings, jobs, as_json=as_json))
+    findings = list(examine(settings))
     if as_json:
         print_json(findings)
     else:
         _print(findings)
     if any(finding.verdict is Verdict.FAILURE for finding in findings):
         raise typer.Exit(1)
+
+
+def _doctor_jobs(settings: Settings, jobs: list[int], *, as_json: bool) -> int:
+    """Print what is wrong with each job; the exit code."""
+    found = check_jobs(settings, jobs)
+    if as_json:
+        print_json([{"job_id": job_id, "violations": violations} for job_id, violations in found.items()])
+    else:
+        _print_violations(found)
+    return int(any(found.values()))
+
+
+def check_jobs(settings: Settings, jobs: list[int]) -> dict[int, list[Violation]]:
+    """The violated invariants of each job, all as of one moment. Raises NotFound for a job that there is not."""
+    from pipeline.db.invariants import check_job, snapshot
+    from pipeline.db.migrate import require_current
+    from pipeline.db.session import open_database
+    from pipeline.embedded import resolve_connections
+
+    url = resolve_connections(settings).database_url
+    db_engine = open_database(url, pool_size=1, application_name="specthink doctor")
+    try:
+        require_current(db_engine)
+        with snapshot(db_engine) as connection:
+            return {job_id: check_job(connection, job_id) for job_id in jobs}
+    finally:
+        db_engine.dispose()
+
+
+def _print_violations(found: dict[int, list[Violation]]) -> None:
+    from pipeline.invariants import INVARIANTS
+
+    out = console()
+    for job_id, violations in found.items():
+        broken = {violation.invariant for violation in violations}
+        for invariant, sentence in INVARIANTS.items():
+            verdict = Verdict.FAILURE if invariant in broken else Verdict.OK
+            out.print(f"{verdict.value:8} job {job_id}, {invariant.value}: {sentence}", style=_STYLES[verdict])
+        if violations:
+            rows = [[violation.invariant.value, violation.where, violation.what] for violation in violations]
+            out.print(table(["invariant", "where", "what"], rows))
 
 
 _STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAILURE: "bold red"}

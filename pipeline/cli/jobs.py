@@ -1,16 +1,17 @@
-"""Commands about jobs: submit, watch, cancel, grade again."""
+"""Commands about jobs: submit, clone, watch, pause, resume, cancel, retry, priority, grade again."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.cli.app import JobId, StateDir, app, connect, settings_of
-from pipeline.cli.render import console
+from pipeline.cli.render import console, counted
+from pipeline.samples import ErrorClass
 
 if TYPE_CHECKING:
     from pipeline.client import Client
@@ -145,12 +146,150 @@ def watch(
         raise typer.Exit(_follow(client, jobs))
 
 
+@app.command(rich_help_panel=PANEL, epilog="Example: specthink pause 3")
+def pause(context: typer.Context, job: JobId, state_dir: StateDir = None) -> None:
+    """Stop writing for a job until it is resumed. What is being written goes back to its last stored segment."""
+    with connect(context, state_dir) as client:
+        change = client.pause(job)
+    if change.is_new:
+        typer.echo(f"job {job} paused, {counted(change.num_samples, 'sample')} taken back; specthink resume {job}")
+    else:
+        typer.echo(f"job {job} is paused already")
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: specthink resume 3")
+def resume(context: typer.Context, job: JobId, state_dir: StateDir = None) -> None:
+    """Let a paused job go on where it was."""
+    with connect(context, state_dir) as client:
+        change = client.resume(job)
+    if change.is_new:
+        typer.echo(f"job {job} resumed, {counted(change.num_samples, 'sample')} at once and the rest as room allows")
+    else:
+        typer.echo(f"job {job} runs already")
+
+
 @app.command(rich_help_panel=PANEL, epilog="Example: specthink cancel 3")
 def cancel(context: typer.Context, job: JobId, state_dir: StateDir = None) -> None:
-    """End a running job. What is finished stays; workers drop the rest within seconds."""
+    """End a running or paused job for good. What is finished stays; workers drop the rest within two seconds."""
     with connect(context, state_dir) as client:
-        count = client.cancel(job)
-    typer.echo(f"job {job} cancelled, {count} samples were still open")
+        change = client.cancel(job)
+    if change.is_new:
+        typer.echo(f"job {job} cancelled, {counted(change.num_samples, 'sample')} were still open")
+    else:
+        typer.echo(f"job {job} is cancelled already")
+
+
+_RETRY_EXAMPLES = """Examples:
+
+specthink retry 3
+
+specthink retry 3 --class engine_died --class timed_out
+
+specthink retry 3 --cut --max-tokens 32768
+
+Failed samples go on from their last stored segment; specthink errors JOB lists them by class. Samples that were cut by
+their budget are drawn again from the beginning: with the same seed they say the same and go on. A job that has ended
+runs again for them.
+"""
+
+
+@app.command(rich_help_panel=PANEL, epilog=_RETRY_EXAMPLES)
+def retry(
+    context: typer.Context,
+    job: JobId,
+    classes: Annotated[
+        list[ErrorClass] | None, typer.Option("--class", help="Only samples that failed so; may be given again.")
+    ] = None,
+    cut: Annotated[bool, typer.Option("--cut", help="Instead, samples that their budget has cut.")] = False,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="With --cut: the larger budget.")] = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Try a job's failed samples again, or draw those again that its budget has cut."""
+    if cut != (max_tokens is not None) or (cut and classes):
+        raise typer.BadParameter("give --cut and --max-tokens N, or --class, or neither", param_hint="--cut")
+    with connect(context, state_dir) as client:
+        change = client.retry(job, classes=classes or [], cut=cut, max_tokens=max_tokens)
+    what = f"cut by a budget below {max_tokens}" if cut else "failed"
+    what += f" with {' or '.join(classes)}" if classes else ""
+    if change.is_new:
+        typer.echo(f"job {job}: {counted(change.num_samples, 'sample')} {what}, tried again; the job is {change.state}")
+    else:
+        typer.echo(f"job {job}: no sample is {what}; nothing to try again")
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="Example: specthink priority 3 10",
+    context_settings={"ignore_unknown_options": True},  # so that -5 is a number
+)
+def priority(
+    context: typer.Context,
+    job: JobId,
+    number: Annotated[int, typer.Argument(metavar="N", help="From -1000 to 1000; 0 at first.")],
+    state_dir: StateDir = None,
+) -> None:
+    """Have a job's samples admitted before those of jobs with a lower number; older jobs first among equals."""
+    with connect(context, state_dir) as client:
+        change = client.set_priority(job, number)
+    typer.echo(f"job {job} has priority {number}{'' if change.is_new else ' already'}")
+
+
+_CLONE_EXAMPLES = """Examples:
+
+specthink clone 3 --set sampling.temperature=0.9 --set num_samples=8
+
+specthink clone 3 --set policy=code
+
+specthink clone 3 --set policy.n1=30 --set seed=1 --wait
+
+specthink clone 3 --set limit=null --set small=org/other-1b
+
+A wrong KEY lists those there are.
+"""
+
+
+@app.command(rich_help_panel=PANEL, epilog=_CLONE_EXAMPLES)
+def clone(
+    context: typer.Context,
+    job: JobId,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a value of its configuration; may be given again."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Free text for people.", show_default="derived")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when the job has ended; 1 if samples failed.")] = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Store a new job on the same problems, configured alike but for some values, and print its number."""
+    given = _changes(changes or [])
+    with connect(context, state_dir) as client:
+        made = client.clone(job, given, name=name)
+        typer.echo(made.id)
+        sys.stdout.flush()
+        if wait:
+            raise typer.Exit(_follow(client, [made.id]))
+
+
+def _changes(given: list[str]) -> dict[str, Any]:
+    """KEY=VALUE by key; lists, objects, quoted text, true, false and null are read as JSON."""
+    changes = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise typer.BadParameter(f"{text!r}: write KEY=VALUE, as in sampling.temperature=0.9", param_hint="--set")
+        changes[key] = _value(value)
+    return changes
+
+
+def _value(text: str) -> Any:
+    import json
+
+    if not text.startswith(("[", "{", '"')) and text not in ("true", "false", "null"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text}: not JSON ({error})", param_hint="--set") from error
 
 
 @app.command(rich_help_panel=PANEL, epilog="Example: specthink grade 3")

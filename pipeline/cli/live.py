@@ -91,7 +91,7 @@ class ProgressDisplay:
         pace = self._done.per_second
         if open_samples == 0:
             return 0.0
-        return open_samples / pace if pace else None
+        return open_samples / pace if pace and pace > 0 else None
 
     def line(self, jobs: list[JobProgress]) -> str:
         """All of it in one line."""

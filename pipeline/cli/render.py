@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import is_dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from pipeline.texts import visible
+
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
     from rich.table import Table
     from rich.text import Text
 
@@ -26,16 +30,29 @@ AUTHOR_LETTERS = {"small": "S", "large": "L", "inserted": "+"}
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Where text goes. Data are never read as markup."""
+    """Where text goes. Data are never read as markup, and their control characters never reach a terminal."""
     from rich.console import Console
+    from rich.segment import Segment
+
+    class DataConsole(Console):
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
     file = sys.stderr if stderr else sys.stdout
-    return Console(file=file, markup=False, highlight=False, emoji=False, width=None if file.isatty() else WIDE)
+    return DataConsole(file=file, markup=False, highlight=False, emoji=False, width=None if file.isatty() else WIDE)
 
 
 def print_json(value: Any) -> None:
     """Dataclasses, instants and enums are turned into what JSON has."""
-    sys.stdout.write(orjson.dumps(value, default=_to_json, option=orjson.OPT_INDENT_2).decode() + "\n")
+    sys.stdout.write(_dump(value, option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+def _dump(value: Any, option: int = 0) -> bytes:
+    try:
+        return orjson.dumps(value, default=_to_json, option=option)
+    except TypeError:  # a number beyond 64 bits, a time with an offset: what Postgres has and orjson has not
+        return json.dumps(value, default=_to_json, indent=2 if option else None, ensure_ascii=False).encode()
 
 
 def _to_json(value: Any) -> Any:
@@ -76,8 +93,8 @@ def cell(value: Any) -> str:
     if isinstance(value, dt.datetime):
         return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     if isinstance(value, dict | list) or is_dataclass(value):
-        return orjson.dumps(value, default=_to_json).decode()
-    return str(value)
+        return visible(_dump(value).decode())
+    return visible(str(value))
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -105,6 +122,11 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
+def counted(count: int, noun: str) -> str:
+    """1 sample, 2 samples."""
+    return f"{count} {noun if count == 1 else f'{noun}s'}"
+
+
 def records(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """One line per value: for rows that are too wide for a terminal."""
     width = max((len(name) for name in columns), default=0)
@@ -123,7 +145,7 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         out.print(records(columns, rows))
     else:
         out.print(table(columns, rows))
-    out.print(f"{len(rows)} {'row' if len(rows) == 1 else 'rows'}", style="dim")
+    out.print(counted(len(rows), "row"), style="dim")
 
 
 _SUMMARY_COLUMNS: dict[str, Callable[[JobSummary], Any]] = {

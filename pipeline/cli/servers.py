@@ -74,25 +74,40 @@ def down(context: typer.Context, state_dir: StateDir = None) -> None:
     rich_help_panel=PANEL,
     epilog="Example: SPECTHINK_DATABASE_URL=postgresql://user:password@host/name specthink migrate",
 )
-def migrate(context: typer.Context, state_dir: StateDir = None) -> None:
-    """Bring the database to this version's schema. Two at once wait for each other."""
-    from pipeline.db.grants import grant_reading
+def migrate(
+    context: typer.Context,
+    lock_timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Wait so long for a table in use, then change nothing.")
+    ] = 10.0,
+    state_dir: StateDir = None,
+) -> None:
+    """Bring the database to this version's schema, and let its logins do what they need.
+
+    Two at once wait for each other. A migration that is due is refused while workers run: stop them, migrate, start
+    them again; their jobs go on. Where none is due, nothing is touched and workers may run.
+    """
+    import datetime as dt
+
+    from pipeline.db.grants import create_logins, grant_roles
     from pipeline.db.migrate import upgrade
     from pipeline.db.session import open_database, transaction
-    from pipeline.embedded import find_connections
+    from pipeline.embedded import EMBEDDED_LOGINS, resolve_connections
 
     settings = settings_of(context, state_dir)
-    embedded = find_connections(settings.state_dir) if settings.database_url is None else None
-    url = settings.database_url or (embedded.database_url if embedded else None)
-    if url is None:
-        from pipeline.embedded import resolve_connections
-
-        url = resolve_connections(settings).database_url
+    given = settings.logins.all()
+    url = settings.database_url or resolve_connections(settings).database_url
     db_engine = open_database(url, application_name="specthink migrate")
-    revision = upgrade(db_engine)
-    if embedded is not None and embedded.reader_url is not None:
-        with transaction(db_engine) as connection:
-            grant_reading(connection, embedded.reader_url)
+    revision = upgrade(
+        db_engine,
+        lock_timeout=dt.timedelta(seconds=lock_timeout),
+        on_wait=lambda what: console(stderr=True).print(f"… {what}", style="dim"),
+    )
+    with transaction(db_engine) as connection:
+        if settings.database_url is None:
+            grant_roles(connection, EMBEDDED_LOGINS)
+        elif given:
+            create_logins(connection, given.values())
+            grant_roles(connection, {role: login.name for role, login in given.items()})
     db_engine.dispose()
     typer.echo(f"database at revision {revision}")
 

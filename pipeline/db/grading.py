@@ -46,15 +46,27 @@ def select_ungraded(connection: Connection, sample_ids: Sequence[int], *, job_id
 _BEGIN = text("""
     INSERT INTO grades (sample_id, grader, grader_version, status)
     SELECT id, :grader, :version, 'running' FROM samples WHERE id = :sample AND epoch = :epoch FOR KEY SHARE
-    ON CONFLICT (sample_id, grader, grader_version) DO UPDATE SET started_at = clock_timestamp()
-    WHERE grades.status = 'running'
+    ON CONFLICT (sample_id, grader, grader_version)
+    DO UPDATE SET started_at = clock_timestamp(), num_tries = grades.num_tries + 1
+    WHERE grades.status = 'running' AND grades.started_at <= clock_timestamp() - :patience
     RETURNING sample_id
 """)
 
 
-def begin_grade(connection: Connection, *, sample_id: int, epoch: int, grader: str, version: str) -> bool:
-    """Mark that this grader starts on this text of a sample; False where its grade is there, or the text gone."""
-    values = {"sample": sample_id, "epoch": epoch, "grader": grader, "version": version}
+def begin_grade(
+    connection: Connection,
+    *,
+    sample_id: int,
+    epoch: int,
+    grader: str,
+    version: str,
+    patience: dt.timedelta = dt.timedelta(0),
+) -> bool:
+    """Mark that this grader starts on this text of a sample; False where its grade is there, or the text gone.
+
+    patience: False, too, where somebody began so short a time ago and may still be at it.
+    """
+    values = {"sample": sample_id, "epoch": epoch, "grader": grader, "version": version, "patience": patience}
     return connection.execute(_BEGIN, values).first() is not None
 
 
@@ -109,10 +121,18 @@ def end_grade(
     return True
 
 
+# The samples are locked before their grades, as in end_grade; one that is being graded just now is passed over.
 _TIME_OUT = text("""
-    WITH late AS (
-        UPDATE grades SET status = 'timeout', graded_at = clock_timestamp(), detail = 'ran past the time limit'
-        WHERE status = 'running' AND started_at < clock_timestamp() - :age RETURNING sample_id
+    WITH due AS (
+        SELECT s.id FROM grades g JOIN samples s ON s.id = g.sample_id
+        WHERE g.status = 'running' AND g.started_at < clock_timestamp() - :age AND g.num_tries >= :tries
+        ORDER BY s.id FOR NO KEY UPDATE OF s SKIP LOCKED
+    ),
+    late AS (
+        UPDATE grades g SET status = 'timeout', graded_at = clock_timestamp(), detail = 'ran past the time limit'
+        FROM due WHERE g.sample_id = due.id AND g.status = 'running'
+          AND g.started_at < clock_timestamp() - :age AND g.num_tries >= :tries
+        RETURNING g.sample_id
     )
     UPDATE samples s SET state = 'graded', ended_at = coalesce(s.ended_at, clock_timestamp())
     FROM late WHERE s.id = late.sample_id AND s.state = 'finished'
@@ -120,9 +140,12 @@ _TIME_OUT = text("""
 """)
 
 
-def time_out_grades(connection: Connection, *, age: dt.timedelta) -> list[int]:
-    """Turn gradings that began longer ago than age into grades of status timeout; their samples stay unscored."""
-    return list(connection.execute(_TIME_OUT, {"age": age}).scalars())
+def time_out_grades(connection: Connection, *, age: dt.timedelta, tries: int = 1) -> list[int]:
+    """Turn gradings that began longer ago than age into grades of status timeout; their samples stay unscored.
+
+    tries: those that were begun so often; a first one may have been lost with its grader.
+    """
+    return list(connection.execute(_TIME_OUT, {"age": age, "tries": tries}).scalars())
 
 
 _REGRADE = text("SELECT id FROM samples WHERE job_id = :job AND state IN ('finished', 'graded') ORDER BY id")

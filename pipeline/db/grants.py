@@ -1,16 +1,162 @@
-"""Who may read: the role behind ``specthink sql``."""
+"""Who may do what in the database. Granted again after each migration, to exactly what is written here.
+
+Of the workers only graders can read a reference answer. The reader can too: there a person asks. Events need no grant:
+the triggers that write them have the rights of the schema's owner.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 from sqlalchemy import Connection, make_url, text
 
+from pipeline.db.migrate import MIGRATION_LOCK
+from pipeline.db.roles import DatabaseRole, Login
+from pipeline.db.tables import GradeRow
+from pipeline.errors import ConfigurationError
 
-def grant_reading(connection: Connection, reader_url: SecretStr) -> None:
-    """Let the role of this URL read every table and view that there is now. Idempotent; run after each migration.
+if TYPE_CHECKING:
+    import psycopg
 
-    Reference answers are included: a person asks here, not a worker that generates.
+_LEASE = (
+    "renewed_at, expires_at, ended_at, end_reason, num_in_flight, tokens_generated, tokens_committed, tokens_dropped, "
+    "prompt_tokens, cached_tokens"
+)
+_REGISTRATION = "kind, model, engine_id, host, pid, queue, max_in_flight, expires_at"
+_WORKERS = {"workers": f"SELECT, INSERT ({_REGISTRATION}), UPDATE ({_LEASE})", "alembic_version": "SELECT"}
+"""What every worker does: find the schema current, register, renew, end."""
+_WRITTEN = (
+    "state, epoch, holder_id, small_worker_id, large_worker_id, published_at, not_before, num_rescues, num_attempts, "
+    "policy_state, next_role, next_max_tokens, next_trigger, next_cue, num_segments, num_takeovers, tokens_small, "
+    "tokens_large, tokens_inserted, discarded_small, discarded_large, finish_reason, error_class, error, finished_at, "
+    "ended_at"
+)
+"""What a claim, a commit, a release or a deferral changes of a sample."""
+_GRADE_BOOKS = ", ".join(
+    column.name for column in GradeRow.__table__.columns if column.name not in ("predicted_answer", "detail")
+)
+"""Of a grade, what is no text: a grader that broke may quote the reference answer in its detail."""
+
+GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
+    DatabaseRole.WRITER: {
+        **_WORKERS,
+        "engines": "SELECT, INSERT",
+        "problems": "SELECT",
+        "jobs": "SELECT, UPDATE (first_claimed_at, think_end, think_opened)",
+        "samples": f"SELECT, UPDATE ({_WRITTEN})",
+        "segments": "SELECT, INSERT",
+        "steps": "INSERT",
+    },
+    DatabaseRole.GRADER: {
+        **_WORKERS,
+        "reference_answers": "SELECT",
+        "problems": "SELECT",
+        "segments": "SELECT",
+        "jobs": "SELECT, UPDATE (followed_at)",  # to lock a job's row against the count of its totals
+        "job_totals": "SELECT (job_id), UPDATE (stale_at)",
+        "samples": "SELECT, UPDATE (state, score, predicted_answer, ended_at)",
+        "grades": "SELECT, INSERT, UPDATE",
+    },
+    DatabaseRole.UPKEEP: {
+        **_WORKERS,
+        **dict.fromkeys(("engines", "problem_sets", "problems", "segments", "steps", "events"), "SELECT"),
+        "jobs": "SELECT, UPDATE",
+        "job_totals": "SELECT, INSERT, UPDATE",
+        "workers": f"SELECT, INSERT ({_REGISTRATION}), UPDATE",
+        "samples": "SELECT, UPDATE",
+        "grades": f"SELECT ({_GRADE_BOOKS}), UPDATE (status, graded_at, detail)",
+    },
+    DatabaseRole.READER: {"ALL TABLES IN SCHEMA public": "SELECT"},
+}
+"""Privileges by role and table; upkeep reads the views too."""
+_VIEWS = "SELECT relname FROM pg_class WHERE relkind = 'v' AND relnamespace = 'public'::regnamespace"
+_NEVER: Mapping[DatabaseRole, tuple[tuple[str, str], ...]] = {
+    DatabaseRole.WRITER: (("reference_answers", "SELECT"), ("grades", "SELECT"), ("events", "INSERT")),
+    DatabaseRole.GRADER: (("reference_answers", "UPDATE"), ("events", "INSERT")),
+    DatabaseRole.UPKEEP: (("reference_answers", "SELECT"), ("events", "INSERT")),
+    DatabaseRole.READER: (("samples", "UPDATE"), ("reference_answers", "UPDATE")),
+}
+"""What a login must not be able to do by any other way."""
+
+
+def grant_roles(connection: Connection, logins: Mapping[DatabaseRole, str]) -> None:
+    """Let these logins do what their roles may in this database, and nothing else. Idempotent; the owner calls it.
+
+    logins: role → name of a login that exists. Two calls at once wait for each other. Raises ConfigurationError for a
+    login that can do more whatever is granted, as a superuser or the tables' owner can.
     """
-    role = connection.dialect.identifier_preparer.quote(make_url(reader_url.get_secret_value()).username or "")
-    connection.execute(text(f"GRANT USAGE ON SCHEMA public TO {role}"))
-    connection.execute(text(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}"))
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+    quote = connection.dialect.identifier_preparer.quote
+    database = quote(str(connection.execute(text("SELECT current_database()")).scalar_one()))
+    connection.execute(text(f"REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC"))  # a reader could fill the disk
+    connection.execute(text("REVOKE CREATE ON SCHEMA public FROM PUBLIC"))  # PostgreSQL 14 still grants it
+    views = [quote(str(name)) for name in connection.execute(text(_VIEWS)).scalars()]
+    for role, name in logins.items():
+        login = quote(name)
+        connection.execute(text(f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {login}"))
+        connection.execute(text(f"REVOKE ALL ON SCHEMA public FROM {login}"))
+        connection.execute(text(f"GRANT CONNECT ON DATABASE {database} TO {login}"))
+        connection.execute(text(f"GRANT USAGE ON SCHEMA public TO {login}"))
+        more = dict.fromkeys(views, "SELECT") if role is DatabaseRole.UPKEEP else {}
+        for table, privileges in {**GRANTS[role], **more}.items():
+            connection.execute(text(f"GRANT {privileges} ON {table} TO {login}"))
+        _require_no_more(connection, role, name)
+
+
+def _require_no_more(connection: Connection, role: DatabaseRole, login: str) -> None:
+    for table, privilege in _NEVER[role]:
+        values = {"login": login, "table": table, "privilege": privilege}
+        if connection.execute(text("SELECT has_table_privilege(:login, :table, :privilege)"), values).scalar_one():
+            raise ConfigurationError(
+                f"the login {login!r} has {privilege} on {table} whatever is granted: it is a superuser, the owner or "
+                f"a member of such a role; use another login for the {role.value}'s role"
+            )
+
+
+def create_logins(connection: Connection, logins: Iterable[Login]) -> None:
+    """Create the logins that have a password here, or give those that exist this password.
+
+    Raises ConfigurationError where this connection's role may not, with what its administrator should do.
+    """
+    import psycopg
+
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)
+    for login in logins:
+        if login.password is None:
+            continue
+        try:
+            with connection.begin_nested():
+                ensure_login(driver, login.name, login.password.get_secret_value(), settings=login.settings)
+        except psycopg.Error as error:
+            raise ConfigurationError(
+                f"the login {login.name!r} cannot be made or changed ({str(error).strip().splitlines()[0]}): give this "
+                "database's owner CREATEROLE, or let an administrator create the login and name it without a password"
+            ) from error
+
+
+def ensure_login(connection: psycopg.Connection[Any], name: str, password: str, *, settings: Mapping[str, str]) -> None:
+    """Create a role that may log in and do nothing else, or give it this password.
+
+    settings: parameters that each of its sessions begins with. The password is sent as its SCRAM verifier, so that no
+    log can hold it.
+    """
+    from psycopg import sql
+
+    role = sql.Identifier(name)
+    verifier = connection.pgconn.encrypt_password(password.encode(), name.encode(), b"scram-sha-256").decode()
+    exists = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (name,)).fetchone()
+    verb = sql.SQL("ALTER" if exists else "CREATE")  # a new role has no right that is not given to it
+    connection.execute(sql.SQL("{} ROLE {} LOGIN PASSWORD {}").format(verb, role, sql.Literal(verifier)))
+    for setting, value in settings.items():
+        connection.execute(
+            sql.SQL("ALTER ROLE {} SET {} = {}").format(role, sql.Identifier(setting), sql.Literal(value))
+        )
+
+
+def login_name(url: SecretStr) -> str:
+    """Who connects by this address."""
+    return make_url(url.get_secret_value()).username or ""

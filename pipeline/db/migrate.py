@@ -1,20 +1,33 @@
-"""Bringing a database to the newest schema with Alembic, from a checkout or an installed wheel."""
+"""Bringing a database to the newest schema with Alembic, from a checkout or an installed wheel.
+
+A migration is one transaction: it happens or it does not. It is refused while workers run, because a worker writes the
+schema that its own code knows; one that starts while a migration runs finds the new schema when it registers.
+"""
 
 from __future__ import annotations
 
+import datetime as dt
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util.exc import CommandError
 from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import OperationalError
 
 from pipeline.db.session import transaction
-from pipeline.errors import ConfigurationError
+from pipeline.errors import ConfigurationError, MigrationRefused
 
 MIGRATION_LOCK = 7_300_001
 """Advisory lock key: two migrations at once wait for each other."""
+
+LOCK_TIMEOUT = dt.timedelta(seconds=10)
+"""So long a migration waits for a table that somebody uses. Meanwhile everybody else waits behind it."""
 
 
 def migrations_folder() -> Path:
@@ -34,18 +47,38 @@ def alembic_config(connection: Connection | None = None) -> Config:
     return config
 
 
-def upgrade(db_engine: Engine, revision: str = "head") -> str:
-    """Migrate up in one transaction; returns the revision reached."""
+def upgrade(
+    db_engine: Engine,
+    revision: str = "head",
+    *,
+    lock_timeout: dt.timedelta = LOCK_TIMEOUT,
+    on_wait: Callable[[str], None] = lambda what: None,
+) -> str:
+    """Migrate up in one transaction; returns the revision reached. At that revision already, nothing is locked.
+
+    on_wait: told in a few words when another migration is waited for, for as long as it takes.
+
+    Raises MigrationRefused, with nothing changed, where workers run or where a table stays in use for longer than
+    lock_timeout; ConfigurationError for a database of a newer version.
+    """
+    wanted = newest_revision() if revision == "head" else revision
     with transaction(db_engine) as connection:
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
-        command.upgrade(alembic_config(connection), revision)
-        return current_revision(connection) or ""
+        found = current_revision(connection)
+    if found != wanted:
+        with _migrating(db_engine, wanted, lock_timeout, on_wait) as connection:
+            command.upgrade(alembic_config(connection), wanted)
+    return wanted
 
 
-def downgrade(db_engine: Engine, revision: str) -> None:
-    """Migrate down in one transaction."""
-    with transaction(db_engine) as connection:
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+def downgrade(
+    db_engine: Engine,
+    revision: str,
+    *,
+    lock_timeout: dt.timedelta = LOCK_TIMEOUT,
+    on_wait: Callable[[str], None] = lambda what: None,
+) -> None:
+    """Migrate down in one transaction; refused as upgrade is."""
+    with _migrating(db_engine, revision, lock_timeout, on_wait) as connection:
         command.downgrade(alembic_config(connection), revision)
 
 
@@ -60,8 +93,126 @@ def newest_revision() -> str:
 def require_current(db_engine: Engine) -> None:
     """Raise ConfigurationError unless the database has the schema this code was written for."""
     with transaction(db_engine) as connection:
-        found, wanted = current_revision(connection), newest_revision()
+        check_current(connection)
+
+
+def check_current(connection: Connection) -> None:
+    """Likewise, in a transaction that goes on.
+
+    A worker that asks this after its row was inserted cannot slip past a migration: one of the two sees the other.
+    """
+    found, wanted = current_revision(connection), newest_revision()
     if found != wanted:
         raise ConfigurationError(
             f"the database is at revision {found}, this version needs {wanted}: run specthink migrate"
         )
+
+
+@contextmanager
+def _migrating(
+    db_engine: Engine, wanted: str, lock_timeout: dt.timedelta, on_wait: Callable[[str], None]
+) -> Iterator[Connection]:
+    """A transaction in which nobody else migrates and no worker runs, waiting for no table longer than lock_timeout."""
+    with transaction(db_engine) as connection:
+        _wait_for_others(connection, on_wait)
+        mine = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        try:
+            set_timeout = text("SELECT set_config('lock_timeout', :timeout, true)")
+            connection.execute(set_timeout, {"timeout": f"{lock_timeout / dt.timedelta(milliseconds=1):.0f}ms"})
+            _require_known(connection)
+            _require_no_workers(connection, wanted)
+            yield connection
+        except OperationalError as error:
+            if not isinstance(error.orig, psycopg.errors.LockNotAvailable):
+                raise
+            raise MigrationRefused(_in_use(db_engine, mine, lock_timeout)) from error
+
+
+def _wait_for_others(connection: Connection, on_wait: Callable[[str], None]) -> None:
+    key = {"key": MIGRATION_LOCK}
+    if not connection.execute(text("SELECT pg_try_advisory_xact_lock(:key)"), key).scalar_one():
+        on_wait("waiting for another migration of this database to end")
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), key)
+
+
+def _require_known(connection: Connection) -> None:
+    found = current_revision(connection)
+    try:
+        if found is not None:
+            ScriptDirectory.from_config(alembic_config()).get_revision(found)
+    except CommandError as error:
+        raise ConfigurationError(
+            f"the database is at revision {found}, which this version does not know: a newer specthink migrated it, "
+            "use that one"
+        ) from error
+
+
+# Leases run out while the database itself is down: until a time to live after its start, a silent worker may be alive.
+_LIVE_WORKERS = text("""
+    SELECT w.id, w.kind, w.model, w.host, w.pid, w.alive_until - clock_timestamp() AS left
+    FROM (
+        SELECT *, greatest(expires_at, pg_postmaster_start_time() + (expires_at - renewed_at)) AS alive_until
+        FROM workers WHERE ended_at IS NULL
+    ) w
+    WHERE w.alive_until > clock_timestamp() ORDER BY w.id
+""")
+_LAPSE_THE_REST = text("""
+    UPDATE workers SET ended_at = clock_timestamp(), end_reason = 'lapsed' WHERE ended_at IS NULL
+""")
+_MAX_LISTED = 10
+
+
+def _require_no_workers(connection: Connection, wanted: str) -> None:
+    """Raise MigrationRefused where a worker lives; where none does, none can register before this transaction ends."""
+    found = current_revision(connection)
+    if found is None or found == wanted:
+        return
+    workers = connection.execute(_LIVE_WORKERS).all()
+    if not workers:
+        connection.execute(text("LOCK TABLE workers IN SHARE ROW EXCLUSIVE MODE"))
+        workers = connection.execute(_LIVE_WORKERS).all()
+    if not workers:  # one that was frozen for longer than its lease must register again, and finds the new schema
+        connection.execute(_LAPSE_THE_REST)
+    if workers:
+        listed = [
+            f"  worker {row.id}, {row.kind}{f' {row.model}' if row.model else ''}, process {row.pid} on {row.host}"
+            for row in workers[:_MAX_LISTED]
+        ]
+        more = [f"  and {len(workers) - _MAX_LISTED} more"] if len(workers) > _MAX_LISTED else []
+        seconds = max(row.left for row in workers).total_seconds()
+        raise MigrationRefused(
+            "\n".join(
+                [
+                    f"the database was not migrated from revision {found} to {wanted}: workers run on it",
+                    *listed,
+                    *more,
+                    "stop them (they hand back what they write, and the jobs go on later), migrate, and start them "
+                    f"again; one that is dead already counts as alive until its lease ends, in {seconds:.0f} s at most",
+                ]
+            )
+        )
+
+
+_USERS = text("""
+    SELECT DISTINCT a.pid, coalesce(nullif(a.application_name, ''), 'unnamed') AS name, a.state,
+           extract(epoch FROM clock_timestamp() - a.xact_start)::integer AS seconds
+    FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid JOIN pg_class c ON c.oid = l.relation
+    WHERE l.granted AND c.relnamespace = 'public'::regnamespace AND a.datname = current_database()
+      AND l.pid NOT IN (:mine, pg_backend_pid())
+    ORDER BY a.pid
+""")
+
+
+def _in_use(db_engine: Engine, mine: int, lock_timeout: dt.timedelta) -> str:
+    """Who uses the tables, told while the migration's own transaction still stands."""
+    with transaction(db_engine) as connection:
+        users = connection.execute(_USERS, {"mine": mine}).all()
+    listed = [f"  {row.name}, backend {row.pid}, {row.state}, in a transaction for {row.seconds} s" for row in users]
+    seconds = lock_timeout.total_seconds()
+    return "\n".join(
+        [
+            f"the database was not migrated: its tables were in use for {seconds:g} s",
+            *listed[:_MAX_LISTED],
+            "let these end, or end them with SELECT pg_terminate_backend(…), and migrate again",
+        ]
+    )

@@ -23,7 +23,8 @@ def _columns(of: type[Any], table: str) -> str:
 _SELECT = text("""
     SELECT s.id AS sample_id, s.job_id, j.config, j.think_end, p.external_id AS problem, s.sample_index, s.state,
            s.policy_state, s.next_max_tokens, s.next_trigger, s.next_cue, s.num_segments, s.num_takeovers,
-           s.tokens_small, s.tokens_large, s.tokens_inserted, s.discarded_small, s.discarded_large, s.finish_reason
+           s.tokens_small, s.tokens_large, s.tokens_inserted, s.discarded_small, s.discarded_large, s.finish_reason,
+           s.max_tokens
     FROM samples s JOIN jobs j ON j.id = s.job_id JOIN problems p ON p.id = s.problem_id
     WHERE s.id = ANY(:ids) ORDER BY s.id
 """)

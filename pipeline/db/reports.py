@@ -69,7 +69,8 @@ def _select_view(connection: Connection, report: type[_R], view: str, tail: str,
 _SELECT_JOBS = """
     SELECT j.id, j.name, j.state, j.policy, j.small_model, j.large_model, p.name AS problem_set,
            j.problem_set_id, j.num_problems,
-           j.num_samples, j.config, j.versions, j.submitted_at, j.first_claimed_at, j.finished_at
+           j.num_samples, j.config, j.versions, j.submitted_at, j.first_claimed_at, j.finished_at, j.priority,
+           j.cloned_from
     FROM jobs j JOIN problem_sets p ON p.id = j.problem_set_id
 """
 
@@ -107,7 +108,7 @@ def select_progress(connection: Connection, job_ids: Sequence[int]) -> list[JobP
 
 def running_jobs(connection: Connection) -> list[JobProgress]:
     """Progress of every job that has not ended, oldest first."""
-    return list(_select_view(connection, JobProgress, "job_progress", "state = 'running' ORDER BY job_id"))
+    return list(_select_view(connection, JobProgress, "job_progress", "state IN ('running', 'paused') ORDER BY job_id"))
 
 
 def select_summaries(connection: Connection, job_ids: Sequence[int]) -> list[JobSummary]:
@@ -161,6 +162,12 @@ def _bootstrap(connection: Connection, job_id: int) -> Interval:
 def problem_scores(connection: Connection, job_id: int) -> tuple[ProblemScore, ...]:
     """The problems with a score, in the order of their set."""
     return _of_job(connection, ProblemScore, "problem_scores", job_id, "problem_id")
+
+
+def get_errors(connection: Connection, job_id: int) -> tuple[JobErrors, ...]:
+    """Raises NotFound."""
+    get_job(connection, job_id)
+    return _of_job(connection, JobErrors, "errors", job_id, "num_samples DESC")
 
 
 def get_cost(connection: Connection, job_id: int) -> JobCost:

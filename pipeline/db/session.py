@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from pydantic import SecretStr
-from sqlalchemy import Connection, Engine, create_engine, make_url
-from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, InterfaceError, OperationalError
 
-from pipeline.errors import ServiceUnavailable
+from pipeline.db.patience import ImpatientConnection
+from pipeline.errors import ConfigurationError, ServiceUnavailable
 
 _KEEPALIVE = {
     "connect_timeout": 10,  # seconds
@@ -21,16 +23,45 @@ _KEEPALIVE = {
 }
 
 
-def open_database(url: SecretStr, *, pool_size: int = 4, application_name: str = "specthink") -> Engine:
-    """A pool of connections; none is opened yet. Never share one across a fork."""
-    return create_engine(
-        make_url(url.get_secret_value()).set(drivername="postgresql+psycopg"),
+def open_database(
+    url: SecretStr,
+    *,
+    pool_size: int = 4,
+    application_name: str = "specthink",
+    answer_within_s: float | None = None,
+) -> Engine:
+    """A pool of connections; none is opened yet. Never share one across a fork.
+
+    answer_within_s: a connection on which an answer takes longer is given up, for processes that must not wait for
+    ever and whose statements are all short; None: an answer may take as long as it likes.
+    Raises ConfigurationError for an address that is none.
+    """
+    try:
+        address = make_url(url.get_secret_value()).set(drivername="postgresql+psycopg")
+    except (ArgumentError, ValueError):  # whose text may hold a part of the password
+        raise ConfigurationError(
+            "the database's address cannot be read: it must be postgresql://user:password@host:port/name, with other "
+            "characters in the password written like %40 for @"
+        ) from None
+    db_engine = create_engine(
+        address,
         pool_size=pool_size,
         max_overflow=2,
+        hide_parameters=True,  # an error's text goes to logs, and may not take answers or prompts there
         pool_pre_ping=True,  # a server restarted between two uses costs nothing but the ping
         connect_args={"application_name": application_name, **_KEEPALIVE},
         future=True,
     )
+    if answer_within_s is not None:
+        event.listen(db_engine, "do_connect", _open_impatiently(answer_within_s))
+    return db_engine
+
+
+def _open_impatiently(answer_within_s: float) -> Callable[..., ImpatientConnection]:
+    def connect(dialect: Any, record: Any, args: Any, options: Any) -> ImpatientConnection:
+        return ImpatientConnection.open(answer_within_s, *args, **options)
+
+    return connect
 
 
 @contextmanager

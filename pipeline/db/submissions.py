@@ -76,10 +76,12 @@ def insert_job(
     first_role: ModelRole,
     versions: dict[str, Any],
     think: ThinkPhase | None = None,
+    cloned_from: int | None = None,
 ) -> int:
     """Store a job and its pending samples; returns its id.
 
-    num_problems: the first so many of the set are used. think: None leaves it to the first worker.
+    num_problems: the first so many of the set are used. think: None leaves it to the first worker. cloned_from: the job
+    that it is like.
     """
     statement = insert(JobRow).values(
         name=name,
@@ -95,6 +97,7 @@ def insert_job(
         think_opened=think.opened if think else None,
         num_problems=num_problems,
         num_samples=config.num_samples,
+        cloned_from=cloned_from,
     )
     job_id = int(connection.execute(statement.returning(JobRow.id)).scalar_one())
     connection.execute(
@@ -107,26 +110,3 @@ def insert_job(
         },
     )
     return job_id
-
-
-_CANCEL_JOB = text("""
-    UPDATE jobs SET state = 'cancelled', finished_at = clock_timestamp() WHERE id = :job AND state = 'running'
-""")
-_CANCEL_SAMPLES = text("""
-    WITH open AS (
-        SELECT id FROM samples WHERE job_id = :job AND state NOT IN ('graded', 'failed', 'cancelled')
-        ORDER BY id FOR UPDATE
-    )
-    UPDATE samples s SET state = 'cancelled', epoch = epoch + 1, holder_id = NULL, ended_at = clock_timestamp()
-    FROM open WHERE s.id = open.id
-""")
-
-
-def cancel_job(connection: Connection, job_id: int) -> int | None:
-    """End a running job and its open samples; returns how many, None where the job is not running (any more).
-
-    Workers that write for it find their epoch gone: they abort, and can commit nothing.
-    """
-    if connection.execute(_CANCEL_JOB, {"job": job_id}).rowcount == 0:
-        return None
-    return connection.execute(_CANCEL_SAMPLES, {"job": job_id}).rowcount

@@ -409,6 +409,7 @@ class GradeRow(Base):
     predicted_answer: Mapped[str | None]
     detail: Mapped[str | None]
     started_at: Mapped[Instant] = mapped_column(server_default=func.now())
+    num_tries: Mapped[int] = mapped_column(server_default="1", comment="times it was begun")
     graded_at: Mapped[Instant | None]
 
 

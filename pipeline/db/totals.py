@@ -35,8 +35,8 @@ _COUNT = text(f"""
 def count_ended_jobs(connection: Connection, *, quiet: dt.timedelta) -> list[int]:
     """Count and keep the totals of ended jobs that have none, or whose grades changed and have now been quiet so long.
 
-    A few at a time, oldest first. The count is a statement of its own after the lock on the job's row, so that it sees
-    every grade that was committed before it.
+    One that is being cancelled is left until its last sample has ended. A few at a time, oldest first. The count is a
+    statement of its own after the lock on the job's row, so that it sees every grade that was committed before it.
     """
     jobs = list(connection.execute(_UNCOUNTED, {"quiet": quiet, "batch": _BATCH}).scalars())
     for job_id in jobs:

@@ -292,12 +292,12 @@ def close_jobs(connection: Connection) -> dict[int, JobState]:
 
 _UNFOLLOWED = text("""
     UPDATE jobs SET followed_at = clock_timestamp()
-    WHERE state = 'running' AND coalesce(followed_at, '-infinity') < clock_timestamp() - :age RETURNING id
+    WHERE state IN ('running', 'paused') AND coalesce(followed_at, '-infinity') < clock_timestamp() - :age RETURNING id
 """)
 
 
 def unfollowed_jobs(connection: Connection, *, age: dt.timedelta) -> list[int]:
-    """Running jobs whose progress nobody has shown for that long; they count as followed from now."""
+    """Jobs that have not ended, whose progress nobody has shown for that long; they count as followed from now."""
     return list(connection.execute(_UNFOLLOWED, {"age": age}).scalars())
 
 

@@ -7,21 +7,22 @@ state.start_program("small")
 stop(state_dir)                               # what start() started, and nothing else
 """
 
-from pipeline.embedded.connections import Connections, find_connections, is_running, resolve_connections
-from pipeline.embedded.postgres import ensure_login_role
+from pipeline.embedded.connections import Connections, find_connections, is_running, resolve_connections, resolve_redis
+from pipeline.embedded.postgres import LOGINS as EMBEDDED_LOGINS
 from pipeline.embedded.state import EmbeddedState, start, stop
 from pipeline.embedded.supervision import Program, ProgramPhase, ProgramState
 
 __all__ = [
+    "EMBEDDED_LOGINS",
     "Connections",
     "EmbeddedState",
     "Program",
     "ProgramPhase",
     "ProgramState",
-    "ensure_login_role",
     "find_connections",
     "is_running",
     "resolve_connections",
+    "resolve_redis",
     "start",
     "stop",
 ]

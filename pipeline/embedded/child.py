@@ -11,8 +11,8 @@ imports the standard library alone, so that it costs a few hundredths of a secon
   refuses to be root, and the state folder (0700), often inside /root (0700), would be closed to anybody else. So no
   folder's mode has to be widened.
 
-The specification is a JSON object: argv, env, inherit_env, cwd, output, user ([uid, gid]), death_signal, parent_pid,
-detach, hold, history, max_starts, window_s; all but argv may be left out.
+The specification is a JSON object: argv, env, inherit_env, cwd, umask, output, user ([uid, gid]), death_signal,
+parent_pid, detach, hold, history, max_starts, window_s; all but argv may be left out.
 """
 
 from __future__ import annotations
@@ -121,6 +121,8 @@ def main() -> None:
     spec: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
     libc = ctypes.CDLL(None, use_errno=True)
     parent_pid = spec.get("parent_pid") or int(os.environ.get(LAUNCHED_PID_VARIABLE, "0"))
+    if "umask" in spec:
+        os.umask(spec["umask"])
     if "output" in spec:
         _redirect(spec["output"])
     if spec.get("detach"):

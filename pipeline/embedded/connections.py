@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pydantic import SecretStr
 
+from pipeline.db.roles import ROLE_OF_KIND, DatabaseRole
 from pipeline.embedded.folder import StateFolder, read_json, write_private
 from pipeline.embedded.processes import ProcessIdentity
 from pipeline.errors import ServiceUnavailable
 from pipeline.settings import Settings
+from pipeline.workforce import WorkerKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +22,16 @@ class Connections:
     """Where the servers are; each address holds its password."""
 
     database_url: SecretStr
+    """The database as its owner, or as whoever the settings name."""
     redis_url: SecretStr
     reader_url: SecretStr | None
     """The database as a role that reads what the migrations let it; None where no such role is known."""
+    role_urls: Mapping[DatabaseRole, SecretStr] = field(default_factory=dict)
+    """The database as the workers' roles, where they are known."""
+
+    def worker_url(self, kind: WorkerKind) -> SecretStr:
+        """The database for a worker of this kind: with the rights of its role alone, where that is known."""
+        return self.role_urls.get(ROLE_OF_KIND[kind], self.database_url)
 
 
 def write_running(folder: StateFolder, supervisord: ProcessIdentity, connections: Connections) -> None:
@@ -31,6 +41,7 @@ def write_running(folder: StateFolder, supervisord: ProcessIdentity, connections
         "database_url": connections.database_url.get_secret_value(),
         "redis_url": connections.redis_url.get_secret_value(),
         "reader_url": connections.reader_url.get_secret_value() if connections.reader_url else None,
+        "role_urls": {role.value: url.get_secret_value() for role, url in connections.role_urls.items()},
     }
     write_private(folder.running_file, json.dumps(content, indent=1))
 
@@ -45,6 +56,7 @@ def find_connections(state_dir: Path) -> Connections | None:
         database_url=SecretStr(content["database_url"]),
         redis_url=SecretStr(content["redis_url"]),
         reader_url=SecretStr(reader_url) if reader_url else None,
+        role_urls={DatabaseRole(role): SecretStr(url) for role, url in content.get("role_urls", {}).items()},
     )
 
 
@@ -59,7 +71,7 @@ def resolve_connections(settings: Settings) -> Connections:
     Raises ServiceUnavailable when an embedded server is meant and none runs.
     """
     if settings.database_url is not None and settings.redis_url is not None:
-        return Connections(settings.database_url, settings.redis_url, None)
+        return Connections(settings.database_url, settings.redis_url, _reader_url(settings))
     embedded = find_connections(settings.state_dir)
     if embedded is None:
         raise ServiceUnavailable(
@@ -69,5 +81,23 @@ def resolve_connections(settings: Settings) -> Connections:
     return Connections(
         database_url=settings.database_url or embedded.database_url,
         redis_url=settings.redis_url or embedded.redis_url,
-        reader_url=embedded.reader_url if settings.database_url is None else None,
+        reader_url=embedded.reader_url if settings.database_url is None else _reader_url(settings),
+        role_urls=embedded.role_urls if settings.database_url is None else {},
     )
+
+
+def resolve_redis(settings: Settings) -> SecretStr:
+    """The broker's address alone, for whoever needs no database. Raises ServiceUnavailable likewise."""
+    return settings.redis_url or resolve_connections(settings).redis_url
+
+
+def _reader_url(settings: Settings) -> SecretStr | None:
+    """The database of the settings as its reader; None where no password is known."""
+    from sqlalchemy import make_url
+
+    reader = settings.logins.login(DatabaseRole.READER)
+    if settings.database_url is None or reader is None or reader.password is None:
+        return None
+    url = make_url(settings.database_url.get_secret_value())
+    url = url.set(username=reader.name, password=reader.password.get_secret_value())
+    return SecretStr(url.render_as_string(hide_password=False))

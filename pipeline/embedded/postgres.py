@@ -14,23 +14,19 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from pipeline.db.roles import SESSION_SETTINGS, DatabaseRole
 from pipeline.embedded import child
 from pipeline.embedded.folder import StateFolder, write_private
 from pipeline.embedded.processes import MARKER
 from pipeline.embedded.supervision import Service, restart_bound
 from pipeline.errors import ConfigurationError, ServiceUnavailable
 
-if TYPE_CHECKING:
-    import psycopg
-
 MAJOR_VERSION = 18
 DATABASE = "specthink"
 OWNER = "specthink"
-READER = "specthink_reader"
-READER_SETTINGS: Mapping[str, str] = {"default_transaction_read_only": "on", "statement_timeout": "30s"}
+LOGINS: Mapping[DatabaseRole, str] = {role: f"specthink_{role.value}" for role in DatabaseRole}
 _SYSTEM_USER = "specthink-db"
 _INITDB_TIMEOUT_S = 300.0
 _SETTINGS: Mapping[str, str] = {
@@ -210,10 +206,10 @@ def _remove_stale_lock(folder: StateFolder) -> None:
         lock.unlink(missing_ok=True)
 
 
-def connection_url(folder: StateFolder, role: str = OWNER, database: str = DATABASE) -> str:
-    """For psycopg; SQLAlchemy takes it with ``postgresql+psycopg`` in front. Contains the role's password."""
+def connection_url(folder: StateFolder, login: str = OWNER, database: str = DATABASE) -> str:
+    """For psycopg; SQLAlchemy takes it with ``postgresql+psycopg`` in front. Contains the login's password."""
     return (
-        f"postgresql://{role}:{folder.password(role)}@/{database}?host={quote(str(folder.postgres_sockets), safe='')}"
+        f"postgresql://{login}:{folder.password(login)}@/{database}?host={quote(str(folder.postgres_sockets), safe='')}"
     )
 
 
@@ -234,8 +230,10 @@ def try_connect(folder: StateFolder) -> bool:
 
 
 def ensure_database(folder: StateFolder) -> None:
-    """Create the database and the reader on first use. What the reader may see is granted by the migrations."""
+    """Create the database and the logins on first use. What each login may do is granted after the migrations."""
     import psycopg
+
+    from pipeline.db.grants import ensure_login
 
     with psycopg.connect(
         connection_url(folder, database="postgres"), autocommit=True, connect_timeout=30
@@ -244,30 +242,6 @@ def ensure_database(folder: StateFolder) -> None:
             connection.execute(f"CREATE DATABASE {DATABASE}")
         for database in (DATABASE, "postgres", "template1"):
             connection.execute(f"REVOKE ALL ON DATABASE {database} FROM PUBLIC")
-        ensure_login_role(connection, READER, folder.password(READER), settings=READER_SETTINGS)
-
-
-def ensure_login_role(
-    connection: psycopg.Connection[tuple[object, ...]], name: str, password: str, *, settings: Mapping[str, str]
-) -> None:
-    """Create or correct a role that may connect to the database and do nothing else.
-
-    settings: parameters that each of its sessions begins with. The password is sent as its SCRAM verifier, so that no
-    log can hold it.
-    """
-    from psycopg import sql
-
-    role = sql.Identifier(name)
-    verifier = connection.pgconn.encrypt_password(password.encode(), name.encode(), b"scram-sha-256").decode()
-    exists = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (name,)).fetchone()
-    verb = sql.SQL("ALTER" if exists else "CREATE")
-    connection.execute(
-        sql.SQL("{} ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE PASSWORD {}").format(
-            verb, role, sql.Literal(verifier)
-        )
-    )
-    for setting, value in settings.items():
-        connection.execute(
-            sql.SQL("ALTER ROLE {} SET {} = {}").format(role, sql.Identifier(setting), sql.Literal(value))
-        )
-    connection.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(sql.Identifier(DATABASE), role))
+        for role, login in LOGINS.items():
+            ensure_login(connection, login, folder.password(login), settings=SESSION_SETTINGS.get(role, {}))
+            connection.execute(f"GRANT CONNECT ON DATABASE {DATABASE} TO {login}")

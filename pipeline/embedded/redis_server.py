@@ -28,6 +28,7 @@ appendonly yes
 appendfsync everysec
 aof-load-truncated yes
 maxmemory-policy noeviction
+proto-max-bulk-len 1mb
 """
 
 

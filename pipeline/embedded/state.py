@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from pipeline.db.roles import DatabaseRole
 from pipeline.embedded import postgres, redis_server
 from pipeline.embedded.connections import Connections, find_connections, write_running
 from pipeline.embedded.folder import StateFolder
@@ -151,7 +152,12 @@ def _launch(folder: StateFolder, *, die_with_parent: bool) -> EmbeddedState:
     connections = Connections(
         database_url=SecretStr(postgres.connection_url(folder)),
         redis_url=SecretStr(redis_url),
-        reader_url=SecretStr(postgres.connection_url(folder, postgres.READER)),
+        reader_url=SecretStr(postgres.connection_url(folder, postgres.LOGINS[DatabaseRole.READER])),
+        role_urls={
+            role: SecretStr(postgres.connection_url(folder, login))
+            for role, login in postgres.LOGINS.items()
+            if role is not DatabaseRole.READER
+        },
     )
     supervisord = ProcessIdentity.of(supervisor.pid())
     if supervisord is None:

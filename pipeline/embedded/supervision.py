@@ -33,6 +33,9 @@ _NAME = re.compile(r"[a-z][a-z0-9_.-]{0,62}")
 _RESERVED_NAMES = frozenset({"postgres", "redis", "supervisord"})
 _FAULT_BAD_NAME, _FAULT_ALREADY_STARTED, _FAULT_NOT_RUNNING = 10, 60, 70  # supervisor.xmlrpc.Faults
 
+_NOT_INHERITED = ("SPECTHINK_FLOWER__BASIC_AUTH", "SPECTHINK_LOGINS__")
+"""Secrets that a program has only where they are spelled out for it."""
+
 _HEAD = """\
 [unix_http_server]
 file={socket}
@@ -223,6 +226,7 @@ def launch_supervisord(folder: StateFolder, *, die_with_parent: bool) -> None:
             "SPECTHINK_CHILD": child.__file__,
         },
         "cwd": str(folder.path),
+        "umask": 0o077,  # of all it starts: logs, the append-only file, whatever a worker writes
         "output": str(folder.log_path("supervisord.out")),
         "hold": str(folder.alive_file),
     }
@@ -231,7 +235,8 @@ def launch_supervisord(folder: StateFolder, *, die_with_parent: bool) -> None:
     write_private(spec, json.dumps(launch, indent=1))
     write_configuration(folder)
     argv = [sys.executable, "-I", "-S", child.__file__, str(spec)]
-    pid = os.posix_spawn(sys.executable, argv, dict(os.environ), setsid=die_with_parent)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
+    pid = os.posix_spawn(sys.executable, argv, environment, setsid=die_with_parent)
     if not die_with_parent:
         os.waitpid(pid, 0)
     _wait_for_answer(folder, child_pid=pid if die_with_parent else None)

@@ -41,6 +41,8 @@ class MathGrader:
         if reference is None:
             return unscored(boxed)
         expected = _bare_reference(reference)
+        if len(expected) > MAX_TEXT_CHARS:
+            raise GradingError(f"the reference answer is longer than {MAX_TEXT_CHARS} characters")
         if boxed is not None:
             return self._grade_formula(boxed, expected)
         return self._grade_text(answer_text[-MAX_TEXT_CHARS:], expected)
@@ -93,10 +95,13 @@ def _bare_reference(reference: str) -> str:
 def _parse_answer(text: str, timeout_s: int) -> list[Any]:
     """The formulas in a model's text; none where math-verify cannot read it, or not in time."""
     from math_verify import parse
+    from math_verify.errors import TimeoutException
 
     _quiet()
     try:
         formulas: list[Any] = parse(text, parsing_timeout=timeout_s)
+    except (MemoryError, TimeoutException):  # outside of what math-verify guards itself
+        return []
     except ValueError as error:
         raise GradingError(f"the math grader works in a process's main thread only: {error}") from error
     return formulas

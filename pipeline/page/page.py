@@ -12,6 +12,7 @@ from pipeline.page import charts
 from pipeline.reports import Comparison, Job, JobStats, Result, SampleReport
 from pipeline.samples import Author
 from pipeline.steps import NO_TAKEOVER
+from pipeline.texts import visible
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,7 @@ def render_page(data: PageData) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=_seen,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -70,6 +72,11 @@ def render_page(data: PageData) -> str:
         verdict=_verdict,
         opened=_first_to_read(data),
     )
+
+
+def _seen(value: object) -> object:
+    """Text that was written by others, with its control characters shown; what the template made itself as it is."""
+    return visible(value) if type(value) is str else value
 
 
 def _first_to_read(data: PageData) -> SampleReport | None:

@@ -10,6 +10,7 @@ from pipeline.problems.sets import (
     Problem,
     ProblemSet,
     check_prompt_lengths,
+    check_storable,
     content_sha256,
     load_problem_set,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "Problem",
     "ProblemSet",
     "check_prompt_lengths",
+    "check_storable",
     "content_sha256",
     "load_problem_set",
 ]

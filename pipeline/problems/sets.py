@@ -6,30 +6,37 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ProblemSetError
 from pipeline.problems.files import (
+    MAX_FILE_BYTES,
     MAX_LINE_BYTES,
     Fault,
     NumberText,
     Row,
     UnreadableFile,
     check_text,
+    footprint,
     read_rows,
     to_plain,
     type_name,
     unit_name,
 )
+from pipeline.texts import printable
+
+MAX_ID_CHARS = 500
+"""Longest id of a problem: Postgres keeps it in an index, whose entries have 2,704 bytes at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """One question.
 
-    external_id: the file's id, else its 0-based row as text; unique in its set.
+    external_id: the file's id, else its 0-based row as text; unique in its set, 500 characters at most.
     answer: the reference answer as it was written (a number keeps its form); None: no reference.
     metadata: all other columns that have a value, as plain JSON values; ``choices`` is a multiple choice's list of
         texts.
@@ -76,7 +83,12 @@ USUAL_COLUMNS = {
     "subject": ("subject",),
     "level": ("level",),
 }
-"""By precedence; upper and lower case are the same. A file that has several keeps the later ones as metadata."""
+"""By precedence; upper and lower case are the same. A file that has several keeps the later ones as metadata, but for
+those of the answer: a worked solution holds it, and those who generate can read metadata."""
+
+
+_ROW_BYTES = 500
+"""What a row takes besides its values, with the problem that it becomes and its place."""
 
 
 def load_problem_set(
@@ -85,17 +97,20 @@ def load_problem_set(
     name: str | None = None,
     columns: ColumnNames | None = None,
     max_faults: int = 10,
+    max_bytes: int = MAX_FILE_BYTES,
     max_line_bytes: int = MAX_LINE_BYTES,
 ) -> ProblemSet:
     """Read a .jsonl, .ndjson, .csv or .parquet file; name: the file's base name where none is given.
 
+    A link to a regular file is followed. max_bytes: the largest file; its rows may take three times as much in memory.
     Raises ProblemSetError with the first max_faults faults: a file with any fault is refused whole.
     """
     file = Path(path)
+    entries = read_rows(file, max_file_bytes=max_bytes, max_line_bytes=max_line_bytes)
     try:
-        rows, faults = _collect(read_rows(file, max_line_bytes=max_line_bytes), max_faults)
+        rows, faults = _collect(entries, max_faults, max_memory=3 * max_bytes)
     except UnreadableFile as error:
-        raise ProblemSetError(str(file), [str(error)]) from error
+        raise ProblemSetError(printable(str(file)), [printable(str(error))]) from error
     problems: tuple[Problem, ...] = ()
     if rows:
         problems, row_faults = _make_problems(rows, columns or ColumnNames(), unit_name(file), max_faults)
@@ -103,12 +118,13 @@ def load_problem_set(
     elif not faults:
         faults = [Fault(number=None, reason="empty: it holds no problem")]
     if faults:
-        raise ProblemSetError(str(file), [_describe(fault, unit_name(file)) for fault in faults[:max_faults]])
+        told = [_describe(fault, unit_name(file)) for fault in faults[:max_faults]]
+        raise ProblemSetError(printable(str(file)), told)
     return ProblemSet(
-        name=name or file.stem,
+        name=name or printable(file.stem),
         content_sha256=content_sha256(problems),
         problems=problems,
-        source=str(file),
+        source=printable(str(file)),
         places=tuple(f"{unit_name(file)} {row.number}" for row in rows),
     )
 
@@ -124,6 +140,41 @@ def content_sha256(problems: Iterable[Problem]) -> str:
         record = [problem.external_id, problem.prompt, problem.answer, problem.subject, problem.level, metadata]
         digest.update(json.dumps(record, separators=(",", ":")).encode() + b"\n")
     return digest.hexdigest()
+
+
+def check_storable(problem_set: ProblemSet, *, max_faults: int = 10) -> None:
+    """Refuse a set made by hand that the database cannot keep. Raises ProblemSetError with the first faults."""
+    faults: list[str] = []
+    seen: set[str] = set()
+    try:
+        check_text(problem_set.name)
+    except ValueError as error:
+        faults.append(f"its name: {error}")
+    for problem in problem_set.problems:
+        try:
+            _check_problem(problem, seen)
+        except (TypeError, ValueError) as error:
+            faults.append(f"problem {printable(problem.external_id, most=40)!r}: {error}")
+        if len(faults) >= max_faults:
+            break
+    if faults:
+        raise ProblemSetError(printable(problem_set.source or problem_set.name), [printable(fault) for fault in faults])
+
+
+def _check_problem(problem: Problem, seen: set[str]) -> None:
+    if problem.external_id in seen:
+        raise ValueError("its id occurs twice")
+    seen.add(problem.external_id)
+    _check_id(problem.external_id)
+    for text in (problem.external_id, problem.prompt, problem.answer, problem.subject, problem.level):
+        check_text(text or "")
+    to_plain(problem.metadata)
+    json.dumps(problem.metadata, allow_nan=False)
+
+
+def _check_id(external_id: str) -> None:
+    if len(external_id) > MAX_ID_CHARS:
+        raise ValueError(f"an id of {len(external_id)} characters; {MAX_ID_CHARS} is the limit")
 
 
 def check_prompt_lengths(
@@ -150,13 +201,20 @@ def check_prompt_lengths(
         raise ProblemSetError(problem_set.source or problem_set.name, faults)
 
 
-def _collect(entries: Iterator[Row | Fault], max_faults: int) -> tuple[list[Row], list[Fault]]:
-    """All rows, or what came before the fault that is one too many."""
+def _collect(entries: Iterator[Row | Fault], max_faults: int, *, max_memory: int) -> tuple[list[Row], list[Fault]]:
+    """All rows, or what came before the fault that is one too many. Raises UnreadableFile beyond max_memory bytes."""
     rows: list[Row] = []
     faults: list[Fault] = []
+    memory = 0
     for entry in entries:
         if isinstance(entry, Row):
             rows.append(entry)
+            memory += _ROW_BYTES + footprint(entry.values)
+            if memory > max_memory:
+                raise UnreadableFile(
+                    f"its first {len(rows):,} rows take {max_memory / 2**20:,.0f} MiB of memory, which is the limit; "
+                    "split it, or leave out the columns that are not needed"
+                )
             continue
         faults.append(entry)
         if len(faults) == max_faults:
@@ -165,7 +223,8 @@ def _collect(entries: Iterator[Row | Fault], max_faults: int) -> tuple[list[Row]
 
 
 def _describe(fault: Fault, unit: str) -> str:
-    return fault.reason if fault.number is None else f"{unit} {fault.number}: {fault.reason}"
+    reason = printable(fault.reason)
+    return reason if fault.number is None else f"{unit} {fault.number}: {reason}"
 
 
 def _make_problems(
@@ -195,7 +254,7 @@ def _make_problems(
 
 def _resolve_columns(columns: ColumnNames, present: dict[str, None]) -> dict[str, str | None]:
     """The file's column for each part of a problem. present: in the order of the file. Raises ValueError."""
-    listed = ", ".join(map(repr, present))
+    listed = _list_columns(present)
     resolved: dict[str, str | None] = {}
     for part in fields(ColumnNames):
         given: str | None = getattr(columns, part.name)
@@ -209,6 +268,11 @@ def _resolve_columns(columns: ColumnNames, present: dict[str, None]) -> dict[str
     if len(set(taken)) < len(taken):
         raise ValueError(f"one column is named for two parts of a problem: {', '.join(taken)}")
     return resolved
+
+
+def _list_columns(present: dict[str, None], most: int = 20) -> str:
+    more = f" and {len(present) - most} more" if len(present) > most else ""
+    return ", ".join(repr(printable(name, most=40)) for name in islice(present, most)) + more
 
 
 def _find_usual(usual: Sequence[str], present: dict[str, None]) -> str | None:
@@ -229,9 +293,11 @@ def _make_problem(values: dict[str, Any], columns: dict[str, str | None], *, def
     if type(prompt) is not str:
         raise ValueError(f"wrong type: {prompt_column!r} must be text, not {type_name(prompt)}")
     check_text(prompt)
-    used = set(columns.values())
+    used = {*columns.values(), *(name for name in values if name.lower() in USUAL_COLUMNS["answer"])}
+    external_id = _text_of(values, columns["id"]) or default_id
+    _check_id(external_id)
     return Problem(
-        external_id=_text_of(values, columns["id"]) or default_id,
+        external_id=external_id,
         prompt=prompt,
         answer=_text_of(values, columns["answer"]),
         subject=_text_of(values, columns["subject"]),

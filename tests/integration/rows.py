@@ -48,7 +48,7 @@ def add_job(
                 SELECT :name, p.id, CAST(:state AS varchar), CAST(:config AS jsonb), '{}', :policy, 'S', 'L',
                        :first_role, p.num_problems, :num_samples,
                        now() - make_interval(secs => CAST(:seconds AS float8)),
-                       CASE WHEN CAST(:state AS varchar) <> 'running' THEN now() END
+                       CASE WHEN CAST(:state AS varchar) NOT IN ('running', 'paused') THEN now() END
                 FROM problem_sets p WHERE p.id = :set RETURNING id
             """),
             {

@@ -12,8 +12,8 @@ from sqlalchemy import Connection, text
 from sqlalchemy import Engine as DbEngine
 
 import workers.writer
+from pipeline.db.control import cancel_job, cancel_samples
 from pipeline.db.session import transaction
-from pipeline.db.submissions import cancel_job
 from pipeline.db.upkeep import settle_workers
 from pipeline.embedded import Connections
 from pipeline.errors import ServiceUnavailable
@@ -121,7 +121,13 @@ def test_books_balance_when_nothing_happens(crew: Crew) -> None:
 
 def test_books_balance_after_a_cancel(crew: Crew) -> None:
     job = crew.submit(limit=16, temperature=0.9)
-    crew.work(until=while_writing(crew, job, lambda connection: cancel_job(connection, job)))
+
+    def cancel(connection: Connection) -> None:
+        cancel_job(connection, job)
+        while cancel_samples(connection, job):
+            pass
+
+    crew.work(until=while_writing(crew, job, cancel))
     crew.work()
     assert sum(check_books(crew).values()) > 0
 

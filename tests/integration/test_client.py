@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from pipeline import Client, ColumnNames, Problem, ProblemSet
-from pipeline.db.grants import grant_reading
+from pipeline.db.grants import grant_roles
+from pipeline.db.roles import DatabaseRole
 from pipeline.db.session import transaction
 from pipeline.embedded import Connections
 from pipeline.errors import (
@@ -26,6 +27,7 @@ from pipeline.errors import (
 )
 from pipeline.jobs import JobState
 from pipeline.problems import content_sha256
+from pipeline.reports import JobChange
 from pipeline.samples import Author, ModelRole, SampleState
 from tests.integration.rows import (
     add_engine,
@@ -154,10 +156,9 @@ def test_problem_set_that_cannot_be_asked_so_is_refused(client: Client) -> None:
 
 def test_cancel_ends_open_samples_once(client: Client) -> None:
     job = client.submit(small_set("1?", "2?"), small="S", large="L")
-    assert client.cancel(job) == 2
+    assert client.cancel(job) == JobChange(job_id=job.id, state=JobState.CANCELLED, is_new=True, num_samples=2)
     assert client.job(job.id).state is JobState.CANCELLED
-    with pytest.raises(JobError, match="it is cancelled"):
-        client.cancel(job)
+    assert client.cancel(job) == JobChange(job_id=job.id, state=JobState.CANCELLED, is_new=False, num_samples=2)
     with pytest.raises(NotFound):
         client.cancel(4711)
 
@@ -429,13 +430,10 @@ def test_sql_tells_what_is_wrong_with_a_query(client: Client) -> None:
 
 
 def test_reader_sees_every_view_and_changes_nothing(connections: Connections, db_engine: Engine) -> None:
-    assert connections.reader_url is not None
+    role = "specthink_reader"
     with transaction(db_engine) as connection:
-        grant_reading(connection, connections.reader_url)
-        grant_reading(connection, connections.reader_url)
-        name = connection.execute(text("SELECT current_database()")).scalar_one()
-        role = every(connection, "SELECT rolname FROM pg_roles WHERE rolname LIKE '%reader'")[0]["rolname"]
-        connection.execute(text(f'GRANT CONNECT ON DATABASE "{name}" TO {role}'))
+        grant_roles(connection, {DatabaseRole.READER: role})
+        grant_roles(connection, {DatabaseRole.READER: role})
     with Client(connections.database_url, connections.reader_url) as client:
         assert client.sql("SELECT current_user").rows == [(role,)]
         assert client.sql("SELECT count(*) FROM job_summary").rows == [(0,)]

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -471,59 +471,78 @@ def test_model_that_is_not_there_is_a_configuration_error(tmp_path: Path) -> Non
 
 
 LOAD_AND_FAIL = """
-import sys
+import json, sys
 from pipeline.errors import ConfigurationError
 from pipeline.samples import ModelRole
 from pipeline.settings import EngineSettings
 from workers.engine.vllm import load_engine
 
 def main():
-    try:
-        load_engine(sys.argv[1], None, ModelRole.SMALL, EngineSettings.model_validate_json(sys.argv[2]))
-    except ConfigurationError as error:
-        print("ERROR", error, flush=True)
+    for line in sys.stdin:
+        model, settings = json.loads(line)
+        try:
+            load_engine(model, None, ModelRole.SMALL, EngineSettings(**settings))
+            print("LOADED", flush=True)
+        except ConfigurationError as error:
+            print("ERROR", error, flush=True)
 
 if __name__ == "__main__":
     main()
 """
 
 
-def load_and_fail(model: Path, tmp_path: Path, **overrides: object) -> str:
-    script = tmp_path / "load.py"
+@pytest.fixture(scope="module")
+def load_and_fail(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
+    """Loads models one after the other, in one process that has no engine before; gives the error of each."""
+    script = tmp_path_factory.mktemp("loader") / "load.py"
     script.write_text(LOAD_AND_FAIL)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, str(script), str(model), settings(**overrides).model_dump_json()]
-    run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=300, check=False)
-    [error] = [line for line in run.stdout.splitlines() if line.startswith("ERROR")]
-    return error
+    with subprocess.Popen(
+        [sys.executable, str(script)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+
+        def ask(model: Path, **overrides: object) -> str:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(json.dumps([str(model), settings(**overrides).model_dump(mode="json")]) + "\n")
+            process.stdin.flush()
+            return next(line for line in process.stdout if line.startswith(("ERROR", "LOADED")))
+
+        yield ask
+        process.stdin.close()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("process", ["inline", "separate"])
-def test_broken_weights_are_a_configuration_error(tmp_path: Path, process: str) -> None:
+def test_broken_weights_are_a_configuration_error(
+    load_and_fail: Callable[..., str], tmp_path: Path, process: str
+) -> None:
     folder = make_model(tmp_path / "broken-model")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    error = load_and_fail(folder, tmp_path, process=process)
+    error = load_and_fail(folder, process=process)
     assert "broken-model: the model cannot be loaded" in error
     assert "safetensor" in error.lower()
 
 
 @pytest.mark.slow
-def test_unsupported_head_size_is_a_configuration_error(tmp_path: Path) -> None:
-    error = load_and_fail(make_model(tmp_path / "odd-model", head_size=24), tmp_path)
+def test_unsupported_head_size_is_a_configuration_error(load_and_fail: Callable[..., str], tmp_path: Path) -> None:
+    error = load_and_fail(make_model(tmp_path / "odd-model", head_size=24))
     assert "odd-model: the model cannot be run" in error
     assert "head" in error.lower()
 
 
 @pytest.mark.slow
-def test_too_much_memory_is_a_configuration_error(model: Path, tmp_path: Path) -> None:
-    error = load_and_fail(model, tmp_path, cpu_kv_cache_gib=10**6)
+def test_too_much_memory_is_a_configuration_error(load_and_fail: Callable[..., str], model: Path) -> None:
+    error = load_and_fail(model, cpu_kv_cache_gib=10**6)
     assert "tiny: the model cannot be loaded" in error
     assert "memory" in error.lower()
 
 
 @pytest.mark.slow
-def test_context_longer_than_the_models_is_a_configuration_error(model: Path, tmp_path: Path) -> None:
-    error = load_and_fail(model, tmp_path, max_model_len=10 * MAX_MODEL_LEN)
+def test_context_longer_than_the_models_is_a_configuration_error(
+    load_and_fail: Callable[..., str], model: Path
+) -> None:
+    error = load_and_fail(model, max_model_len=10 * MAX_MODEL_LEN)
     assert "max_model_len" in error

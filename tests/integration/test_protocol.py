@@ -15,6 +15,8 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import IntegrityError
 
 from pipeline.db import migrate
+from pipeline.db.control import cancel_job, cancel_samples
+from pipeline.db.grading import Ungraded, begin_grade, end_grade, select_ungraded, time_out_grades
 from pipeline.db.hops import (
     ClaimedSample,
     Hop,
@@ -26,7 +28,7 @@ from pipeline.db.hops import (
     release_samples,
 )
 from pipeline.db.session import transaction
-from pipeline.db.submissions import cancel_job, insert_job, put_problem_set
+from pipeline.db.submissions import insert_job, put_problem_set
 from pipeline.db.tables import METADATA
 from pipeline.db.upkeep import (
     Settled,
@@ -47,6 +49,7 @@ from pipeline.samples import (
     Author,
     ErrorClass,
     FinishReason,
+    GradeStatus,
     ModelRole,
     Piece,
     SampleState,
@@ -496,8 +499,9 @@ def test_cancelled_job_refuses_what_is_still_being_written(connection: Connectio
     job = make_job(connection)
     worker = make_worker(connection)
     samples = claim(connection, worker, admit_all(connection))
-    assert cancel_job(connection, job) == 2
-    assert cancel_job(connection, job) is None
+    assert cancel_job(connection, job)
+    assert not cancel_job(connection, job)
+    assert cancel_samples(connection, job) == 2
     assert commit(connection, worker, *(written(sample, SampleState.FINISHED) for sample in samples)) == []
     assert held_epochs(connection, worker) == {}
     assert {state_of(connection, sample.sample_id) for sample in samples} == {"cancelled"}
@@ -550,3 +554,52 @@ def test_claim_uses_the_primary_key_however_many_samples_there_are(connection: C
         ).scalars()
     )
     assert "Seq Scan on samples" not in plan, plan
+
+
+def finish_one(connection: Connection) -> Ungraded:
+    job = make_job(connection, num_problems=1)
+    worker = make_worker(connection)
+    [sample] = claim(connection, worker, admit_all(connection))
+    commit(connection, worker, written(sample, SampleState.FINISHED))
+    [ungraded] = select_ungraded(connection, [sample.sample_id], job_id=job)
+    return ungraded
+
+
+def begin(connection: Connection, ungraded: Ungraded, patience: dt.timedelta) -> bool:
+    return begin_grade(
+        connection, sample_id=ungraded.sample_id, epoch=ungraded.epoch, grader="math", version="1", patience=patience
+    )
+
+
+def test_grading_whose_grader_was_killed_is_begun_once_more_before_it_counts_as_timed_out(
+    connection: Connection,
+) -> None:
+    ungraded = finish_one(connection)
+    hour, none = dt.timedelta(hours=1), dt.timedelta(0)
+    assert begin(connection, ungraded, hour)
+    assert not begin(connection, ungraded, hour), "somebody may still be at it"
+    assert time_out_grades(connection, age=none, tries=2) == []
+    assert begin(connection, ungraded, none)
+    assert time_out_grades(connection, age=hour, tries=2) == []
+    assert time_out_grades(connection, age=none, tries=2) == [ungraded.sample_id]
+    row = connection.execute(text("SELECT s.state, s.score, g.status FROM samples s JOIN grades g ON true")).one()
+    assert row == ("graded", None, "timeout")
+
+
+def test_grade_of_a_text_that_was_drawn_again_is_refused(connection: Connection) -> None:
+    ungraded = finish_one(connection)
+    assert begin(connection, ungraded, dt.timedelta(0))
+    connection.execute(text("UPDATE samples SET epoch = epoch + 1"))
+    assert not end_grade(
+        connection,
+        sample_id=ungraded.sample_id,
+        epoch=ungraded.epoch,
+        grader="math",
+        version="1",
+        status=GradeStatus.DONE,
+        score=1.0,
+        predicted_answer="2",
+        detail=None,
+    )
+    assert state_of(connection, ungraded.sample_id) == "finished"
+    assert not begin(connection, ungraded, dt.timedelta(0))

@@ -17,9 +17,10 @@ from sqlalchemy import Connection, make_url, text
 from sqlalchemy import Engine as DbEngine
 
 from pipeline.chat import ChatModel
+from pipeline.db.control import cancel_job, cancel_samples
 from pipeline.db.hops import Committed, claim_samples, commit_hops, held_epochs
 from pipeline.db.session import open_database, transaction
-from pipeline.db.submissions import cancel_job, insert_job, put_problem_set
+from pipeline.db.submissions import insert_job, put_problem_set
 from pipeline.db.upkeep import admit_samples, overdue_samples, settle_workers
 from pipeline.db.workforce import Registration, close_books, put_engine, register_worker
 from pipeline.errors import EngineUnavailable
@@ -171,6 +172,7 @@ def test_cancelled_samples_are_aborted_and_their_tokens_booked_as_dropped(slow_d
     soon(lambda: slow_desk.engine.stats().num_generated_tokens > 0)
     with transaction(slow_desk.db_engine) as connection:
         cancel_job(connection, slow_desk.job_id)
+        cancel_samples(connection, slow_desk.job_id)
     before = slow_desk.writer.in_flight()
     with transaction(slow_desk.db_engine) as connection:
         held = held_epochs(connection, slow_desk.worker_id)

@@ -54,7 +54,8 @@ def commands() -> dict[str, click.Command]:
 def test_all_verbs_are_there() -> None:
     expected = [
         *("up", "down", "migrate", "flower", "submit", "status", "watch", "results", "stats", "compare", "cancel"),
-        *("sql", "doctor", "sample", "grade", "report", "replay"),
+        *("sql", "doctor", "sample", "grade", "report", "replay", "pause", "resume", "retry", "priority", "clone"),
+        "errors",
     ]
     workers = [f"worker {kind}" for kind in ("small", "large", "grade", "upkeep")]
     assert sorted(commands()) == sorted(expected + workers)

@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
+from pipeline.db.roles import DatabaseRole
 from pipeline.settings import Settings
 from tests.command_lines import parse
 
@@ -19,11 +20,24 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
     "POSTGRES_PASSWORD": "pg-secret",
     "REDIS_PASSWORD": "redis-secret",
+    "WRITER_PASSWORD": "writer-secret",
+    "GRADER_PASSWORD": "grader-secret",
+    "UPKEEP_PASSWORD": "upkeep-secret",
+    "READER_PASSWORD": "reader-secret",
     "FLOWER_BASIC_AUTH": "user:secret",
     "SPECTHINK_SMALL_MODEL": "org/small",
     "SPECTHINK_LARGE_MODEL": "org/large",
 }
 OURS = ("migrate", "small", "large", "grade", "upkeep", "flower")
+LOGINS = {
+    "migrate": "specthink:pg-secret",
+    "small": "specthink_writer:writer-secret",
+    "large": "specthink_writer:writer-secret",
+    "grade": "specthink_grader:grader-secret",
+    "upkeep": "specthink_upkeep:upkeep-secret",
+    "flower": None,
+}
+"""Who each service is in the database."""
 
 
 def interpolate(value: Any, environment: dict[str, str]) -> Any:
@@ -97,10 +111,40 @@ def test_environment_makes_valid_settings(
     for variable, value in environment.items():
         monkeypatch.setenv(variable, str(value))
     settings = Settings()
-    assert settings.database_url is not None
+    login = LOGINS[name]
+    found = settings.database_url.get_secret_value() if settings.database_url else None
+    assert found == (f"postgresql://{login}@postgres:5432/specthink" if login else None)
     assert settings.redis_url is not None
-    assert settings.database_url.get_secret_value() == "postgresql://specthink:pg-secret@postgres:5432/specthink"
     assert settings.redis_url.get_secret_value() == "redis://:redis-secret@redis:6379/0"
+    given = {role.value: login.name for role, login in settings.logins.all().items()}
+    roles = {role.value: f"specthink_{role.value}" for role in DatabaseRole}
+    assert given == (roles if name == "migrate" else {})
+
+
+@pytest.mark.parametrize("name", OURS[1:])
+def test_service_knows_no_password_of_another_role(name: str, services: dict[str, dict[str, Any]]) -> None:
+    own = (LOGINS[name] or ":").partition(":")[2]
+    content = json.dumps(services[name])
+    known = {secret for variable, secret in ENVIRONMENT.items() if variable.endswith("_PASSWORD") and secret in content}
+    assert known <= {own, "redis-secret"}
+
+
+def test_nothing_runs_as_root_or_with_its_rights(services: dict[str, dict[str, Any]]) -> None:
+    for service in services.values():
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert "privileged" not in service
+        assert "cap_add" not in service
+    assert (services["postgres"]["user"], services["redis"]["user"]) == ("postgres", "redis")
+    stages = re.split(r"^FROM ", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)[1:]
+    last_users = {stage.split()[2]: re.findall(r"^USER (\w+)$", stage, re.MULTILINE) for stage in stages}
+    assert last_users["cpu"] == last_users["gpu"] == ["specthink"]
+    assert {services[name]["build"]["target"] for name in OURS} == {"cpu", "gpu"}
+
+
+def test_files_of_all_but_the_models_containers_are_read_only(services: dict[str, dict[str, Any]]) -> None:
+    writable = {name for name, service in services.items() if not service["read_only"]}
+    assert writable == {"small", "large"}
 
 
 def test_flower_asks_for_a_password_on_the_port_that_is_published(
@@ -139,6 +183,7 @@ def test_redis_keeps_every_message() -> None:
     assert options["appendonly"] == "yes"
     assert options["maxmemory-policy"] == "noeviction"
     assert options["requirepass"] == "redis-secret"
+    assert options["proto-max-bulk-len"] == "1mb"
 
 
 @pytest.mark.parametrize(("name", "gpu"), [("small", "0"), ("large", "1")])

@@ -11,11 +11,14 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pyarrow import parquet
 
-from pipeline.exports import ExportFormat, write_results
+from pipeline.exports import ExportFormat, csv_text, write_results
 from pipeline.reports import Result
 from pipeline.samples import FinishReason, SampleState
+from tests.fuzzing import examples
 
 
 def make_result(**changes: Any) -> Result:
@@ -57,7 +60,7 @@ def test_csv_comes_back_as_it_was() -> None:
     assert (row["output"], row["state"], row["score"], row["subject"]) == (AWKWARD, "graded", "-0.5", "")
 
 
-@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n"])
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "＝", "＠", "'=", "''-"])
 def test_csv_texts_cannot_start_a_formula(start: str) -> None:
     (row,) = csv_rows(make_result(output=f"{start}HYPERLINK(1)", predicted_answer=f"{start}1", problem=f"{start}p"))
     assert [row[name] for name in ("output", "predicted_answer", "problem")] == [
@@ -65,6 +68,26 @@ def test_csv_texts_cannot_start_a_formula(start: str) -> None:
         f"'{start}1",
         f"'{start}p",
     ]
+
+
+storable = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
+formulas = st.builds(
+    lambda start, rest: start + rest, st.text(st.sampled_from("'=+-@\t\r\n＝＋－＠,;\"1"), max_size=4), storable
+)
+
+
+@examples(60)
+@given(st.one_of(storable, formulas), st.floats(allow_nan=False, allow_infinity=False))
+def test_no_cell_is_a_formula_and_every_text_comes_back(written_text: str, score: float) -> None:
+    result = make_result(output=written_text, problem=written_text, score=score, subject=written_text or None)
+    (row,) = csv_rows(result)
+    for name in ("output", "problem", "subject"):
+        assert not row[name].startswith(("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠"))
+        assert csv_text(row[name]) == written_text
+    assert float(row["score"]) == score  # -1 is a number, and stays one
+    exact = orjson.loads(written(ExportFormat.JSONL, result))
+    (typed,) = parquet.read_table(io.BytesIO(written(ExportFormat.PARQUET, result))).to_pylist()
+    assert exact["output"] == typed["output"] == written_text
 
 
 def test_parquet_keeps_types_and_nothings() -> None:

@@ -63,11 +63,11 @@ def test_usual_columns_are_found(tmp_path: Path, column: str) -> None:
     assert load_problem_set(write(tmp_path, json.dumps({column: "p?"}))).problems[0].prompt == "p?"
 
 
-def test_first_usual_column_wins_and_the_others_are_metadata(tmp_path: Path) -> None:
+def test_first_usual_column_wins_and_the_others_are_metadata_but_for_answers(tmp_path: Path) -> None:
     rows = [{"question": "q", "problem": "p", "solution": "long", "answer": "a"}, {"problem": "p2", "solution": "long"}]
     loaded = load_problem_set(write(tmp_path, "\n".join(map(json.dumps, rows))))
     assert [(problem.prompt, problem.answer) for problem in loaded.problems] == [("p", "a"), ("p2", None)]
-    assert loaded.problems[0].metadata == {"question": "q", "solution": "long"}
+    assert [problem.metadata for problem in loaded.problems] == [{"question": "q"}, {}]
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
@@ -140,7 +140,8 @@ def test_message_names_file_and_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("a.jsonl", ""), ("a.jsonl", " \n\n"), ("a.csv", ""), ("a.csv", "problem\n")]
+    ("name", "content"),
+    [("a.jsonl", ""), ("a.jsonl", " \n\n"), ("a.csv", ""), ("a.csv", "problem\n"), ("a.parquet", "")],
 )
 def test_empty_file_is_refused(tmp_path: Path, name: str, content: str) -> None:
     assert faults_of(write(tmp_path, content, name)) == ["empty: it holds no problem"]
@@ -221,7 +222,7 @@ def test_parquet_of_wrong_type_and_broken_files_are_refused(tmp_path: Path) -> N
         "row 1: wrong type: 'problem' must be text, not a number"
     ]
     path = write_parquet(tmp_path, {"problem": ["p" * 1000] * 100})
-    for content in (b"not parquet", b"", path.read_bytes()[:-20]):
+    for content in (b"not parquet", path.read_bytes()[:-20]):
         (fault,) = faults_of(write(tmp_path, content, "cut.parquet"))
         assert fault.startswith("broken Parquet after row 0: ")
 

@@ -1,0 +1,44 @@
+"""The login roles of the database: one for each part of the pipeline, beside the owner, who migrates and submits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pydantic import SecretStr
+
+from pipeline.workforce import WorkerKind
+
+
+class DatabaseRole(StrEnum):
+    """Who connects, by what it is let do; ``pipeline.db.grants`` says what that is."""
+
+    WRITER = "writer"  # small and large workers: everything but reference answers and grades
+    GRADER = "grader"  # grading workers: reference answers too
+    UPKEEP = "upkeep"  # upkeep workers: states, leases and totals; no reference answers
+    READER = "reader"  # a person's questions: reads everything, changes nothing
+
+
+ROLE_OF_KIND: Mapping[WorkerKind, DatabaseRole] = {
+    WorkerKind.SMALL: DatabaseRole.WRITER,
+    WorkerKind.LARGE: DatabaseRole.WRITER,
+    WorkerKind.GRADE: DatabaseRole.GRADER,
+    WorkerKind.UPKEEP: DatabaseRole.UPKEEP,
+}
+
+SESSION_SETTINGS: Mapping[DatabaseRole, Mapping[str, str]] = {
+    DatabaseRole.READER: {"default_transaction_read_only": "on", "statement_timeout": "30s"},
+}
+"""Parameters that each session of a role begins with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Login:
+    """The name and the password under which a role connects."""
+
+    name: str
+    password: SecretStr | None
+    """None: somebody else created it, and its password is none of ours."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Parameters that each of its sessions begins with."""

@@ -1,0 +1,56 @@
+"""What must hold of a job, whatever died while it ran. ``pipeline.db.invariants`` looks whether it does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Invariant(StrEnum):
+    """A promise about what is stored of a job."""
+
+    ROWS = "rows"
+    SEGMENTS = "segments"
+    CLAIMS = "claims"
+    BOOKS = "books"
+    EVENTS = "events"
+    ANSWERS = "answers"
+
+
+INVARIANTS: dict[Invariant, str] = {
+    Invariant.ROWS: (
+        "Every problem has each of its samples once, an ended job has no open one, and a graded sample has a grade."
+    ),
+    Invariant.SEGMENTS: (
+        "A sample's segments are 0 to n-1 without a gap, ids and text agree, and the steps of a complete one are "
+        "its output."
+    ),
+    Invariant.CLAIMS: (
+        "Every segment was written under one claim of the event log that its worker held until it committed."
+    ),
+    Invariant.BOOKS: (
+        "Tokens add up: a segment is what it kept and discarded, a sample its segments, a job its samples, "
+        "a worker what it committed."
+    ),
+    Invariant.EVENTS: (
+        "Every change of state is legal and in the event log, without a gap, from the first state to the present one."
+    ),
+    Invariant.ANSWERS: "Reference answers are in no other place than their own table.",
+}
+"""A sentence for each."""
+
+MAX_SHOWN = 20
+"""Violations of one invariant that are listed; the rest is counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Violation:
+    """One place where an invariant does not hold.
+
+    where: e.g. "sample 12, segment 3". what: what is wrong there, in words; the last one of an invariant may count
+    those that are not listed.
+    """
+
+    invariant: Invariant
+    where: str
+    what: str

@@ -1,0 +1,129 @@
+"""Decodes a Parquet file, as a script in a process of its own: ``python decode_parquet.py BYTES < FILE``.
+
+Native code decodes Parquet, and a file of 700 bytes can ask it for 100 GB. Here a limit on memory and one on time hold,
+and a crash takes nobody with it. Imports nothing of the package: ``pipeline.problems.files`` runs it and reads what it
+writes, one JSON object a line: ``{"row": {…}}`` or ``{"fault": reason}`` for each row, at the end ``{"end": true}`` or
+``{"broken": reason}``. A number stands there in the form that Python gives it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import decimal
+import math
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import orjson
+
+if TYPE_CHECKING:
+    import pyarrow
+    import pyarrow.parquet
+
+MAX_MEMORY = 3 * 2**30
+"""BYTES, which decoding may take beyond what the libraries take: a file of 1 GiB in one row group needs less."""
+MAX_CPU_S = 300
+"""Seconds of processor time; a file of 1 GiB needs about 20."""
+_BATCH = 64
+"""Rows made at a time; with the longest rows that are read, 16 MiB each, they take 1 GiB."""
+
+
+def main(max_memory: int) -> None:
+    import pyarrow.parquet  # noqa: F401  (before the limits: what loading it takes depends on the machine)
+
+    _limit_process(max_memory)
+    with os.fdopen(0, "rb") as file, os.fdopen(1, "wb", 2**18) as output, contextlib.suppress(BrokenPipeError):
+        for line in _lines(file):
+            output.write(line)
+        output.flush()
+
+
+def _limit_process(max_memory: int) -> None:
+    import resource
+
+    with contextlib.suppress(OSError, ValueError):  # not every system keeps such a limit
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_S, MAX_CPU_S + 5))  # SIGXCPU, then SIGKILL
+        with open("/proc/self/statm") as pages:
+            taken = int(pages.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + max_memory, taken + max_memory))
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    number = 0
+    try:
+        for batch in _batches(file):
+            for values in batch.to_pylist():
+                number += 1
+                yield _line(values)
+    except MemoryError:
+        yield _dump(broken=f"after row {number}: it takes more memory to decode than it may")
+    except Exception as error:  # on hostile bytes pyarrow raises whatever its parts raise
+        reason = next(iter(str(error).splitlines()), "")
+        yield _dump(broken=f"after row {number}: {reason or type(error).__name__}")
+    else:
+        yield _dump(end=True)
+
+
+def _batches(file: BinaryIO) -> Iterator[pyarrow.RecordBatch]:
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.ParquetFile(file, pre_buffer=False)
+    names = Counter(table.schema_arrow.names)
+    if len(names) < sum(names.values()):
+        raise ValueError(f"it has the column {names.most_common(1)[0][0]!r} twice")
+    for batch in table.iter_batches(batch_size=_BATCH, use_threads=False):
+        yield _to_microseconds(batch)
+
+
+def _to_microseconds(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
+    """Python's times have no nanoseconds, which pandas writes."""
+    import pyarrow
+
+    for index, field in enumerate(batch.schema):
+        if pyarrow.types.is_timestamp(field.type) and field.type.unit == "ns":
+            coarse = pyarrow.timestamp("us", field.type.tz)
+        elif field.type == pyarrow.time64("ns"):
+            coarse = pyarrow.time64("us")
+        else:
+            continue
+        batch = batch.set_column(index, field.with_type(coarse), batch.column(index).cast(coarse, safe=False))
+    return batch
+
+
+def _line(values: dict[str, Any]) -> bytes:
+    try:
+        return _dump(row={name: _plain(value) for name, value in values.items()})
+    except (TypeError, RecursionError) as error:
+        return _dump(fault=str(error))
+
+
+def _dump(**message: Any) -> bytes:
+    return orjson.dumps(message, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case None | bool() | str():
+            return value
+        case float() if math.isnan(value):
+            return None  # how tables write a missing number
+        case float() if math.isinf(value):
+            return str(value)
+        case int() | float() | decimal.Decimal():
+            return orjson.Fragment(str(value))
+        case dt.datetime() | dt.date() | dt.time():
+            return value.isoformat()
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case dict():
+            return {str(name): _plain(item) for name, item in value.items()}
+    raise TypeError(f"a value of type {type(value).__name__}, which a problem cannot have")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,61 @@
+"""What a fault is: something done to a field while a job runs, and what was seen of it."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tests.chaos.field import ChaosJob, Field
+
+
+@dataclass(kw_only=True)
+class Strike:
+    """When something was broken, and who was struck. at: seconds since 1970. pids: the processes that were struck;
+    none: the whole pipeline. kind: the kind of worker whose commits show that it goes on; None: any."""
+
+    at: float = field(default_factory=time.time)
+    pids: Sequence[int] = ()
+    kind: str | None = None
+    note: str = ""
+    is_blow: bool = True
+    """Whether it happened at one moment, from which recovery can be counted."""
+
+
+class Fault:
+    """One line of the matrix. A run is: prepare, submit, strike, wait for the job's end, heal, check.
+
+    name, component: as the table shows them. setup and teardown happen once before and after all runs of the cell.
+    timeout_s: how long the job may take after the strike.
+    """
+
+    name: str
+    component: str
+    timeout_s: float = 45.0
+
+    def setup(self, field: Field) -> None:
+        """Before the first run, on a healthy field."""
+
+    def teardown(self, field: Field) -> None:
+        """After the last run; must leave a field that becomes healthy."""
+
+    def prepare(self, field: Field, rng: random.Random) -> None:
+        """Before the job of a run is submitted."""
+
+    def submit(self, field: Field, rng: random.Random, seed: int) -> ChaosJob:
+        return field.submit(seed)
+
+    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
+        """Break something. Raises Broken where it could not be broken, or where what must follow did not."""
+        raise NotImplementedError
+
+    def heal(self, field: Field, job: ChaosJob) -> None:
+        """After the job has ended, or has not in time; also where strike failed. The field is waited for afterwards."""
+
+    def check(self, field: Field, job: ChaosJob, strike: Strike) -> list[str]:
+        """What else must hold after this fault, beside the invariants: what does not, in words."""
+        return []
+
+    def __str__(self) -> str:
+        return f"{self.component}: {self.name}"

@@ -1,0 +1,557 @@
+"""Faults of Postgres and Redis: killed, stopped, frozen, emptied, cut off, without room on their disk, migrated."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import redis
+from sqlalchemy import text
+
+from pipeline.db import migrate
+from pipeline.db.session import transaction
+from pipeline.errors import MigrationRefused
+from pipeline.workforce import WorkerKind
+from tests.chaos.faults import Fault, Strike
+from tests.chaos.field import KINDS, SETTINGS, Broken, ChaosJob, Field
+from tests.chaos.models import REPOSITORY
+from tests.chaos.proxy import Proxy, target_of, through
+
+LEASE_S = float(SETTINGS["SPECTHINK_LEASE__TTL_S"])
+
+
+def forget_starts(field: Field, server: str) -> None:
+    """Let supervisord start a server at once, however often this matrix has killed it."""
+    (field.state.state_dir / "programs" / f"{server}.starts").unlink(missing_ok=True)
+
+
+def wait_postgres(field: Field) -> None:
+    field.until(lambda: field.rows("SELECT 1") == [(1,)], "Postgres to answer", timeout_s=60)
+
+
+def wait_redis(field: Field) -> None:
+    def answers() -> bool:
+        with field.redis() as client:
+            return bool(client.ping())
+
+    field.until(answers, "Redis to answer", timeout_s=60)
+
+
+# -- Redis ------------------------------------------------------------------------------------------------------------
+
+
+class FlushRedis(Fault):
+    """FLUSHALL, three times: no message, no queue, no binding is left."""
+
+    name, component = "FLUSHALL", "Redis"
+
+    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
+        field.at_some_moment(job, rng)
+        strike = Strike()
+        with field.redis() as client:
+            for _ in range(3):
+                client.flushall()
+                time.sleep(rng.uniform(0.05, 0.5))
+        return strike
+
+
+class KillRedis(Fault):
+    """kill -9; supervisord starts it again, with its append-only file or without."""
+
+    component = "Redis"
+
+    def __init__(self, name: str, *, keep_file: bool) -> None:
+        self.name = name
+        self._keep_file = keep_file
+
+    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
+        field.at_some_moment(job, rng)
+        forget_starts(field, "redis")
+        strike = Strike()
+        pid = field.signal("redis", signal.SIGSTOP)
+        if not self._keep_file:
+            for path in (field.state.state_dir / "redis").glob("*.aof"):
+                path.unlink()
+        os.kill(pid, signal.SIGKILL)
+        wait_redis(field)
+        with field.redis() as client:
+            strike.note = f"{client.dbsize()} keys came back"
+        return strike
+
+
+class FreezeServer(Fault):
+    """SIGSTOP of a server and all its processes beyond the leases, then SIGCONT."""
+
+    name = "SIGSTOP beyond the leases, SIGCONT"
+
+    def __init__(self, server: str, component: str) -> None:
+        self.component = component
+        self._server = server
+        self._frozen: list[psutil.Process] = []
+
+    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
+        field.at_some_moment(job, rng)
+        pid = field.pid(self._server)
+        strike = Strike()
+        process = psutil.Process(pid)
+        process.suspend()
+        self._frozen = [process, *process.children(recursive=True)]
+        for child in self._frozen[1:]:
+            with suppress(psutil.NoSuchProcess):
+                child.suspend()
+        time.sleep(LEASE_S * rng.uniform(1.2, 4.0))
+        self.heal(field, job)
+        return strike
+
+    def heal(self, field: Field, job: ChaosJob) -> None:
+        for process in self._frozen:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+        self._frozen = []
+
+
+# -- Postgres ---------------------------------------------------------------------------------------------------------
+
+
+class StopPostgres(Fault):
+    """A signal to the postmaster that ends it; supervisord starts it again, and it recovers."""
+
+    component = "Postgres"
+
+    def __init__(self, name: str, sign: signal.Signals) -> None:
+        self.name = name
+        self._signal = sign
+
+    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
+        field.at_some_moment(job, rng)
+        forget_starts(field, "postgres")
+        pid = field.pid("postgres")
+        strike = Strike()
+        os.kill(pid, self._signal)
+        field.until(lambda: field.pid("postgres") != pid, "Postgres to start again", timeout_s=60)
+        wait_postgres(field)
+        strike.note = f"away for {time.time() - strike.at:.1f} s"
+        return strike
+
+
+class CutAll(Fault):
+    """pg_terminate_backend of every connection there is, five times."""
+
+    name, component = "pg_terminate_backend of all", "Postgres"
+
+    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
+        field.at_some_moment(job, rng)
+        strike = Strike()
+        cut = 0
+        for _ in range(5):
+            cut += field.rows(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+                "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+            )[0][0]
+            time.sleep(rng.uniform(0.05, 0.3))
+        strike.note = f"{cut} cut"
+        return strike
+
+
+# -- the network between a worker and a server ------------------------------------------------------------------------
+
+
+class BrokenNetwork(Fault):
+    """A proxy between one worker and one server that stops forwarding, closes nothing, and acknowledges everything."""
+
+    def __init__(self, kind: str, server: str) -> None:
+        self.component = f"{kind}–{server}"
+        self._kind = kind
+        self._server = server
+        self._proxy: Proxy | None = None
+        self._victim = ""
+
+    @property
+    def proxy(self) -> Proxy:
+        assert self._proxy is not None
+        return self._proxy
+
+    def setup(self, field: Field) -> None:
+        self._victim = field.names(self._kind)[0]
+        connections = field.connections
+        if self._server == "Redis":
+            url, variable = connections.redis_url.get_secret_value(), "SPECTHINK_REDIS_URL"
+        else:
+            url = connections.worker_url(WorkerKind(self._kind)).get_secret_value()
+            variable = "SPECTHINK_DATABASE_URL"
+        self._proxy = Proxy(target_of(url))
+        field.change_program(self._victim, {variable: through(url, self._proxy)})
+
+    def teardown(self, field: Field) -> None:
+        field.change_program(self._victim, None)
+        self.proxy.close()
+
+    def _begin(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
+        field.until(lambda: self.proxy.num_connections > 0, f"{self._victim} to connect")
+        field.at_some_moment(job, rng)
+        field.until_busy(job, self._victim)
+        return Strike(pids=[field.pid(self._victim)], kind=self._kind)
+
+    def heal(self, field: Field, job: ChaosJob) -> None:
+        self.proxy.forward()
+
+
+class BlackHole(BrokenNetwork):
+    """Nothing goes through for some leases, then everything, what was held back first."""
+
+    name = "black hole for 2 to 4 leases"
+
+    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
+        strike = self._begin(field, job, rng)
+        self.proxy.black_hole()
+        time.sleep(LEASE_S * rng.uniform(2.0, 4.0))
+        self.proxy.forward()
+        strike.note = "over before the hole was" if field.is_over(job) else ""
+        return strike
+
+
+class HalfOpen(BrokenNetwork):
+    """The connections that there are never carry anything again, and are never closed; new ones work."""
+
+    name = "half-open for ever"
+
+    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
+        strike = self._begin(field, job, rng)
+        strike.note = f"{self.proxy.forget()} connections"
+        return strike
+
+    def heal(self, field: Field, job: ChaosJob) -> None:
+        """What is dead stays dead: the worker must come to itself. Only afterwards is the next run's way made free."""
+        pid = field.pid(self._victim)
+        silent = (
+            "SELECT count(*) FROM workers WHERE pid = :pid AND ended_at IS NULL AND renewed_at > now() - interval '1 s'"
+        )
+        field.until(lambda: field.rows(silent, pid=pid)[0][0] > 0, f"{self._victim} to renew its lease", timeout_s=60)
+        if self._server == "Redis":
+            self._wait_reading(field)
+
+    def _wait_reading(self, field: Field) -> None:
+        """Until it takes messages again: none waits in its own queue or, for others, in its kind's."""
+        queues = field.rows(
+            "SELECT queue FROM workers WHERE pid = :pid AND ended_at IS NULL", pid=field.pid(self._victim)
+        )
+
+        def empty() -> bool:
+            with field.redis() as client:
+                return all(client.llen(queue) == 0 for (queue,) in queues)
+
+        field.until(empty, f"{self._victim} to read its queue", timeout_s=60)
+
+
+# -- full disks -------------------------------------------------------------------------------------------------------
+
+
+class SmallDisk:
+    """A file system of its own for one server's folder, in memory. Needs the right to mount."""
+
+    def __init__(self, field: Field, server: str, megabytes: int) -> None:
+        self._field = field
+        self._server = server
+        self._folder = field.state.state_dir / server
+        self._megabytes = megabytes
+        self._beside = self._folder.with_name(f"{server}.on-disk")
+
+    @property
+    def ballast(self) -> Path:
+        return self._folder / "ballast"
+
+    def mount(self) -> None:
+        """Stop the server, move its data there, start it."""
+        self._field.state.stop_program(self._server)
+        self._folder.rename(self._beside)
+        self._folder.mkdir(mode=0o700)
+        options = f"size={self._megabytes}m,mode=0700"
+        _mount("mount", "-t", "tmpfs", "-o", options, "specthink-chaos", str(self._folder))
+        shutil.copytree(self._beside, self._folder, symlinks=True, dirs_exist_ok=True)
+        for path in [self._beside, *self._beside.rglob("*")]:
+            stat = path.lstat()
+            there = self._folder / path.relative_to(self._beside)
+            os.chown(there, stat.st_uid, stat.st_gid, follow_symlinks=False)
+        self._start()
+
+    def unmount(self) -> None:
+        """The way back; what was stored meanwhile goes with it."""
+        self._field.state.stop_program(self._server)
+        stored = self._folder.with_name(f"{self._server}.back")
+        shutil.copytree(self._folder, stored, symlinks=True, ignore=lambda *_: {"ballast"})
+        for path in [self._folder, *self._folder.rglob("*")]:
+            there = stored / path.relative_to(self._folder)
+            if there.exists():
+                os.chown(there, path.lstat().st_uid, path.lstat().st_gid, follow_symlinks=False)
+        _mount("umount", str(self._folder))
+        self._folder.rmdir()
+        stored.rename(self._folder)
+        shutil.rmtree(self._beside)
+        self._start()
+
+    def fill(self, *, leave: int = 0) -> None:
+        """Take all room but so many bytes."""
+        with self.ballast.open("ab") as file, suppress(OSError):
+            while (free := self.free() - leave) > 0:
+                file.write(b"\0" * min(free, 2**20))
+                file.flush()
+
+    def free(self) -> int:
+        stat = os.statvfs(self._folder)
+        return stat.f_bavail * stat.f_frsize
+
+    def empty(self) -> None:
+        self.ballast.unlink(missing_ok=True)
+
+    def _start(self) -> None:
+        forget_starts(self._field, self._server)
+        self._field.state.start_program(self._server)
+        {"postgres": wait_postgres, "redis": wait_redis}[self._server](self._field)
+
+
+def _mount(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Broken(f"{' '.join(command[:1])}: {done.stderr.strip()}")
+
+
+def why_no_mount() -> str | None:
+    """Why this process cannot mount; None where it can."""
+    capable = int(Path("/proc/self/status").read_text().split("CapEff:")[1].split()[0], 16) >> 21 & 1
+    return None if capable and shutil.which("mount") else "it needs a file system of its own, and the right to mount it"
+
+
+class FullDisk(Fault):
+    """No room for some leases: writes are refused. Then room again: all goes on by itself."""
+
+    name = "disk full for 2 to 3 leases"
+    timeout_s = 90.0
+
+    def __init__(self, server: str, component: str, *, megabytes: int) -> None:
+        self.component = component
+        self._server = server
+        self._megabytes = megabytes
+        self._disk: SmallDisk | None = None
+
+    @property
+    def disk(self) -> SmallDisk:
+        assert self._disk is not None
+        return self._disk
+
+    def skipped_because(self) -> str | None:
+        return why_no_mount()
+
+    def setup(self, field: Field) -> None:
+        disk = SmallDisk(field, self._server, self._megabytes)
+        disk.mount()
+        self._disk = disk
+
+    def teardown(self, field: Field) -> None:
+        self.disk.unmount()
+
+    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
+        field.at_some_moment(job, rng)
+        strike = Strike()
+        self.disk.fill()
+        field.until(lambda: self._refuses(field), f"{self.component} to run out of room")
+        strike.note = self._note
+        time.sleep(LEASE_S * rng.uniform(2.0, 3.0))
+        self.disk.empty()
+        return strike
+
+    _note = ""
+
+    def _refuses(self, field: Field) -> bool:
+        raise NotImplementedError
+
+    def heal(self, field: Field, job: ChaosJob) -> None:
+        self.disk.empty()
+
+
+class FullAppendOnlyFile(FullDisk):
+    """Redis cannot write its append-only file, and refuses every write."""
+
+    def __init__(self) -> None:
+        super().__init__("redis", "Redis", megabytes=16)
+
+    def _refuses(self, field: Field) -> bool:
+        try:
+            with field.redis() as client:
+                client.set("chaos", "x" * 4096, ex=1)
+        except redis.ResponseError as error:
+            self._note = str(error)[:60]
+            return "MISCONF" in self._note
+        return False
+
+
+class FullDatabase(FullDisk):
+    """Postgres can extend no table: statements fail, the server goes on."""
+
+    def __init__(self) -> None:
+        super().__init__("postgres", "Postgres", megabytes=400)
+
+    def _refuses(self, field: Field) -> bool:
+        return _log_tells(field, "No space left on device")
+
+
+class FullLog(FullDatabase):
+    """Postgres has no room for its log either: it ends, cannot start, and is tried again until it can."""
+
+    name = "no room for its log for 2 to 3 leases"
+
+    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
+        forget_starts(field, "postgres")
+        return super().strike(field, job, rng)
+
+    def _refuses(self, field: Field) -> bool:
+        with suppress(Exception):
+            field.rows("SELECT pg_switch_wal(), pg_logical_emit_message(false, 'chaos', repeat('x', 1000000))")
+        self.disk.fill()
+        return _log_tells(field, "PANIC")
+
+
+def _log_tells(field: Field, word: str) -> bool:
+    """Whether the last of Postgres's log has it."""
+    log = (field.state.state_dir / "logs" / "postgres.log").read_bytes()[-20_000:]
+    return word in log.decode(errors="replace")
+
+
+# -- migrations -------------------------------------------------------------------------------------------------------
+
+
+class MigrateAtHead(Fault):
+    """``specthink migrate`` while a job runs: the schema is there, nothing changes, nobody waits."""
+
+    name, component = "migrate, nothing to do", "schema"
+
+    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
+        field.at_some_moment(job, rng)
+        strike = Strike()
+        before = _revision(field)
+        done = run_migrate(field)
+        if done.returncode or _revision(field) != before:
+            raise Broken(f"migrate ended with {done.returncode}, {_revision(field)}: {done.stderr[-500:]}")
+        return strike
+
+
+class MigrateRefused(Fault):
+    """A migration is due while workers live: it is refused with the reason. It runs once they have stopped."""
+
+    name, component = "migration due: refused, done after a stop", "schema"
+    timeout_s = 60.0
+
+    def __init__(self) -> None:
+        self._newest = migrate.newest_revision()
+        self._before_it = _revision_before(self._newest)
+
+    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
+        field.at_some_moment(job, rng)
+        strike = Strike()
+        self._refuse(field)
+        self._stop_workers(field)
+        migrate.downgrade(field.db_engine, self._before_it)
+        done = run_migrate(field)
+        if done.returncode or _revision(field) != self._newest:
+            raise Broken(f"migrate ended with {done.returncode}: {done.stderr[-500:]}")
+        self._start_workers(field)
+        return strike
+
+    def _refuse(self, field: Field) -> None:
+        """Up, as if the newest migration were still due, and down; both with workers alive."""
+        _note_revision(field, self._before_it)
+        done = run_migrate(field)
+        _note_revision(field, self._newest)
+        if done.returncode == 0 or "workers run on it" not in done.stderr:
+            raise Broken(f"migrate ended with {done.returncode} while workers lived: {done.stderr[-500:]}")
+        with suppress(MigrationRefused):
+            migrate.downgrade(field.db_engine, self._before_it)
+            raise Broken("the database was migrated down while workers lived")
+
+    def _stop_workers(self, field: Field) -> None:
+        """SIGTERM to all at once; each hands back what it writes."""
+        field.absent = set(KINDS)
+        for name in KINDS:
+            field.signal(name, signal.SIGTERM, children=False)
+        for name in KINDS:
+            field.until(lambda name=name: field.exit_code(name) is not None, f"{name} to end")  # type: ignore[misc]
+
+    def _start_workers(self, field: Field) -> None:
+        field.absent = set()
+        for name in KINDS:
+            field.start_program(name)
+
+    def heal(self, field: Field, job: ChaosJob) -> None:
+        if _revision(field) != self._newest:
+            migrate.upgrade(field.db_engine)
+        self._start_workers(field)
+
+
+def run_migrate(field: Field) -> subprocess.CompletedProcess[str]:
+    """``specthink migrate``, typed beside the running pipeline."""
+    environment = {**os.environ, **field.environment, "SPECTHINK_STATE_DIR": str(field.state.state_dir)}
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "migrate"],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def _revision(field: Field) -> str:
+    return str(field.rows("SELECT version_num FROM alembic_version")[0][0])
+
+
+def _note_revision(field: Field, revision: str) -> None:
+    with transaction(field.db_engine) as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
+
+
+def _revision_before(revision: str) -> str:
+    from alembic.script import ScriptDirectory
+
+    script = ScriptDirectory.from_config(migrate.alembic_config()).get_revision(revision)
+    if script is None or not isinstance(script.down_revision, str):
+        raise LookupError(f"no single revision comes before {revision}")
+    return script.down_revision
+
+
+FAULTS: list[Fault] = [
+    FlushRedis(),
+    KillRedis("kill -9, append-only file kept", keep_file=True),
+    KillRedis("kill -9, append-only file lost", keep_file=False),
+    FreezeServer("redis", "Redis"),
+    StopPostgres("kill -9", signal.SIGKILL),
+    StopPostgres("stopped at once", signal.SIGQUIT),
+    StopPostgres("fast stop", signal.SIGINT),
+    FreezeServer("postgres", "Postgres"),
+    CutAll(),
+    BlackHole("small", "Postgres"),
+    BlackHole("large", "Postgres"),
+    BlackHole("grade", "Postgres"),
+    BlackHole("upkeep", "Postgres"),
+    HalfOpen("small", "Postgres"),
+    HalfOpen("large", "Postgres"),
+    HalfOpen("grade", "Postgres"),
+    HalfOpen("upkeep", "Postgres"),
+    BlackHole("small", "Redis"),
+    BlackHole("upkeep", "Redis"),
+    HalfOpen("small", "Redis"),
+    HalfOpen("large", "Redis"),
+    HalfOpen("grade", "Redis"),
+    HalfOpen("upkeep", "Redis"),
+    MigrateAtHead(),
+    MigrateRefused(),
+    *(fault for fault in (FullAppendOnlyFile(), FullDatabase(), FullLog()) if fault.skipped_because() is None),
+]
+SKIPPED: dict[str, str] = {
+    str(fault): reason
+    for fault in (FullAppendOnlyFile(), FullDatabase(), FullLog())
+    if (reason := fault.skipped_because()) is not None
+}
+"""What this machine cannot do, with the reason."""

@@ -1,0 +1,383 @@
+"""A running pipeline to break: real servers, real worker processes, supervisord; only the models are scripted.
+
+One field serves many runs. Each run submits a job of its own, something is broken while it runs, and the job's rows
+are read at its end. Must be started from the main thread: everything ends with this process.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import redis
+from sqlalchemy import Connection, Engine, text
+
+from pipeline.client import Client
+from pipeline.db import migrate
+from pipeline.db.grants import grant_roles
+from pipeline.db.session import open_database, transaction
+from pipeline.embedded import EMBEDDED_LOGINS, Connections, EmbeddedState, Program, ProgramPhase, start, stop
+from pipeline.errors import PipelineError
+from pipeline.jobs import FINAL_JOB_STATES
+from pipeline.samples import ModelRole
+from tests.chaos.models import MODELS, REPOSITORY
+from tests.chaos.texts import NUM_CUES, NUM_PROBLEMS, NUM_SAMPLES, problem_set
+from tests.chaos.worker import ORDERS_VARIABLE, PROGRAM_VARIABLE, Order, fired_file, order_file
+
+SETTINGS = {
+    "SPECTHINK_LEASE__TTL_S": "2",
+    "SPECTHINK_LEASE__RENEW_INTERVAL_S": "0.2",
+    "SPECTHINK_LEASE__DRAIN_S": "10",
+    "SPECTHINK_UPKEEP__TICK_S": "0.1",
+    "SPECTHINK_UPKEEP__REPUBLISH_AFTER_S": "2",
+    "SPECTHINK_GRADING__TIME_LIMIT_S": "5",
+}
+"""Short leases: recovery takes a lease and a sweep, and is measured with these."""
+
+KINDS = {"small-1": "small", "small-2": "small", "large-1": "large", "large-2": "large", "grade": "grade",
+         "upkeep": "upkeep"}  # fmt: skip
+"""The programs, each with its kind of worker."""
+
+PATIENCE = float(os.environ.get("CHAOS_PATIENCE", "3"))
+"""All deadlines of the harness are multiplied by it: they are for a machine with nothing else to do."""
+
+
+class Broken(AssertionError):
+    """Something that must happen did not, within its time."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChaosJob:
+    """A submitted job of the harness."""
+
+    id: int
+    seed: int
+    num_samples: int = NUM_SAMPLES
+    """Per problem."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fired:
+    """An order that was carried out. at: seconds since 1970. pid: of the process."""
+
+    at: float
+    pid: int
+
+
+@dataclass
+class Field:
+    """The pipeline, and all that one does to it. Got from ``Field.start``; ``close`` ends it."""
+
+    state: EmbeddedState
+    client: Client
+    db_engine: Engine
+    environment: dict[str, str]
+    changed: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Environment of single programs that differs."""
+    absent: set[str] = field(default_factory=set)
+    """Programs that are not to run now."""
+
+    @classmethod
+    def start(cls, state_dir: Path, environment: Mapping[str, str] | None = None) -> Field:
+        """Start servers and workers; returns once all workers are up. environment: settings beside SETTINGS."""
+        with _without_settings():
+            state = start(state_dir, die_with_parent=True)
+        db_engine = open_database(state.connections.database_url, pool_size=8, application_name="chaos")
+        migrate.upgrade(db_engine)
+        with transaction(db_engine) as connection:
+            grant_roles(connection, EMBEDDED_LOGINS)
+        orders = state_dir / "orders"
+        orders.mkdir(exist_ok=True)
+        made = cls(
+            state=state,
+            client=Client.connect(database_url=state.connections.database_url.get_secret_value()),
+            db_engine=db_engine,
+            environment={**SETTINGS, ORDERS_VARIABLE: str(orders), **(environment or {})},
+        )
+        made.state.add_programs([made._program(name) for name in KINDS])
+        for name in KINDS:
+            made.state.start_program(name)
+        made.wait_healthy(timeout_s=120)
+        return made
+
+    def close(self) -> None:
+        """End everything and remove what was stored."""
+        self.client.close()
+        self.db_engine.dispose()
+        stop(self.state.state_dir)
+        shutil.rmtree(self.state.state_dir, ignore_errors=True)
+
+    @property
+    def connections(self) -> Connections:
+        return self.state.connections
+
+    @property
+    def orders(self) -> Path:
+        return self.state.state_dir / "orders"
+
+    @contextmanager
+    def redis(self) -> Iterator[redis.Redis]:
+        """A connection to the broker."""
+        with redis.Redis.from_url(self.connections.redis_url.get_secret_value()) as client:
+            yield client
+
+    # -- programs ----------------------------------------------------------------------------------------------------
+
+    def _program(self, name: str) -> Program:
+        environment = {**self.environment, PROGRAM_VARIABLE: name, **self.changed.get(name, {})}
+        return Program(
+            name=name,
+            argv=(sys.executable, "-m", "tests.chaos.worker", KINDS[name]),
+            env=environment,
+            cwd=REPOSITORY,
+            stop_wait_s=30,
+            max_starts=1_000_000,  # killed again and again: started again at once each time
+            window_s=0.001,
+        )
+
+    def names(self, kind: str) -> list[str]:
+        """The programs of a kind."""
+        return [name for name, its_kind in KINDS.items() if its_kind == kind]
+
+    def names_of_all(self) -> list[str]:
+        return list(KINDS)
+
+    def wait_registered(self, name: str, *, timeout_s: float = 60.0) -> None:
+        """Return once a program has registered as a worker."""
+        query = "SELECT count(*) FROM workers WHERE pid = :pid AND ended_at IS NULL"
+        self.until(lambda: self.rows(query, pid=self.pid(name))[0][0] > 0, f"{name} to register", timeout_s=timeout_s)
+
+    def wait_started(self, name: str) -> None:
+        """Return once a program has been registered for a while: before that, Celery may not listen to SIGTERM yet."""
+        query = """SELECT count(*) FROM workers
+                   WHERE pid = :pid AND ended_at IS NULL AND started_at < clock_timestamp() - CAST(:age AS interval)"""
+        age = dt.timedelta(seconds=PATIENCE)
+        self.until(lambda: self.rows(query, pid=self.pid(name), age=age)[0][0] > 0, f"{name} to have started")
+
+    def pid(self, name: str) -> int:
+        """Of a program that runs; waits for a new start. Raises Broken."""
+        self.until(lambda: self._pid(name) is not None, f"{name} to run", timeout_s=30)
+        pid = self._pid(name)
+        if pid is None:
+            raise Broken(f"{name} ended again")
+        return pid
+
+    def _pid(self, name: str) -> int | None:
+        return next(state.pid for state in self.state.program_states() if state.name == name)
+
+    def signal(self, name: str, sign: signal.Signals, *, children: bool = True) -> int:
+        """Send a signal to a program, at once also to its children; returns its pid."""
+        pid = self.pid(name)
+        processes = [psutil.Process(pid)]
+        processes += processes[0].children(recursive=True) if children else []
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(sign)
+        return pid
+
+    def kill(self, name: str) -> int:
+        """kill -9; supervisord starts it again."""
+        return self.signal(name, signal.SIGKILL)
+
+    def stop_program(self, name: str) -> None:
+        """SIGTERM by supervisord, and wait for the end."""
+        self.state.stop_program(name)
+
+    def start_program(self, name: str) -> None:
+        self.state.start_program(name)
+
+    def exit_code(self, name: str) -> int | None:
+        """Of its last end."""
+        return next(state.exit_code for state in self.state.program_states() if state.name == name)
+
+    def change_program(self, name: str, environment: Mapping[str, str] | None) -> None:
+        """Restart a program with other environment beside that of all; None: as it was in the beginning."""
+        self.state.stop_program(name)
+        self.changed[name] = dict(environment or {})
+        self.state.add_programs([self._program(name)])
+        self.state.start_program(name)
+        self.wait_healthy()
+
+    # -- orders: what a process does to itself, see tests.chaos.worker ----------------------------------------------
+
+    def order(self, name: str, order: Order) -> None:
+        order.write(self.orders, name)
+
+    def fired(self, name: str) -> Fired | None:
+        """Whether the last order was carried out."""
+        try:
+            found = json.loads(fired_file(self.orders, name).read_text())
+        except FileNotFoundError:
+            return None
+        return Fired(at=found["at"], pid=found["pid"])
+
+    def wait_fired(self, name: str, *, timeout_s: float = 15.0) -> Fired:
+        self.until(lambda: self.fired(name) is not None, f"{name} to carry out its order", timeout_s=timeout_s)
+        fired = self.fired(name)
+        assert fired is not None
+        return fired
+
+    def withdraw_orders(self) -> None:
+        for name in KINDS:
+            order_file(self.orders, name).unlink(missing_ok=True)
+            fired_file(self.orders, name).unlink(missing_ok=True)
+
+    # -- jobs --------------------------------------------------------------------------------------------------------
+
+    def submit(self, seed: int, *, num_samples: int = NUM_SAMPLES) -> ChaosJob:
+        """A job of NUM_PROBLEMS × num_samples samples, at most MAX_SAMPLES; with two it takes about four seconds."""
+        return ChaosJob(submit_job(self.client, seed, num_samples=num_samples), seed, num_samples)
+
+    def is_over(self, job: ChaosJob) -> bool:
+        rows = self.rows("SELECT state FROM jobs WHERE id = :job", job=job.id)
+        return bool(rows) and rows[0][0] in [state.value for state in FINAL_JOB_STATES]
+
+    def wait_over(self, job: ChaosJob, *, timeout_s: float = 60.0) -> None:
+        self.until(lambda: self.is_over(job), f"job {job.id} to end", timeout_s=timeout_s, every_s=0.1)
+
+    def num_commits(self, job: ChaosJob, kind: str | None = None) -> int:
+        """Segments of a job that are stored, by all or by one kind of worker."""
+        return self.rows(
+            "SELECT count(*) FROM segments g JOIN samples s ON s.id = g.sample_id "
+            "WHERE s.job_id = :job AND (CAST(:kind AS text) IS NULL OR g.author = :kind)",
+            job=job.id, kind=kind,
+        )[0][0]  # fmt: skip
+
+    def at_some_moment(self, job: ChaosJob, rng: random.Random, *, latest: float = 0.6) -> None:
+        """Wait until a share of the job's segments is stored that is drawn from rng, from 0 to latest."""
+        expected = NUM_PROBLEMS * job.num_samples * (2 * NUM_CUES + 1)
+        wanted = rng.randrange(1, int(expected * latest))
+        self.until(lambda: self.num_commits(job) >= wanted or self.is_over(job), f"{wanted} segments", timeout_s=30)
+
+    def holds(self, job: ChaosJob, pid: int) -> int:
+        """How many samples of a job the process holds now."""
+        return self.rows(
+            "SELECT count(*) FROM samples s JOIN workers w ON w.id = s.holder_id "
+            "WHERE s.job_id = :job AND w.pid = :pid",
+            job=job.id, pid=pid,
+        )[0][0]  # fmt: skip
+
+    def until_busy(self, job: ChaosJob, name: str) -> None:
+        """Wait until a writer holds a sample of the job, or the job is over; at once for other kinds."""
+        if KINDS[name] in ("small", "large"):
+            pid = self.pid(name)
+            self.until(lambda: self.holds(job, pid) > 0 or self.is_over(job), f"{name} to hold a sample")
+
+    def rows(self, query: str, **values: Any) -> list[tuple[Any, ...]]:
+        with transaction(self.db_engine) as connection:
+            return rows_of(connection, query, **values)
+
+    # -- waiting -----------------------------------------------------------------------------------------------------
+
+    def until(
+        self, condition: Callable[[], bool], what: str, *, timeout_s: float = 30.0, every_s: float = 0.02
+    ) -> None:
+        """Wait for a condition; a server that is away counts as not yet. Raises Broken."""
+        deadline = time.monotonic() + timeout_s * PATIENCE
+        while True:
+            with suppress(PipelineError, redis.ConnectionError):
+                if condition():
+                    return
+            if time.monotonic() > deadline:
+                raise Broken(f"waited {timeout_s * PATIENCE:.0f} s for {what}")
+            time.sleep(every_s)
+
+    def wait_healthy(self, *, timeout_s: float = 60.0) -> None:
+        """Return once every program runs and has registered, and nobody else is registered."""
+        self.until(lambda: not self._sick(), "a healthy field", timeout_s=timeout_s, every_s=0.1)
+
+    def _sick(self) -> list[str]:
+        """The programs that are not up, and the lives in the database that have no process."""
+        names = set(KINDS) - self.absent
+        states = {state.name: state for state in self.state.program_states() if state.name in names}
+        live = {
+            row[0]
+            for row in self.rows(
+                "SELECT pid FROM workers WHERE ended_at IS NULL AND expires_at > clock_timestamp() "
+                "AND renewed_at > clock_timestamp() - interval '1.5 s'"
+            )
+        }
+        alive = {state.pid for state in states.values() if state.state is ProgramPhase.RUNNING}
+        sick = [name for name, state in states.items() if state.pid not in live]
+        sick += [name for name, state in states.items() if state.state in (ProgramPhase.EXITED, ProgramPhase.STOPPED)]
+        for name in sick:
+            if states[name].state in (ProgramPhase.EXITED, ProgramPhase.STOPPED):
+                self.state.start_program(name)
+        unsettled = self.rows("SELECT pid FROM workers WHERE settled_at IS NULL AND NOT pid = ANY(:pids)",
+                              pids=[pid for pid in alive if pid])  # fmt: skip
+        return sick + [f"pid {pid}" for (pid,) in unsettled]
+
+
+@contextmanager
+def _without_settings() -> Iterator[None]:
+    """Programs inherit the environment in which the servers are started: none of its settings are for them."""
+    settings = {name: value for name, value in os.environ.items() if name.startswith("SPECTHINK_")}
+    for name in settings:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(settings)
+
+
+def rows_of(connection: Connection, query: str, **values: Any) -> list[tuple[Any, ...]]:
+    return [tuple(row) for row in connection.execute(text(query), values)]
+
+
+def submit_job(client: Client, seed: int, *, num_samples: int = NUM_SAMPLES) -> int:
+    """The id of a new job with this seed."""
+    job = client.submit(
+        problem_set(seed),
+        small=MODELS[ModelRole.SMALL],
+        large=MODELS[ModelRole.LARGE],
+        num_samples=num_samples,
+        seed=seed,
+        max_tokens=1000,
+        name=f"chaos {seed}",
+    )
+    return job.id
+
+
+def log_sizes(field: Field) -> dict[Path, int]:
+    """How long each log is now."""
+    return {path: path.stat().st_size for path in sorted((field.state.state_dir / "logs").glob("*.log"))}
+
+
+def copy_logs(field: Field, since: Mapping[Path, int], folder: Path) -> None:
+    """What was added to each log since."""
+    for path in sorted((field.state.state_dir / "logs").glob("*.log")):
+        content = path.read_bytes()
+        start_at = since.get(path, 0)
+        (folder / path.name).write_bytes(content[start_at:] if start_at <= len(content) else content)
+
+
+def dump_rows(field: Field, job_id: int | None, folder: Path) -> None:
+    """The job's rows as JSON lines, one file a table."""
+    queries = {
+        "jobs": "SELECT to_jsonb(j) FROM jobs j WHERE id = :job",
+        "samples": "SELECT to_jsonb(s) FROM samples s WHERE job_id = :job ORDER BY id",
+        "segments": "SELECT to_jsonb(g) FROM segments g JOIN samples s ON s.id = g.sample_id WHERE s.job_id = :job "
+                    "ORDER BY g.sample_id, g.segment_index",
+        "grades": "SELECT to_jsonb(g) FROM grades g JOIN samples s ON s.id = g.sample_id WHERE s.job_id = :job",
+        "events": "SELECT to_jsonb(e) FROM events e WHERE job_id = :job ORDER BY id",
+        "workers": "SELECT to_jsonb(w) FROM workers w ORDER BY id",
+    }  # fmt: skip
+    for table, query in queries.items():
+        lines: Sequence[tuple[Any, ...]] = field.rows(query, job=job_id)
+        write_lines(folder / f"{table}.jsonl", (row[0] for row in lines))
+
+
+def write_lines(path: Path, records: Iterable[Any]) -> None:
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))

@@ -1,0 +1,302 @@
+"""The matrix: every fault, several times, on fields that run beside each other.
+
+A field's processes end with the process that started it, and it must be its main thread: so each lane is a process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import queue
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import PipelineError
+from tests.chaos import faults_messages, faults_servers, faults_workers
+from tests.chaos.faults import Fault, Strike
+from tests.chaos.field import Broken, ChaosJob, Field, copy_logs, dump_rows, log_sizes
+from tests.chaos.verdict import Verdict, judge
+
+FAULTS: list[Fault] = [
+    *faults_workers.FAULTS,
+    *faults_messages.FAULTS,
+    *faults_servers.FAULTS,
+]
+SKIPPED = faults_servers.SKIPPED
+"""What this machine cannot do, with the reason."""
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One run of one cell."""
+
+    fault: str
+    component: str
+    run: int
+    seed: int
+    seconds: float = 0.0
+    note: str = ""
+    verdict: Verdict = field(default_factory=Verdict)
+
+    @property
+    def is_good(self) -> bool:
+        return self.verdict.is_good
+
+
+def find_faults(pattern: str | None) -> list[Fault]:
+    """The faults whose "component: name" the expression finds."""
+    return [fault for fault in FAULTS if pattern is None or re.search(pattern, str(fault))]
+
+
+def seed_of(seed: int, fault: Fault, run: int) -> int:
+    """The seed of a run, of its job too: another one for each cell and run."""
+    key = f"{seed}\x1f{fault}\x1f{run}"
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest()) % 1_000_000_000
+
+
+class Lane:
+    """Runs cells on a field of its own, which is replaced when it does not become healthy again."""
+
+    def __init__(self, out: Path, *, start_field: Callable[[], Field]) -> None:
+        self._out = out
+        self._start_field = start_field
+        self._field: Field | None = None
+
+    @property
+    def field(self) -> Field:
+        if self._field is None:
+            self._field = self._start_field()
+        return self._field
+
+    def close(self) -> None:
+        if self._field is not None:
+            self._field.close()
+            self._field = None
+
+    def cell(self, fault: Fault, *, runs: int, seed: int) -> Iterator[Run]:
+        """All runs of one fault."""
+        with_setup = Cell(fault, self)
+        try:
+            for run in range(runs):
+                yield with_setup.run(run, seed_of(seed, fault, run))
+        finally:
+            with_setup.end()
+
+    def replace_field(self) -> None:
+        self.close()
+
+    def folder(self, fault: Fault, run: int) -> Path:
+        """Where a failed run leaves what is needed to see why."""
+        return self._out / re.sub(r"[^A-Za-z0-9]+", "-", str(fault)).strip("-").lower() / str(run)
+
+
+class Cell:
+    """One fault on one lane: its setup is done before the first run, and again on a new field."""
+
+    def __init__(self, fault: Fault, lane: Lane) -> None:
+        self._fault = fault
+        self._lane = lane
+        self._set_up_on: Field | None = None
+
+    def run(self, number: int, seed: int) -> Run:
+        """One run; whatever goes wrong in it is in its verdict."""
+        run = Run(fault=self._fault.name, component=self._fault.component, run=number, seed=seed)
+        began = time.monotonic()
+        attempt = Attempt(self._lane.field, self._fault, seed)
+        try:
+            self._set_up()
+            run.verdict = attempt.verdict()
+        except Exception as error:
+            run.verdict.violations.append(_told(error))
+        run.note = attempt.note
+        run.seconds = time.monotonic() - began
+        if not run.is_good:
+            self._keep(run, attempt)
+        if attempt.field_is_sick:
+            self._lane.replace_field()
+        return run
+
+    def _set_up(self) -> None:
+        if self._set_up_on is not self._lane.field:
+            self._set_up_on = self._lane.field
+            self._fault.setup(self._lane.field)
+            self._lane.field.wait_healthy()
+
+    def end(self) -> None:
+        """Undo the setup; a field that cannot be mended is replaced."""
+        if self._set_up_on is not self._lane._field or self._set_up_on is None:
+            return
+        try:
+            self._fault.teardown(self._set_up_on)
+            self._set_up_on.wait_healthy()
+        except Exception:
+            self._lane.replace_field()
+
+    def _keep(self, run: Run, attempt: Attempt) -> None:
+        folder = self._lane.folder(self._fault, run.run)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        (folder / "report.json").write_text(json.dumps(asdict(run), indent=1, ensure_ascii=False))
+        attempt.keep(folder)
+
+
+class Attempt:
+    """One job with one fault."""
+
+    def __init__(self, field: Field, fault: Fault, seed: int) -> None:
+        self._field = field
+        self._fault = fault
+        self._seed = seed
+        self._rng = random.Random(seed)
+        self._log_sizes = log_sizes(field)
+        self._job: ChaosJob | None = None
+        self.note = ""
+        self.field_is_sick = False
+
+    def verdict(self) -> Verdict:
+        """Run it."""
+        field, fault = self._field, self._fault
+        broken: list[str] = []
+        strike: Strike | None = None
+        try:
+            fault.prepare(field, self._rng)
+            self._job = fault.submit(field, self._rng, self._seed)
+            strike = fault.strike(field, self._job, self._rng)
+            self.note = strike.note
+            field.wait_over(self._job, timeout_s=fault.timeout_s)
+        except Exception as error:
+            broken.append(_told(error))
+        broken += self._heal()
+        if self._job is None:
+            return Verdict(violations=broken or ["no job was submitted"])
+        if broken and not field.is_over(self._job):
+            field.client.cancel(self._job.id)
+        verdict = judge(field, self._job, strike)
+        verdict.violations = broken + verdict.violations
+        if strike is not None and not broken:
+            verdict.violations += fault.check(field, self._job, strike)
+        return verdict
+
+    def _heal(self) -> list[str]:
+        try:
+            self._field.withdraw_orders()
+            if self._job is not None:
+                self._fault.heal(self._field, self._job)
+            self._field.wait_healthy()
+        except Exception as error:
+            self.field_is_sick = True
+            return [_told(error)]
+        return []
+
+    def keep(self, folder: Path) -> None:
+        """Leave the logs of all processes and the job's rows."""
+        copy_logs(self._field, self._log_sizes, folder)
+        try:
+            dump_rows(self._field, self._job.id if self._job else None, folder)
+        except PipelineError as error:
+            (folder / "rows-not-read.txt").write_text(str(error))
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, Broken):
+        return str(error)
+    return f"{type(error).__name__}: {error}\n{''.join(traceback.format_tb(error.__traceback__)[-4:])}"
+
+
+# -- lanes beside each other ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is asked for on the command line."""
+
+    runs: int
+    only: str | None
+    seed: int
+    lanes: int
+    out: Path
+
+
+def run_matrix(plan: Plan) -> Iterator[Run]:
+    """All runs, as they end."""
+    spawn = multiprocessing.get_context("spawn")
+    num_cells = len(find_faults(plan.only))
+    cells: Any = spawn.Queue()
+    for index in range(num_cells):
+        cells.put(index)
+    runs: Any = spawn.Queue()
+    lanes = [
+        spawn.Process(target=_lane_main, args=(plan, number, cells, runs), name=f"lane {number}")
+        for number in range(min(plan.lanes, num_cells))
+    ]
+    for lane in lanes:
+        lane.start()
+    try:
+        yield from _received(lanes, runs)
+    except BaseException:
+        for lane in lanes:
+            lane.terminate()
+        raise
+    finally:
+        for lane in lanes:
+            lane.join()
+
+
+def _received(lanes: list[Any], runs: Any) -> Iterator[Run]:
+    while any(lane.is_alive() for lane in lanes) or not runs.empty():
+        try:
+            yield runs.get(timeout=0.5)
+        except queue.Empty:
+            continue
+    failed = [lane.name for lane in lanes if lane.exitcode]
+    if failed:
+        raise RuntimeError(f"ended with an error: {', '.join(failed)}")
+
+
+def _lane_main(plan: Plan, number: int, cells: Any, runs: Any) -> None:
+    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    faults = find_faults(plan.only)
+    folder = Path(tempfile.mkdtemp(prefix=f"chaos-{number}-"))
+
+    def start_field() -> Field:
+        return Field.start(Path(tempfile.mkdtemp(dir=folder)) / "state")
+
+    lane = Lane(plan.out, start_field=start_field)
+    try:
+        while True:
+            try:
+                index = cells.get(timeout=0.5)
+            except queue.Empty:
+                return
+            for run in lane.cell(faults[index], runs=plan.runs, seed=plan.seed):
+                runs.put(run)
+    finally:
+        lane.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end(*_: object) -> None:
+    """Told to end: leave by way of the finally, which ends the field."""
+    sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

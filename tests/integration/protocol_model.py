@@ -1,0 +1,553 @@
+"""What the protocol's statements should do, in plain Python: the oracle of the state machine in test_protocol_machine.
+
+One method per statement, with its arguments and what it should return. Time is virtual: ``now`` moves only when the
+machine lets it, by steps so large that the real seconds of a test do not count.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.samples import SUSPECT_AFTER
+
+MINUTE = 60.0
+TTL_S = 65 * MINUTE
+AGE_S = 25 * MINUTE
+"""How long a message may take before it is sent again."""
+EARLIEST = float("-inf")
+
+RUNNABLE = ("ready", "awaiting_large")
+HELD = ("drafting", "assisting")
+ADMITTED = ("ready", "drafting", "awaiting_large", "assisting")
+FINAL = ("graded", "failed", "cancelled")
+LATEST_ATTEMPT = 3
+"""Transient failures after which a sample is set aside."""
+GRADING_TRIES = 2
+"""Gradings that were begun so often and never ended count as timed out."""
+REFUSED = "refused"
+"""A control that does not fit the job's state."""
+LOST = "lost"
+"""A lease that cannot be renewed any more."""
+
+
+@dataclass(slots=True)
+class Worker:
+    id: int
+    kind: str
+    model: str
+    queue: str
+    slots: int
+    renewed: float
+    expires: float
+    ended: str | None = None
+    settled: bool = False
+    withdrawn: int = 0
+
+
+@dataclass(slots=True)
+class Job:
+    id: int
+    small: str
+    large: str
+    first_role: str
+    max_tokens: int
+    state: str = "running"
+    priority: int = 0
+    events: list[tuple[str, str]] = field(default_factory=list)
+
+    def move(self, state: str) -> None:
+        self.events.append((self.state, state))
+        self.state = state
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    epoch: int
+    worker: int
+    author: str
+    kept: int
+    discarded: int
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One hop, as far as the model cares."""
+
+    sample: int
+    epoch: int
+    to_state: str
+    segment: Segment | None
+    index: int
+    """Of the segment."""
+    is_takeover: bool
+    count: int
+    """Of the policy's state."""
+    finish_reason: str | None
+    error_class: str | None
+
+
+@dataclass(slots=True)
+class Sample:
+    id: int
+    job: int
+    state: str = "pending"
+    epoch: int = 0
+    holder: int | None = None
+    small_worker: int | None = None
+    large_worker: int | None = None
+    published: float | None = None
+    num_rescues: int = 0
+    num_attempts: int = 0
+    not_before: float | None = None
+    next_role: str | None = None
+    max_tokens: int | None = None
+    num_takeovers: int = 0
+    count: int | None = None
+    finish_reason: str | None = None
+    error_class: str | None = None
+    score: float | None = None
+    segments: list[Segment] = field(default_factory=list)
+    events: list[tuple[str, str, int]] = field(default_factory=list)
+
+    def move(self, state: str) -> None:
+        if state != self.state:
+            self.events.append((self.state, state, self.epoch))
+            self.state = state
+
+    def give_back(self) -> None:
+        """To its last committed segment, under a new epoch."""
+        self.epoch += 1
+        self.holder = None
+        self.move("ready" if self.state in ("ready", "drafting") else "awaiting_large")
+
+    def fail(self, error_class: str) -> None:
+        self.holder = None
+        self.move("failed")
+        self.error_class = error_class
+
+    @property
+    def is_suspect(self) -> bool:
+        return self.num_rescues >= SUSPECT_AFTER
+
+    @property
+    def role(self) -> str:
+        return "small" if self.state in ("ready", "drafting") else "large"
+
+    def tokens(self, author: str, *, kept: bool) -> int:
+        return sum((g.kept if kept else g.discarded) for g in self.segments if g.author == author)
+
+
+@dataclass(slots=True)
+class Grade:
+    status: str = "running"
+    started: float = EARLIEST
+    tries: int = 0
+
+
+Runnables = tuple[tuple[int, int, str, str | None, bool, bool], ...]
+"""(sample, epoch, state, home queue, resumed, suspect), in the order of ids."""
+
+
+@dataclass(slots=True)
+class Model:
+    """Everything the protocol's tables should say about the jobs and workers of one example."""
+
+    now: float = 0.0
+    workers: dict[int, Worker] = field(default_factory=dict)
+    jobs: dict[int, Job] = field(default_factory=dict)
+    samples: dict[int, Sample] = field(default_factory=dict)
+    locked: frozenset[int] = frozenset()
+    """Samples that another transaction holds: upkeep passes over them where it only publishes."""
+    locked_jobs: frozenset[int | None] = frozenset()
+    grading: dict[int, Grade] = field(default_factory=dict)
+    """By sample: there is one grader."""
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    def of_job(self, job: int) -> Iterator[Sample]:
+        return (sample for sample in self.samples.values() if sample.job == job)
+
+    def held_by(self, worker: int) -> dict[int, int]:
+        return {s.id: s.epoch for s in self.samples.values() if s.holder == worker}
+
+    def is_live(self, worker: Worker) -> bool:
+        return worker.ended is None and worker.expires > self.now
+
+    def wanted_model(self, sample: Sample) -> str:
+        job = self.jobs[sample.job]
+        return job.small if sample.role == "small" else job.large
+
+    def is_of(self, sample: Sample, model: str) -> bool:
+        return self.wanted_model(sample) == model
+
+    def runs(self, sample: Sample) -> bool:
+        return self.jobs[sample.job].state == "running"
+
+    def is_due(self, sample: Sample) -> bool:
+        return sample.not_before is None or sample.not_before <= self.now
+
+    def runnables(self, ids: Iterable[int]) -> Runnables:
+        return tuple(self._runnable(self.samples[i]) for i in sorted(ids))
+
+    def _runnable(self, s: Sample) -> tuple[int, int, str, str | None, bool, bool]:
+        writer = {"ready": s.small_worker, "awaiting_large": s.large_worker}.get(s.state)
+        home = self.workers[writer] if writer is not None else None
+        queue = home.queue if home is not None and home.ended is None else None
+        return (s.id, s.epoch, s.state, queue, bool(s.segments), s.is_suspect)
+
+    # -- workers -----------------------------------------------------------------------------------------------------
+
+    def register(self, worker: Worker) -> None:
+        self.workers[worker.id] = worker
+
+    def renew(self, worker: int) -> str | None:
+        w = self.workers[worker]
+        if w.ended is not None:
+            return LOST
+        w.renewed, w.expires = self.now, self.now + TTL_S
+        return None
+
+    def end(self, worker: int, reason: str) -> None:
+        w = self.workers[worker]
+        w.ended = w.ended or reason
+
+    # -- hops --------------------------------------------------------------------------------------------------------
+
+    def claimable(self, worker: int, epochs: Mapping[int, int], job: int) -> list[Sample]:
+        w = self.workers[worker]
+        state = "ready" if w.kind == "small" else "awaiting_large"
+        named = [s for s in self.samples.values() if epochs.get(s.id) == s.epoch and s.state == state and s.job == job]
+        return [s for s in named if self.is_live(w) and self.runs(s) and self.is_due(s) and self.is_of(s, w.model)]
+
+    def claim(self, worker: int, epochs: Mapping[int, int], job: int) -> dict[int, tuple[Any, ...]]:
+        taken: dict[int, tuple[Any, ...]] = {}
+        for s in self.claimable(worker, epochs, job):
+            s.epoch += 1
+            s.holder = worker
+            if s.state == "ready":
+                s.small_worker = worker
+                s.move("drafting")
+            else:
+                s.large_worker = worker
+                s.move("assisting")
+            taken[s.id] = (s.epoch, len(s.segments), s.count, s.max_tokens)
+        return taken
+
+    def commit(self, worker: int, hops: Sequence[Written]) -> tuple[frozenset[tuple[int, int]], Runnables]:
+        stored = set()
+        for hop in hops:
+            s = self.samples[hop.sample]
+            if s.epoch == hop.epoch and s.holder == worker:
+                self._store(s, hop)
+                stored.add((s.id, hop.epoch))
+            elif any(g.epoch == hop.epoch and g.worker == worker for g in s.segments):
+                stored.add((s.id, hop.epoch))
+        return frozenset(stored), self.runnables({sample for sample, _ in stored})
+
+    def _store(self, s: Sample, hop: Written) -> None:
+        s.holder, s.published, s.not_before = None, self.now, None
+        if hop.to_state == "failed":
+            s.fail(hop.error_class or "")
+            return
+        s.move(hop.to_state)
+        s.num_rescues = s.num_attempts = 0
+        s.count = hop.count
+        s.next_role = {"ready": "small", "awaiting_large": "large"}.get(hop.to_state)
+        s.num_takeovers += hop.is_takeover
+        s.finish_reason = hop.finish_reason
+        if hop.segment is not None:
+            assert hop.index == len(s.segments), "the model itself would leave a gap"
+            s.segments.append(hop.segment)
+
+    def release(self, worker: int, epochs: Mapping[int, int]) -> Runnables:
+        mine = [s for s in self.samples.values() if s.holder == worker and epochs.get(s.id) == s.epoch]
+        for s in mine:
+            s.give_back()
+            s.published = self.now
+        return self.runnables(s.id for s in mine)
+
+    def defer(self, worker: int, epochs: Mapping[int, int], delay_s: float) -> None:
+        for s in self.samples.values():
+            if s.holder != worker or epochs.get(s.id) != s.epoch:
+                continue
+            s.num_attempts += 1
+            s.published, s.not_before = EARLIEST, self.now + delay_s
+            if s.num_attempts >= LATEST_ATTEMPT:
+                s.epoch += 1
+                s.fail("engine_refused")
+            else:
+                s.give_back()
+
+    # -- upkeep ------------------------------------------------------------------------------------------------------
+
+    def settle(self, awake_s: float) -> tuple[frozenset[int], int, int, Runnables] | None:
+        for w in self.workers.values():
+            if w.ended is None and w.expires < self.now and w.expires - w.renewed < awake_s:
+                w.ended = "lapsed"
+        gone = [w for w in self.workers.values() if w.ended is not None and not w.settled]
+        if not gone:
+            return None
+        rescued = failed = 0
+        told: set[int] = set()
+        for w in gone:
+            w.settled = True
+            back, lost = self._rescue(w)
+            rescued, failed = rescued + len(back), failed + lost
+            told |= back
+        dead = {w.id for w in gone}
+        for s in self.samples.values():
+            home = s.small_worker if s.state == "ready" else s.large_worker if s.state == "awaiting_large" else None
+            if home in dead and not s.is_suspect and s.id not in self.locked:
+                s.published = self.now
+                told.add(s.id)
+        return frozenset(dead), rescued, failed, self.runnables(told)
+
+    def _rescue(self, w: Worker) -> tuple[set[int], int]:
+        held = [s for s in self.samples.values() if s.holder == w.id]
+        for s in held:
+            s.num_rescues += w.ended != "stopped"
+        suspects = [s for s in held if s.is_suspect]
+        back: set[int] = set()
+        for s in held:
+            s.published = EARLIEST if s.is_suspect else self.now
+            if w.ended != "stopped" and suspects == [s]:
+                s.epoch += 1
+                s.fail("timed_out" if w.ended == "engine_stalled" else "engine_died")
+            else:
+                s.give_back()
+                back.add(s.id)
+        return back, len(held) - len(back)
+
+    def overdue(self) -> Runnables:
+        due = [s for s in self.samples.values() if s.published is not None and s.published < self.now - AGE_S]
+        due = [s for s in due if s.state == "finished" or (s.state in RUNNABLE and self.runs(s))]
+        sent = [s for s in due if not s.is_suspect and self.is_due(s) and s.id not in self.locked]
+        for s in sent:
+            s.published = self.now
+        return self.runnables(s.id for s in sent)
+
+    def try_suspects(self) -> Runnables:
+        supply: dict[tuple[str, str], int] = defaultdict(int)
+        for w in self.workers.values():
+            supply[w.kind, w.model] += self.is_live(w)
+        waiting: dict[tuple[str, str], list[Sample]] = defaultdict(list)
+        for s in sorted(self.samples.values(), key=lambda s: s.id):
+            if not s.is_suspect or s.state not in ADMITTED or not self.runs(s):
+                continue
+            place = s.role, self.wanted_model(s)
+            if s.state in HELD or (s.published or 0.0) > self.now - AGE_S:
+                supply[place] -= 1
+            elif self.is_due(s):
+                waiting[place].append(s)
+        tried = [s for place, queue in waiting.items() for s in queue[: max(0, supply[place])]]
+        sent = [s for s in tried if s.id not in self.locked]
+        for s in sent:
+            s.published = self.now
+        return self.runnables(s.id for s in sent)
+
+    def halt(self) -> int:
+        held = [s for s in self.samples.values() if s.state in HELD and self.jobs[s.job].state == "paused"]
+        for s in held:
+            s.give_back()
+            s.published = self.now
+        return len(held)
+
+    def admit(self) -> Runnables:
+        slots: dict[tuple[str, str], int] = defaultdict(int)
+        for w in self.workers.values():
+            slots[w.kind, w.model] += w.slots if self.is_live(w) else 0
+        running = [job for job in self.jobs.values() if job.state == "running"]
+        for job in running:
+            slots[self._opening(job)] -= sum(s.state in ADMITTED for s in self.of_job(job.id))
+        admitted = []
+        for job in sorted(running, key=lambda job: (-job.priority, job.id)):
+            pending = sorted((s for s in self.of_job(job.id) if s.state == "pending"), key=lambda s: s.id)
+            chosen = pending[: max(0, slots[self._opening(job)])]
+            slots[self._opening(job)] -= len(chosen)
+            for s in chosen:
+                s.move("ready" if (s.next_role or job.first_role) == "small" else "awaiting_large")
+                s.published = self.now
+            admitted += chosen
+        return self.runnables(s.id for s in admitted)
+
+    @staticmethod
+    def _opening(job: Job) -> tuple[str, str]:
+        return job.first_role, job.small if job.first_role == "small" else job.large
+
+    def close(self) -> dict[int, str]:
+        closed = {}
+        for job in self.jobs.values():
+            states = {s.state for s in self.of_job(job.id)}
+            if job.state == "running" and job.id not in self.locked_jobs and states <= set(FINAL):
+                job.move("completed_with_errors" if "failed" in states else "completed")
+                closed[job.id] = job.state
+        return closed
+
+    def cancel_leftovers(self) -> int:
+        for job in self.jobs.values():
+            if job.state == "cancelled" and any(s.state not in FINAL for s in self.of_job(job.id)):
+                return self.cancel_samples(job.id, len(self.samples))
+        return 0
+
+    def open_jobs(self) -> list[Job]:
+        return [job for job in self.jobs.values() if job.state in ("running", "paused")]
+
+    # -- control -----------------------------------------------------------------------------------------------------
+
+    def cancel_job(self, job: int) -> bool | str:
+        return self._change(job, "cancelled", ("running", "paused"))
+
+    def cancel_samples(self, job: int, limit: int) -> int:
+        if self.jobs[job].state != "cancelled":
+            return 0
+        samples = sorted(self.of_job(job), key=lambda s: s.id)
+        chosen = [s for s in samples if s.state in ADMITTED][:limit]
+        chosen = chosen or [s for s in samples if s.state not in FINAL][:limit]
+        for s in chosen:
+            s.epoch += 1
+            s.holder = None
+            s.move("cancelled")
+        return len(chosen)
+
+    def pause_job(self, job: int) -> bool | str:
+        return self._change(job, "paused", ("running",))
+
+    def release_job(self, job: int) -> int:
+        if self.jobs[job].state != "paused":
+            return 0
+        admitted = [s for s in self.of_job(job) if s.state in ADMITTED]
+        held = sum(s.state in HELD for s in admitted)
+        for s in admitted:
+            s.give_back()
+            s.published = self.now
+        return held
+
+    def resume_job(self, job: int) -> int | str | None:
+        changed = self._change(job, "running", ("paused",))
+        if isinstance(changed, str):
+            return changed
+        if not changed:
+            return None
+        waiting = [s for s in self.of_job(job) if s.state in (*RUNNABLE, "finished")]
+        for s in waiting:
+            s.epoch += s.state != "finished"
+            s.published = EARLIEST
+        return sum(s.state != "finished" for s in waiting)
+
+    def _change(self, job: int, to: str, allowed: tuple[str, ...]) -> bool | str:
+        j = self.jobs[job]
+        if j.state == to:
+            return False
+        if j.state not in allowed:
+            return REFUSED
+        j.move(to)
+        return True
+
+    def _reopen(self, job: int) -> bool:
+        j = self.jobs[job]
+        if j.state in ("completed", "completed_with_errors"):
+            j.move("running")
+        return j.state != "cancelled"
+
+    def retry_failed(self, job: int, ids: Collection[int]) -> int | str:
+        if not self._reopen(job):
+            return REFUSED
+        failed = [s for s in self.of_job(job) if s.state == "failed" and s.id in ids]
+        for s in failed:
+            s.epoch += 1
+            s.move("pending")
+            s.num_rescues = s.num_attempts = 0
+            s.published = s.not_before = s.error_class = None
+        return len(failed)
+
+    def retry_cut(self, job: int, ids: Collection[int], max_tokens: int) -> int | str:
+        if not self._reopen(job):
+            return REFUSED
+        cut = [s for s in self.of_job(job) if s.id in ids and self.is_cut(s, max_tokens)]
+        for s in cut:
+            for segment in s.segments:
+                self.workers[segment.worker].withdrawn += segment.kept + segment.discarded
+            s.segments = []
+            s.epoch += 1
+            s.move("pending")
+            s.max_tokens = max_tokens
+            s.num_rescues = s.num_attempts = s.num_takeovers = 0
+            s.published = s.not_before = s.finish_reason = s.next_role = s.count = s.score = None
+            s.small_worker = s.large_worker = None
+            self.grading.pop(s.id, None)
+        return len(cut)
+
+    def is_cut(self, s: Sample, max_tokens: int) -> bool:
+        budget = s.max_tokens or self.jobs[s.job].max_tokens
+        return s.state == "graded" and s.finish_reason == "length" and budget < max_tokens
+
+    def set_priority(self, job: int, priority: int) -> bool | str:
+        j = self.jobs[job]
+        if j.state not in ("running", "paused"):
+            return REFUSED
+        changed, j.priority = j.priority != priority, priority
+        return changed
+
+    # -- grading -----------------------------------------------------------------------------------------------------
+
+    def begin_grade(self, sample: int, epoch: int) -> bool:
+        grade = self.grading.get(sample, Grade())
+        if self.samples[sample].epoch != epoch or grade.status != "running" or grade.started > self.now - AGE_S:
+            return False
+        self.grading[sample] = Grade(started=self.now, tries=grade.tries + 1)
+        return True
+
+    def end_grade(self, sample: int, epoch: int, score: float) -> bool:
+        s, grade = self.samples[sample], self.grading.get(sample)
+        if s.epoch != epoch or grade is None or grade.status != "running":
+            return False
+        grade.status = "done"
+        s.move("graded")
+        s.score = score
+        return True
+
+    def time_out_grades(self) -> frozenset[int]:
+        running = [i for i, g in self.grading.items() if g.status == "running" and g.started < self.now - AGE_S]
+        late = [i for i in running if self.grading[i].tries >= GRADING_TRIES and i not in self.locked]
+        for i in late:
+            self.grading[i].status = "timeout"
+        ended = [self.samples[i] for i in late if self.samples[i].state == "finished"]
+        for s in ended:
+            s.move("graded")
+        return frozenset(s.id for s in ended)
+
+    # -- comparing ---------------------------------------------------------------------------------------------------
+
+    def dump(self) -> dict[str, dict[Any, Any]]:
+        """As test_protocol_machine reads it from the database. Ages are in units of ten minutes."""
+        lease = {w.id: None if w.ended else self._age(w.renewed) for w in self.workers.values()}
+        return {
+            "jobs": {j.id: (j.state, j.priority) for j in self.jobs.values()},
+            "grades": {i: (g.status, g.tries) for i, g in self.grading.items()},
+            "workers": {
+                w.id: (w.ended, w.settled, lease[w.id], w.expires - w.renewed, w.withdrawn)
+                for w in self.workers.values()
+            },
+            "samples": {
+                s.id: (
+                    s.state, s.epoch, s.holder, s.small_worker, s.large_worker, self._age(s.published), s.num_rescues,
+                    s.num_attempts, not self.is_due(s), s.next_role, s.max_tokens, s.num_takeovers, s.count,
+                    s.finish_reason, s.error_class, s.score, len(s.segments), s.tokens("small", kept=True),
+                    s.tokens("large", kept=True), s.tokens("small", kept=False), s.tokens("large", kept=False),
+                )
+                for s in self.samples.values()
+            },
+            "segments": {
+                (s.id, index): (g.epoch, g.worker, g.author, g.kept, g.discarded)
+                for s in self.samples.values()
+                for index, g in enumerate(s.segments)
+            },
+        }  # fmt: skip
+
+    def _age(self, at: float | None) -> int | str | None:
+        if at is None:
+            return None
+        return "-infinity" if at == EARLIEST else round((self.now - at) / 600)

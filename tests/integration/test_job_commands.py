@@ -1,0 +1,176 @@
+"""The commands of a job's life on running workers: real processes and queues, scripted models, the usual heartbeat."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import text
+
+from pipeline.db.invariants import check_job, snapshot
+from pipeline.db.session import transaction
+from pipeline.jobs import JobState
+from pipeline.reports import Job
+from pipeline.samples import ModelRole
+from tests.chaos.field import ChaosJob, Field
+from tests.chaos.models import MODELS
+from tests.chaos.texts import expected_text, problem_set
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+USUAL_LEASE = {"SPECTHINK_LEASE__TTL_S": "15", "SPECTHINK_LEASE__RENEW_INTERVAL_S": "1"}
+_seeds = itertools.count(7_000_000)
+
+
+@pytest.fixture(scope="module")
+def field(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
+    field = Field.start(tmp_path_factory.mktemp("life") / "state", USUAL_LEASE)
+    yield field
+    field.close()
+
+
+def submit(field: Field, *, num_samples: int = 2) -> ChaosJob:
+    return field.submit(next(_seeds), num_samples=num_samples)
+
+
+def held(field: Field, job: ChaosJob) -> int:
+    return int(
+        field.rows("SELECT count(*) FROM samples WHERE job_id = :job AND holder_id IS NOT NULL", job=job.id)[0][0]
+    )
+
+
+def in_flight(field: Field) -> int:
+    """Samples in the engines, by the workers' own count at their last heartbeat."""
+    return int(field.rows("SELECT sum(num_in_flight) FROM workers WHERE ended_at IS NULL")[0][0])
+
+
+def wait_at_work(field: Field, job: ChaosJob) -> None:
+    """Until both models have written for the job, something is graded, and the engines are full of it."""
+
+    def is_at_work() -> bool:
+        [progress] = field.client.progress(job.id)
+        return progress.graded > 0 and progress.takeovers > 8 and held(field, job) > 8 and in_flight(field) > 8
+
+    field.until(is_at_work, "the engines to be full of the job")
+
+
+def require_dropped(field: Field, job: ChaosJob) -> None:
+    """Nothing of a job is held or stored any more, and every engine drops it at its next heartbeat."""
+    commits = field.num_commits(job)
+    assert held(field, job) == 0
+    start = time.monotonic()
+    field.until(lambda: in_flight(field) == 0, "the engines to drop the job", timeout_s=15)
+    print(f"all engines say so after {time.monotonic() - start:.1f} s")
+    assert field.num_commits(job) == commits
+
+
+def texts(field: Field, job_id: int) -> dict[tuple[str, int], str]:
+    return {(row.problem, row.sample_index): row.output for row in field.client.results(job_id)}
+
+
+def expected(job: ChaosJob) -> dict[tuple[str, int], str]:
+    problems = [problem.external_id for problem in problem_set(job.seed).problems]
+    return {
+        (problem, index): expected_text(job.seed, int(problem), index)
+        for problem in problems
+        for index in range(job.num_samples)
+    }
+
+
+def require_whole(field: Field, job: ChaosJob) -> None:
+    """The job ended as it would have undisturbed, and its books balance."""
+    field.wait_over(job)
+    assert field.client.job(job.id).state is JobState.COMPLETED
+    assert texts(field, job.id) == expected(job)
+    field.until(lambda: violations(field, job) == [], "the last heartbeats' books", timeout_s=20, every_s=0.3)
+    assert [str(replayed) for replayed in field.client.replay_job(job.id) if replayed.divergence] == []
+
+
+def violations(field: Field, job: ChaosJob) -> list[str]:
+    with snapshot(field.db_engine) as connection:
+        return [str(violation) for violation in check_job(connection, job.id)]
+
+
+def test_paused_job_is_dropped_by_all_workers_and_ends_undisturbed_after_its_resume(field: Field) -> None:
+    job = submit(field, num_samples=8)
+    wait_at_work(field, job)
+    assert field.client.pause(job.id).num_samples > 0
+    require_dropped(field, job)
+    [progress] = field.client.progress(job.id)
+    assert (progress.state, progress.waiting_for) == (
+        JobState.PAUSED, f"paused: specthink resume {job.id} lets it go on",
+    )  # fmt: skip
+    assert 0 < progress.samples_done < progress.samples_total
+    assert field.client.summary(job.id)[0].samples_graded == progress.graded
+    start = time.monotonic()
+    field.client.resume(job.id)
+    field.until(lambda: held(field, job) > 0, "a claim", timeout_s=10)
+    print(f"claimed {time.monotonic() - start:.1f} s after the resume")
+    require_whole(field, job)
+
+
+def test_cancelled_job_is_dropped_by_all_workers_and_keeps_what_it_has(field: Field) -> None:
+    job = submit(field, num_samples=8)
+    wait_at_work(field, job)
+    assert field.client.cancel(job.id).num_samples > 0
+    require_dropped(field, job)
+    whole = expected(job)
+    partial = texts(field, job.id)
+    assert partial.keys() == whole.keys()
+    assert all(whole[sample].startswith(written) for sample, written in partial.items())
+    field.until(lambda: violations(field, job) == [], "the last heartbeats' books", timeout_s=20, every_s=0.3)
+    [progress] = field.client.progress(job.id)
+    assert progress.graded + progress.failed + progress.cancelled == progress.samples_total == len(whole)
+
+
+def test_samples_that_were_cut_are_drawn_again_to_the_same_text_and_on(field: Field) -> None:
+    seed = next(_seeds)
+    submitted = field.client.submit(
+        problem_set(seed),
+        small=MODELS[ModelRole.SMALL],
+        large=MODELS[ModelRole.LARGE],
+        num_samples=2,
+        seed=seed,
+        max_tokens=30,
+    )
+    job = ChaosJob(submitted.id, seed)
+    field.wait_over(job)
+    cut = texts(field, job.id)
+    whole = expected(job)
+    assert all(whole[sample].startswith(written) and whole[sample] != written for sample, written in cut.items())
+    change = field.client.retry(job.id, cut=True, max_tokens=1000)
+    assert (change.num_samples, change.state) == (len(whole), JobState.RUNNING)
+    require_whole(field, job)
+    assert field.rows("SELECT sum(tokens_withdrawn) > 0 FROM workers") == [(True,)]
+
+
+def test_failed_samples_go_on_behind_their_last_segment_when_they_are_tried_again(field: Field) -> None:
+    job = submit(field)
+    field.until(lambda: field.num_commits(job) > 20, "segments")
+    with transaction(field.db_engine) as connection:
+        broken = connection.execute(
+            text("""
+                UPDATE samples SET state = 'failed', epoch = epoch + 1, holder_id = NULL, error = 'by the test',
+                    error_class = 'internal', ended_at = clock_timestamp()
+                WHERE job_id = :job AND num_segments > 0 AND finish_reason IS NULL RETURNING id
+            """),
+            {"job": job.id},
+        ).scalars().all()  # fmt: skip
+    assert broken
+    field.wait_over(job)
+    assert field.client.job(job.id).state is JobState.COMPLETED_WITH_ERRORS
+    kept = "SELECT sample_id, segment_index, committed_at FROM segments WHERE sample_id = ANY(:ids) ORDER BY 1, 2"
+    before = field.rows(kept, ids=list(broken))
+    assert field.client.retry(job.id).num_samples == len(broken)
+    require_whole(field, job)
+    assert set(before) < set(field.rows(kept, ids=list(broken)))
+
+
+def test_clone_with_the_same_seed_gives_the_same_texts(field: Field) -> None:
+    job = submit(field)
+    clone: Job = field.client.clone(job.id, {"num_samples": 1, "sampling.max_tokens": 900})
+    field.client.set_priority(clone, 10)
+    field.wait_over(job)
+    require_whole(field, ChaosJob(clone.id, job.seed, num_samples=1))

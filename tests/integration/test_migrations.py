@@ -1,0 +1,376 @@
+"""Migrations on filled databases, down and up again; and beside everything that may run while somebody migrates."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from pydantic import SecretStr
+from sqlalchemy import Connection, Engine, insert, text
+
+from pipeline.db import migrate
+from pipeline.db.session import open_database, transaction
+from pipeline.db.tables import METADATA, SampleRow
+from pipeline.db.workforce import Registration, end_worker, register_worker
+from pipeline.db.workforce import WorkerCounters as Counters
+from pipeline.embedded import Connections
+from pipeline.errors import ConfigurationError, MigrationRefused
+from pipeline.jobs import JobState
+from pipeline.samples import FINAL_STATES, WRITING_STATE, ErrorClass, SampleState
+from pipeline.settings import LeaseSettings
+from pipeline.workforce import WorkerEnd, WorkerKind
+from tests.integration.rows import add_engine, add_job, add_problem_set, add_segment, add_step, add_worker
+from workers.lease import LeaseKeeper
+
+SCRIPTS = list(ScriptDirectory.from_config(migrate.alembic_config()).walk_revisions())
+REVISIONS = [script.revision for script in SCRIPTS]
+"""Newest first."""
+
+RELEASED = {
+    "0001": "af89a60b184110cc0150fbe13bf8bd13b7f7d5bae2629a80d740fdcee9a2fc5c",
+    "0002": "09c861b349917a6e6eebff7332ed93b5e1e929a71d5c734110607ea269a18f36",
+    "0003": "0e194d3e17b7d1b7683c5ac7fcf923b2f1937bf591631768010cbd5b46d60681",
+    "0004": "a5e422f8e96380cc43efeee284001e97c4fcd380604f1282af40a5c14d3f7d58",
+}
+"""sha256 of the migrations that databases of users have behind them. Never change an entry: write a new migration."""
+
+WAY_BACK: Mapping[str, Mapping[tuple[str, str], Mapping[str, str]]] = {
+    "0005": {
+        ("jobs", "state"): {"paused": "running"},
+        ("workers", "end_reason"): {"engine_died": "lapsed", "engine_stalled": "lapsed"},
+    }
+}
+"""What undoing a revision changes in columns that stay: values that the older schema has no word for."""
+
+NOW = dt.datetime.now(dt.UTC)
+Rows = dict[str, list[dict[str, Any]]]
+
+
+def fill(connection: Connection) -> None:
+    """Rows in every table: jobs, samples and ends of workers of every kind there is."""
+    problems = add_problem_set(connection)
+    engine = add_engine(connection, "S")
+    ended = [add_ended_worker(connection, reason, engine) for reason in WorkerEnd]
+    for state in JobState:
+        job = add_job(connection, problems, state="running", num_samples=20, seconds=60)
+        finished_at = "NULL" if state in (JobState.RUNNING, JobState.PAUSED) else "now()"
+        change = f"UPDATE jobs SET state = :state, finished_at = {finished_at}, think_end = '</think>' WHERE id = :job"
+        connection.execute(text("ALTER TABLE jobs DISABLE TRIGGER log_changes"))
+        connection.execute(text(change), {"state": state.value, "job": job})
+        connection.execute(text("ALTER TABLE jobs ENABLE TRIGGER log_changes"))
+        fill_job(connection, job, ended[0], engine)
+    connection.execute(text("INSERT INTO events (job_id, from_state, to_state) SELECT id, 'running', state FROM jobs"))
+    counted = "SELECT id, now(), count_samples.*, count_cost.* FROM jobs, count_samples(id), count_cost(id)"
+    totals = [column.name for column in METADATA.tables["job_totals"].columns if column.name != "stale_at"]
+    names = ", ".join(name for name in totals if name not in ("job_id", "counted_at"))
+    counted = counted.replace("count_samples.*, count_cost.*", names)
+    connection.execute(text(f"INSERT INTO job_totals ({', '.join(totals)}) {counted} WHERE finished_at IS NOT NULL"))
+
+
+def add_ended_worker(connection: Connection, reason: WorkerEnd, engine: int) -> int:
+    worker = add_worker(connection, "small", model="S", alive=False, engine_id=engine, tokens_committed=7)
+    end_worker(connection, worker, Counters(tokens_generated=9, tokens_committed=7, tokens_dropped=2), reason=reason)
+    return worker
+
+
+def fill_job(connection: Connection, job: int, worker: int, engine: int) -> None:
+    """A sample in each state, and a failed one of each class, with segments, steps, grades and events."""
+    cases: list[tuple[SampleState, ErrorClass | None]]
+    cases = [(state, None) for state in SampleState if state is not SampleState.FAILED]
+    cases += [(SampleState.FAILED, error_class) for error_class in ErrorClass]
+    problem = text(
+        "SELECT p.id FROM problems p JOIN jobs j USING (problem_set_id) WHERE j.id = :job AND p.position = 0"
+    )
+    problem_id = connection.execute(problem, {"job": job}).scalar_one()
+    for index, (state, error_class) in enumerate(cases):
+        is_complete = state in (SampleState.FINISHED, SampleState.GRADED)
+        row = {
+            "job_id": job, "problem_id": problem_id, "sample_index": index, "state": state, "epoch": 3,
+            "holder_id": worker if state in WRITING_STATE.values() else None, "small_worker_id": worker,
+            "published_at": NOW, "num_rescues": 1, "num_attempts": 2, "not_before": NOW, "max_tokens": 99,
+            "policy_state": {"count": 1}, "next_max_tokens": 20, "next_trigger": "reflection", "next_cue": "wait",
+            "next_role": "large" if state in (SampleState.AWAITING_LARGE, SampleState.ASSISTING) else "small",
+            "num_segments": 1, "tokens_small": 3, "discarded_small": 2, "finish_reason": "eos" if is_complete else None,
+            "score": 1.0 if state is SampleState.GRADED else None, "error_class": error_class,
+            "error": "it broke" if error_class else None, "admitted_at": NOW,
+            "ended_at": NOW if state in FINAL_STATES else None,
+        }  # fmt: skip
+        sample = int(connection.execute(insert(SampleRow).values(**row).returning(SampleRow.id)).scalar_one())
+        add_segment(connection, sample, 0, "small", "abc", discarded="de", worker_id=worker, engine_id=engine)
+        add_step(connection, sample, 0, "small", "abc")
+        grade = "INSERT INTO grades (sample_id, grader, grader_version, status) VALUES (:sample, 'math', '1', 'done')"
+        connection.execute(text(grade), {"sample": sample})
+        event = "INSERT INTO events (job_id, sample_id, from_state, to_state, epoch) VALUES (:j, :s, 'ready', :to, 3)"
+        connection.execute(text(event), {"j": job, "s": sample, "to": state.value})
+
+
+def rows_of(db_engine: Engine) -> Rows:
+    """All rows of all tables, as JSON."""
+    with transaction(db_engine) as connection:
+        tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
+        return {
+            table: sorted(connection.execute(text(f"SELECT to_jsonb(t) FROM {table} t")).scalars(), key=json.dumps)
+            for table in connection.execute(text(tables)).scalars()
+        }
+
+
+def surviving(rows: Rows, other: Rows, changes: Mapping[tuple[str, str], Mapping[str, str]] | None = None) -> Rows:
+    """The columns that both have; changes: values of the first that the second writes in other words."""
+    kept: Rows = {}
+    for table in rows.keys() & other.keys():
+        assert rows[table]
+        columns = rows[table][0].keys() & (other[table][0] if other[table] else {}).keys()
+        told = {column: (changes or {}).get((table, column), {}) for column in columns}
+        kept[table] = [{column: told[column].get(row[column], row[column]) if told[column] else row[column]
+                        for column in sorted(columns)} for row in rows[table]]  # fmt: skip
+        kept[table].sort(key=json.dumps)
+    return kept
+
+
+def undone(revision: str) -> dict[tuple[str, str], Mapping[str, str]]:
+    """What going down from the newest to a revision changes in columns that stay."""
+    return {place: words for step in REVISIONS if step > revision for place, words in WAY_BACK.get(step, {}).items()}
+
+
+def logged_by_undoing(revision: str) -> list[tuple[str, str]]:
+    """The moves of jobs that going down to a revision makes, and logs as any other."""
+    words = undone(revision).get(("jobs", "state"), {}) if revision != "base" else {}
+    return list(words.items())
+
+
+def split_off_new_events(rows: Rows, before: Rows) -> list[dict[str, Any]]:
+    """Takes the events that were not there before out of rows."""
+    known = {event["id"] for event in before["events"]}
+    new = [event for event in rows.get("events", []) if event["id"] not in known]
+    if new:
+        rows["events"] = [event for event in rows["events"] if event["id"] in known]
+    return new
+
+
+_SCHEMA = """
+    SELECT 'function ' || p.oid::regprocedure AS name, pg_get_functiondef(p.oid) AS definition FROM pg_proc p
+    WHERE p.pronamespace = 'public'::regnamespace
+    UNION ALL SELECT 'view ' || viewname, definition FROM pg_views WHERE schemaname = 'public'
+    UNION ALL SELECT 'trigger ' || t.tgname || ' of ' || t.tgrelid::regclass, pg_get_triggerdef(t.oid)
+    FROM pg_trigger t WHERE NOT t.tgisinternal
+    UNION ALL SELECT 'index ' || indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'
+    UNION ALL SELECT 'constraint ' || c.conname || ' of ' || c.conrelid::regclass, pg_get_constraintdef(c.oid)
+    FROM pg_constraint c WHERE c.connamespace = 'public'::regnamespace
+    UNION ALL SELECT 'comment of ' || a.attrelid::regclass || '.' || a.attname, col_description(a.attrelid, a.attnum)
+    FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+    WHERE c.relnamespace = 'public'::regnamespace AND a.attnum > 0 AND NOT a.attisdropped
+"""
+
+
+def schema_of(db_engine: Engine) -> dict[str, str]:
+    with transaction(db_engine) as connection:
+        return {row.name: row.definition for row in connection.execute(text(_SCHEMA))}
+
+
+@pytest.mark.parametrize("revision", [*REVISIONS[1:], "base"])
+def test_filled_database_goes_down_and_up_again_with_its_data(db_engine: Engine, revision: str) -> None:
+    with transaction(db_engine) as connection:
+        fill(connection)
+    before, schema = rows_of(db_engine), schema_of(db_engine)
+    assert all(before.values()), "every table has rows"
+
+    migrate.downgrade(db_engine, revision)
+    below = rows_of(db_engine)
+    new_events = split_off_new_events(below, before)
+    assert [(event["from_state"], event["to_state"]) for event in new_events] == logged_by_undoing(revision)
+    assert surviving(before, below, undone(revision)) == surviving(below, before)
+
+    assert migrate.upgrade(db_engine) == migrate.newest_revision()
+    after = rows_of(db_engine)
+    assert split_off_new_events(after, before) == new_events
+    assert surviving(below, after) == surviving(after, below)
+    assert schema_of(db_engine) == schema
+    with transaction(db_engine) as connection:
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+
+
+def test_released_migrations_are_never_changed() -> None:
+    assert REVISIONS[::-1][: len(RELEASED)] == list(RELEASED), (
+        "they come first, in order; add new ones at their release"
+    )
+    for script in SCRIPTS:
+        if script.revision in RELEASED:
+            found = hashlib.sha256(Path(script.path).read_bytes()).hexdigest()
+            assert found == RELEASED[script.revision], f"{script.path}: write a new migration instead of changing it"
+
+
+# -- beside others ---------------------------------------------------------------------------------------------------
+
+PREVIOUS = REVISIONS[1]
+FIRST = REVISIONS[-1]
+
+
+def soon(condition: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def revision_of(db_engine: Engine) -> str | None:
+    with transaction(db_engine) as connection:
+        return migrate.current_revision(connection)
+
+
+@contextmanager
+def somebody(db_engine: Engine, statement: str) -> Iterator[None]:
+    """Another session in a transaction in which it has done something."""
+    other = open_database_as(db_engine, "a notebook")
+    try:
+        with transaction(other) as connection:
+            connection.execute(text(statement))
+            yield
+    finally:
+        other.dispose()
+
+
+def open_database_as(db_engine: Engine, name: str) -> Engine:
+    return open_database(SecretStr(db_engine.url.render_as_string(hide_password=False)), application_name=name)
+
+
+def registration(ttl: dt.timedelta = dt.timedelta(minutes=5)) -> Registration:
+    return Registration(
+        kind=WorkerKind.SMALL, model="S", engine_id=None, host="gpu-7", pid=4711, queue="q", max_in_flight=8, ttl=ttl
+    )
+
+
+def test_migration_that_is_not_due_waits_for_nobody(db_engine: Engine) -> None:
+    with transaction(db_engine) as connection:
+        register_worker(connection, registration())
+    lock_all = f"LOCK TABLE jobs, samples, workers; SELECT pg_advisory_xact_lock({migrate.MIGRATION_LOCK})"
+    with somebody(db_engine, lock_all):
+        assert migrate.upgrade(db_engine) == migrate.newest_revision()
+
+
+def test_migration_is_refused_while_workers_run_and_says_which(db_engine: Engine) -> None:
+    migrate.downgrade(db_engine, PREVIOUS)
+    with transaction(db_engine) as connection:
+        worker = register_worker(connection, registration())
+    for attempt in (lambda: migrate.upgrade(db_engine), lambda: migrate.downgrade(db_engine, "base")):
+        with pytest.raises(MigrationRefused, match=f"worker {worker}, small S, process 4711 on gpu-7") as refused:
+            attempt()
+        assert "stop them" in str(refused.value)
+        assert revision_of(db_engine) == PREVIOUS
+    with transaction(db_engine) as connection:
+        end_worker(connection, worker, Counters())
+    assert migrate.upgrade(db_engine) == migrate.newest_revision()
+
+
+def test_worker_that_is_silent_for_longer_than_its_lease_loses_it_to_a_migration(db_engine: Engine) -> None:
+    migrate.downgrade(db_engine, PREVIOUS)
+    with transaction(db_engine) as connection:
+        worker = add_worker(connection, "small", model="S", alive=False)
+    migrate.upgrade(db_engine)
+    with transaction(db_engine) as connection:
+        row = connection.execute(
+            text("SELECT end_reason, settled_at FROM workers WHERE id = :id"), {"id": worker}
+        ).one()
+    assert row == ("lapsed", None), "it must register again, and upkeep settles what it held"
+
+
+def test_leases_that_ran_out_while_the_database_was_down_count_as_alive(db_engine: Engine) -> None:
+    migrate.downgrade(db_engine, PREVIOUS)
+    with transaction(db_engine) as connection:
+        worker = register_worker(connection, registration(dt.timedelta(days=7)))
+        outage = "UPDATE workers SET renewed_at = renewed_at - :by, expires_at = expires_at - :by WHERE id = :id"
+        connection.execute(text(outage), {"by": dt.timedelta(days=7, seconds=1), "id": worker})
+    with pytest.raises(MigrationRefused, match=f"worker {worker},"):
+        migrate.upgrade(db_engine)
+
+
+def test_second_migration_waits_for_the_first(db_engine: Engine) -> None:
+    migrate.downgrade(db_engine, PREVIOUS)
+    told = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        with somebody(db_engine, f"SELECT pg_advisory_xact_lock({migrate.MIGRATION_LOCK})"):
+            second = pool.submit(migrate.upgrade, db_engine, on_wait=lambda what: told.set())
+            assert told.wait(60)
+            assert not second.done()
+            assert revision_of(db_engine) == PREVIOUS
+        assert second.result(60) == migrate.newest_revision()
+
+
+def test_migration_gives_up_on_a_table_in_use_and_says_who_uses_it(db_engine: Engine) -> None:
+    migrate.downgrade(db_engine, FIRST)
+    with (
+        somebody(db_engine, "SELECT count(*) FROM samples"),
+        pytest.raises(MigrationRefused, match=r"a notebook, backend [0-9]+, idle in transaction"),
+    ):
+        migrate.upgrade(db_engine, lock_timeout=dt.timedelta(seconds=0.3))
+    assert revision_of(db_engine) == FIRST
+    assert migrate.upgrade(db_engine) == migrate.newest_revision()
+
+
+def test_worker_that_registers_during_a_migration_finds_the_schema_changed(db_engine: Engine) -> None:
+    waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = CAST(:table AS regclass)")
+
+    def is_waited_for(table: str) -> bool:
+        with transaction(db_engine) as connection:
+            return bool(connection.execute(waiting, {"table": table}).scalar_one())
+
+    def register() -> None:
+        LeaseKeeper(db_engine, registration(), LeaseSettings())
+
+    with ThreadPoolExecutor(2) as pool:
+        with somebody(db_engine, "SELECT count(*) FROM samples"):
+            migration = pool.submit(migrate.downgrade, db_engine, FIRST, lock_timeout=dt.timedelta(minutes=2))
+            soon(lambda: is_waited_for("samples"))
+            worker = pool.submit(register)
+            soon(lambda: is_waited_for("workers"))
+        migration.result(60)
+        with pytest.raises(ConfigurationError, match="specthink migrate"):
+            worker.result(60)
+    with transaction(db_engine) as connection:
+        assert connection.execute(text("SELECT count(*) FROM workers")).scalar_one() == 0
+
+
+def test_database_of_a_newer_version_is_left_alone(db_engine: Engine) -> None:
+    with transaction(db_engine) as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(ConfigurationError, match="revision 9999, which this version does not know"):
+        migrate.upgrade(db_engine)
+
+
+def test_command_migrate_is_refused_with_the_reason_and_goes_on_once_workers_are_gone(
+    connections: Connections, db_engine: Engine
+) -> None:
+    environment = os.environ | {
+        "SPECTHINK_DATABASE_URL": connections.database_url.get_secret_value(),
+        "SPECTHINK_REDIS_URL": connections.redis_url.get_secret_value(),
+    }
+
+    def command() -> subprocess.CompletedProcess[str]:
+        arguments = [sys.executable, "-m", "pipeline.cli", "migrate", "--lock-timeout", "5"]
+        return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+    migrate.downgrade(db_engine, PREVIOUS)
+    with transaction(db_engine) as connection:
+        worker = register_worker(connection, registration())
+    refused = command()
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert f"worker {worker}, small S" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    with transaction(db_engine) as connection:
+        end_worker(connection, worker, Counters())
+    done = command()
+    assert (done.returncode, done.stdout) == (0, f"database at revision {migrate.newest_revision()}\n")

@@ -1,0 +1,132 @@
+"""A protocol that is broken on purpose is caught: each fence is taken down once, and the tests of it must fail.
+
+A mutation replaces a piece of one statement. The piece must be there: who rewrites a statement rewrites its mutation.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+import pytest
+from sqlalchemy import Connection, TextClause, bindparam, text
+from sqlalchemy import Engine as DbEngine
+from sqlalchemy.exc import IntegrityError
+
+from pipeline.db import hops, upkeep, workforce
+from pipeline.db.hops import Committed, Hop, Runnable
+from pipeline.db.session import transaction
+from tests.integration.test_protocol_machine import quick_engine, run_machine
+from tests.integration.test_protocol_pairs import run_pair
+from tests.integration.test_writer import Desk, desk
+from workers.publish import Publisher
+from workers.writer import Writer
+
+__all__ = ["desk", "quick_engine"]  # fixtures
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A statement, what is taken out of it, and what stands there instead."""
+
+    name: str
+    module: ModuleType
+    statement: str
+    piece: str
+    instead: str
+    found: str
+    """A pattern in the failure: how it shows."""
+    pair: str | None = None
+    """The pair of operations that shows it; None: the machine does."""
+
+
+SLOW_CLOCK = dt.timedelta(minutes=5)
+
+MUTATIONS = [
+    Mutation("commit without fence", hops, "_COMMIT", "s.epoch = hop.epoch AND s.holder_id = :worker",
+             "s.epoch >= hop.epoch AND :worker > 0", r"worker \d+ commits|no transition from"),
+    Mutation("commit without epoch", hops, "_COMMIT", "s.epoch = hop.epoch AND", "",
+             "commits .* against .* commits", pair="commit, late commit"),
+    Mutation("commit without holder", hops, "_COMMIT", "AND s.holder_id = :worker", "",
+             r"worker \d+ commits|no transition from"),
+    Mutation("lease by the worker's clock", workforce, "_RENEW", "expires_at = clock_timestamp() + :ttl",
+             "expires_at = CAST(:worker_clock AS timestamptz) + :ttl", r"after worker \d+ renews:\s+workers"),
+    Mutation("claim without a lock on its worker", hops, "_CLAIM", " FOR SHARE", "",
+             "claims .* lapses .* gave what neither order gives", pair="claim, lapse"),
+    Mutation("settle without a new epoch", upkeep, "_RESCUE", "epoch = s.epoch + 1, holder_id", "holder_id",
+             "settle"),
+    Mutation("repeated commit taken for a stale one", hops, "_STORED_BEFORE", "WHERE g.worker_id = :worker",
+             "WHERE g.worker_id = -:worker", r"worker \d+ commits"),
+    Mutation("settle locks the keys of its workers", upkeep, "_UNSETTLED", "FOR NO KEY UPDATE", "FOR UPDATE",
+             "deadlock detected", pair="commit, lapse"),
+    Mutation("settle waits for what it only publishes", upkeep, "_ORPHANED", " SKIP LOCKED", "",
+             "deadlock detected", pair="lapse, cancel samples"),
+]  # fmt: skip
+
+
+def mutated(mutation: Mutation) -> TextClause:
+    original: TextClause = getattr(mutation.module, mutation.statement)
+    assert original.text.count(mutation.piece) == 1, f"{mutation.statement} has changed: mend this mutation"
+    changed = text(original.text.replace(mutation.piece, mutation.instead))
+    if ":worker_clock" in mutation.instead:
+        return changed.bindparams(bindparam("worker_clock", callable_=lambda: dt.datetime.now(dt.UTC) - SLOW_CLOCK))
+    return changed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_broken_statement_is_caught(
+    mutation: Mutation, quick_engine: DbEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mutation.module, mutation.statement, mutated(mutation))
+    with pytest.raises((AssertionError, IntegrityError), match=mutation.found):
+        check(quick_engine, mutation.pair)
+
+
+def check(db_engine: DbEngine, pair: str | None) -> None:
+    if pair is None:
+        run_machine(db_engine, num_examples=40)
+    else:
+        run_pair(db_engine, pair)
+
+
+def false_messages(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> list[Runnable]:
+    """What a writer tells others of its samples that is not so for them at that moment."""
+    told: list[Runnable] = []
+    false: list[Runnable] = []
+
+    def publish(_: Publisher, samples: Sequence[Runnable]) -> None:
+        with transaction(desk.db_engine) as connection:
+            seen = {row.id: (row.epoch, row.state) for row in connection.execute(SEEN)}
+        told.extend(samples)
+        false.extend(s for s in samples if seen[s.sample_id] != (s.epoch, s.state.value))
+
+    monkeypatch.setattr(Publisher, "publish", publish)
+    desk.writer.write(desk.message)
+    assert {s.sample_id for s in told} == set(desk.message.epochs), "each sample is told of"
+    return false
+
+
+SEEN = text("SELECT id, epoch, state FROM samples")
+
+
+def test_writer_tells_others_only_what_they_find(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert false_messages(desk, monkeypatch) == []
+
+
+def test_publishing_before_the_commit_is_caught(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def commit_together(self: Writer, group: Sequence[Hop]) -> Committed:
+        def statement(connection: Connection) -> Committed:
+            identity = self._identity
+            committed = hops.commit_hops(
+                connection, worker_id=identity.worker_id, engine_id=identity.engine_id, hops=group
+            )
+            self._publisher.publish(committed.samples)
+            return committed
+
+        return self._patiently(statement)
+
+    monkeypatch.setattr(Writer, "_commit_together", commit_together)
+    assert false_messages(desk, monkeypatch) != []
