@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit chaos check audit format lock clean
+.PHONY: help install demo test test-unit fuzz chaos check audit format lock clean
 
 BIN := .venv/bin
 # Makes a lock: what is needed anew after a change in pyproject.toml; with UPGRADE=1 the newest versions of everything.
@@ -10,6 +10,8 @@ CPU_LOCK := requirements/cpu.in --extra cpu --extra dev --excludes requirements/
 	--universal --python-version 3.11 -o requirements/cpu.txt
 GPU_LOCK := requirements/gpu.in --extra gpu \
 	--python-version 3.12 --python-platform x86_64-manylinux_2_28 -o requirements/gpu.txt
+FUZZ_TESTS := tests/unit/problems/test_fuzz_problem_files.py tests/unit/test_hostile_prompts.py tests/unit/test_exports.py \
+	tests/unit/grading/test_hostile_answers.py tests/integration/test_hostile_input.py
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -25,6 +27,9 @@ test: install ## Run every test: unit, integration, acceptance; TEST_ARGS="…" 
 
 test-unit: install ## Run the tests that need no service
 	$(BIN)/python -m pytest tests/unit $(TEST_ARGS)
+
+fuzz: install ## Try hostile files, prompts, answers and names, a hundred times what tests do; FUZZ_TIMES=… for another number
+	FUZZ_TIMES=$(or $(FUZZ_TIMES),100) $(BIN)/python -m pytest --timeout 0 -q $(FUZZ_TESTS) $(TEST_ARGS)
 
 chaos: install ## Break everything, ten times each, and print what came of it (40 min); CHAOS_ARGS="…" adds options
 	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pipeline.errors import PipelineError
     from pipeline.jobs import JobConfig, JobState
     from pipeline.problems import ColumnNames, Problem, ProblemSet, load_problem_set
-    from pipeline.reports import Job, JobProgress, JobStats, JobSummary, Result, SampleReport
+    from pipeline.reports import Job, JobChange, JobProgress, JobStats, JobSummary, Result, SampleReport
     from pipeline.samples import Author, FinishReason, ModelRole, SampleState
     from pipeline.settings import Settings, load_settings
 
@@ -20,6 +20,7 @@ __all__ = [
     "ColumnNames",
     "FinishReason",
     "Job",
+    "JobChange",
     "JobConfig",
     "JobProgress",
     "JobState",
@@ -40,7 +41,7 @@ __all__ = [
 
 _HOMES = {
     "client": ("Client", "Table"),
-    "reports": ("Job", "JobProgress", "JobStats", "JobSummary", "Result", "SampleReport"),
+    "reports": ("Job", "JobChange", "JobProgress", "JobStats", "JobSummary", "Result", "SampleReport"),
     "errors": ("PipelineError",),
     "jobs": ("JobConfig", "JobState"),
     "problems": ("ColumnNames", "Problem", "ProblemSet", "load_problem_set"),

@@ -15,10 +15,11 @@ from pathlib import Path
 import psutil
 import redis
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from pipeline.db import migrate
 from pipeline.db.session import transaction
-from pipeline.errors import MigrationRefused
+from pipeline.errors import MigrationRefused, PipelineError
 from pipeline.workforce import WorkerKind
 from tests.chaos.faults import Fault, Strike
 from tests.chaos.field import KINDS, SETTINGS, Broken, ChaosJob, Field
@@ -358,19 +359,35 @@ class FullDisk(Fault):
         self.disk.unmount()
 
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        field.at_some_moment(job, rng)
-        strike = Strike()
+        field.at_some_moment(job, rng, latest=0.4)
+        self._log_size = self._log(field).stat().st_size
         self.disk.fill()
         field.until(lambda: self._refuses(field), f"{self.component} to run out of room")
-        strike.note = self._note
-        time.sleep(LEASE_S * rng.uniform(2.0, 3.0))
+        time.sleep(LEASE_S * rng.uniform(*self.leases))
         self.disk.empty()
-        return strike
+        return Strike(note=self._note)
 
+    leases = (2.0, 3.0)
+    """How long there is no room."""
     _note = ""
+    _log_size = 0
 
     def _refuses(self, field: Field) -> bool:
+        """Whether the server has said that it has no room; noted."""
         raise NotImplementedError
+
+    def _log(self, field: Field) -> Path:
+        return field.state.state_dir / "logs" / f"{self._server}.log"
+
+    def _log_tells(self, field: Field, word: str) -> bool:
+        """Whether a line of the server's log has it since the strike began; that line is noted."""
+        with self._log(field).open("rb") as log:
+            log.seek(self._log_size)
+            lines = log.read().decode(errors="replace").splitlines()
+        found = [line for line in lines if word in line]
+        if found:
+            self._note = found[0].split("  ")[-1][:80]
+        return bool(found)
 
     def heal(self, field: Field, job: ChaosJob) -> None:
         self.disk.empty()
@@ -399,29 +416,27 @@ class FullDatabase(FullDisk):
         super().__init__("postgres", "Postgres", megabytes=400)
 
     def _refuses(self, field: Field) -> bool:
-        return _log_tells(field, "No space left on device")
+        return self._log_tells(field, "No space left on device")
 
 
 class FullLog(FullDatabase):
     """Postgres has no room for its log either: it ends, cannot start, and is tried again until it can."""
 
-    name = "no room for its log for 2 to 3 leases"
+    name = "no room for its log for 5 to 7 leases"
+    leases = (5.0, 7.0)
+
+    def _refuses(self, field: Field) -> bool:
+        """Each log file that is begun needs 16 MB of its own."""
+        with suppress(PipelineError, DBAPIError):
+            field.rows("SELECT pg_switch_wal() FROM pg_logical_emit_message(false, 'chaos', repeat('x', 1000000))")
+        self.disk.fill()
+        return self._log_tells(field, "PANIC")
 
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
         forget_starts(field, "postgres")
-        return super().strike(field, job, rng)
-
-    def _refuses(self, field: Field) -> bool:
-        with suppress(Exception):
-            field.rows("SELECT pg_switch_wal(), pg_logical_emit_message(false, 'chaos', repeat('x', 1000000))")
-        self.disk.fill()
-        return _log_tells(field, "PANIC")
-
-
-def _log_tells(field: Field, word: str) -> bool:
-    """Whether the last of Postgres's log has it."""
-    log = (field.state.state_dir / "logs" / "postgres.log").read_bytes()[-20_000:]
-    return word in log.decode(errors="replace")
+        strike = super().strike(field, job, rng)
+        wait_postgres(field)
+        return strike
 
 
 # -- migrations -------------------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ from tests.integration.rows import (
     one,
 )
 from tests.integration.test_protocol import admit_all, claim, commit, make_job, make_worker, written
+from workers.tasks import progress_line
 
 pytestmark = pytest.mark.integration
 
@@ -335,7 +336,7 @@ def require_begins_anew(connection: Connection, sample: int, workers: list[int])
 def test_sample_cut_by_its_budget_is_drawn_again_with_a_larger_one(client: Client, connection: Connection) -> None:
     job = add_job(connection, add_problem_set(connection), state="completed")
     sample, workers = written_sample(connection, job, finish_reason="length", score=0.0, epoch=4)
-    others = [
+    others: list[dict[str, Any]] = [
         {"problem": 1, "score": 1.0},
         {"problem": 2, "finish_reason": "context"},
         {"problem": 3, "finish_reason": "length", "max_tokens": 70_000},
@@ -467,12 +468,12 @@ def test_totals_are_right_in_every_state(client: Client, connection: Connection,
     state = "completed_with_errors" if way == "reopened" else "running"
     job = add_job(connection, problems, state=state, num_samples=2, seconds=10)
     worker = add_worker(connection, "small", model="S")
-    done = [
+    done: list[dict[str, Any]] = [
         {"problem": 0, "score": 1.0, "tokens_small": 10, "tokens_large": 5, "num_takeovers": 1},
         {"problem": 1, "score": 0.0, "tokens_small": 20, "discarded_small": 3, "finish_reason": "length"},
         {"problem": 2, "state": "failed", "tokens_small": 7},
     ]
-    open_ones = [
+    open_ones: list[dict[str, Any]] = [
         {"problem": 0, "state": "pending"},
         {"problem": 1, "state": "ready", "tokens_small": 2},
         {"problem": 2, "state": "drafting", "holder_id": worker, "tokens_small": 4},
@@ -736,4 +737,5 @@ def test_status_shows_priority_and_why_a_job_waits(specthink: Specthink, client:
     shown = specthink("status")
     assert "paused: specthink resume 1 lets it go on" in shown
     assert " 12 " in shown
+    assert "paused: specthink resume 1 lets it go on" in progress_line(client.progress(job)[0])  # in Flower
     assert '"priority": 12' in specthink("status", "1", "--json")

@@ -22,7 +22,7 @@ __all__ = ["quick_engine"]  # a fixture
 
 def held(machine: ProtocolMachine) -> None:
     """The first worker writes all samples of the first two jobs."""
-    machine.begin(is_busy=False)
+    machine.begin(is_fresh=True)
 
 
 def waiting(machine: ProtocolMachine) -> None:
@@ -76,7 +76,7 @@ def being_graded(machine: ProtocolMachine) -> None:
 
 def suspected(machine: ProtocolMachine) -> None:
     """Workers of the cancelled job's samples died with them again and again."""
-    machine.begin(is_busy=True)
+    machine.begin(is_fresh=False)
     machine.do(machine.cancelling(JOB))
     machine.do(machine.passing(LONG))
 
