@@ -11,7 +11,7 @@ from pathlib import Path
 import structlog
 from sqlalchemy import Engine as DbEngine
 
-from pipeline.db.grading import Ungraded, begin_grade, end_grade, select_ungraded
+from pipeline.db.grading import GRADING_TRIES, Ungraded, begin_grade, end_grade, select_ungraded
 from pipeline.db.session import transaction
 from pipeline.errors import GradingError
 from pipeline.grading import Grade, Grader, answer_part, make_grader
@@ -51,6 +51,7 @@ def _grade_one(db_engine: DbEngine, sample: Ungraded, patience: dt.timedelta) ->
             grader=grader.name,
             version=grader.version,
             patience=patience,
+            tries=GRADING_TRIES,
         ):
             return False
     status, grade = _run(grader, sample)

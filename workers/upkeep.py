@@ -22,7 +22,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy import Engine as DbEngine
 
 from pipeline.db.control import cancel_leftovers
-from pipeline.db.grading import time_out_grades
+from pipeline.db.grading import GRADING_TRIES, time_out_grades
 from pipeline.db.session import session, transaction
 from pipeline.db.upkeep import (
     admit_samples,
@@ -44,9 +44,6 @@ FOLLOW_AGAIN = dt.timedelta(seconds=15)
 """A job whose progress task gave no sign for so long gets a new one."""
 FRESH_PER_MESSAGE = 8
 """Fresh samples in one message: small enough that several workers share a small job."""
-
-GRADING_TRIES = 2
-"""A grading that does not come back is begun once more: its grader may have been killed."""
 
 MAX_DEPTH = 64
 """A queue with so many messages has not lost them, or nobody reads it: sending again would only fill the broker."""

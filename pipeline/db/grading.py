@@ -15,6 +15,9 @@ from sqlalchemy import Connection, text
 from pipeline.db.totals import lock_graded_job, mark_stale
 from pipeline.samples import GradeStatus
 
+GRADING_TRIES = 2
+"""A grading that does not come back is begun once more: its grader may have been killed."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ungraded:
@@ -49,6 +52,7 @@ _BEGIN = text("""
     ON CONFLICT (sample_id, grader, grader_version)
     DO UPDATE SET started_at = clock_timestamp(), num_tries = grades.num_tries + 1
     WHERE grades.status = 'running' AND grades.started_at <= clock_timestamp() - :patience
+      AND (CAST(:tries AS int) IS NULL OR grades.num_tries < :tries)
     RETURNING sample_id
 """)
 
@@ -61,12 +65,16 @@ def begin_grade(
     grader: str,
     version: str,
     patience: dt.timedelta = dt.timedelta(0),
+    tries: int | None = None,
 ) -> bool:
     """Mark that this grader starts on this text of a sample; False where its grade is there, or the text gone.
 
-    patience: False, too, where somebody began so short a time ago and may still be at it.
+    patience: False, too, where somebody began so short a time ago and may still be at it. tries: and where it was begun
+    so often; else a formula that kills its grader would be begun again each time before it is found to be late.
     """
-    values = {"sample": sample_id, "epoch": epoch, "grader": grader, "version": version, "patience": patience}
+    values = {
+        "sample": sample_id, "epoch": epoch, "grader": grader, "version": version, "patience": patience, "tries": tries,
+    }  # fmt: skip
     return connection.execute(_BEGIN, values).first() is not None
 
 

@@ -20,7 +20,7 @@ from pipeline.db.roles import SESSION_SETTINGS, DatabaseRole
 from pipeline.embedded import child
 from pipeline.embedded.folder import StateFolder, write_private
 from pipeline.embedded.processes import MARKER
-from pipeline.embedded.supervision import Service, restart_bound
+from pipeline.embedded.supervision import Service, tireless_restart
 from pipeline.errors import ConfigurationError, ServiceUnavailable
 
 MAJOR_VERSION = 18
@@ -124,7 +124,7 @@ def prepare(folder: StateFolder, user: tuple[int, int] | None) -> Service:
         "cwd": "/",
         "user": user,
         "death_signal": "SIGINT",
-        **restart_bound(folder, "postgres", max_starts=5, window_s=300),
+        **tireless_restart(folder, "postgres"),
     }
     return Service(name="postgres", launch=launch, priority=10, stop_signal="INT")  # INT: fast shutdown
 

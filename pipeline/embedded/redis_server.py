@@ -9,7 +9,7 @@ import socket
 
 from pipeline.embedded.folder import StateFolder, write_private
 from pipeline.embedded.postgres import make_owned_folder, package_file, server_environment
-from pipeline.embedded.supervision import Service, restart_bound
+from pipeline.embedded.supervision import Service, tireless_restart
 from pipeline.errors import ConfigurationError
 
 ROLE = "redis"
@@ -44,7 +44,7 @@ def prepare(folder: StateFolder, user: tuple[int, int] | None, port: int) -> Ser
         "cwd": str(folder.redis),  # its data goes to the folder that it is started in
         "user": user,
         "death_signal": "SIGTERM",
-        **restart_bound(folder, "redis", max_starts=5, window_s=300),
+        **tireless_restart(folder, "redis"),
     }
     return Service(name="redis", launch=launch, priority=20)
 

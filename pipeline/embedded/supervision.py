@@ -177,6 +177,11 @@ def restart_bound(folder: StateFolder, name: str, *, max_starts: int, window_s: 
     return {"history": str(_history_path(folder, name)), "max_starts": max_starts, "window_s": window_s}
 
 
+def tireless_restart(folder: StateFolder, name: str) -> dict[str, Any]:
+    """The same for a server: in the end every ten seconds, and never given up. Its disk may be full for hours."""
+    return restart_bound(folder, name, max_starts=1000, window_s=300)
+
+
 def _history_path(folder: StateFolder, name: str) -> Path:
     return folder.programs / f"{name}.starts"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import shutil
@@ -26,6 +27,7 @@ from tests.chaos.field import KINDS, SETTINGS, Broken, ChaosJob, Field
 from tests.chaos.models import REPOSITORY
 from tests.chaos.proxy import Proxy, target_of, through
 
+_CLONE_NEWNS = 0x00020000
 LEASE_S = float(SETTINGS["SPECTHINK_LEASE__TTL_S"])
 
 
@@ -322,6 +324,15 @@ def _mount(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Broken(f"{' '.join(command[:1])}: {done.stderr.strip()}")
+
+
+def own_mounts() -> None:
+    """Let what this process and its children mount be theirs alone, and end with them. Before any child is started."""
+    if why_no_mount() is None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.unshare(_CLONE_NEWNS) != 0:
+            raise OSError(ctypes.get_errno(), "no mount namespace")
+        _mount("mount", "--make-rprivate", "/")
 
 
 def why_no_mount() -> str | None:

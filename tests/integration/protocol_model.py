@@ -528,7 +528,7 @@ class Model:
             "jobs": {j.id: (j.state, j.priority) for j in self.jobs.values()},
             "grades": {i: (g.status, g.tries) for i, g in self.grading.items()},
             "workers": {
-                w.id: (w.ended, w.settled, lease[w.id], w.expires - w.renewed, w.withdrawn)
+                w.id: (w.ended, w.settled, lease[w.id], round((w.expires - w.renewed) / 60), w.withdrawn)
                 for w in self.workers.values()
             },
             "samples": {

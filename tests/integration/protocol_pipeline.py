@@ -133,7 +133,7 @@ DUMP = text("""
      FROM grades g JOIN samples s ON s.id = g.sample_id WHERE s.job_id = ANY(:jobs)) AS grades,
     (SELECT json_agg(json_build_array(id, end_reason, settled_at IS NOT NULL,
         CASE WHEN ended_at IS NULL THEN round(extract(epoch FROM clock_timestamp() - renewed_at) / 600)::integer END,
-        round(extract(epoch FROM expires_at - renewed_at), 1)::float8, tokens_withdrawn))
+        round(extract(epoch FROM expires_at - renewed_at) / 60)::integer, tokens_withdrawn))
      FROM workers WHERE id = ANY(:workers)) AS workers,
     (SELECT json_agg(json_build_array(id, state, epoch, holder_id, small_worker_id, large_worker_id,
         CASE WHEN isfinite(published_at)
