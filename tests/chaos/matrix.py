@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from tests.chaos import faults_messages, faults_servers, faults_workers
+from tests.chaos import faults_engines, faults_messages, faults_servers, faults_workers
 from tests.chaos.faults import Fault, Strike
 from tests.chaos.field import Broken, ChaosJob, Field, copy_logs, dump_rows, log_sizes
 from tests.chaos.verdict import Verdict, judge
@@ -34,6 +34,7 @@ FAULTS: list[Fault] = [
     *faults_workers.FAULTS,
     *faults_messages.FAULTS,
     *faults_servers.FAULTS,
+    *faults_engines.FAULTS,
 ]
 SKIPPED = faults_servers.SKIPPED
 """What this machine cannot do, with the reason."""
@@ -267,6 +268,7 @@ def _received(lanes: list[Any], runs: Any) -> Iterator[Run]:
 
 
 def _lane_main(plan: Plan, number: int, cells: Any, runs: Any) -> None:
+    faults_servers.own_mounts()
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells
     threading.Thread(target=_end_with_parent, daemon=True).start()
