@@ -23,7 +23,7 @@ def app() -> Iterator[Celery]:
 
 
 def waiting(sample_id: int, state: SampleState = SampleState.READY, **values: object) -> Runnable:
-    defaults = {"job_id": 1, "epoch": 4, "model": "m", "home_queue": None, "resumed": False}
+    defaults = {"job_id": 1, "epoch": 4, "model": "m", "home_queue": None, "resumed": False, "is_suspect": False}
     return Runnable(sample_id=sample_id, state=state, **(defaults | values))  # type: ignore[arg-type]
 
 
@@ -83,3 +83,11 @@ def test_broker_that_is_away_does_not_stop_the_worker() -> None:
     app.conf.task_publish_retry_policy = {"max_retries": 0}
     Publisher(app).publish([waiting(1)])
     app.close()
+
+
+def test_suspects_are_left_to_upkeep_which_sends_them_one_by_one(app: Celery) -> None:
+    suspects = [waiting(i, is_suspect=True) for i in (1, 2)]
+    Publisher(app).publish(suspects)
+    assert read(app, "small.m") == []
+    Publisher(app).publish_alone(suspects)
+    assert [message["message"]["samples"] for message in read(app, "small.m")] == [[[1, 4]], [[2, 4]]]  # type: ignore[index]
