@@ -29,6 +29,8 @@ CONFIG: dict[str, Any] = {
     # The broker may be away for as long as it likes; the lease decides who is dead.
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
+    # Redis may refuse writes for a while (its disk or its memory is full): else that ends every worker.
+    "broker_channel_error_retry": True,
     "broker_transport_options": {
         "priority_steps": PRIORITY_STEPS,
         "queue_order_strategy": "priority",

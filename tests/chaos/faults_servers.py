@@ -302,10 +302,9 @@ class SmallDisk:
 
     def fill(self, *, leave: int = 0) -> None:
         """Take all room but so many bytes."""
-        with self.ballast.open("ab") as file, suppress(OSError):
+        with self.ballast.open("ab", buffering=0) as file, suppress(OSError):
             while (free := self.free() - leave) > 0:
                 file.write(b"\0" * min(free, 2**20))
-                file.flush()
 
     def free(self) -> int:
         stat = os.statvfs(self._folder)
@@ -409,6 +408,14 @@ class FullAppendOnlyFile(FullDisk):
 
     def __init__(self) -> None:
         super().__init__("redis", "Redis", megabytes=16)
+        self._pids: dict[str, int] = {}
+
+    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
+        self._pids = {name: field.pid(name) for name in KINDS}
+        return super().strike(field, job, rng)
+
+    def check(self, field: Field, job: ChaosJob, strike: Strike) -> list[str]:
+        return [f"{name} did not live through it" for name, pid in self._pids.items() if field.pid(name) != pid]
 
     def _refuses(self, field: Field) -> bool:
         try:

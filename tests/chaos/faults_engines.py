@@ -1,0 +1,236 @@
+"""Faults of engines: one that dies, stalls, writes nothing or rubbish, refuses, or takes its process with it.
+
+What goes wrong with one sample is asked for by its problem: the strike submits a second job whose first problem is the
+bad one, beside the job of the run. That one, and the other problems of the second, must come through untouched.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from pipeline.db.invariants import check_job, snapshot
+from pipeline.errors import EngineRefused, EngineUnavailable
+from pipeline.problems import Problem, ProblemSet, content_sha256
+from pipeline.samples import ModelRole
+from tests.chaos.faults import Fault, Strike
+from tests.chaos.field import Broken, ChaosJob, Field
+from tests.chaos.models import MODELS
+from tests.chaos.worker import ENGINE_VARIABLE, MAX_IN_FLIGHT, STEP_S, Order
+from workers.engine.base import GenerateRequest
+
+NUM_PROBLEMS = 4
+"""Of the second job; the first is the bad one."""
+STALL_AFTER_S = 1.5
+MAX_ATTEMPTS = 4
+MAX_DEATHS = 6
+"""Workers that one bad sample may take with it: two until it is a suspect, and some more until it is tried alone."""
+TEXT = "So the result is 5.\n</think>\n\nThe result is \\boxed{5}."
+_MARK = re.compile(r"Engine fault ([a-z_]+),")
+_BYTES = {"nul": b"\x00", "bad_bytes": b"\xff\xc3", "surrogate": b"\xed\xa0\x80", "outside": b""}
+"""What a mode writes before TEXT."""
+
+ENVIRONMENT = {
+    ENGINE_VARIABLE: f"{__name__}:broken_engine",
+    "SPECTHINK_ENGINE__STALL_AFTER_S": str(STALL_AFTER_S),
+    "SPECTHINK_ENGINE__MAX_ATTEMPTS": str(MAX_ATTEMPTS),
+}
+
+
+# -- in the worker's process ------------------------------------------------------------------------------------------
+
+
+def broken_engine(role: ModelRole, chat: Any, model: str, phases: Any) -> Any:
+    """The harness's engine, and what a problem's mark asks for."""
+    from tests.chaos.texts import make_script
+    from workers.engine.scripted import ScriptedEngine
+
+    good = make_script(chat, role)
+    stalled: list[bool] = []
+    actions = sys.modules[type(phases).__module__].ACTIONS  # of the running program, which is __main__
+    actions["stall"] = lambda order: stalled.append(True)
+
+    def mode_of(request: GenerateRequest) -> str:
+        prompt = chat.tokenizer.decode(list(request.prompt_ids), skip_special_tokens=False)
+        mark = _MARK.search(prompt)
+        return mark[1] if mark else ""
+
+    def script(request: GenerateRequest) -> Iterable[int]:
+        mode = mode_of(request)
+        if not mode:
+            return good(request)
+        if mode == "empty":
+            return ()
+        rubbish = _outside(chat) if mode == "outside" else _ids_of(chat, _BYTES.get(mode, b""))
+        return [*rubbish, *chat.encode_text(TEXT)]
+
+    class BrokenEngine(ScriptedEngine):
+        def _prepare(self, request: GenerateRequest) -> GenerateRequest:
+            mode, epoch = mode_of(request), int(request.request_id.rpartition("-")[2])
+            if mode == "refused":
+                raise EngineRefused(model, "this engine takes no such request")
+            if mode == "never" or (mode == "unavailable" and epoch <= 2):
+                raise EngineUnavailable(model, "no memory left just now")
+            return request
+
+        def _step(self) -> Any:
+            if self._writing:
+                phases.passed("generating")
+            for core_id in self._writing:
+                running = self._running[core_id]
+                mode = mode_of(running.request) if running.num_generated_tokens == 3 else ""
+                if mode == "poison":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if mode == "stall":
+                    stalled.append(True)
+            return [] if stalled else super()._step()
+
+    return BrokenEngine(
+        script,
+        chat.decode_stream,
+        model=model,
+        max_model_len=chat.max_model_len or 2048,
+        max_in_flight=MAX_IN_FLIGHT,
+        step_s=STEP_S,
+    )
+
+
+def _ids_of(chat: Any, content: bytes) -> list[int]:
+    """The tokens of single bytes, as a byte-level vocabulary has them."""
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    moved = [byte for byte in range(256) if byte not in kept]
+    letters = {byte: chr(byte) for byte in kept} | {byte: chr(256 + place) for place, byte in enumerate(moved)}
+    ids = [chat.tokenizer.token_to_id(letters[byte]) for byte in content]
+    if None in ids:
+        raise LookupError(f"{content!r} cannot be written in this vocabulary")
+    return ids
+
+
+def _outside(chat: Any) -> list[int]:
+    """Ids that the vocabulary does not have, as a model with padded embeddings may write."""
+    return [chat.tokenizer.get_vocab_size() + 5, chat.tokenizer.get_vocab_size() + 7]
+
+
+# -- in the harness ---------------------------------------------------------------------------------------------------
+
+
+class EngineFault(Fault):
+    """A fault of the small workers' engines."""
+
+    component = "engine"
+
+    def setup(self, field: Field) -> None:
+        for name in field.names("small"):
+            field.change_program(name, ENVIRONMENT)
+
+    def teardown(self, field: Field) -> None:
+        for name in field.names("small"):
+            field.change_program(name, None)
+
+
+class Ordered(EngineFault):
+    """The whole engine of one worker fails in mid-job."""
+
+    def __init__(self, name: str, action: str, end: str) -> None:
+        self.name = name
+        self._action = action
+        self._end = end
+
+    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
+        victim = rng.choice(field.names("small"))
+        field.order(victim, Order(phase="generating", n=rng.randint(1, 200), action=self._action))
+        fired = field.wait_fired(victim)
+        return Strike(at=fired.at, pids=[fired.pid], kind="small")
+
+    def check(self, field: Field, job: ChaosJob, strike: Strike) -> list[str]:
+        rows = field.rows(
+            "SELECT end_reason FROM workers WHERE pid = :pid ORDER BY id DESC LIMIT 1", pid=strike.pids[0]
+        )
+        return [] if rows == [(self._end,)] else [f"the struck worker ended as {rows}, not {self._end}"]
+
+
+class BadSample(EngineFault):
+    """One sample of another job brings an engine to do something odd."""
+
+    def __init__(self, name: str, mode: str, *, error_class: str | None = None) -> None:
+        """error_class: what its sample is set aside with; None: it is graded."""
+        self.name = name
+        self._mode = mode
+        self._error_class = error_class
+        self._bad: int | None = None
+
+    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
+        self._bad = None
+        field.at_some_moment(job, rng, latest=0.4)
+        strike = Strike(is_blow=False)
+        self._bad = field.client.submit(
+            self._problems(job.seed),
+            small=MODELS[ModelRole.SMALL], large=MODELS[ModelRole.LARGE], seed=job.seed, max_tokens=1000,
+            name=f"{self._mode} {job.seed}",
+        ).id  # fmt: skip
+        return strike
+
+    def _problems(self, seed: int) -> ProblemSet:
+        problems = tuple(
+            Problem(
+                external_id=str(number),
+                prompt=f"Engine fault {self._mode if number == 0 else 'none'}, {seed}, {number}.\nWhat is the result?",
+                answer="5",
+            )
+            for number in range(NUM_PROBLEMS)
+        )
+        return ProblemSet(name=f"{self._mode}-{seed}", content_sha256=content_sha256(problems), problems=problems)
+
+    def heal(self, field: Field, job: ChaosJob) -> None:
+        if self._bad is not None:
+            bad = ChaosJob(self._bad, job.seed)
+            try:
+                field.wait_over(bad, timeout_s=90)
+            except Broken:
+                field.client.cancel(self._bad)
+                raise
+
+    def check(self, field: Field, job: ChaosJob, strike: Strike) -> list[str]:
+        assert self._bad is not None
+        rows = field.rows(
+            "SELECT p.position, s.state, s.error_class, s.error, s.score, s.num_attempts, s.epoch, s.num_rescues "
+            "FROM samples s JOIN problems p ON p.id = s.problem_id WHERE s.job_id = :job ORDER BY p.position",
+            job=self._bad,
+        )
+        state = field.rows("SELECT state FROM jobs WHERE id = :job", job=self._bad)[0][0]
+        expected = ("failed", self._error_class) if self._error_class else ("graded", None)
+        found = [f"the bad sample is {rows[0]}"] if rows[0][1:3] != expected else []
+        found += [f"a sample beside it is {row}" for row in rows[1:] if row[1] != "graded" or row[4] != 1.0]
+        if state != ("completed_with_errors" if self._error_class else "completed"):
+            found.append(f"its job is {state}")
+        with snapshot(field.db_engine) as connection:
+            found += [f"{each.invariant}: {each.where} {each.what}" for each in check_job(connection, self._bad)]
+        deaths = field.rows(
+            "SELECT count(*) FROM workers "
+            "WHERE kind = 'small' AND end_reason <> 'stopped' AND ended_at > to_timestamp(:at)",
+            at=strike.at,
+        )[0][0]
+        if deaths > MAX_DEATHS:
+            found.append(f"{deaths} workers died")
+        return found
+
+
+FAULTS: list[Fault] = [
+    Ordered("dies", "raise", "engine_died"),
+    Ordered("stalls silently", "stall", "engine_stalled"),
+    BadSample("writes nothing", "empty"),
+    BadSample("writes NUL", "nul"),
+    BadSample("writes bytes that are no UTF-8", "bad_bytes"),
+    BadSample("writes half a surrogate pair", "surrogate"),
+    BadSample("writes ids outside its vocabulary", "outside"),
+    BadSample("refuses one sample", "refused", error_class="engine_refused"),
+    BadSample("refuses one twice, then takes it", "unavailable"),
+    BadSample("refuses one for ever, as if for the moment", "never", error_class="engine_refused"),
+    BadSample("dies of one sample", "poison", error_class="engine_died"),
+    BadSample("stalls with one sample", "stall", error_class="timed_out"),
+]

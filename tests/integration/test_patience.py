@@ -1,0 +1,87 @@
+"""Connections that carry nothing any more, and are not closed: nobody waits for ever."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import Engine, text
+
+from pipeline.db.session import open_database, session, transaction
+from pipeline.db.upkeep import try_to_lead
+from pipeline.embedded import Connections
+from pipeline.errors import ServiceUnavailable
+from tests.chaos.proxy import Proxy, target_of, through
+
+pytestmark = pytest.mark.timeout(60)
+
+ANSWER_WITHIN_S = 1.0
+
+
+@pytest.fixture
+def proxy(connections: Connections) -> Iterator[Proxy]:
+    proxy = Proxy(target_of(connections.database_url.get_secret_value()))
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def impatient(connections: Connections, proxy: Proxy) -> Iterator[Engine]:
+    url = through(connections.database_url.get_secret_value(), proxy)
+    engine = open_database(SecretStr(url), answer_within_s=ANSWER_WITHIN_S)
+    yield engine
+    engine.dispose()
+
+
+def ask_over_a_dead_connection(engine: Engine, proxy: Proxy, first: str) -> None:
+    """A transaction whose connection dies after its first statement."""
+    with transaction(engine) as connection:
+        connection.execute(text(first))
+        proxy.forget()
+        connection.execute(text("SELECT 1"))
+
+
+def test_dead_connection_is_given_up_and_the_next_one_works(impatient: Engine, proxy: Proxy) -> None:
+    began = time.monotonic()
+    with pytest.raises(ServiceUnavailable, match="no answer within 1 s"):
+        ask_over_a_dead_connection(impatient, proxy, "SELECT 1")
+    assert time.monotonic() - began < 20
+    with transaction(impatient) as connection:
+        assert connection.execute(text("SELECT 2")).scalar_one() == 2
+
+
+def test_connection_that_died_in_the_pool_costs_its_time_and_no_error(impatient: Engine, proxy: Proxy) -> None:
+    with transaction(impatient) as connection:
+        connection.execute(text("SELECT 1"))
+    assert proxy.forget() == 1
+    with transaction(impatient) as connection:
+        assert connection.execute(text("SELECT 2")).scalar_one() == 2
+
+
+def test_locks_of_a_client_that_vanished_in_a_transaction_are_freed(
+    impatient: Engine, proxy: Proxy, db_engine: Engine
+) -> None:
+    with transaction(db_engine) as connection:
+        connection.execute(text("CREATE TABLE held AS SELECT 1 AS id"))
+    with pytest.raises(ServiceUnavailable):
+        ask_over_a_dead_connection(impatient, proxy, "SELECT 1 FROM held FOR UPDATE")
+    with transaction(db_engine) as connection:
+        connection.execute(text("SET LOCAL lock_timeout = '20s'"))
+        connection.execute(text("SELECT 1 FROM held FOR UPDATE"))
+
+
+def test_leader_that_the_server_does_not_hear_of_leads_no_more(
+    impatient: Engine, proxy: Proxy, db_engine: Engine
+) -> None:
+    with session(db_engine) as other, session(impatient) as leader:
+        leader.execute(text("SET idle_session_timeout = '1s'"))  # as workers.upkeep does
+        assert try_to_lead(leader)
+        assert not try_to_lead(other)
+        proxy.forget()
+        deadline = time.monotonic() + 30
+        while not try_to_lead(other):
+            assert time.monotonic() < deadline, "the dead leader keeps the lock"
+            time.sleep(0.1)
+        leader.invalidate()
