@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from celery import Celery
+from kombu.transport import memory
 
 from pipeline.db.hops import Runnable
 from pipeline.samples import SampleState
@@ -16,6 +17,7 @@ from workers.publish import Publisher
 @pytest.fixture
 def app() -> Iterator[Celery]:
     """An application on kombu's in-memory broker."""
+    memory.Channel.queues.clear()  # one for the whole process, whoever used it before
     app = Celery("test", broker="memory://", set_as_current=False)
     app.conf.update(CONFIG)
     yield app
