@@ -162,3 +162,8 @@ def test_formula_that_wants_all_memory_gets_its_share_and_the_next_is_graded() -
     assert set(scores[:2]) <= {"given up", "0.0"}
     assert scores[2] == "1.0"
     assert int(kib) < 350 * 1024  # without a limit: 1.4 GiB
+
+
+def test_giant_reference_is_the_references_fault() -> None:
+    with pytest.raises(GradingError, match=f"longer than {MAX_TEXT_CHARS} characters"):
+        make_grader("math").grade(r"\boxed{7}", "(" * (MAX_TEXT_CHARS + 1))
