@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pipeline.errors import GradingError
 from pipeline.grading import Grade, answer_part, make_grader
 from pipeline.grading.choice import _STATED, find_letter
+from pipeline.grading.extract import MAX_TEXT_CHARS
 from pipeline.grading.math import MathGrader
 from tests.fuzzing import examples
 
@@ -138,6 +139,11 @@ def test_giant_formula_is_wrong_and_quickly_so(answer: str) -> None:
     assert time.monotonic() - started < 8
 
 
+def test_giant_reference_is_the_references_fault() -> None:
+    with pytest.raises(GradingError, match=f"longer than {MAX_TEXT_CHARS} characters"):
+        make_grader("math").grade(r"\boxed{7}", "(" * (MAX_TEXT_CHARS + 1))
+
+
 HUNGRY = """
 import time
 from pipeline.errors import GradingError
@@ -162,8 +168,3 @@ def test_formula_that_wants_all_memory_gets_its_share_and_the_next_is_graded() -
     assert set(scores[:2]) <= {"given up", "0.0"}
     assert scores[2] == "1.0"
     assert int(kib) < 350 * 1024  # without a limit: 1.4 GiB
-
-
-def test_giant_reference_is_the_references_fault() -> None:
-    with pytest.raises(GradingError, match=f"longer than {MAX_TEXT_CHARS} characters"):
-        make_grader("math").grade(r"\boxed{7}", "(" * (MAX_TEXT_CHARS + 1))
