@@ -14,7 +14,7 @@ FUZZ_TESTS := tests/unit/problems/test_fuzz_problem_files.py tests/unit/test_hos
 	tests/unit/grading/test_hostile_answers.py tests/integration/test_hostile_input.py
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## /\1\t/' | expand -t 12
 
 install: ## Put the pinned packages into .venv; nothing to do when it is up to date
 	@requirements/install
@@ -33,6 +33,9 @@ fuzz: install ## Try hostile files, prompts, answers and names, a hundred times 
 
 chaos: install ## Break everything, ten times each, and print what came of it (40 min); CHAOS_ARGS="…" adds options
 	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
+
+bench-%: install ## Measure, e.g. bench-hops; bench/NOTES.md lists them; BENCH_ARGS="…" adds options
+	$(BIN)/python -m bench.$* $(BENCH_ARGS)
 
 check: install ## Check format, lint, types and the direction of imports
 	$(BIN)/ruff format --check .

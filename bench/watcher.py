@@ -1,18 +1,16 @@
-"""What reading along costs: nanoseconds per token of the policy's watcher, by how often breaks come.
+"""What reading along costs: nanoseconds per token of the policy's watcher.
 
-    python bench/watcher.py
+    python -m bench.watcher
 
-Prints one line of JSON and a table: medians and spreads over repeats, and the share of one core at 5,000 tokens/s.
+By how often breaks come; and the share of one core at 5,000 tokens/s.
 """
 
 from __future__ import annotations
 
-import json
-import platform
-import statistics
 import time
 from random import Random
 
+from bench.measurement import Report, Spread
 from pipeline.policies import make_policy, parse_policy
 from pipeline.policies.base import SampleContext
 
@@ -46,16 +44,13 @@ def nanoseconds_per_token(texts: list[str]) -> float:
 
 
 def main() -> None:
-    rows = {}
+    report = Report(bench="watcher", setting={"tokens": NUM_TOKENS, "repeats": REPEATS, "seed": 0})
     for name, every in (("no break", None), ("every 120 tokens", 120), ("every 13 tokens", 13)):
         texts = text_with_breaks(every)
-        costs = [nanoseconds_per_token(texts) for _ in range(REPEATS)]
-        rows[name] = {"median_ns": statistics.median(costs), "min_ns": min(costs), "max_ns": max(costs)}
-    print(json.dumps({"bench": "watcher", "machine": platform.machine(), "python": platform.python_version(), **rows}))
-    for name, row in rows.items():
-        share = row["median_ns"] * TOKENS_PER_SECOND / 1e9
-        print(f"{name:18} {row['median_ns']:8.0f} ns/token ({row['min_ns']:.0f} … {row['max_ns']:.0f}), "
-              f"{share:.1%} of a core at {TOKENS_PER_SECOND} tokens/s")  # fmt: skip
+        cost = Spread.of([nanoseconds_per_token(texts) for _ in range(REPEATS)])
+        report.add(name, cost, "ns/token")
+        report.add(f"{name}: share of a core", cost.median * TOKENS_PER_SECOND / 1e9)
+    report.print()
 
 
 if __name__ == "__main__":

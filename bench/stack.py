@@ -1,0 +1,113 @@
+"""A pipeline of its own for one benchmark: servers in a new folder, real worker processes, everything ended with it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from pipeline import Client, load_settings
+from pipeline.db import reports
+from pipeline.db.session import open_database, transaction
+from pipeline.embedded import Connections, EmbeddedState, Program, stop
+from pipeline.embedded.supervision import last_lines
+from pipeline.local import start_local
+
+REPOSITORY = Path(__file__).parents[1]
+MODELS = {role: REPOSITORY / "examples" / "models" / f"demo-{role}" for role in ("small", "large")}
+"""The demo pair: the models of the benchmarks that generate, and the tokenizers of those that are scripted."""
+PROBLEMS = REPOSITORY / "examples" / "problems.jsonl"
+
+_START_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """What runs. db_engine: with the owner's rights, for the benchmark's own questions."""
+
+    state: EmbeddedState
+    client: Client
+    db_engine: Engine
+
+    @property
+    def connections(self) -> Connections:
+        return self.state.connections
+
+    def start_programs(self, programs: Sequence[Program]) -> None:
+        """Start worker processes beside those that run; returns once all have registered."""
+        self.state.add_programs(programs)
+        for program in programs:
+            self.state.start_program(program.name)
+        names = {program.name for program in programs}
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while missing := self._unregistered(names):
+            if time.monotonic() > deadline:
+                log = next(program.log_path for program in self.state.program_states() if program.name in missing)
+                raise RuntimeError(f"{', '.join(sorted(missing))} did not register; {last_lines(log)}")
+            time.sleep(0.1)
+
+    def pid(self, name: str) -> int:
+        """Of a program that runs."""
+        found = next(program.pid for program in self.state.program_states() if program.name == name)
+        if found is None:
+            raise RuntimeError(f"{name} does not run")
+        return found
+
+    def _unregistered(self, names: set[str]) -> set[str]:
+        with transaction(self.db_engine) as connection:
+            registered = {worker.pid for worker in reports.live_workers(connection)}
+        return {
+            program.name
+            for program in self.state.program_states()
+            if program.name in names and program.pid not in registered
+        }
+
+
+@contextmanager
+def running_stack(
+    *, small: Path | None = None, large: Path | None = None, settings: Mapping[str, str] | None = None
+) -> Iterator[Stack]:
+    """Servers, a grader and upkeep; a small and a large worker on vLLM where their models are given.
+
+    settings: SPECTHINK_… variables for all processes. Ends everything and removes the folder.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="specthink-bench-"))
+    try:
+        with _environment(settings or {}):
+            local = start_local(
+                load_settings(state_dir=folder / "state"),
+                small=str(small) if small else None,
+                large=str(large) if large else None,
+                flower=False,
+                die_with_parent=True,
+            )
+        connections = local.state.connections
+        db_engine = open_database(connections.database_url, pool_size=4, application_name="bench")
+        with Client.connect(database_url=connections.database_url.get_secret_value()) as client:
+            yield Stack(state=local.state, client=client, db_engine=db_engine)
+        db_engine.dispose()
+    finally:
+        stop(folder / "state")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Programs inherit the environment in which they are started: these settings, and none of this shell's."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("SPECTHINK_")}
+    for name in before:
+        del os.environ[name]
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name in settings:
+            os.environ.pop(name, None)
+        os.environ.update(before)
