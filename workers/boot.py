@@ -173,6 +173,7 @@ class WriterProcess:
             identity=self._identity(self._lease.worker_id),
             on_engine_death=self._die,
             max_attempts=base.settings.engine.max_attempts,
+            admit_ahead=base.settings.upkeep.admit_ahead,
         )
 
     def _identity(self, worker_id: int) -> Identity:

@@ -109,6 +109,7 @@ class VllmEngine(ThreadedEngine["EngineCoreRequest"]):
             name=name,
             max_model_len=parts.config.model_config.max_model_len,
             max_in_flight=parts.config.scheduler_config.max_num_seqs,
+            cache_tokens=(parts.config.cache_config.num_gpu_blocks or 0) * parts.config.cache_config.block_size or None,
         )
         self._inputs = parts.inputs
         self._tasks = parts.tasks
