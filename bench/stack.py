@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,8 +78,9 @@ def running_stack(
 ) -> Iterator[Stack]:
     """Servers, a grader and upkeep; a small and a large worker on vLLM where their models are given.
 
-    settings: SPECTHINK_… variables for all processes. Ends everything and removes the folder.
+    settings: SPECTHINK_… variables for all processes. Ends everything and removes the folder, also at a SIGTERM.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     folder = Path(tempfile.mkdtemp(prefix="specthink-bench-"))
     try:
         with _environment(settings or {}):
