@@ -36,6 +36,7 @@ from workers.engine.vllm import load_engine
 from workers.grader import grade_samples
 from workers.lease import LeaseKeeper
 from workers.publish import ASSIST, DRAFT, GRADE, Publisher
+from workers.stopping import EarlySignals
 from workers.tasks import add_follow_task, add_samples_task
 from workers.upkeep import Upkeep
 from workers.writer import Identity, Writer
@@ -97,10 +98,17 @@ def run_celery(
     pool: str,
     concurrency: int,
     read: list[str],
+    early: EarlySignals,
     **options: Any,
 ) -> int:
-    """Run a Celery worker in this process until it is told to stop; returns its exit code."""
-    worker = app.Worker(
+    """Run a Celery worker in this process until it is told to stop, also by early signals; returns its exit code."""
+
+    class ListeningWorker(app.Worker):  # type: ignore[misc, name-defined]  # Celery makes this class for each app
+        def install_platform_tweaks(self, worker: Any) -> None:
+            super().install_platform_tweaks(worker)
+            early.deliver()
+
+    worker = ListeningWorker(
         hostname=f"{name}@{socket.gethostname()}",
         pool=pool,
         concurrency=concurrency,
@@ -138,6 +146,7 @@ class WriterProcess:
         self._role = role
         self._engine = engine
         self._queues = [queues.own_queue(role, model), queues.model_queue(role, model)]
+        self._early = EarlySignals()
         with transaction(base.db_engine) as connection:
             self._engine_id = put_engine(
                 connection,
@@ -211,6 +220,7 @@ class WriterProcess:
                 pool="threads",
                 concurrency=threads,
                 read=self._queues,
+                early=self._early,
             )
         finally:
             self._writer.close()
@@ -246,6 +256,7 @@ def run_grader(settings: Settings) -> int:
         lambda message: grade_samples(child["db"], message, time_limit_s=settings.grading.time_limit_s),
         time_limit=settings.grading.time_limit_s,
     )
+    early = EarlySignals()
     with_lease = LeaseKeeper(
         base.db_engine,
         registration(WorkerKind.GRADE, settings, queue=queues.GRADE, max_in_flight=concurrency),
@@ -260,6 +271,7 @@ def run_grader(settings: Settings) -> int:
             pool="prefork",
             concurrency=concurrency,
             read=[queues.GRADE],
+            early=early,
             max_memory_per_child=MAX_CHILD_KIB,
         )
     finally:
@@ -272,6 +284,7 @@ def run_upkeep(settings: Settings) -> int:
     stop = threading.Event()
     add_follow_task(base.app, base.db_engine, stop)
     upkeep = Upkeep(base.db_engine, base.publisher, settings)
+    early = EarlySignals()
     lease = LeaseKeeper(
         base.db_engine,
         registration(WorkerKind.UPKEEP, settings, queue=queues.UPKEEP, max_in_flight=0),
@@ -287,6 +300,7 @@ def run_upkeep(settings: Settings) -> int:
             pool="threads",
             concurrency=64,
             read=[queues.UPKEEP],
+            early=early,
         )
     finally:
         upkeep.stop()

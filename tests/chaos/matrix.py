@@ -20,6 +20,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ class Run:
     run: int
     seed: int
     seconds: float = 0.0
+    parts: dict[str, float] = field(default_factory=dict)
+    """Seconds of each part of it: where its time went."""
     note: str = ""
     verdict: Verdict = field(default_factory=Verdict)
 
@@ -118,11 +121,12 @@ class Cell:
         began = time.monotonic()
         attempt = Attempt(self._lane.field, self._fault, seed)
         try:
-            self._set_up()
+            with attempt.part("setup"):
+                self._set_up()
             run.verdict = attempt.verdict()
         except Exception as error:
             run.verdict.violations.append(_told(error))
-        run.note = attempt.note
+        run.note, run.parts = attempt.note, attempt.parts
         run.seconds = time.monotonic() - began
         if not run.is_good:
             self._keep(run, attempt)
@@ -165,7 +169,17 @@ class Attempt:
         self._log_sizes = log_sizes(field)
         self._job: ChaosJob | None = None
         self.note = ""
+        self.parts: dict[str, float] = {}
         self.field_is_sick = False
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Note how long a part of the run takes, also where it fails."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.parts[name] = round(time.monotonic() - began, 3)
 
     def verdict(self) -> Verdict:
         """Run it."""
@@ -173,19 +187,25 @@ class Attempt:
         broken: list[str] = []
         strike: Strike | None = None
         try:
-            fault.prepare(field, self._rng)
-            self._job = fault.submit(field, self._rng, self._seed)
-            strike = fault.strike(field, self._job, self._rng)
+            with self.part("prepare"):
+                fault.prepare(field, self._rng)
+            with self.part("submit"):
+                self._job = fault.submit(field, self._rng, self._seed)
+            with self.part("strike"):
+                strike = fault.strike(field, self._job, self._rng)
             self.note = strike.note
-            field.wait_over(self._job, timeout_s=fault.timeout_s)
+            with self.part("job"):
+                field.wait_over(self._job, timeout_s=fault.timeout_s)
         except Exception as error:
             broken.append(_told(error))
-        broken += self._heal()
+        with self.part("heal"):
+            broken += self._heal()
         if self._job is None:
             return Verdict(violations=broken or ["no job was submitted"])
         if broken and not field.is_over(self._job):
             field.client.cancel(self._job.id)
-        verdict = judge(field, self._job, strike)
+        with self.part("judge"):
+            verdict = judge(field, self._job, strike)
         verdict.violations = broken + verdict.violations
         if strike is not None and not broken:
             verdict.violations += fault.check(field, self._job, strike)
