@@ -36,9 +36,10 @@ def main() -> int:
         return 2
     began = time.monotonic()
     runs: list[Run] = []
+    total = sum(fault.num_runs(plan.runs) for fault in faults)
     for run in run_matrix(plan):
         runs.append(run)
-        print(_line(run, done=len(runs), total=len(faults) * plan.runs), flush=True)
+        print(_line(run, done=len(runs), total=total), flush=True)
     print()
     print(table(runs))
     print(_footer(plan, runs, time.monotonic() - began))
@@ -46,7 +47,7 @@ def main() -> int:
         print(f"left out: {fault}: {reason}")
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(run) for run in runs], indent=1, ensure_ascii=False))
-    complete = len(runs) == len(faults) * plan.runs
+    complete = len(runs) == total
     return 0 if complete and all(run.is_good for run in runs) else 1
 
 

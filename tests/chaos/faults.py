@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tests.chaos.field import ChaosJob, Field
+from tests.chaos.field import Field
+from tests.chaos.workload import ChaosJob
 
 
 @dataclass(kw_only=True)
@@ -33,6 +34,12 @@ class Fault:
     name: str
     component: str
     timeout_s: float = 45.0
+    is_on_vllm: bool = False
+    """Whether it happens to the demo pair on vLLM instead of to scripted models."""
+    max_runs: int | None = None
+    """No more runs than these, however many are asked for; None: as many as are asked for."""
+    lasts_s: float = 6.0
+    """About how long a run takes; the longest cells are begun first."""
 
     def setup(self, field: Field) -> None:
         """Before the first run, on a healthy field."""
@@ -57,5 +64,13 @@ class Fault:
         """What else must hold after this fault, beside the invariants: what does not, in words."""
         return []
 
+    @property
+    def column(self) -> str:
+        """The component as the table shows it."""
+        return f"{self.component} (vLLM)" if self.is_on_vllm else self.component
+
+    def num_runs(self, asked: int) -> int:
+        return min(asked, self.max_runs or asked)
+
     def __str__(self) -> str:
-        return f"{self.component}: {self.name}"
+        return f"{self.column}: {self.name}"

@@ -19,9 +19,10 @@ from pipeline.errors import EngineRefused, EngineUnavailable
 from pipeline.problems import Problem, ProblemSet, content_sha256
 from pipeline.samples import ModelRole
 from tests.chaos.faults import Fault, Strike
-from tests.chaos.field import Broken, ChaosJob, Field
+from tests.chaos.field import Broken, Field
 from tests.chaos.models import MODELS
 from tests.chaos.worker import ENGINE_VARIABLE, MAX_IN_FLIGHT, STEP_S, Order
+from tests.chaos.workload import ChaosJob
 from workers.engine.base import GenerateRequest
 
 NUM_PROBLEMS = 4

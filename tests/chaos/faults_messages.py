@@ -15,8 +15,9 @@ from typing import Any
 import redis
 
 from tests.chaos.faults import Fault, Strike
-from tests.chaos.field import SETTINGS, Broken, ChaosJob, Field
+from tests.chaos.field import SETTINGS, Broken, Field
 from tests.chaos.worker import RELAY_PREFIX, relay_file
+from tests.chaos.workload import ChaosJob
 
 LEASE_S = float(SETTINGS["SPECTHINK_LEASE__TTL_S"])
 PAUSE_S = 0.01

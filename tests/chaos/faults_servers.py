@@ -23,12 +23,12 @@ from pipeline.db.session import transaction
 from pipeline.errors import MigrationRefused, PipelineError
 from pipeline.workforce import WorkerKind
 from tests.chaos.faults import Fault, Strike
-from tests.chaos.field import KINDS, SETTINGS, Broken, ChaosJob, Field
+from tests.chaos.field import Broken, Field
 from tests.chaos.models import REPOSITORY
 from tests.chaos.proxy import Proxy, target_of, through
+from tests.chaos.workload import ChaosJob
 
 _CLONE_NEWNS = 0x00020000
-LEASE_S = float(SETTINGS["SPECTHINK_LEASE__TTL_S"])
 
 
 def forget_starts(field: Field, server: str) -> None:
@@ -110,7 +110,7 @@ class FreezeServer(Fault):
         for child in self._frozen[1:]:
             with suppress(psutil.NoSuchProcess):
                 child.suspend()
-        time.sleep(LEASE_S * rng.uniform(1.2, 4.0))
+        time.sleep(field.lease_s * rng.uniform(1.2, 4.0))
         self.heal(field, job)
         return strike
 
@@ -215,7 +215,7 @@ class BlackHole(BrokenNetwork):
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
         strike = self._begin(field, job, rng)
         self.proxy.black_hole()
-        time.sleep(LEASE_S * rng.uniform(2.0, 4.0))
+        time.sleep(field.lease_s * rng.uniform(2.0, 4.0))
         self.proxy.forward()
         strike.note = "over before the hole was" if field.is_over(job) else ""
         return strike
@@ -373,7 +373,7 @@ class FullDisk(Fault):
         self._log_size = self._log(field).stat().st_size
         self.disk.fill()
         field.until(lambda: self._refuses(field), f"{self.component} to run out of room")
-        time.sleep(LEASE_S * rng.uniform(*self.leases))
+        time.sleep(field.lease_s * rng.uniform(*self.leases))
         self.disk.empty()
         return Strike(note=self._note)
 
@@ -411,7 +411,7 @@ class FullAppendOnlyFile(FullDisk):
         self._pids: dict[str, int] = {}
 
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        self._pids = {name: field.pid(name) for name in KINDS}
+        self._pids = {name: field.pid(name) for name in field.programs}
         return super().strike(field, job, rng)
 
     def check(self, field: Field, job: ChaosJob, strike: Strike) -> list[str]:
@@ -510,15 +510,15 @@ class MigrateRefused(Fault):
 
     def _stop_workers(self, field: Field) -> None:
         """SIGTERM to all at once; each hands back what it writes."""
-        field.absent = set(KINDS)
-        for name in KINDS:
+        field.absent = set(field.programs)
+        for name in field.programs:
             field.signal(name, signal.SIGTERM, children=False)
-        for name in KINDS:
+        for name in field.programs:
             field.until(lambda name=name: field.exit_code(name) is not None, f"{name} to end")  # type: ignore[misc]
 
     def _start_workers(self, field: Field) -> None:
         field.absent = set()
-        for name in KINDS:
+        for name in field.programs:
             field.start_program(name)
 
     def heal(self, field: Field, job: ChaosJob) -> None:

@@ -26,16 +26,18 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from tests.chaos import faults_engines, faults_messages, faults_servers, faults_workers
+from tests.chaos import faults_engines, faults_messages, faults_servers, faults_vllm, faults_workers
 from tests.chaos.faults import Fault, Strike
-from tests.chaos.field import Broken, ChaosJob, Field, copy_logs, dump_rows, log_sizes
+from tests.chaos.field import Broken, Field, copy_logs, dump_rows, log_sizes
 from tests.chaos.verdict import Verdict, judge
+from tests.chaos.workload import ChaosJob
 
 FAULTS: list[Fault] = [
     *faults_workers.FAULTS,
     *faults_messages.FAULTS,
     *faults_servers.FAULTS,
     *faults_engines.FAULTS,
+    *faults_vllm.FAULTS,
 ]
 SKIPPED = faults_servers.SKIPPED
 """What this machine cannot do, with the reason."""
@@ -94,7 +96,7 @@ class Lane:
         """All runs of one fault."""
         with_setup = Cell(fault, self)
         try:
-            for run in range(runs):
+            for run in range(fault.num_runs(runs)):
                 yield with_setup.run(run, seed_of(seed, fault, run))
         finally:
             with_setup.end()
@@ -117,7 +119,7 @@ class Cell:
 
     def run(self, number: int, seed: int) -> Run:
         """One run; whatever goes wrong in it is in its verdict."""
-        run = Run(fault=self._fault.name, component=self._fault.component, run=number, seed=seed)
+        run = Run(fault=self._fault.name, component=self._fault.column, run=number, seed=seed)
         began = time.monotonic()
         attempt = Attempt(self._lane.field, self._fault, seed)
         try:
@@ -252,16 +254,21 @@ class Plan:
 
 
 def run_matrix(plan: Plan) -> Iterator[Run]:
-    """All runs, as they end."""
+    """All runs, as they end: those of the scripted models first, then, one at a time, those of vLLM."""
+    for on_vllm in (False, True):
+        faults = [fault for fault in find_faults(plan.only) if fault.is_on_vllm is on_vllm]
+        yield from _run_cells(plan, faults, num_lanes=1 if on_vllm else plan.lanes)
+
+
+def _run_cells(plan: Plan, faults: list[Fault], num_lanes: int) -> Iterator[Run]:
     spawn = multiprocessing.get_context("spawn")
-    num_cells = len(find_faults(plan.only))
     cells: Any = spawn.Queue()
-    for index in range(num_cells):
-        cells.put(index)
+    for fault in sorted(faults, key=lambda fault: -fault.lasts_s * fault.num_runs(plan.runs)):
+        cells.put(FAULTS.index(fault))
     runs: Any = spawn.Queue()
     lanes = [
         spawn.Process(target=_lane_main, args=(plan, number, cells, runs), name=f"lane {number}")
-        for number in range(min(plan.lanes, num_cells))
+        for number in range(min(num_lanes, len(faults)))
     ]
     for lane in lanes:
         lane.start()
@@ -292,11 +299,12 @@ def _lane_main(plan: Plan, number: int, cells: Any, runs: Any) -> None:
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    faults = find_faults(plan.only)
     folder = Path(tempfile.mkdtemp(prefix=f"chaos-{number}-"))
+    on_vllm = False
 
     def start_field() -> Field:
-        return Field.start(Path(tempfile.mkdtemp(dir=folder)) / "state")
+        start = faults_vllm.start_field if on_vllm else Field.start
+        return start(Path(tempfile.mkdtemp(dir=folder)) / "state")
 
     lane = Lane(plan.out, start_field=start_field)
     try:
@@ -305,7 +313,8 @@ def _lane_main(plan: Plan, number: int, cells: Any, runs: Any) -> None:
                 index = cells.get(timeout=0.5)
             except queue.Empty:
                 return
-            for run in lane.cell(faults[index], runs=plan.runs, seed=plan.seed):
+            on_vllm = FAULTS[index].is_on_vllm  # the same for all cells of a lane
+            for run in lane.cell(FAULTS[index], runs=plan.runs, seed=plan.seed):
                 runs.put(run)
     finally:
         lane.close()
