@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import multiprocessing
 import os
 import socket
 import threading
@@ -204,6 +205,8 @@ class WriterProcess:
         """The engine is gone: give the lease up, so that the samples go back at once, and end for the supervisor."""
         log.error("worker ends because of its engine", worker_id=self._lease.worker_id, reason=reason.value)
         self._lease.stop(reason)
+        for process in multiprocessing.active_children():  # an engine beside this process that hangs hears nothing else
+            process.kill()
         os._exit(1)
 
     def run(self) -> int:

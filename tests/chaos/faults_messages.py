@@ -98,6 +98,7 @@ class Relayed(Fault):
         self.name = name
         self._kind = kind
         self._relay: Relay | None = None
+        self.lasts_s = 12.0
 
     def prepare(self, field: Field, rng: random.Random) -> None:
         self._relay = self._kind(field.connections.redis_url.get_secret_value(), rng)

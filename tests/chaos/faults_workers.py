@@ -95,6 +95,7 @@ class KillAll(Fault):
     """kill -9 of every worker at the same moment: a power cut."""
 
     name, component = "kill -9 of all at once", "all"
+    lasts_s = 12.0
 
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
         field.at_some_moment(job, rng)
@@ -166,13 +167,11 @@ class Terminate(Fault):
 
     def setup(self, field: Field) -> None:
         if self._environment is not None:
-            for name in field.names(self.component):
-                field.change_program(name, self._environment)
+            field.change_programs(dict.fromkeys(field.names(self.component), self._environment))
 
     def teardown(self, field: Field) -> None:
         if self._environment is not None:
-            for name in field.names(self.component):
-                field.change_program(name, None)
+            field.change_programs(dict.fromkeys(field.names(self.component)))
 
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
         field.at_some_moment(job, rng)
@@ -222,6 +221,7 @@ class RollingRestart(Fault):
     """Every program ended and started again, one after the other, two of them at most not yet back; a longer job."""
 
     name, component = "rolling restart", "all"
+    lasts_s = 24.0
 
     def submit(self, field: Field, rng: random.Random, seed: int) -> ChaosJob:
         return field.submit(seed, num_samples=6)
@@ -254,6 +254,7 @@ class Freeze(Fault):
         self.name = "SIGSTOP beyond the lease, SIGCONT"
         self.component = kind
         self._frozen: list[str] = []
+        self.lasts_s = 9.0
 
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
         field.at_some_moment(job, rng, latest=0.5)
@@ -361,6 +362,7 @@ class NoLarge(Fault):
     """No large worker for several leases: samples park where nobody holds them, and the job ends once one comes."""
 
     name, component = "none for 3 leases", "large"
+    lasts_s = 14.0
 
     def prepare(self, field: Field, rng: random.Random) -> None:
         field.absent = set(field.names("large"))
@@ -400,10 +402,10 @@ class WrongClock(Fault):
         self._offset_s = offset_s
 
     def setup(self, field: Field) -> None:
-        field.change_program(self._program, {"CHAOS_CLOCK_OFFSET_S": str(self._offset_s)})
+        field.change_programs({self._program: {"CHAOS_CLOCK_OFFSET_S": str(self._offset_s)}})
 
     def teardown(self, field: Field) -> None:
-        field.change_program(self._program, None)
+        field.change_programs({self._program: None})
 
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
         field.at_some_moment(job, rng)

@@ -197,13 +197,25 @@ class Field:
         """Of its last end."""
         return next(state.exit_code for state in self.state.program_states() if state.name == name)
 
-    def change_program(self, name: str, environment: Mapping[str, str] | None) -> None:
-        """Restart a program with other environment beside that of all; None: as it was in the beginning."""
-        self.state.stop_program(name)
-        self.changed[name] = dict(environment or {})
-        self.state.add_programs([self._program(name)])
-        self.state.start_program(name)
+    def change_programs(self, environments: Mapping[str, Mapping[str, str] | None]) -> None:
+        """Restart programs with other environment beside that of all; None: as it was in the beginning."""
+        for name, environment in environments.items():
+            self.state.stop_program(name)
+            self.changed[name] = dict(environment or {})
+        self.state.add_programs([self._program(name) for name in environments])
+        for name in environments:
+            self.state.start_program(name)
         self.wait_healthy()
+
+    def cpu_s(self) -> float:
+        """Seconds of a core that all its processes have used so far, those that ended included."""
+        this = psutil.Process()
+        used = 0.0
+        for process in this.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                used += times.user + times.system + times.children_user + times.children_system
+        return used
 
     # -- orders: what a process does to itself, see tests.chaos.worker ----------------------------------------------
 

@@ -54,6 +54,8 @@ class Run:
     seconds: float = 0.0
     parts: dict[str, float] = field(default_factory=dict)
     """Seconds of each part of it: where its time went."""
+    cpu_s: float = 0.0
+    """Seconds of a core that all processes of the field used meanwhile."""
     note: str = ""
     verdict: Verdict = field(default_factory=Verdict)
 
@@ -120,7 +122,7 @@ class Cell:
     def run(self, number: int, seed: int) -> Run:
         """One run; whatever goes wrong in it is in its verdict."""
         run = Run(fault=self._fault.name, component=self._fault.column, run=number, seed=seed)
-        began = time.monotonic()
+        began, cpu_s = time.monotonic(), self._lane.field.cpu_s()
         attempt = Attempt(self._lane.field, self._fault, seed)
         try:
             with attempt.part("setup"):
@@ -129,7 +131,7 @@ class Cell:
         except Exception as error:
             run.verdict.violations.append(_told(error))
         run.note, run.parts = attempt.note, attempt.parts
-        run.seconds = time.monotonic() - began
+        run.seconds, run.cpu_s = time.monotonic() - began, self._lane.field.cpu_s() - cpu_s
         if not run.is_good:
             self._keep(run, attempt)
         if attempt.field_is_sick:
