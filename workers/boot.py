@@ -21,7 +21,6 @@ from celery import Celery, signals
 from sqlalchemy import Engine as DbEngine
 
 from pipeline.chat import ChatModel, served_name
-from pipeline.db.hops import held_epochs
 from pipeline.db.migrate import require_current
 from pipeline.db.session import open_database, transaction
 from pipeline.db.workforce import Registration, put_engine
@@ -189,14 +188,8 @@ class WriterProcess:
         return Identity(worker_id=worker_id, engine_id=self._engine_id)
 
     def _on_renewed(self, worker_id: int) -> None:
-        """After each heartbeat: compare what is held with what is written, and watch the engine by its tokens."""
-        before = self._writer.in_flight()
-        with transaction(self._base.db_engine) as connection:
-            held = held_epochs(connection, worker_id)
-        lost = self._writer.abandon_lost(before, held)
-        if lost:
-            log.info("samples abandoned", samples=lost)
-        self._writer.release_strays(before, held)
+        """After each heartbeat: take stock, and watch the engine by its tokens."""
+        self._writer.reconcile(worker_id)
         if self._engine.stats().last_token_age_s > self._base.settings.engine.stall_after_s:
             log.error("engine stalled", seconds=self._base.settings.engine.stall_after_s)
             self._die(WorkerEnd.ENGINE_STALLED)

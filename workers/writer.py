@@ -30,6 +30,7 @@ from pipeline.db.hops import (
     defer_samples,
     fix_think_phase,
     get_job_config,
+    held_epochs,
     release_samples,
 )
 from pipeline.db.session import transaction
@@ -356,6 +357,16 @@ class Writer:
         """What is being written now."""
         with self._lock:
             return list(self._in_flight.values())
+
+    def reconcile(self, worker_id: int) -> None:
+        """After a heartbeat under this id: compare what the database says this worker holds with what is written."""
+        before = self.in_flight()
+        with transaction(self._db_engine) as connection:
+            held = held_epochs(connection, worker_id)
+        lost = self.abandon_lost(before, held)
+        if lost:
+            log.info("samples abandoned", samples=lost)
+        self.release_strays(before, held)
 
     def abandon_lost(self, before: Sequence[Work], held: dict[int, int]) -> int:
         """Abort what the database no longer gives to this worker (cancelled, rescued); returns how many.

@@ -9,6 +9,7 @@ import heapq
 import random
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ PAUSE_S = 0.01
 """Between two looks of the relay."""
 
 
-class Relay:
+class Relay(ABC):
     """Takes every message that is sent and delivers it when ``when`` says. Its thread runs until ``close``."""
 
     def __init__(self, url: str, rng: random.Random) -> None:
@@ -35,9 +36,9 @@ class Relay:
         self.num_taken = 0
         self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
 
+    @abstractmethod
     def when(self, rng: random.Random) -> Sequence[float]:
         """For one message: in how many seconds it is delivered, each time."""
-        raise NotImplementedError
 
     def start(self) -> None:
         self._thread.start()

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -395,9 +396,9 @@ class FullDisk(Fault):
     _note = ""
     _log_size = 0
 
+    @abstractmethod
     def _refuses(self, field: Field) -> bool:
         """Whether the server has said that it has no room; noted."""
-        raise NotImplementedError
 
     def _log(self, field: Field) -> Path:
         return field.state.state_dir / "logs" / f"{self._server}.log"

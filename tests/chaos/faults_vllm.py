@@ -52,6 +52,7 @@ class DemoPair(Workload):
         {
             ENGINE_VARIABLE: f"{__name__}:vllm_engine",
             "SPECTHINK_ENGINE__PROCESS": "inline",
+            "SPECTHINK_ENGINE__DTYPE": "float32",  # in bfloat16 a text may depend on what runs beside it
             "SPECTHINK_ENGINE__STALL_AFTER_S": str(STALL_AFTER_S),
             "SPECTHINK_ENGINE__CPU_KV_CACHE_GIB": "0.5",
             "SPECTHINK_LEASE__TTL_S": "4",
