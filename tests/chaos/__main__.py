@@ -34,19 +34,24 @@ def main() -> int:
     if not faults:
         print(f"no fault is called {plan.only!r}; --list shows them", file=sys.stderr)
         return 2
-    began, where = time.monotonic(), machine()
-    runs: list[Run] = []
+    record = Record(seed=plan.seed, lanes=plan.lanes, machine=machine())
     total = sum(fault.num_runs(plan.runs) for fault in faults)
+    try:
+        _run(plan, record, total)
+    finally:  # interrupted: what there is so far
+        print(f"\n{record}")
+        if arguments.json:
+            record.write(arguments.json)
+    complete = len(record.runs) == total
+    return 0 if complete and all(run.is_good for run in record.runs) else 1
+
+
+def _run(plan: Plan, record: Record, total: int) -> None:
+    began = time.monotonic()
     for run in run_matrix(plan):
-        runs.append(run)
-        print(_line(run, done=len(runs), total=total), flush=True)
-    seconds = time.monotonic() - began
-    record = Record(seed=plan.seed, lanes=plan.lanes, seconds=seconds, machine=where, runs=runs)
-    print(f"\n{record}")
-    if arguments.json:
-        record.write(arguments.json)
-    complete = len(runs) == total
-    return 0 if complete and all(run.is_good for run in runs) else 1
+        record.runs.append(run)
+        record.seconds = time.monotonic() - began
+        print(_line(run, done=len(record.runs), total=total), flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=int, default=10, help="runs of each cell")
     parser.add_argument("--only", help="regular expression on 'component: fault'")
     parser.add_argument("--seed", type=int, default=0, help="each run's seed is made of it, the cell and its number")
-    parser.add_argument("--lanes", type=int, default=2, help="pipelines beside each other")
+    parser.add_argument("--lanes", type=int, default=4, help="pipelines beside each other; much of a run is waiting")
     parser.add_argument("--out", type=Path, default=Path("build/chaos"), help="folder for what failed runs leave")
     parser.add_argument("--json", type=Path, help="file for all runs")
     parser.add_argument("--table", type=Path, metavar="JSON", help="show the table of such a file and end")

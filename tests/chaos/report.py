@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,9 @@ class Record:
 
     seed: int
     lanes: int
-    seconds: float
     machine: dict[str, Any]
-    runs: list[Run]
+    seconds: float = 0.0
+    runs: list[Run] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False))
