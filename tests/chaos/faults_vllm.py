@@ -142,7 +142,7 @@ class EngineProcess(Fault):
             raise Broken("small-2 has no engine beside it")
         for process in self._struck:
             process.send_signal(self._signal)
-        field.until(lambda: field._pid("small-2") != strike.pids[0], "small-2 to end", timeout_s=30)
+        field.until(lambda: field.pid("small-2") != strike.pids[0], "small-2 to end", timeout_s=30)
         return strike
 
     def heal(self, field: Field, job: ChaosJob) -> None:
