@@ -525,10 +525,11 @@ class MigrateRefused(Fault):
             raise Broken("the database was migrated down while workers lived")
 
     def _stop_workers(self, field: Field) -> None:
-        """SIGTERM to all at once; each hands back what it writes."""
+        """SIGTERM to all at once; each hands back what it writes. One whose lease had lapsed has seen and ended."""
         field.absent = set(field.programs)
         for name in field.programs:
-            field.signal(name, signal.SIGTERM, children=False)
+            if field.find_pid(name) is not None:
+                field.signal(name, signal.SIGTERM, children=False)
         for name in field.programs:
             field.until(lambda name=name: field.exit_code(name) is not None, f"{name} to end")  # type: ignore[misc]
 

@@ -37,9 +37,9 @@ from tests.chaos.workload import ChaosJob, Scripted, Workload
 
 SETTINGS = {
     "SPECTHINK_LEASE__TTL_S": "2",
-    "SPECTHINK_LEASE__RENEW_INTERVAL_S": "0.2",
+    "SPECTHINK_LEASE__RENEW_INTERVAL_S": "0.4",
     "SPECTHINK_LEASE__DRAIN_S": "10",
-    "SPECTHINK_UPKEEP__TICK_S": "0.1",
+    "SPECTHINK_UPKEEP__TICK_S": "0.2",
     "SPECTHINK_UPKEEP__REPUBLISH_AFTER_S": "2",
     "SPECTHINK_GRADING__TIME_LIMIT_S": "5",
 }
@@ -163,13 +163,13 @@ class Field:
 
     def pid(self, name: str) -> int:
         """Of a program that runs; waits for a new start. Raises Broken."""
-        self.until(lambda: self._pid(name) is not None, f"{name} to run", timeout_s=30)
-        pid = self._pid(name)
+        self.until(lambda: self.find_pid(name) is not None, f"{name} to run", timeout_s=30)
+        pid = self.find_pid(name)
         if pid is None:
             raise Broken(f"{name} ended again")
         return pid
 
-    def _pid(self, name: str) -> int | None:
+    def find_pid(self, name: str) -> int | None:
         return next(state.pid for state in self.state.program_states() if state.name == name)
 
     def signal(self, name: str, sign: signal.Signals, *, children: bool = True) -> int:
