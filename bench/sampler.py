@@ -11,7 +11,7 @@ import json
 import sys
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,8 +42,8 @@ class Sampler:
     """Samples all threads of this process. seconds: CPU time by part; places: the same by part and function."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
-        self.places: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.places: dict[str, float] = defaultdict(float)
         self._used: dict[int, float] = {}
         self._known: dict[str, str | None] = {}
 
@@ -101,5 +101,5 @@ def _sample_when_asked(file: Path) -> None:
             sampler.look(count=True)
         sys.setswitchinterval(usual)
         new = Path(f"{file}.new")
-        new.write_text(json.dumps({"seconds": sampler.seconds, "places": sampler.places.most_common(60)}))
+        new.write_text(json.dumps({"seconds": sampler.seconds, "places": sampler.places}))
         new.replace(file)
