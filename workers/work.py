@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.chat import ChatModel
 from pipeline.db.hops import ClaimedSample, Hop, SegmentRecord, storable
@@ -41,6 +41,8 @@ from pipeline.steps import SegmentText, split_steps
 from workers.engine.base import GenerateRequest, GenerateResult, Sampling
 from workers.seeds import segment_seed
 
+MAX_PROMPTS = 1024
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSetup:
@@ -51,6 +53,8 @@ class JobSetup:
     think_end: str
     listener: Listener
     sampling: Sampling
+    prompts: dict[int, list[int]] = field(default_factory=dict)
+    """Rendered prompts by problem id, at most MAX_PROMPTS: a sample comes again after each takeover."""
 
     @classmethod
     def of(cls, config: JobConfig, think: ThinkPhase, chat: ChatModel) -> JobSetup:
@@ -70,7 +74,7 @@ class JobSetup:
 
 
 class Countdown:
-    """Waits until a number of things have happened."""
+    """Waits until a number of things have happened; while some have not, more may be added."""
 
     def __init__(self, count: int) -> None:
         self._left = count
@@ -78,6 +82,10 @@ class Countdown:
         self._done = threading.Event()
         if count == 0:
             self._done.set()
+
+    def add(self) -> None:
+        with self._lock:
+            self._left += 1
 
     def tick(self) -> None:
         with self._lock:
@@ -164,10 +172,17 @@ def prepare(
 
 
 def _prompt_ids(sample: ClaimedSample, setup: JobSetup, chat: ChatModel) -> list[int]:
+    known = setup.prompts.get(sample.problem_id)
+    if known is not None:
+        return known
     try:
-        return chat.prompt_ids(render_user_message(setup.config.prompt_template, sample.problem))
+        token_ids = chat.prompt_ids(render_user_message(setup.config.prompt_template, sample.problem))
     except Exception as error:  # a template may break on a problem in any way
         raise BadProblem(sample.problem.external_id, error) from error
+    if len(setup.prompts) >= MAX_PROMPTS:
+        setup.prompts.clear()
+    setup.prompts[sample.problem_id] = token_ids
+    return token_ids
 
 
 def _next(
