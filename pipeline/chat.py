@@ -69,9 +69,7 @@ class TextStream:
     whole_texts: spares most tokens the decoder, which takes six times as long.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, after: Sequence[int] = (), whole_texts: WholeTexts | None = None
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = (), whole_texts: WholeTexts | None = None) -> None:
         self._tokenizer = tokenizer
         self._whole_texts = whole_texts
         self._passed: int | None = None  # the last token that the decoder was spared

@@ -494,7 +494,8 @@ class Client:
 
         It runs in a READ ONLY transaction under a time limit, as the reader's role where its login is known. The rows
         are read one by one, to the first max_rows or 256 MiB; the rest is left out, and the table says so. Raises
-        ConfigurationError with the server's message for a query that Postgres refuses.
+        ConfigurationError with the server's message for a query that Postgres refuses, and for a login that READ ONLY
+        does not hold: it could run programs on the server.
         """
         _check_sendable("the query", query)
         url = make_url(self._reader_url.get_secret_value()).set(drivername="postgresql")
@@ -505,6 +506,7 @@ class Client:
                 connect_timeout=10,
             ) as connection:  # fmt: skip
                 connection.read_only = True
+                _require_harmless(connection)
                 return _read_table(connection.cursor(), query.strip().removesuffix(";").encode(), max_rows)
         except psycopg.errors.QueryCanceled as error:
             raise PipelineError(f"the query ran longer than {timeout_s:g} s; narrow it, or give --timeout") from error
@@ -523,6 +525,23 @@ class Client:
         except (ValueError, OverflowError, RecursionError) as error:  # a number of 5,000 digits, say, in a JSON value
             reason = f"a value of the result cannot be read here ({type(error).__name__}); cast it to text"
             raise ConfigurationError(reason) from error
+
+
+_MAY_LEAVE_DATABASE = """
+    SELECT rolsuper OR pg_has_role('pg_execute_server_program', 'USAGE')
+           OR pg_has_role('pg_write_server_files', 'USAGE')
+    FROM pg_roles WHERE rolname = session_user
+"""
+
+
+def _require_harmless(connection: psycopg.Connection[Any]) -> None:
+    """Refuse to ask as a login whose COPY can start a program or write a file: to Postgres that only reads."""
+    row = connection.execute(_MAY_LEAVE_DATABASE).fetchone()
+    if row is None or row[0]:
+        raise ConfigurationError(
+            f"the login {connection.info.user!r} may run programs and write files on the database's server, and so "
+            "could a query: set SPECTHINK_LOGINS__READER=NAME:PASSWORD, then run `specthink migrate` once"
+        )
 
 
 def _read_table(cursor: psycopg.Cursor[Any], query: bytes, max_rows: int) -> Table:

@@ -22,6 +22,16 @@ class JobState(StrEnum):
 
 
 FINAL_JOB_STATES = frozenset({JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS, JobState.CANCELLED})
+JOB_TRANSITIONS: frozenset[tuple[JobState, JobState]] = frozenset(
+    {(JobState.RUNNING, end) for end in JobState if end is not JobState.RUNNING}
+    | {
+        (JobState.PAUSED, JobState.RUNNING),
+        (JobState.PAUSED, JobState.CANCELLED),
+        (JobState.COMPLETED, JobState.RUNNING),
+        (JobState.COMPLETED_WITH_ERRORS, JobState.RUNNING),
+    }
+)
+"""What may follow what; the database refuses the rest."""
 
 
 class ModelSpec(BaseModel):

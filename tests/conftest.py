@@ -13,8 +13,9 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, make_url, text
 
 from pipeline.db import migrate
-from pipeline.db.session import open_database
-from pipeline.embedded import Connections, start, stop
+from pipeline.db.grants import grant_roles
+from pipeline.db.session import open_database, transaction
+from pipeline.embedded import EMBEDDED_LOGINS, Connections, start, stop
 
 TEMPLATE = "specthink_template"
 _redis_databases = itertools.cycle(range(1, 16))
@@ -30,6 +31,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connections]:
         connection.execute(text(f"CREATE DATABASE {TEMPLATE}"))
     template = open_database(with_database(state.connections.database_url, TEMPLATE))
     migrate.upgrade(template)
+    with transaction(template) as connection:
+        grant_roles(connection, EMBEDDED_LOGINS)
     template.dispose()
     yield state.connections
     owner.dispose()

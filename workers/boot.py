@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import gc
 import math
+import multiprocessing
 import os
 import socket
 import threading
@@ -21,7 +22,6 @@ from celery import Celery, signals
 from sqlalchemy import Engine as DbEngine
 
 from pipeline.chat import ChatModel, served_name
-from pipeline.db.hops import held_epochs
 from pipeline.db.migrate import require_current
 from pipeline.db.session import open_database, transaction
 from pipeline.db.workforce import Registration, put_engine
@@ -37,6 +37,7 @@ from workers.engine.vllm import load_engine
 from workers.grader import grade_samples
 from workers.lease import LeaseKeeper
 from workers.publish import ASSIST, DRAFT, GRADE, Publisher
+from workers.stopping import EarlySignals
 from workers.tasks import add_follow_task, add_samples_task
 from workers.upkeep import Upkeep
 from workers.writer import Identity, Writer
@@ -98,10 +99,17 @@ def run_celery(
     pool: str,
     concurrency: int,
     read: list[str],
+    early: EarlySignals,
     **options: Any,
 ) -> int:
-    """Run a Celery worker in this process until it is told to stop; returns its exit code."""
-    worker = app.Worker(
+    """Run a Celery worker in this process until it is told to stop, also by early signals; returns its exit code."""
+
+    class ListeningWorker(app.Worker):  # type: ignore[misc, name-defined]  # Celery makes this class for each app
+        def install_platform_tweaks(self, worker: Any) -> None:
+            super().install_platform_tweaks(worker)
+            early.deliver()
+
+    worker = ListeningWorker(
         hostname=f"{name}@{socket.gethostname()}",
         pool=pool,
         concurrency=concurrency,
@@ -139,6 +147,7 @@ class WriterProcess:
         self._role = role
         self._engine = engine
         self._queues = [queues.own_queue(role, model), queues.model_queue(role, model)]
+        self._early = EarlySignals()
         with transaction(base.db_engine) as connection:
             self._engine_id = put_engine(
                 connection,
@@ -181,14 +190,8 @@ class WriterProcess:
         return Identity(worker_id=worker_id, engine_id=self._engine_id)
 
     def _on_renewed(self, worker_id: int) -> None:
-        """After each heartbeat: compare what is held with what is written, and watch the engine by its tokens."""
-        before = self._writer.in_flight()
-        with transaction(self._base.db_engine) as connection:
-            held = held_epochs(connection, worker_id)
-        lost = self._writer.abandon_lost(before, held)
-        if lost:
-            log.info("samples abandoned", samples=lost)
-        self._writer.release_strays(before, held)
+        """After each heartbeat: take stock, and watch the engine by its tokens."""
+        self._writer.reconcile(worker_id)
         if self._engine.stats().last_token_age_s > self._base.settings.engine.stall_after_s:
             log.error("engine stalled", seconds=self._base.settings.engine.stall_after_s)
             self._die(WorkerEnd.ENGINE_STALLED)
@@ -197,6 +200,8 @@ class WriterProcess:
         """The engine is gone: give the lease up, so that the samples go back at once, and end for the supervisor."""
         log.error("worker ends because of its engine", worker_id=self._lease.worker_id, reason=reason.value)
         self._lease.stop(reason)
+        for process in multiprocessing.active_children():  # an engine beside this process that hangs hears nothing else
+            process.kill()
         os._exit(1)
 
     def run(self) -> int:
@@ -217,6 +222,7 @@ class WriterProcess:
                 pool="threads",
                 concurrency=threads,
                 read=self._queues,
+                early=self._early,
             )
         finally:
             self._writer.close()
@@ -252,6 +258,7 @@ def run_grader(settings: Settings) -> int:
         lambda message: grade_samples(child["db"], message, time_limit_s=settings.grading.time_limit_s),
         time_limit=settings.grading.time_limit_s,
     )
+    early = EarlySignals()
     with_lease = LeaseKeeper(
         base.db_engine,
         registration(WorkerKind.GRADE, settings, queue=queues.GRADE, max_in_flight=concurrency),
@@ -266,6 +273,7 @@ def run_grader(settings: Settings) -> int:
             pool="prefork",
             concurrency=concurrency,
             read=[queues.GRADE],
+            early=early,
             max_memory_per_child=MAX_CHILD_KIB,
         )
     finally:
@@ -278,6 +286,7 @@ def run_upkeep(settings: Settings) -> int:
     stop = threading.Event()
     add_follow_task(base.app, base.db_engine, stop)
     upkeep = Upkeep(base.db_engine, base.publisher, settings)
+    early = EarlySignals()
     lease = LeaseKeeper(
         base.db_engine,
         registration(WorkerKind.UPKEEP, settings, queue=queues.UPKEEP, max_in_flight=0),
@@ -293,6 +302,7 @@ def run_upkeep(settings: Settings) -> int:
             pool="threads",
             concurrency=64,
             read=[queues.UPKEEP],
+            early=early,
         )
     finally:
         upkeep.stop()

@@ -15,7 +15,7 @@ from sqlalchemy import Engine as DbEngine
 from pipeline.db.reports import select_progress
 from pipeline.db.session import transaction
 from pipeline.db.upkeep import mark_followed
-from pipeline.errors import NotFound
+from pipeline.errors import NotFound, ServiceUnavailable
 from pipeline.reports import JobProgress
 from workers import wire
 from workers.messages import JobMessage, SamplesMessage
@@ -45,7 +45,13 @@ def add_samples_task(app: Celery, name: str, handle: Callable[[SamplesMessage], 
     @app.task(name=name, **options)
     def run(message: object) -> str:
         checked = _checked(SamplesMessage, message, task=name)
-        return handle(checked) if checked else "refused"
+        if checked is None:
+            return "refused"
+        try:
+            return handle(checked)
+        except ServiceUnavailable as error:  # upkeep publishes the samples again
+            log.warning("message put off", task=name, reason=str(error))
+            return "Postgres is away"
 
 
 def add_follow_task(app: Celery, db_engine: DbEngine, stop: threading.Event) -> None:
@@ -59,17 +65,30 @@ def add_follow_task(app: Celery, db_engine: DbEngine, stop: threading.Event) -> 
 
 
 def _follow(task: Task, db_engine: DbEngine, job_id: int, stop: threading.Event) -> str:
+    """Until the job ends, or this process is told to; for as long as Postgres is away nothing is shown."""
+    line, is_away = "", False
     while True:
         try:
-            with transaction(db_engine) as connection:
-                mark_followed(connection, job_id)
-                [progress] = select_progress(connection, [job_id])
+            progress = _progress(db_engine, job_id)
         except NotFound as error:
             return str(error)
-        line = progress_line(progress)
-        if progress.is_final or stop.wait(PROGRESS_INTERVAL_S):
+        except ServiceUnavailable as error:
+            if not is_away:
+                log.warning("progress not read", job_id=job_id, reason=str(error))
+            progress, is_away = None, True
+        else:
+            line, is_away = progress_line(progress), False
+        if (progress and progress.is_final) or stop.wait(PROGRESS_INTERVAL_S):
             return line
-        task.send_event("task-progress", done=progress.samples_done, total=progress.samples_total, result=line)
+        if progress:
+            task.send_event("task-progress", done=progress.samples_done, total=progress.samples_total, result=line)
+
+
+def _progress(db_engine: DbEngine, job_id: int) -> JobProgress:
+    with transaction(db_engine) as connection:
+        mark_followed(connection, job_id)
+        [progress] = select_progress(connection, [job_id])
+    return progress
 
 
 def progress_line(progress: JobProgress) -> str:

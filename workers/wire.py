@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
+import redis
 import structlog
 from kombu import transport as kombu_transports
 from kombu.transport import redis as redis_transport
@@ -266,6 +267,14 @@ class GuardedChannel(redis_transport.Channel):
     """A channel that hands out only what passes."""
 
     QoS = GuardedQoS
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        """A channel that is used once more after its connection was given up has lost it: kombu ends in an
+        AttributeError there, which ends the worker; at this error Celery connects again."""
+        if self.connection.client is None:
+            raise redis.exceptions.ConnectionError("the connection was given up")
+        parameters: dict[str, Any] = super()._connparams(asynchronous)  # type: ignore[no-untyped-call]
+        return parameters
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         client = super()._create_client(asynchronous)  # type: ignore[no-untyped-call]

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 
 from pipeline.chat import ChatModel
 from pipeline.db.hops import ClaimedSample, Hop, SegmentRecord, storable
@@ -42,6 +41,8 @@ from pipeline.steps import SegmentText, split_steps
 from workers.engine.base import GenerateRequest, GenerateResult, Sampling
 from workers.seeds import segment_seed
 
+MAX_PROMPTS = 1024
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSetup:
@@ -52,6 +53,8 @@ class JobSetup:
     think_end: str
     listener: Listener
     sampling: Sampling
+    prompts: dict[int, list[int]] = field(default_factory=dict)
+    """Rendered prompts by problem id, at most MAX_PROMPTS: a sample comes again after each takeover."""
 
     @classmethod
     def of(cls, config: JobConfig, think: ThinkPhase, chat: ChatModel) -> JobSetup:
@@ -71,7 +74,7 @@ class JobSetup:
 
 
 class Countdown:
-    """Waits until a number of things have happened."""
+    """Waits until a number of things have happened; while some have not, more may be added."""
 
     def __init__(self, count: int) -> None:
         self._left = count
@@ -79,6 +82,10 @@ class Countdown:
         self._done = threading.Event()
         if count == 0:
             self._done.set()
+
+    def add(self) -> None:
+        with self._lock:
+            self._left += 1
 
     def tick(self) -> None:
         with self._lock:
@@ -164,17 +171,18 @@ def prepare(
     )
 
 
-def _prompt_ids(sample: ClaimedSample, setup: JobSetup, chat: ChatModel) -> Sequence[int]:
+def _prompt_ids(sample: ClaimedSample, setup: JobSetup, chat: ChatModel) -> list[int]:
+    known = setup.prompts.get(sample.problem_id)
+    if known is not None:
+        return known
     try:
-        return _ids_of_prompt(chat, render_user_message(setup.config.prompt_template, sample.problem))
+        token_ids = chat.prompt_ids(render_user_message(setup.config.prompt_template, sample.problem))
     except Exception as error:  # a template may break on a problem in any way
         raise BadProblem(sample.problem.external_id, error) from error
-
-
-@lru_cache(maxsize=1024)
-def _ids_of_prompt(chat: ChatModel, user_message: str) -> tuple[int, ...]:
-    """Kept because each claim needs it: all samples of a problem, each once per turn; 0.6 ms that hold the GIL."""
-    return tuple(chat.prompt_ids(user_message))
+    if len(setup.prompts) >= MAX_PROMPTS:
+        setup.prompts.clear()
+    setup.prompts[sample.problem_id] = token_ids
+    return token_ids
 
 
 def _next(

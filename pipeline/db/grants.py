@@ -7,13 +7,14 @@ the triggers that write them have the rights of the schema's owner.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 from sqlalchemy import Connection, make_url, text
 
 from pipeline.db.migrate import MIGRATION_LOCK
-from pipeline.db.roles import DatabaseRole, Login
+from pipeline.db.roles import SUPERUSER_SETTINGS, DatabaseRole, Login
 from pipeline.db.tables import GradeRow
 from pipeline.errors import ConfigurationError
 
@@ -141,10 +142,10 @@ def create_logins(connection: Connection, logins: Iterable[Login]) -> None:
 def ensure_login(connection: psycopg.Connection[Any], name: str, password: str, *, settings: Mapping[str, str]) -> None:
     """Create a role that may log in and do nothing else, or give it this password.
 
-    settings: parameters that each of its sessions begins with. The password is sent as its SCRAM verifier, so that no
-    log can hold it.
+    settings: parameters that each of its sessions begins with; those that this connection's role may not set are left
+    out. The password is sent as its SCRAM verifier, so that no log can hold it.
     """
-    from psycopg import sql
+    from psycopg import errors, sql
 
     role = sql.Identifier(name)
     verifier = connection.pgconn.encrypt_password(password.encode(), name.encode(), b"scram-sha-256").decode()
@@ -152,9 +153,10 @@ def ensure_login(connection: psycopg.Connection[Any], name: str, password: str, 
     verb = sql.SQL("ALTER" if exists else "CREATE")  # a new role has no right that is not given to it
     connection.execute(sql.SQL("{} ROLE {} LOGIN PASSWORD {}").format(verb, role, sql.Literal(verifier)))
     for setting, value in settings.items():
-        connection.execute(
-            sql.SQL("ALTER ROLE {} SET {} = {}").format(role, sql.Identifier(setting), sql.Literal(value))
-        )
+        alter = sql.SQL("ALTER ROLE {} SET {} = {}").format(role, sql.Identifier(setting), sql.Literal(value))
+        refusal = suppress(errors.InsufficientPrivilege) if setting in SUPERUSER_SETTINGS else nullcontext()
+        with refusal, connection.transaction():
+            connection.execute(alter)
 
 
 def login_name(url: SecretStr) -> str:

@@ -7,14 +7,16 @@ of their ids, so that two workers never wait for each other in a circle.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
+from typing import Any, TypeAlias
 
 import orjson
-from sqlalchemy import Connection, RowMapping, insert, text
+from sqlalchemy import Connection, RowMapping, text
 
-from pipeline.db.tables import SegmentRow, StepRow
 from pipeline.hand_over import ThinkPhase, first_prompt_tokens
 from pipeline.jobs import JobConfig
 from pipeline.policies.base import PolicyState
@@ -44,6 +46,50 @@ class ContextSegment:
     vocabulary_sha256: str
     prompt_tokens: int
     """Given to its author's engine: the prompt, and the output so far; 0 for an inserted sentence."""
+    epoch: int
+    """Of the claim under which it was stored: with the sample and the segment's place it names this very text."""
+
+
+Context: TypeAlias = tuple[ContextSegment, ...]
+
+
+class ContextMemory:
+    """The contexts that this process has loaded, so that a claim reads only the segments that came after. Thread-safe.
+
+    A memory and no more: claims check it against the database. max_tokens: most that it holds (about 100 bytes each);
+    what was not used for longest goes first.
+    """
+
+    def __init__(self, max_tokens: int = 1_000_000) -> None:
+        self._max_tokens = max_tokens
+        self._num_tokens = 0
+        self._contexts: OrderedDict[int, Context] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def recall(self, sample_id: int) -> Context:
+        """As it was last kept; () where it was not."""
+        with self._lock:
+            return self._contexts.get(sample_id, ())
+
+    def keep(self, sample_id: int, context: Context) -> None:
+        with self._lock:
+            self._forget(sample_id)
+            self._contexts[sample_id] = context
+            self._num_tokens += _num_tokens(context)
+            while self._num_tokens > self._max_tokens:
+                self._forget(next(iter(self._contexts)))
+
+    def forget(self, sample_id: int) -> None:
+        """Nobody will go on with this sample."""
+        with self._lock:
+            self._forget(sample_id)
+
+    def _forget(self, sample_id: int) -> None:
+        self._num_tokens -= _num_tokens(self._contexts.pop(sample_id, ()))
+
+
+def _num_tokens(context: Context) -> int:
+    return sum(1 + len(segment.piece) for segment in context)  # an empty segment takes memory as well
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +111,7 @@ class ClaimedSample:
     cue: str
     wait_seconds: float | None
     """Since a message was sent for it; None: none was."""
-    context: tuple[ContextSegment, ...]
+    context: Context
     num_prompt_tokens: int | None
     """Of the rendered prompt, as the first writer read it; None where nobody has written."""
 
@@ -183,9 +229,12 @@ _MARK_FIRST_CLAIM = text("""
 """)
 
 _LOAD_CONTEXT = text("""
-    SELECT g.sample_id, g.author, g.trigger, g.token_ids, g.text, g.token_lengths, g.prompt_tokens, e.vocabulary_sha256
-    FROM segments g JOIN engines e ON e.id = g.engine_id
-    WHERE g.sample_id = ANY(:ids) ORDER BY g.sample_id, g.segment_index
+    SELECT g.sample_id, g.author, g.trigger, g.token_ids, g.text, g.token_lengths, g.prompt_tokens, g.epoch,
+           e.vocabulary_sha256
+    FROM unnest(CAST(:ids AS bigint[]), CAST(:starts AS integer[])) AS wanted(id, start)
+    JOIN segments g ON g.sample_id = wanted.id AND g.segment_index >= wanted.start
+    JOIN engines e ON e.id = g.engine_id
+    ORDER BY g.sample_id, g.segment_index
 """)
 
 
@@ -196,10 +245,12 @@ def claim_samples(
     role: ModelRole,
     epochs: Mapping[int, int],
     job_id: int | None = None,
+    memory: ContextMemory | None = None,
 ) -> list[ClaimedSample]:
     """Take the samples that still wait at the epochs a message names; resumed ones come first.
 
-    epochs: sample id → epoch. Samples that moved on meanwhile, and those of another job than job_id, are left out. A
+    epochs: sample id → epoch. Samples that moved on meanwhile, and those of another job than job_id, are left out.
+    memory: what this process remembers of their contexts; the contexts that are loaded now are kept there. A
     worker whose lease lapsed gets nothing: its row is locked before any sample's, so that a claim and the winding up
     of its worker never pass each other.
     Plan: samples by primary key, at most as many as the message names.
@@ -219,11 +270,12 @@ def claim_samples(
     if not claimed:
         return []
     connection.execute(_MARK_FIRST_CLAIM, {"jobs": sorted({row["job_id"] for row in claimed})})
-    contexts = _load_contexts(connection, [row["sample_id"] for row in claimed if row.pop("num_segments")])
-    return [_claimed_sample(row, contexts.get(row["sample_id"], [])) for row in claimed]
+    resumed = [row["sample_id"] for row in claimed if row.pop("num_segments")]
+    contexts = _load_contexts(connection, resumed, memory or ContextMemory())
+    return [_claimed_sample(row, contexts.get(row["sample_id"], ())) for row in claimed]
 
 
-def _claimed_sample(row: dict[str, Any], context: list[ContextSegment]) -> ClaimedSample:
+def _claimed_sample(row: dict[str, Any], context: Context) -> ClaimedSample:
     problem = Problem(
         external_id=row.pop("external_id"),
         prompt=row.pop("prompt"),
@@ -233,23 +285,50 @@ def _claimed_sample(row: dict[str, Any], context: list[ContextSegment]) -> Claim
         metadata=row.pop("extra"),
     )
     num_prompt_tokens = first_prompt_tokens([(segment.prompt_tokens, len(segment.piece)) for segment in context])
-    return ClaimedSample(problem=problem, context=tuple(context), num_prompt_tokens=num_prompt_tokens, **row)
+    return ClaimedSample(problem=problem, context=context, num_prompt_tokens=num_prompt_tokens, **row)
 
 
-def _load_contexts(connection: Connection, sample_ids: list[int]) -> dict[int, list[ContextSegment]]:
-    contexts: dict[int, list[ContextSegment]] = {}
-    if not sample_ids:
-        return contexts
-    for row in connection.execute(_LOAD_CONTEXT, {"ids": sample_ids}):
-        segment = ContextSegment(
-            author=Author(row.author),
-            trigger=row.trigger,
-            piece=_piece(row.token_ids, row.text, row.token_lengths),
-            vocabulary_sha256=row.vocabulary_sha256,
-            prompt_tokens=row.prompt_tokens,
-        )
-        contexts.setdefault(row.sample_id, []).append(segment)
+def _load_contexts(connection: Connection, sample_ids: Sequence[int], memory: ContextMemory) -> dict[int, Context]:
+    """The contexts of claimed samples: what is remembered of each, and what was stored after it.
+
+    The last segment that is remembered is read again. Its epoch tells whether it, and all before it, are still those
+    that are stored: a sample that was begun anew has others in their places.
+    """
+    known = {sample_id: memory.recall(sample_id) for sample_id in sample_ids}
+    loaded = _load_segments(connection, {sample_id: len(context) - 1 for sample_id, context in known.items()})
+    contexts = {
+        sample_id: context[:-1] + loaded.get(sample_id, ())
+        for sample_id, context in known.items()
+        if not context or _begins_with(loaded.get(sample_id, ()), context[-1])
+    }
+    contexts |= _load_segments(connection, dict.fromkeys(known.keys() - contexts.keys(), 0))
+    for sample_id, context in contexts.items():
+        memory.keep(sample_id, context)
     return contexts
+
+
+def _begins_with(segments: Context, remembered: ContextSegment) -> bool:
+    return bool(segments) and segments[0].epoch == remembered.epoch
+
+
+def _load_segments(connection: Connection, starts: Mapping[int, int]) -> dict[int, Context]:
+    """Stored segments of samples. starts: sample id → the first segment_index of interest."""
+    if not starts:
+        return {}
+    rows = connection.execute(_LOAD_CONTEXT, {"ids": list(starts), "starts": list(starts.values())})
+    by_sample: Iterable[tuple[int, Iterable[Any]]] = groupby(rows, lambda row: row.sample_id)
+    return {sample_id: tuple(_context_segment(row) for row in group) for sample_id, group in by_sample}
+
+
+def _context_segment(row: Any) -> ContextSegment:
+    return ContextSegment(
+        author=Author(row.author),
+        trigger=row.trigger,
+        piece=_piece(row.token_ids, row.text, row.token_lengths),
+        vocabulary_sha256=row.vocabulary_sha256,
+        prompt_tokens=row.prompt_tokens,
+        epoch=row.epoch,
+    )
 
 
 def _piece(token_ids: Sequence[int], written: str, token_lengths: Sequence[int]) -> Piece:
@@ -281,7 +360,24 @@ def fix_think_phase(connection: Connection, job_id: int, phase: ThinkPhase) -> T
     return ThinkPhase(end=row.think_end, opened=row.think_opened)
 
 
-_COMMIT = text("""
+_SEGMENT_COLUMNS = (
+    "segment_index integer, author text, trigger text, cue text, token_ids integer[], text text, "
+    "discarded_ids integer[], discarded_text text, token_lengths integer[], finish text, tokens_generated integer, "
+    "prompt_tokens integer, cached_tokens integer, seed bigint, content_sha256 text, wait_seconds float8, "
+    "queue_seconds float8, first_token_seconds float8, write_seconds float8"
+)
+_STEP_COLUMNS = (
+    "step_index integer, text text, author text, tokens_small integer, tokens_large integer, tokens_inserted integer, "
+    "start_token integer, sentence_class text, trigger text"
+)
+
+
+def _names(columns: str) -> str:
+    return ", ".join(column.split()[0] for column in columns.split(", "))
+
+
+# One statement: the round trips of several, and what SQLAlchemy adds to each row of an INSERT, cost more than the work.
+_COMMIT = text(f"""
     WITH hop AS (
         SELECT * FROM jsonb_to_recordset(CAST(:hops AS jsonb)) AS r(
             sample_id bigint, epoch integer, to_state text, policy_state jsonb, next_max_tokens integer,
@@ -293,28 +389,43 @@ _COMMIT = text("""
         SELECT s.id FROM samples s JOIN hop ON hop.sample_id = s.id
         WHERE s.epoch = hop.epoch AND s.holder_id = :worker
         ORDER BY s.id FOR UPDATE OF s
+    ),
+    moved AS (
+        UPDATE samples s SET
+            state = hop.to_state, holder_id = NULL, published_at = clock_timestamp(),
+            num_rescues = CASE WHEN hop.to_state = 'failed' THEN s.num_rescues ELSE 0 END,
+            num_attempts = CASE WHEN hop.to_state = 'failed' THEN s.num_attempts ELSE 0 END, not_before = NULL,
+            policy_state = CASE WHEN hop.to_state = 'failed' THEN s.policy_state ELSE hop.policy_state END,
+            next_max_tokens = CASE WHEN hop.to_state = 'failed' THEN s.next_max_tokens ELSE hop.next_max_tokens END,
+            next_trigger = CASE WHEN hop.to_state = 'failed' THEN s.next_trigger ELSE hop.next_trigger END,
+            next_cue = CASE WHEN hop.to_state = 'failed' THEN s.next_cue ELSE hop.next_cue END,
+            next_role = CASE hop.to_state WHEN 'failed' THEN s.next_role WHEN 'ready' THEN 'small'
+                                          WHEN 'awaiting_large' THEN 'large' END,
+            num_segments = s.num_segments + hop.num_segments, num_takeovers = s.num_takeovers + hop.num_takeovers,
+            tokens_small = s.tokens_small + hop.tokens_small, tokens_large = s.tokens_large + hop.tokens_large,
+            tokens_inserted = s.tokens_inserted + hop.tokens_inserted,
+            discarded_small = s.discarded_small + hop.discarded_small,
+            discarded_large = s.discarded_large + hop.discarded_large,
+            finish_reason = hop.finish_reason, error_class = hop.error_class, error = hop.error,
+            finished_at = CASE WHEN hop.to_state = 'finished' THEN clock_timestamp() END,
+            ended_at = CASE WHEN hop.to_state = 'failed' THEN clock_timestamp() END
+        FROM hop JOIN mine ON mine.id = hop.sample_id
+        WHERE s.id = hop.sample_id AND s.epoch = hop.epoch
+        RETURNING {RUNNABLE_COLUMNS}
+    ),
+    new_segments AS (
+        INSERT INTO segments (sample_id, epoch, worker_id, engine_id, {_names(_SEGMENT_COLUMNS)})
+        SELECT moved.sample_id, moved.epoch, :worker, :engine, {_names(_SEGMENT_COLUMNS)}
+        FROM jsonb_to_recordset(CAST(:segments AS jsonb)) AS r(sample_id bigint, epoch integer, {_SEGMENT_COLUMNS})
+        JOIN moved USING (sample_id, epoch)
+    ),
+    new_steps AS (
+        INSERT INTO steps (sample_id, {_names(_STEP_COLUMNS)})
+        SELECT moved.sample_id, {_names(_STEP_COLUMNS)}
+        FROM jsonb_to_recordset(CAST(:steps AS jsonb)) AS r(sample_id bigint, epoch integer, {_STEP_COLUMNS})
+        JOIN moved USING (sample_id, epoch)
     )
-    UPDATE samples s SET
-        state = hop.to_state, holder_id = NULL, published_at = clock_timestamp(),
-        num_rescues = CASE WHEN hop.to_state = 'failed' THEN s.num_rescues ELSE 0 END,
-        num_attempts = CASE WHEN hop.to_state = 'failed' THEN s.num_attempts ELSE 0 END, not_before = NULL,
-        policy_state = CASE WHEN hop.to_state = 'failed' THEN s.policy_state ELSE hop.policy_state END,
-        next_max_tokens = CASE WHEN hop.to_state = 'failed' THEN s.next_max_tokens ELSE hop.next_max_tokens END,
-        next_trigger = CASE WHEN hop.to_state = 'failed' THEN s.next_trigger ELSE hop.next_trigger END,
-        next_cue = CASE WHEN hop.to_state = 'failed' THEN s.next_cue ELSE hop.next_cue END,
-        next_role = CASE hop.to_state WHEN 'failed' THEN s.next_role WHEN 'ready' THEN 'small'
-                                      WHEN 'awaiting_large' THEN 'large' END,
-        num_segments = s.num_segments + hop.num_segments, num_takeovers = s.num_takeovers + hop.num_takeovers,
-        tokens_small = s.tokens_small + hop.tokens_small, tokens_large = s.tokens_large + hop.tokens_large,
-        tokens_inserted = s.tokens_inserted + hop.tokens_inserted,
-        discarded_small = s.discarded_small + hop.discarded_small,
-        discarded_large = s.discarded_large + hop.discarded_large,
-        finish_reason = hop.finish_reason, error_class = hop.error_class, error = hop.error,
-        finished_at = CASE WHEN hop.to_state = 'finished' THEN clock_timestamp() END,
-        ended_at = CASE WHEN hop.to_state = 'failed' THEN clock_timestamp() END
-    FROM hop JOIN mine ON mine.id = hop.sample_id
-    WHERE s.id = hop.sample_id
-    RETURNING s.id AS sample_id, s.epoch
+    SELECT * FROM moved ORDER BY sample_id
 """)
 
 _STORED_BEFORE = text("""
@@ -341,21 +452,24 @@ def commit_hops(connection: Connection, *, worker_id: int, engine_id: int, hops:
     Returns what is stored, with what this worker had stored before under the same claim: a commit whose answer was
     lost with the connection is sent again. A sample that fails stays as it was after its last segment, for a retry.
     """
-    rows = orjson.dumps([_hop_row(hop) for hop in hops]).decode()
-    rows_moved = connection.execute(_COMMIT, {"hops": rows, "worker": worker_id})
-    moved = {(row.sample_id, row.epoch) for row in rows_moved}
-    mine = [hop for hop in hops if (hop.sample_id, hop.epoch) in moved]
-    segments = [row for hop in mine for row in _segment_rows(hop, worker_id, engine_id)]
-    if segments:
-        connection.execute(insert(SegmentRow), segments)
-    steps = [row for hop in mine for row in _step_rows(hop)]
-    if steps:
-        connection.execute(insert(StepRow), steps)
-    refused = [hop for hop in hops if (hop.sample_id, hop.epoch) not in moved]
-    claims = moved | _stored_before(connection, refused, worker_id)
-    return Committed(
-        claims=frozenset(claims), samples=select_runnable(connection, sorted({sample_id for sample_id, _ in claims}))
+    values = {
+        "hops": _json(_hop_row(hop) for hop in hops),
+        "segments": _json(row for hop in hops for row in _segment_rows(hop)),
+        "steps": _json(row for hop in hops for row in _step_rows(hop)),
+        "worker": worker_id,
+        "engine": engine_id,
+    }
+    moved = [runnable(row) for row in connection.execute(_COMMIT, values).mappings()]
+    claims = {(sample.sample_id, sample.epoch) for sample in moved}
+    stored_before = _stored_before(
+        connection, [hop for hop in hops if (hop.sample_id, hop.epoch) not in claims], worker_id
     )
+    again = select_runnable(connection, sorted({sample_id for sample_id, _ in stored_before}))
+    return Committed(claims=frozenset(claims | stored_before), samples=[*moved, *again])
+
+
+def _json(rows: Iterable[Mapping[str, Any]]) -> str:
+    return orjson.dumps(list(rows)).decode()
 
 
 def _stored_before(connection: Connection, hops: Sequence[Hop], worker_id: int) -> set[tuple[int, int]]:
@@ -401,7 +515,7 @@ def _hop_row(hop: Hop) -> dict[str, Any]:
     }
 
 
-def _segment_rows(hop: Hop, worker_id: int, engine_id: int) -> list[dict[str, Any]]:
+def _segment_rows(hop: Hop) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
         {
             "sample_id": hop.sample_id,
@@ -420,8 +534,6 @@ def _segment_rows(hop: Hop, worker_id: int, engine_id: int) -> list[dict[str, An
             "cached_tokens": segment.cached_tokens,
             "seed": segment.seed,
             "epoch": hop.epoch,
-            "worker_id": worker_id,
-            "engine_id": engine_id,
             "wait_seconds": segment.wait_seconds,
             "queue_seconds": segment.queue_seconds,
             "first_token_seconds": segment.first_token_seconds,
@@ -441,6 +553,7 @@ def _step_rows(hop: Hop) -> list[dict[str, Any]]:
     return [
         {
             "sample_id": hop.sample_id,
+            "epoch": hop.epoch,
             "step_index": step.step_index,
             "text": storable(step.text),
             "author": step.author,

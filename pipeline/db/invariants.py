@@ -19,19 +19,9 @@ from sqlalchemy import Connection, Engine, TextClause, text
 from pipeline.db.session import transaction
 from pipeline.errors import NotFound
 from pipeline.invariants import MAX_SHOWN, Invariant, Violation
-from pipeline.jobs import FINAL_JOB_STATES, JobState
+from pipeline.jobs import FINAL_JOB_STATES, JOB_TRANSITIONS
 from pipeline.problems.sets import USUAL_COLUMNS
 from pipeline.samples import FINAL_STATES, RUNNABLE_STATE, TRANSITIONS, WRITING_STATE
-
-JOB_TRANSITIONS: frozenset[tuple[JobState, JobState]] = frozenset(
-    {(JobState.RUNNING, end) for end in JobState if end is not JobState.RUNNING}
-    | {
-        (JobState.PAUSED, JobState.RUNNING),
-        (JobState.PAUSED, JobState.CANCELLED),
-        (JobState.COMPLETED, JobState.RUNNING),
-        (JobState.COMPLETED_WITH_ERRORS, JobState.RUNNING),
-    }
-)
 
 MIN_ANSWER_CHARS = 8
 """Shorter answers are found everywhere by chance: "2" is in every date."""

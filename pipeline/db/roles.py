@@ -28,9 +28,15 @@ ROLE_OF_KIND: Mapping[WorkerKind, DatabaseRole] = {
 }
 
 SESSION_SETTINGS: Mapping[DatabaseRole, Mapping[str, str]] = {
-    DatabaseRole.READER: {"default_transaction_read_only": "on", "statement_timeout": "30s"},
+    DatabaseRole.READER: {
+        "default_transaction_read_only": "on",
+        "statement_timeout": "30s",
+        "temp_file_limit": "1GB",  # a sort or a join that does not fit into memory fills the server's disk
+    },
 }
 """Parameters that each session of a role begins with."""
+SUPERUSER_SETTINGS = frozenset({"temp_file_limit"})
+"""Of these, what a superuser alone may set; elsewhere the server's own value holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tests.chaos.field import ChaosJob, Field
+from tests.chaos.field import Field
+from tests.chaos.workload import ChaosJob
 
 
 @dataclass(kw_only=True)
@@ -23,7 +25,7 @@ class Strike:
     """Whether it happened at one moment, from which recovery can be counted."""
 
 
-class Fault:
+class Fault(ABC):
     """One line of the matrix. A run is: prepare, submit, strike, wait for the job's end, heal, check.
 
     name, component: as the table shows them. setup and teardown happen once before and after all runs of the cell.
@@ -33,29 +35,43 @@ class Fault:
     name: str
     component: str
     timeout_s: float = 45.0
+    is_on_vllm: bool = False
+    """Whether it happens to the demo pair on vLLM instead of to scripted models."""
+    max_runs: int | None = None
+    """No more runs than these, however many are asked for; None: as many as are asked for."""
+    lasts_s: float = 6.0
+    """About how long a run takes; the longest cells are begun first."""
 
-    def setup(self, field: Field) -> None:
+    def setup(self, field: Field) -> None:  # noqa: B027  # most faults need none
         """Before the first run, on a healthy field."""
 
-    def teardown(self, field: Field) -> None:
+    def teardown(self, field: Field) -> None:  # noqa: B027  # most faults need none
         """After the last run; must leave a field that becomes healthy."""
 
-    def prepare(self, field: Field, rng: random.Random) -> None:
+    def prepare(self, field: Field, rng: random.Random) -> None:  # noqa: B027  # most faults need none
         """Before the job of a run is submitted."""
 
     def submit(self, field: Field, rng: random.Random, seed: int) -> ChaosJob:
         return field.submit(seed)
 
+    @abstractmethod
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
         """Break something. Raises Broken where it could not be broken, or where what must follow did not."""
-        raise NotImplementedError
 
-    def heal(self, field: Field, job: ChaosJob) -> None:
+    def heal(self, field: Field, job: ChaosJob) -> None:  # noqa: B027  # most faults need none
         """After the job has ended, or has not in time; also where strike failed. The field is waited for afterwards."""
 
     def check(self, field: Field, job: ChaosJob, strike: Strike) -> list[str]:
         """What else must hold after this fault, beside the invariants: what does not, in words."""
         return []
 
+    @property
+    def column(self) -> str:
+        """The component as the table shows it."""
+        return f"{self.component} (vLLM)" if self.is_on_vllm else self.component
+
+    def num_runs(self, asked: int) -> int:
+        return min(asked, self.max_runs or asked)
+
     def __str__(self) -> str:
-        return f"{self.component}: {self.name}"
+        return f"{self.column}: {self.name}"

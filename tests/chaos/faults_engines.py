@@ -1,7 +1,7 @@
 """Faults of engines: one that dies, stalls, writes nothing or rubbish, refuses, or takes its process with it.
 
-What goes wrong with one sample is asked for by its problem: the strike submits a second job whose first problem is the
-bad one, beside the job of the run. That one, and the other problems of the second, must come through untouched.
+What goes wrong with one sample is asked for by its problem: the strike submits a second job whose first problems are
+bad ones, beside the job of the run. That one, and the other problems of the second, must come through untouched.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import random
 import re
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline.db.invariants import check_job, snapshot
@@ -19,13 +19,14 @@ from pipeline.errors import EngineRefused, EngineUnavailable
 from pipeline.problems import Problem, ProblemSet, content_sha256
 from pipeline.samples import ModelRole
 from tests.chaos.faults import Fault, Strike
-from tests.chaos.field import Broken, ChaosJob, Field
+from tests.chaos.field import Broken, Field
 from tests.chaos.models import MODELS
 from tests.chaos.worker import ENGINE_VARIABLE, MAX_IN_FLIGHT, STEP_S, Order
+from tests.chaos.workload import ChaosJob
 from workers.engine.base import GenerateRequest
 
-NUM_PROBLEMS = 4
-"""Of the second job; the first is the bad one."""
+NUM_SOUND = 3
+"""Problems of the second job that come after the bad ones."""
 STALL_AFTER_S = 1.5
 MAX_ATTEMPTS = 4
 MAX_DEATHS = 6
@@ -125,12 +126,10 @@ class EngineFault(Fault):
     component = "engine"
 
     def setup(self, field: Field) -> None:
-        for name in field.names("small"):
-            field.change_program(name, ENVIRONMENT)
+        field.change_programs(dict.fromkeys(field.names("small"), ENVIRONMENT))
 
     def teardown(self, field: Field) -> None:
-        for name in field.names("small"):
-            field.change_program(name, None)
+        field.change_programs(dict.fromkeys(field.names("small")))
 
 
 class Ordered(EngineFault):
@@ -154,15 +153,15 @@ class Ordered(EngineFault):
         return [] if rows == [(self._end,)] else [f"the struck worker ended as {rows}, not {self._end}"]
 
 
-class BadSample(EngineFault):
-    """One sample of another job brings an engine to do something odd."""
+class BadSamples(EngineFault):
+    """Some samples of another job bring an engine to do something odd, each with its own; the others are sound."""
 
-    def __init__(self, name: str, mode: str, *, error_class: str | None = None) -> None:
-        """error_class: what its sample is set aside with; None: it is graded."""
+    def __init__(self, name: str, modes: Mapping[str, str | None]) -> None:
+        """modes: what goes wrong → the class of error that its sample is set aside with; None: it is graded."""
         self.name = name
-        self._mode = mode
-        self._error_class = error_class
+        self._modes = modes
         self._bad: int | None = None
+        self.lasts_s = 20.0
 
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
         self._bad = None
@@ -171,20 +170,21 @@ class BadSample(EngineFault):
         self._bad = field.client.submit(
             self._problems(job.seed),
             small=MODELS[ModelRole.SMALL], large=MODELS[ModelRole.LARGE], seed=job.seed, max_tokens=1000,
-            name=f"{self._mode} {job.seed}",
+            name=f"{self.name} {job.seed}",
         ).id  # fmt: skip
         return strike
 
     def _problems(self, seed: int) -> ProblemSet:
+        modes = [*self._modes, *["none"] * NUM_SOUND]
         problems = tuple(
             Problem(
                 external_id=str(number),
-                prompt=f"Engine fault {self._mode if number == 0 else 'none'}, {seed}, {number}.\nWhat is the result?",
+                prompt=f"Engine fault {mode}, {seed}, {number}.\nWhat is the result?",
                 answer="5",
             )
-            for number in range(NUM_PROBLEMS)
+            for number, mode in enumerate(modes)
         )
-        return ProblemSet(name=f"{self._mode}-{seed}", content_sha256=content_sha256(problems), problems=problems)
+        return ProblemSet(name=f"odd-{seed}", content_sha256=content_sha256(problems), problems=problems)
 
     def heal(self, field: Field, job: ChaosJob) -> None:
         if self._bad is not None:
@@ -203,16 +203,21 @@ class BadSample(EngineFault):
             job=self._bad,
         )
         state = field.rows("SELECT state FROM jobs WHERE id = :job", job=self._bad)[0][0]
-        expected = ("failed", self._error_class) if self._error_class else ("graded", None)
-        found = [f"the bad sample is {rows[0]}"] if rows[0][1:3] != expected else []
-        found += [f"a sample beside it is {row}" for row in rows[1:] if row[1] != "graded" or row[4] != 1.0]
-        if state != ("completed_with_errors" if self._error_class else "completed"):
+        found = []
+        for (mode, error_class), row in zip(self._modes.items(), rows, strict=False):
+            if row[1:3] != (("failed", error_class) if error_class else ("graded", None)):
+                found.append(f"the sample that {mode} befell is {row}")
+        found += [
+            f"a sample beside it is {row}" for row in rows[len(self._modes) :] if row[1] != "graded" or row[4] != 1.0
+        ]
+        if state != ("completed_with_errors" if any(self._modes.values()) else "completed"):
             found.append(f"its job is {state}")
         with snapshot(field.db_engine) as connection:
             found += [f"{each.invariant}: {each.where} {each.what}" for each in check_job(connection, self._bad)]
         deaths = field.rows(
-            "SELECT count(*) FROM workers "
-            "WHERE kind = 'small' AND end_reason <> 'stopped' AND ended_at > to_timestamp(:at)",
+            "SELECT count(*) FROM workers w WHERE kind = 'small' AND end_reason <> 'stopped' "
+            "AND ended_at > to_timestamp(:at) AND NOT EXISTS "  # a busy machine: the process lives on with a new lease
+            "(SELECT FROM workers later WHERE later.pid = w.pid AND later.id > w.id)",
             at=strike.at,
         )[0][0]
         if deaths > MAX_DEATHS:
@@ -223,14 +228,14 @@ class BadSample(EngineFault):
 FAULTS: list[Fault] = [
     Ordered("dies", "raise", "engine_died"),
     Ordered("stalls silently", "stall", "engine_stalled"),
-    BadSample("writes nothing", "empty"),
-    BadSample("writes NUL", "nul"),
-    BadSample("writes bytes that are no UTF-8", "bad_bytes"),
-    BadSample("writes half a surrogate pair", "surrogate"),
-    BadSample("writes ids outside its vocabulary", "outside"),
-    BadSample("refuses one sample", "refused", error_class="engine_refused"),
-    BadSample("refuses one twice, then takes it", "unavailable"),
-    BadSample("refuses one for ever, as if for the moment", "never", error_class="engine_refused"),
-    BadSample("dies of one sample", "poison", error_class="engine_died"),
-    BadSample("stalls with one sample", "stall", error_class="timed_out"),
+    BadSamples(
+        "writes nothing, NUL, no UTF-8, half a surrogate pair, ids outside its vocabulary",
+        {"empty": None, "nul": None, "bad_bytes": None, "surrogate": None, "outside": None},
+    ),
+    BadSamples(
+        "refuses one sample, one twice, one each time as if for the moment",
+        {"refused": "engine_refused", "unavailable": None, "never": "engine_refused"},
+    ),
+    BadSamples("dies of one sample", {"poison": "engine_died"}),
+    BadSamples("stalls with one sample", {"stall": "timed_out"}),
 ]

@@ -9,21 +9,23 @@ import heapq
 import random
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import redis
 
 from tests.chaos.faults import Fault, Strike
-from tests.chaos.field import SETTINGS, Broken, ChaosJob, Field
+from tests.chaos.field import SETTINGS, Broken, Field
 from tests.chaos.worker import RELAY_PREFIX, relay_file
+from tests.chaos.workload import ChaosJob
 
 LEASE_S = float(SETTINGS["SPECTHINK_LEASE__TTL_S"])
 PAUSE_S = 0.01
 """Between two looks of the relay."""
 
 
-class Relay:
+class Relay(ABC):
     """Takes every message that is sent and delivers it when ``when`` says. Its thread runs until ``close``."""
 
     def __init__(self, url: str, rng: random.Random) -> None:
@@ -34,9 +36,9 @@ class Relay:
         self.num_taken = 0
         self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
 
+    @abstractmethod
     def when(self, rng: random.Random) -> Sequence[float]:
         """For one message: in how many seconds it is delivered, each time."""
-        raise NotImplementedError
 
     def start(self) -> None:
         self._thread.start()
@@ -97,6 +99,7 @@ class Relayed(Fault):
         self.name = name
         self._kind = kind
         self._relay: Relay | None = None
+        self.lasts_s = 12.0
 
     def prepare(self, field: Field, rng: random.Random) -> None:
         self._relay = self._kind(field.connections.redis_url.get_secret_value(), rng)

@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from abc import abstractmethod
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,12 +25,12 @@ from pipeline.db.session import transaction
 from pipeline.errors import MigrationRefused, PipelineError
 from pipeline.workforce import WorkerKind
 from tests.chaos.faults import Fault, Strike
-from tests.chaos.field import KINDS, SETTINGS, Broken, ChaosJob, Field
+from tests.chaos.field import Broken, Field
 from tests.chaos.models import REPOSITORY
 from tests.chaos.proxy import Proxy, target_of, through
+from tests.chaos.workload import ChaosJob
 
 _CLONE_NEWNS = 0x00020000
-LEASE_S = float(SETTINGS["SPECTHINK_LEASE__TTL_S"])
 
 
 def forget_starts(field: Field, server: str) -> None:
@@ -94,6 +96,7 @@ class FreezeServer(Fault):
     """SIGSTOP of a server and all its processes beyond the leases, then SIGCONT."""
 
     name = "SIGSTOP beyond the leases, SIGCONT"
+    lasts_s = 12.0
 
     def __init__(self, server: str, component: str) -> None:
         self.component = component
@@ -110,7 +113,7 @@ class FreezeServer(Fault):
         for child in self._frozen[1:]:
             with suppress(psutil.NoSuchProcess):
                 child.suspend()
-        time.sleep(LEASE_S * rng.uniform(1.2, 4.0))
+        time.sleep(field.lease_s * rng.uniform(1.2, 4.0))
         self.heal(field, job)
         return strike
 
@@ -168,14 +171,19 @@ class CutAll(Fault):
 
 
 class BrokenNetwork(Fault):
-    """A proxy between one worker and one server that stops forwarding, closes nothing, and acknowledges everything."""
+    """A proxy between some workers and one server that stops forwarding, closes nothing, and acknowledges everything.
 
-    def __init__(self, kind: str, server: str) -> None:
-        self.component = f"{kind}–{server}"
-        self._kind = kind
+    One worker of each kind is behind it; of writers another one goes on beside it.
+    """
+
+    lasts_s = 12.0
+
+    def __init__(self, kinds: Sequence[str], server: str) -> None:
+        self.component = f"{'+'.join(kinds)}–{server}"
+        self._kinds = kinds
         self._server = server
         self._proxy: Proxy | None = None
-        self._victim = ""
+        self._victims: list[str] = []
 
     @property
     def proxy(self) -> Proxy:
@@ -183,25 +191,28 @@ class BrokenNetwork(Fault):
         return self._proxy
 
     def setup(self, field: Field) -> None:
-        self._victim = field.names(self._kind)[0]
+        self._victims = [field.names(kind)[0] for kind in self._kinds]
         connections = field.connections
         if self._server == "Redis":
             url, variable = connections.redis_url.get_secret_value(), "SPECTHINK_REDIS_URL"
-        else:
-            url = connections.worker_url(WorkerKind(self._kind)).get_secret_value()
+        else:  # kinds that are struck together have the same login
+            url = connections.worker_url(WorkerKind(self._kinds[0])).get_secret_value()
             variable = "SPECTHINK_DATABASE_URL"
         self._proxy = Proxy(target_of(url))
-        field.change_program(self._victim, {variable: through(url, self._proxy)})
+        by_proxy = {variable: through(url, self._proxy)}
+        field.change_programs(dict.fromkeys(self._victims, by_proxy))
 
     def teardown(self, field: Field) -> None:
-        field.change_program(self._victim, None)
+        field.change_programs(dict.fromkeys(self._victims))
         self.proxy.close()
 
     def _begin(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        field.until(lambda: self.proxy.num_connections > 0, f"{self._victim} to connect")
+        field.until(lambda: self.proxy.num_connections > 0, f"{self._victims} to connect")
         field.at_some_moment(job, rng)
-        field.until_busy(job, self._victim)
-        return Strike(pids=[field.pid(self._victim)], kind=self._kind)
+        for victim in self._victims:
+            field.until_busy(job, victim)
+        kind = self._kinds[0] if len(self._kinds) == 1 else None
+        return Strike(pids=[field.pid(victim) for victim in self._victims], kind=kind)
 
     def heal(self, field: Field, job: ChaosJob) -> None:
         self.proxy.forward()
@@ -215,7 +226,7 @@ class BlackHole(BrokenNetwork):
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
         strike = self._begin(field, job, rng)
         self.proxy.black_hole()
-        time.sleep(LEASE_S * rng.uniform(2.0, 4.0))
+        time.sleep(field.lease_s * rng.uniform(2.0, 4.0))
         self.proxy.forward()
         strike.note = "over before the hole was" if field.is_over(job) else ""
         return strike
@@ -233,25 +244,27 @@ class HalfOpen(BrokenNetwork):
 
     def heal(self, field: Field, job: ChaosJob) -> None:
         """What is dead stays dead: the worker must come to itself. Only afterwards is the next run's way made free."""
-        pid = field.pid(self._victim)
-        silent = (
+        for victim in self._victims:
+            self._wait_renewing(field, victim)
+            if self._server == "Redis":
+                self._wait_reading(field, victim)
+
+    def _wait_renewing(self, field: Field, victim: str) -> None:
+        pid = field.pid(victim)
+        renewed = (
             "SELECT count(*) FROM workers WHERE pid = :pid AND ended_at IS NULL AND renewed_at > now() - interval '1 s'"
         )
-        field.until(lambda: field.rows(silent, pid=pid)[0][0] > 0, f"{self._victim} to renew its lease", timeout_s=60)
-        if self._server == "Redis":
-            self._wait_reading(field)
+        field.until(lambda: field.rows(renewed, pid=pid)[0][0] > 0, f"{victim} to renew its lease", timeout_s=60)
 
-    def _wait_reading(self, field: Field) -> None:
+    def _wait_reading(self, field: Field, victim: str) -> None:
         """Until it takes messages again: none waits in its own queue or, for others, in its kind's."""
-        queues = field.rows(
-            "SELECT queue FROM workers WHERE pid = :pid AND ended_at IS NULL", pid=field.pid(self._victim)
-        )
+        queues = field.rows("SELECT queue FROM workers WHERE pid = :pid AND ended_at IS NULL", pid=field.pid(victim))
 
         def empty() -> bool:
             with field.redis() as client:
                 return all(client.llen(queue) == 0 for (queue,) in queues)
 
-        field.until(empty, f"{self._victim} to read its queue", timeout_s=60)
+        field.until(empty, f"{victim} to read its queue", timeout_s=60)
 
 
 # -- full disks -------------------------------------------------------------------------------------------------------
@@ -345,6 +358,7 @@ class FullDisk(Fault):
 
     name = "disk full for 2 to 3 leases"
     timeout_s = 90.0
+    lasts_s = 14.0
 
     def __init__(self, server: str, component: str, *, megabytes: int) -> None:
         self.component = component
@@ -373,7 +387,7 @@ class FullDisk(Fault):
         self._log_size = self._log(field).stat().st_size
         self.disk.fill()
         field.until(lambda: self._refuses(field), f"{self.component} to run out of room")
-        time.sleep(LEASE_S * rng.uniform(*self.leases))
+        time.sleep(field.lease_s * rng.uniform(*self.leases))
         self.disk.empty()
         return Strike(note=self._note)
 
@@ -382,9 +396,9 @@ class FullDisk(Fault):
     _note = ""
     _log_size = 0
 
+    @abstractmethod
     def _refuses(self, field: Field) -> bool:
         """Whether the server has said that it has no room; noted."""
-        raise NotImplementedError
 
     def _log(self, field: Field) -> Path:
         return field.state.state_dir / "logs" / f"{self._server}.log"
@@ -411,7 +425,7 @@ class FullAppendOnlyFile(FullDisk):
         self._pids: dict[str, int] = {}
 
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        self._pids = {name: field.pid(name) for name in KINDS}
+        self._pids = {name: field.pid(name) for name in field.programs}
         return super().strike(field, job, rng)
 
     def check(self, field: Field, job: ChaosJob, strike: Strike) -> list[str]:
@@ -441,6 +455,7 @@ class FullLog(FullDatabase):
     """Postgres has no room for its log either: it ends, cannot start, and is tried again until it can."""
 
     name = "no room for its log for 5 to 7 leases"
+    lasts_s = 24.0
     leases = (5.0, 7.0)
 
     def _refuses(self, field: Field) -> bool:
@@ -480,6 +495,7 @@ class MigrateRefused(Fault):
 
     name, component = "migration due: refused, done after a stop", "schema"
     timeout_s = 60.0
+    lasts_s = 24.0
 
     def __init__(self) -> None:
         self._newest = migrate.newest_revision()
@@ -509,16 +525,17 @@ class MigrateRefused(Fault):
             raise Broken("the database was migrated down while workers lived")
 
     def _stop_workers(self, field: Field) -> None:
-        """SIGTERM to all at once; each hands back what it writes."""
-        field.absent = set(KINDS)
-        for name in KINDS:
-            field.signal(name, signal.SIGTERM, children=False)
-        for name in KINDS:
+        """SIGTERM to all at once; each hands back what it writes. One whose lease had lapsed has seen and ended."""
+        field.absent = set(field.programs)
+        for name in field.programs:
+            if field.find_pid(name) is not None:
+                field.signal(name, signal.SIGTERM, children=False)
+        for name in field.programs:
             field.until(lambda name=name: field.exit_code(name) is not None, f"{name} to end")  # type: ignore[misc]
 
     def _start_workers(self, field: Field) -> None:
         field.absent = set()
-        for name in KINDS:
+        for name in field.programs:
             field.start_program(name)
 
     def heal(self, field: Field, job: ChaosJob) -> None:
@@ -564,20 +581,12 @@ FAULTS: list[Fault] = [
     StopPostgres("fast stop", signal.SIGINT),
     FreezeServer("postgres", "Postgres"),
     CutAll(),
-    BlackHole("small", "Postgres"),
-    BlackHole("large", "Postgres"),
-    BlackHole("grade", "Postgres"),
-    BlackHole("upkeep", "Postgres"),
-    HalfOpen("small", "Postgres"),
-    HalfOpen("large", "Postgres"),
-    HalfOpen("grade", "Postgres"),
-    HalfOpen("upkeep", "Postgres"),
-    BlackHole("small", "Redis"),
-    BlackHole("upkeep", "Redis"),
-    HalfOpen("small", "Redis"),
-    HalfOpen("large", "Redis"),
-    HalfOpen("grade", "Redis"),
-    HalfOpen("upkeep", "Redis"),
+    *(
+        broken(kinds, server)
+        for server in ("Postgres", "Redis")
+        for broken in (BlackHole, HalfOpen)
+        for kinds in (("small", "large"), ("grade",), ("upkeep",))
+    ),
     MigrateAtHead(),
     MigrateRefused(),
     *(fault for fault in (FullAppendOnlyFile(), FullDatabase(), FullLog()) if fault.skipped_because() is None),

@@ -14,12 +14,12 @@ from contextlib import suppress
 import psutil
 
 from tests.chaos.faults import Fault, Strike
-from tests.chaos.field import SETTINGS, Broken, ChaosJob, Field
+from tests.chaos.field import Broken, Field
 from tests.chaos.models import REPOSITORY
 from tests.chaos.texts import problem_set
 from tests.chaos.worker import ORDERS_VARIABLE, PROGRAM_VARIABLE, Order, fired_file
+from tests.chaos.workload import ChaosJob
 
-LEASE_S = float(SETTINGS["SPECTHINK_LEASE__TTL_S"])
 CLIENT = "client"
 """The program of a client that submits."""
 
@@ -95,6 +95,7 @@ class KillAll(Fault):
     """kill -9 of every worker at the same moment: a power cut."""
 
     name, component = "kill -9 of all at once", "all"
+    lasts_s = 12.0
 
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
         field.at_some_moment(job, rng)
@@ -163,23 +164,22 @@ class Terminate(Fault):
 
     def prepare(self, field: Field, rng: random.Random) -> None:
         self._victim = rng.choice(field.names(self.component))
-        field.wait_started(self._victim)
 
     def setup(self, field: Field) -> None:
         if self._environment is not None:
-            for name in field.names(self.component):
-                field.change_program(name, self._environment)
+            field.change_programs(dict.fromkeys(field.names(self.component), self._environment))
 
     def teardown(self, field: Field) -> None:
         if self._environment is not None:
-            for name in field.names(self.component):
-                field.change_program(name, None)
+            field.change_programs(dict.fromkeys(field.names(self.component)))
 
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        self._found = []
         field.at_some_moment(job, rng)
-        victim = self._victim
-        field.until_busy(job, victim)
+        field.until_busy(job, self._victim)
+        return self._terminate(field, job)
+
+    def _terminate(self, field: Field, job: ChaosJob) -> Strike:
+        victim, self._found = self._victim, []
         strike = Strike(pids=[field.pid(victim)], kind=self.component)
         field.signal(victim, signal.SIGTERM, children=False)
         field.until(lambda: field.exit_code(victim) is not None, f"{victim} to end", timeout_s=20)
@@ -202,10 +202,26 @@ class Terminate(Fault):
         return self._found + found
 
 
+class TerminateEarly(Terminate):
+    """SIGTERM of a program that has just registered: its lease is given back, whether or not Celery listens yet."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind, "SIGTERM as soon as it has registered")
+
+    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
+        field.at_some_moment(job, rng)
+        killed = field.kill(self._victim)
+        field.until(lambda: field.pid(self._victim) != killed, f"{self._victim} to start again")
+        field.wait_registered(self._victim)
+        time.sleep(rng.choice((0.0, rng.uniform(0.0, 0.3))))
+        return self._terminate(field, job)
+
+
 class RollingRestart(Fault):
     """Every program ended and started again, one after the other, two of them at most not yet back; a longer job."""
 
     name, component = "rolling restart", "all"
+    lasts_s = 24.0
 
     def submit(self, field: Field, rng: random.Random, seed: int) -> ChaosJob:
         return field.submit(seed, num_samples=6)
@@ -217,7 +233,6 @@ class RollingRestart(Fault):
         rng.shuffle(names)
         for pair in zip(names[::2], names[1::2], strict=True):
             for name in pair:
-                field.wait_started(name)
                 pid = field.pid(name)
                 field.stop_program(name)
                 if field.exit_code(name) != 0:
@@ -239,6 +254,7 @@ class Freeze(Fault):
         self.name = "SIGSTOP beyond the lease, SIGCONT"
         self.component = kind
         self._frozen: list[str] = []
+        self.lasts_s = 9.0
 
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
         field.at_some_moment(job, rng, latest=0.5)
@@ -259,7 +275,7 @@ class Freeze(Fault):
             field.until(lambda: field.rows(taken, pid=pid)[0][0] == 0, "the lease to lapse")
             time.sleep(rng.uniform(0, 0.5))
         else:
-            time.sleep(LEASE_S * rng.uniform(1.1, 1.5))
+            time.sleep(field.lease_s * rng.uniform(1.1, 1.5))
 
     def heal(self, field: Field, job: ChaosJob) -> None:
         for name in self._frozen:
@@ -282,7 +298,7 @@ class FreezeIn(Fault):
         field.order(victim, Order(phase=self._phase, n=rng.randint(1, self._passages), action="stop"))
         fired = field.wait_fired(victim)
         self._pid = fired.pid
-        time.sleep(LEASE_S * rng.uniform(1.3, 2.0))
+        time.sleep(field.lease_s * rng.uniform(1.3, 2.0))
         self.heal(field, job)
         return Strike(at=fired.at, pids=[fired.pid], kind=self.component)
 
@@ -346,6 +362,7 @@ class NoLarge(Fault):
     """No large worker for several leases: samples park where nobody holds them, and the job ends once one comes."""
 
     name, component = "none for 3 leases", "large"
+    lasts_s = 14.0
 
     def prepare(self, field: Field, rng: random.Random) -> None:
         field.absent = set(field.names("large"))
@@ -355,7 +372,7 @@ class NoLarge(Fault):
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
         states = "SELECT DISTINCT state FROM samples WHERE job_id = :job AND state NOT IN ('pending', 'awaiting_large')"
         field.until(lambda: field.rows(states, job=job.id) == [], "every sample to wait for the large model")
-        time.sleep(3 * LEASE_S)
+        time.sleep(3 * field.lease_s)
         if found := field.rows(states, job=job.id):
             raise Broken(f"without a large worker samples are {found}")
         field.until(lambda: self._in_flight(field) == 0, "the small workers to have nothing in flight", timeout_s=2)
@@ -385,10 +402,10 @@ class WrongClock(Fault):
         self._offset_s = offset_s
 
     def setup(self, field: Field) -> None:
-        field.change_program(self._program, {"CHAOS_CLOCK_OFFSET_S": str(self._offset_s)})
+        field.change_programs({self._program: {"CHAOS_CLOCK_OFFSET_S": str(self._offset_s)}})
 
     def teardown(self, field: Field) -> None:
-        field.change_program(self._program, None)
+        field.change_programs({self._program: None})
 
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
         field.at_some_moment(job, rng)
@@ -407,7 +424,7 @@ class WrongClock(Fault):
         return [f"the lease of pid {pid} lapsed, which was not killed" for (pid,) in lapsed]
 
 
-_NO_TIME = {"SPECTHINK_LEASE__DRAIN_S": "0"}
+NO_TIME = {"SPECTHINK_LEASE__DRAIN_S": "0"}
 _WRITERS, _GRADERS, _UPKEEP = ("specthink_writer",), ("specthink_grader",), ("specthink_upkeep",)
 
 FAULTS: list[Fault] = [
@@ -423,7 +440,8 @@ FAULTS: list[Fault] = [
             KillIn(kind, "committing", passages=12),
             KillIn(kind, "committed", passages=12, name="kill -9 between commit and publish"),
             Terminate(kind, "SIGTERM with time to drain"),
-            Terminate(kind, "SIGTERM with no time", _NO_TIME),
+            Terminate(kind, "SIGTERM with no time", NO_TIME),
+            TerminateEarly(kind),
             Freeze(kind),
             FreezeIn(kind, "committing", passages=12),
         )
@@ -433,6 +451,7 @@ FAULTS: list[Fault] = [
     KillIn("grade", "claimed", passages=12, name="kill -9 of its child while grading", action="kill_child"),
     KillIn("grade", "committing", passages=12),
     Terminate("grade", "SIGTERM"),
+    TerminateEarly("grade"),
     Freeze("grade"),
     KillIdle("upkeep"),
     KillIn("upkeep", "admitting", passages=4),
@@ -440,6 +459,7 @@ FAULTS: list[Fault] = [
     KillRescuer(),
     KillIn("upkeep", "closing", passages=1),
     Terminate("upkeep", "SIGTERM"),
+    TerminateEarly("upkeep"),
     Freeze("upkeep"),
     KillAll(),
     RollingRestart(),

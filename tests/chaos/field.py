@@ -6,7 +6,6 @@ are read at its end. Must be started from the main thread: everything ends with 
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import os
 import random
@@ -31,24 +30,23 @@ from pipeline.db.session import open_database, transaction
 from pipeline.embedded import EMBEDDED_LOGINS, Connections, EmbeddedState, Program, ProgramPhase, start, stop
 from pipeline.errors import PipelineError
 from pipeline.jobs import FINAL_JOB_STATES
-from pipeline.samples import ModelRole
-from tests.chaos.models import MODELS, REPOSITORY
-from tests.chaos.texts import NUM_CUES, NUM_PROBLEMS, NUM_SAMPLES, problem_set
+from tests.chaos.models import REPOSITORY
+from tests.chaos.texts import NUM_SAMPLES
 from tests.chaos.worker import ORDERS_VARIABLE, PROGRAM_VARIABLE, Order, fired_file, order_file
+from tests.chaos.workload import ChaosJob, Scripted, Workload
 
 SETTINGS = {
     "SPECTHINK_LEASE__TTL_S": "2",
-    "SPECTHINK_LEASE__RENEW_INTERVAL_S": "0.2",
+    "SPECTHINK_LEASE__RENEW_INTERVAL_S": "0.4",
     "SPECTHINK_LEASE__DRAIN_S": "10",
-    "SPECTHINK_UPKEEP__TICK_S": "0.1",
+    "SPECTHINK_UPKEEP__TICK_S": "0.2",
     "SPECTHINK_UPKEEP__REPUBLISH_AFTER_S": "2",
     "SPECTHINK_GRADING__TIME_LIMIT_S": "5",
 }
 """Short leases: recovery takes a lease and a sweep, and is measured with these."""
 
-KINDS = {"small-1": "small", "small-2": "small", "large-1": "large", "large-2": "large", "grade": "grade",
-         "upkeep": "upkeep"}  # fmt: skip
-"""The programs, each with its kind of worker."""
+_BYTECODE = {"PYTHONDONTWRITEBYTECODE": ""}
+"""Hundreds of starts: compiled anew each time, one costs 7 s of a core instead of 2.5."""
 
 PATIENCE = float(os.environ.get("CHAOS_PATIENCE", "3"))
 """All deadlines of the harness are multiplied by it: they are for a machine with nothing else to do."""
@@ -56,16 +54,6 @@ PATIENCE = float(os.environ.get("CHAOS_PATIENCE", "3"))
 
 class Broken(AssertionError):
     """Something that must happen did not, within its time."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChaosJob:
-    """A submitted job of the harness."""
-
-    id: int
-    seed: int
-    num_samples: int = NUM_SAMPLES
-    """Per problem."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +71,7 @@ class Field:
     state: EmbeddedState
     client: Client
     db_engine: Engine
+    workload: Workload
     environment: dict[str, str]
     changed: dict[str, dict[str, str]] = field(default_factory=dict)
     """Environment of single programs that differs."""
@@ -90,8 +79,9 @@ class Field:
     """Programs that are not to run now."""
 
     @classmethod
-    def start(cls, state_dir: Path, environment: Mapping[str, str] | None = None) -> Field:
-        """Start servers and workers; returns once all workers are up. environment: settings beside SETTINGS."""
+    def start(cls, state_dir: Path, workload: Workload | None = None) -> Field:
+        """Start servers and workers; returns once all workers are up. workload: None: Scripted."""
+        workload = workload or Scripted()
         with _without_settings():
             state = start(state_dir, die_with_parent=True)
         db_engine = open_database(state.connections.database_url, pool_size=8, application_name="chaos")
@@ -104,12 +94,13 @@ class Field:
             state=state,
             client=Client.connect(database_url=state.connections.database_url.get_secret_value()),
             db_engine=db_engine,
-            environment={**SETTINGS, ORDERS_VARIABLE: str(orders), **(environment or {})},
+            workload=workload,
+            environment={**SETTINGS, **_BYTECODE, ORDERS_VARIABLE: str(orders), **workload.environment},
         )
-        made.state.add_programs([made._program(name) for name in KINDS])
-        for name in KINDS:
+        made.state.add_programs([made._program(name) for name in made.programs])
+        for name in made.programs:
             made.state.start_program(name)
-        made.wait_healthy(timeout_s=120)
+        made.wait_healthy(timeout_s=2 * workload.start_timeout_s)
         return made
 
     def close(self) -> None:
@@ -124,6 +115,15 @@ class Field:
         return self.state.connections
 
     @property
+    def programs(self) -> Mapping[str, str]:
+        """Program → its kind of worker."""
+        return self.workload.programs
+
+    @property
+    def lease_s(self) -> float:
+        return float(self.environment["SPECTHINK_LEASE__TTL_S"])
+
+    @property
     def orders(self) -> Path:
         return self.state.state_dir / "orders"
 
@@ -136,10 +136,11 @@ class Field:
     # -- programs ----------------------------------------------------------------------------------------------------
 
     def _program(self, name: str) -> Program:
-        environment = {**self.environment, PROGRAM_VARIABLE: name, **self.changed.get(name, {})}
+        own = self.workload.own_environment.get(name, {})
+        environment = {**self.environment, PROGRAM_VARIABLE: name, **own, **self.changed.get(name, {})}
         return Program(
             name=name,
-            argv=(sys.executable, "-m", "tests.chaos.worker", KINDS[name]),
+            argv=(sys.executable, "-m", "tests.chaos.worker", self.programs[name]),
             env=environment,
             cwd=REPOSITORY,
             stop_wait_s=30,
@@ -149,32 +150,26 @@ class Field:
 
     def names(self, kind: str) -> list[str]:
         """The programs of a kind."""
-        return [name for name, its_kind in KINDS.items() if its_kind == kind]
+        return [name for name, its_kind in self.programs.items() if its_kind == kind]
 
     def names_of_all(self) -> list[str]:
-        return list(KINDS)
+        return list(self.programs)
 
-    def wait_registered(self, name: str, *, timeout_s: float = 60.0) -> None:
+    def wait_registered(self, name: str) -> None:
         """Return once a program has registered as a worker."""
         query = "SELECT count(*) FROM workers WHERE pid = :pid AND ended_at IS NULL"
-        self.until(lambda: self.rows(query, pid=self.pid(name))[0][0] > 0, f"{name} to register", timeout_s=timeout_s)
-
-    def wait_started(self, name: str) -> None:
-        """Return once a program has been registered for a while: before that, Celery may not listen to SIGTERM yet."""
-        query = """SELECT count(*) FROM workers
-                   WHERE pid = :pid AND ended_at IS NULL AND started_at < clock_timestamp() - CAST(:age AS interval)"""
-        age = dt.timedelta(seconds=PATIENCE)
-        self.until(lambda: self.rows(query, pid=self.pid(name), age=age)[0][0] > 0, f"{name} to have started")
+        self.until(lambda: self.rows(query, pid=self.pid(name))[0][0] > 0, f"{name} to register",
+                   timeout_s=self.workload.start_timeout_s)  # fmt: skip
 
     def pid(self, name: str) -> int:
         """Of a program that runs; waits for a new start. Raises Broken."""
-        self.until(lambda: self._pid(name) is not None, f"{name} to run", timeout_s=30)
-        pid = self._pid(name)
+        self.until(lambda: self.find_pid(name) is not None, f"{name} to run", timeout_s=30)
+        pid = self.find_pid(name)
         if pid is None:
             raise Broken(f"{name} ended again")
         return pid
 
-    def _pid(self, name: str) -> int | None:
+    def find_pid(self, name: str) -> int | None:
         return next(state.pid for state in self.state.program_states() if state.name == name)
 
     def signal(self, name: str, sign: signal.Signals, *, children: bool = True) -> int:
@@ -202,13 +197,25 @@ class Field:
         """Of its last end."""
         return next(state.exit_code for state in self.state.program_states() if state.name == name)
 
-    def change_program(self, name: str, environment: Mapping[str, str] | None) -> None:
-        """Restart a program with other environment beside that of all; None: as it was in the beginning."""
-        self.state.stop_program(name)
-        self.changed[name] = dict(environment or {})
-        self.state.add_programs([self._program(name)])
-        self.state.start_program(name)
+    def change_programs(self, environments: Mapping[str, Mapping[str, str] | None]) -> None:
+        """Restart programs with other environment beside that of all; None: as it was in the beginning."""
+        for name, environment in environments.items():
+            self.state.stop_program(name)
+            self.changed[name] = dict(environment or {})
+        self.state.add_programs([self._program(name) for name in environments])
+        for name in environments:
+            self.state.start_program(name)
         self.wait_healthy()
+
+    def cpu_s(self) -> float:
+        """Seconds of a core that all its processes have used so far, those that ended included."""
+        this = psutil.Process()
+        used = 0.0
+        for process in this.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                used += times.user + times.system + times.children_user + times.children_system
+        return used
 
     # -- orders: what a process does to itself, see tests.chaos.worker ----------------------------------------------
 
@@ -230,15 +237,15 @@ class Field:
         return fired
 
     def withdraw_orders(self) -> None:
-        for name in KINDS:
+        for name in self.programs:
             order_file(self.orders, name).unlink(missing_ok=True)
             fired_file(self.orders, name).unlink(missing_ok=True)
 
     # -- jobs --------------------------------------------------------------------------------------------------------
 
     def submit(self, seed: int, *, num_samples: int = NUM_SAMPLES) -> ChaosJob:
-        """A job of NUM_PROBLEMS × num_samples samples, at most MAX_SAMPLES; with two it takes about four seconds."""
-        return ChaosJob(submit_job(self.client, seed, num_samples=num_samples), seed, num_samples)
+        """A job with so many samples of each problem, at most MAX_SAMPLES."""
+        return ChaosJob(self.workload.submit(self.client, seed, num_samples), seed, num_samples)
 
     def is_over(self, job: ChaosJob) -> bool:
         rows = self.rows("SELECT state FROM jobs WHERE id = :job", job=job.id)
@@ -257,8 +264,7 @@ class Field:
 
     def at_some_moment(self, job: ChaosJob, rng: random.Random, *, latest: float = 0.6) -> None:
         """Wait until a share of the job's segments is stored that is drawn from rng, from 0 to latest."""
-        expected = NUM_PROBLEMS * job.num_samples * (2 * NUM_CUES + 1)
-        wanted = rng.randrange(1, int(expected * latest))
+        wanted = rng.randrange(1, int(self.workload.num_segments(job) * latest))
         self.until(lambda: self.num_commits(job) >= wanted or self.is_over(job), f"{wanted} segments", timeout_s=30)
 
     def holds(self, job: ChaosJob, pid: int) -> int:
@@ -271,7 +277,7 @@ class Field:
 
     def until_busy(self, job: ChaosJob, name: str) -> None:
         """Wait until a writer holds a sample of the job, or the job is over; at once for other kinds."""
-        if KINDS[name] in ("small", "large"):
+        if self.programs[name] in ("small", "large"):
             pid = self.pid(name)
             self.until(lambda: self.holds(job, pid) > 0 or self.is_over(job), f"{name} to hold a sample")
 
@@ -294,13 +300,14 @@ class Field:
                 raise Broken(f"waited {timeout_s * PATIENCE:.0f} s for {what}")
             time.sleep(every_s)
 
-    def wait_healthy(self, *, timeout_s: float = 60.0) -> None:
+    def wait_healthy(self, *, timeout_s: float | None = None) -> None:
         """Return once every program runs and has registered, and nobody else is registered."""
+        timeout_s = timeout_s or self.workload.start_timeout_s
         self.until(lambda: not self._sick(), "a healthy field", timeout_s=timeout_s, every_s=0.1)
 
     def _sick(self) -> list[str]:
         """The programs that are not up, and the lives in the database that have no process."""
-        names = set(KINDS) - self.absent
+        names = set(self.programs) - self.absent
         states = {state.name: state for state in self.state.program_states() if state.name in names}
         live = {
             row[0]
@@ -334,20 +341,6 @@ def _without_settings() -> Iterator[None]:
 
 def rows_of(connection: Connection, query: str, **values: Any) -> list[tuple[Any, ...]]:
     return [tuple(row) for row in connection.execute(text(query), values)]
-
-
-def submit_job(client: Client, seed: int, *, num_samples: int = NUM_SAMPLES) -> int:
-    """The id of a new job with this seed."""
-    job = client.submit(
-        problem_set(seed),
-        small=MODELS[ModelRole.SMALL],
-        large=MODELS[ModelRole.LARGE],
-        num_samples=num_samples,
-        seed=seed,
-        max_tokens=1000,
-        name=f"chaos {seed}",
-    )
-    return job.id
 
 
 def log_sizes(field: Field) -> dict[Path, int]:

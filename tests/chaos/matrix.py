@@ -20,21 +20,24 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from tests.chaos import faults_engines, faults_messages, faults_servers, faults_workers
+from tests.chaos import faults_engines, faults_messages, faults_servers, faults_vllm, faults_workers
 from tests.chaos.faults import Fault, Strike
-from tests.chaos.field import Broken, ChaosJob, Field, copy_logs, dump_rows, log_sizes
+from tests.chaos.field import Broken, Field, copy_logs, dump_rows, log_sizes
 from tests.chaos.verdict import Verdict, judge
+from tests.chaos.workload import ChaosJob
 
 FAULTS: list[Fault] = [
     *faults_workers.FAULTS,
     *faults_messages.FAULTS,
     *faults_servers.FAULTS,
     *faults_engines.FAULTS,
+    *faults_vllm.FAULTS,
 ]
 SKIPPED = faults_servers.SKIPPED
 """What this machine cannot do, with the reason."""
@@ -49,6 +52,10 @@ class Run:
     run: int
     seed: int
     seconds: float = 0.0
+    parts: dict[str, float] = field(default_factory=dict)
+    """Seconds of each part of it: where its time went."""
+    cpu_s: float = 0.0
+    """Seconds of a core that all processes of the field used meanwhile."""
     note: str = ""
     verdict: Verdict = field(default_factory=Verdict)
 
@@ -91,7 +98,7 @@ class Lane:
         """All runs of one fault."""
         with_setup = Cell(fault, self)
         try:
-            for run in range(runs):
+            for run in range(fault.num_runs(runs)):
                 yield with_setup.run(run, seed_of(seed, fault, run))
         finally:
             with_setup.end()
@@ -114,16 +121,17 @@ class Cell:
 
     def run(self, number: int, seed: int) -> Run:
         """One run; whatever goes wrong in it is in its verdict."""
-        run = Run(fault=self._fault.name, component=self._fault.component, run=number, seed=seed)
-        began = time.monotonic()
+        run = Run(fault=self._fault.name, component=self._fault.column, run=number, seed=seed)
+        began, cpu_s = time.monotonic(), self._lane.field.cpu_s()
         attempt = Attempt(self._lane.field, self._fault, seed)
         try:
-            self._set_up()
+            with attempt.part("setup"):
+                self._set_up()
             run.verdict = attempt.verdict()
         except Exception as error:
             run.verdict.violations.append(_told(error))
-        run.note = attempt.note
-        run.seconds = time.monotonic() - began
+        run.note, run.parts = attempt.note, attempt.parts
+        run.seconds, run.cpu_s = time.monotonic() - began, self._lane.field.cpu_s() - cpu_s
         if not run.is_good:
             self._keep(run, attempt)
         if attempt.field_is_sick:
@@ -165,7 +173,17 @@ class Attempt:
         self._log_sizes = log_sizes(field)
         self._job: ChaosJob | None = None
         self.note = ""
+        self.parts: dict[str, float] = {}
         self.field_is_sick = False
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Note how long a part of the run takes, also where it fails."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.parts[name] = round(time.monotonic() - began, 3)
 
     def verdict(self) -> Verdict:
         """Run it."""
@@ -173,19 +191,25 @@ class Attempt:
         broken: list[str] = []
         strike: Strike | None = None
         try:
-            fault.prepare(field, self._rng)
-            self._job = fault.submit(field, self._rng, self._seed)
-            strike = fault.strike(field, self._job, self._rng)
+            with self.part("prepare"):
+                fault.prepare(field, self._rng)
+            with self.part("submit"):
+                self._job = fault.submit(field, self._rng, self._seed)
+            with self.part("strike"):
+                strike = fault.strike(field, self._job, self._rng)
             self.note = strike.note
-            field.wait_over(self._job, timeout_s=fault.timeout_s)
+            with self.part("job"):
+                field.wait_over(self._job, timeout_s=fault.timeout_s)
         except Exception as error:
             broken.append(_told(error))
-        broken += self._heal()
+        with self.part("heal"):
+            broken += self._heal()
         if self._job is None:
             return Verdict(violations=broken or ["no job was submitted"])
         if broken and not field.is_over(self._job):
             field.client.cancel(self._job.id)
-        verdict = judge(field, self._job, strike)
+        with self.part("judge"):
+            verdict = judge(field, self._job, strike)
         verdict.violations = broken + verdict.violations
         if strike is not None and not broken:
             verdict.violations += fault.check(field, self._job, strike)
@@ -232,16 +256,21 @@ class Plan:
 
 
 def run_matrix(plan: Plan) -> Iterator[Run]:
-    """All runs, as they end."""
+    """All runs, as they end: those of the scripted models first, then, one at a time, those of vLLM."""
+    for on_vllm in (False, True):
+        faults = [fault for fault in find_faults(plan.only) if fault.is_on_vllm is on_vllm]
+        yield from _run_cells(plan, faults, num_lanes=1 if on_vllm else plan.lanes)
+
+
+def _run_cells(plan: Plan, faults: list[Fault], num_lanes: int) -> Iterator[Run]:
     spawn = multiprocessing.get_context("spawn")
-    num_cells = len(find_faults(plan.only))
     cells: Any = spawn.Queue()
-    for index in range(num_cells):
-        cells.put(index)
+    for fault in sorted(faults, key=lambda fault: -fault.lasts_s * fault.num_runs(plan.runs)):
+        cells.put(FAULTS.index(fault))
     runs: Any = spawn.Queue()
     lanes = [
         spawn.Process(target=_lane_main, args=(plan, number, cells, runs), name=f"lane {number}")
-        for number in range(min(plan.lanes, num_cells))
+        for number in range(min(num_lanes, len(faults)))
     ]
     for lane in lanes:
         lane.start()
@@ -272,11 +301,12 @@ def _lane_main(plan: Plan, number: int, cells: Any, runs: Any) -> None:
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    faults = find_faults(plan.only)
     folder = Path(tempfile.mkdtemp(prefix=f"chaos-{number}-"))
+    on_vllm = False
 
     def start_field() -> Field:
-        return Field.start(Path(tempfile.mkdtemp(dir=folder)) / "state")
+        start = faults_vllm.start_field if on_vllm else Field.start
+        return start(Path(tempfile.mkdtemp(dir=folder)) / "state")
 
     lane = Lane(plan.out, start_field=start_field)
     try:
@@ -285,7 +315,8 @@ def _lane_main(plan: Plan, number: int, cells: Any, runs: Any) -> None:
                 index = cells.get(timeout=0.5)
             except queue.Empty:
                 return
-            for run in lane.cell(faults[index], runs=plan.runs, seed=plan.seed):
+            on_vllm = FAULTS[index].is_on_vllm  # the same for all cells of a lane
+            for run in lane.cell(FAULTS[index], runs=plan.runs, seed=plan.seed):
                 runs.put(run)
     finally:
         lane.close()

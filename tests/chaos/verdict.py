@@ -13,8 +13,8 @@ from typing import NamedTuple
 from pipeline.db.invariants import check_job, snapshot
 from pipeline.samples import RUNNABLE_STATE, WRITING_STATE
 from tests.chaos.faults import Strike
-from tests.chaos.field import ChaosJob, Field
-from tests.chaos.texts import NUM_PROBLEMS, expected_text
+from tests.chaos.field import Field
+from tests.chaos.workload import ChaosJob, Ending
 
 _RUNNABLE = {state.value for state in RUNNABLE_STATE.values()}
 _WRITING = {state.value: role.value for role, state in WRITING_STATE.items()}
@@ -82,28 +82,29 @@ def _compare_texts(field: Field, job: ChaosJob, verdict: Verdict) -> None:
         """,
         job=job.id,
     )
-    found: dict[tuple[int, int], list[tuple[str, float | None, str]]] = defaultdict(list)
+    found: dict[tuple[str, int], list[tuple[str, Ending]]] = defaultdict(list)
     for external_id, sample_index, state, score, output in rows:
-        found[int(external_id), sample_index].append((state, score, output or ""))
-    expected = {(number, index) for number in range(NUM_PROBLEMS) for index in range(job.num_samples)}
-    verdict.lost += len(expected - set(found))
-    verdict.doubled += sum(len(samples) - 1 for samples in found.values()) + len(set(found) - expected)
-    for (number, index), samples in found.items():
-        for state, score, output in samples:
-            _compare_sample(verdict, (number, index), state, score, output, expected_text(job.seed, number, index))
+        found[external_id, sample_index].append((state, Ending(output or "", score)))
+    expected = field.workload.endings(job)
+    verdict.lost += len(set(expected) - set(found))
+    verdict.doubled += sum(len(samples) - 1 for samples in found.values()) + len(set(found) - set(expected))
+    for place in found.keys() & expected.keys():
+        for state, ending in found[place]:
+            _compare_sample(verdict, place, state, ending, expected[place])
 
 
-def _compare_sample(
-    verdict: Verdict, place: tuple[int, int], state: str, score: float | None, output: str, expected: str
-) -> None:
+def _compare_sample(verdict: Verdict, place: tuple[str, int], state: str, found: Ending, expected: Ending) -> None:
     where = f"problem {place[0]}, sample {place[1]}"
-    if state != "graded" or score != 1.0:
+    if state != "graded":
         verdict.lost += 1
-        verdict.violations.append(f"{where}: is {state} with score {score}")
-    elif output != expected:
-        verdict.doubled += len(output) > len(expected)
-        verdict.lost += len(output) <= len(expected)
-        verdict.violations.append(f"{where}: its text is {output!r} and not {expected!r}")
+        verdict.violations.append(f"{where}: is {state} with score {found.score}")
+    elif found.text != expected.text:
+        verdict.doubled += len(found.text) > len(expected.text)
+        verdict.lost += len(found.text) <= len(expected.text)
+        verdict.violations.append(f"{where}: its text is {found.text!r} and not {expected.text!r}")
+    elif found.score != expected.score:
+        verdict.lost += 1
+        verdict.violations.append(f"{where}: its score is {found.score} and not {expected.score}")
 
 
 def _events(field: Field, job: ChaosJob) -> list[Event]:

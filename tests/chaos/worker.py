@@ -157,7 +157,7 @@ class Phases:
         new.replace(self._fired_file)
 
 
-def _pass_after(phases: Phases, phase: str, owner: Any, name: str) -> None:
+def pass_after(phases: Phases, phase: str, owner: Any, name: str) -> None:
     """Make a function of a module or class pass a phase when it has given something."""
     function = getattr(owner, name)
 
@@ -171,7 +171,7 @@ def _pass_after(phases: Phases, phase: str, owner: Any, name: str) -> None:
     setattr(owner, name, wrapped)
 
 
-def _pass_before(phases: Phases, phase: str, owner: Any, name: str) -> None:
+def pass_before(phases: Phases, phase: str, owner: Any, name: str) -> None:
     """Make a function of a module or object pass a phase when it is called with something as its first argument."""
     function = getattr(owner, name)
 
@@ -215,11 +215,11 @@ def run_writer(role_name: str, phases: Phases) -> int:
     from workers.boot import WriterProcess, open_base
 
     role = ModelRole(role_name)
-    _pass_after(phases, "claiming", writing, "claim_samples")
-    _pass_after(phases, "claimed", writing.Writer, "_claim")
-    _pass_after(phases, "committing", writing, "commit_hops")
+    pass_after(phases, "claiming", writing, "claim_samples")
+    pass_after(phases, "claimed", writing.Writer, "_claim")
+    pass_after(phases, "committing", writing, "commit_hops")
     base = open_base(load_settings(), WorkerKind(role.value))
-    _pass_before(phases, "committed", base.publisher, "publish")
+    pass_before(phases, "committed", base.publisher, "publish")
     _through_relay(base.publisher, phases)
     chat = ChatModel.load(MODELS[role])
     model = served_name(MODELS[role])
@@ -256,8 +256,8 @@ def run_grader(phases: Phases) -> int:
     from pipeline.settings import load_settings
     from workers.boot import run_grader as run
 
-    _pass_before(phases, "claimed", grading, "_run")
-    _pass_after(phases, "committing", grading, "end_grade")
+    pass_before(phases, "claimed", grading, "_run")
+    pass_after(phases, "committing", grading, "end_grade")
     os.environ["CHAOS_MAIN_PID"] = str(os.getpid())  # the children's parent
     return run(load_settings())
 
@@ -267,14 +267,14 @@ def run_upkeep(phases: Phases) -> int:
     import workers.upkeep as upkeep
     from pipeline.settings import load_settings
 
-    _pass_after(phases, "admitting", upkeep, "admit_samples")
-    _pass_after(phases, "settling", upkeep, "settle_workers")
-    _pass_after(phases, "closing", upkeep, "close_jobs")
+    pass_after(phases, "admitting", upkeep, "admit_samples")
+    pass_after(phases, "settling", upkeep, "settle_workers")
+    pass_after(phases, "closing", upkeep, "close_jobs")
     open_base = boot.open_base
 
     def phased_base(*args: Any, **kwargs: Any) -> Any:
         base = open_base(*args, **kwargs)
-        _pass_before(phases, "publishing", base.publisher, "publish")
+        pass_before(phases, "publishing", base.publisher, "publish")
         _through_relay(base.publisher, phases)
         return base
 
@@ -286,10 +286,10 @@ def run_submit(phases: Phases) -> int:
     """Submit the job of the seed in CHAOS_SEED, as any client would."""
     from pipeline.client import Client
     from pipeline.db import submissions
-    from tests.chaos.field import submit_job
+    from tests.chaos.workload import submit_job
 
-    _pass_after(phases, "storing", submissions, "put_problem_set")
-    _pass_after(phases, "committing", submissions, "insert_job")
+    pass_after(phases, "storing", submissions, "put_problem_set")
+    pass_after(phases, "committing", submissions, "insert_job")
     with Client.connect() as client:
         submit_job(client, int(os.environ["CHAOS_SEED"]))
     phases.passed("committed")

@@ -25,7 +25,6 @@ from sqlalchemy import text
 
 from pipeline import Client
 from pipeline.chat import ChatModel, served_name
-from pipeline.db.hops import held_epochs
 from pipeline.db.session import open_database, transaction
 from pipeline.db.submissions import insert_job, put_problem_set
 from pipeline.db.upkeep import admit_samples, overdue_samples
@@ -114,12 +113,6 @@ class Member:
     before: EngineStats
     """The engine's totals when it was hired."""
 
-    def renewed(self, db_engine: DbEngine, worker_id: int) -> None:
-        works = self.writer.in_flight()
-        with transaction(db_engine) as connection:
-            held = held_epochs(connection, worker_id)
-        self.writer.abandon_lost(works, held)
-
 
 class Crew:
     """Workers on one database."""
@@ -160,7 +153,7 @@ class Crew:
             registration,
             LeaseSettings(ttl_s=600, renew_interval_s=0.2),
             counters=lambda: replace(member.writer.counters().since(start), num_slots=max_in_flight),
-            on_renewed=lambda worker_id: member.renewed(self.db_engine, worker_id),
+            on_renewed=lambda worker_id: member.writer.reconcile(worker_id),
             on_lost=lambda: member.writer.retire(),
             on_new_life=lambda worker_id: member.writer.adopt(Identity(worker_id=worker_id, engine_id=engine_id)),
         )

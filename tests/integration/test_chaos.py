@@ -16,6 +16,7 @@ CELLS = (
     "large: kill -9 between commit and publish",
     "small: SIGSTOP beyond the lease, SIGCONT",
     "upkeep: kill -9 while settling",
+    "large: SIGTERM as soon as it has registered",
     "messages: each delivered 10 times",
 )
 

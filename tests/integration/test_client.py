@@ -49,7 +49,7 @@ PROBLEMS = EXAMPLES / "problems.jsonl"
 
 @pytest.fixture
 def client(connections: Connections) -> Iterator[Client]:
-    with Client.connect(database_url=connections.database_url.get_secret_value()) as client:
+    with Client(connections.database_url, connections.reader_url) as client:
         yield client
 
 

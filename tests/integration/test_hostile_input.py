@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, make_url, text
 
 from pipeline import Client, Problem, ProblemSet
 from pipeline.db.grants import grant_roles
@@ -37,10 +37,8 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def client(connections: Connections, db_engine: Engine) -> Iterator[Client]:
+def client(connections: Connections) -> Iterator[Client]:
     """Asks as the reader, as the command does."""
-    with transaction(db_engine) as connection:
-        grant_roles(connection, {DatabaseRole.READER: "specthink_reader"})
     with Client(connections.database_url, connections.reader_url) as client:
         yield client
 
@@ -288,11 +286,32 @@ def test_value_that_python_cannot_read_is_told(asked: tuple[Client, Engine], val
         asked[0].sql(f"SELECT {value}")
 
 
+def reader_of(connections: Connections) -> str:
+    """NAME:PASSWORD."""
+    assert connections.reader_url is not None
+    url = make_url(connections.reader_url.get_secret_value())
+    return f"{url.username}:{url.password}"
+
+
+def test_login_that_may_run_programs_asks_nothing(connections: Connections, tmp_path: Path) -> None:
+    written = tmp_path / "written"
+    with Client(connections.database_url) as client:
+        for query in (f"COPY (SELECT 1) TO PROGRAM 'touch {written}'", "SELECT 1"):
+            with pytest.raises(ConfigurationError, match=r"'specthink' may run programs .* SPECTHINK_LOGINS__READER"):
+                client.sql(query)
+    assert not written.exists()
+
+
+def test_reader_fills_no_disk(client: Client) -> None:
+    assert client.sql("SELECT current_setting('temp_file_limit')").rows == [("1GB",)]
+
+
 def test_command_prints_odd_values_and_says_what_it_left_out(connections: Connections) -> None:
     environment = {
         **os.environ,
         "SPECTHINK_DATABASE_URL": connections.database_url.get_secret_value(),
         "SPECTHINK_REDIS_URL": connections.redis_url.get_secret_value(),
+        "SPECTHINK_LOGINS__READER": reader_of(connections),
     }
     odd = """'{"n": 123456789012345678901234567890}'::jsonb AS n, '12:00+01'::timetz AS t, E'\\x1b[31m' AS e, i"""
     command = [
@@ -325,7 +344,7 @@ def test_formula_that_hangs_costs_its_own_grade_and_nothing_else(
     monkeypatch.setenv("SPECTHINK_UPKEEP__REPUBLISH_AFTER_S", "1")
     stack = start_local(Settings(state_dir=tmp_path / "state"), flower=False, die_with_parent=True)
     try:
-        with Client(stack.state.connections.database_url) as client:
+        with Client(stack.state.connections.database_url, stack.state.connections.reader_url) as client:
             db_engine = open_database(stack.state.connections.database_url)
             with transaction(db_engine) as connection:
                 worker, engine = add_worker(connection, "small", model="S"), add_engine(connection, "S")

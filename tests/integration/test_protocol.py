@@ -19,6 +19,8 @@ from pipeline.db.control import cancel_job, cancel_samples
 from pipeline.db.grading import Ungraded, begin_grade, end_grade, select_ungraded, time_out_grades
 from pipeline.db.hops import (
     ClaimedSample,
+    ContextMemory,
+    ContextSegment,
     Hop,
     SegmentRecord,
     claim_samples,
@@ -244,6 +246,74 @@ def test_resumed_sample_brings_its_context(connection: Connection) -> None:
     [resumed] = claim(connection, large, {runnable.sample_id: runnable.epoch}, ModelRole.LARGE)
     assert [segment.piece for segment in resumed.context] == [Piece(token_ids=(5, 6), texts=("one", " two"))]
     assert (resumed.policy_state, resumed.max_tokens, resumed.trigger) == ({"count": 1}, 20, "reflection")
+
+
+def hop_over(
+    connection: Connection, worker: int, epochs: dict[int, int], to_state: SampleState, memory: ContextMemory
+) -> tuple[ClaimedSample, dict[int, int]]:
+    """Claim one sample, write a segment and commit it; what was claimed, and sample id → epoch for who goes on."""
+    role = ModelRole.SMALL if to_state is SampleState.AWAITING_LARGE else ModelRole.LARGE
+    [claimed] = claim_samples(connection, worker_id=worker, role=role, epochs=epochs, memory=memory)
+    commit(connection, worker, written(claimed, to_state))
+    return claimed, {claimed.sample_id: claimed.epoch}
+
+
+def test_claim_reads_only_the_segments_that_came_after_what_is_remembered(connection: Connection) -> None:
+    make_job(connection, num_problems=1)
+    small, large = make_worker(connection), make_worker(connection, ModelRole.LARGE)
+    epochs, memory, others = admit_all(connection), ContextMemory(), ContextMemory()
+    for _ in range(3):
+        _, epochs = hop_over(connection, small, epochs, SampleState.AWAITING_LARGE, memory)
+        _, epochs = hop_over(connection, large, epochs, SampleState.READY, others)
+    connection.execute(text("UPDATE segments SET text = 'new text' WHERE segment_index = 0"))
+    [remembered] = claim_samples(connection, worker_id=small, role=ModelRole.SMALL, epochs=epochs, memory=memory)
+    assert [segment.piece.text for segment in remembered.context] == ["one two"] * 6
+    assert memory.recall(remembered.sample_id) == remembered.context
+    release_samples(connection, worker_id=small, epochs={remembered.sample_id: remembered.epoch})
+    epochs = {remembered.sample_id: remembered.epoch + 1}
+    [read] = claim_samples(connection, worker_id=small, role=ModelRole.SMALL, epochs=epochs)
+    assert [segment.piece.text for segment in read.context] == ["new tex"] + ["one two"] * 5
+
+
+@pytest.mark.parametrize("num_new", [1, 3, 4])
+def test_what_is_remembered_of_a_sample_that_was_begun_anew_is_not_used(connection: Connection, num_new: int) -> None:
+    make_job(connection, num_problems=1)
+    ways = [
+        (make_worker(connection), SampleState.AWAITING_LARGE),
+        (make_worker(connection, ModelRole.LARGE), SampleState.READY),
+    ] * 2
+    epochs, memory = admit_all(connection), ContextMemory()
+    for worker, to_state in ways:
+        claimed, epochs = hop_over(connection, worker, epochs, to_state, memory)
+    assert len(memory.recall(claimed.sample_id)) == 3
+    connection.execute(text("DELETE FROM segments"))
+    connection.execute(text("UPDATE samples SET num_segments = 0"))
+    for worker, to_state in ways[:num_new]:
+        _, epochs = hop_over(connection, worker, epochs, to_state, ContextMemory())
+    connection.execute(text("UPDATE segments SET text = 'begun anew'"))
+    worker, to_state = ways[num_new % 2]
+    role = ModelRole.SMALL if to_state is SampleState.AWAITING_LARGE else ModelRole.LARGE
+    [again] = claim_samples(connection, worker_id=worker, role=role, epochs=epochs, memory=memory)
+    assert [segment.piece.text for segment in again.context] == ["begun a"] * num_new
+
+
+def test_memory_of_contexts_is_bounded_and_drops_what_was_not_used_for_longest() -> None:
+    memory, context = ContextMemory(max_tokens=25), (segment_of(tokens=9),)
+    memory.keep(1, context)
+    memory.keep(2, context)
+    memory.keep(1, context)
+    memory.keep(3, context)
+    assert [memory.recall(i) for i in (1, 2, 3)] == [context, (), context]
+    memory.forget(3)
+    memory.keep(4, context)
+    assert [memory.recall(i) for i in (1, 3, 4)] == [context, (), context]
+
+
+def segment_of(*, tokens: int) -> ContextSegment:
+    piece = Piece(token_ids=tuple(range(tokens)), texts=("x",) * tokens)
+    return ContextSegment(
+        author=Author.SMALL, trigger="start", piece=piece, vocabulary_sha256="v", prompt_tokens=1, epoch=1
+    )
 
 
 def test_sample_goes_home_to_the_worker_that_has_its_context_cached(connection: Connection) -> None:

@@ -1,0 +1,209 @@
+"""The demo pair on real engines: what befalls their processes, and one column of the faults that the scripted have too.
+
+One small worker has its engine inside its process, the other beside it; one large worker. A start takes long here, and
+where all workers of a kind are gone, recovery waits for one. What must come of a job is what came of the first one on
+this field, which nothing disturbed: with these engines a text depends on its seed alone.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import psutil
+
+from pipeline.client import Client
+from pipeline.samples import ModelRole
+from pipeline.settings import load_settings
+from tests.chaos import faults_servers, faults_workers
+from tests.chaos.faults import Fault, Strike
+from tests.chaos.field import Broken, Field
+from tests.chaos.models import MODELS, REPOSITORY
+from tests.chaos.worker import ENGINE_VARIABLE, Order, pass_before
+from tests.chaos.workload import ChaosJob, Ending, Workload
+
+NUM_PROBLEMS, NUM_SAMPLES = 60, 3
+"""About six seconds on two cores."""
+JOB_SEED = 1
+STALL_AFTER_S = 6.0
+MAX_RUNS = 3
+"""A restart takes an engine's start."""
+
+
+def vllm_engine(role: ModelRole, chat: Any, model: str, phases: Any) -> Any:
+    """In the worker's process: vLLM, and a phase at each step that brought something."""
+    from workers.engine.vllm import load_engine
+
+    engine = load_engine(str(MODELS[role]), None, role, load_settings().engine)
+    pass_before(phases, "generating", engine, "_handle")
+    return engine
+
+
+class DemoPair(Workload):
+    """Two small workers and a large one, with the demo pair on vLLM."""
+
+    programs: Mapping[str, str] = MappingProxyType(
+        {"small-1": "small", "small-2": "small", "large-1": "large", "grade": "grade", "upkeep": "upkeep"}
+    )
+    environment: Mapping[str, str] = MappingProxyType(
+        {
+            ENGINE_VARIABLE: f"{__name__}:vllm_engine",
+            "SPECTHINK_ENGINE__PROCESS": "inline",
+            "SPECTHINK_ENGINE__DTYPE": "float32",  # in bfloat16 a text may depend on what runs beside it
+            "SPECTHINK_ENGINE__STALL_AFTER_S": str(STALL_AFTER_S),
+            "SPECTHINK_ENGINE__CPU_KV_CACHE_GIB": "0.5",
+            "SPECTHINK_LEASE__TTL_S": "4",
+            "SPECTHINK_LEASE__RENEW_INTERVAL_S": "0.5",
+        }
+    )
+    own_environment: Mapping[str, Mapping[str, str]] = MappingProxyType(
+        {"small-2": {"SPECTHINK_ENGINE__PROCESS": "separate"}}
+    )
+    start_timeout_s = 120.0
+
+    def __init__(self) -> None:
+        self._endings: dict[tuple[str, int], Ending] = {}
+        self._num_segments = 0
+
+    def submit(self, client: Client, seed: int, num_samples: int) -> int:
+        """The same job each time: the seed of a run decides the moment of its fault alone."""
+        job = client.submit(
+            REPOSITORY / "examples" / "problems.jsonl",
+            small=MODELS[ModelRole.SMALL],
+            large=MODELS[ModelRole.LARGE],
+            num_samples=NUM_SAMPLES,
+            seed=JOB_SEED,
+            limit=NUM_PROBLEMS,
+            max_tokens=512,
+            name=f"chaos {seed}",
+        )
+        return job.id
+
+    def learn(self, field: Field) -> None:
+        """Run the job once undisturbed."""
+        job = field.submit(0)
+        field.wait_over(job, timeout_s=60)
+        rows = field.rows(
+            "SELECT p.external_id, s.sample_index, s.score, "
+            "       (SELECT string_agg(g.text, '' ORDER BY g.segment_index) FROM segments g WHERE g.sample_id = s.id) "
+            "FROM samples s JOIN problems p ON p.id = s.problem_id WHERE s.job_id = :job AND s.state = 'graded'",
+            job=job.id,
+        )
+        self._endings = {(problem, index): Ending(text, score) for problem, index, score, text in rows}
+        self._num_segments = field.num_commits(job)
+        if len(self._endings) != NUM_PROBLEMS * NUM_SAMPLES:
+            raise Broken(f"undisturbed, only {len(self._endings)} samples were graded")
+
+    def num_segments(self, job: ChaosJob) -> int:
+        return self._num_segments
+
+    def endings(self, job: ChaosJob) -> Mapping[tuple[str, int], Ending]:
+        return self._endings
+
+
+def start_field(state_dir: Any) -> Field:
+    """A field of the demo pair that knows what must come of its job."""
+    pair = DemoPair()
+    field = Field.start(state_dir, pair)
+    try:
+        pair.learn(field)
+    except BaseException:
+        field.close()
+        raise
+    return field
+
+
+def engine_processes(pid: int) -> list[psutil.Process]:
+    """What vLLM runs beside a worker."""
+    return [each for each in psutil.Process(pid).children(recursive=True) if "VLLM::" in " ".join(each.cmdline())]
+
+
+class EngineProcess(Fault):
+    """A signal to the engine's own process, beside its worker, in mid-generation; nothing of it may be left."""
+
+    component = "engine"
+
+    def __init__(self, name: str, sign: signal.Signals, end: str) -> None:
+        """end: how the worker's life must end."""
+        self.name = name
+        self._signal = sign
+        self._end = end
+        self._struck: list[psutil.Process] = []
+
+    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
+        field.at_some_moment(job, rng, latest=0.4)
+        field.until_busy(job, "small-2")
+        strike = Strike(pids=[field.pid("small-2")], kind="small")
+        self._struck = engine_processes(strike.pids[0])
+        if not self._struck:
+            raise Broken("small-2 has no engine beside it")
+        for process in self._struck:
+            process.send_signal(self._signal)
+        field.until(lambda: field.pid("small-2") != strike.pids[0], "small-2 to end", timeout_s=30)
+        return strike
+
+    def heal(self, field: Field, job: ChaosJob) -> None:
+        left = [process.pid for process in self._struck if process.is_running() and process.status() != "zombie"]
+        for process in self._struck:
+            if process.pid in left:
+                process.kill()
+        if left:
+            raise Broken(f"the engine's processes {left} were left")
+
+    def check(self, field: Field, job: ChaosJob, strike: Strike) -> list[str]:
+        rows = field.rows(
+            "SELECT end_reason FROM workers WHERE pid = :pid ORDER BY id DESC LIMIT 1", pid=strike.pids[0]
+        )
+        return [] if rows == [(self._end,)] else [f"the struck worker ended as {rows}, not {self._end}"]
+
+
+class KillBoth(Fault):
+    """kill -9 of the worker with its engine beside it: the engine's process must end by itself."""
+
+    name, component = "kill -9 of a worker whose engine is beside it", "engine"
+
+    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
+        field.order("small-2", Order(phase="generating", n=rng.randint(1, 60), action="stop"))
+        fired = field.wait_fired("small-2")
+        engines = engine_processes(fired.pid)
+        if not engines:
+            raise Broken("small-2 has no engine beside it")
+        strike = Strike(pids=[fired.pid], kind="small")
+        psutil.Process(fired.pid).kill()
+        _, alive = psutil.wait_procs(engines, timeout=20)
+        if alive:
+            raise Broken(f"the engine's processes {[each.pid for each in alive]} were left")
+        return strike
+
+
+def _on_vllm(fault: Fault) -> Fault:
+    fault.is_on_vllm = True
+    fault.max_runs = MAX_RUNS
+    return fault
+
+
+FAULTS: list[Fault] = [
+    _on_vllm(fault)
+    for fault in (
+        faults_workers.Nothing(),
+        EngineProcess("its process is killed", signal.SIGKILL, "engine_died"),
+        EngineProcess("its process stops (SIGSTOP)", signal.SIGSTOP, "engine_stalled"),
+        KillBoth(),
+        faults_workers.KillIn("small", "generating", passages=100),
+        faults_workers.KillIn("small", "committing", passages=12),
+        faults_workers.KillIn("large", "generating", passages=100),
+        faults_workers.KillIn("large", "committed", passages=12, name="kill -9 between commit and publish"),
+        faults_workers.Terminate("small", "SIGTERM with time to drain"),
+        faults_workers.Terminate("large", "SIGTERM with no time", faults_workers.NO_TIME),
+        faults_workers.Freeze("small"),
+        faults_workers.Freeze("large"),
+        faults_servers.FlushRedis(),
+        faults_servers.KillRedis("kill -9, append-only file kept", keep_file=True),
+        faults_servers.StopPostgres("stopped at once", signal.SIGQUIT),
+        faults_servers.CutAll(),
+        faults_workers.CutRedis(),
+    )
+]

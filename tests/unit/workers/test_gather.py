@@ -1,0 +1,62 @@
+"""Gathering: what comes while something is handled is handled together, in order, and nothing is left out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from workers.gather import Gatherer
+
+
+def gatherer(handle: Callable[[list[int]], None], *, most: int = 100, pause_s: float = 0.0) -> Gatherer[int]:
+    return Gatherer("gatherer", handle, most=most, pause_s=pause_s, on_failure=lambda: None)
+
+
+class Handler:
+    """Notes the groups; holds the first one until told."""
+
+    def __init__(self) -> None:
+        self.groups: list[list[int]] = []
+        self.began, self.may_end = threading.Event(), threading.Event()
+
+    def __call__(self, group: list[int]) -> None:
+        self.groups.append(group)
+        self.began.set()
+        assert self.may_end.wait(10)
+
+
+def test_what_comes_meanwhile_is_handled_together_and_in_order() -> None:
+    handler = Handler()
+    gathering = gatherer(handler, most=3)
+    gathering.put(0)
+    assert handler.began.wait(10)
+    for item in range(1, 6):
+        gathering.put(item)
+    handler.may_end.set()
+    gathering.close(10)
+    assert handler.groups == [[0], [1, 2, 3], [4, 5]]
+
+
+def test_what_comes_within_the_pause_is_handled_at_its_end_and_after_it_at_once() -> None:
+    handled: list[tuple[float, int]] = []
+    began = time.monotonic()
+    gathering = gatherer(lambda group: handled.append((time.monotonic() - began, len(group))), pause_s=0.3)
+    gathering.put(0)
+    while not handled:
+        time.sleep(0.001)
+    gathering.put(1)
+    gathering.put(2)
+    gathering.close(10)
+    (first, one), (second, two) = handled
+    assert (one, two) == (1, 2)
+    assert second - first >= 0.29
+
+
+def test_failure_is_told_and_ends_the_thread() -> None:
+    told = threading.Event()
+    gathering: Gatherer[int] = Gatherer("failing", lambda group: [][1], most=9, pause_s=0.0, on_failure=told.set)
+    gathering.put(1)
+    assert told.wait(10)
+    gathering.close(10)
+    assert not gathering._thread.is_alive()
