@@ -107,7 +107,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = make_endless(Path(folder) / "endless-small")
         batches = {seed: requests_of(model, problems, seed) for seed in (0, *seeds)}
-        bare, runs = [], []
+        bare: list[Answered] = []
+        runs: list[JobRun] = []
         with BareEngine("LLM.generate", model) as engine, running_stack(small=model) as pipeline:
             engine.run(batches[0][:128])  # not counted: the first steps of a process are slow
             run_job(pipeline, model, seed=0, num_problems=32)
@@ -119,7 +120,8 @@ def main() -> None:
         with BareEngine("AsyncLLM", model) as engine:  # by itself: its processes spin
             engine.run(batches[0][:128])
             with_async = [engine.run(batches[seed]) for seed in seeds]
-    if {run.num_tokens for run in (*bare, *with_async, *runs)} != {len(batches[0]) * MAX_TOKENS}:
+    written = {run.num_tokens for run in runs} | {answered.num_tokens for answered in (*bare, *with_async)}
+    if written != {len(batches[0]) * MAX_TOKENS}:
         raise RuntimeError("not every text reached its limit")
     report.add("AsyncLLM", [run.tokens_per_second for run in with_async], "tokens/s")
     report.add("LLM.generate", [run.tokens_per_second for run in bare], "tokens/s")
