@@ -130,7 +130,7 @@ class Upkeep:
     def _admit(self) -> None:
         with transaction(self._db_engine) as connection:
             admitted = admit_samples(connection, ahead=self._settings.admit_ahead)
-        self._publisher.publish(admitted, max_samples=FRESH_PER_MESSAGE)
+        self._publisher.publish(admitted, max_shared=FRESH_PER_MESSAGE)
 
     def _republish(self) -> None:
         age = dt.timedelta(seconds=self._settings.republish_after_s)
