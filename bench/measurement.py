@@ -1,7 +1,7 @@
 """What every benchmark prints: one line of JSON, and the same as a table for people.
 
-A benchmark is a module with ``main``, run as ``python -m bench.NAME`` (``make bench-NAME``). It measures ratios within one
-run, says on which machine and with which versions, and repeats what is noisy.
+A benchmark is a module with ``main``, run as ``python -m bench.NAME`` (``make bench-NAME``). It measures ratios within
+one run, says on which machine and with which versions, and repeats what is noisy.
 """
 
 from __future__ import annotations
