@@ -25,7 +25,7 @@ MODELS = {role: REPOSITORY / "examples" / "models" / f"demo-{role}" for role in 
 """The demo pair: the models of the benchmarks that generate, and the tokenizers of those that are scripted."""
 PROBLEMS = REPOSITORY / "examples" / "problems.jsonl"
 
-_START_TIMEOUT_S = 120.0
+_START_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

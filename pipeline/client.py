@@ -32,7 +32,7 @@ from sqlalchemy import Connection, Engine, make_url
 
 from pipeline.cloning import changed_config, changed_policy
 from pipeline.controls import matched_values
-from pipeline.db import control, replays, reports, submissions
+from pipeline.db import control, planning, replays, reports, submissions
 from pipeline.db.migrate import require_current
 from pipeline.db.session import open_database, transaction
 from pipeline.errors import ConfigurationError, JobError, NotComparable, PipelineError, ServiceUnavailable
@@ -62,6 +62,7 @@ from pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from pipeline.chat import ChatModel
+    from pipeline.planning.answers import Plan
 
 JobRef: TypeAlias = Job | int
 """A job or its id."""
@@ -478,6 +479,50 @@ class Client:
         """The scored problems of a job, in the order of their set."""
         with self._transaction() as connection:
             return reports.problem_scores(connection, _id(job))
+
+    def plan(
+        self,
+        job: JobRef,
+        *,
+        small_workers: int | None = None,
+        large_workers: int | None = None,
+        num_samples: int | None = None,
+        slots: int | None = None,
+        small_speedup: float = 1.0,
+        large_speedup: float = 1.0,
+        deadline: dt.timedelta | None = None,
+        shared_cores: float | None = None,
+        settings: Settings | None = None,
+    ) -> Plan:
+        """What a job like this one would take on other numbers of workers: a simulation fed with its segments.
+
+        small_workers, large_workers: None for as many as wrote this job. num_samples: in all; None for as many as it
+        has. slots: samples that each worker writes at the same time; None for as measured. small_speedup,
+        large_speedup: how much faster an engine is than the one it ran on. deadline: also look for the fewest workers
+        that meet it. shared_cores: engines on a CPU share so many cores, now and when the job was measured; None where
+        every worker has a device of its own. settings: of upkeep and planning.
+
+        Raises JobError where too little of the job is complete, ConfigurationError for an option that does not fit.
+        """
+        from pipeline.planning.answers import Question, make_plan
+        from pipeline.planning.fitting import fit, sharing_of
+
+        chosen = settings or load_settings()
+        with self._transaction() as connection:
+            measured = planning.get_measured_job(connection, _id(job))
+        sharing = None if shared_cores is None else sharing_of(measured, shared_cores, chosen.planning)
+        fitted = fit(measured, sharing)
+        asked = {ModelRole.SMALL: small_workers, ModelRole.LARGE: large_workers}
+        given = {role: count for role, count in asked.items() if count is not None}
+        question = Question(
+            num_samples=num_samples or measured.num_samples,
+            workers={**fitted.num_workers, **given},
+            slots={role: slots or fitted.slots[role] for role in fitted.roles},
+            speedups={ModelRole.SMALL: small_speedup, ModelRole.LARGE: large_speedup},
+            deadline_s=None if deadline is None else deadline.total_seconds(),
+            shared_cores=shared_cores,
+        )
+        return make_plan(measured.job_id, fitted, question, limits=chosen.planning, upkeep=chosen.upkeep)
 
     def workers(self) -> list[WorkerReport]:
         """The workers that are alive."""
