@@ -1,0 +1,105 @@
+"""Where a worker process spends its CPU time: a sampler inside the process.
+
+Each time it looks, it gives the CPU time that each thread has used since the last look to the package that the thread
+is in now: the innermost frame of a known one. Packages that only pass calls on (the standard library) count for their
+callers.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+INTERVAL_S = 0.005
+
+_PARTS = {
+    "/celery/": "celery",
+    "/kombu/": "celery",
+    "/billiard/": "celery",
+    "/vine/": "celery",
+    "/redis/": "celery",
+    "/sqlalchemy/": "database client",
+    "/psycopg/": "database client",
+    "/psycopg_pool/": "database client",
+    "/workers/engine/": "scripted engine",
+    "/pipeline/policies/": "policy",
+    "/pipeline/": "ours",
+    "/workers/": "ours",
+    "/bench/sampler.py": "sampler",
+    "/bench/": "scripted engine",
+}
+"""Part of a file's path → whose time it is; the first that fits."""
+
+
+class Sampler:
+    """Samples all threads of this process. seconds: CPU time by part; places: the same by part and function."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self.places: Counter[str] = Counter()
+        self._used: dict[int, float] = {}
+        self._known: dict[str, str | None] = {}
+
+    def look(self, *, count: bool) -> None:
+        """Note what each thread has used; count: and whose time it was."""
+        frames = sys._current_frames()
+        for thread in threading.enumerate():
+            ident = thread.ident
+            if ident is None or ident not in frames or not thread.is_alive():
+                continue
+            try:
+                used = time.clock_gettime(time.pthread_getcpuclockid(ident))
+            except OSError:  # it has just ended
+                continue
+            spent = used - self._used.get(ident, used)
+            self._used[ident] = used
+            if count and spent > 0:
+                part, place = self._whose(frames[ident])
+                self.seconds[part] += spent
+                self.places[f"{part}: {place}"] += spent
+
+    def _whose(self, frame: FrameType | None) -> tuple[str, str]:
+        while frame is not None:
+            part = self._part(frame.f_code.co_filename)
+            if part is not None:
+                return part, f"{Path(frame.f_code.co_filename).name}:{frame.f_code.co_name}"
+            frame = frame.f_back
+        return "celery", "an idle thread of its pool"  # waits in the standard library's pool, called by nobody
+
+    def _part(self, file: str) -> str | None:
+        if file not in self._known:
+            self._known[file] = next((part for path, part in _PARTS.items() if path in file), None)
+        return self._known[file]
+
+
+@contextmanager
+def profiling(file: str | None) -> Iterator[None]:
+    """Sample while FILE.on is there, and write what was found to FILE when it goes; None: do nothing."""
+    if file is not None:
+        threading.Thread(target=_sample_when_asked, args=(Path(file),), name="sampler", daemon=True).start()
+    yield
+
+
+def _sample_when_asked(file: Path) -> None:
+    switch = Path(f"{file}.on")
+    while True:
+        while not switch.exists():
+            time.sleep(0.1)
+        sampler = Sampler()
+        sampler.look(count=False)
+        usual = sys.getswitchinterval()
+        sys.setswitchinterval(0.0005)  # else a look comes mostly where a thread waits for something
+        while switch.exists():
+            time.sleep(INTERVAL_S)
+            sampler.look(count=True)
+        sys.setswitchinterval(usual)
+        new = Path(f"{file}.new")
+        new.write_text(json.dumps({"seconds": sampler.seconds, "places": sampler.places.most_common(60)}))
+        new.replace(file)

@@ -1,0 +1,69 @@
+"""A small or large worker as it is, with a scripted engine in place of vLLM: for measuring everything but the model.
+
+    python -m bench.scripted_worker small|large
+
+The environment says the rest (see ``environment``). The demo pair lends tokenizer and chat template.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from bench.sampler import profiling
+from bench.scripts import make_script
+from bench.stack import MODELS, REPOSITORY
+from pipeline.chat import ChatModel, served_name
+from pipeline.embedded import Program
+from pipeline.logs import configure_logging
+from pipeline.samples import ModelRole
+from pipeline.settings import load_settings
+from pipeline.workforce import WorkerKind
+from workers.boot import WriterProcess, open_base
+from workers.engine.scripted import ScriptedEngine
+
+_NO_BLOCKS = 1_000_000
+"""Tokens per block of the pretended prefix cache: so large that hashing blocks costs nothing."""
+
+
+def environment(
+    script: str, *, max_in_flight: int = 128, step_s: float = 0.0, profile: Path | None = None
+) -> dict[str, str]:
+    """What tells a worker what to be.
+
+    script: a name for ``bench.scripts.make_script``. step_s: pause before each token of all running requests.
+    profile: the file that gets where this process's CPU time goes, while ``PROFILE.on`` is there.
+    """
+    variables = {"BENCH_SCRIPT": script, "BENCH_MAX_IN_FLIGHT": str(max_in_flight), "BENCH_STEP_S": str(step_s)}
+    return variables | ({"BENCH_PROFILE": str(profile)} if profile else {})
+
+
+def program(name: str, role: ModelRole, variables: dict[str, str]) -> Program:
+    """A worker as supervisord runs it. variables: of ``environment``, and settings."""
+    argv = (sys.executable, "-m", "bench.scripted_worker", role.value)
+    settings = {key: value for key, value in os.environ.items() if key.startswith("SPECTHINK_")}
+    return Program(name=name, argv=argv, env=settings | variables, cwd=REPOSITORY, stop_wait_s=40)
+
+
+def run(role: ModelRole) -> int:
+    """Until told to stop."""
+    settings = load_settings()
+    configure_logging(settings)
+    base = open_base(settings, WorkerKind(role.value))
+    chat = ChatModel.load(MODELS[role.value])
+    engine = ScriptedEngine(
+        make_script(os.environ["BENCH_SCRIPT"], chat, role),
+        chat.decode_stream,
+        model=served_name(MODELS[role.value]),
+        max_model_len=chat.max_model_len or 2048,
+        max_in_flight=int(os.environ["BENCH_MAX_IN_FLIGHT"]),
+        step_s=float(os.environ["BENCH_STEP_S"]),
+        block_size=_NO_BLOCKS,
+    )
+    with profiling(os.environ.get("BENCH_PROFILE")):
+        return WriterProcess(base, role, engine, chat, served_name(MODELS[role.value])).run()
+
+
+if __name__ == "__main__":
+    sys.exit(run(ModelRole(sys.argv[1])))
