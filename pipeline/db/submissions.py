@@ -65,6 +65,9 @@ _INSERT_SAMPLES = text("""
 """)
 
 
+_MAKE_LOTS = text("SELECT make_lots(:job)")  # with the job: nobody has changed a sample before there are lots
+
+
 def insert_job(
     connection: Connection,
     *,
@@ -109,4 +112,5 @@ def insert_job(
             "num_samples": config.num_samples,
         },
     )
+    connection.execute(_MAKE_LOTS, {"job": job_id})
     return job_id
