@@ -50,6 +50,8 @@ FRESH_PER_MESSAGE = 8
 LOT_QUIET = dt.timedelta(seconds=2)
 """A lot is counted once none of its samples has stopped to rest, or was graded again, for so long."""
 LOTS_PER_ROUND = 32
+CANCELLING_S = 0.5
+"""Time of a round in which the samples of cancelled jobs are ended."""
 COUNTING_S = 0.2
 """Time of a round in which lots are counted: some ten milliseconds each."""
 
@@ -156,10 +158,17 @@ class Upkeep:
             halted = halt_paused_jobs(connection)
         if halted:
             log.info("samples of paused jobs taken back", samples=halted)
-        with transaction(self._db_engine) as connection:
-            cancelled = cancel_leftovers(connection)
+        deadline = time.monotonic() + CANCELLING_S
+        cancelled = newly = self._cancel()
+        while newly and time.monotonic() < deadline:
+            newly = self._cancel()
+            cancelled += newly
         if cancelled:
             log.info("samples of cancelled jobs ended", samples=cancelled)
+
+    def _cancel(self) -> int:
+        with transaction(self._db_engine) as connection:
+            return cancel_leftovers(connection)
 
     def _probe(self) -> None:
         age = dt.timedelta(seconds=self._settings.republish_after_s)
