@@ -84,7 +84,7 @@ def copy_rows(connection: Connection, statement: str, rows: Iterable[Sequence[in
             for row in rows:
                 copy.write_row(row)
     except psycopg.Error as error:
-        raise DBAPIError.instance(  # type: ignore[no-untyped-call]
+        raise DBAPIError.instance(
             statement, None, error, psycopg.Error, hide_parameters=True, dialect=connection.dialect
         ) from error
 
