@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -115,6 +116,11 @@ def _values(value: Spread | float) -> dict[str, float]:
     if isinstance(value, Spread):
         return {"median": value.median, "min": value.min, "max": value.max, "repeats": value.repeats}
     return {"value": value}
+
+
+def progress(what: str, value: float, unit: str) -> None:
+    """Show one measurement as it is made, on stderr."""
+    print(f"… {what}: {number(value)} {unit}", file=sys.stderr, flush=True)
 
 
 def machine() -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -86,7 +88,7 @@ def running_stack(
 ) -> Iterator[Stack]:
     """Servers, a grader and upkeep; a small and a large worker on vLLM where their models are given.
 
-    settings: SPECTHINK_… variables for all processes. Ends everything and removes the folder.
+    settings: SPECTHINK_… variables for all processes. Ends everything and removes the folder, also at a SIGTERM.
     """
     with running_servers(settings) as stack:
         stack.start_keepers(small=small, large=large)
@@ -96,6 +98,7 @@ def running_stack(
 @contextmanager
 def running_servers(settings: Mapping[str, str] | None = None) -> Iterator[Stack]:
     """Postgres and Redis, with the schema and nobody at work. Otherwise as ``running_stack``."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     folder = Path(tempfile.mkdtemp(prefix="specthink-bench-"))
     try:
         with _environment(settings or {}):

@@ -43,6 +43,7 @@ from pipeline.errors import (
 )
 from pipeline.hand_over import settle_think_phase
 from pipeline.samples import RUNNABLE_STATE, ModelRole
+from workers.cache_room import CacheRoom
 from workers.engine.base import Engine, GenerateResult
 from workers.gather import Gatherer
 from workers.messages import SamplesMessage
@@ -108,8 +109,10 @@ class Writer:
         identity: Identity,
         on_engine_death: Callable[[], None],
         max_attempts: int = 8,
+        admit_ahead: float = 1.0,
     ) -> None:
-        """max_attempts: so often a sample is handed to an engine that refuses it for the moment."""
+        """max_attempts: so often a sample is handed to an engine that refuses it for the moment. admit_ahead: samples
+        that upkeep admits per slot."""
         self.role = role
         self.engine = engine
         self._chat = chat
@@ -128,6 +131,7 @@ class Writer:
         """Counts the times that the lease was lost."""
         self._committed_tokens = 0
         self._dropped_tokens = 0
+        self._cache_room = CacheRoom(max_in_flight=engine.max_in_flight, ahead=admit_ahead)
         self._stopping = False
         self._setup = lru_cache(maxsize=64)(self._load_setup)
         self._memory = ContextMemory()
@@ -351,6 +355,9 @@ class Writer:
             if hop is not None and (hop.sample_id, hop.epoch) in stored:
                 committed += sum(segment.tokens_generated for segment in hop.segments)
         with self._lock:
+            for result, _ in concluded:
+                if isinstance(result, GenerateResult):
+                    self._cache_room.ended(result)
             is_late = self._life != life
             self._committed_tokens += 0 if is_late else committed
             self._dropped_tokens += generated if is_late else generated - committed
@@ -364,8 +371,11 @@ class Writer:
         with self._lock:
             committed, dropped = self._committed_tokens, self._dropped_tokens
         stats = self.engine.stats()
+        with self._lock:
+            num_slots = self._cache_room.num_slots(stats)
         return WorkerCounters(
             num_in_flight=len(self._in_flight),
+            num_slots=num_slots,
             tokens_generated=stats.num_generated_tokens,
             tokens_committed=committed,
             tokens_dropped=dropped + stats.num_lost_tokens,

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import psycopg
 
 _LEASE = (
-    "renewed_at, expires_at, ended_at, end_reason, num_in_flight, tokens_generated, tokens_committed, tokens_dropped, "
-    "prompt_tokens, cached_tokens"
+    "renewed_at, expires_at, ended_at, end_reason, num_in_flight, max_in_flight, tokens_generated, tokens_committed, "
+    "tokens_dropped, prompt_tokens, cached_tokens"
 )
 _REGISTRATION = "kind, model, engine_id, host, pid, queue, max_in_flight, expires_at"
 _WORKERS = {"workers": f"SELECT, INSERT ({_REGISTRATION}), UPDATE ({_LEASE})", "alembic_version": "SELECT"}

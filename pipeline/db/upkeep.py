@@ -66,7 +66,8 @@ def admit_samples(connection: Connection, *, ahead: float) -> list[Runnable]:
 
     Jobs with a higher priority first, then older ones.
 
-    ahead: samples in the pipeline per slot. A sample with the large model still counts: its context is cached.
+    ahead: samples in the pipeline per slot. A sample with the large model still counts: its context is cached. A
+    worker whose cache cannot hold the contexts of so many says fewer slots with its heartbeat (workers.cache_room).
     """
     admitted: list[int] = []
     room_left: dict[tuple[str, str], int] = {}

@@ -35,6 +35,8 @@ class WorkerCounters:
     """Running totals of one worker's life; see the columns of workers."""
 
     num_in_flight: int = 0
+    num_slots: int | None = None
+    """Samples that it has room for now; None: as many as when it registered."""
     tokens_generated: int = 0
     tokens_committed: int = 0
     tokens_dropped: int = 0
@@ -43,8 +45,9 @@ class WorkerCounters:
 
     def since(self, earlier: WorkerCounters) -> WorkerCounters:
         """What came after an earlier reading."""
-        totals = {name: value - getattr(earlier, name) for name, value in asdict(self).items()}
-        return WorkerCounters(**totals | {"num_in_flight": self.num_in_flight})
+        now = {"num_in_flight": self.num_in_flight, "num_slots": self.num_slots}
+        totals = {name: value - getattr(earlier, name) for name, value in asdict(self).items() if name not in now}
+        return WorkerCounters(**now | totals)
 
     def closed(self) -> WorkerCounters:
         """As of the end of a life: what is not committed by then is dropped."""
@@ -90,7 +93,8 @@ def register_worker(connection: Connection, registration: Registration) -> int:
 
 _RENEW = text("""
     UPDATE workers SET renewed_at = clock_timestamp(), expires_at = clock_timestamp() + :ttl,
-        num_in_flight = :num_in_flight, tokens_generated = :tokens_generated, tokens_committed = :tokens_committed,
+        num_in_flight = :num_in_flight, max_in_flight = coalesce(:num_slots, max_in_flight),
+        tokens_generated = :tokens_generated, tokens_committed = :tokens_committed,
         tokens_dropped = :tokens_dropped, prompt_tokens = :prompt_tokens, cached_tokens = :cached_tokens
     WHERE id = :worker AND ended_at IS NULL
 """)

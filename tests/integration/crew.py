@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,7 @@ class Crew:
             self.db_engine,
             registration,
             LeaseSettings(ttl_s=600, renew_interval_s=0.2),
-            counters=lambda: member.writer.counters().since(start),
+            counters=lambda: replace(member.writer.counters().since(start), num_slots=max_in_flight),
             on_renewed=lambda worker_id: member.writer.reconcile(worker_id),
             on_lost=lambda: member.writer.retire(),
             on_new_life=lambda worker_id: member.writer.adopt(Identity(worker_id=worker_id, engine_id=engine_id)),

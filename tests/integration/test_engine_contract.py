@@ -361,6 +361,8 @@ def test_stats_show_what_runs_and_what_waits(engine: Engine) -> None:
         engine.abort(request.request_id)
     assert stats.num_running + stats.num_waiting == len(requests)
     assert stats.num_waiting >= 10
+    assert stats.cache_tokens is None or stats.cache_tokens >= MAX_MODEL_LEN
+    assert (stats.cache_tokens is None) == (engine.info.kind == "scripted")
     assert 0 <= stats.last_token_age_s < 30
     assert all(answer.result().finish is SegmentFinish.WATCH for answer in answers)
 

@@ -349,6 +349,17 @@ def test_worker_that_comes_back_from_the_dead_can_write_nothing(connection: Conn
     assert claim(connection, zombie, {s.sample_id: s.epoch for s in settled.samples}) == []
 
 
+def test_fewer_are_admitted_where_a_worker_says_it_has_less_room(connection: Connection) -> None:
+    make_job(connection, num_problems=10)
+    worker = make_worker(connection)
+    renew_worker(connection, worker, ttl=TTL, counters=WorkerCounters(num_slots=2))
+    assert len(admit_all(connection)) == 2
+    renew_worker(connection, worker, ttl=TTL, counters=WorkerCounters())
+    assert admit_all(connection) == {}
+    renew_worker(connection, worker, ttl=TTL, counters=WorkerCounters(num_slots=5))
+    assert len(admit_all(connection)) == 3
+
+
 def die_with(connection: Connection, worker: int, reason: WorkerEnd = WorkerEnd.ENGINE_DIED) -> Settled:
     end_worker(connection, worker, WorkerCounters(), reason=reason)
     settled = settle_workers(connection)

@@ -246,6 +246,16 @@ def test_stream_of_any_tokens_is_what_they_decode_to(model: ChatModel, data: st.
     assert text == model.tokenizer.decode(token_ids, skip_special_tokens=False)
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_texts_known_by_id_change_no_piece(model: ChatModel, data: st.DataObject) -> None:
+    ids = st.integers(0, model.tokenizer.get_vocab_size() - 1)
+    after, token_ids = data.draw(st.lists(ids, max_size=12)), data.draw(st.lists(ids, max_size=80))
+    known, decoded = model.decode_stream(after), TextStream(model.tokenizer, after)
+    assert decode(known, token_ids) == decode(decoded, token_ids)
+    assert known.finish() == decoded.finish()
+
+
 def test_character_comes_with_its_last_token(model: ChatModel) -> None:
     token_ids = byte_ids(model, "a🜁b".encode())
     stream = model.decode_stream()

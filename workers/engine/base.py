@@ -95,7 +95,9 @@ class EngineStats:
     num_running: int
     num_waiting: int
     cache_usage: float
-    """Share of the KV cache in use, 0 to 1."""
+    """Share of the KV cache in use by running requests, 0 to 1."""
+    cache_tokens: int | None
+    """Tokens that the KV cache holds; None: it has no end."""
     last_token_age_s: float
     """Seconds since any request got a token; 0.0 while nothing runs. A stalled engine is found by this."""
 

@@ -126,7 +126,9 @@ class Tally:
         self._num_prompt_tokens += result.num_prompt_tokens
         self._num_cached_tokens += result.num_cached_tokens
 
-    def stats(self, *, num_running: int, num_waiting: int, cache_usage: float) -> EngineStats:
+    def stats(
+        self, *, num_running: int, num_waiting: int, cache_usage: float, cache_tokens: int | None = None
+    ) -> EngineStats:
         busy = num_running + num_waiting > 0
         return EngineStats(
             num_generated_tokens=self._num_generated_tokens,
@@ -136,5 +138,6 @@ class Tally:
             num_running=num_running,
             num_waiting=num_waiting,
             cache_usage=cache_usage if busy else 0.0,
+            cache_tokens=cache_tokens,
             last_token_age_s=time.monotonic() - self._progress_at if busy else 0.0,
         )

@@ -39,13 +39,16 @@ class ThreadedEngine(ABC, Generic[T]):
         name: str,
         max_model_len: int,
         max_in_flight: int,
+        cache_tokens: int | None = None,
     ) -> None:
-        """decode_stream: makes one for what follows some ids. name: the model's, for messages."""
+        """decode_stream: makes one for what follows some ids. name: the model's, for messages. cache_tokens: how many
+        the KV cache holds."""
         self._name = name
         self._decode_stream = decode_stream
         self._info = info
         self._max_model_len = max_model_len
         self._max_in_flight = max_in_flight
+        self._cache_tokens = cache_tokens
         self._changed = threading.Condition()  # guards everything below
         self._running: dict[str, Running] = {}  # by the core's id
         self._core_ids: dict[str, str] = {}  # by the caller's id
@@ -101,6 +104,7 @@ class ThreadedEngine(ABC, Generic[T]):
                 num_running=num_running,
                 num_waiting=len(self._running) - num_running,
                 cache_usage=self._cache_usage,
+                cache_tokens=self._cache_tokens,
             )
 
     def close(self) -> None:

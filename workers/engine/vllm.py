@@ -66,7 +66,7 @@ def load_engine(model: str, revision: str | None, role: ModelRole, settings: Eng
     """
     name = Path(model).name if Path(model).is_dir() else model
     chat = ChatModel.load(model, revision)
-    _set_environment(model, settings)
+    set_environment(model, settings)
     started_at = time.monotonic()
     with _failure_file() as read_failure:
         try:
@@ -109,6 +109,7 @@ class VllmEngine(ThreadedEngine["EngineCoreRequest"]):
             name=name,
             max_model_len=parts.config.model_config.max_model_len,
             max_in_flight=parts.config.scheduler_config.max_num_seqs,
+            cache_tokens=(parts.config.cache_config.num_gpu_blocks or 0) * parts.config.cache_config.block_size or None,
         )
         self._inputs = parts.inputs
         self._tasks = parts.tasks
@@ -300,7 +301,7 @@ def _sampling_params(request: GenerateRequest) -> SamplingParams:
     )
 
 
-def _set_environment(model: str, settings: EngineSettings) -> None:
+def set_environment(model: str, settings: EngineSettings) -> None:
     """What vLLM and OpenMP read from the environment. Measured reasons: two OpenMP threads on two cores, or a thread
     bound to a core that another engine has, make a step ten times as long."""
     os.environ["OMP_NUM_THREADS"] = str(settings.cpu_threads)
@@ -332,7 +333,7 @@ def _start(model: str, revision: str | None, settings: EngineSettings) -> _Parts
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.executor import Executor
 
-    arguments = _arguments(settings, process=process, is_cpu=current_platform.is_cpu())
+    arguments = engine_arguments(settings, process=process)
     config = EngineArgs(model=model, revision=revision, tokenizer_revision=revision, **arguments).create_engine_config()
     renderer = renderer_from_config(config)
     client = EngineCoreClient.make_client(
@@ -353,8 +354,10 @@ def _start(model: str, revision: str | None, settings: EngineSettings) -> _Parts
     )
 
 
-def _arguments(settings: EngineSettings, *, process: str, is_cpu: bool) -> dict[str, Any]:
-    """EngineArgs' keyword arguments."""
+def engine_arguments(settings: EngineSettings, *, process: str) -> dict[str, Any]:
+    """EngineArgs' keyword arguments, but for the model. Imports vLLM: ``set_environment`` comes first."""
+    from vllm.platforms import current_platform
+
     arguments: dict[str, Any] = {
         "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.max_in_flight,
@@ -371,7 +374,7 @@ def _arguments(settings: EngineSettings, *, process: str, is_cpu: bool) -> dict[
 
         one = settings.tensor_parallel_size == 1
         arguments["distributed_executor_backend"] = TiedUniProcExecutor if one else TiedMultiprocExecutor
-    if is_cpu:
+    if current_platform.is_cpu():
         arguments |= {
             "block_size": _CPU_BLOCK_SIZE,
             "kv_cache_memory_bytes": int(settings.cpu_kv_cache_gib * 2**30),
