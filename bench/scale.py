@@ -19,6 +19,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
@@ -204,10 +205,8 @@ def claim_times(connection: Connection, ids: Sequence[int], worker: int) -> list
     taken = []
     for start in range(0, len(ids), CLAIM):
         epochs = dict.fromkeys(ids[start : start + CLAIM], 0)
-        taken.append(
-            1000
-            * timed(lambda e=epochs: hops.claim_samples(connection, worker_id=worker, role=ModelRole.SMALL, epochs=e))
-        )
+        claim = partial(hops.claim_samples, connection, worker_id=worker, role=ModelRole.SMALL, epochs=epochs)
+        taken.append(1000 * timed(claim))
     connection.rollback()
     return taken
 

@@ -109,7 +109,7 @@ def _write(connection: Connection, chance: random.Random, sample: int, workers: 
     for index in range(num):
         author = chance.choice(["small", "large", "inserted"]) if index else "small"
         kept = "x" * chance.randrange(1, 30)
-        timings = {} if author == "inserted" else {
+        timings: dict[str, Any] = {} if author == "inserted" else {
             "wait_seconds": chance.choice([None, chance.random()]), "queue_seconds": chance.random(),
             "write_seconds": chance.random() * 5,
             "committed_at": dt.datetime.now(dt.UTC) - dt.timedelta(seconds=chance.random() * 20),
