@@ -81,14 +81,14 @@ def run_job(stack: Stack, model: Path, seed: int, num_problems: int) -> JobRun:
     )  # fmt: skip
     stack.client.wait(job)
     cpu_seconds = Usage.read(stack).seconds_since(before)
-    [[seconds]] = stack.client.sql(f"""
+    [[seconds]] = stack.rows(f"""
         SELECT extract(epoch FROM max(s.finished_at) - min(j.first_claimed_at))::float8
         FROM samples s JOIN jobs j ON j.id = s.job_id WHERE j.id = {job.id}
-    """).rows
-    rows = stack.client.sql(f"""
+    """)
+    rows = stack.rows(f"""
         SELECT g.token_ids FROM segments g JOIN samples s ON s.id = g.sample_id JOIN problems p ON p.id = s.problem_id
         WHERE s.job_id = {job.id} ORDER BY p.position, s.sample_index
-    """).rows
+    """)
     return JobRun(token_ids=[row[0] for row in rows], seconds=seconds, cpu_seconds=cpu_seconds)
 
 

@@ -52,6 +52,11 @@ class Stack:
             die_with_parent=True,
         )
 
+    def rows(self, query: str) -> list[tuple]:
+        """What a query gives, with the owner's rights."""
+        with self.db_engine.connect() as connection:
+            return [tuple(row) for row in connection.exec_driver_sql(query)]
+
     def start_programs(self, programs: Sequence[Program]) -> None:
         """Start worker processes beside those that run; returns once all have registered."""
         self.state.add_programs(programs)

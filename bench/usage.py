@@ -22,18 +22,12 @@ class Usage:
 
     @classmethod
     def read(cls, stack: Stack) -> Usage:
-        """Parts: each program, those with an engine in two (the busiest thread, the others), Postgres and Redis."""
+        """Parts: each program with its children, those with an engine in two (the busiest thread, the others)."""
         seconds: dict[str, float] = defaultdict(float)
         pids = {program.pid: program.name for program in stack.state.program_states() if program.pid}
         for pid, name in pids.items():
             for part, used in _program(psutil.Process(pid), has_engine=name in ("small", "large")):
                 seconds[f"{name} {part}".strip()] += used
-        for process in psutil.Process().children(recursive=True):
-            try:
-                if process.name() in ("postgres", "redis-server"):
-                    seconds[process.name()] += _cpu(process)
-            except psutil.NoSuchProcess:
-                continue
         return cls(dict(seconds))
 
     def seconds_since(self, before: Usage) -> dict[str, float]:
