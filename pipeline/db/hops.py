@@ -389,7 +389,7 @@ _COMMIT = text(f"""
             finish_reason text, error_class text, error text)
     ),
     mine AS (
-        SELECT s.id FROM samples s JOIN hop ON hop.sample_id = s.id
+        SELECT s.id, hop.epoch FROM samples s JOIN hop ON hop.sample_id = s.id
         WHERE s.epoch = hop.epoch AND s.holder_id = :worker
         ORDER BY s.id FOR UPDATE OF s
     ),
@@ -412,8 +412,8 @@ _COMMIT = text(f"""
             finish_reason = hop.finish_reason, error_class = hop.error_class, error = hop.error,
             finished_at = CASE WHEN hop.to_state = 'finished' THEN clock_timestamp() END,
             ended_at = CASE WHEN hop.to_state = 'failed' THEN clock_timestamp() END
-        FROM hop JOIN mine ON mine.id = hop.sample_id
-        WHERE s.id = hop.sample_id AND s.epoch = hop.epoch
+        FROM hop JOIN mine ON mine.id = hop.sample_id AND mine.epoch = hop.epoch
+        WHERE s.id = mine.id
         RETURNING {RUNNABLE_COLUMNS}
     ),
     new_segments AS (
