@@ -18,8 +18,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 from sqlalchemy import text
@@ -49,6 +50,10 @@ class Run:
     def rate(self) -> float:
         return self.hand_overs / self.seconds
 
+    @property
+    def total_ms(self) -> float:
+        return sum(self.milliseconds.values())
+
 
 def _cpu_seconds(stack: Stack) -> dict[str, float]:
     """CPU time that each part has used since it was started, children that have ended included."""
@@ -65,7 +70,7 @@ def _with_children(process: psutil.Process) -> float:
     return total
 
 
-def _measure(stack: Stack, samples: int) -> tuple[Run, int]:
+def _measure(stack: Stack, samples: int) -> Run:
     """Run a job of so many samples to its end."""
     before = _cpu_seconds(stack)
     job = stack.client.submit(
@@ -89,7 +94,19 @@ def _measure(stack: Stack, samples: int) -> tuple[Run, int]:
         hand_overs=hand_overs,
         seconds=seconds,
         milliseconds={who: 1000 * spent / hand_overs for who, spent in used.items()},
-    ), job.id
+    )
+
+
+class _RoundTrip(NamedTuple):
+    """Milliseconds of one takeover, by the database's clock: a message ends with a claim, the writing with a commit."""
+
+    message_to_large: float
+    large_writes: float
+    message_to_small: float
+
+    @property
+    def total(self) -> float:
+        return sum(self)
 
 
 @contextmanager
@@ -120,31 +137,37 @@ def _summed(counts: Iterable[Mapping[str, float]]) -> list[tuple[str, float]]:
     return sorted(total.items(), key=lambda item: -item[1])
 
 
-def _round_trips(stack: Stack, jobs: int) -> list[float]:
-    """Milliseconds from the commit that calls the large model to the small worker's next claim, one by one."""
-    trips: list[float] = []
+def _round_trips(stack: Stack, jobs: int) -> list[_RoundTrip]:
+    """All takeovers of some jobs of one sample, one job after the other."""
+    trips: list[_RoundTrip] = []
     for _ in range(jobs):
         job = stack.client.submit(
             problem_set(1), small=MODELS["small"], large=MODELS["large"], max_tokens=1000, name="one by one"
         )
         stack.client.wait(job)
         with transaction(stack.db_engine) as connection:
-            rows = connection.execute(
-                text("SELECT from_state, to_state, at FROM events WHERE job_id = :job AND sample_id > 0 ORDER BY id"),
-                {"job": job.id},
-            ).all()
-        left = None
-        for row in rows:
-            if row.to_state == "awaiting_large":
-                left = row.at
-            elif row.from_state == "ready" and row.to_state == "drafting" and left is not None:
-                trips.append(1000 * (row.at - left).total_seconds())
+            query = "SELECT to_state, at FROM events WHERE job_id = :job AND sample_id > 0 ORDER BY id"
+            changes = connection.execute(text(query), {"job": job.id}).all()
+        for left, taken, written, back in zip(changes, changes[1:], changes[2:], changes[3:], strict=False):
+            if left.to_state == "awaiting_large":
+                moments = [1000 * change.at.timestamp() for change in (left, taken, written, back)]
+                trips.append(_RoundTrip(*(after - before for before, after in pairwise(moments))))
     return trips
+
+
+def _add_latency(report: Report, trips: Sequence[_RoundTrip]) -> None:
+    total = statistics.quantiles([trip.total for trip in trips], n=100)
+    report.add("alone, small → large → small: p50", total[49], "ms")
+    report.add("alone, small → large → small: p99", total[98], "ms")
+    for leg in _RoundTrip._fields:
+        report.add(
+            f"alone, {leg.replace('_', ' ')}: p50", statistics.median(getattr(trip, leg) for trip in trips), "ms"
+        )
 
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=600)
+    parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=LATENCY_JOBS, help="of one sample, for the latency")
     parser.add_argument("--in-flight", type=int, default=128)
@@ -152,36 +175,52 @@ def _parser() -> ArgumentParser:
     return parser
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """runs: one per repeat. profiled: one more, sampled meanwhile, and what the two writers found. trips: alone."""
+
+    runs: list[Run]
+    profiled: Run
+    profiles: list[dict[str, Any]]
+    trips: list[_RoundTrip]
+
+
+def _find(folder: Path, *, samples: int, repeats: int, jobs: int, in_flight: int) -> _Found:
+    files = [folder / role.value for role in ModelRole]
+    with running_stack() as stack:
+        for role, file in zip(ModelRole, files, strict=True):
+            variables = environment(f"takeovers:{TAKEOVERS}", max_in_flight=in_flight, profile=file)
+            stack.start_programs([program(role.value, role, variables)])
+        _measure(stack, 40)  # what is done once only: caches, connections, prepared statements
+        trips = _round_trips(stack, jobs)
+        runs = [_measure(stack, samples) for _ in range(repeats)]
+        with _profiled(files) as profiles:
+            profiled = _measure(stack, samples)
+    return _Found(runs=runs, profiled=profiled, profiles=profiles, trips=trips)
+
+
+def _add_costs(report: Report, found: _Found) -> None:
+    report.add("hand-overs", [run.rate for run in found.runs], "/s")
+    report.add("cores that all of it got", [run.rate * run.total_ms / 1000 for run in found.runs])
+    report.add("CPU of all", [run.total_ms for run in found.runs], "ms/hand-over")
+    for who in found.profiled.milliseconds:
+        report.add(f"CPU of {who}", [run.milliseconds[who] for run in found.runs], "ms/hand-over")
+    for part, seconds in _summed(profile["seconds"] for profile in found.profiles):
+        report.add(f"in both writers: {part}", 1000 * seconds / found.profiled.hand_overs, "ms/hand-over")
+
+
 def main() -> None:
     arguments = _parser().parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="hops-profile-"))
-    files = {role: folder / role.value for role in ModelRole}
-    with running_stack() as stack:
-        for role in ModelRole:
-            variables = environment(f"takeovers:{TAKEOVERS}", max_in_flight=arguments.in_flight, profile=files[role])
-            stack.start_programs([program(role.value, role, variables)])
-        _measure(stack, 40)
-        trips = _round_trips(stack, arguments.jobs)
-        runs = [_measure(stack, arguments.samples)[0] for _ in range(arguments.repeats)]
-        with _profiled(list(files.values())) as profiles:
-            profiled = _measure(stack, arguments.samples)[0]
-    report = Report(bench="hops", setting={"samples": arguments.samples, "takeovers": TAKEOVERS})
-    report.add("hand-overs", [run.rate for run in runs], "/s")
-    for who in runs[0].milliseconds:
-        report.add(f"CPU of {who}", [run.milliseconds[who] for run in runs], "ms/hand-over")
-    report.add("CPU of all", [sum(run.milliseconds.values()) for run in runs], "ms/hand-over")
-    parts = _summed(profile["seconds"] for profile in profiles)
-    places = _summed(profile["places"] for profile in profiles)
-    for part, seconds in parts:
-        report.add(f"in both writers: {part}", 1000 * seconds / profiled.hand_overs, "ms/hand-over")
-    if trips:
-        cuts = statistics.quantiles(trips, n=100)
-        report.add("small → large → small, alone, p50", cuts[49], "ms")
-        report.add("small → large → small, alone, p99", cuts[98], "ms")
+    numbers = {name: getattr(arguments, name) for name in ("samples", "repeats", "jobs", "in_flight")}
+    with tempfile.TemporaryDirectory(prefix="hops-") as folder:
+        found = _find(Path(folder), **numbers)
+    report = Report(bench="hops", setting={**numbers, "takeovers_per_sample": TAKEOVERS, "seed": 0})
+    _add_costs(report, found)
+    _add_latency(report, found.trips)
     report.goal("hand-overs", "≥", 800)
     report.print()
-    for place, seconds in places[: arguments.places]:
-        print(f"{1000 * seconds / profiled.hand_overs:8.4f} ms  {place}")
+    for place, seconds in _summed(profile["places"] for profile in found.profiles)[: arguments.places]:
+        print(f"{1000 * seconds / found.profiled.hand_overs:8.4f} ms  {place}")
 
 
 if __name__ == "__main__":

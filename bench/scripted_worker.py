@@ -22,9 +22,21 @@ from pipeline.settings import load_settings
 from pipeline.workforce import WorkerKind
 from workers.boot import WriterProcess, open_base
 from workers.engine.scripted import ScriptedEngine
+from workers.engine.threaded import Ended
 
 _NO_BLOCKS = 1_000_000
 """Tokens per block of the pretended prefix cache: so large that hashing blocks costs nothing."""
+
+
+class InstantEngine(ScriptedEngine):
+    """Writes the whole of each request in one step."""
+
+    def _step(self) -> list[Ended]:
+        ended: list[Ended] = []
+        self._start_waiting()
+        while self._writing:
+            ended += super()._step()
+        return ended
 
 
 def environment(
@@ -32,7 +44,8 @@ def environment(
 ) -> dict[str, str]:
     """What tells a worker what to be.
 
-    script: a name for ``bench.scripts.make_script``. step_s: pause before each token of all running requests.
+    script: a name for ``bench.scripts.make_script``. step_s: pause before each token of all running requests;
+    0: a request is answered at once.
     profile: the file that gets where this process's CPU time goes, while ``PROFILE.on`` is there.
     """
     variables = {"BENCH_SCRIPT": script, "BENCH_MAX_IN_FLIGHT": str(max_in_flight), "BENCH_STEP_S": str(step_s)}
@@ -52,13 +65,14 @@ def run(role: ModelRole) -> int:
     configure_logging(settings)
     base = open_base(settings, WorkerKind(role.value))
     chat = ChatModel.load(MODELS[role.value])
-    engine = ScriptedEngine(
+    step_s = float(os.environ["BENCH_STEP_S"])
+    engine = (ScriptedEngine if step_s else InstantEngine)(
         make_script(os.environ["BENCH_SCRIPT"], chat, role),
         chat.decode_stream,
         model=served_name(MODELS[role.value]),
         max_model_len=chat.max_model_len or 2048,
         max_in_flight=int(os.environ["BENCH_MAX_IN_FLIGHT"]),
-        step_s=float(os.environ["BENCH_STEP_S"]),
+        step_s=step_s,
         block_size=_NO_BLOCKS,
     )
     with profiling(os.environ.get("BENCH_PROFILE")):

@@ -34,7 +34,7 @@ def takeovers_text(num_takeovers: int) -> str:
 
     A takeover is an affirmation, so that rule R3 never comes to count it, and long enough to end at its own end.
     """
-    steps = "".join(f"So {n}.\n\nYes, {n} is right on.\n\n" for n in range(10, 10 + num_takeovers))
+    steps = "".join("The result.\n\nYes, the result is right on on on on.\n\n" for _ in range(num_takeovers))
     return f"{steps}So the result.\n</think>\n\nThe result is \\boxed{{{ANSWER}}}."
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from pipeline import Client, load_settings
-from pipeline.db import reports
+from pipeline.db import migrate, reports
 from pipeline.db.session import open_database, transaction
-from pipeline.embedded import Connections, EmbeddedState, Program, stop
+from pipeline.embedded import Connections, EmbeddedState, Program, start, stop
 from pipeline.embedded.supervision import last_lines
 from pipeline.local import start_local
 
@@ -27,7 +27,7 @@ MODELS = {role: REPOSITORY / "examples" / "models" / f"demo-{role}" for role in 
 """The demo pair: the models of the benchmarks that generate, and the tokenizers of those that are scripted."""
 PROBLEMS = REPOSITORY / "examples" / "problems.jsonl"
 
-_START_TIMEOUT_S = 120.0
+_START_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +41,16 @@ class Stack:
     @property
     def connections(self) -> Connections:
         return self.state.connections
+
+    def start_keepers(self, *, small: Path | None = None, large: Path | None = None) -> None:
+        """Start a grader and upkeep, and workers on vLLM where their models are given."""
+        start_local(
+            load_settings(state_dir=self.state.state_dir),
+            small=str(small) if small else None,
+            large=str(large) if large else None,
+            flower=False,
+            die_with_parent=True,
+        )
 
     def rows(self, query: str) -> list[tuple]:
         """What a query gives, with the owner's rights."""
@@ -85,22 +95,24 @@ def running_stack(
 
     settings: SPECTHINK_… variables for all processes. Ends everything and removes the folder, also at a SIGTERM.
     """
+    with running_servers(settings) as stack:
+        stack.start_keepers(small=small, large=large)
+        yield stack
+
+
+@contextmanager
+def running_servers(settings: Mapping[str, str] | None = None) -> Iterator[Stack]:
+    """Postgres and Redis, with the schema and nobody at work. Otherwise as ``running_stack``."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     folder = Path(tempfile.mkdtemp(prefix="specthink-bench-"))
     try:
         with _environment(settings or {}):
-            local = start_local(
-                load_settings(state_dir=folder / "state"),
-                small=str(small) if small else None,
-                large=str(large) if large else None,
-                flower=False,
-                die_with_parent=True,
-            )
-        connections = local.state.connections
-        db_engine = open_database(connections.database_url, pool_size=4, application_name="bench")
-        with Client.connect(database_url=connections.database_url.get_secret_value()) as client:
-            yield Stack(state=local.state, client=client, db_engine=db_engine)
-        db_engine.dispose()
+            state = start(folder / "state", die_with_parent=True)
+            db_engine = open_database(state.connections.database_url, pool_size=4, application_name="bench")
+            migrate.upgrade(db_engine)
+            with Client.connect(database_url=state.connections.database_url.get_secret_value()) as client:
+                yield Stack(state=state, client=client, db_engine=db_engine)
+            db_engine.dispose()
     finally:
         stop(folder / "state")
         shutil.rmtree(folder, ignore_errors=True)

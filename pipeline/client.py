@@ -32,7 +32,7 @@ from sqlalchemy import Connection, Engine, make_url
 
 from pipeline.cloning import changed_config, changed_policy
 from pipeline.controls import matched_values
-from pipeline.db import control, replays, reports, submissions
+from pipeline.db import control, planning, replays, reports, submissions
 from pipeline.db.migrate import require_current
 from pipeline.db.session import open_database, transaction
 from pipeline.errors import ConfigurationError, JobError, NotComparable, PipelineError, ServiceUnavailable
@@ -62,11 +62,14 @@ from pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from pipeline.chat import ChatModel
+    from pipeline.planning.answers import Plan
 
 JobRef: TypeAlias = Job | int
 """A job or its id."""
 
 MAX_PRIORITY = 1000
+CANCEL_FOR_S = 1.0
+"""For so long a cancel ends samples, some 20,000; upkeep goes on with the rest."""
 
 _PACKAGES = ("specthink", "celery", "sqlalchemy", "psycopg", "pydantic", "tokenizers", "math-verify")
 
@@ -244,16 +247,22 @@ class Client:
     def cancel(self, job: JobRef) -> JobChange:
         """End a running or paused job: from its first moment on nobody claims or stores anything for it.
 
-        What is finished stays. Raises JobError for a job that ended otherwise.
+        What is finished stays. Its samples follow, those at work before it returns; of a job that has more than can be
+        ended in a second, upkeep ends the rest. Raises JobError for a job that ended otherwise.
         """
         job_id = _id(job)
+        deadline = time.monotonic() + CANCEL_FOR_S
         with self._transaction() as connection:
             is_new = control.cancel_job(connection, job_id)
-        while True:
+        with self._transaction() as connection:
+            cancelled = control.count_cancelled(connection, job_id)
+        is_left = True
+        while is_left:
             with self._transaction() as connection:
-                if not control.cancel_samples(connection, job_id):
-                    cancelled = control.count_cancelled(connection, job_id)
-                    return JobChange(job_id=job_id, state=JobState.CANCELLED, is_new=is_new, num_samples=cancelled)
+                is_left = control.cancel_samples(connection, job_id) > 0
+                if time.monotonic() > deadline and not control.is_at_work(connection, job_id):
+                    break
+        return JobChange(job_id=job_id, state=JobState.CANCELLED, is_new=is_new, num_samples=cancelled)
 
     def pause(self, job: JobRef) -> JobChange:
         """Let nothing of a running job be admitted or written until it is resumed; complete texts are still graded.
@@ -478,6 +487,50 @@ class Client:
         """The scored problems of a job, in the order of their set."""
         with self._transaction() as connection:
             return reports.problem_scores(connection, _id(job))
+
+    def plan(
+        self,
+        job: JobRef,
+        *,
+        small_workers: int | None = None,
+        large_workers: int | None = None,
+        num_samples: int | None = None,
+        slots: int | None = None,
+        small_speedup: float = 1.0,
+        large_speedup: float = 1.0,
+        deadline: dt.timedelta | None = None,
+        shared_cores: float | None = None,
+        settings: Settings | None = None,
+    ) -> Plan:
+        """What a job like this one would take on other numbers of workers: a simulation fed with its segments.
+
+        small_workers, large_workers: None for as many as wrote this job. num_samples: in all; None for as many as it
+        has. slots: samples that each worker writes at the same time; None for as measured. small_speedup,
+        large_speedup: how much faster an engine is than the one it ran on. deadline: also look for the fewest workers
+        that meet it. shared_cores: engines on a CPU share so many cores, now and when the job was measured; None where
+        every worker has a device of its own. settings: of upkeep and planning.
+
+        Raises JobError where too little of the job is complete, ConfigurationError for an option that does not fit.
+        """
+        from pipeline.planning.answers import Question, make_plan
+        from pipeline.planning.fitting import fit, sharing_of
+
+        chosen = settings or load_settings()
+        with self._transaction() as connection:
+            measured = planning.get_measured_job(connection, _id(job))
+        sharing = None if shared_cores is None else sharing_of(measured, shared_cores, chosen.planning)
+        fitted = fit(measured, sharing)
+        asked = {ModelRole.SMALL: small_workers, ModelRole.LARGE: large_workers}
+        given = {role: count for role, count in asked.items() if count is not None}
+        question = Question(
+            num_samples=num_samples or measured.num_samples,
+            workers={**fitted.num_workers, **given},
+            slots={role: slots or fitted.slots[role] for role in fitted.roles},
+            speedups={ModelRole.SMALL: small_speedup, ModelRole.LARGE: large_speedup},
+            deadline_s=None if deadline is None else deadline.total_seconds(),
+            shared_cores=shared_cores,
+        )
+        return make_plan(measured.job_id, fitted, question, limits=chosen.planning, upkeep=chosen.upkeep)
 
     def workers(self) -> list[WorkerReport]:
         """The workers that are alive."""

@@ -107,6 +107,23 @@ class FlowerSettings(_Part):
     """user:password; required when address is not a loopback address."""
 
 
+class PlanningSettings(_Part):
+    """What a hand-over costs those parts that do not grow with the pools, in time of a core: for `specthink plan`.
+
+    Set your own where you have measured them; the descriptions say where the defaults were."""
+
+    postgres_ms: Annotated[float, Field(ge=0, description="bench/pools, two busy cores")] = 2.0
+    """By Postgres, milliseconds per hand-over: a claim and a commit."""
+    postgres_cores: Annotated[float, Field(gt=0, description="a guess at your server")] = 8.0
+    """Cores that Postgres has."""
+    redis_ms: Annotated[float, Field(ge=0, description="bench/pools, two busy cores")] = 0.4
+    """By Redis, which has one thread: a message published and taken, and the events that Flower shows."""
+    worker_ms: Annotated[float, Field(ge=0, description="bench/hops, two busy cores")] = 3.0
+    """By the Python of a small or large worker, which uses one core: Celery, the database's client, ours."""
+    worker_token_us: Annotated[float, Field(ge=0, description="workers/engine/vllm.py, 128 in flight")] = 9.0
+    """By the same, microseconds per token that it takes in and reads along."""
+
+
 class LoginSettings(_Part):
     """Logins of a database of one's own, as NAME:PASSWORD, or as NAME where somebody else keeps the password.
 
@@ -191,6 +208,7 @@ class Settings(BaseSettings):
     upkeep: UpkeepSettings = UpkeepSettings()
     grading: GradingSettings = GradingSettings()
     flower: FlowerSettings = FlowerSettings()
+    planning: PlanningSettings = PlanningSettings()
     logins: LoginSettings = LoginSettings()
 
 

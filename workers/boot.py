@@ -104,7 +104,7 @@ def run_celery(
 ) -> int:
     """Run a Celery worker in this process until it is told to stop, also by early signals; returns its exit code."""
 
-    class ListeningWorker(app.Worker):  # type: ignore[misc, name-defined]  # Celery makes this class for each app
+    class ListeningWorker(app.Worker):  # type: ignore[misc]  # Celery makes this class for each app
         def install_platform_tweaks(self, worker: Any) -> None:
             super().install_platform_tweaks(worker)
             early.deliver()

@@ -18,8 +18,8 @@ _T = TypeVar("_T")
 class Gatherer(Generic[_T]):
     """A thread that calls ``handle`` with what was handed in since its last call, in that order.
 
-    most: in one call. pause_s: least time from one call's beginning to the next one's, so that they get fuller when
-    much is handed in; what comes after a longer silence is handled at once.
+    most: in one call. pause_s: least time from the beginning of a call with more than one thing to that of the next, so
+    that calls are fuller when much is handed in; one thing at a time is never held up.
     on_failure: called when handle raises, which ends the thread.
     """
 
@@ -57,12 +57,13 @@ class Gatherer(Generic[_T]):
             self._on_failure()
 
     def _handle_until_closed(self) -> None:
-        begun = float("-inf")
+        not_before = 0.0
         while (first := self._items.get()) is not None:
-            time.sleep(max(0.0, begun + self._pause_s - time.monotonic()))
+            time.sleep(max(0.0, not_before - time.monotonic()))
             begun = time.monotonic()
             group, is_last = self._gather(first)
             self._handle(group)
+            not_before = begun + self._pause_s if len(group) > 1 else 0.0
             if is_last:
                 return
 

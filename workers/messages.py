@@ -6,8 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-MAX_SAMPLES = 16
-"""Samples in one message: fewer, fuller messages when many move at once, while two workers still share 32 samples."""
+MAX_SAMPLES = 28
+"""Most samples in one message: what fits into 1 KB with the largest ids."""
+MAX_SHARED = 16
+"""Most samples in one message that any worker of a model may take: two workers still share 32 samples."""
 
 PositiveId = Annotated[int, Field(gt=0, lt=2**63)]
 Epoch = Annotated[int, Field(ge=0, lt=2**31)]

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from pipeline.db.hops import Runnable
 from pipeline.samples import ModelRole, SampleState
 from workers import queues
-from workers.messages import MAX_SAMPLES, JobMessage, SamplesMessage
+from workers.messages import MAX_SAMPLES, MAX_SHARED, JobMessage, SamplesMessage
 
 log = structlog.get_logger()
 
@@ -63,12 +63,13 @@ class Publisher:
         self,
         samples: Sequence[Runnable],
         *,
-        max_samples: int = MAX_SAMPLES,
+        max_shared: int = MAX_SHARED,
         max_depth: int | None = None,
     ) -> None:
         """Tell whoever can go on with these samples; those in other states, and suspects, are left out.
 
-        max_depth: leave out queues that hold so many messages already.
+        max_shared: samples in one message to whoever takes it first; those that go to one worker's own queue travel as
+        full as may be. max_depth: leave out queues that hold so many messages already.
         """
         groups: dict[Route, list[Runnable]] = defaultdict(list)
         for sample in samples:
@@ -76,7 +77,7 @@ class Publisher:
                 groups[_route(sample)].append(sample)
         for route, group in groups.items():
             if self._takes_more(route.queue, max_depth):
-                self._send_all(route, group, max_samples)
+                self._send_all(route, group, max_shared if group[0].home_queue is None else MAX_SAMPLES)
 
     def publish_alone(self, suspects: Sequence[Runnable]) -> None:
         """Tell whoever can go on with these suspects, one by one."""
@@ -85,7 +86,7 @@ class Publisher:
 
     def publish_grading(self, job_id: int, samples: Sequence[Runnable]) -> None:
         """Ask the graders for complete samples of a job, graded before or not."""
-        self._send_all(_grade_route(job_id), samples, MAX_SAMPLES)
+        self._send_all(_grade_route(job_id), samples, MAX_SHARED)
 
     def _send_all(self, route: Route, group: Sequence[Runnable], max_samples: int) -> None:
         for start in range(0, len(group), max_samples):

@@ -68,6 +68,7 @@ def _follow(task: Task, db_engine: DbEngine, job_id: int, stop: threading.Event)
     """Until the job ends, or this process is told to; for as long as Postgres is away nothing is shown."""
     line, is_away = "", False
     while True:
+        progress: JobProgress | None = None
         try:
             progress = _progress(db_engine, job_id)
         except NotFound as error:
@@ -75,9 +76,8 @@ def _follow(task: Task, db_engine: DbEngine, job_id: int, stop: threading.Event)
         except ServiceUnavailable as error:
             if not is_away:
                 log.warning("progress not read", job_id=job_id, reason=str(error))
-            progress, is_away = None, True
-        else:
-            line, is_away = progress_line(progress), False
+        is_away = progress is None
+        line = progress_line(progress) if progress else line
         if (progress and progress.is_final) or stop.wait(PROGRESS_INTERVAL_S):
             return line
         if progress:

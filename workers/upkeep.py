@@ -7,6 +7,7 @@
 - republisher: sends messages again for samples that wait too long, where the broker has lost them
 - grade reaper: turns gradings that never came back into grades of status "timeout"
 - closer: ends jobs that have no open sample left
+- counter: counts what the resting samples of jobs add up to
 - follower: makes sure that each running job is shown in Flower
 """
 
@@ -24,6 +25,7 @@ from sqlalchemy import Engine as DbEngine
 from pipeline.db.control import cancel_leftovers
 from pipeline.db.grading import GRADING_TRIES, time_out_grades
 from pipeline.db.session import session, transaction
+from pipeline.db.totals import count_lot, fold_lengths, resting_lots
 from pipeline.db.upkeep import (
     admit_samples,
     close_jobs,
@@ -44,6 +46,14 @@ FOLLOW_AGAIN = dt.timedelta(seconds=15)
 """A job whose progress task gave no sign for so long gets a new one."""
 FRESH_PER_MESSAGE = 8
 """Fresh samples in one message: small enough that several workers share a small job."""
+
+LOT_QUIET = dt.timedelta(seconds=2)
+"""A lot is counted once none of its samples has stopped to rest, or was graded again, for so long."""
+LOTS_PER_ROUND = 32
+CANCELLING_S = 0.5
+"""Time of a round in which the samples of cancelled jobs are ended."""
+COUNTING_S = 0.2
+"""Time of a round in which lots are counted: some ten milliseconds each."""
 
 MAX_DEPTH = 64
 """A queue with so many messages has not lost them, or nobody reads it: sending again would only fill the broker."""
@@ -110,6 +120,7 @@ class Upkeep:
         self._reap_grades()
         self._close()
         self._admit()
+        self._count()
         self._follow()
 
     def _settle(self) -> None:
@@ -130,7 +141,7 @@ class Upkeep:
     def _admit(self) -> None:
         with transaction(self._db_engine) as connection:
             admitted = admit_samples(connection, ahead=self._settings.admit_ahead)
-        self._publisher.publish(admitted, max_samples=FRESH_PER_MESSAGE)
+        self._publisher.publish(admitted, max_shared=FRESH_PER_MESSAGE)
 
     def _republish(self) -> None:
         age = dt.timedelta(seconds=self._settings.republish_after_s)
@@ -147,10 +158,17 @@ class Upkeep:
             halted = halt_paused_jobs(connection)
         if halted:
             log.info("samples of paused jobs taken back", samples=halted)
-        with transaction(self._db_engine) as connection:
-            cancelled = cancel_leftovers(connection)
+        deadline = time.monotonic() + CANCELLING_S
+        cancelled = newly = self._cancel()
+        while newly and time.monotonic() < deadline:
+            newly = self._cancel()
+            cancelled += newly
         if cancelled:
             log.info("samples of cancelled jobs ended", samples=cancelled)
+
+    def _cancel(self) -> int:
+        with transaction(self._db_engine) as connection:
+            return cancel_leftovers(connection)
 
     def _probe(self) -> None:
         age = dt.timedelta(seconds=self._settings.republish_after_s)
@@ -171,6 +189,22 @@ class Upkeep:
             closed = close_jobs(connection)
         for job_id, state in closed.items():
             log.info("job ended", job_id=job_id, state=state.value)
+
+    def _count(self) -> None:
+        """For as long as a round may take; the rest is counted in the next ones."""
+        deadline = time.monotonic() + COUNTING_S
+        with transaction(self._db_engine) as connection:
+            lots = resting_lots(connection, quiet=LOT_QUIET, limit=LOTS_PER_ROUND)
+        counted: set[int] = set()
+        for lot in lots:
+            if time.monotonic() > deadline:
+                break
+            with transaction(self._db_engine) as connection:
+                if count_lot(connection, lot):
+                    counted.add(lot.job_id)
+        for job_id in counted:
+            with transaction(self._db_engine) as connection:
+                fold_lengths(connection, job_id)
 
     def _follow(self) -> None:
         with transaction(self._db_engine) as connection:

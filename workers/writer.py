@@ -58,9 +58,11 @@ MAX_GROUP = 256
 """Most samples in one commit: keeps a transaction in the tens of milliseconds."""
 MAX_MESSAGES = 16
 """Most messages in one claim, likewise: of up to 16 samples each."""
-GATHER_S = 0.02
-"""Least time between two claims, and between two commits: a quarter of the CPU time per sample where hundreds move in a
-second, and a sample that moves alone does not wait."""
+COMMIT_EVERY_S = 0.05
+"""Least time between two commits of several samples: where hundreds move in a second, each commit, and each message
+after it, has twenty of them."""
+CLAIM_EVERY_S = 0.01
+"""Least time between two claims of several messages."""
 RETRY_PAUSE_S = 0.5
 """Between two tries to reach Postgres."""
 
@@ -134,10 +136,10 @@ class Writer:
         self._setup = lru_cache(maxsize=64)(self._load_setup)
         self._memory = ContextMemory()
         self._recorder = Gatherer(
-            "recorder", self._record, most=MAX_GROUP, pause_s=GATHER_S, on_failure=on_engine_death
+            "recorder", self._record, most=MAX_GROUP, pause_s=COMMIT_EVERY_S, on_failure=on_engine_death
         )
         self._claimer = Gatherer(
-            "claimer", self._claim_for, most=MAX_MESSAGES, pause_s=GATHER_S, on_failure=on_engine_death
+            "claimer", self._claim_for, most=MAX_MESSAGES, pause_s=CLAIM_EVERY_S, on_failure=on_engine_death
         )
 
     # -- task threads ------------------------------------------------------------------------------------------------

@@ -65,6 +65,8 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         **dict.fromkeys(("engines", "problem_sets", "problems", "segments", "steps", "events"), "SELECT"),
         "jobs": "SELECT, UPDATE",
         "job_totals": "SELECT, INSERT, UPDATE",
+        "lots": "SELECT, UPDATE",
+        "length_counts": "SELECT, INSERT, UPDATE, DELETE",
         "workers": f"SELECT, INSERT ({_REGISTRATION}), UPDATE",
         "samples": "SELECT, UPDATE",
         "grades": f"SELECT ({_GRADE_BOOKS}), UPDATE (status, graded_at, detail)",

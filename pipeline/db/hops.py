@@ -63,19 +63,21 @@ class ContextMemory:
     def __init__(self, max_tokens: int = 1_000_000) -> None:
         self._max_tokens = max_tokens
         self._num_tokens = 0
-        self._contexts: OrderedDict[int, Context] = OrderedDict()
+        self._contexts: OrderedDict[int, tuple[Context, int]] = OrderedDict()
+        """By sample id, each with its number of tokens."""
         self._lock = threading.Lock()
 
     def recall(self, sample_id: int) -> Context:
         """As it was last kept; () where it was not."""
         with self._lock:
-            return self._contexts.get(sample_id, ())
+            return self._contexts.get(sample_id, ((), 0))[0]
 
     def keep(self, sample_id: int, context: Context) -> None:
         with self._lock:
             self._forget(sample_id)
-            self._contexts[sample_id] = context
-            self._num_tokens += _num_tokens(context)
+            num_tokens = sum(1 + len(segment.piece.token_ids) for segment in context)  # an empty one takes memory too
+            self._contexts[sample_id] = context, num_tokens
+            self._num_tokens += num_tokens
             while self._num_tokens > self._max_tokens:
                 self._forget(next(iter(self._contexts)))
 
@@ -85,11 +87,8 @@ class ContextMemory:
             self._forget(sample_id)
 
     def _forget(self, sample_id: int) -> None:
-        self._num_tokens -= _num_tokens(self._contexts.pop(sample_id, ()))
-
-
-def _num_tokens(context: Context) -> int:
-    return sum(1 + len(segment.piece) for segment in context)  # an empty segment takes memory as well
+        _, num_tokens = self._contexts.pop(sample_id, ((), 0))
+        self._num_tokens -= num_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +197,8 @@ _CLAIM = text("""
         WHERE w.id = :worker AND w.ended_at IS NULL AND w.expires_at > clock_timestamp() FOR SHARE
     ),
     mine AS (
-        SELECT s.id FROM samples s JOIN message m ON m.id = s.id AND m.epoch = s.epoch JOIN jobs j ON j.id = s.job_id
+        SELECT s.id, j.first_claimed_at IS NULL AS is_first
+        FROM samples s JOIN message m ON m.id = s.id AND m.epoch = s.epoch JOIN jobs j ON j.id = s.job_id
         WHERE s.state = :runnable AND j.state = 'running'
           AND (CAST(:job AS bigint) IS NULL OR s.job_id = :job)
           AND (s.not_before IS NULL OR s.not_before <= clock_timestamp())
@@ -210,10 +210,11 @@ _CLAIM = text("""
                small_worker_id = CASE s.state WHEN 'ready' THEN :worker ELSE s.small_worker_id END,
                large_worker_id = CASE s.state WHEN 'ready' THEN s.large_worker_id ELSE :worker END
         FROM mine WHERE s.id = mine.id
-        RETURNING s.*
+        RETURNING s.*, mine.is_first
     )
     SELECT c.id AS sample_id, c.job_id, c.epoch, c.problem_id, c.sample_index, c.policy_state, c.max_tokens AS budget,
-           c.next_max_tokens AS max_tokens, c.next_trigger AS trigger, coalesce(c.next_cue, '') AS cue, c.num_segments,
+           c.next_max_tokens AS max_tokens, c.next_trigger AS trigger, coalesce(c.next_cue, '') AS cue,
+           c.num_segments, c.is_first,
            CASE WHEN isfinite(c.published_at)
                 THEN extract(epoch FROM clock_timestamp() - c.published_at)::float8 END AS wait_seconds,
            p.external_id, p.prompt, p.subject, p.level, p.extra
@@ -269,7 +270,9 @@ def claim_samples(
     claimed = [dict(row) for row in rows]
     if not claimed:
         return []
-    connection.execute(_MARK_FIRST_CLAIM, {"jobs": sorted({row["job_id"] for row in claimed})})
+    first_of = {row["job_id"] for row in claimed if row.pop("is_first")}
+    if first_of:
+        connection.execute(_MARK_FIRST_CLAIM, {"jobs": sorted(first_of)})
     resumed = [row["sample_id"] for row in claimed if row.pop("num_segments")]
     contexts = _load_contexts(connection, resumed, memory or ContextMemory())
     return [_claimed_sample(row, contexts.get(row["sample_id"], ())) for row in claimed]
@@ -386,7 +389,7 @@ _COMMIT = text(f"""
             finish_reason text, error_class text, error text)
     ),
     mine AS (
-        SELECT s.id FROM samples s JOIN hop ON hop.sample_id = s.id
+        SELECT s.id, hop.epoch FROM samples s JOIN hop ON hop.sample_id = s.id
         WHERE s.epoch = hop.epoch AND s.holder_id = :worker
         ORDER BY s.id FOR UPDATE OF s
     ),
@@ -409,8 +412,8 @@ _COMMIT = text(f"""
             finish_reason = hop.finish_reason, error_class = hop.error_class, error = hop.error,
             finished_at = CASE WHEN hop.to_state = 'finished' THEN clock_timestamp() END,
             ended_at = CASE WHEN hop.to_state = 'failed' THEN clock_timestamp() END
-        FROM hop JOIN mine ON mine.id = hop.sample_id
-        WHERE s.id = hop.sample_id AND s.epoch = hop.epoch
+        FROM hop JOIN mine ON mine.id = hop.sample_id AND mine.epoch = hop.epoch
+        WHERE s.id = mine.id
         RETURNING {RUNNABLE_COLUMNS}
     ),
     new_segments AS (

@@ -26,8 +26,8 @@ from pipeline.samples import FINAL_STATES, RUNNABLE_STATE, TRANSITIONS, WRITING_
 MIN_ANSWER_CHARS = 8
 """Shorter answers are found everywhere by chance: "2" is in every date."""
 
-CANCELLING = dt.timedelta(minutes=1)
-"""A cancelled job's samples follow it in batches; after so long none may be open any more."""
+CANCELLING = dt.timedelta(minutes=5)
+"""A cancelled job's samples follow it in batches, a million in a minute or two; after so long none may be open."""
 
 
 class Check(NamedTuple):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import psycopg
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, InterfaceError, OperationalError
@@ -72,6 +73,20 @@ def transaction(db_engine: Engine) -> Iterator[Connection]:
     """
     with _reached(), db_engine.begin() as connection:
         yield connection
+
+
+def copy_rows(connection: Connection, statement: str, rows: Iterable[Sequence[int | str | None]]) -> None:
+    """Send rows by a ``COPY … FROM STDIN``: several times as fast as INSERT. Raises what a statement would raise."""
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)
+    try:
+        with driver.cursor() as cursor, cursor.copy(statement.encode()) as copy:
+            for row in rows:
+                copy.write_row(row)
+    except psycopg.Error as error:
+        raise DBAPIError.instance(
+            statement, None, error, psycopg.Error, hide_parameters=True, dialect=connection.dialect
+        ) from error
 
 
 @contextmanager

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, insert, text
 from sqlalchemy.dialects.postgresql import insert as insert_or
 
-from pipeline.db.tables import JobRow, ProblemRow, ProblemSetRow, ReferenceAnswerRow
+from pipeline.db.session import copy_rows
+from pipeline.db.tables import JobRow, ProblemSetRow
 from pipeline.hand_over import ThinkPhase
 from pipeline.jobs import JobConfig, JobState
 from pipeline.problems import Problem, ProblemSet
 from pipeline.samples import ModelRole
-
-_BATCH = 5_000
 
 
 def put_problem_set(connection: Connection, problem_set: ProblemSet) -> int:
@@ -29,32 +30,49 @@ def put_problem_set(connection: Connection, problem_set: ProblemSet) -> int:
     if new_id is None:
         found = text("SELECT id FROM problem_sets WHERE content_sha256 = :content_sha256")
         return int(connection.execute(found, values).scalar_one())
-    for start in range(0, len(problem_set.problems), _BATCH):
-        _insert_problems(connection, new_id, start, problem_set.problems[start : start + _BATCH])
+    ids = connection.execute(_RESERVE_IDS, {"num": len(problem_set.problems)}).scalars().all()
+    answers = zip(ids, problem_set.problems, strict=True)
+    with _references_trusted(connection):
+        copy_rows(connection, _COPY_PROBLEMS, _problem_rows(new_id, ids, problem_set.problems))
+        copy_rows(connection, _COPY_ANSWERS, ((i, each.answer) for i, each in answers if each.answer is not None))
     return int(new_id)
 
 
-def _insert_problems(connection: Connection, problem_set_id: int, start: int, problems: Sequence[Problem]) -> None:
-    rows = [
-        {
-            "problem_set_id": problem_set_id,
-            "position": position,
-            "external_id": problem.external_id,
-            "prompt": problem.prompt,
-            "subject": problem.subject,
-            "level": problem.level,
-            "extra": dict(problem.metadata),
-        }
-        for position, problem in enumerate(problems, start)
-    ]
-    ids = connection.execute(insert(ProblemRow).returning(ProblemRow.id, sort_by_parameter_order=True), rows).scalars()
-    answers = [
-        {"problem_id": problem_id, "answer": problem.answer}
-        for problem_id, problem in zip(ids, problems, strict=True)
-        if problem.answer is not None
-    ]
-    if answers:
-        connection.execute(insert(ReferenceAnswerRow), answers)
+_RESERVE_IDS = text("SELECT nextval(pg_get_serial_sequence('problems', 'id')) FROM generate_series(1, :num) ORDER BY 1")
+_COPY_PROBLEMS = """
+    COPY problems (id, problem_set_id, position, external_id, prompt, subject, level, extra) FROM STDIN
+"""
+_COPY_ANSWERS = "COPY reference_answers (problem_id, answer) FROM STDIN"
+
+
+def _problem_rows(
+    problem_set_id: int, ids: Sequence[int], problems: Sequence[Problem]
+) -> Iterator[tuple[int | str | None, ...]]:
+    for position, (problem_id, problem) in enumerate(zip(ids, problems, strict=True)):
+        yield (
+            problem_id, problem_set_id, position, problem.external_id, problem.prompt, problem.subject, problem.level,
+            json.dumps(problem.metadata) if problem.metadata else "{}",
+        )  # fmt: skip
+
+
+_TRUST = text("""
+    SELECT set_config('session_replication_role', 'replica', true) FROM pg_roles
+    WHERE rolname = current_user AND rolsuper
+""")
+_TRUST_NO_MORE = text("SELECT set_config('session_replication_role', 'origin', true)")
+
+
+@contextmanager
+def _references_trusted(connection: Connection) -> Iterator[None]:
+    """Insert without a look at each referenced row, for rows that refer to what this transaction has just read or made.
+
+    Only a superuser may; for others every row is checked. Measured: the checks take three fifths of the time in which
+    samples are inserted. No trigger but theirs is on INSERT. An error ends the transaction, and this with it.
+    """
+    is_trusted = connection.execute(_TRUST).first() is not None
+    yield
+    if is_trusted:
+        connection.execute(_TRUST_NO_MORE)
 
 
 _INSERT_SAMPLES = text("""
@@ -63,6 +81,9 @@ _INSERT_SAMPLES = text("""
     WHERE p.problem_set_id = :problem_set AND p.position < :num_problems
     ORDER BY p.position, i
 """)
+
+
+_MAKE_LOTS = text("SELECT make_lots(:job)")  # with the job: nobody has changed a sample before there are lots
 
 
 def insert_job(
@@ -100,13 +121,10 @@ def insert_job(
         cloned_from=cloned_from,
     )
     job_id = int(connection.execute(statement.returning(JobRow.id)).scalar_one())
-    connection.execute(
-        _INSERT_SAMPLES,
-        {
-            "job": job_id,
-            "problem_set": problem_set_id,
-            "num_problems": num_problems,
-            "num_samples": config.num_samples,
-        },
-    )
+    values = {
+        "job": job_id, "problem_set": problem_set_id, "num_problems": num_problems, "num_samples": config.num_samples,
+    }  # fmt: skip
+    with _references_trusted(connection):
+        connection.execute(_INSERT_SAMPLES, values)
+    connection.execute(_MAKE_LOTS, {"job": job_id})
     return job_id

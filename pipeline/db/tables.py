@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     CheckConstraint,
+    Double,
     ForeignKey,
     Index,
     UniqueConstraint,
     func,
     text,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from pipeline.db.base import Base, Id, Ids, Instant, choice
@@ -177,6 +181,170 @@ class JobTotalsRow(Base):
     )
 
 
+class LotRow(Base):
+    """What was counted of a part of a job's samples while all of them rest: pending, or in a final state.
+
+    Revision 0007's functions count the same of samples that do not, and say what each part (JSON) has in it.
+    """
+
+    __tablename__ = "lots"
+    __table_args__ = (Index("ix_lots_open", "job_id", postgresql_where=text("counted_at IS NULL")),)
+
+    job_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("jobs.id"), primary_key=True, autoincrement=False)
+    first_problem: Mapped[int] = mapped_column(
+        BigInteger, primary_key=True, autoincrement=False, comment="least problem id"
+    )
+    last_problem: Mapped[int] = mapped_column(BigInteger, comment="greatest problem id")
+    counted_at: Mapped[Instant | None] = mapped_column(
+        comment="since when the counts hold; null: its samples are to be looked at"
+    )
+    changed_at: Mapped[Instant | None] = mapped_column(
+        comment="when a sample of it last changed while it rested, or stopped to rest"
+    )
+    pending: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="by state")
+    graded: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="by state")
+    failed: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="by state")
+    cancelled: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="by state")
+    num_length: Mapped[int] = mapped_column(
+        BigInteger, server_default="0", comment="complete samples ended by the job's max_tokens"
+    )
+    num_context: Mapped[int] = mapped_column(
+        BigInteger, server_default="0", comment="complete samples ended by the model's context"
+    )
+    num_repetition: Mapped[int] = mapped_column(
+        BigInteger, server_default="0", comment="complete samples ended by the loop guard"
+    )
+    num_scored: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="graded samples that have a score")
+    num_right: Mapped[int] = mapped_column(
+        BigInteger, server_default="0", comment="of these, with a score of at least 0.5"
+    )
+    scored_truncated: Mapped[int] = mapped_column(
+        BigInteger,
+        server_default="0",
+        comment="complete samples with a score that were ended by max_tokens or the context",
+    )
+    scored_eos: Mapped[int] = mapped_column(
+        BigInteger, server_default="0", comment="complete samples with a score that the model ended itself"
+    )
+    takeovers: Mapped[int] = mapped_column(
+        BigInteger, server_default="0", comment="times the large model was called in"
+    )
+    tokens_small: Mapped[int] = mapped_column(
+        BigInteger, server_default="0", comment="kept, written by the small model"
+    )
+    tokens_large: Mapped[int] = mapped_column(
+        BigInteger, server_default="0", comment="kept, written by the large model"
+    )
+    tokens_inserted: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="kept, put in by the policy")
+    discarded_small: Mapped[int] = mapped_column(
+        BigInteger, server_default="0", comment="written by the small model, not kept"
+    )
+    discarded_large: Mapped[int] = mapped_column(
+        BigInteger, server_default="0", comment="written by the large model, not kept"
+    )
+    complete_tokens: Mapped[int] = mapped_column(
+        BigInteger, server_default="0", comment="kept tokens of the complete samples"
+    )
+    complete_takeovers: Mapped[int] = mapped_column(
+        BigInteger, server_default="0", comment="takeovers of the complete samples"
+    )
+    problems_scored: Mapped[int] = mapped_column(
+        BigInteger, server_default="0", comment="problems with a scored sample"
+    )
+    prompt_tokens_small: Mapped[int] = mapped_column(
+        BigInteger, server_default="0", comment="of the small model's prompts, computed: not found in the prefix cache"
+    )
+    prompt_tokens_large: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="likewise, large")
+    num_queued: Mapped[int] = mapped_column(
+        BigInteger, server_default="0", comment="samples with a request that was handed to an engine"
+    )
+    score_sum: Mapped[Decimal] = mapped_column(server_default="0", comment="sum of the scores")
+    score_squares: Mapped[Decimal] = mapped_column(server_default="0", comment="sum of their squares")
+    truncated_scores: Mapped[Decimal] = mapped_column(
+        server_default="0", comment="sum of the scores of scored_truncated"
+    )
+    eos_scores: Mapped[Decimal] = mapped_column(server_default="0", comment="sum of the scores of scored_eos")
+    problem_squares: Mapped[Decimal] = mapped_column(
+        server_default="0", comment="sum over them of the square of the problem's summed scores"
+    )
+    problem_products: Mapped[Decimal] = mapped_column(
+        server_default="0", comment="sum over them of the summed scores times the number of scored samples"
+    )
+    problem_numbers: Mapped[Decimal] = mapped_column(
+        server_default="0", comment="sum over them of the square of the number of scored samples"
+    )
+    request_seconds_small: Mapped[float] = mapped_column(
+        server_default="0", comment="sum of the durations of the small model's requests"
+    )
+    request_seconds_large: Mapped[float] = mapped_column(server_default="0", comment="likewise, large")
+    queue_sum: Mapped[float] = mapped_column(
+        server_default="0", comment="sum of the seconds inside the engines before the first work"
+    )
+    walls: Mapped[list[float] | None] = mapped_column(
+        ARRAY(Double), comment="seconds from admission to complete text, of each complete sample"
+    )
+    waits: Mapped[list[float] | None] = mapped_column(
+        ARRAY(Double),
+        comment="seconds from publishing to claim, of each sample that has any, all its segments together",
+    )
+    busy: Mapped[list[dict[str, Any]]] = mapped_column(
+        JSONB, server_default="[]", comment="when each worker had a request of the lot's samples"
+    )
+    delegation: Mapped[list[dict[str, Any]]] = mapped_column(
+        JSONB, server_default="[]", comment="what the large model wrote and the policy put in, by trigger"
+    )
+    flow: Mapped[list[dict[str, Any]]] = mapped_column(
+        JSONB, server_default="[]", comment="takeovers by trigger and by what followed"
+    )
+    tenths: Mapped[list[dict[str, Any]]] = mapped_column(
+        JSONB, server_default="[]", comment="the large model's share by tenth of the complete samples"
+    )
+    passes: Mapped[list[dict[str, Any]]] = mapped_column(
+        JSONB, server_default="[]", comment="problems by number of scored and of right samples"
+    )
+    votes: Mapped[list[dict[str, Any]]] = mapped_column(
+        JSONB, server_default="[]", comment="shares of right majorities by number of votes"
+    )
+    step_counts: Mapped[list[dict[str, Any]]] = mapped_column(
+        JSONB, server_default="[]", comment="steps by class, author and length"
+    )
+
+
+class LengthCountRow(Base):
+    """How many of a job's samples in counted lots are so long; rows of one key add up."""
+
+    __tablename__ = "length_counts"
+    __table_args__ = (
+        Index(
+            "ix_length_counts_base",
+            "job_id",
+            "author",
+            "finish_reason",
+            "verdict",
+            "tokens",
+            unique=True,
+            postgresql_where=text("is_base"),
+        ),
+        Index("ix_length_counts_job_id", "job_id", "author"),
+        Index("ix_length_counts_added", "job_id", postgresql_where=text("NOT is_base")),
+    )
+
+    job_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("jobs.id"))
+    author: Mapped[str] = mapped_column(comment="whose tokens: all, small, large or inserted")
+    finish_reason: Mapped[str]
+    verdict: Mapped[str] = mapped_column(comment="right, wrong or unscored")
+    tokens: Mapped[int]
+    n: Mapped[int] = mapped_column(BigInteger, comment="samples added, negative for samples taken out")
+    score: Mapped[Decimal] = mapped_column(comment="sum of their scores, likewise")
+    is_base: Mapped[bool] = mapped_column(
+        server_default="false", comment="the one row of its key that others are folded into"
+    )
+
+    __mapper_args__ = {  # noqa: RUF012  (SQLAlchemy's own protocol; the table has no key)
+        "primary_key": ["job_id", "author", "finish_reason", "verdict", "tokens"]
+    }
+
+
 class EngineRow(Base):
     """What an engine was, for the books; stored once per distinct content."""
 
@@ -292,6 +460,7 @@ class SampleRow(Base):
                 f"num_rescues >= {SUSPECT_AFTER} AND state IN ('ready', 'drafting', 'awaiting_large', 'assisting')"
             ),
         ),
+        Index("ix_samples_failed", "job_id", postgresql_where=text("state = 'failed'")),
         Index(
             "ix_samples_held",
             "holder_id",
@@ -400,6 +569,7 @@ class GradeRow(Base):
     """What one grader, in one version, said about one sample."""
 
     __tablename__ = "grades"
+    __table_args__ = (Index("ix_grades_failed", "sample_id", postgresql_where=text("status IN ('timeout', 'error')")),)
 
     sample_id: Mapped[int] = mapped_column(ForeignKey("samples.id"), primary_key=True, autoincrement=False)
     grader: Mapped[str] = mapped_column(primary_key=True)

@@ -23,6 +23,8 @@ class Strike:
     note: str = ""
     is_blow: bool = True
     """Whether it happened at one moment, from which recovery can be counted."""
+    more: Sequence[Strike] = ()
+    """What else was broken in the same run, independently; recovery is the slower one's."""
 
 
 class Fault(ABC):
@@ -75,3 +77,30 @@ class Fault(ABC):
 
     def __str__(self) -> str:
         return f"{self.column}: {self.name}"
+
+
+class Together(Fault):
+    """The same fault of several kinds of worker in one job, each at a moment of its own."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        """faults: their strikes must need no order among them, and only the first submits."""
+        self.name = faults[0].name
+        self.component = "+".join(fault.component for fault in faults)
+        self._faults = faults
+
+    def prepare(self, field: Field, rng: random.Random) -> None:
+        for fault in self._faults:
+            fault.prepare(field, rng)
+
+    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
+        strikes = [fault.strike(field, job, rng) for fault in self._faults]
+        strikes[0].more = strikes[1:]
+        return strikes[0]
+
+    def heal(self, field: Field, job: ChaosJob) -> None:
+        for fault in self._faults:
+            fault.heal(field, job)
+
+    def check(self, field: Field, job: ChaosJob, strike: Strike) -> list[str]:
+        strikes = zip(self._faults, [strike, *strike.more], strict=True)
+        return [what for fault, its in strikes for what in fault.check(field, job, its)]

@@ -142,7 +142,7 @@ class Ordered(EngineFault):
 
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
         victim = rng.choice(field.names("small"))
-        field.order(victim, Order(phase="generating", n=rng.randint(1, 200), action=self._action))
+        field.order(victim, Order(phase="generating", n=rng.randint(1, 80), action=self._action))
         fired = field.wait_fired(victim)
         return Strike(at=fired.at, pids=[fired.pid], kind="small")
 

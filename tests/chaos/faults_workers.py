@@ -10,10 +10,11 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 
 import psutil
 
-from tests.chaos.faults import Fault, Strike
+from tests.chaos.faults import Fault, Strike, Together
 from tests.chaos.field import Broken, Field
 from tests.chaos.models import REPOSITORY
 from tests.chaos.texts import problem_set
@@ -430,20 +431,25 @@ _WRITERS, _GRADERS, _UPKEEP = ("specthink_writer",), ("specthink_grader",), ("sp
 FAULTS: list[Fault] = [
     Nothing(),
     *(
+        Together([make(kind) for kind in ("small", "large")])
+        for make in (
+            KillIdle,
+            partial(KillIn, phase="claiming", passages=6),
+            partial(KillIn, phase="claimed", passages=6, name="kill -9 once claimed"),
+            partial(KillIn, phase="generating", passages=80),
+            partial(KillIn, phase="committing", passages=6),
+            partial(KillIn, phase="committed", passages=6, name="kill -9 between commit and publish"),
+        )
+    ),
+    *(
         fault
         for kind in ("small", "large")
         for fault in (
-            KillIdle(kind),
-            KillIn(kind, "claiming", passages=12),
-            KillIn(kind, "claimed", passages=12, name="kill -9 once claimed"),
-            KillIn(kind, "generating", passages=200),
-            KillIn(kind, "committing", passages=12),
-            KillIn(kind, "committed", passages=12, name="kill -9 between commit and publish"),
             Terminate(kind, "SIGTERM with time to drain"),
             Terminate(kind, "SIGTERM with no time", NO_TIME),
             TerminateEarly(kind),
             Freeze(kind),
-            FreezeIn(kind, "committing", passages=12),
+            FreezeIn(kind, "committing", passages=6),
         )
     ),
     KillIdle("grade"),

@@ -22,7 +22,7 @@ NUM_PROBLEMS, NUM_SAMPLES = 8, 2
 """Of most jobs; every problem has so many samples."""
 MAX_SAMPLES = 16
 """Most samples of a problem."""
-NUM_CUES = 3
+NUM_CUES = 2
 """Places in each text where the large model takes over."""
 _MAX_SEGMENTS = 64
 """More than any of these texts is written in."""

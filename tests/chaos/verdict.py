@@ -68,8 +68,10 @@ def judge(field: Field, job: ChaosJob, strike: Strike | None) -> Verdict:
     events = _events(field, job)
     claims = _claims(events)
     verdict.again = sum(claim.ended_at is not None and not claim.committed for claim in claims)
-    if strike is not None and strike.is_blow:
-        verdict.recovery_s = recovery_s(events, claims, strike, _struck_workers(field, strike))
+    if strike is not None:
+        blows = [each for each in (strike, *strike.more) if each.is_blow]
+        recoveries = [recovery_s(events, claims, blow, _struck_workers(field, blow)) for blow in blows]
+        verdict.recovery_s = max((seconds for seconds in recoveries if seconds is not None), default=None)
     return verdict
 
 

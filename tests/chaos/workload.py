@@ -65,6 +65,10 @@ class Scripted(Workload):
         }
     )  # fmt: skip
 
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        """environment: settings of all programs beside the harness's."""
+        self.environment = environment or {}
+
     def submit(self, client: Client, seed: int, num_samples: int) -> int:
         return submit_job(client, seed, num_samples=num_samples)
 

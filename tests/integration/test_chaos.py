@@ -12,8 +12,8 @@ from tests.chaos.matrix import Lane, find_faults
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 CELLS = (
-    "small: kill -9 while generating",
-    "large: kill -9 between commit and publish",
+    "small+large: kill -9 while generating",
+    "small+large: kill -9 between commit and publish",
     "small: SIGSTOP beyond the lease, SIGCONT",
     "upkeep: kill -9 while settling",
     "large: SIGTERM as soon as it has registered",

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.chaos.field import KINDS, ChaosJob, Field
+from tests.chaos.field import Field
 from tests.chaos.verdict import judge
 from tests.chaos.worker import Order
+from tests.chaos.workload import ChaosJob, Scripted
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -27,7 +28,7 @@ HANGS_S = {"small-1": 0.5, "large-1": 9.0}
 def field(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("SPECTHINK_STATE_DIR", "")  # put back what the field takes out of the environment
-        field = Field.start(tmp_path_factory.mktemp("deploys") / "state", ENVIRONMENT)
+        field = Field.start(tmp_path_factory.mktemp("deploys") / "state", Scripted(ENVIRONMENT))
         yield field
         field.close()
 
@@ -119,7 +120,7 @@ def test_rolling_restart_of_all_workers_in_mid_job_is_noticed_by_nobody(field: F
         assert_nobody_noticed(field, job)
     lives = field.rows("SELECT id, kind, end_reason FROM workers ORDER BY id")
     assert {reason for _, _, reason in lives} == {None, "stopped"}, lives
-    assert sum(reason is None for _, _, reason in lives) == len(KINDS), lives
+    assert sum(reason is None for _, _, reason in lives) == len(field.programs), lives
 
 
 def wait_for_progress(field: Field, job: ChaosJob) -> None:

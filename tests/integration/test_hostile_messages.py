@@ -27,7 +27,7 @@ from tests.integration.rows import add_job, add_problem_set, add_samples
 from workers import queues
 from workers.app import make_app
 from workers.grader import grade_samples
-from workers.messages import SamplesMessage
+from workers.messages import MAX_SAMPLES, SamplesMessage
 from workers.publish import FOLLOW, GRADE, Publisher
 
 pytestmark = pytest.mark.timeout(300)
@@ -187,7 +187,7 @@ def hostile_messages(good: Message, tell_tale: Path) -> dict[str, bytes]:
         "job zero": {**inner, "job_id": 0},
         "another version": {**inner, "version": 2},
         "payload of another type": [CONTENT],
-        "too many samples": {**inner, "samples": [[n, 0] for n in range(1, 18)]},
+        "too many samples": {**inner, "samples": [[n, 0] for n in range(1, MAX_SAMPLES + 2)]},
         "samples of another type": {**inner, "samples": {CONTENT: 0}},
         "no samples": {**inner, "samples": []},
     }
@@ -313,7 +313,7 @@ def test_sample_of_another_job_is_not_graded(connections: Connections, db_engine
 
 def test_our_own_messages_are_far_below_the_bound(target: Target) -> None:
     Publisher(target.app).publish_follow(2**62)
-    largest = SamplesMessage(job_id=2**62, samples=[(2**62 + n, 2**31 - 1) for n in range(16)])
+    largest = SamplesMessage(job_id=2**62, samples=[(2**62 + n, 2**31 - 1) for n in range(MAX_SAMPLES)])
     target.app.send_task(GRADE, kwargs={"message": largest.model_dump()}, queue="captured", kwargsrepr="x" * 500)
     raw = target.broker.rpop("captured") or target.broker.rpop("captured\x06\x166")
     assert isinstance(raw, bytes)

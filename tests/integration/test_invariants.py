@@ -314,7 +314,7 @@ BREAKS: list[tuple[Invariant, str, list[str]]] = [
         "is cancelled with 1 open",
         [
             f"UPDATE samples SET state = 'finished', ended_at = NULL WHERE id = {SOME}",
-            "UPDATE jobs SET state = 'cancelled', finished_at = now() - interval '2 minutes' WHERE id = :job",
+            "UPDATE jobs SET state = 'cancelled', finished_at = now() - interval '10 minutes' WHERE id = :job",
         ],
     ),
     (

@@ -14,9 +14,10 @@ from pipeline.db.session import transaction
 from pipeline.jobs import JobState
 from pipeline.reports import Job
 from pipeline.samples import ModelRole
-from tests.chaos.field import ChaosJob, Field
+from tests.chaos.field import Field
 from tests.chaos.models import MODELS
 from tests.chaos.texts import expected_text, problem_set
+from tests.chaos.workload import ChaosJob, Scripted
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -26,7 +27,7 @@ _seeds = itertools.count(7_000_000)
 
 @pytest.fixture(scope="module")
 def field(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
-    field = Field.start(tmp_path_factory.mktemp("life") / "state", USUAL_LEASE)
+    field = Field.start(tmp_path_factory.mktemp("life") / "state", Scripted(USUAL_LEASE))
     yield field
     field.close()
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,20 @@ def test_cancel_keeps_what_is_finished_and_ends_what_is_written_before_what_wait
     change = client.cancel(job)
     assert (change.is_new, change.num_samples) == (False, 4)
     assert states(connection, job) == {"cancelled": 4, "graded": 1, "failed": 1}
+
+
+def test_cancel_that_has_no_time_left_ends_what_is_at_work_and_leaves_the_rest_to_upkeep(
+    client: Client, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, _, samples = drafted(connection)
+    add_samples(connection, job, [{"state": "pending"}] * 3)
+    monkeypatch.setattr("pipeline.client.CANCEL_FOR_S", 0.0)
+    monkeypatch.setattr(control, "cancel_samples", partial(control.cancel_samples, limit=1))
+    change = client.cancel(job)
+    assert (change.is_new, change.num_samples) == (True, len(samples) + 3)
+    assert states(connection, job) == {"cancelled": len(samples), "pending": 3}
+    monkeypatch.undo()
+    assert control.cancel_leftovers(connection) == 3
 
 
 def test_cancel_whose_client_died_is_ended_by_upkeep_and_counted_only_then(connection: Connection) -> None:

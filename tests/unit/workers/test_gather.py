@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 from workers.gather import Gatherer
 
@@ -38,19 +39,25 @@ def test_what_comes_meanwhile_is_handled_together_and_in_order() -> None:
     assert handler.groups == [[0], [1, 2, 3], [4, 5]]
 
 
-def test_what_comes_within_the_pause_is_handled_at_its_end_and_after_it_at_once() -> None:
-    handled: list[tuple[float, int]] = []
-    began = time.monotonic()
-    gathering = gatherer(lambda group: handled.append((time.monotonic() - began, len(group))), pause_s=0.3)
-    gathering.put(0)
-    while not handled:
-        time.sleep(0.001)
-    gathering.put(1)
-    gathering.put(2)
+def test_after_a_full_call_the_next_waits_for_the_pause() -> None:
+    handler = Handler()
+    begun: list[float] = []
+
+    def handle(group: list[int]) -> None:
+        begun.append(time.monotonic())
+        handler(group)
+
+    gathering = gatherer(handle, pause_s=0.3)
+    for item in range(3):
+        gathering.put(item)
+    assert handler.began.wait(10)
+    gathering.put(3)
+    gathering.put(4)
+    handler.may_end.set()
     gathering.close(10)
-    (first, one), (second, two) = handled
-    assert (one, two) == (1, 2)
-    assert second - first >= 0.29
+    assert [item for group in handler.groups for item in group] == [0, 1, 2, 3, 4]
+    for group, (before, after) in zip(handler.groups, pairwise(begun), strict=False):
+        assert len(group) == 1 or after - before >= 0.29
 
 
 def test_failure_is_told_and_ends_the_thread() -> None:

@@ -42,12 +42,18 @@ def read(app: Celery, queue: str) -> list[dict[str, object]]:
 
 
 def test_samples_for_the_same_worker_share_messages(app: Celery) -> None:
-    Publisher(app).publish([waiting(i) for i in range(1, 20)], max_samples=16)
+    Publisher(app).publish([waiting(i) for i in range(1, 20)], max_shared=16)
     messages = read(app, "small.m")
     assert [len(m["message"]["samples"]) for m in messages] == [16, 3]  # type: ignore[index]
     assert messages[0]["message"]["samples"][0] == [1, 4]  # type: ignore[index]
     assert messages[0]["task"] == "draft"
     assert messages[0]["kwargsrepr"] == "job 1 · small m · samples 1, 2, 3 +13"
+
+
+def test_samples_that_go_home_travel_as_full_as_may_be(app: Celery) -> None:
+    samples = [waiting(i, home_queue="small.m.own", resumed=True) for i in range(1, 31)]
+    Publisher(app).publish(samples, max_shared=4)
+    assert [len(m["message"]["samples"]) for m in read(app, "small.m.own")] == [28, 2]  # type: ignore[index]
 
 
 def test_resumed_samples_go_home_and_go_first(app: Celery) -> None:
@@ -65,7 +71,7 @@ def test_each_state_wakes_its_own_kind_of_worker(app: Celery) -> None:
 
 def test_full_queue_gets_no_second_messages(app: Celery) -> None:
     publisher = Publisher(app)
-    publisher.publish([waiting(i) for i in range(1, 4)], max_samples=1)
+    publisher.publish([waiting(i) for i in range(1, 4)], max_shared=1)
     publisher.publish([waiting(9)], max_depth=3)
     assert len(read(app, "small.m")) == 3
     publisher.publish([waiting(9)], max_depth=3)

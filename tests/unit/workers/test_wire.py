@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from kombu import Connection
+from kombu.connection import Connection
 
 from workers.wire import GuardedChannel, guard_redis
 

@@ -1,0 +1,435 @@
+"""A job of a million samples: how fast it is stored, and whether anything slows down or grows with what is there.
+
+    python -m bench.scale
+
+Two jobs of 1,000,000 samples each are submitted. Of the second one, all but the last samples are made to be done, with
+ten segments each (``bench.loaded``). Everything else is real: the statements, upkeep, a grader, Redis, and scripted
+workers that work on the first samples of the one job, until it is cancelled, and then on the last ones of the other.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import signal
+import statistics
+import sys
+import time
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event, Thread
+from typing import Any
+
+import psutil
+import redis
+from sqlalchemy import Connection, text
+
+from bench.loaded import SEGMENTS, load_finished
+from bench.measurement import Report, Spread
+from bench.scripted_worker import environment, program
+from bench.scripts import ANSWER
+from bench.stack import MODELS, Stack, running_servers
+from pipeline.chat import served_name
+from pipeline.db import control, hops, totals, upkeep
+from pipeline.db.session import transaction
+from pipeline.problems import load_problem_set
+from pipeline.reports import Job
+from pipeline.samples import ModelRole
+
+NUM_SAMPLES = 8
+"""Per problem."""
+LEFT = 4_000
+"""Samples of the second job that are left to the workers."""
+CLAIM = 8
+"""Samples per claim."""
+TAKEOVERS = 5
+"""Per sample of the scripted workers."""
+RUN_S = 35.0
+VIEWS = (
+    "job_summary", "job_progress", "job_cost", "truncation", "errors", "token_lengths", "delegation", "pass_at_k",
+    "maj_at_k", "length_histogram", "budget_curve", "takeover_flow", "delegation_progress", "step_summary",
+)  # fmt: skip
+LISTS = ("problem_scores",)
+"""A view with a row per problem: no summary, but read for one."""
+REPEATS = 3
+MODEL = {role: served_name(MODELS[role.value]) for role in ModelRole}
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+# Submit
+
+
+def write_problems(path: Path, num_problems: int, words: str) -> None:
+    """A file of problems whose prompts differ in a number of seven digits, so that one script fits all of them."""
+    with path.open("w") as file:
+        for number in range(num_problems):
+            prompt = f"Item {number:07}.{words}"
+            file.write(json.dumps({"id": str(number), "problem": prompt, "answer": ANSWER, "subject": "sums"}) + "\n")
+
+
+def submit(stack: Stack, file: Path, name: str) -> Job:
+    return stack.client.submit(
+        file, small=MODEL[ModelRole.SMALL], large=MODEL[ModelRole.LARGE], num_samples=NUM_SAMPLES, max_tokens=1000,
+        name=name,
+    )  # fmt: skip
+
+
+def measure_submits(report: Report, stack: Stack, folder: Path, num_problems: int) -> tuple[Job, Job]:
+    """Two jobs: on problems of a usual length (250 characters), and on short ones."""
+    samples = num_problems * NUM_SAMPLES
+    jobs, rates, parsing = [], [], []
+    for name, words in (("first", " A train leaves the station, and another one follows it." * 4), ("second", "")):
+        file = folder / f"{name}.jsonl"
+        write_problems(file, num_problems, words)
+        parsing.append(timed(lambda file=file: load_problem_set(file)))  # type: ignore[misc]
+        start = time.perf_counter()
+        jobs.append(submit(stack, file, name))
+        rates.append(samples / (time.perf_counter() - start))
+        with transaction(stack.db_engine) as connection:
+            connection.execute(text("SELECT 1"))
+    report.add("submit", rates, "samples/s")
+    report.goal("submit", "≥", 20_000)
+    report.add("of it, reading the file", parsing, "s")
+    return jobs[0], jobs[1]
+
+
+# Plans
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a statement reads. indexes: of samples and segments."""
+
+    name: str
+    statement: str
+    values: dict[str, Any]
+    indexes: frozenset[str]
+    """One of these must be used, and no table of the big ones be read through."""
+
+
+TEN_S = dt.timedelta(seconds=10)
+BIG = ("samples", "segments", "steps", "events", "problems")
+
+
+def plans(job: int, ids: Sequence[int], worker: int) -> list[Plan]:
+    """The statements that run again and again while a job runs."""
+    claim = {"ids": list(ids), "epochs": [0] * len(ids), "worker": worker, "job": None, "runnable": "ready",
+             "writing": "drafting"}  # fmt: skip
+    key, published = frozenset({"pk_samples"}), frozenset({"ix_samples_published"})
+    age = {"age": TEN_S, "limit": 1000}
+    return [
+        Plan(name="claim", statement=hops._CLAIM.text, values=claim, indexes=key),
+        Plan(name="context", statement=hops._LOAD_CONTEXT.text, values={"ids": list(ids)},
+             indexes=frozenset({"pk_segments"})),
+        Plan(name="room", statement=upkeep._ROOM.text, values={"ahead": 1.5},
+             indexes=frozenset({"ix_samples_admitted"})),
+        Plan(name="admit", statement=upkeep._ADMIT.text, values={"job": job, "room": 64, "first_role": "small"},
+             indexes=frozenset({"ix_samples_pending"})),
+        Plan(name="publish again", statement=upkeep._OVERDUE.text, values=age, indexes=published),
+        Plan(name="rescue", statement=upkeep._RESCUE.text, values={"workers": [worker]},
+             indexes=frozenset({"ix_samples_held"})),
+        Plan(name="orphans", statement=upkeep._ORPHANED.text, values={"workers": [worker]},
+             indexes=frozenset({"ix_samples_admitted", "ix_samples_published"})),
+        Plan(name="suspects", statement=upkeep._TRY.text, values={"age": TEN_S},
+             indexes=frozenset({"ix_samples_suspect", "ix_samples_admitted"})),
+        Plan(name="halt", statement=upkeep._HALT.text, values={}, indexes=frozenset({"ix_samples_admitted"})),
+        Plan(name="close", statement=upkeep._ENDING.text, values={}, indexes=frozenset({"ix_samples_open"})),
+        Plan(name="cancel", statement=control._LOCK_ALL.text, values={"job": job, "limit": control.BATCH},
+             indexes=frozenset({"ix_samples_open"})),
+        Plan(name="resting lots", statement=totals._RESTING.text, values={"quiet": TEN_S, "limit": 32},
+             indexes=frozenset({"uq_samples_job_id_problem_id_sample_index"})),
+    ]  # fmt: skip
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for part in plan.get("Plans", []):
+        yield from nodes(part)
+
+
+def check_plan(connection: Connection, plan: Plan) -> list[str]:
+    """What is wrong with how a statement is done: nothing, or a sentence each. It is planned, not done."""
+    (found,) = connection.execute(text(f"EXPLAIN (FORMAT JSON) {plan.statement}"), plan.values).scalar_one()
+    parts = list(nodes(found["Plan"]))
+    scanned = {part["Relation Name"] for part in parts if part["Node Type"] == "Seq Scan"} & set(BIG)
+    used = {part["Index Name"] for part in parts if "Index Name" in part}
+    faults = [f"{plan.name} reads through {table}" for table in sorted(scanned)]
+    if not used & plan.indexes:
+        faults.append(f"{plan.name} uses {', '.join(sorted(used)) or 'no index'}")
+    return faults
+
+
+def measure_plans(report: Report, stack: Stack, job: int, ids: Sequence[int], worker: int) -> None:
+    faults: list[str] = []
+    checked = plans(job, ids, worker)
+    with transaction(stack.db_engine) as connection:
+        for plan in checked:
+            faults += check_plan(connection, plan)
+    report.details["plans"] = {"checked": [plan.name for plan in checked], "faults": faults}
+    report.add("statements that do not use their index", len(faults), f"of {len(checked)}")
+    report.goal("statements that do not use their index", "≤", 0)
+
+
+# Claims
+
+
+def live_worker(connection: Connection) -> int:
+    statement = text("""
+        INSERT INTO workers (kind, model, host, pid, queue, max_in_flight, expires_at)
+        VALUES ('small', :model, 'bench', 0, 'bench', 64, now() + interval '1 h') RETURNING id
+    """)
+    return int(connection.execute(statement, {"model": MODEL[ModelRole.SMALL]}).scalar_one())
+
+
+def end_worker(connection: Connection, worker: int) -> None:
+    statement = "UPDATE workers SET ended_at = now(), end_reason = 'stopped', settled_at = now() WHERE id = :worker"
+    connection.execute(text(statement), {"worker": worker})
+
+
+def claim_times(connection: Connection, ids: Sequence[int], worker: int) -> list[float]:
+    """Milliseconds of each claim of CLAIM of some pending samples; rolled back."""
+    connection.execute(text("SET LOCAL session_replication_role = replica"))
+    connection.execute(text("UPDATE samples SET state = 'ready' WHERE id = ANY(:ids)"), {"ids": list(ids)})
+    connection.execute(text("SET LOCAL session_replication_role = origin"))
+    taken = []
+    for start in range(0, len(ids), CLAIM):
+        epochs = dict.fromkeys(ids[start : start + CLAIM], 0)
+        claim = partial(hops.claim_samples, connection, worker_id=worker, role=ModelRole.SMALL, epochs=epochs)
+        taken.append(1000 * timed(claim))
+    connection.rollback()
+    return taken
+
+
+def pending_ids(connection: Connection, job: int, *, last: bool) -> list[int]:
+    """The first or last thousand."""
+    order = "DESC" if last else "ASC"
+    query = f"SELECT id FROM samples WHERE job_id = :job AND state = 'pending' ORDER BY id {order} LIMIT 1000"
+    return sorted(connection.execute(text(query), {"job": job}).scalars())
+
+
+def measure_claims(report: Report, stack: Stack, first: int, second: int, worker: int) -> None:
+    medians = {}
+    for figure, job, last in (("the first thousand", first, False), ("the last thousand", second, True)):
+        with stack.db_engine.connect() as connection:
+            ids = pending_ids(connection, job, last=last)
+            repeats = [statistics.median(claim_times(connection, ids, worker)) for _ in range(REPEATS)]
+        medians[figure] = report.add(f"claim of {CLAIM} of {figure}", repeats, "ms")
+    early, late = (value.median for value in medians.values() if isinstance(value, Spread))
+    report.add("claim, last over first", late / early)
+    report.goal("claim, last over first", "≤", 1.1)
+
+
+# Views
+
+
+def measure_views(report: Report, stack: Stack, job: int, which: str) -> None:
+    """Seconds to read each view of a job."""
+    worst = 0.0
+    for view in (*VIEWS, *LISTS):
+        query = text(f"SELECT * FROM {view} WHERE job_id = :job")
+        times = []
+        for _ in range(REPEATS):
+            with transaction(stack.db_engine) as connection:
+                times.append(timed(lambda c=connection, q=query: c.execute(q, {"job": job}).all()))  # type: ignore[misc]
+        spread = Spread.of(times)
+        report.add(f"{view}, {which}", spread, "s")
+        if view in VIEWS:
+            worst = max(worst, spread.median)
+    report.add(f"slowest summary view, {which}", worst, "s")
+    report.goal(f"slowest summary view, {which}", "≤", 1.0)
+
+
+# Run
+
+
+@dataclass(slots=True)
+class Watch:
+    """What is seen each second: megabytes by process, messages in the broker, samples handed over."""
+
+    stack: Stack
+    names: Sequence[str]
+    memory: dict[str, list[float]] = field(default_factory=dict)
+    depth: list[int] = field(default_factory=list)
+    segments: int = 0
+
+    def look(self, broker: redis.Redis) -> None:
+        for name in self.names:
+            top = psutil.Process(self.stack.pid(name))
+            resident = sum(process.memory_info().rss for process in (top, *top.children(recursive=True)))
+            self.memory.setdefault(name, []).append(resident / 2**20)
+        lists = [key for key in broker.scan_iter(count=1000) if broker.type(key) == b"list"]
+        self.depth.append(sum(int(broker.llen(key)) for key in lists))
+
+
+@contextmanager
+def watching(stack: Stack, names: Sequence[str]) -> Iterator[Watch]:
+    watch, stop = Watch(stack, names), Event()
+    broker = redis.Redis.from_url(stack.connections.redis_url.get_secret_value())
+
+    def run() -> None:
+        while not stop.wait(1.0):
+            watch.look(broker)
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    yield watch
+    stop.set()
+    thread.join()
+    broker.close()
+
+
+def hand_overs(connection: Connection, job: int, since: float) -> float:
+    """Segments stored of a job per second in the last so many seconds."""
+    query = """SELECT count(*) FROM events WHERE job_id = :job AND from_state IN ('drafting', 'assisting')
+               AND at > clock_timestamp() - make_interval(secs => :since)"""
+    return int(connection.execute(text(query), {"job": job, "since": since}).scalar_one()) / since
+
+
+def measure_run(report: Report, stack: Stack, first: int, second: int, run_s: float) -> None:
+    """Workers on the first job's first samples, its cancel, and workers on the second job's last ones."""
+    names = ("upkeep", "grade", "small", "large")
+    stack.client.set_priority(first, 1)
+    stack.start_keepers()
+    variables = environment(f"takeovers:{TAKEOVERS}", max_in_flight=64)
+    stack.start_programs([program("small", ModelRole.SMALL, variables), program("large", ModelRole.LARGE, variables)])
+    time.sleep(10)  # until every process has done all it does for the first time
+    rates = []
+    with watching(stack, names) as early:
+        time.sleep(run_s)
+    with transaction(stack.db_engine) as connection:
+        rates.append(hand_overs(connection, first, run_s))
+    measure_cancel(report, stack, first)
+    time.sleep(5)
+    with watching(stack, names) as late:
+        time.sleep(run_s)
+    with transaction(stack.db_engine) as connection:
+        rates.append(hand_overs(connection, second, run_s))
+    for name, rate in zip(("first", "last"), rates, strict=True):
+        report.add(f"hand-overs of the {name} samples", rate, "1/s")
+    for name in names:
+        growth = statistics.median(late.memory[name]) / statistics.median(early.memory[name])
+        report.add(f"memory of {name}", late.memory[name], "MiB")
+        report.add(f"memory of {name}, late over early", growth)
+        report.goal(f"memory of {name}, late over early", "≤", 1.1)
+    report.add("messages in the broker, early", [float(depth) for depth in early.depth])
+    report.add("messages in the broker, late", [float(depth) for depth in late.depth])
+
+
+def measure_cancel(report: Report, stack: Stack, job: int) -> None:
+    """How long the command takes, until when somebody still writes, and how long the rest takes in the background."""
+    start = time.perf_counter()
+    report.add("cancel returns after", timed(lambda: stack.client.cancel(job)), "s")
+    report.goal("cancel returns after", "≤", 2.0)
+    at_work = """SELECT count(*) FROM samples WHERE job_id = :job
+                 AND state IN ('ready', 'drafting', 'awaiting_large', 'assisting')"""
+    while count(stack, at_work, job):
+        time.sleep(0.02)
+    report.add("cancel is effective after", time.perf_counter() - start, "s")
+    report.goal("cancel is effective after", "≤", 2.0)
+    report.details["cancelled_at"] = start
+
+
+def count(stack: Stack, query: str, job: int) -> int:
+    with transaction(stack.db_engine) as connection:
+        return int(connection.execute(text(query), {"job": job}).scalar_one())
+
+
+def measure_ends(report: Report, stack: Stack, first: int, second: int) -> None:
+    """The rest of the first job's cancel, and the end of the second one."""
+    pending = "SELECT count(*) FROM samples WHERE job_id = :job AND state = 'pending'"
+    while left := count(stack, pending, first):
+        report.details["left_to_cancel"] = left
+        if time.perf_counter() - report.details["cancelled_at"] > 180:
+            break
+        time.sleep(0.5)
+    report.add(
+        "all samples of the cancelled job ended after", time.perf_counter() - report.details.pop("cancelled_at"), "s"
+    )
+    start = time.perf_counter()
+    stack.client.cancel(second)
+    while not count(stack, "SELECT count(*) FROM job_totals WHERE job_id = :job", second):
+        time.sleep(0.05)
+    report.add("totals of the ended job are kept after", time.perf_counter() - start, "s")
+
+
+def count_lots(report: Report, stack: Stack) -> None:
+    """What upkeep does by and by: count every lot that rests."""
+    with transaction(stack.db_engine) as connection:
+        query = "SELECT job_id, first_problem FROM lots ORDER BY job_id, first_problem"
+        lots = [totals.Lot(*row) for row in connection.execute(text(query))]
+    start = time.perf_counter()
+    times = []
+    for lot in lots:
+        began = time.perf_counter()
+        with transaction(stack.db_engine) as connection:
+            totals.count_lot(connection, lot)
+        with transaction(stack.db_engine) as connection:
+            totals.fold_lengths(connection, lot.job_id)
+        times.append(1000 * (time.perf_counter() - began))
+    report.add("counting all lots of both jobs", time.perf_counter() - start, "s")
+    report.add("counting a lot", Spread.of(times), "ms")
+
+
+def vacuum(stack: Stack) -> None:
+    """What autovacuum would have done by the time that a job had run so far."""
+    with stack.db_engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM (ANALYZE) jobs, samples, problems, lots, length_counts"))
+        connection.execute(text("ANALYZE segments, steps, grades"))
+
+
+def run(report: Report, stack: Stack, folder: Path, num_problems: int, run_s: float) -> None:
+    first, second = measure_submits(report, stack, folder, num_problems)
+    done = num_problems * NUM_SAMPLES - LEFT
+
+    def load() -> None:
+        with transaction(stack.db_engine) as connection:
+            load_finished(connection, second.id, done=done, small=MODEL[ModelRole.SMALL], large=MODEL[ModelRole.LARGE])
+
+    report.details["load_s"] = timed(load)
+    report.details["vacuum_s"] = timed(lambda: vacuum(stack))
+    count_lots(report, stack)
+    measure_views(report, stack, second.id, "running")
+    with transaction(stack.db_engine) as connection:
+        worker = live_worker(connection)
+        ids = pending_ids(connection, second.id, last=True)[:CLAIM]
+    measure_plans(report, stack, second.id, ids, worker)
+    measure_claims(report, stack, first.id, second.id, worker)
+    with transaction(stack.db_engine) as connection:
+        end_worker(connection, worker)
+    measure_run(report, stack, first.id, second.id, run_s)
+    measure_ends(report, stack, first.id, second.id)
+    measure_views(report, stack, second.id, "ended")
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, default=1_000_000, help="of each of the two jobs")
+    parser.add_argument("--run-s", type=float, default=RUN_S, help="of each of the two parts of the run")
+    args = parser.parse_args()
+    num_problems = args.samples // NUM_SAMPLES
+    report = Report(
+        bench="scale",
+        setting={"samples": num_problems * NUM_SAMPLES, "problems": num_problems, "segments": args.samples * SEGMENTS,
+                 "repeats": REPEATS, "seed": "none: all lengths follow from ids"},
+    )  # fmt: skip
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
+    try:
+        with TemporaryDirectory() as folder, running_servers() as stack:
+            run(report, stack, Path(folder), num_problems, args.run_s)
+    finally:  # what was measured before a failure is worth knowing
+        report.print()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The statements of planning: how the samples of a job went, and how long their segments took. No text is read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import groupby
+
+from sqlalchemy import Connection, text
+
+from pipeline.db.reports import get_job
+from pipeline.planning.measured import MeasuredJob, MeasuredRequest, MeasuredWorker
+from pipeline.planning.pools import Course, Piece
+from pipeline.samples import ModelRole
+
+MAX_COURSES = 2000
+"""Complete samples whose courses are read: their mean length is then known to about 1 %."""
+MAX_REQUESTS = 50_000
+TIMED_WORKERS = 4
+"""Of each role: all of a worker's requests are needed to see how many ran beside each other."""
+
+# Of complete samples only: what the others would have written is not known. The hash draws the same ones every time.
+_SELECT_COURSES = text("""
+    WITH chosen AS (
+        SELECT id FROM samples WHERE job_id = :job AND state IN ('finished', 'graded')
+        ORDER BY hashint8(id) LIMIT :limit
+    )
+    SELECT g.sample_id, g.author, g.tokens_generated AS tokens, g.prompt_tokens - g.cached_tokens AS computed_tokens,
+           g.worker_id
+    FROM chosen c JOIN segments g ON g.sample_id = c.id WHERE g.author IN ('small', 'large')
+    ORDER BY g.sample_id, g.segment_index
+""")
+_SELECT_WORKERS = text("""
+    SELECT w.id, w.kind, w.max_in_flight, e.settings->>'process' IS DISTINCT FROM 'separate' AS in_one_process
+    FROM workers w LEFT JOIN engines e ON e.id = w.engine_id WHERE w.id = ANY(:workers)
+""")
+_SELECT_REQUESTS = text("""
+    SELECT g.worker_id, g.tokens_generated AS tokens, g.prompt_tokens - g.cached_tokens AS computed_tokens,
+           g.wait_seconds AS wait_s, g.write_seconds - coalesce(g.queue_seconds, 0) AS engine_s,
+           extract(epoch FROM g.committed_at)::float8 AS ended_at
+    FROM samples s JOIN segments g ON g.sample_id = s.id
+    WHERE s.job_id = :job AND g.worker_id = ANY(:workers) AND g.write_seconds IS NOT NULL
+    ORDER BY g.committed_at LIMIT :limit
+""")
+
+
+def get_measured_job(connection: Connection, job_id: int) -> MeasuredJob:
+    """What a plan needs of a job. Raises NotFound.
+
+    Plan: the job's samples by the unique index on (job_id, …), their segments by primary key; a job of a million
+    samples is read once through.
+    """
+    job = get_job(connection, job_id)
+    rows = connection.execute(_SELECT_COURSES, {"job": job_id, "limit": MAX_COURSES}).all()
+    courses: list[Course] = [
+        tuple(
+            Piece(role=ModelRole(row.author), tokens=row.tokens, computed_tokens=row.computed_tokens) for row in sample
+        )
+        for _, sample in groupby(rows, lambda row: row.sample_id)
+    ]
+    written = Counter(row.worker_id for row in rows)
+    workers = {
+        row.id: MeasuredWorker(
+            role=ModelRole(row.kind), max_in_flight=row.max_in_flight, in_one_process=row.in_one_process
+        )
+        for row in connection.execute(_SELECT_WORKERS, {"workers": list(written)})
+    }
+    timed = [
+        worker_id
+        for role in ModelRole
+        for worker_id in [found for found, _ in written.most_common() if workers[found].role is role][:TIMED_WORKERS]
+    ]
+    requests = connection.execute(_SELECT_REQUESTS, {"job": job_id, "workers": timed, "limit": MAX_REQUESTS}).mappings()
+    return MeasuredJob(
+        job_id=job_id,
+        num_samples=job.num_samples * job.num_problems,
+        courses=tuple(courses),
+        workers=workers,
+        requests=tuple(MeasuredRequest(**row) for row in requests),
+    )

@@ -1,0 +1,113 @@
+"""A job on pools of any size, from a simulation of bounded size.
+
+Large pools are simulated in part: one k-th of the workers of both roles with one k-th of the samples, each shared
+server k times as slow. A long job is simulated until its pools have long been full, and the rest of it is added at the
+pace of that time. Samples take measured courses in turn, in a random order.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.planning.pools import Course, Pool, Setup
+from pipeline.planning.simulation import PoolUse, Simulated, simulate
+from pipeline.samples import ModelRole
+
+MAX_HAND_OVERS = 40_000
+"""Simulated at most, unless filling the pools takes more: some seconds."""
+_FILLINGS = 3
+"""A job that is cut short is simulated for so many samples per place in the pipeline."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a job takes. samples_per_s: while there are samples left to admit.
+
+    one_in: the part of the pools that was simulated; num_simulated: samples. pools, servers: as in Simulated.
+    """
+
+    wall_s: float
+    samples_per_s: float
+    tokens_per_s: float
+    hand_overs_per_s: float
+    one_in: int
+    num_simulated: int
+    pools: Mapping[ModelRole, PoolUse]
+    servers: Mapping[str, float]
+
+
+def estimate(
+    setup: Setup, courses: Sequence[Course], num_samples: int, *, seed: int = 0, max_hand_overs: int = MAX_HAND_OVERS
+) -> Estimate:
+    """Simulate a job of num_samples whose samples go as the courses say. Raises ValueError as simulate does."""
+    per_sample = sum(map(len, courses)) / len(courses)
+    budget = max(1, int(max_hand_overs / per_sample))
+    one_in = _one_in(setup, num_samples, budget)
+    part = _slice(setup, one_in)
+    whole = max(1, round(num_samples / one_in))
+    num_simulated = min(whole, max(budget, _FILLINGS * _room(part, courses)))
+    simulated = simulate(part, _drawn(courses, num_simulated, seed))
+    pace = steady_pace(simulated, _room(part, courses))
+    steady = one_in * pace
+    return Estimate(
+        wall_s=simulated.wall_s + (whole - num_simulated) / pace,
+        samples_per_s=steady,
+        tokens_per_s=steady * simulated.tokens / num_simulated,
+        hand_overs_per_s=steady * simulated.hand_overs / num_simulated,
+        one_in=one_in,
+        num_simulated=num_simulated,
+        pools=simulated.pools,
+        servers=simulated.servers,
+    )
+
+
+def steady_pace(simulated: Simulated, room: int) -> float:
+    """Samples ended per second between the first filling of the pipeline and the last admission; of all where there is
+    no such time."""
+    ends = simulated.ended_s
+    first = min(room, len(ends) // 4)
+    last = sum(end <= simulated.admitted_s for end in ends) - 1
+    if last - first < 20:
+        return len(ends) / simulated.wall_s
+    return (last - first) / (ends[last] - ends[first])
+
+
+def _one_in(setup: Setup, num_samples: int, budget: int) -> int:
+    """How small a part is enough: no role may be left without a whole worker."""
+    if setup.cores is not None:
+        return 1
+    most = min(pool.num_workers for pool in setup.pools.values() if pool.num_workers)
+    return max(1, min(most, math.ceil(num_samples / budget)))
+
+
+def _slice(setup: Setup, one_in: int) -> Setup:
+    costs = setup.costs
+    return replace(
+        setup,
+        pools={role: _thinned(pool, one_in) for role, pool in setup.pools.items()},
+        costs=replace(costs, postgres_s=costs.postgres_s * one_in, redis_s=costs.redis_s * one_in),
+    )
+
+
+def _thinned(pool: Pool, one_in: int) -> Pool:
+    """Whole workers, made up for by their speed where the part is none."""
+    part = pool.num_workers / one_in
+    whole = math.ceil(part - 0.5) if pool.num_workers else 0
+    return replace(pool, num_workers=whole, rates=pool.rates.faster(part / whole)) if whole else pool
+
+
+def _room(setup: Setup, courses: Sequence[Course]) -> int:
+    pool = setup.pools[courses[0][0].role]
+    return math.ceil(pool.num_workers * pool.slots * setup.admit_ahead)
+
+
+def _drawn(courses: Sequence[Course], count: int, seed: int) -> list[Course]:
+    """Every course as often as the others, give or take one, in a random order."""
+    generator = random.Random(seed)
+    drawn: list[Course] = []
+    while len(drawn) < count:
+        drawn += generator.sample(courses, len(courses))
+    return drawn[:count]
