@@ -115,6 +115,9 @@ PART_COMMENTS = {
 
 RANGE = "job bigint, first_problem bigint, last_problem bigint"
 IN_RANGE = "s.job_id = job AND s.problem_id BETWEEN first_problem AND last_problem"
+# One sample after the other, by index (OFFSET): few samples are looked at, whatever the statistics make of the range.
+WITH_SEGMENTS = "samples s CROSS JOIN LATERAL (SELECT * FROM segments WHERE sample_id = s.id OFFSET 0) g"
+WITH_STEPS = "samples s CROSS JOIN LATERAL (SELECT * FROM steps WHERE sample_id = s.id OFFSET 0) t"
 COMPLETE = "s.state IN ('finished', 'graded')"
 SCORED = "s.state = 'graded' AND s.score IS NOT NULL"
 
@@ -208,7 +211,7 @@ CREATE FUNCTION tell_cost({RANGE}) RETURNS TABLE (
                sum(g.write_seconds) FILTER (WHERE g.author = 'small') AS seconds_small,
                sum(g.write_seconds) FILTER (WHERE g.author = 'large') AS seconds_large,
                sum(g.wait_seconds) AS wait, sum(g.queue_seconds) AS queue
-        FROM samples s JOIN segments g ON g.sample_id = s.id
+        FROM {WITH_SEGMENTS}
         WHERE {IN_RANGE} AND g.author IN ('small', 'large') GROUP BY g.sample_id
     ) w
 $$
@@ -225,14 +228,14 @@ PLACED = f"""
            sum(cardinality(g.token_ids)) OVER (PARTITION BY g.sample_id ORDER BY g.segment_index)
            - cardinality(g.token_ids) AS start_token,
            s.tokens_small + s.tokens_large + s.tokens_inserted AS output_tokens, s.score, {COMPLETE} AS is_complete
-    FROM samples s JOIN segments g ON g.sample_id = s.id WHERE {IN_RANGE}
+    FROM {WITH_SEGMENTS} WHERE {IN_RANGE}
 """
 
 TELL_PARTS = {
     "busy": f"""
         SELECT g.worker_id, g.author, range_agg(tstzrange(
                    g.committed_at - make_interval(secs => greatest(0, coalesce(g.write_seconds, 0))), g.committed_at))
-        FROM samples s JOIN segments g ON g.sample_id = s.id
+        FROM {WITH_SEGMENTS}
         WHERE {IN_RANGE} AND g.author IN ('small', 'large') GROUP BY g.worker_id, g.author
     """,
     "delegation": f"""
@@ -241,7 +244,7 @@ TELL_PARTS = {
                count(g.wait_seconds), coalesce(sum(g.wait_seconds), 0),
                count(g.queue_seconds), coalesce(sum(g.queue_seconds), 0),
                count(g.write_seconds), coalesce(sum(g.write_seconds), 0)
-        FROM samples s JOIN segments g ON g.sample_id = s.id
+        FROM {WITH_SEGMENTS}
         WHERE {IN_RANGE} AND g.author IN ('large', 'inserted') GROUP BY g.author, g.trigger
     """,
     "flow": f"""
@@ -302,7 +305,7 @@ TELL_PARTS = {
     "step_counts": f"""
         SELECT t.sentence_class, t.author, n.tokens, count(*), count(t.trigger), count(s.score),
                coalesce(sum(s.score), 0)
-        FROM samples s JOIN steps t ON t.sample_id = s.id
+        FROM {WITH_STEPS}
         CROSS JOIN LATERAL (SELECT t.tokens_small + t.tokens_large + t.tokens_inserted AS tokens) n
         WHERE {IN_RANGE} AND {COMPLETE} GROUP BY t.sentence_class, t.author, n.tokens
     """,
@@ -347,10 +350,8 @@ ADDED = """
 """
 
 KEPT = (*SUMS, *EXACT_SUMS, "walls", *PROBLEM_SUMS, *COST_SUMS, *COST_MEASURES, "waits")
-# By index, sample by sample: whatever the statistics say, a lot is a small part of the segments.
 COUNT_LOT = f"""
-CREATE FUNCTION count_lot(job bigint, first bigint) RETURNS boolean LANGUAGE plpgsql
-SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+CREATE FUNCTION count_lot(job bigint, first bigint) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     last bigint;
 BEGIN
