@@ -145,43 +145,49 @@ LANGUAGE sql STABLE ROWS 5 AS $$
 $$
 """
 
+SAMPLE_SUMS = (
+    "num_takeovers", "tokens_small", "tokens_large", "tokens_inserted", "discarded_small", "discarded_large"
+)  # fmt: skip
+
+
+def total(value: str, where: str = "true") -> str:
+    return f"coalesce(sum({value}) FILTER (WHERE {where}), 0)::bigint"
+
+
+def count(where: str) -> str:
+    return total("s.num", where)
+
+
+# Grouped first: few samples differ in all three, and exact sums of scores are dear.
 TELL_SAMPLES = f"""
 CREATE FUNCTION tell_samples({RANGE}) RETURNS TABLE (
     {", ".join(f"{name} bigint" for name in (*SUMS, *OPEN_STATES))},
     {", ".join(f"{name} numeric" for name in EXACT_SUMS)}, walls float8[]
 ) LANGUAGE sql STABLE ROWS 1 AS $$
-    SELECT count(*) FILTER (WHERE s.state = 'pending'),
-           count(*) FILTER (WHERE s.state = 'graded'),
-           count(*) FILTER (WHERE s.state = 'failed'),
-           count(*) FILTER (WHERE s.state = 'cancelled'),
-           count(*) FILTER (WHERE n.is_complete AND s.finish_reason = 'length'),
-           count(*) FILTER (WHERE n.is_complete AND s.finish_reason = 'context'),
-           count(*) FILTER (WHERE n.is_complete AND s.finish_reason = 'repetition'),
-           count(s.score) FILTER (WHERE s.state = 'graded'),
-           count(*) FILTER (WHERE s.state = 'graded' AND s.score >= 0.5),
-           count(s.score) FILTER (WHERE n.is_complete AND s.finish_reason IN ('length', 'context')),
-           count(s.score) FILTER (WHERE n.is_complete AND s.finish_reason = 'eos'),
-           coalesce(sum(s.num_takeovers), 0),
-           coalesce(sum(s.tokens_small), 0),
-           coalesce(sum(s.tokens_large), 0),
-           coalesce(sum(s.tokens_inserted), 0),
-           coalesce(sum(s.discarded_small), 0),
-           coalesce(sum(s.discarded_large), 0),
-           coalesce(sum(n.tokens) FILTER (WHERE n.is_complete), 0),
-           coalesce(sum(s.num_takeovers) FILTER (WHERE n.is_complete), 0),
-           {", ".join(f"count(*) FILTER (WHERE s.state = '{state}')" for state in OPEN_STATES)},
-           coalesce(sum(s.score::numeric) FILTER (WHERE s.state = 'graded'), 0),
-           coalesce(sum(s.score::numeric * s.score::numeric) FILTER (WHERE s.state = 'graded'), 0),
-           coalesce(sum(s.score::numeric)
-                    FILTER (WHERE n.is_complete AND s.finish_reason IN ('length', 'context')), 0),
-           coalesce(sum(s.score::numeric) FILTER (WHERE n.is_complete AND s.finish_reason = 'eos'), 0),
-           array_agg(extract(epoch FROM s.finished_at - s.admitted_at)::float8)
-               FILTER (WHERE n.is_complete AND s.finished_at IS NOT NULL AND s.admitted_at IS NOT NULL)
-    FROM samples s
-    CROSS JOIN LATERAL (
-        SELECT s.tokens_small + s.tokens_large + s.tokens_inserted AS tokens, {COMPLETE} AS is_complete
-    ) n
-    WHERE {IN_RANGE}
+    SELECT {count("s.state = 'pending'")}, {count("s.state = 'graded'")}, {count("s.state = 'failed'")},
+           {count("s.state = 'cancelled'")},
+           {count("s.is_complete AND s.finish_reason = 'length'")},
+           {count("s.is_complete AND s.finish_reason = 'context'")},
+           {count("s.is_complete AND s.finish_reason = 'repetition'")},
+           {count("s.state = 'graded' AND s.score IS NOT NULL")},
+           {count("s.state = 'graded' AND s.score >= 0.5")},
+           {count("s.is_complete AND s.score IS NOT NULL AND s.finish_reason IN ('length', 'context')")},
+           {count("s.is_complete AND s.score IS NOT NULL AND s.finish_reason = 'eos'")},
+           {", ".join(total(f"s.{name}") for name in SAMPLE_SUMS)},
+           {total("s.tokens_small + s.tokens_large + s.tokens_inserted", "s.is_complete")},
+           {total("s.num_takeovers", "s.is_complete")},
+           {", ".join(count(f"s.state = '{state}'") for state in OPEN_STATES)},
+           coalesce(sum(s.num * s.score) FILTER (WHERE s.state = 'graded'), 0),
+           coalesce(sum(s.num * s.score * s.score) FILTER (WHERE s.state = 'graded'), 0),
+           coalesce(sum(s.num * s.score) FILTER (WHERE s.is_complete AND s.finish_reason IN ('length', 'context')), 0),
+           coalesce(sum(s.num * s.score) FILTER (WHERE s.is_complete AND s.finish_reason = 'eos'), 0),
+           (SELECT array_agg(extract(epoch FROM s.finished_at - s.admitted_at)::float8) FROM samples s
+            WHERE {IN_RANGE} AND {COMPLETE} AND s.finished_at IS NOT NULL AND s.admitted_at IS NOT NULL)
+    FROM (
+        SELECT s.state, s.finish_reason, s.score::numeric AS score, {COMPLETE} AS is_complete, count(*) AS num,
+               {", ".join(f"sum(s.{name}) AS {name}" for name in SAMPLE_SUMS)}
+        FROM samples s WHERE {IN_RANGE} GROUP BY s.state, s.finish_reason, s.score
+    ) s
 $$
 """
 
