@@ -115,6 +115,9 @@ PART_COMMENTS = {
 
 RANGE = "job bigint, first_problem bigint, last_problem bigint"
 IN_RANGE = "s.job_id = job AND s.problem_id BETWEEN first_problem AND last_problem"
+# One sample after the other, by index (OFFSET): few samples are looked at, whatever the statistics make of the range.
+WITH_SEGMENTS = "samples s CROSS JOIN LATERAL (SELECT * FROM segments WHERE sample_id = s.id OFFSET 0) g"
+WITH_STEPS = "samples s CROSS JOIN LATERAL (SELECT * FROM steps WHERE sample_id = s.id OFFSET 0) t"
 COMPLETE = "s.state IN ('finished', 'graded')"
 SCORED = "s.state = 'graded' AND s.score IS NOT NULL"
 
@@ -142,43 +145,49 @@ LANGUAGE sql STABLE ROWS 5 AS $$
 $$
 """
 
+SAMPLE_SUMS = (
+    "num_takeovers", "tokens_small", "tokens_large", "tokens_inserted", "discarded_small", "discarded_large"
+)  # fmt: skip
+
+
+def total(value: str, where: str = "true") -> str:
+    return f"coalesce(sum({value}) FILTER (WHERE {where}), 0)::bigint"
+
+
+def count(where: str) -> str:
+    return total("s.num", where)
+
+
+# Grouped first: few samples differ in all three, and exact sums of scores are dear.
 TELL_SAMPLES = f"""
 CREATE FUNCTION tell_samples({RANGE}) RETURNS TABLE (
     {", ".join(f"{name} bigint" for name in (*SUMS, *OPEN_STATES))},
     {", ".join(f"{name} numeric" for name in EXACT_SUMS)}, walls float8[]
 ) LANGUAGE sql STABLE ROWS 1 AS $$
-    SELECT count(*) FILTER (WHERE s.state = 'pending'),
-           count(*) FILTER (WHERE s.state = 'graded'),
-           count(*) FILTER (WHERE s.state = 'failed'),
-           count(*) FILTER (WHERE s.state = 'cancelled'),
-           count(*) FILTER (WHERE n.is_complete AND s.finish_reason = 'length'),
-           count(*) FILTER (WHERE n.is_complete AND s.finish_reason = 'context'),
-           count(*) FILTER (WHERE n.is_complete AND s.finish_reason = 'repetition'),
-           count(s.score) FILTER (WHERE s.state = 'graded'),
-           count(*) FILTER (WHERE s.state = 'graded' AND s.score >= 0.5),
-           count(s.score) FILTER (WHERE n.is_complete AND s.finish_reason IN ('length', 'context')),
-           count(s.score) FILTER (WHERE n.is_complete AND s.finish_reason = 'eos'),
-           coalesce(sum(s.num_takeovers), 0),
-           coalesce(sum(s.tokens_small), 0),
-           coalesce(sum(s.tokens_large), 0),
-           coalesce(sum(s.tokens_inserted), 0),
-           coalesce(sum(s.discarded_small), 0),
-           coalesce(sum(s.discarded_large), 0),
-           coalesce(sum(n.tokens) FILTER (WHERE n.is_complete), 0),
-           coalesce(sum(s.num_takeovers) FILTER (WHERE n.is_complete), 0),
-           {", ".join(f"count(*) FILTER (WHERE s.state = '{state}')" for state in OPEN_STATES)},
-           coalesce(sum(s.score::numeric) FILTER (WHERE s.state = 'graded'), 0),
-           coalesce(sum(s.score::numeric * s.score::numeric) FILTER (WHERE s.state = 'graded'), 0),
-           coalesce(sum(s.score::numeric)
-                    FILTER (WHERE n.is_complete AND s.finish_reason IN ('length', 'context')), 0),
-           coalesce(sum(s.score::numeric) FILTER (WHERE n.is_complete AND s.finish_reason = 'eos'), 0),
-           array_agg(extract(epoch FROM s.finished_at - s.admitted_at)::float8)
-               FILTER (WHERE n.is_complete AND s.finished_at IS NOT NULL AND s.admitted_at IS NOT NULL)
-    FROM samples s
-    CROSS JOIN LATERAL (
-        SELECT s.tokens_small + s.tokens_large + s.tokens_inserted AS tokens, {COMPLETE} AS is_complete
-    ) n
-    WHERE {IN_RANGE}
+    SELECT {count("s.state = 'pending'")}, {count("s.state = 'graded'")}, {count("s.state = 'failed'")},
+           {count("s.state = 'cancelled'")},
+           {count("s.is_complete AND s.finish_reason = 'length'")},
+           {count("s.is_complete AND s.finish_reason = 'context'")},
+           {count("s.is_complete AND s.finish_reason = 'repetition'")},
+           {count("s.state = 'graded' AND s.score IS NOT NULL")},
+           {count("s.state = 'graded' AND s.score >= 0.5")},
+           {count("s.is_complete AND s.score IS NOT NULL AND s.finish_reason IN ('length', 'context')")},
+           {count("s.is_complete AND s.score IS NOT NULL AND s.finish_reason = 'eos'")},
+           {", ".join(total(f"s.{name}") for name in SAMPLE_SUMS)},
+           {total("s.tokens_small + s.tokens_large + s.tokens_inserted", "s.is_complete")},
+           {total("s.num_takeovers", "s.is_complete")},
+           {", ".join(count(f"s.state = '{state}'") for state in OPEN_STATES)},
+           coalesce(sum(s.num * s.score) FILTER (WHERE s.state = 'graded'), 0),
+           coalesce(sum(s.num * s.score * s.score) FILTER (WHERE s.state = 'graded'), 0),
+           coalesce(sum(s.num * s.score) FILTER (WHERE s.is_complete AND s.finish_reason IN ('length', 'context')), 0),
+           coalesce(sum(s.num * s.score) FILTER (WHERE s.is_complete AND s.finish_reason = 'eos'), 0),
+           (SELECT array_agg(extract(epoch FROM s.finished_at - s.admitted_at)::float8) FROM samples s
+            WHERE {IN_RANGE} AND {COMPLETE} AND s.finished_at IS NOT NULL AND s.admitted_at IS NOT NULL)
+    FROM (
+        SELECT s.state, s.finish_reason, s.score::numeric AS score, {COMPLETE} AS is_complete, count(*) AS num,
+               {", ".join(f"sum(s.{name}) AS {name}" for name in SAMPLE_SUMS)}
+        FROM samples s WHERE {IN_RANGE} GROUP BY s.state, s.finish_reason, s.score
+    ) s
 $$
 """
 
@@ -208,7 +217,7 @@ CREATE FUNCTION tell_cost({RANGE}) RETURNS TABLE (
                sum(g.write_seconds) FILTER (WHERE g.author = 'small') AS seconds_small,
                sum(g.write_seconds) FILTER (WHERE g.author = 'large') AS seconds_large,
                sum(g.wait_seconds) AS wait, sum(g.queue_seconds) AS queue
-        FROM samples s JOIN segments g ON g.sample_id = s.id
+        FROM {WITH_SEGMENTS}
         WHERE {IN_RANGE} AND g.author IN ('small', 'large') GROUP BY g.sample_id
     ) w
 $$
@@ -225,14 +234,14 @@ PLACED = f"""
            sum(cardinality(g.token_ids)) OVER (PARTITION BY g.sample_id ORDER BY g.segment_index)
            - cardinality(g.token_ids) AS start_token,
            s.tokens_small + s.tokens_large + s.tokens_inserted AS output_tokens, s.score, {COMPLETE} AS is_complete
-    FROM samples s JOIN segments g ON g.sample_id = s.id WHERE {IN_RANGE}
+    FROM {WITH_SEGMENTS} WHERE {IN_RANGE}
 """
 
 TELL_PARTS = {
     "busy": f"""
         SELECT g.worker_id, g.author, range_agg(tstzrange(
                    g.committed_at - make_interval(secs => greatest(0, coalesce(g.write_seconds, 0))), g.committed_at))
-        FROM samples s JOIN segments g ON g.sample_id = s.id
+        FROM {WITH_SEGMENTS}
         WHERE {IN_RANGE} AND g.author IN ('small', 'large') GROUP BY g.worker_id, g.author
     """,
     "delegation": f"""
@@ -241,7 +250,7 @@ TELL_PARTS = {
                count(g.wait_seconds), coalesce(sum(g.wait_seconds), 0),
                count(g.queue_seconds), coalesce(sum(g.queue_seconds), 0),
                count(g.write_seconds), coalesce(sum(g.write_seconds), 0)
-        FROM samples s JOIN segments g ON g.sample_id = s.id
+        FROM {WITH_SEGMENTS}
         WHERE {IN_RANGE} AND g.author IN ('large', 'inserted') GROUP BY g.author, g.trigger
     """,
     "flow": f"""
@@ -302,7 +311,7 @@ TELL_PARTS = {
     "step_counts": f"""
         SELECT t.sentence_class, t.author, n.tokens, count(*), count(t.trigger), count(s.score),
                coalesce(sum(s.score), 0)
-        FROM samples s JOIN steps t ON t.sample_id = s.id
+        FROM {WITH_STEPS}
         CROSS JOIN LATERAL (SELECT t.tokens_small + t.tokens_large + t.tokens_inserted AS tokens) n
         WHERE {IN_RANGE} AND {COMPLETE} GROUP BY t.sentence_class, t.author, n.tokens
     """,
@@ -347,10 +356,8 @@ ADDED = """
 """
 
 KEPT = (*SUMS, *EXACT_SUMS, "walls", *PROBLEM_SUMS, *COST_SUMS, *COST_MEASURES, "waits")
-# By index, sample by sample: whatever the statistics say, a lot is a small part of the segments.
 COUNT_LOT = f"""
-CREATE FUNCTION count_lot(job bigint, first bigint) RETURNS boolean LANGUAGE plpgsql
-SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+CREATE FUNCTION count_lot(job bigint, first bigint) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     last bigint;
 BEGIN

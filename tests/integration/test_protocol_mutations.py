@@ -60,7 +60,7 @@ MUTATIONS = [
     Mutation("repeated commit taken for a stale one", hops, "_STORED_BEFORE", "WHERE g.worker_id = :worker",
              "WHERE g.worker_id = -:worker", r"worker \d+ commits"),
     Mutation("settle locks the keys of its workers", upkeep, "_UNSETTLED", "FOR NO KEY UPDATE", "FOR UPDATE",
-             "deadlock detected", pair="commit, lapse"),
+             "gave what neither order gives", pair="commit, lapse"),  # it passes over the worker that commits
     Mutation("settle waits for what it only publishes", upkeep, "_ORPHANED", " SKIP LOCKED", "",
              "deadlock detected", pair="lapse, cancel samples"),
 ]  # fmt: skip
