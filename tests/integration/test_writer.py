@@ -332,8 +332,9 @@ def test_commit_whose_answer_comes_after_the_lease_was_lost_is_booked_in_the_lif
         return committed
 
     monkeypatch.setattr("workers.writer.commit_hops", commit_and_lose_the_lease)
-    desk.writer.write(desk.message)
-    num_tokens = 2 * (len(ANSWER) + 1)
+    one_sample = SamplesMessage(job_id=desk.message.job_id, samples=desk.message.samples[:1])  # two may be two commits
+    desk.writer.write(one_sample)
+    num_tokens = len(ANSWER) + 1
     books = desk.one("SELECT tokens_generated, tokens_committed, tokens_dropped FROM workers")
     assert books == (num_tokens, num_tokens, 0)
     counters = desk.writer.counters()
