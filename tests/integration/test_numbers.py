@@ -354,8 +354,11 @@ def seconds(connection: Connection, query: str, **params: Any) -> float:
 def test_summary_of_100_000_samples_answers_in_a_second(connection: Connection) -> None:
     job = add_job(connection, add_problem_set(connection, 5_000), num_samples=20)
     add_many_samples(connection, job, 20)
+    connection.execute(text("SELECT make_lots(:job)"), {"job": job})  # as a submission does
     query = "SELECT * FROM job_summary WHERE job_id = :job"
     assert one(connection, query, job=job)["samples_total"] == 100_000
+    for lot in totals.resting_lots(connection, quiet=dt.timedelta(0), limit=1000):  # as upkeep does while the job runs
+        assert totals.count_lot(connection, lot)
     counted = min(seconds(connection, query, job=job) for _ in range(3))
     assert counted < 1
     assert list(close_jobs(connection)) == [job]
