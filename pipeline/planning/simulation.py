@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ class _Cores:
                 server.plan()
 
 
-class _Server:
+class _Server(ABC):
     """Something that works at the speed its cores give it, and knows when it will next be done with something."""
 
     def __init__(self, env: simpy.Environment, cores: _Cores) -> None:
@@ -110,20 +111,20 @@ class _Server:
         cores.servers.append(self)
 
     @property
-    def is_active(self) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def is_active(self) -> bool: ...
 
+    @abstractmethod
     def _work(self, seconds: float) -> None:
         """Do so many seconds of work."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _work_ahead(self) -> float:
         """Seconds of work until the next thing is done."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _complete(self) -> None:
         """Take out what is done, and let in what waited for it."""
-        raise NotImplementedError
 
     def settle(self) -> None:
         """Do the work of the time since the last call."""
