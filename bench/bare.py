@@ -133,7 +133,7 @@ def serve(arrangement: Arrangement, model: str) -> None:
     settings = EngineSettings()
     set_environment(model, settings)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if arrangement == "LLM.generate" else "1"
-    arguments = engine_arguments(settings, process="inline") | {"model": model}
+    arguments = engine_arguments(model, None, settings, process="inline")
     generate = _with_llm(arguments) if arrangement == "LLM.generate" else _with_async_llm(arguments)
     for batch, reply in read:
         prompts = [{"prompt_token_ids": request["prompt_ids"]} for request in batch["requests"]]

@@ -123,7 +123,8 @@ def _profiled(files: Sequence[Path]) -> Iterator[list[dict[str, Any]]]:
     deadline = time.monotonic() + 10
     while not all(file.exists() for file in files):
         if time.monotonic() > deadline:
-            raise RuntimeError("a worker wrote no profile")
+            missing = [file.name for file in files if not file.exists()]
+            raise RuntimeError(f"no profile from {' and '.join(missing)} within 10 s")
         time.sleep(0.05)
     found += [json.loads(file.read_text()) for file in files]
 

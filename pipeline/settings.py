@@ -49,6 +49,8 @@ class EngineSettings(_Part):
     cpu_threads: Annotated[int, Field(ge=1)] = 1
     """OpenMP threads on a CPU; measured on two cores: two threads per engine make a step ten times as long."""
     dtype: str = "auto"
+    """Numbers of weights and activations, in vLLM's words; auto: the checkpoint's own, though on a GPU float32 becomes
+    what vLLM prefers."""
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
     max_attempts: Annotated[int, Field(ge=1)] = 8
     """A sample that the engine refuses for the moment (out of memory, say) is tried so often, after 1, 2, 4 … 60 s."""

@@ -68,7 +68,6 @@ def load_inline(model: Path, role: ModelRole) -> InlineEngine:
     """An engine of its own; the engines of this process step in turn: vLLM keeps what a step needs in globals."""
     settings = EngineSettings(
         process="inline",
-        dtype="float32",  # in bfloat16 two tokens are at times equally likely, and the lower id wins
         max_model_len=1024,
         max_in_flight=128,
         cpu_kv_cache_gib=0.1,
