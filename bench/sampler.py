@@ -80,7 +80,7 @@ class Sampler:
 
 
 def _cpu_clock(native_id: int) -> int:
-    """Linux's clock of a thread's CPU time. time.pthread_getcpuclockid reads freed memory where the thread has ended."""
+    """Linux's clock of a thread's CPU time. pthread_getcpuclockid reads freed memory where it has ended."""
     return (~native_id << 3) | 6
 
 

@@ -391,7 +391,7 @@ def engine_arguments(model: str, revision: str | None, settings: EngineSettings,
 
 
 def _dtype(model: str, revision: str | None, settings: EngineSettings) -> str:
-    """"auto" on a CPU leaves a float32 checkpoint as it is.
+    """ "auto" on a CPU leaves a float32 checkpoint as it is.
 
     vLLM would make it bfloat16, which loses digits and, on a CPU without instructions for it, half of the speed.
     """
@@ -405,9 +405,7 @@ def _dtype(model: str, revision: str | None, settings: EngineSettings) -> str:
     from vllm.transformers_utils.model_arch_config_convertor import ModelArchConfigConvertorBase
 
     config = get_config(model, trust_remote_code=False, revision=revision)
-    stored = ModelArchConfigConvertorBase.get_torch_dtype(
-        config, model, revision=revision, config_format="hf"
-    )
+    stored = ModelArchConfigConvertorBase.get_torch_dtype(config, model, revision=revision, config_format="hf")
     return "float32" if stored is torch.float32 else "auto"
 
 
