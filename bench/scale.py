@@ -35,7 +35,7 @@ from bench.scripted_worker import environment, program
 from bench.scripts import ANSWER
 from bench.stack import MODELS, Stack, running_servers
 from pipeline.chat import served_name
-from pipeline.db import control, hops, totals, upkeep
+from pipeline.db import control, grading, hops, totals, upkeep
 from pipeline.db.session import transaction
 from pipeline.problems import load_problem_set
 from pipeline.reports import Job
@@ -123,7 +123,7 @@ class Plan:
 
 
 TEN_S = dt.timedelta(seconds=10)
-BIG = ("samples", "segments", "steps", "events", "problems")
+BIG = ("samples", "segments", "steps", "events", "problems", "grades")
 
 
 def plans(job: int, ids: Sequence[int], worker: int) -> list[Plan]:
@@ -134,7 +134,7 @@ def plans(job: int, ids: Sequence[int], worker: int) -> list[Plan]:
     age = {"age": TEN_S, "limit": 1000}
     return [
         Plan(name="claim", statement=hops._CLAIM.text, values=claim, indexes=key),
-        Plan(name="context", statement=hops._LOAD_CONTEXT.text, values={"ids": list(ids)},
+        Plan(name="context", statement=hops._LOAD_CONTEXT.text, values={"ids": list(ids), "starts": [0] * len(ids)},
              indexes=frozenset({"pk_segments"})),
         Plan(name="room", statement=upkeep._ROOM.text, values={"ahead": 1.5},
              indexes=frozenset({"ix_samples_admitted"})),
@@ -151,7 +151,9 @@ def plans(job: int, ids: Sequence[int], worker: int) -> list[Plan]:
         Plan(name="close", statement=upkeep._ENDING.text, values={}, indexes=frozenset({"ix_samples_open"})),
         Plan(name="cancel", statement=control._LOCK_ALL.text, values={"job": job, "limit": control.BATCH},
              indexes=frozenset({"ix_samples_open"})),
-        Plan(name="resting lots", statement=totals._RESTING.text, values={"quiet": TEN_S, "limit": 32},
+        Plan(name="late grades", statement=grading._TIME_OUT.text, values={"age": TEN_S, "tries": 2},
+             indexes=frozenset({"ix_grades_running"})),
+        Plan(name="resting lots", statement=totals._RESTING.text, values={"quiet": TEN_S, "limit": 4},
              indexes=frozenset({"uq_samples_job_id_problem_id_sample_index"})),
     ]  # fmt: skip
 

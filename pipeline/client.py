@@ -33,7 +33,7 @@ from sqlalchemy import Connection, Engine, make_url
 from pipeline.cloning import changed_config, changed_policy
 from pipeline.controls import matched_values
 from pipeline.db import control, planning, replays, reports, submissions
-from pipeline.db.migrate import require_current
+from pipeline.db.revision import require_current
 from pipeline.db.session import open_database, transaction
 from pipeline.errors import ConfigurationError, JobError, NotComparable, PipelineError, ServiceUnavailable
 from pipeline.hand_over import ThinkPhase, settle_think_phase

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Annotated
 
@@ -28,36 +29,46 @@ def _settings() -> Settings:
     return settings
 
 
+def _worker_settings() -> Settings:
+    """Settings of a process that now loads much and keeps it: ``run_celery`` lets garbage be collected again."""
+    gc.disable()
+    return _settings()
+
+
 @app.command()
 def small(model: Model, name: Name = None, revision: Revision = None) -> None:
     """Write with a small model."""
+    settings = _worker_settings()
     from workers.boot import run_writer
 
-    raise typer.Exit(run_writer(ModelRole.SMALL, model, _settings(), name=name, revision=revision))
+    raise typer.Exit(run_writer(ModelRole.SMALL, model, settings, name=name, revision=revision))
 
 
 @app.command()
 def large(model: Model, name: Name = None, revision: Revision = None) -> None:
     """Write with a large model."""
+    settings = _worker_settings()
     from workers.boot import run_writer
 
-    raise typer.Exit(run_writer(ModelRole.LARGE, model, _settings(), name=name, revision=revision))
+    raise typer.Exit(run_writer(ModelRole.LARGE, model, settings, name=name, revision=revision))
 
 
 @app.command()
 def grade() -> None:
     """Grade finished samples."""
+    settings = _worker_settings()
     from workers.boot import run_grader
 
-    raise typer.Exit(run_grader(_settings()))
+    raise typer.Exit(run_grader(settings))
 
 
 @app.command()
 def upkeep() -> None:
     """Admit, rescue, publish again, close jobs."""
+    settings = _worker_settings()
     from workers.boot import run_upkeep
 
-    raise typer.Exit(run_upkeep(_settings()))
+    raise typer.Exit(run_upkeep(settings))
 
 
 @app.command()

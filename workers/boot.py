@@ -11,6 +11,7 @@ import gc
 import math
 import multiprocessing
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from celery import Celery, signals
 from sqlalchemy import Engine as DbEngine
 
 from pipeline.chat import ChatModel, served_name
-from pipeline.db.migrate import require_current
+from pipeline.db.revision import require_current
 from pipeline.db.session import open_database, transaction
 from pipeline.db.workforce import Registration, put_engine
 from pipeline.embedded import resolve_connections
@@ -36,7 +37,7 @@ from workers.engine.base import Engine
 from workers.engine.vllm import load_engine
 from workers.grader import grade_samples
 from workers.lease import LeaseKeeper
-from workers.publish import ASSIST, DRAFT, GRADE, Publisher
+from workers.publish import ASSIST, DRAFT, GRADE, MAX_FOLLOWED, Publisher
 from workers.stopping import EarlySignals
 from workers.tasks import add_follow_task, add_samples_task
 from workers.upkeep import Upkeep
@@ -120,6 +121,11 @@ def run_celery(
         quiet=True,
         **options,
     )
+    # What is loaded by now (600,000 objects, most of them vLLM's) stays: going through it takes 0.3 s, in which no
+    # token is written.
+    gc.collect()
+    gc.freeze()
+    gc.enable()
     worker.start()
     return int(worker.exitcode or 0)
 
@@ -208,10 +214,6 @@ class WriterProcess:
         """Until told to stop: drains, hands back, says goodbye."""
         task = DRAFT if self._role is ModelRole.SMALL else ASSIST
         add_samples_task(self._base.app, task, self._writer.write)
-        # What is loaded by now (600,000 objects, most of them vLLM's) stays: going through it takes 0.3 s, in which no
-        # token is written.
-        gc.collect()
-        gc.freeze()
         on_shutdown(lambda: self._writer.drain(self._base.settings.lease.drain_s))
         self._lease.start()
         threads = math.ceil(self._engine.max_in_flight * self._base.settings.upkeep.admit_ahead) + 8
@@ -259,15 +261,28 @@ def run_grader(settings: Settings) -> int:
         time_limit=settings.grading.time_limit_s,
     )
     early = EarlySignals()
-    with_lease = LeaseKeeper(
-        base.db_engine,
-        registration(WorkerKind.GRADE, settings, queue=queues.GRADE, max_in_flight=concurrency),
-        settings.lease,
-    )
-    signals.worker_ready.connect(lambda **_: with_lease.start(), weak=False)
-    base.db_engine.dispose()  # no connection is shared with the children that are forked now
+    kept: list[LeaseKeeper] = []
+    failures: list[Exception] = []
+
+    def register(**_: Any) -> None:
+        """Once the children are forked: no thread and no connection is there before that."""
+        try:
+            kept.append(
+                LeaseKeeper(
+                    base.db_engine,
+                    registration(WorkerKind.GRADE, settings, queue=queues.GRADE, max_in_flight=concurrency),
+                    settings.lease,
+                )
+            )
+            kept[0].start()
+        except Exception as error:  # Celery would log it and go on
+            failures.append(error)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    signals.worker_ready.connect(register, weak=False)
+    base.db_engine.dispose()
     try:
-        return run_celery(
+        code = run_celery(
             base.app,
             name="grade",
             pool="prefork",
@@ -277,7 +292,11 @@ def run_grader(settings: Settings) -> int:
             max_memory_per_child=MAX_CHILD_KIB,
         )
     finally:
-        with_lease.stop()
+        for lease in kept:
+            lease.stop()
+    if failures:
+        raise failures[0]
+    return code
 
 
 def run_upkeep(settings: Settings) -> int:
@@ -300,7 +319,7 @@ def run_upkeep(settings: Settings) -> int:
             base.app,
             name="upkeep",
             pool="threads",
-            concurrency=64,
+            concurrency=MAX_FOLLOWED,
             read=[queues.UPKEEP],
             early=early,
         )

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import structlog
 from sqlalchemy import Engine as DbEngine
 
-from pipeline.db.migrate import check_current
+from pipeline.db.revision import check_current
 from pipeline.db.session import transaction
 from pipeline.db.workforce import (
     Registration,

@@ -28,6 +28,9 @@ DRAFT, ASSIST, GRADE, FOLLOW = "draft", "assist", "grade", "follow"
 BROKER_ERRORS = (KombuError, RedisError, OSError)
 """Redis is away, is loading, has no disk or memory left: nothing that a sender could mend."""
 
+MAX_FOLLOWED = 64
+"""Jobs that one upkeep worker shows at a time; as many more may wait for it."""
+
 SILENCE_S = 5.0
 """After a failure nothing is sent for so long: it may have taken as long to fail, and whoever stores segments waits."""
 
@@ -84,21 +87,22 @@ class Publisher:
         for sample in suspects:
             self._send(_route(sample), [sample])
 
-    def publish_grading(self, job_id: int, samples: Sequence[Runnable]) -> None:
-        """Ask the graders for complete samples of a job, graded before or not."""
-        self._send_all(_grade_route(job_id), samples, MAX_SHARED)
+    def publish_grading(self, job_id: int, samples: Sequence[Runnable]) -> int:
+        """Ask the graders for complete samples of a job, graded before or not; returns how many were sent."""
+        return self._send_all(_grade_route(job_id), samples, MAX_SHARED)
 
-    def _send_all(self, route: Route, group: Sequence[Runnable], max_samples: int) -> None:
-        for start in range(0, len(group), max_samples):
-            self._send(route, group[start : start + max_samples])
+    def _send_all(self, route: Route, group: Sequence[Runnable], max_samples: int) -> int:
+        """How many samples were sent."""
+        parts = [group[start : start + max_samples] for start in range(0, len(group), max_samples)]
+        return sum(len(part) for part in parts if self._send(route, part))
 
-    def _send(self, route: Route, group: Sequence[Runnable]) -> None:
+    def _send(self, route: Route, group: Sequence[Runnable]) -> bool:
         message = SamplesMessage(
             job_id=route.job_id,
             samples=[(sample.sample_id, sample.epoch) for sample in group],
         )
         ids = _few(sample.sample_id for sample in group)
-        self._apply(
+        return self._apply(
             route.task,
             message.model_dump(),
             route.queue,
@@ -107,14 +111,15 @@ class Publisher:
         )
 
     def publish_follow(self, job_id: int) -> None:
-        """Ask upkeep to show a job's progress in Flower."""
-        self._apply(
-            FOLLOW,
-            JobMessage(job_id=job_id).model_dump(),
-            queues.UPKEEP,
-            queues.FIRST,
-            f"job {job_id}",
-        )
+        """Ask upkeep to show a job's progress in Flower, unless more are waiting for it than it can show."""
+        if self._takes_more(queues.UPKEEP, MAX_FOLLOWED):
+            self._apply(
+                FOLLOW,
+                JobMessage(job_id=job_id).model_dump(),
+                queues.UPKEEP,
+                queues.FIRST,
+                f"job {job_id}",
+            )
 
     def _apply(
         self,
@@ -123,9 +128,10 @@ class Publisher:
         queue: str,
         priority: int,
         shown: str,
-    ) -> None:
+    ) -> bool:
+        """Whether the broker took it."""
         if time.monotonic() < self._silent_until:
-            return
+            return False
         try:
             self._app.send_task(
                 task,
@@ -145,6 +151,8 @@ class Publisher:
                 reason=str(error),
                 silent_s=SILENCE_S,
             )
+            return False
+        return True
 
     def _takes_more(self, queue: str, max_depth: int | None) -> bool:
         if max_depth is None:

@@ -4,10 +4,10 @@
 - prober: tries samples whose workers died with them one by one, so that the guilty one can be told
 - halter: takes the samples of paused jobs from whoever writes them, and ends those of jobs that are half cancelled
 - admitter: lets in as many new samples as the live workers have room for
-- republisher: sends messages again for samples that wait too long, where the broker has lost them
+- republisher: sends messages again for samples that wait too long, unless their queue is long
 - grade reaper: turns gradings that never came back into grades of status "timeout"
 - closer: ends jobs that have no open sample left
-- counter: counts what the resting samples of jobs add up to
+- counter: counts what the resting samples of jobs add up to, in a thread of its own
 - follower: makes sure that each running job is shown in Flower
 """
 
@@ -25,7 +25,6 @@ from sqlalchemy import Engine as DbEngine
 from pipeline.db.control import cancel_leftovers
 from pipeline.db.grading import GRADING_TRIES, time_out_grades
 from pipeline.db.session import session, transaction
-from pipeline.db.totals import count_lot, fold_lengths, resting_lots
 from pipeline.db.upkeep import (
     admit_samples,
     close_jobs,
@@ -38,6 +37,7 @@ from pipeline.db.upkeep import (
 )
 from pipeline.errors import ServiceUnavailable
 from pipeline.settings import Settings
+from workers.counting import Counter
 from workers.publish import Publisher
 
 log = structlog.get_logger()
@@ -47,13 +47,8 @@ FOLLOW_AGAIN = dt.timedelta(seconds=15)
 FRESH_PER_MESSAGE = 8
 """Fresh samples in one message: small enough that several workers share a small job."""
 
-LOT_QUIET = dt.timedelta(seconds=2)
-"""A lot is counted once none of its samples has stopped to rest, or was graded again, for so long."""
-LOTS_PER_ROUND = 32
 CANCELLING_S = 0.5
 """Time of a round in which the samples of cancelled jobs are ended."""
-COUNTING_S = 0.2
-"""Time of a round in which lots are counted: some ten milliseconds each."""
 
 MAX_DEPTH = 64
 """A queue with so many messages has not lost them, or nobody reads it: sending again would only fill the broker."""
@@ -71,6 +66,7 @@ class Upkeep:
         """A leader that the server does not hear of for so long leads no more, wherever it hangs."""
         self._awake_since = time.monotonic()
         """Since when rounds have come without a gap: who did not look cannot say who was silent."""
+        self._counter = Counter(db_engine)
         self._grade_age = dt.timedelta(seconds=settings.grading.time_limit_s + 5)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
@@ -103,6 +99,13 @@ class Upkeep:
         while not self._stop.is_set() and not try_to_lead(lock):
             self._stop.wait(1.0)
         log.info("upkeep leads")
+        self._counter.start()
+        try:
+            self._do_rounds(lock)
+        finally:
+            self._counter.stop()
+
+    def _do_rounds(self, lock: Connection) -> None:
         self._awake_since = last = time.monotonic()
         while not self._stop.wait(self._settings.tick_s):
             lock.execute(text("SELECT 1"))  # raises when the connection, and with it the lock, is gone
@@ -120,7 +123,6 @@ class Upkeep:
         self._reap_grades()
         self._close()
         self._admit()
-        self._count()
         self._follow()
 
     def _settle(self) -> None:
@@ -189,22 +191,6 @@ class Upkeep:
             closed = close_jobs(connection)
         for job_id, state in closed.items():
             log.info("job ended", job_id=job_id, state=state.value)
-
-    def _count(self) -> None:
-        """For as long as a round may take; the rest is counted in the next ones."""
-        deadline = time.monotonic() + COUNTING_S
-        with transaction(self._db_engine) as connection:
-            lots = resting_lots(connection, quiet=LOT_QUIET, limit=LOTS_PER_ROUND)
-        counted: set[int] = set()
-        for lot in lots:
-            if time.monotonic() > deadline:
-                break
-            with transaction(self._db_engine) as connection:
-                if count_lot(connection, lot):
-                    counted.add(lot.job_id)
-        for job_id in counted:
-            with transaction(self._db_engine) as connection:
-                fold_lengths(connection, job_id)
 
     def _follow(self) -> None:
         with transaction(self._db_engine) as connection:

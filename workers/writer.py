@@ -133,6 +133,11 @@ class Writer:
         self._dropped_tokens = 0
         self._cache_room = CacheRoom(max_in_flight=engine.max_in_flight, ahead=admit_ahead)
         self._stopping = False
+        """Nothing more is claimed."""
+        self._num_claiming = 0
+        """Claims under way."""
+        self._drained = False
+        """Nothing more is handed to the engine."""
         self._setup = lru_cache(maxsize=64)(self._load_setup)
         self._memory = ContextMemory()
         self._recorder = Gatherer(
@@ -159,7 +164,14 @@ class Writer:
         for call in calls:
             by_job.setdefault(call.message.job_id, []).append(call)
         for job_id, group in by_job.items():
-            reason = "stopping" if self._stopping else self._claim_of_job(job_id, group)
+            with self._lock:
+                stopping = self._stopping
+                self._num_claiming += not stopping
+            reason: str | None = "stopping"
+            if not stopping:
+                reason = self._claim_of_job(job_id, group)
+                with self._lock:
+                    self._num_claiming -= 1
             for call in group:
                 call.end_claim(reason)
 
@@ -218,7 +230,13 @@ class Writer:
                 del self._beginning[sample.sample_id]
             if isinstance(work, Hop):
                 return
-            self._in_flight[sample.sample_id] = work
+            if not self._drained:
+                self._in_flight[sample.sample_id] = work
+            is_late = self._drained
+        if is_late:
+            self._give_back({sample.sample_id: sample.epoch})
+            countdown.tick()
+            return
         self.engine.submit(work.request, lambda result: self._recorder.put(Outcome(work, result)))
 
     def _load_setup(self, job_id: int) -> JobSetup:
@@ -443,10 +461,13 @@ class Writer:
 
     def drain(self, timeout_s: float) -> None:
         """Take nothing new; let requests run on for so long, then hand the rest back and drop their tokens."""
-        self._stopping = True
+        with self._lock:
+            self._stopping = True
         deadline = time.monotonic() + timeout_s
-        while self._in_flight and time.monotonic() < deadline:
+        while (self._in_flight or self._num_claiming) and time.monotonic() < deadline:
             time.sleep(0.05)
+        with self._lock:
+            self._drained = True
         rest = self.in_flight()
         if rest:
             self._abandon(rest)

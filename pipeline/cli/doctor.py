@@ -89,7 +89,7 @@ def _doctor_jobs(settings: Settings, jobs: list[int], *, as_json: bool) -> int:
 def check_jobs(settings: Settings, jobs: list[int]) -> dict[int, list[Violation]]:
     """The violated invariants of each job, all as of one moment. Raises NotFound for a job that there is not."""
     from pipeline.db.invariants import check_job, snapshot
-    from pipeline.db.migrate import require_current
+    from pipeline.db.revision import require_current
     from pipeline.db.session import open_database
     from pipeline.embedded import resolve_connections
 
@@ -259,7 +259,7 @@ def check_database(connections: Connections) -> Iterator[Finding]:
 def _check_open_database(db_engine: Engine) -> Iterator[Finding]:
     from sqlalchemy import text
 
-    from pipeline.db.migrate import current_revision, newest_revision
+    from pipeline.db.revision import current_revision, newest_revision
     from pipeline.db.session import transaction
 
     with transaction(db_engine) as connection:

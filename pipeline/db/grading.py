@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import Connection, text
 
@@ -151,14 +152,27 @@ _TIME_OUT = text("""
 def time_out_grades(connection: Connection, *, age: dt.timedelta, tries: int = 1) -> list[int]:
     """Turn gradings that began longer ago than age into grades of status timeout; their samples stay unscored.
 
-    tries: those that were begun so often; a first one may have been lost with its grader.
+    Index: ix_grades_running. tries: those that were begun so often; a first one may have been lost with its grader.
     """
     return list(connection.execute(_TIME_OUT, {"age": age, "tries": tries}).scalars())
 
 
-_REGRADE = text("SELECT id FROM samples WHERE job_id = :job AND state IN ('finished', 'graded') ORDER BY id")
+_COMPLETE = text("""
+    SELECT s.id, EXISTS (
+        SELECT FROM grades g WHERE g.sample_id = s.id AND g.grader = :grader AND g.grader_version = :version
+                               AND g.status <> 'running') AS is_graded
+    FROM samples s WHERE s.job_id = :job AND s.state IN ('finished', 'graded') ORDER BY s.id
+""")
 
 
-def gradable_samples(connection: Connection, job_id: int) -> list[int]:
-    """Ids of a job's complete samples."""
-    return list(connection.execute(_REGRADE, {"job": job_id}).scalars())
+class Gradable(NamedTuple):
+    """A job's complete samples: ids of those without a grade by a grader's version, and how many have one."""
+
+    sample_ids: list[int]
+    num_graded: int
+
+
+def gradable_samples(connection: Connection, job_id: int, *, grader: str, version: str) -> Gradable:
+    rows = connection.execute(_COMPLETE, {"job": job_id, "grader": grader, "version": version}).all()
+    without = [row.id for row in rows if not row.is_graded]
+    return Gradable(sample_ids=without, num_graded=len(rows) - len(without))

@@ -9,17 +9,16 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import psycopg
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
 
+from pipeline.db.revision import current_revision, migrations_folder, newest_revision
 from pipeline.db.session import transaction
 from pipeline.errors import ConfigurationError, MigrationRefused
 
@@ -28,15 +27,6 @@ MIGRATION_LOCK = 7_300_001
 
 LOCK_TIMEOUT = dt.timedelta(seconds=10)
 """So long a migration waits for a table that somebody uses. Meanwhile everybody else waits behind it."""
-
-
-def migrations_folder() -> Path:
-    """Where the migration scripts are: inside the package when installed, beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    for folder in (package / "_migrations", package.parent / "migrations"):
-        if (folder / "env.py").is_file():
-            return folder
-    raise ConfigurationError(f"no migrations beside {package}; install specthink again")
 
 
 def alembic_config(connection: Connection | None = None) -> Config:
@@ -80,32 +70,6 @@ def downgrade(
     """Migrate down in one transaction; refused as upgrade is."""
     with _migrating(db_engine, revision, lock_timeout, on_wait) as connection:
         command.downgrade(alembic_config(connection), revision)
-
-
-def current_revision(connection: Connection) -> str | None:
-    return MigrationContext.configure(connection).get_current_revision()
-
-
-def newest_revision() -> str:
-    return ScriptDirectory.from_config(alembic_config()).get_current_head() or ""
-
-
-def require_current(db_engine: Engine) -> None:
-    """Raise ConfigurationError unless the database has the schema this code was written for."""
-    with transaction(db_engine) as connection:
-        check_current(connection)
-
-
-def check_current(connection: Connection) -> None:
-    """Likewise, in a transaction that goes on.
-
-    A worker that asks this after its row was inserted cannot slip past a migration: one of the two sees the other.
-    """
-    found, wanted = current_revision(connection), newest_revision()
-    if found != wanted:
-        raise ConfigurationError(
-            f"the database is at revision {found}, this version needs {wanted}: run specthink migrate"
-        )
 
 
 @contextmanager

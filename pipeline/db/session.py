@@ -103,4 +103,10 @@ def _reached() -> Iterator[None]:
     except (OperationalError, InterfaceError, DisconnectionError) as error:
         orig = error.orig if isinstance(error, DBAPIError) else None
         reason = next(iter(str(orig or error).strip().splitlines()), type(error).__name__)
-        raise ServiceUnavailable(f"Postgres cannot be reached: {reason}") from error
+        raise ServiceUnavailable(f"{_trouble(orig)}: {reason}") from error
+
+
+def _trouble(error: BaseException | None) -> str:
+    sqlstate = getattr(error, "sqlstate", None) or "08000"
+    away = sqlstate.startswith(("08", "57P"))  # connection exceptions; shut down, or starting up
+    return "Postgres cannot be reached" if away else "Postgres could not do it"

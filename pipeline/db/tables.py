@@ -569,7 +569,10 @@ class GradeRow(Base):
     """What one grader, in one version, said about one sample."""
 
     __tablename__ = "grades"
-    __table_args__ = (Index("ix_grades_failed", "sample_id", postgresql_where=text("status IN ('timeout', 'error')")),)
+    __table_args__ = (
+        Index("ix_grades_failed", "sample_id", postgresql_where=text("status IN ('timeout', 'error')")),
+        Index("ix_grades_running", "started_at", postgresql_where=text("status = 'running'")),
+    )
 
     sample_id: Mapped[int] = mapped_column(ForeignKey("samples.id"), primary_key=True, autoincrement=False)
     grader: Mapped[str] = mapped_column(primary_key=True)

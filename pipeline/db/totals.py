@@ -59,7 +59,11 @@ _RESTING = text(f"""
           WHERE s.job_id = l.job_id AND s.problem_id BETWEEN l.first_problem AND l.last_problem
             AND s.state || '' NOT IN ({", ".join(repr(state.value) for state in sorted(RESTING_STATES))}) OFFSET 0
       )
-    LIMIT :limit
+    ORDER BY l.job_id DESC, l.first_problem LIMIT :limit
+""")
+_POSTPONE = text("""
+    UPDATE lots SET changed_at = clock_timestamp() + :by
+    WHERE job_id = :job AND first_problem = :first AND counted_at IS NULL
 """)
 _COUNT_LOT = text("SELECT count_lot(:job, :first)")
 _COUNT_ADDED = text("SELECT count(*) FROM length_counts WHERE job_id = :job AND NOT is_base")
@@ -88,7 +92,7 @@ class Lot(NamedTuple):
 def resting_lots(connection: Connection, *, quiet: dt.timedelta, limit: int) -> list[Lot]:
     """Some lots that could be counted: all of their samples rest, and none has stopped to for so long.
 
-    Index: ix_lots_open, and for each lot the unique index of samples.
+    The newest jobs' first. Index: ix_lots_open, and for each lot the unique index of samples.
     """
     rows = connection.execute(_RESTING, {"quiet": quiet, "limit": limit})
     return [Lot(row.job_id, row.first_problem) for row in rows]
@@ -100,6 +104,11 @@ def count_lot(connection: Connection, lot: Lot) -> bool:
     One lot per transaction: whoever changes a sample of it waits until the end.
     """
     return bool(connection.execute(_COUNT_LOT, {"job": lot.job_id, "first": lot.first_problem}).scalar_one())
+
+
+def postpone_lot(connection: Connection, lot: Lot, *, by: dt.timedelta) -> None:
+    """Let a lot that cannot be counted wait, so that it is not begun again and again; the views look at its samples."""
+    connection.execute(_POSTPONE, {"job": lot.job_id, "first": lot.first_problem, "by": by})
 
 
 def fold_lengths(connection: Connection, job_id: int, *, at_least: int = _FOLD_FROM) -> bool:

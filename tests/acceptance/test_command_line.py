@@ -165,8 +165,9 @@ def test_watch_ends_with_the_job(specthink: CommandLine, finished_job: int, smal
     assert "24/24 samples" in done.stderr
 
 
-def test_grade_again_reaches_the_graders(specthink: CommandLine, finished_job: int) -> None:
-    assert "12 samples sent" in specthink.ok("grade", str(finished_job))
+def test_grade_again_leaves_present_grades_alone(specthink: CommandLine, finished_job: int) -> None:
+    assert "0 samples sent to the graders, 12 have a grade by math" in specthink.ok("grade", str(finished_job))
+    assert specthink.run("grade", "999999").returncode == 3
 
 
 def test_cancelled_job_ends_and_says_so(specthink: CommandLine) -> None:

@@ -21,6 +21,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from pipeline.db import migrate
+from pipeline.db.revision import newest_revision
 from pipeline.db.session import transaction
 from pipeline.errors import MigrationRefused, PipelineError
 from pipeline.workforce import WorkerKind
@@ -498,7 +499,7 @@ class MigrateRefused(Fault):
     lasts_s = 24.0
 
     def __init__(self) -> None:
-        self._newest = migrate.newest_revision()
+        self._newest = newest_revision()
         self._before_it = _revision_before(self._newest)
 
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:

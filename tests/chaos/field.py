@@ -288,7 +288,7 @@ class Field:
     # -- waiting -----------------------------------------------------------------------------------------------------
 
     def until(
-        self, condition: Callable[[], bool], what: str, *, timeout_s: float = 30.0, every_s: float = 0.02
+        self, condition: Callable[[], bool], what: str, *, timeout_s: float = 30.0, every_s: float = 0.05
     ) -> None:
         """Wait for a condition; a server that is away counts as not yet. Raises Broken."""
         deadline = time.monotonic() + timeout_s * PATIENCE

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import functools
+import gc
 import importlib
 import json
 import os
@@ -235,9 +236,10 @@ def relay_file(folder: Path) -> Path:
 def _through_relay(publisher: Any, phases: Phases) -> None:
     apply = publisher._apply
 
-    def wrapped(task: str, message: Any, queue: str, *rest: Any) -> None:
+    def wrapped(task: str, message: Any, queue: str, *rest: Any) -> bool:
         name = f"{RELAY_PREFIX}{queue}" if relay_file(phases.folder).exists() else queue
-        apply(task, message, name, *rest)
+        sent: bool = apply(task, message, name, *rest)
+        return sent
 
     publisher._apply = wrapped
 
@@ -325,6 +327,7 @@ def main() -> int:
 
     configure_logging(load_settings())
     kind = sys.argv[1]
+    gc.disable()  # as workers.__main__ does while it loads
     phases = Phases(Path(os.environ[ORDERS_VARIABLE]), os.environ[PROGRAM_VARIABLE])
     if kind in ("small", "large"):
         return run_writer(kind, phases)

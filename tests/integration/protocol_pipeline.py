@@ -71,8 +71,9 @@ class Post(Publisher):
         super().__init__(Celery("machine", broker="memory://", set_as_current=False))
         self.sent: list[SamplesMessage] = []
 
-    def _apply(self, task: str, message: dict[str, object], *_: object) -> None:
+    def _apply(self, task: str, message: dict[str, object], *_: object) -> bool:
         self.sent.append(SamplesMessage.model_validate(message))
+        return True
 
     def depth(self, queue: str) -> int:
         return 0

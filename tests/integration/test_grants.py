@@ -15,11 +15,12 @@ from sqlalchemy import Engine, make_url, text
 from pipeline.db import migrate
 from pipeline.db.grants import GRANTS, create_logins, grant_roles
 from pipeline.db.hops import defer_samples, fix_think_phase, get_job_config, held_epochs, release_samples
-from pipeline.db.migrate import require_current
 from pipeline.db.reports import select_progress
+from pipeline.db.revision import require_current
 from pipeline.db.roles import DatabaseRole, Login
 from pipeline.db.session import open_database, session, transaction
 from pipeline.db.tables import METADATA
+from pipeline.db.totals import Lot, postpone_lot
 from pipeline.db.upkeep import mark_followed, try_to_lead
 from pipeline.db.workforce import WorkerCounters, amend_books, close_books, end_worker, renew_worker
 from pipeline.embedded import EMBEDDED_LOGINS, Connections
@@ -32,6 +33,7 @@ from pipeline.steps import Step
 from tests.conftest import TEMPLATE, with_database
 from tests.integration.rows import add_job, add_problem_set, add_samples
 from tests.integration.test_protocol import TTL, claim, commit, make_job, make_worker, written
+from workers.counting import Counter
 from workers.grader import grade_samples
 from workers.messages import SamplesMessage
 from workers.publish import Publisher
@@ -297,6 +299,7 @@ def test_each_worker_does_its_work_with_the_rights_of_its_role_alone(
         job = make_job(connection, num_problems=4)
     publisher = Publisher(Celery("grants", broker="memory://", set_as_current=False))
     upkeep = Upkeep(logins[DatabaseRole.UPKEEP], publisher, Settings())
+    counter = Counter(logins[DatabaseRole.UPKEEP])
     with transaction(logins[DatabaseRole.WRITER]) as connection:
         worker = make_worker(connection)
     with session(logins[DatabaseRole.UPKEEP]) as connection:
@@ -346,6 +349,11 @@ def test_each_worker_does_its_work_with_the_rights_of_its_role_alone(
     with transaction(db_engine) as connection:
         connection.execute(text("UPDATE jobs SET state = 'cancelled', finished_at = clock_timestamp()"))
     upkeep.round()  # ends the samples of a cancel whose client died, and counts the job
+    with transaction(db_engine) as connection:
+        connection.execute(text("UPDATE lots SET changed_at = '2001-01-01'"))
+    assert counter.count() == 1
+    with transaction(logins[DatabaseRole.UPKEEP]) as connection:
+        postpone_lot(connection, Lot(job, 0), by=TTL)
     with transaction(db_engine) as connection:
         states = set(connection.execute(text("SELECT state FROM samples")).scalars())
         assert states == {"graded", "failed", "cancelled"}

@@ -24,6 +24,7 @@ from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, insert, text
 
 from pipeline.db import migrate
+from pipeline.db.revision import current_revision, newest_revision
 from pipeline.db.session import open_database, transaction
 from pipeline.db.tables import METADATA, SampleRow
 from pipeline.db.workforce import Registration, end_worker, register_worker
@@ -199,7 +200,7 @@ def test_filled_database_goes_down_and_up_again_with_its_data(db_engine: Engine,
     assert [(event["from_state"], event["to_state"]) for event in new_events] == logged_by_undoing(revision)
     assert surviving(before, below, undone(revision)) == surviving(below, before)
 
-    assert migrate.upgrade(db_engine) == migrate.newest_revision()
+    assert migrate.upgrade(db_engine) == newest_revision()
     after = rows_of(db_engine)
     assert split_off_new_events(after, before) == new_events
     assert surviving(below, after) == surviving(after, below)
@@ -233,7 +234,7 @@ def soon(condition: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
 
 def revision_of(db_engine: Engine) -> str | None:
     with transaction(db_engine) as connection:
-        return migrate.current_revision(connection)
+        return current_revision(connection)
 
 
 @contextmanager
@@ -263,7 +264,7 @@ def test_migration_that_is_not_due_waits_for_nobody(db_engine: Engine) -> None:
         register_worker(connection, registration())
     lock_all = f"LOCK TABLE jobs, samples, workers; SELECT pg_advisory_xact_lock({migrate.MIGRATION_LOCK})"
     with somebody(db_engine, lock_all):
-        assert migrate.upgrade(db_engine) == migrate.newest_revision()
+        assert migrate.upgrade(db_engine) == newest_revision()
 
 
 def test_migration_is_refused_while_workers_run_and_says_which(db_engine: Engine) -> None:
@@ -277,7 +278,7 @@ def test_migration_is_refused_while_workers_run_and_says_which(db_engine: Engine
         assert revision_of(db_engine) == PREVIOUS
     with transaction(db_engine) as connection:
         end_worker(connection, worker, Counters())
-    assert migrate.upgrade(db_engine) == migrate.newest_revision()
+    assert migrate.upgrade(db_engine) == newest_revision()
 
 
 def test_worker_that_is_silent_for_longer_than_its_lease_loses_it_to_a_migration(db_engine: Engine) -> None:
@@ -311,7 +312,7 @@ def test_second_migration_waits_for_the_first(db_engine: Engine) -> None:
             assert told.wait(60)
             assert not second.done()
             assert revision_of(db_engine) == PREVIOUS
-        assert second.result(60) == migrate.newest_revision()
+        assert second.result(60) == newest_revision()
 
 
 def test_migration_gives_up_on_a_table_in_use_and_says_who_uses_it(db_engine: Engine) -> None:
@@ -322,7 +323,7 @@ def test_migration_gives_up_on_a_table_in_use_and_says_who_uses_it(db_engine: En
     ):
         migrate.upgrade(db_engine, lock_timeout=dt.timedelta(seconds=0.3))
     assert revision_of(db_engine) == FIRST
-    assert migrate.upgrade(db_engine) == migrate.newest_revision()
+    assert migrate.upgrade(db_engine) == newest_revision()
 
 
 def test_worker_that_registers_during_a_migration_finds_the_schema_changed(db_engine: Engine) -> None:
@@ -377,4 +378,4 @@ def test_command_migrate_is_refused_with_the_reason_and_goes_on_once_workers_are
     with transaction(db_engine) as connection:
         end_worker(connection, worker, Counters())
     done = command()
-    assert (done.returncode, done.stdout) == (0, f"database at revision {migrate.newest_revision()}\n")
+    assert (done.returncode, done.stdout) == (0, f"database at revision {newest_revision()}\n")

@@ -16,7 +16,15 @@ from sqlalchemy.exc import IntegrityError
 
 from pipeline.db import migrate
 from pipeline.db.control import cancel_job, cancel_samples
-from pipeline.db.grading import Ungraded, begin_grade, end_grade, select_ungraded, time_out_grades
+from pipeline.db.grading import (
+    Gradable,
+    Ungraded,
+    begin_grade,
+    end_grade,
+    gradable_samples,
+    select_ungraded,
+    time_out_grades,
+)
 from pipeline.db.hops import (
     ClaimedSample,
     ContextMemory,
@@ -29,6 +37,7 @@ from pipeline.db.hops import (
     held_epochs,
     release_samples,
 )
+from pipeline.db.revision import newest_revision
 from pipeline.db.session import transaction
 from pipeline.db.submissions import insert_job, put_problem_set
 from pipeline.db.tables import METADATA
@@ -169,7 +178,7 @@ def test_migrations_go_down_and_up_again(db_engine: Engine) -> None:
     with transaction(db_engine) as connection:
         tables = connection.execute(text("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")).scalar_one()
     assert tables == 1, "only Alembic's own table is left"
-    assert migrate.upgrade(db_engine) == migrate.newest_revision()
+    assert migrate.upgrade(db_engine) == newest_revision()
 
 
 def test_database_refuses_every_transition_that_the_state_machine_has_not(connection: Connection) -> None:
@@ -665,6 +674,24 @@ def test_grading_whose_grader_was_killed_is_begun_once_more_before_it_counts_as_
     assert time_out_grades(connection, age=none, tries=2) == [ungraded.sample_id]
     row = connection.execute(text("SELECT s.state, s.score, g.status FROM samples s JOIN grades g ON true")).one()
     assert row == ("graded", None, "timeout")
+
+
+def test_samples_without_a_grade_by_the_present_version_can_be_graded_again(connection: Connection) -> None:
+    ungraded = finish_one(connection)
+    waiting, done = Gradable([ungraded.sample_id], 0), Gradable([], 1)
+
+    def gradable(version: str) -> Gradable:
+        return gradable_samples(connection, ungraded.job_id, grader="math", version=version)
+
+    assert gradable("1") == waiting
+    assert begin(connection, ungraded, dt.timedelta(0))
+    assert gradable("1") == waiting, "its grader may have died"
+    assert end_grade(
+        connection, sample_id=ungraded.sample_id, epoch=ungraded.epoch, grader="math", version="1",
+        status=GradeStatus.DONE, score=1.0, predicted_answer="2", detail=None,
+    )  # fmt: skip
+    assert gradable("1") == done
+    assert gradable("2") == waiting
 
 
 def test_grade_of_a_text_that_was_drawn_again_is_refused(connection: Connection) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy import Engine as DbEngine
 
 from pipeline.chat import ChatModel
 from pipeline.db.control import cancel_job, cancel_samples
-from pipeline.db.hops import Committed, claim_samples, commit_hops, held_epochs
+from pipeline.db.hops import ClaimedSample, Committed, claim_samples, commit_hops, held_epochs
 from pipeline.db.session import open_database, transaction
 from pipeline.db.submissions import insert_job, put_problem_set
 from pipeline.db.upkeep import admit_samples, overdue_samples, settle_workers
@@ -197,6 +197,25 @@ def test_drain_hands_back_what_does_not_end_in_time(slow_desk: Desk) -> None:
         0,
     )
     assert slow_desk.writer.write(slow_desk.message) == "stopping"
+
+
+def test_drain_hands_back_what_was_being_claimed(slow_desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim, begun, go_on = slow_desk.writer._claim, threading.Event(), threading.Event()
+
+    def claim_slowly(*args: Any) -> list[ClaimedSample]:
+        begun.set()
+        assert go_on.wait(20)
+        return claim(*args)
+
+    monkeypatch.setattr(slow_desk.writer, "_claim", claim_slowly)
+    thread = slow_desk.write_in_background()
+    assert begun.wait(20)
+    slow_desk.writer.drain(timeout_s=0.0)
+    go_on.set()
+    thread.join(timeout=20)
+    assert not thread.is_alive()
+    assert slow_desk.one("SELECT count(*), min(epoch) FROM samples WHERE state = 'ready'") == (2, 2)
+    assert slow_desk.engine.stats().num_generated_tokens == 0
 
 
 def test_drain_waits_for_what_ends_in_time(desk: Desk) -> None:

@@ -11,7 +11,7 @@ from kombu.transport import memory
 from pipeline.db.hops import Runnable
 from pipeline.samples import SampleState
 from workers.app import CONFIG
-from workers.publish import Publisher
+from workers.publish import MAX_FOLLOWED, Publisher
 
 
 @pytest.fixture
@@ -78,6 +78,14 @@ def test_full_queue_gets_no_second_messages(app: Celery) -> None:
     assert len(read(app, "small.m")) == 1
 
 
+def test_jobs_that_wait_to_be_shown_do_not_pile_up(app: Celery) -> None:
+    publisher = Publisher(app)
+    for _ in range(2):  # upkeep asks again every 15 s
+        for job_id in range(1, MAX_FOLLOWED + 1):
+            publisher.publish_follow(job_id)
+    assert len(read(app, "upkeep")) == MAX_FOLLOWED
+
+
 def test_deleted_queue_is_empty(app: Celery) -> None:
     publisher = Publisher(app)
     publisher.publish([waiting(1, home_queue="small.m.own", resumed=True)])
@@ -91,6 +99,16 @@ def test_broker_that_is_away_does_not_stop_the_worker() -> None:
     app.conf.task_publish_retry_policy = {"max_retries": 0}
     Publisher(app).publish([waiting(1)])
     app.close()
+
+
+def test_gradings_that_a_broker_does_not_take_are_not_counted_as_sent(app: Celery) -> None:
+    samples = [waiting(i, SampleState.GRADED) for i in (1, 2)]
+    assert Publisher(app).publish_grading(7, samples) == 2
+    away = Celery("test", broker="redis://127.0.0.1:1/0", set_as_current=False)
+    away.conf.update(CONFIG)
+    away.conf.task_publish_retry_policy = {"max_retries": 0}
+    assert Publisher(away).publish_grading(7, samples) == 0
+    away.close()
 
 
 def test_suspects_are_left_to_upkeep_which_sends_them_one_by_one(app: Celery) -> None:
