@@ -226,7 +226,7 @@ class Client:
                 num_problems=num_problems,
                 config=config,
                 first_role=opener,
-                versions=package_versions(),
+                versions=_versions(config),
                 think=think,
             )
         return self.job(job_id)
@@ -333,10 +333,14 @@ class Client:
 
         changes: by dotted key, as in {"sampling.temperature": 0.9, "policy.n1": 30, "num_samples": 8}; ``policy`` is
         NAME[:PRESET] or another preset of the same name, ``small`` and ``large`` are models as for ``submit``. name:
-        None derives it from the job's and the changes. Checks what ``submit`` checks. Raises ConfigurationError for a
-        key that is not there, naming those that are, and for a value that is wrong.
+        None derives it from the job's and the changes. Checks what ``submit`` checks, and prompts where what they are
+        measured with changes. Raises ConfigurationError for a key that is not there, naming those that are, and for a
+        value that is wrong.
         """
         given = dict(changes or {})
+        for what, given_text in (("the name", name), ("the small model", given.get("small")),
+                                 ("the large model", given.get("large"))):  # fmt: skip
+            _check_sendable(what, given_text)
         with self._transaction() as connection:
             source = reports.get_job(connection, _id(job))
             stored = control.get_clone_source(connection, source.id)
@@ -350,7 +354,11 @@ class Client:
             config = changed_config(source.config, given, policy=spec, models=specs)
         _check_names(config)
         opener = first_role(config)
-        think = stored.think if not models and opener is first_role(source.config) else None
+        think = stored.think
+        if models or opener is not first_role(source.config):
+            kept = {role: its.name for role in ModelRole if (its := config.model(role)) is not None}
+            used = {role: models.get(role, model) for role, model in kept.items()}
+            think = _think_phase(opener, used, chats)
         num_problems = min(config.limit or stored.set_size, stored.set_size)
         with self._transaction() as connection:
             if models or config.prompt_template != source.config.prompt_template or config.limit != source.config.limit:
@@ -365,7 +373,7 @@ class Client:
                 num_problems=num_problems,
                 config=config,
                 first_role=opener,
-                versions=package_versions(),
+                versions=_versions(config),
                 think=think,
                 cloned_from=source.id,
             )
@@ -736,7 +744,7 @@ def _think_phase(
     """
     from pipeline.chat import ChatModel
 
-    known = {role: chats[role] or ChatModel.find_cached(str(model)) for role, model in models.items()}
+    known = {role: chats.get(role) or ChatModel.find_cached(str(model)) for role, model in models.items()}
     first, *others = (known[role] for role in sorted(known, key=lambda role: role is not opener))
     if first is None or None in others:
         return None
@@ -783,9 +791,11 @@ def first_role(config: JobConfig) -> ModelRole:
     return next(decision.role for decision in decisions if isinstance(decision, Generate))
 
 
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that shape a job at submit; those not installed are left out."""
-    versions = {}
+def _versions(config: JobConfig) -> dict[str, str]:
+    """Versions of what shapes a job at submit: its prompt template, and packages; those not installed are left out."""
+    from pipeline.prompts import prompt_template
+
+    versions = {"prompt template": prompt_template(config.prompt_template).version}
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)

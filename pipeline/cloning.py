@@ -62,7 +62,7 @@ def _keys(values: Mapping[str, Any], before: str = "") -> Iterator[str]:
         if name in _FIXED or key == "sampling":
             continue
         yield key
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and name not in tuple(ModelRole):
             yield from _keys(value, f"{key}.")
     if not before:
         yield from _keys(values["sampling"], "sampling.")

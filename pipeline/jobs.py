@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.policies import PolicySpec, make_policy
+from pipeline.policies.cues import CueLists
 from pipeline.samples import ModelRole
 
 
@@ -90,3 +91,9 @@ class JobConfig(BaseModel):
 
     def model(self, role: ModelRole) -> ModelSpec | None:
         return self.small if role is ModelRole.SMALL else self.large
+
+    @property
+    def cues(self) -> CueLists:
+        """By which a step's sentence is classed: the policy's own, else the paper's."""
+        cues: CueLists = getattr(self.policy, "cues", CueLists())
+        return cues

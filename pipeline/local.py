@@ -64,7 +64,8 @@ def start_local(
     state.add_programs(programs)
     for program in programs:
         state.start_program(program.name)
-    _wait_for_programs(state, [program.name for program in programs], port, on_event)
+    serving = (settings.flower.address, port) if port is not None else None
+    _wait_for_programs(state, [program.name for program in programs], serving, on_event)
     url = f"http://{settings.flower.address}:{port}" if port is not None else None
     return LocalStack(state=state, revision=revision, flower_url=url)
 
@@ -131,9 +132,9 @@ def _is_free(address: str, port: int) -> bool:
 
 
 def _wait_for_programs(
-    state: EmbeddedState, names: list[str], flower_port: int | None, on_event: Callable[[str], None]
+    state: EmbeddedState, names: list[str], flower: tuple[str, int] | None, on_event: Callable[[str], None]
 ) -> None:
-    """Return once all have registered (Flower: answers). Raises ServiceUnavailable when one has ended instead."""
+    """Return once all have registered; Flower answers there. Raises ServiceUnavailable when one has ended."""
     db_engine = open_database(state.connections.database_url)
     deadline = time.monotonic() + WORKERS_TIMEOUT_S
     waiting_before: list[str] = []
@@ -143,7 +144,7 @@ def _wait_for_programs(
             _require_alive(programs)
             with transaction(db_engine) as connection:
                 registered = {worker.pid for worker in reports.live_workers(connection)}
-            waiting = [name for name in names if not _is_up(programs[name], registered, flower_port)]
+            waiting = [name for name in names if not _is_up(programs[name], registered, flower)]
             if not waiting:
                 return
             if waiting != waiting_before:
@@ -166,15 +167,15 @@ def _require_alive(programs: Mapping[str, ProgramState]) -> None:
             raise ServiceUnavailable(f"{program.name} did not start{code}; {last_lines(program.log_path, 8)}")
 
 
-def _is_up(program: ProgramState, registered: set[int], flower_port: int | None) -> bool:
+def _is_up(program: ProgramState, registered: set[int], flower: tuple[str, int] | None) -> bool:
     if program.name == "flower":
-        return flower_port is not None and _answers(flower_port)
+        return flower is not None and _answers(flower)
     return program.pid in registered
 
 
-def _answers(port: int) -> bool:
+def _answers(address: tuple[str, int]) -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        socket.create_connection(address, timeout=1).close()
     except OSError:
         return False
     return True

@@ -335,7 +335,7 @@ class _Replayer:
             SegmentText(author=segment.author, trigger=segment.trigger, texts=segment.texts[: len(segment.token_ids)])
             for segment in sample.segments
         ]
-        steps = split_steps(texts)
+        steps = split_steps(texts, sample.config.cues)
         _compare(None, number_of_steps=(len(sample.steps), len(steps)))
         for stored, step in zip(sample.steps, steps, strict=True):
             for field in fields(StoredStep):

@@ -59,12 +59,12 @@ class _Token:
     """The trigger of the takeover that begins with this token."""
 
 
-def split_steps(segments: Iterable[SegmentText], cues: CueLists | None = None) -> tuple[Step, ...]:
-    """The steps of a sample's segments, in order; their texts joined are the sample's text."""
+def split_steps(segments: Iterable[SegmentText], cues: CueLists) -> tuple[Step, ...]:
+    """The steps of a sample's segments, in order; their texts joined are its text. cues: give their classes."""
     steps: list[Step] = []
     start = 0
     for tokens in _split(_tokens(segments)):
-        steps.append(_step(len(steps), tokens, start, cues or CueLists()))
+        steps.append(_step(len(steps), tokens, start, cues))
         start += len(tokens)
     return tuple(steps)
 

@@ -27,6 +27,7 @@ from pipeline.policies.base import (
     Watcher,
     Written,
 )
+from pipeline.policies.cues import CueLists
 from pipeline.prompts import render_user_message
 from pipeline.samples import (
     RUNNABLE_STATE,
@@ -140,7 +141,7 @@ def prepare(
     token_ids = [*prompt_ids, *output_ids(sample, setup, inserted, role=role, chat=chat)]
     room = max_model_len - len(token_ids)
     if room <= 0:
-        return _context_full(sample, chat.name, len(token_ids), max_model_len)
+        return _context_full(sample, setup.config.cues, chat.name, len(token_ids), max_model_len)
     segment_index = len(sample.context) + len(inserted)
     seed = segment_seed(
         job_seed=context.job_seed,
@@ -256,7 +257,7 @@ def _listening(watcher: Watcher | None, listener: Listener) -> Watcher | None:
     return _Translated(watcher, listener) if watcher and listener.translates else watcher
 
 
-def _context_full(sample: ClaimedSample, model: str, num_tokens: int, max_model_len: int) -> Hop:
+def _context_full(sample: ClaimedSample, cues: CueLists, model: str, num_tokens: int, max_model_len: int) -> Hop:
     if not sample.context:
         return failed(sample, PromptTooLong(model, num_tokens, max_model_len))
     return Hop(
@@ -266,7 +267,7 @@ def _context_full(sample: ClaimedSample, model: str, num_tokens: int, max_model_
         num_segments_before=len(sample.context),
         policy_state=sample.policy_state,
         finish_reason=FinishReason.CONTEXT,
-        steps=tuple(split_steps(_segment_texts(sample, ()))),
+        steps=tuple(split_steps(_segment_texts(sample, ()), cues)),
     )
 
 
@@ -329,7 +330,7 @@ def _hop(
     generate: Generate | None = None,
     finish: Finish | None = None,
 ) -> Hop:
-    steps = split_steps(_segment_texts(work.sample, segments)) if finish else ()
+    steps = split_steps(_segment_texts(work.sample, segments), work.setup.config.cues) if finish else ()
     return Hop(
         sample_id=work.sample.sample_id,
         epoch=work.sample.epoch,

@@ -57,7 +57,7 @@ _T = TypeVar("_T")
 MAX_GROUP = 256
 """Most samples in one commit: keeps a transaction in the tens of milliseconds."""
 MAX_MESSAGES = 16
-"""Most messages in one claim, likewise: of up to 16 samples each."""
+"""Most messages in one claim, likewise: of up to 28 samples each."""
 COMMIT_EVERY_S = 0.05
 """Least time between two commits of several samples: where hundreds move in a second, each commit, and each message
 after it, has twenty of them."""

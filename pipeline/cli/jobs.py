@@ -72,7 +72,9 @@ def submit(
         list[str] | None,
         typer.Option(metavar="PART=COLUMN", help="Name a column: problem=…, answer=…, id=…, subject=…, level=…."),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Return when the job has ended; 1 if samples failed.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Return when the job has ended; 1 if samples failed or it was cancelled.")
+    ] = False,
     state_dir: StateDir = None,
 ) -> None:
     """Store a job and print its number. Workers do the rest; the command need not stay."""
@@ -257,7 +259,9 @@ def clone(
         typer.Option("--set", metavar="KEY=VALUE", help="Change a value of its configuration; may be given again."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Free text for people.", show_default="derived")] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Return when the job has ended; 1 if samples failed.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Return when the job has ended; 1 if samples failed or it was cancelled.")
+    ] = False,
     state_dir: StateDir = None,
 ) -> None:
     """Store a new job on the same problems, configured alike but for some values, and print its number."""

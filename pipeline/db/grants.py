@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
-from pydantic import SecretStr
-from sqlalchemy import Connection, make_url, text
+from sqlalchemy import Connection, text
 
 from pipeline.db.migrate import MIGRATION_LOCK
 from pipeline.db.roles import SUPERUSER_SETTINGS, DatabaseRole, Login
@@ -159,8 +158,3 @@ def ensure_login(connection: psycopg.Connection[Any], name: str, password: str, 
         refusal = suppress(errors.InsufficientPrivilege) if setting in SUPERUSER_SETTINGS else nullcontext()
         with refusal, connection.transaction():
             connection.execute(alter)
-
-
-def login_name(url: SecretStr) -> str:
-    """Who connects by this address."""
-    return make_url(url.get_secret_value()).username or ""

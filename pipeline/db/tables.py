@@ -116,7 +116,7 @@ class JobRow(Base):
 
 
 class JobTotalsRow(Base):
-    """What was counted of a job that has ended; revision 0004's functions count the same for one that runs."""
+    """What was counted of a job that has ended; revision 0007's functions count the same for one that runs."""
 
     __tablename__ = "job_totals"
 

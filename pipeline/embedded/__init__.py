@@ -1,9 +1,9 @@
 """Postgres and Redis without installing a server, under one state folder, with the workers beside them; Linux only.
 
 state = start(state_dir)                      # both servers ready; a second call finds them running
-migrate(state.connections.database_url)
-state.add_programs([Program(name="small", argv=("specthink", "worker", "small"))])
-state.start_program("small")
+migrate.upgrade(open_database(state.connections.database_url))
+state.add_programs([Program(name="grade", argv=("specthink", "worker", "grade"))])
+state.start_program("grade")
 stop(state_dir)                               # what start() started, and nothing else
 """
 

@@ -460,6 +460,8 @@ def test_clone_can_have_another_policy_and_other_models(client: Client) -> None:
         ({"policy": "small-only", "policy.n1": 3}, "no 'policy.n1' to set"),
         ({"grader": "guess"}, "no grader 'guess'"),
         ({"small": "./nowhere"}, "there is no such folder"),
+        ({"small": "S\0"}, "the small model has .* which cannot be stored"),
+        ({"small.name": "T"}, "no 'small.name' to set"),
         ({"prompt_template": "choice"}, "'choices' must be a list"),
     ],
 )

@@ -1,9 +1,16 @@
+from collections.abc import Iterable
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.policies.cues import SentenceClass
+from pipeline.policies.cues import CueLists, SentenceClass
 from pipeline.samples import Author
-from pipeline.steps import SegmentText, split_steps
+from pipeline.steps import SegmentText, Step
+from pipeline.steps import split_steps as split_steps_by
+
+
+def split_steps(segments: Iterable[SegmentText]) -> tuple[Step, ...]:
+    return split_steps_by(segments, CueLists())
 
 
 def segment(author: Author, text: str, trigger: str) -> SegmentText:
@@ -28,6 +35,12 @@ def test_a_sample_is_split_at_its_breaks() -> None:
         SentenceClass.REFLECTION,
         SentenceClass.STATEMENT,
     ]
+
+
+def test_classes_go_by_the_cues_of_the_job() -> None:
+    segments = [segment(Author.SMALL, "Moment|,| 7|.", "start")]
+    assert split_steps(segments)[0].sentence_class is SentenceClass.STATEMENT
+    assert split_steps_by(segments, CueLists(negative=("moment",)))[0].sentence_class is SentenceClass.REFLECTION
 
 
 def test_a_step_may_have_several_authors() -> None:
