@@ -6,7 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.client import Client, Table
+    from pipeline.client import Client
+    from pipeline.db.asking import Table
     from pipeline.errors import PipelineError
     from pipeline.jobs import JobConfig, JobState
     from pipeline.problems import ColumnNames, Problem, ProblemSet, load_problem_set
@@ -40,7 +41,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "client": ("Client", "Table"),
+    "client": ("Client",),
+    "db.asking": ("Table",),
     "reports": ("Job", "JobChange", "JobProgress", "JobStats", "JobSummary", "Result", "SampleReport"),
     "errors": ("PipelineError",),
     "jobs": ("JobConfig", "JobState"),

@@ -18,31 +18,37 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib import metadata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-import psycopg
-from pydantic import SecretStr, ValidationError
-from sqlalchemy import Connection, Engine, make_url
+from pydantic import SecretStr
+from sqlalchemy import Connection, Engine
 
+from pipeline.checking import (
+    check_names,
+    check_prompts,
+    check_sendable,
+    find_think_phase,
+    first_role,
+    load_chat_model,
+    model_spec,
+    options_checked,
+    read_problems,
+    versions_of,
+)
 from pipeline.cloning import changed_config, changed_policy
 from pipeline.controls import matched_values
 from pipeline.db import control, planning, replays, reports, submissions
+from pipeline.db.asking import MAX_ROWS, Table, ask
 from pipeline.db.revision import require_current
 from pipeline.db.session import open_database, transaction
-from pipeline.errors import ConfigurationError, JobError, NotComparable, PipelineError, ServiceUnavailable
-from pipeline.hand_over import ThinkPhase, settle_think_phase
-from pipeline.jobs import JobConfig, JobState, ModelSpec, SamplingSpec
+from pipeline.errors import ConfigurationError, JobError, NotComparable, PipelineError
+from pipeline.jobs import JobConfig, JobState, SamplingSpec
 from pipeline.policies import make_policy, parse_policy
-from pipeline.policies.base import Generate, SampleContext
-from pipeline.problems import ColumnNames, ProblemSet, check_prompt_lengths, check_storable, load_problem_set
-from pipeline.problems.files import check_text, footprint
-from pipeline.recipes import Recipe, find_recipe
+from pipeline.problems import ColumnNames, ProblemSet
+from pipeline.recipes import find_recipe
 from pipeline.replay import Replay, replay
 from pipeline.reports import (
     Comparison,
@@ -61,7 +67,6 @@ from pipeline.samples import ErrorClass, ModelRole
 from pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from pipeline.chat import ChatModel
     from pipeline.planning.answers import Plan
 
 JobRef: TypeAlias = Job | int
@@ -70,36 +75,6 @@ JobRef: TypeAlias = Job | int
 MAX_PRIORITY = 1000
 CANCEL_FOR_S = 1.0
 """For so long a cancel ends samples, some 20,000; upkeep goes on with the rest."""
-
-_PACKAGES = ("specthink", "celery", "sqlalchemy", "psycopg", "pydantic", "tokenizers", "math-verify")
-
-
-MAX_ROWS = 100_000
-"""Most rows that a query gives, unless more are asked for."""
-MAX_RESULT_BYTES = 256 * 2**20
-"""Memory that the rows of a query may take; one row more may take up to 1 GiB, which is Postgres' own limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """What a query gave: names of the columns, and the rows in the order they came."""
-
-    columns: tuple[str, ...]
-    rows: list[tuple[Any, ...]]
-    is_cut: bool = False
-    """Whether there are more rows than these."""
-
-    def as_dicts(self) -> list[dict[str, Any]]:
-        """One dict per row; a column name that comes again gets a number: ``n``, ``n_2``."""
-        return [dict(zip(self._distinct_columns(), row, strict=True)) for row in self.rows]
-
-    def _distinct_columns(self) -> list[str]:
-        seen: dict[str, int] = {}
-        names = []
-        for name in self.columns:
-            seen[name] = seen.get(name, 0) + 1
-            names.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
-        return names
 
 
 class Client:
@@ -188,17 +163,17 @@ class Client:
         Raises ProblemSetError for a bad file and ConfigurationError for a bad option; nothing is stored then.
         """
         for what, given_text in (("the name", name), ("the small model", small), ("the large model", large)):
-            _check_sendable(what, given_text)
+            check_sendable(what, given_text)
         chosen = find_recipe(recipe) if recipe else None
-        problem_set = _read_problems(problems, columns, chosen)
+        problem_set = read_problems(problems, columns, chosen)
         given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "max_tokens": max_tokens}
         spec = parse_policy(policy, None if matched_to is None else self._matched_values(policy, matched_to))
         roles = make_policy(spec).roles
         models = {ModelRole.SMALL: small, ModelRole.LARGE: large}
         used = {role: model for role, model in models.items() if model is not None and role in roles}
         chats = {role: load_chat_model(model) for role, model in used.items()}
-        specs = {role: _model_spec(model, chats[role]) for role, model in used.items()}
-        with _options_checked():
+        specs = {role: model_spec(model, chats[role]) for role, model in used.items()}
+        with options_checked():
             usual = (chosen.sampling if chosen else SamplingSpec()).model_dump()
             sampling = SamplingSpec(**usual | {key: value for key, value in given.items() if value is not None})
             config = JobConfig(
@@ -212,10 +187,10 @@ class Client:
                 grader=grader or (chosen.grader if chosen else "math"),
                 limit=limit,
             )
-        _check_names(config)
+        check_names(config)
         opener = first_role(config)
-        think = _think_phase(opener, used, chats)
-        _check_prompts(problem_set, config, [chat for chat in chats.values() if chat is not None])
+        think = find_think_phase(opener, used, chats)
+        check_prompts(problem_set, config, [chat for chat in chats.values() if chat is not None])
         num_problems = min(limit or len(problem_set.problems), len(problem_set.problems))
         with self._transaction() as connection:
             job_id = submissions.insert_job(
@@ -226,7 +201,7 @@ class Client:
                 num_problems=num_problems,
                 config=config,
                 first_role=opener,
-                versions=_versions(config),
+                versions=versions_of(config),
                 think=think,
             )
         return self.job(job_id)
@@ -340,31 +315,31 @@ class Client:
         given = dict(changes or {})
         for what, given_text in (("the name", name), ("the small model", given.get("small")),
                                  ("the large model", given.get("large"))):  # fmt: skip
-            _check_sendable(what, given_text)
+            check_sendable(what, given_text)
         with self._transaction() as connection:
             source = reports.get_job(connection, _id(job))
             stored = control.get_clone_source(connection, source.id)
         models = {role: given.pop(role.value) for role in ModelRole if given.get(role.value) is not None}
         chats = {role: load_chat_model(model) for role, model in models.items()}
-        specs = {role: _model_spec(model, chats[role]) for role, model in models.items()}
+        specs = {role: model_spec(model, chats[role]) for role, model in models.items()}
         policy, spec = source.policy, source.config.policy
         if "policy" in given:
             policy, spec = changed_policy(source.config, str(given.pop("policy")))
-        with _options_checked():
+        with options_checked():
             config = changed_config(source.config, given, policy=spec, models=specs)
-        _check_names(config)
+        check_names(config)
         opener = first_role(config)
         think = stored.think
         if models or opener is not first_role(source.config):
             kept = {role: its.name for role in ModelRole if (its := config.model(role)) is not None}
             used = {role: models.get(role, model) for role, model in kept.items()}
-            think = _think_phase(opener, used, chats)
+            think = find_think_phase(opener, used, chats)
         num_problems = min(config.limit or stored.set_size, stored.set_size)
         with self._transaction() as connection:
             if models or config.prompt_template != source.config.prompt_template or config.limit != source.config.limit:
                 problems = control.select_problems(connection, stored.problem_set_id, limit=num_problems)
                 problem_set = ProblemSet(name=source.problem_set, content_sha256="", problems=problems)
-                _check_prompts(problem_set, config, [chat for chat in chats.values() if chat is not None])
+                check_prompts(problem_set, config, [chat for chat in chats.values() if chat is not None])
             job_id = submissions.insert_job(
                 connection,
                 name=name or _clone_name(source, changes or {}),
@@ -373,7 +348,7 @@ class Client:
                 num_problems=num_problems,
                 config=config,
                 first_role=opener,
-                versions=_versions(config),
+                versions=versions_of(config),
                 think=think,
                 cloned_from=source.id,
             )
@@ -558,140 +533,12 @@ class Client:
         ConfigurationError with the server's message for a query that Postgres refuses, and for a login that READ ONLY
         does not hold: it could run programs on the server.
         """
-        _check_sendable("the query", query)
-        url = make_url(self._reader_url.get_secret_value()).set(drivername="postgresql")
-        options = f"-c default_transaction_read_only=on -c statement_timeout={int(timeout_s * 1000)}"
-        try:
-            with psycopg.connect(
-                url.render_as_string(hide_password=False), options=options, application_name="specthink sql",
-                connect_timeout=10,
-            ) as connection:  # fmt: skip
-                connection.read_only = True
-                _require_harmless(connection)
-                return _read_table(connection.cursor(), query.strip().removesuffix(";").encode(), max_rows)
-        except psycopg.errors.QueryCanceled as error:
-            raise PipelineError(f"the query ran longer than {timeout_s:g} s; narrow it, or give --timeout") from error
-        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction) as error:
-            raise ConfigurationError(f"specthink sql only reads: {_first_line(error)}") from error
-        except psycopg.OperationalError as error:
-            if error.sqlstate:
-                raise ConfigurationError(f"Postgres refused the query: {_first_line(error)}") from error
-            raise ServiceUnavailable(f"Postgres cannot be reached: {_first_line(error)}") from error
-        except psycopg.Error as error:
-            if not error.sqlstate and not isinstance(
-                error, psycopg.DataError
-            ):  # said by the driver: COPY, SET, nothing
-                raise ConfigurationError("specthink sql shows rows, and this statement gives none") from error
-            raise ConfigurationError(f"Postgres refused the query: {str(error).strip()}") from error
-        except (ValueError, OverflowError, RecursionError) as error:  # a number of 5,000 digits, say, in a JSON value
-            reason = f"a value of the result cannot be read here ({type(error).__name__}); cast it to text"
-            raise ConfigurationError(reason) from error
-
-
-_MAY_LEAVE_DATABASE = """
-    SELECT rolsuper OR pg_has_role('pg_execute_server_program', 'USAGE')
-           OR pg_has_role('pg_write_server_files', 'USAGE')
-    FROM pg_roles WHERE rolname = session_user
-"""
-
-
-def _require_harmless(connection: psycopg.Connection[Any]) -> None:
-    """Refuse to ask as a login whose COPY can start a program or write a file: to Postgres that only reads."""
-    row = connection.execute(_MAY_LEAVE_DATABASE).fetchone()
-    if row is None or row[0]:
-        raise ConfigurationError(
-            f"the login {connection.info.user!r} may run programs and write files on the database's server, and so "
-            "could a query: set SPECTHINK_LOGINS__READER=NAME:PASSWORD, then run `specthink migrate` once"
-        )
-
-
-def _read_table(cursor: psycopg.Cursor[Any], query: bytes, max_rows: int) -> Table:
-    """Streamed, so that a result larger than memory is never there as a whole. The server takes one statement only that
-    way, so that none can end the transaction for another."""
-    rows: list[tuple[Any, ...]] = []
-    num_bytes, is_cut = 0, False
-    with contextlib.closing(cast(Generator[tuple[Any, ...]], cursor.stream(query))) as stream:
-        for row in stream:
-            is_cut = len(rows) == max_rows or num_bytes > MAX_RESULT_BYTES
-            if is_cut:
-                break
-            rows.append(row)
-            num_bytes += footprint(list(row))
-    return Table(columns=_column_names(cursor, query), rows=rows, is_cut=is_cut)
-
-
-def _column_names(cursor: psycopg.Cursor[Any], query: bytes) -> tuple[str, ...]:
-    """Also where the stream had no row, of which the driver then knows nothing."""
-    if cursor.description is None:
-        connection = cursor.connection.pgconn
-        connection.prepare(b"", query)
-        described = connection.describe_prepared(b"")
-        return tuple((described.fname(index) or b"").decode() for index in range(described.nfields))
-    return tuple(column.name for column in cursor.description)
-
-
-def _check_sendable(what: str, text: str | PathLike[str] | None) -> None:
-    """Raises ConfigurationError for a text with characters that Postgres cannot take."""
-    try:
-        check_text(str(text or ""))
-    except ValueError as error:
-        raise ConfigurationError(f"{what} has {error}, which cannot be stored") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        check_sendable("the query", query)
+        return ask(self._reader_url, query, timeout_s=timeout_s, max_rows=max_rows)
 
 
 def _id(job: JobRef) -> int:
     return job.id if isinstance(job, Job) else job
-
-
-@contextlib.contextmanager
-def _options_checked() -> Iterator[None]:
-    """Turns pydantic's errors into one line that names the options."""
-    try:
-        yield
-    except ValidationError as error:
-        faults = (
-            ": ".join(filter(None, [" ".join(str(part) for part in fault["loc"]), _plain_message(fault["msg"])]))
-            for fault in error.errors()
-        )
-        raise ConfigurationError("; ".join(faults)) from error
-
-
-def _plain_message(message: str) -> str:
-    return message.removeprefix("Value error, ")
-
-
-def load_chat_model(model: str | PathLike[str]) -> ChatModel | None:
-    """The tokenizer and chat template of a local folder; None for a name, which only workers need to know.
-
-    Raises ConfigurationError for a path that is no folder.
-    """
-    path = Path(model).expanduser()
-    if path.is_dir():
-        from pipeline.chat import ChatModel
-
-        return ChatModel.load(path)
-    looks_like_path = isinstance(model, PathLike) or model.startswith(("/", ".", "~")) or model.count("/") > 1
-    if looks_like_path:
-        raise ConfigurationError(f"model {str(model)!r}: there is no such folder; give a model's folder or hub id")
-    return None
-
-
-def _read_problems(
-    problems: str | PathLike[str] | ProblemSet, columns: ColumnNames | None, recipe: Recipe | None
-) -> ProblemSet:
-    if recipe is None:
-        if not isinstance(problems, ProblemSet):
-            return load_problem_set(problems, columns=columns)
-        check_storable(problems)
-        return problems
-    if columns is not None and columns != ColumnNames():
-        raise ConfigurationError(f"the recipe {recipe.name!r} knows its columns ({recipe.published}); name none")
-    if isinstance(problems, ProblemSet):
-        raise ConfigurationError(f"the recipe {recipe.name!r} reads a file; a problem set is past it")
-    return recipe.load(problems)
 
 
 def _job_name(problem_set: ProblemSet, policy: str, matched_to: JobRef | None) -> str:
@@ -725,78 +572,3 @@ def _comparisons(connection: Connection, ids: Sequence[int]) -> Iterator[Compari
     for other in ids[1:]:
         with contextlib.suppress(NotComparable):
             yield reports.get_comparison(connection, ids[0], other, anyway=True)
-
-
-def _model_spec(model: str | PathLike[str], chat: ChatModel | None) -> ModelSpec:
-    if chat is None:
-        return ModelSpec(name=str(model))
-    from pipeline.chat import served_name
-
-    return ModelSpec(name=served_name(model), fingerprint=chat.fingerprint)
-
-
-def _think_phase(
-    opener: ModelRole, models: Mapping[ModelRole, str | PathLike[str]], chats: Mapping[ModelRole, ChatModel | None]
-) -> ThinkPhase | None:
-    """How the job's texts mark the think phase; None where only workers can tell.
-
-    Raises ConfigurationError for a pair that cannot write one text.
-    """
-    from pipeline.chat import ChatModel
-
-    known = {role: chats.get(role) or ChatModel.find_cached(str(model)) for role, model in models.items()}
-    first, *others = (known[role] for role in sorted(known, key=lambda role: role is not opener))
-    if first is None or None in others:
-        return None
-    return settle_think_phase(first, *others)
-
-
-def _check_names(config: JobConfig) -> None:
-    """Raises ConfigurationError for a prompt template or grader that does not exist."""
-    from pipeline.grading import make_grader
-    from pipeline.prompts import prompt_template
-
-    prompt_template(config.prompt_template)
-    make_grader(config.grader)
-
-
-def _check_prompts(problem_set: ProblemSet, config: JobConfig, chats: Sequence[ChatModel]) -> None:
-    """Render every prompt that will be used, and measure it with each model whose tokenizer is at hand."""
-    from pipeline.prompts import render_user_message
-
-    used = replace(problem_set, problems=problem_set.problems[: config.limit])
-    messages = {problem.external_id: render_user_message(config.prompt_template, problem) for problem in used.problems}
-    for chat in chats:
-        if chat.max_model_len is None:
-            continue
-        check_prompt_lengths(
-            used,
-            lambda message, chat=chat: len(chat.prompt_ids(message)),  # type: ignore[misc]
-            chat.max_model_len - 1,  # room for one token of output
-            render=lambda problem: messages[problem.external_id],
-        )
-
-
-def first_role(config: JobConfig) -> ModelRole:
-    """Who opens a sample under this job's policy."""
-    context = SampleContext(
-        job_seed=config.seed,
-        problem_id="",
-        sample_index=0,
-        max_tokens=config.sampling.max_tokens,
-        think_end="",
-        num_prompt_tokens=0,
-    )
-    decisions = make_policy(config.policy).start(context).decisions
-    return next(decision.role for decision in decisions if isinstance(decision, Generate))
-
-
-def _versions(config: JobConfig) -> dict[str, str]:
-    """Versions of what shapes a job at submit: its prompt template, and packages; those not installed are left out."""
-    from pipeline.prompts import prompt_template
-
-    versions = {"prompt template": prompt_template(config.prompt_template).version}
-    for package in _PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return versions

@@ -266,7 +266,7 @@ def test_slow_question_ends_at_its_limit(asked: tuple[Client, Engine], query: st
 
 def test_more_rows_than_memory_holds_are_cut(asked: tuple[Client, Engine], monkeypatch: pytest.MonkeyPatch) -> None:
     client, _ = asked
-    monkeypatch.setattr("pipeline.client.MAX_RESULT_BYTES", 2**20)
+    monkeypatch.setattr("pipeline.db.asking.MAX_RESULT_BYTES", 2**20)
     found = client.sql("SELECT generate_series(1, 100000000) AS i", max_rows=1000)
     assert (found.columns, len(found.rows), found.rows[-1], found.is_cut) == (("i",), 1000, (1000,), True)
     wide = client.sql("SELECT repeat('x', 100000) FROM generate_series(1, 1000)")

@@ -1,0 +1,117 @@
+"""Whatever question the views answer: one statement that only reads, with a limit for its time and its rows."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import psycopg
+from pydantic import SecretStr
+from sqlalchemy import make_url
+
+from pipeline.errors import ConfigurationError, PipelineError, ServiceUnavailable
+from pipeline.problems.files import footprint
+
+MAX_ROWS = 100_000
+"""Most rows that a query gives, unless more are asked for."""
+MAX_RESULT_BYTES = 256 * 2**20
+"""Memory that the rows of a query may take; one row more may take up to 1 GiB, which is Postgres' own limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What a query gave: names of the columns, and the rows in the order they came."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+    is_cut: bool = False
+    """Whether there are more rows than these."""
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """One dict per row; a column name that comes again gets a number: ``n``, ``n_2``."""
+        return [dict(zip(self._distinct_columns(), row, strict=True)) for row in self.rows]
+
+    def _distinct_columns(self) -> list[str]:
+        seen: dict[str, int] = {}
+        names = []
+        for name in self.columns:
+            seen[name] = seen.get(name, 0) + 1
+            names.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+        return names
+
+
+def ask(url: SecretStr, query: str, *, timeout_s: float, max_rows: int) -> Table:
+    """What a query gives in a READ ONLY transaction, as the login of this address. Raises as ``Client.sql``."""
+    address = make_url(url.get_secret_value()).set(drivername="postgresql")
+    options = f"-c default_transaction_read_only=on -c statement_timeout={int(timeout_s * 1000)}"
+    try:
+        with psycopg.connect(
+            address.render_as_string(hide_password=False), options=options, application_name="specthink sql",
+            connect_timeout=10,
+        ) as connection:  # fmt: skip
+            connection.read_only = True
+            _require_harmless(connection)
+            return _read_table(connection.cursor(), query.strip().removesuffix(";").encode(), max_rows)
+    except psycopg.errors.QueryCanceled as error:
+        raise PipelineError(f"the query ran longer than {timeout_s:g} s; narrow it, or give --timeout") from error
+    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction) as error:
+        raise ConfigurationError(f"specthink sql only reads: {_first_line(error)}") from error
+    except psycopg.OperationalError as error:
+        if error.sqlstate:
+            raise ConfigurationError(f"Postgres refused the query: {_first_line(error)}") from error
+        raise ServiceUnavailable(f"Postgres cannot be reached: {_first_line(error)}") from error
+    except psycopg.Error as error:
+        if not error.sqlstate and not isinstance(error, psycopg.DataError):  # said by the driver: COPY, SET, nothing
+            raise ConfigurationError("specthink sql shows rows, and this statement gives none") from error
+        raise ConfigurationError(f"Postgres refused the query: {str(error).strip()}") from error
+    except (ValueError, OverflowError, RecursionError) as error:  # a number of 5,000 digits, say, in a JSON value
+        reason = f"a value of the result cannot be read here ({type(error).__name__}); cast it to text"
+        raise ConfigurationError(reason) from error
+
+
+_MAY_LEAVE_DATABASE = """
+    SELECT rolsuper OR pg_has_role('pg_execute_server_program', 'USAGE')
+           OR pg_has_role('pg_write_server_files', 'USAGE')
+    FROM pg_roles WHERE rolname = session_user
+"""
+
+
+def _require_harmless(connection: psycopg.Connection[Any]) -> None:
+    """Refuse to ask as a login whose COPY can start a program or write a file: to Postgres that only reads."""
+    row = connection.execute(_MAY_LEAVE_DATABASE).fetchone()
+    if row is None or row[0]:
+        raise ConfigurationError(
+            f"the login {connection.info.user!r} may run programs and write files on the database's server, and so "
+            "could a query: set SPECTHINK_LOGINS__READER=NAME:PASSWORD, then run `specthink migrate` once"
+        )
+
+
+def _read_table(cursor: psycopg.Cursor[Any], query: bytes, max_rows: int) -> Table:
+    """Streamed, so that a result larger than memory is never there as a whole. The server takes one statement only that
+    way, so that none can end the transaction for another."""
+    rows: list[tuple[Any, ...]] = []
+    num_bytes, is_cut = 0, False
+    with contextlib.closing(cast(Generator[tuple[Any, ...]], cursor.stream(query))) as stream:
+        for row in stream:
+            is_cut = len(rows) == max_rows or num_bytes > MAX_RESULT_BYTES
+            if is_cut:
+                break
+            rows.append(row)
+            num_bytes += footprint(list(row))
+    return Table(columns=_column_names(cursor, query), rows=rows, is_cut=is_cut)
+
+
+def _column_names(cursor: psycopg.Cursor[Any], query: bytes) -> tuple[str, ...]:
+    """Also where the stream had no row, of which the driver then knows nothing."""
+    if cursor.description is None:
+        connection = cursor.connection.pgconn
+        connection.prepare(b"", query)
+        described = connection.describe_prepared(b"")
+        return tuple((described.fname(index) or b"").decode() for index in range(described.nfields))
+    return tuple(column.name for column in cursor.description)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
