@@ -22,7 +22,10 @@ CONFIG: dict[str, Any] = {
     # again by its lease in Postgres.
     "task_acks_late": False,
     "worker_disable_prefetch": True,
-    "worker_prefetch_multiplier": 1,
+    # The line above alone bounds what a worker takes: under a prefetch limit, each acknowledgement that a broken
+    # connection swallows uses up a slot for good (kombu 5.7 then never counts its message as done), and a grader with
+    # one child was deaf after one.
+    "worker_prefetch_multiplier": 0,
     # True ends a threads worker at the first lost connection: its pool cannot kill a task.
     "worker_cancel_long_running_tasks_on_connection_loss": False,
     "worker_enable_prefetch_count_reduction": False,

@@ -196,9 +196,12 @@ class WriterProcess:
         return Identity(worker_id=worker_id, engine_id=self._engine_id)
 
     def _on_renewed(self, worker_id: int) -> None:
-        """After each heartbeat: take stock, and watch the engine by its tokens."""
+        """After each heartbeat: take stock, and watch the engine: one that dies idle has no request to say so."""
         self._writer.reconcile(worker_id)
-        if self._engine.stats().last_token_age_s > self._base.settings.engine.stall_after_s:
+        stats = self._engine.stats()
+        if stats.is_dead:
+            self._die()
+        if stats.last_token_age_s > self._base.settings.engine.stall_after_s:
             log.error("engine stalled", seconds=self._base.settings.engine.stall_after_s)
             self._die(WorkerEnd.ENGINE_STALLED)
 

@@ -143,7 +143,7 @@ class Ordered(EngineFault):
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
         victim = rng.choice(field.names("small"))
         field.order(victim, Order(phase="generating", n=rng.randint(1, 80), action=self._action))
-        fired = field.wait_fired(victim)
+        fired = field.wait_fired(victim, job)
         return Strike(at=fired.at, pids=[fired.pid], kind="small")
 
     def check(self, field: Field, job: ChaosJob, strike: Strike) -> list[str]:

@@ -20,7 +20,7 @@ from pipeline.samples import ModelRole
 from pipeline.settings import load_settings
 from tests.chaos import faults_servers, faults_workers
 from tests.chaos.faults import Fault, Strike
-from tests.chaos.field import Broken, Field
+from tests.chaos.field import Broken, Field, Missed
 from tests.chaos.models import MODELS, REPOSITORY
 from tests.chaos.worker import ENGINE_VARIABLE, Order, pass_before
 from tests.chaos.workload import ChaosJob, Ending, Workload
@@ -54,6 +54,7 @@ class DemoPair(Workload):
             "SPECTHINK_ENGINE__DTYPE": "float32",  # in bfloat16 a text may depend on what runs beside it
             "SPECTHINK_ENGINE__STALL_AFTER_S": str(STALL_AFTER_S),
             "SPECTHINK_ENGINE__CPU_KV_CACHE_GIB": "0.5",
+            "SPECTHINK_ENGINE__MAX_IN_FLIGHT": "40",  # so that the first small worker leaves some to the second
             "SPECTHINK_LEASE__TTL_S": "4",
             "SPECTHINK_LEASE__RENEW_INTERVAL_S": "0.5",
         }
@@ -135,6 +136,8 @@ class EngineProcess(Fault):
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
         field.at_some_moment(job, rng, latest=0.4)
         field.until_busy(job, "small-2")
+        if field.is_over(job):
+            raise Missed("small-2 got no sample of the job")
         strike = Strike(pids=[field.pid("small-2")], kind="small")
         self._struck = engine_processes(strike.pids[0])
         if not self._struck:
@@ -166,7 +169,7 @@ class KillBoth(Fault):
 
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
         field.order("small-2", Order(phase="generating", n=rng.randint(1, 60), action="stop"))
-        fired = field.wait_fired("small-2")
+        fired = field.wait_fired("small-2", job)
         engines = engine_processes(fired.pid)
         if not engines:
             raise Broken("small-2 has no engine beside it")

@@ -73,7 +73,7 @@ class KillIn(Fault):
         field.order(self._victim, Order(phase=self._phase, n=rng.randint(1, self._passages), action=self._action))
 
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        fired = field.wait_fired(self._victim)
+        fired = field.wait_fired(self._victim, job)
         return Strike(at=fired.at, pids=[fired.pid], kind=self.component)
 
 
@@ -88,7 +88,7 @@ class KillRescuer(Fault):
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
         field.at_some_moment(job, rng)
         pid = field.kill(rng.choice(field.names("small")))
-        fired = field.wait_fired("upkeep")
+        fired = field.wait_fired("upkeep", job)
         return Strike(at=fired.at, pids=[pid, fired.pid], kind="upkeep")
 
 
@@ -297,7 +297,7 @@ class FreezeIn(Fault):
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
         victim = rng.choice(field.names(self.component))
         field.order(victim, Order(phase=self._phase, n=rng.randint(1, self._passages), action="stop"))
-        fired = field.wait_fired(victim)
+        fired = field.wait_fired(victim, job)
         self._pid = fired.pid
         time.sleep(field.lease_s * rng.uniform(1.3, 2.0))
         self.heal(field, job)
@@ -460,7 +460,7 @@ FAULTS: list[Fault] = [
     TerminateEarly("grade"),
     Freeze("grade"),
     KillIdle("upkeep"),
-    KillIn("upkeep", "admitting", passages=4),
+    KillIn("upkeep", "admitting", passages=3),
     KillIn("upkeep", "publishing", passages=4, name="kill -9 between commit and publish"),
     KillRescuer(),
     KillIn("upkeep", "closing", passages=1),

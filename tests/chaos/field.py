@@ -56,6 +56,10 @@ class Broken(AssertionError):
     """Something that must happen did not, within its time."""
 
 
+class Missed(Broken):
+    """The job was over before the fault came about: there is nothing to see in this run."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fired:
     """An order that was carried out. at: seconds since 1970. pid: of the process."""
@@ -163,11 +167,15 @@ class Field:
 
     def pid(self, name: str) -> int:
         """Of a program that runs; waits for a new start. Raises Broken."""
-        self.until(lambda: self.find_pid(name) is not None, f"{name} to run", timeout_s=30)
-        pid = self.find_pid(name)
-        if pid is None:
-            raise Broken(f"{name} ended again")
-        return pid
+        found: list[int] = []
+
+        def runs() -> bool:
+            pid = self.find_pid(name)
+            found.extend([pid] if pid is not None else [])
+            return pid is not None
+
+        self.until(runs, f"{name} to run", timeout_s=30)
+        return found[0]
 
     def find_pid(self, name: str) -> int | None:
         return next(state.pid for state in self.state.program_states() if state.name == name)
@@ -230,10 +238,15 @@ class Field:
             return None
         return Fired(at=found["at"], pid=found["pid"])
 
-    def wait_fired(self, name: str, *, timeout_s: float = 15.0) -> Fired:
-        self.until(lambda: self.fired(name) is not None, f"{name} to carry out its order", timeout_s=timeout_s)
+    def wait_fired(self, name: str, job: ChaosJob, *, timeout_s: float = 15.0) -> Fired:
+        """Wait until the last order was carried out. Raises Missed when the job ended without."""
+        what = f"{name} to carry out its order"
+        self.until(lambda: self.fired(name) is not None or self.is_over(job), what, timeout_s=timeout_s)
+        with suppress(Broken):  # an order at the job's very end
+            self.until(lambda: self.fired(name) is not None, what, timeout_s=1.0 / PATIENCE)
         fired = self.fired(name)
-        assert fired is not None
+        if fired is None:
+            raise Missed(f"the job ended before {name} had to carry out its order")
         return fired
 
     def withdraw_orders(self) -> None:

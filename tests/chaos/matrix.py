@@ -28,7 +28,7 @@ from typing import Any
 from pipeline.errors import PipelineError
 from tests.chaos import faults_engines, faults_messages, faults_servers, faults_vllm, faults_workers
 from tests.chaos.faults import Fault, Strike
-from tests.chaos.field import Broken, Field, copy_logs, dump_rows, log_sizes
+from tests.chaos.field import Broken, Field, Missed, copy_logs, dump_rows, log_sizes
 from tests.chaos.verdict import Verdict, judge
 from tests.chaos.workload import ChaosJob
 
@@ -41,6 +41,8 @@ FAULTS: list[Fault] = [
 ]
 SKIPPED = faults_servers.SKIPPED
 """What this machine cannot do, with the reason."""
+MAX_MISSES = 5
+"""Jobs that a run may take until one of them is not over before its fault comes about."""
 
 
 @dataclass(kw_only=True)
@@ -121,6 +123,15 @@ class Cell:
 
     def run(self, number: int, seed: int) -> Run:
         """One run; whatever goes wrong in it is in its verdict."""
+        for again in range(MAX_MISSES):
+            run, missed = self._try(number, seed + again)
+            if not missed or not run.is_good:
+                return run
+        run.verdict.violations.append(f"the job ended before the fault came about, {MAX_MISSES} times")
+        return run
+
+    def _try(self, number: int, seed: int) -> tuple[Run, bool]:
+        """One job, and whether it was over before the fault came about."""
         run = Run(fault=self._fault.name, component=self._fault.column, run=number, seed=seed)
         began, cpu_s = time.monotonic(), self._lane.field.cpu_s()
         attempt = Attempt(self._lane.field, self._fault, seed)
@@ -136,7 +147,7 @@ class Cell:
             self._keep(run, attempt)
         if attempt.field_is_sick:
             self._lane.replace_field()
-        return run
+        return run, attempt.missed
 
     def _set_up(self) -> None:
         if self._set_up_on is not self._lane.field:
@@ -175,6 +186,8 @@ class Attempt:
         self.note = ""
         self.parts: dict[str, float] = {}
         self.field_is_sick = False
+        self.missed = False
+        """The job was over before the fault came about; otherwise the run is judged as any."""
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -200,6 +213,8 @@ class Attempt:
             self.note = strike.note
             with self.part("job"):
                 field.wait_over(self._job, timeout_s=fault.timeout_s)
+        except Missed:
+            self.missed = True
         except Exception as error:
             broken.append(_told(error))
         with self.part("heal"):

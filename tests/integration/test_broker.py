@@ -1,14 +1,23 @@
-"""Publishing to a real Redis."""
+"""Publishing to and reading from a real Redis."""
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
+import pytest
 import redis
+from celery.contrib.testing.worker import start_worker
+from kombu.transport.redis import QoS
 
 from pipeline.db.hops import Runnable
 from pipeline.embedded import Connections
 from pipeline.samples import SampleState
+from workers import queues
 from workers.app import make_app
-from workers.publish import Publisher
+from workers.messages import SamplesMessage
+from workers.publish import GRADE, Publisher
+from workers.tasks import add_samples_task
 
 
 def test_queue_of_a_dead_worker_is_deleted_by_another_process(connections: Connections) -> None:
@@ -29,3 +38,36 @@ def test_queue_of_a_dead_worker_is_deleted_by_another_process(connections: Conne
     assert upkeep.depth("small.m.dead") == 0
     with redis.Redis.from_url(connections.redis_url.get_secret_value()) as client:
         assert [key for key in client.scan_iter() if b"dead" in key] == []
+
+
+def test_worker_reads_on_after_acknowledgements_were_lost(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_app(connections.redis_url)
+    seen: list[int] = []
+    all_seen = threading.Event()
+
+    def note(message: SamplesMessage) -> str:
+        seen.append(message.job_id)
+        if len(seen) == 4:
+            all_seen.set()
+        return "noted"
+
+    add_samples_task(app, GRADE, note)
+    remove = QoS._remove_from_indices
+    lost: list[str] = []
+
+    def lose_two(self: QoS, delivery_tag: str, pipe: Any = None) -> Any:
+        if len(lost) < 2:
+            lost.append(delivery_tag)
+            raise redis.TimeoutError("half-open")
+        return remove(self, delivery_tag, pipe)
+
+    monkeypatch.setattr(QoS, "_remove_from_indices", lose_two)
+    options = {"pool": "threads", "concurrency": 1, "queues": [queues.GRADE], "loglevel": "CRITICAL"}
+    with start_worker(app, perform_ping_check=False, shutdown_timeout=30, **options):
+        for number in range(1, 5):
+            message = {"version": 1, "job_id": number, "samples": [[1, 0]]}
+            app.send_task(GRADE, kwargs={"message": message}, queue=queues.GRADE)
+        assert all_seen.wait(20), f"deaf after {seen}, {len(lost)} acknowledgements lost"
+    assert (sorted(seen), len(lost)) == ([1, 2, 3, 4], 2)

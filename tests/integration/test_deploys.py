@@ -56,15 +56,17 @@ def stopped(field: Field) -> Stopped:
     for program, seconds in HANGS_S.items():
         field.order(program, Order(phase="generating", n=5, action="hang", seconds=seconds))
     with ThreadPoolExecutor(len(HANGS_S)) as pool:
-        lives = dict(zip(HANGS_S, pool.map(lambda program: stop_while_it_writes(field, program), HANGS_S), strict=True))
+        lives = dict(
+            zip(HANGS_S, pool.map(lambda program: stop_while_it_writes(field, program, job), HANGS_S), strict=True)
+        )
     for program in HANGS_S:
         field.start_program(program)
     field.wait_over(job, timeout_s=120)
     return Stopped(job, lives)
 
 
-def stop_while_it_writes(field: Field, program: str) -> Life:
-    fired = field.wait_fired(program, timeout_s=60)
+def stop_while_it_writes(field: Field, program: str, job: ChaosJob) -> Life:
+    fired = field.wait_fired(program, job, timeout_s=60)
     alive = "SELECT id FROM workers WHERE pid = :pid AND ended_at IS NULL"
     [(worker_id,)] = field.rows(alive, pid=fired.pid)
     field.stop_program(program)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -417,6 +418,9 @@ def main():
         engine.submit(request, lambda outcome: None)
     print(json.dumps([child.pid for child in psutil.Process().children(recursive=True)]), flush=True)
     for line in sys.stdin:
+        if line == "dead?\\n":
+            print(json.dumps(engine.stats().is_dead), flush=True)
+            continue
         engine.submit(GenerateRequest(request_id=line, prompt_ids=[5] * 9, max_tokens=1000, sampling=Sampling()), tell)
 
 if __name__ == "__main__":
@@ -460,11 +464,20 @@ def test_killed_worker_leaves_no_process(worker: subprocess.Popen[str]) -> None:
 @pytest.mark.slow
 def test_killed_engine_process_is_found_and_told(worker: subprocess.Popen[str]) -> None:
     [core] = [child for pid in read_json(worker) if "EngineCore" in _name(child := psutil.Process(pid))]
+
+    def ask(line: str) -> object:
+        assert worker.stdin is not None
+        worker.stdin.write(f"{line}\n")
+        worker.stdin.flush()
+        return read_json(worker)
+
+    assert ask("dead?") is False
     core.kill()
-    assert worker.stdin is not None
-    worker.stdin.write("after\n")
-    worker.stdin.flush()
-    assert read_json(worker) == "EngineDied"
+    deadline = time.monotonic() + 30
+    while not ask("dead?"):  # nobody submits: it is found all the same
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert ask("after") == "EngineDied"
 
 
 # Models that cannot be loaded

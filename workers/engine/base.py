@@ -100,6 +100,8 @@ class EngineStats:
     """Tokens that the KV cache holds; None: it has no end."""
     last_token_age_s: float
     """Seconds since any request got a token; 0.0 while nothing runs. A stalled engine is found by this."""
+    is_dead: bool = False
+    """It will answer no request any more. Where none was running, nobody has been told but by this."""
 
 
 class Engine(Protocol):

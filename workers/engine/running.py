@@ -127,7 +127,13 @@ class Tally:
         self._num_cached_tokens += result.num_cached_tokens
 
     def stats(
-        self, *, num_running: int, num_waiting: int, cache_usage: float, cache_tokens: int | None = None
+        self,
+        *,
+        num_running: int,
+        num_waiting: int,
+        cache_usage: float,
+        cache_tokens: int | None = None,
+        is_dead: bool = False,
     ) -> EngineStats:
         busy = num_running + num_waiting > 0
         return EngineStats(
@@ -140,4 +146,5 @@ class Tally:
             cache_usage=cache_usage if busy else 0.0,
             cache_tokens=cache_tokens,
             last_token_age_s=time.monotonic() - self._progress_at if busy else 0.0,
+            is_dead=is_dead,
         )

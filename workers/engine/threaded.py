@@ -105,6 +105,7 @@ class ThreadedEngine(ABC, Generic[T]):
                 num_waiting=len(self._running) - num_running,
                 cache_usage=self._cache_usage,
                 cache_tokens=self._cache_tokens,
+                is_dead=self._death is not None,
             )
 
     def close(self) -> None:

@@ -90,6 +90,7 @@ def test_script_that_fails_is_the_end_of_the_engine(vocabulary: Vocabulary, engi
     assert "no answer for the prompt 'unknown'" in str(outcome)
     [later] = run(engine, vocabulary.encode("unknown"))
     assert isinstance(later, EngineDied)
+    assert engine.stats().is_dead
 
 
 def test_cached_tokens_are_whole_blocks_of_what_was_seen(engines: list[ScriptedEngine]) -> None:
