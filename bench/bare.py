@@ -1,7 +1,8 @@
 """Bare vLLM, for comparison: a process that loads a model and answers one batch of requests after the other.
 
-The arrangement is vLLM's own (``LLM.generate`` in one process, or ``AsyncLLM``, which has processes of its own); the
-engine arguments are those of the worker, and all requests are handed over at once: max_num_seqs keeps 128 in flight.
+The arrangement is vLLM's own (``LLM.generate`` in one process, or ``AsyncLLM``, whose engine has a process of its own);
+the engine arguments are those of a worker in the same arrangement, the tokens per step included, for which vLLM has
+other defaults by who asks. All requests are handed over at once: max_num_seqs keeps 128 in flight.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
@@ -75,10 +77,16 @@ class Child:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        """Killed where it takes long: what it answered is worth more than how it ends."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(timeout=60 if error_type is None else 5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def send(self, batch: dict[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -133,7 +141,9 @@ def serve(arrangement: Arrangement, model: str) -> None:
     settings = EngineSettings()
     set_environment(model, settings)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if arrangement == "LLM.generate" else "1"
-    arguments = engine_arguments(model, None, settings, process="inline")
+    process = "inline" if arrangement == "LLM.generate" else "separate"
+    arguments = engine_arguments(model, None, settings, process=process)
+    arguments["max_num_batched_tokens"] = _batched_tokens(arguments)
     generate = _with_llm(arguments) if arrangement == "LLM.generate" else _with_async_llm(arguments)
     for batch, reply in read:
         prompts = [{"prompt_token_ids": request["prompt_ids"]} for request in batch["requests"]]
@@ -142,6 +152,13 @@ def serve(arrangement: Arrangement, model: str) -> None:
         token_ids = generate(prompts, params)
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
         reply({"token_ids": token_ids, "seconds": seconds, "cpu_seconds": cpu_seconds})
+
+
+def _batched_tokens(arguments: dict[str, Any]) -> int:
+    """Most tokens per step of a worker with these arguments. On a CPU ``LLM`` would take twice as many."""
+    from vllm import EngineArgs
+
+    return int(EngineArgs(**arguments).create_engine_config().scheduler_config.max_num_batched_tokens)
 
 
 def _params(request: dict[str, Any], sampled: dict[str, Any]) -> Any:
@@ -174,7 +191,9 @@ def _with_async_llm(arguments: dict[str, Any]) -> Callable[[list[Any], list[Any]
     loop = asyncio.new_event_loop()
 
     async def start() -> AsyncLLM:
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments, enable_log_requests=False))
+        return AsyncLLM.from_engine_args(
+            AsyncEngineArgs(**arguments, enable_log_requests=False, disable_log_stats=True)
+        )
 
     llm = loop.run_until_complete(start())
 

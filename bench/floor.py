@@ -50,13 +50,21 @@ def texts_of(role: ModelRole, seed: int, num_samples: int) -> list[BareRequest]:
 
 
 def contended_rates(engines: Mapping[ModelRole, BareEngine], seed: int) -> dict[ModelRole, float]:
-    """Tokens/s of each engine while the other one, which has more to do than it, is busy throughout."""
+    """Tokens/s of each engine while the other one, which has twice as many texts to write, is busy.
+
+    Raises RuntimeError where the other one was not busy throughout.
+    """
     rates = {}
     for role, engine in engines.items():
         other = next(name for name in engines if name is not role)
-        engines[other].begin(texts_of(other, seed, 3 * NUM_SAMPLES))
-        rates[role] = engine.run(texts_of(role, seed, NUM_SAMPLES)).tokens_per_second
-        engines[other].answer()
+        engines[other].begin(texts_of(other, seed, 2 * NUM_SAMPLES))
+        measured = engine.run(texts_of(role, seed, NUM_SAMPLES))
+        busy_s = engines[other].answer().seconds
+        if busy_s < measured.seconds:
+            raise RuntimeError(
+                f"{other.value} was busy for {busy_s:.1f} s only, {role.value} for {measured.seconds:.1f} s"
+            )
+        rates[role] = measured.tokens_per_second
     return rates
 
 
@@ -95,8 +103,8 @@ def main() -> None:
     report.add("job ÷ floor", ratios)
     report.goal("job ÷ floor", "≤", 1.25)
     report.add("takeovers", [run.takeovers / run.num_samples for run in runs], "per sample")
-    for part, used in runs[-1].cores().items():
-        report.add(f"CPU: {part}", used, "cores")
+    for part in runs[-1].cores():
+        report.add(f"CPU: {part}", [run.cores()[part] for run in runs], "cores")
     report.print()
 
 

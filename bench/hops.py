@@ -16,19 +16,19 @@ import time
 from argparse import ArgumentParser
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
 from sqlalchemy import text
 
 from bench.measurement import Report
 from bench.scripted_worker import environment, program
 from bench.scripts import problem_set
-from bench.stack import MODELS, Stack, running_stack
+from bench.stack import JOB_TIMEOUT_S, MODELS, Stack, running_stack
+from bench.usage import cpu_seconds
 from pipeline.db.session import transaction
 from pipeline.samples import ModelRole
 
@@ -59,15 +59,7 @@ def _cpu_seconds(stack: Stack) -> dict[str, float]:
     """CPU time that each part has used since it was started, children that have ended included."""
     parts = {f"{name} worker": name for name in ("small", "large", "grade", "upkeep")}
     parts |= {"Redis": "redis", "database": "postgres"}
-    return {part: _with_children(psutil.Process(stack.pid(name))) for part, name in parts.items()}
-
-
-def _with_children(process: psutil.Process) -> float:
-    total = sum(process.cpu_times()[:4])  # its own, and those of its children that have ended
-    for child in process.children():
-        with suppress(psutil.NoSuchProcess):
-            total += _with_children(child)
-    return total
+    return {part: cpu_seconds(stack.pid(name)) for part, name in parts.items()}
 
 
 def _measure(stack: Stack, samples: int) -> Run:
@@ -81,7 +73,7 @@ def _measure(stack: Stack, samples: int) -> Run:
         max_tokens=1000,
         name="hops",
     )
-    stack.client.wait(job)
+    stack.client.wait(job, timeout_s=JOB_TIMEOUT_S)
     used = {who: after - before[who] for who, after in _cpu_seconds(stack).items()}
     with transaction(stack.db_engine) as connection:
         query = """SELECT extract(epoch FROM max(s.finished_at) - min(j.first_claimed_at))::float8, sum(s.num_takeovers)
@@ -145,7 +137,7 @@ def _round_trips(stack: Stack, jobs: int) -> list[_RoundTrip]:
         job = stack.client.submit(
             problem_set(1), small=MODELS["small"], large=MODELS["large"], max_tokens=1000, name="one by one"
         )
-        stack.client.wait(job)
+        stack.client.wait(job, timeout_s=JOB_TIMEOUT_S)
         with transaction(stack.db_engine) as connection:
             query = "SELECT to_state, at FROM events WHERE job_id = :job AND sample_id > 0 ORDER BY id"
             changes = connection.execute(text(query), {"job": job.id}).all()

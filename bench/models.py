@@ -19,7 +19,8 @@ def make_endless(folder: Path) -> Path:
     """A small model whose texts all reach their limit: every measured run then writes the same number of tokens.
 
     Its embeddings are tied and those of the end tokens are zero, so that their logits are 0 amid hundreds of random
-    ones: never among the likeliest top_k. Any engine that samples with a top_k is held to it alike.
+    ones: never among the likeliest top_k. Any engine that samples with a top_k is held to it alike. So it is with
+    tokens that are a part of a character only, which real texts hardly have and which take longer to decode.
     """
     folder.mkdir(parents=True)
     for file in MODELS["small"].iterdir():
@@ -29,6 +30,8 @@ def make_endless(folder: Path) -> Path:
     for name, weight in weights.items():
         if weight.ndim > 1:
             weights[name] = random.normal(0, _INITIALIZER_RANGE, weight.shape).astype(weight.dtype)
-    weights[_EMBEDDINGS][list(ChatModel.load(folder).eos_ids)] = 0
+    chat = ChatModel.load(folder)
+    texts = [chat.tokenizer.decode([token], skip_special_tokens=False) for token in range(len(weights[_EMBEDDINGS]))]
+    weights[_EMBEDDINGS][[*chat.eos_ids, *(token for token, text in enumerate(texts) if "\ufffd" in text)]] = 0
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder

@@ -5,7 +5,8 @@
 Runs jobs on the demo pair with different numbers of workers, slots and policies, each with a seed of its own. The rates
 of both engines, the delay of a hand-over and what the servers use of the cores are taken from the first run alone; so
 are the courses of the samples, but for the runs under another policy, which takes over otherwise: theirs are their own.
-The engines share this machine's cores, less what others used meanwhile.
+The engines share this machine's cores, less what others used meanwhile. Each case is one real run; the spread of a
+prediction is over simulations, which take the courses in another order each.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import psutil
 
 from bench.measurement import Report
-from bench.stack import MODELS, PROBLEMS, Stack, running_stack
+from bench.stack import JOB_TIMEOUT_S, MODELS, PROBLEMS, Stack, running_stack
+from bench.usage import cpu_seconds
 from pipeline.db.planning import get_measured_job
 from pipeline.db.session import transaction
 from pipeline.embedded import Program
@@ -77,14 +79,20 @@ class Run:
 
 
 def measure(cases: Sequence[Case]) -> Iterator[Run]:
-    """Each case on its own workers, which are started where they do not run yet and stopped where they are too many."""
+    """Each case on its own workers, which are started where they do not run yet and stopped where they are too many.
+
+    Where some were started, a short job that is not counted goes before: the first steps of a process are slow.
+    """
     with running_stack() as stack:
         running: dict[str, Program] = {}
         for case in cases:
             wanted = {program.name: program for program in _programs(case)}
             for name in running.keys() - wanted.keys():
                 stack.state.stop_program(name)
-            stack.start_programs([program for name, program in wanted.items() if name not in running])
+            if new := [program for name, program in wanted.items() if name not in running]:
+                stack.start_programs(new)
+                warm_up = replace(case, policy=IMPROVED, samples_per_problem=1, num_problems=32, seed=0)
+                _run(stack, warm_up, sorted(wanted))
             running = wanted
             yield _run(stack, case, sorted(wanted))
 
@@ -104,7 +112,7 @@ def _programs(case: Case) -> list[Program]:
 
 def _run(stack: Stack, case: Case, workers: Sequence[str]) -> Run:
     programs = [*workers, *SERVERS]
-    before = {name: _cpu_seconds(stack.pid(name)) for name in programs}
+    before = {name: cpu_seconds(stack.pid(name)) for name in programs}
     start, all_before = time.monotonic(), _all_cpu_seconds()
     job = stack.client.submit(
         PROBLEMS,
@@ -117,8 +125,8 @@ def _run(stack: Stack, case: Case, workers: Sequence[str]) -> Run:
         temperature=0.6,
         max_tokens=384,
     )
-    stack.client.wait(job, timeout_s=300)
-    cpu_s = {name: _cpu_seconds(stack.pid(name)) - before[name] for name in programs}
+    stack.client.wait(job, timeout_s=JOB_TIMEOUT_S)
+    cpu_s = {name: cpu_seconds(stack.pid(name)) - before[name] for name in programs}
     foreign_s = _all_cpu_seconds() - all_before - sum(cpu_s.values())
     foreign_cores = foreign_s / (time.monotonic() - start)
     job = stack.client.job(job.id)
@@ -127,19 +135,6 @@ def _run(stack: Stack, case: Case, workers: Sequence[str]) -> Run:
     assert job.first_claimed_at is not None
     wall_s = max(request.ended_at for request in measured.requests) - job.first_claimed_at.timestamp()
     return Run(case=case, measured=measured, wall_s=wall_s, cpu_s=cpu_s, foreign_cores=foreign_cores)
-
-
-def _cpu_seconds(pid: int) -> float:
-    """Of a process and all that it started, those that have ended included."""
-    process = psutil.Process(pid)
-    total = 0.0
-    for one in (process, *process.children(recursive=True)):
-        try:
-            times = one.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system + times.children_user + times.children_system
-    return total
 
 
 def _all_cpu_seconds() -> float:
@@ -182,8 +177,8 @@ def compare(runs: Sequence[Run]) -> Report:
     report = Report(
         bench="pools",
         setting={
-            "seeds": [run.case.seed for run in runs], "simulations": SIMULATIONS, "calibrated on": known.case.name,
-            "samples": [len(run.measured.courses) for run in runs],
+            "seeds": [run.case.seed for run in runs], "real_runs": 1, "simulations": SIMULATIONS,
+            "calibrated on": known.case.name, "samples": [len(run.measured.courses) for run in runs],
         },
     )  # fmt: skip
     servers_cores = _servers_cores(known)
@@ -193,9 +188,9 @@ def compare(runs: Sequence[Run]) -> Report:
         courses = fitted.courses if run.case.policy == known.case.policy else run.measured.courses
         found = predict(run.case, fitted, courses, _cores(run, servers_cores))
         report.add(f"{run.case.name}: real", run.wall_s, "s")
-        report.add(f"{run.case.name}: predicted", [one.wall_s for one in found], "s")
+        report.add(f"{run.case.name}: predicted, over simulations", [one.wall_s for one in found], "s")
         errors.append([one.wall_s / run.wall_s - 1 for one in found])
-        report.add(f"{run.case.name}: error", errors[-1])
+        report.add(f"{run.case.name}: error, over simulations", errors[-1])
         report.details[run.case.name] = {
             "foreign_cores": run.foreign_cores, "cpu_s": run.cpu_s, "hand_overs": len(run.measured.requests),
         }  # fmt: skip

@@ -50,6 +50,7 @@ def main() -> None:
     setting = {"policy": POLICY, "samples_per_problem": NUM_SAMPLES, "max_tokens": MAX_TOKENS, "seeds": seeds}
     report = Report(bench="reference", setting={**setting, "one_by_one": NUM_ONE_BY_ONE, "repeats": repeats})
     rates: dict[str, list[float]] = {"one by one": [], "lock-step": [], "pipeline": []}
+    runs, same = [], []
     with Loops() as loops, running_stack(small=MODELS["small"], large=MODELS["large"]) as stack:
         warm_up = loop_job(0, num_samples=1, every=10)  # not counted
         loops.play("lock_step", warm_up)
@@ -60,21 +61,21 @@ def main() -> None:
             rates["one by one"].append(loops.play("one_by_one", few).samples_per_second)
             lock_step = loops.play("lock_step", all_of)
             rates["lock-step"].append(lock_step.samples_per_second)
-            run = run_job(stack, seed=seed, num_samples=NUM_SAMPLES)
-            rates["pipeline"].append(run.samples_per_second)
+            runs.append(run_job(stack, seed=seed, num_samples=NUM_SAMPLES))
+            rates["pipeline"].append(runs[-1].samples_per_second)
+            same.append(share_of_same_texts(stack, runs[-1].job_id, lock_step, all_of))
             for name, values in rates.items():
                 progress(name, values[-1], "samples/s")
-        same = share_of_same_texts(stack, run.job_id, lock_step, all_of)
     for name, values in rates.items():
         report.add(name, values, "samples/s")
     for name in ("one by one", "lock-step"):
         ratios = [ours / theirs for ours, theirs in zip(rates["pipeline"], rates[name], strict=True)]
         report.add(f"pipeline ÷ {name}", ratios)
     report.goal("pipeline ÷ one by one", "≥", 25)
-    report.add("takeovers", run.takeovers / run.num_samples, "per sample")
+    report.add("takeovers", [run.takeovers / run.num_samples for run in runs], "per sample")
     report.add("texts that lock-step wrote too", same, "share")
-    for part, used in run.cores().items():
-        report.add(f"CPU: {part}", used, "cores")
+    for part in runs[-1].cores():
+        report.add(f"CPU: {part}", [run.cores()[part] for run in runs], "cores")
     report.print()
 
 

@@ -18,7 +18,7 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,20 +45,23 @@ SAMPLES = 200_000
 """In each job: four to six minutes on two busy cores. A million take longer than a benchmark should."""
 NUM_SAMPLES = 8
 """Per problem."""
-LEFT = 4_000
-"""Samples of the second job that are left to the workers."""
+LEFT = 8_000
+"""Samples of the second job that are left to the workers: they last to the end at up to 1,500 hand-overs a second."""
 CLAIM = 8
 """Samples per claim."""
 TAKEOVERS = 5
 """Per sample of the scripted workers."""
 RUN_S = 35.0
 REST_S = 30.0
+WAIT_S = 240.0
+"""No wait is longer."""
 VIEWS = (
     "job_summary", "job_progress", "job_cost", "truncation", "errors", "token_lengths", "delegation", "pass_at_k",
     "maj_at_k", "length_histogram", "budget_curve", "takeover_flow", "delegation_progress", "step_summary",
 )  # fmt: skip
 LISTS = ("problem_scores",)
 """A view with a row per problem: no summary, but read for one."""
+PENDING = "SELECT count(*) FROM samples WHERE job_id = :job AND state = 'pending'"
 REPEATS = 3
 CLAIM_REPEATS = 7
 MODEL = {role: served_name(MODELS[role.value]) for role in ModelRole}
@@ -69,6 +72,14 @@ def timed(work: Callable[[], Any]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def wait_until(what: str, is_so: Callable[[], bool], pause_s: float) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not is_so():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {WAIT_S:.0f} s: {what}")
+        time.sleep(pause_s)
 
 
 # Submit
@@ -276,7 +287,10 @@ class Watch:
     def look(self, broker: redis.Redis) -> None:
         for name in self.names:
             top = psutil.Process(self.stack.pid(name))
-            resident = sum(process.memory_info().rss for process in (top, *top.children(recursive=True)))
+            resident = 0
+            for process in (top, *top.children(recursive=True)):
+                with suppress(psutil.NoSuchProcess):  # it has ended since it was listed
+                    resident += process.memory_info().rss
             self.memory.setdefault(name, []).append(resident / 2**20)
         lists = [key for key in broker.scan_iter(count=1000) if broker.type(key) == b"list"]
         self.depth.append(sum(int(broker.llen(key)) for key in lists))
@@ -325,6 +339,8 @@ def measure_run(report: Report, stack: Stack, first: int, second: int, run_s: fl
         time.sleep(run_s)
     with transaction(stack.db_engine) as connection:
         rates.append(hand_overs(connection, second, run_s))
+    if not count(stack, PENDING, second):
+        raise RuntimeError("the workers ran out of samples of the second job: raise LEFT")
     for name, rate in zip(("first", "last"), rates, strict=True):
         report.add(f"hand-overs of the {name} samples", rate, "1/s")
     for name in names:
@@ -343,8 +359,7 @@ def measure_cancel(report: Report, stack: Stack, job: int) -> None:
     report.goal("cancel returns after", "≤", 2.0)
     at_work = """SELECT count(*) FROM samples WHERE job_id = :job
                  AND state IN ('ready', 'drafting', 'awaiting_large', 'assisting')"""
-    while count(stack, at_work, job):
-        time.sleep(0.02)
+    wait_until("nobody works on the cancelled job", lambda: not count(stack, at_work, job), 0.02)
     report.add("cancel is effective after", time.perf_counter() - start, "s")
     report.goal("cancel is effective after", "≤", 2.0)
 
@@ -356,17 +371,16 @@ def count(stack: Stack, query: str, job: int) -> int:
 
 def measure_ends(report: Report, stack: Stack, first: int, second: int) -> None:
     """How upkeep goes on with the first job's cancel, and the end of the second one."""
-    pending = "SELECT count(*) FROM samples WHERE job_id = :job AND state = 'pending'"
-    left, start = count(stack, pending, first), time.perf_counter()
+    left, start = count(stack, PENDING, first), time.perf_counter()
     until = start + REST_S
-    while (now_left := count(stack, pending, first)) and time.perf_counter() < until:
+    while (now_left := count(stack, PENDING, first)) and time.perf_counter() < until:
         time.sleep(0.5)
     report.add("samples left when the cancel had returned and the run had ended", left)
     report.add("of these, ended by upkeep", (left - now_left) / (time.perf_counter() - start), "1/s")
     start = time.perf_counter()
     stack.client.cancel(second)
-    while not count(stack, "SELECT count(*) FROM job_totals WHERE job_id = :job", second):
-        time.sleep(0.05)
+    kept = "SELECT count(*) FROM job_totals WHERE job_id = :job"
+    wait_until("the totals of the ended job are kept", lambda: count(stack, kept, second) > 0, 0.05)
     report.add("totals of the ended job are kept after", time.perf_counter() - start, "s")
 
 

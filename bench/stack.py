@@ -18,15 +18,17 @@ from sqlalchemy import Engine
 from pipeline import Client, load_settings
 from pipeline.db import migrate, reports
 from pipeline.db.session import open_database, transaction
-from pipeline.embedded import Connections, EmbeddedState, Program, start, stop
+from pipeline.embedded import Connections, EmbeddedState, Program, ProgramState, start, stop
 from pipeline.embedded.supervision import last_lines
-from pipeline.local import start_local
+from pipeline.local import _require_alive, start_local
 
 REPOSITORY = Path(__file__).parents[1]
 MODELS = {role: REPOSITORY / "examples" / "models" / f"demo-{role}" for role in ("small", "large")}
 """The demo pair: the models of the benchmarks that generate, and the tokenizers of those that are scripted."""
 PROBLEMS = REPOSITORY / "examples" / "problems.jsonl"
 
+JOB_TIMEOUT_S = 300.0
+"""For one job: no benchmark waits without an end."""
 _START_TIMEOUT_S = 300.0
 
 
@@ -58,16 +60,20 @@ class Stack:
             return [tuple(row) for row in connection.exec_driver_sql(query)]
 
     def start_programs(self, programs: Sequence[Program]) -> None:
-        """Start worker processes beside those that run; returns once all have registered."""
+        """Start worker processes beside those that run; returns once all have registered.
+
+        Raises ServiceUnavailable, with the last lines of its log, when one ends instead.
+        """
         self.state.add_programs(programs)
         for program in programs:
             self.state.start_program(program.name)
         names = {program.name for program in programs}
         deadline = time.monotonic() + _START_TIMEOUT_S
         while missing := self._unregistered(names):
+            _require_alive(missing)
             if time.monotonic() > deadline:
-                log = next(program.log_path for program in self.state.program_states() if program.name in missing)
-                raise RuntimeError(f"{', '.join(sorted(missing))} did not register; {last_lines(log)}")
+                log = next(iter(missing.values())).log_path
+                raise RuntimeError(f"{', '.join(missing)} did not register; {last_lines(log)}")
             time.sleep(0.1)
 
     def pid(self, name: str) -> int:
@@ -77,11 +83,11 @@ class Stack:
             raise RuntimeError(f"{name} does not run")
         return found
 
-    def _unregistered(self, names: set[str]) -> set[str]:
+    def _unregistered(self, names: set[str]) -> dict[str, ProgramState]:
         with transaction(self.db_engine) as connection:
             registered = {worker.pid for worker in reports.live_workers(connection)}
         return {
-            program.name
+            program.name: program
             for program in self.state.program_states()
             if program.name in names and program.pid not in registered
         }
@@ -114,8 +120,10 @@ def running_servers(settings: Mapping[str, str] | None = None) -> Iterator[Stack
                 yield Stack(state=state, client=client, db_engine=db_engine)
             db_engine.dispose()
     finally:
-        stop(folder / "state")
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            stop(folder / "state")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
@@ -11,39 +11,49 @@ import psutil
 from bench.stack import Stack
 
 ENGINE_THREAD = "engine"
-"""The busiest thread of a small or large worker: it steps the model."""
+"""The thread of a small or large worker that was busiest between two readings: it steps the model."""
 
 
-@dataclass(frozen=True, slots=True)
+def cpu_seconds(pid: int) -> float:
+    """Of a process and all that it started, those that have ended included."""
+    process = psutil.Process(pid)
+    total = sum(process.cpu_times()[:4])  # its own, and those of its children that have ended
+    for child in process.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            total += sum(child.cpu_times()[:4])
+    return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """CPU seconds by part since the start of each."""
+    """CPU seconds of each program since its start, as ``cpu_seconds``, and of each thread of those with an engine."""
 
-    seconds: Mapping[str, float]
+    programs: Mapping[str, float]
+    threads: Mapping[str, Mapping[int, float]]
 
     @classmethod
     def read(cls, stack: Stack) -> Usage:
-        """Parts: each program with its children, those with an engine in two (the busiest thread, the others)."""
-        seconds: dict[str, float] = defaultdict(float)
-        pids = {program.pid: program.name for program in stack.state.program_states() if program.pid}
-        for pid, name in pids.items():
-            for part, used in _program(psutil.Process(pid), has_engine=name in ("small", "large")):
-                seconds[f"{name} {part}".strip()] += used
-        return cls(dict(seconds))
+        programs, threads = {}, {}
+        pids = {program.name: program.pid for program in stack.state.program_states() if program.pid}
+        for name, pid in pids.items():
+            with suppress(psutil.NoSuchProcess):
+                if name in ("small", "large"):
+                    threads[name] = {
+                        thread.id: thread.user_time + thread.system_time for thread in psutil.Process(pid).threads()
+                    }
+                programs[name] = cpu_seconds(pid)
+        return cls(programs=programs, threads=threads)
 
     def seconds_since(self, before: Usage) -> dict[str, float]:
-        """CPU seconds of each part between two readings, most first."""
-        used = {part: seconds - before.seconds.get(part, 0.0) for part, seconds in self.seconds.items()}
+        """CPU seconds of each part between two readings, most first: programs, those with an engine in two (the
+        engine's thread, all others)."""
+        used = {}
+        for name, seconds in self.programs.items():
+            whole = seconds - before.programs.get(name, 0.0)
+            if name not in self.threads:
+                used[name] = whole
+                continue
+            earlier = before.threads.get(name, {})
+            engine = max(total - earlier.get(thread, 0.0) for thread, total in self.threads[name].items())
+            used |= {f"{name} {ENGINE_THREAD}": engine, f"{name} other threads": whole - engine}
         return dict(sorted(used.items(), key=lambda item: -item[1]))
-
-
-def _program(process: psutil.Process, *, has_engine: bool) -> Iterable[tuple[str, float]]:
-    threads = sorted(thread.user_time + thread.system_time for thread in process.threads())
-    children = sum(_cpu(child) for child in process.children(recursive=True))
-    if not has_engine:
-        return [("", sum(threads) + children)]
-    return [(ENGINE_THREAD, threads[-1]), ("other threads", sum(threads[:-1]) + children)]
-
-
-def _cpu(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system

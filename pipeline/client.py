@@ -45,7 +45,7 @@ from pipeline.db.asking import MAX_ROWS, Table, ask
 from pipeline.db.revision import require_current
 from pipeline.db.session import open_database, transaction
 from pipeline.errors import ConfigurationError, JobError, NotComparable, PipelineError
-from pipeline.jobs import JobConfig, JobState, SamplingSpec
+from pipeline.jobs import MAX_INTEGER, JobConfig, JobState, SamplingSpec
 from pipeline.policies import make_policy, parse_policy
 from pipeline.problems import ColumnNames, ProblemSet
 from pipeline.recipes import find_recipe
@@ -73,6 +73,8 @@ JobRef: TypeAlias = Job | int
 """A job or its id."""
 
 MAX_PRIORITY = 1000
+FROZEN_AFTER_S = 10
+"""A change of a job on which the client says nothing for so long is undone: upkeep waits for it, for 30 s at most."""
 CANCEL_FOR_S = 1.0
 """For so long a cancel ends samples, some 20,000; upkeep goes on with the rest."""
 
@@ -124,6 +126,13 @@ class Client:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Connection]:
         with transaction(self._db_engine) as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _change(self) -> Iterator[Connection]:
+        """A transaction that holds rows which workers and upkeep need: a client that freezes in it is cut off."""
+        with self._transaction() as connection:
+            connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = '{FROZEN_AFTER_S}s'")
             yield connection
 
     # Doing
@@ -227,13 +236,13 @@ class Client:
         """
         job_id = _id(job)
         deadline = time.monotonic() + CANCEL_FOR_S
-        with self._transaction() as connection:
+        with self._change() as connection:
             is_new = control.cancel_job(connection, job_id)
-        with self._transaction() as connection:
+        with self._change() as connection:
             cancelled = control.count_cancelled(connection, job_id)
         is_left = True
         while is_left:
-            with self._transaction() as connection:
+            with self._change() as connection:
                 is_left = control.cancel_samples(connection, job_id) > 0
                 if time.monotonic() > deadline and not control.is_at_work(connection, job_id):
                     break
@@ -245,16 +254,16 @@ class Client:
         What is being written goes back to its last stored segment. Raises JobError for a job that has ended.
         """
         job_id = _id(job)
-        with self._transaction() as connection:
+        with self._change() as connection:
             is_new = control.pause_job(connection, job_id)
-        with self._transaction() as connection:
+        with self._change() as connection:
             released = control.release_job_samples(connection, job_id)
         return JobChange(job_id=job_id, state=JobState.PAUSED, is_new=is_new, num_samples=released)
 
     def resume(self, job: JobRef) -> JobChange:
         """Let a paused job go on where it was. Raises JobError for a job that has ended."""
         job_id = _id(job)
-        with self._transaction() as connection:
+        with self._change() as connection:
             waiting = control.resume_job(connection, job_id)
         return JobChange(job_id=job_id, state=JobState.RUNNING, is_new=waiting is not None, num_samples=waiting or 0)
 
@@ -272,7 +281,7 @@ class Client:
         if cut != (max_tokens is not None) or (cut and wanted):
             raise ConfigurationError("a retry takes either error classes, or cut with max_tokens")
         job_id = _id(job)
-        with self._transaction() as connection:
+        with self._change() as connection:
             found = reports.get_job(connection, job_id)
             if max_tokens is None:
                 ids = control.select_failed(connection, job_id, wanted)
@@ -283,7 +292,7 @@ class Client:
         count, size = 0, control.BATCH if max_tokens is None else control.CUT_BATCH
         for start in range(0, len(ids), size):
             batch = ids[start : start + size]
-            with self._transaction() as connection:
+            with self._change() as connection:
                 if max_tokens is None:
                     count += control.retry_failed(connection, job_id, batch)
                 else:
@@ -298,7 +307,7 @@ class Client:
         if abs(priority) > MAX_PRIORITY:
             raise ConfigurationError(f"priority {priority}: give a number from -{MAX_PRIORITY} to {MAX_PRIORITY}")
         job_id = _id(job)
-        with self._transaction() as connection:
+        with self._change() as connection:
             is_new = control.set_priority(connection, job_id, priority)
             state = reports.get_job(connection, job_id).state
         return JobChange(job_id=job_id, state=state, is_new=is_new)
@@ -565,6 +574,8 @@ def _check_budget(job: Job, max_tokens: int) -> None:
         raise ConfigurationError(
             f"max_tokens {max_tokens}: job {job.id} has {job.config.sampling.max_tokens}; give a larger budget"
         )
+    if max_tokens > MAX_INTEGER:
+        raise ConfigurationError(f"max_tokens {max_tokens}: give at most {MAX_INTEGER}")
 
 
 def _comparisons(connection: Connection, ids: Sequence[int]) -> Iterator[Comparison]:

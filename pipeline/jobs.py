@@ -49,6 +49,10 @@ class ModelSpec(BaseModel):
     refuses the job's samples."""
 
 
+MAX_INTEGER = 2**31 - 1
+"""Of a column in the database, and of what engines take."""
+
+
 class SamplingSpec(BaseModel):
     """How tokens are drawn, the same for both roles. Defaults: the released code of arXiv 2504.12329."""
 
@@ -56,9 +60,9 @@ class SamplingSpec(BaseModel):
 
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 0.6
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
-    top_k: Annotated[int, Field(ge=0)] = 50
+    top_k: Annotated[int, Field(ge=0, le=MAX_INTEGER)] = 50
     """0: off."""
-    max_tokens: Annotated[int, Field(ge=1)] = 32_768
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_INTEGER)] = 32_768
     """Most output tokens per sample, all authors together."""
 
 

@@ -208,10 +208,12 @@ class WriterProcess:
     def _die(self, reason: WorkerEnd = WorkerEnd.ENGINE_DIED) -> None:
         """The engine is gone: give the lease up, so that the samples go back at once, and end for the supervisor."""
         log.error("worker ends because of its engine", worker_id=self._lease.worker_id, reason=reason.value)
-        self._lease.stop(reason)
-        for process in multiprocessing.active_children():  # an engine beside this process that hangs hears nothing else
-            process.kill()
-        os._exit(1)
+        try:
+            self._lease.stop(reason)
+        finally:  # whatever Postgres says: without an engine this process must not go on
+            for process in multiprocessing.active_children():  # an engine beside it that hangs hears nothing else
+                process.kill()
+            os._exit(1)
 
     def run(self) -> int:
         """Until told to stop: drains, hands back, says goodbye."""
@@ -306,7 +308,10 @@ def run_upkeep(settings: Settings) -> int:
     """The upkeep worker: the duties in a thread, the progress of running jobs as tasks."""
     base = open_base(settings, WorkerKind.UPKEEP)
     stop = threading.Event()
-    add_follow_task(base.app, base.db_engine, stop)
+    followers = open_database(  # dozens of them: none may wait for a connection that the rounds or the lease need
+        resolve_connections(settings).worker_url(WorkerKind.UPKEEP), answer_within_s=settings.lease.answer_within_s
+    )
+    add_follow_task(base.app, followers, stop)
     upkeep = Upkeep(base.db_engine, base.publisher, settings)
     early = EarlySignals()
     lease = LeaseKeeper(

@@ -105,9 +105,10 @@ class LeaseKeeper:
         total = self._counters().closed()
         with transaction(self._db_engine) as connection:
             close_books(connection, self.worker_id, total.since(self._before))
-            self.worker_id = register_worker(connection, self._registration)
+            worker_id = register_worker(connection, self._registration)
             check_current(connection)
-        self._before = total
+        # Not before the commit's answer: where that is lost, the life that nobody knows of lapses; this is repeated.
+        self.worker_id, self._before = worker_id, total
         log.info("worker registered", worker_id=self.worker_id, kind=self._registration.kind.value)
 
     def stop(self, reason: WorkerEnd = WorkerEnd.STOPPED) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
@@ -129,6 +130,8 @@ class Writer:
         """Held by the last heartbeat, and neither beginning nor in flight."""
         self._life = 0
         """Counts the times that the lease was lost."""
+        self._late_tokens: dict[int, int] = {}
+        """Committed by a life whose lease was lost before the answer came: worker id → tokens to amend its books by."""
         self._committed_tokens = 0
         self._dropped_tokens = 0
         self._cache_room = CacheRoom(max_in_flight=engine.max_in_flight, ahead=admit_ahead)
@@ -364,8 +367,8 @@ class Writer:
     ) -> None:
         """Every token is committed, in a segment that was stored, or dropped. stored: claims; life: when it was sent.
 
-        Where the lease was lost before the commit's answer came, the books of that life are closed, with all these
-        tokens as dropped: what was committed after all is added there.
+        Where the lease was lost before the commit's answer came, the books of that life are closed with all these
+        tokens as dropped, sooner or later: what was committed after all is added there after that, by the lease keeper.
         """
         generated = committed = 0
         for result, hop in concluded:
@@ -379,8 +382,9 @@ class Writer:
             is_late = self._life != life
             self._committed_tokens += 0 if is_late else committed
             self._dropped_tokens += generated if is_late else generated - committed
-        if is_late and committed:
-            self._patiently(lambda connection: amend_books(connection, identity.worker_id, tokens=committed))
+            if is_late and committed:
+                before = self._late_tokens.get(identity.worker_id, 0)
+                self._late_tokens[identity.worker_id] = before + committed
 
     # -- the lease keeper's thread -----------------------------------------------------------------------------------
 
@@ -422,10 +426,26 @@ class Writer:
         before = self.in_flight()
         with transaction(self._db_engine) as connection:
             held = held_epochs(connection, worker_id)
+        self._amend_books()
         lost = self.abandon_lost(before, held)
         if lost:
             log.info("samples abandoned", samples=lost)
         self.release_strays(before, held)
+
+    def _amend_books(self) -> None:
+        """Once a later life has renewed its lease, the books of the earlier ones are closed."""
+        with self._lock:
+            late = dict(self._late_tokens)
+        if not late:
+            return
+        with transaction(self._db_engine) as connection:
+            for worker_id, tokens in late.items():
+                amend_books(connection, worker_id, tokens=tokens)
+        with self._lock:
+            for worker_id, tokens in late.items():
+                self._late_tokens[worker_id] -= tokens
+                if not self._late_tokens[worker_id]:
+                    del self._late_tokens[worker_id]
 
     def abandon_lost(self, before: Sequence[Work], held: dict[int, int]) -> int:
         """Abort what the database no longer gives to this worker (cancelled, rescued); returns how many.
@@ -478,3 +498,5 @@ class Writer:
         """End once all that was claimed is stored."""
         self._claimer.close(timeout_s=30)
         self._recorder.close(timeout_s=30)
+        with suppress(ServiceUnavailable):
+            self._amend_books()

@@ -501,7 +501,7 @@ def _hop_row(hop: Hop) -> dict[str, Any]:
         "sample_id": hop.sample_id,
         "epoch": hop.epoch,
         "to_state": hop.to_state.value,
-        "policy_state": hop.policy_state,
+        "policy_state": _storable_state(hop.policy_state),
         "next_max_tokens": hop.next_max_tokens,
         "next_trigger": hop.next_trigger,
         "next_cue": hop.next_cue,
@@ -545,6 +545,17 @@ def _segment_rows(hop: Hop) -> list[dict[str, Any]]:
         for offset, segment in enumerate(hop.segments)
     ]
     return [row | {"content_sha256": segment_sha256(row)} for row in rows]
+
+
+def _storable_state(value: Any) -> Any:
+    """A policy's state with its texts as they are stored: a replay reads them so, too."""
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, dict):
+        return {name: _storable_state(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_storable_state(each) for each in value]
+    return value
 
 
 def storable(written: str) -> str:

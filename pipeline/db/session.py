@@ -9,7 +9,15 @@ from typing import Any
 import psycopg
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, InterfaceError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    DisconnectionError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from pipeline.db.patience import ImpatientConnection
 from pipeline.errors import ConfigurationError, ServiceUnavailable
@@ -22,6 +30,10 @@ _KEEPALIVE = {
     "keepalives_count": 3,
     "tcp_user_timeout": 15_000,  # ms
 }
+
+
+_IDLE_TOO_LONG = "25P03"
+"""SQLSTATE of a session that was ended because of idle_in_transaction_session_timeout."""
 
 
 def open_database(
@@ -104,6 +116,12 @@ def _reached() -> Iterator[None]:
         orig = error.orig if isinstance(error, DBAPIError) else None
         reason = next(iter(str(orig or error).strip().splitlines()), type(error).__name__)
         raise ServiceUnavailable(f"{_trouble(orig)}: {reason}") from error
+    except InternalError as error:
+        if getattr(error.orig, "sqlstate", None) != _IDLE_TOO_LONG:
+            raise
+        raise ServiceUnavailable("Postgres undid this: nothing was asked in mid-transaction for too long") from error
+    except PoolTimeout as error:
+        raise ServiceUnavailable("Postgres cannot be reached: all connections of this process are in use") from error
 
 
 def _trouble(error: BaseException | None) -> str:

@@ -12,6 +12,7 @@ locks on the job's row: a count never misses a grade that was there when it was 
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from sqlalchemy import Connection, text
@@ -22,14 +23,14 @@ from pipeline.samples import RESTING_STATES
 _COUNTED = [
     column.name for column in JobTotalsRow.__table__.columns if column.name not in ("job_id", "counted_at", "stale_at")
 ]
-_BATCH = 10
 
-_UNCOUNTED = text("""
+_UNCOUNTED = """
     SELECT j.id FROM jobs j LEFT JOIN job_totals t ON t.job_id = j.id
     WHERE j.state NOT IN ('running', 'paused') AND (t.job_id IS NULL OR t.stale_at < clock_timestamp() - :quiet)
       AND NOT EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state NOT IN ('graded', 'failed', 'cancelled'))
-    ORDER BY j.id LIMIT :batch FOR NO KEY UPDATE OF j SKIP LOCKED
-""")
+"""
+_SELECT_UNCOUNTED = text(f"{_UNCOUNTED} AND j.id <> ALL(:but) ORDER BY j.id LIMIT :limit")
+_LOCK_UNCOUNTED = text(f"{_UNCOUNTED} AND j.id = :job FOR NO KEY UPDATE OF j SKIP LOCKED")
 _COUNT = text(f"""
     INSERT INTO job_totals (job_id, counted_at, stale_at, {", ".join(_COUNTED)})
     SELECT :job, clock_timestamp(), NULL, {", ".join(_COUNTED)} FROM count_samples(:job), count_cost(:job)
@@ -38,16 +39,24 @@ _COUNT = text(f"""
 """)
 
 
-def count_ended_jobs(connection: Connection, *, quiet: dt.timedelta) -> list[int]:
-    """Count and keep the totals of ended jobs that have none, or whose grades changed and have now been quiet so long.
+def uncounted_jobs(connection: Connection, *, quiet: dt.timedelta, limit: int, but: Sequence[int] = ()) -> list[int]:
+    """Ended jobs that have no totals, or whose grades changed and have now been quiet so long; oldest first.
 
-    One that is being cancelled is left until its last sample has ended. A few at a time, oldest first. The count is a
-    statement of its own after the lock on the job's row, so that it sees every grade that was committed before it.
+    One that is being cancelled is left until its last sample has ended. but: jobs to pass over.
     """
-    jobs = list(connection.execute(_UNCOUNTED, {"quiet": quiet, "batch": _BATCH}).scalars())
-    for job_id in jobs:
-        connection.execute(_COUNT, {"job": job_id})
-    return jobs
+    return list(connection.execute(_SELECT_UNCOUNTED, {"quiet": quiet, "limit": limit, "but": list(but)}).scalars())
+
+
+def count_job(connection: Connection, job_id: int, *, quiet: dt.timedelta) -> bool:
+    """Count an ended job and keep its totals; False: they are there, or somebody changes a grade just now.
+
+    The count is a statement of its own after the lock on the job's row, so that it sees every grade that was committed
+    before it. One job per transaction: whoever grades a sample of it again waits until the end.
+    """
+    if connection.execute(_LOCK_UNCOUNTED, {"quiet": quiet, "job": job_id}).first() is None:
+        return False
+    connection.execute(_COUNT, {"job": job_id})
+    return True
 
 
 # Looked up lot by lot (OFFSET), in the index that has its problems side by side (|| '': no other one knows the state).

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 from pipeline.db.hops import RUNNABLE_COLUMNS, Runnable, runnable, select_runnable
-from pipeline.db.totals import count_ended_jobs
 from pipeline.jobs import JobState
 from pipeline.samples import SUSPECT_AFTER
 
@@ -276,19 +275,13 @@ _CLOSE = text("""
 """)
 
 
-GRADES_QUIET = dt.timedelta(seconds=5)
-"""A job that is graded again is counted once its grades have not changed for so long."""
-
-
 def close_jobs(connection: Connection) -> dict[int, JobState]:
-    """End the running jobs that have no open sample left, and keep the totals of ended ones. Index: ix_samples_open.
+    """End the running jobs that have no open sample left. Index: ix_samples_open.
 
     The second look, with the job's row locked, sees the samples that a retry opened meanwhile.
     """
     ending = list(connection.execute(_ENDING).scalars())
-    closed = {row.id: JobState(row.state) for row in connection.execute(_CLOSE, {"jobs": ending})} if ending else {}
-    count_ended_jobs(connection, quiet=GRADES_QUIET)
-    return closed
+    return {row.id: JobState(row.state) for row in connection.execute(_CLOSE, {"jobs": ending})} if ending else {}
 
 
 _UNFOLLOWED = text("""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, text
 
+from pipeline.db import totals
 from pipeline.jobs import JobConfig, ModelSpec
 from pipeline.policies import parse_policy
 
@@ -153,3 +155,9 @@ def one(connection: Connection, query: str, **params: Any) -> dict[str, Any]:
 
 def every(connection: Connection, query: str, **params: Any) -> list[dict[str, Any]]:
     return [dict(row) for row in connection.execute(text(query), params).mappings()]
+
+
+def count_ended(connection: Connection, *, quiet: dt.timedelta = dt.timedelta(0)) -> list[int]:
+    """The ended jobs whose totals are counted and kept now, as upkeep does it."""
+    jobs = totals.uncounted_jobs(connection, quiet=quiet, limit=10)
+    return [job for job in jobs if totals.count_job(connection, job, quiet=quiet)]

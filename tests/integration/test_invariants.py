@@ -38,6 +38,7 @@ from pipeline.prompts import render_user_message
 from pipeline.samples import ModelRole, SampleState
 from pipeline.workforce import WorkerEnd, WorkerKind
 from tests.conftest import TEMPLATE, with_database
+from tests.integration.rows import count_ended
 from workers.engine.base import GenerateRequest
 from workers.engine.scripted import ScriptedEngine
 from workers.grader import grade_samples
@@ -145,6 +146,7 @@ def work(db_engine: DbEngine, small: Member, large: Member) -> None:
             grade_samples(db_engine, message, time_limit_s=20)
     with transaction(db_engine) as connection:
         close_jobs(connection)
+        count_ended(connection)
 
 
 def die_while_writing(db_engine: DbEngine, small: Member) -> None:

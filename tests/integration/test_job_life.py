@@ -23,7 +23,7 @@ from pipeline.db.session import open_database, transaction
 from pipeline.db.tables import METADATA
 from pipeline.db.upkeep import admit_samples, close_jobs, overdue_samples
 from pipeline.embedded import Connections
-from pipeline.errors import ConfigurationError, JobError, NotFound
+from pipeline.errors import ConfigurationError, JobError, NotFound, ServiceUnavailable
 from pipeline.jobs import JobState
 from pipeline.problems import content_sha256
 from pipeline.samples import SampleState
@@ -36,6 +36,7 @@ from tests.integration.rows import (
     add_segment,
     add_step,
     add_worker,
+    count_ended,
     every,
     one,
 )
@@ -240,14 +241,37 @@ def test_cancel_that_has_no_time_left_ends_what_is_at_work_and_leaves_the_rest_t
     assert control.cancel_leftovers(connection) == 3
 
 
+def test_client_that_freezes_in_a_change_holds_nobody_up(
+    client: Client, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, *_ = drafted(connection)
+    connection.commit()
+    monkeypatch.setattr("pipeline.client.FROZEN_AFTER_S", 1)
+    lock = text("SELECT id FROM samples WHERE job_id = :job FOR UPDATE"), {"job": job}
+
+    waited: list[float] = []
+
+    def freeze() -> None:
+        with client._change() as frozen:
+            frozen.execute(*lock)
+            began = time.monotonic()
+            connection.execute(*lock)
+            connection.rollback()
+            waited.append(time.monotonic() - began)
+            frozen.execute(text("SELECT 1"))
+
+    with pytest.raises(ServiceUnavailable):
+        freeze()
+    assert waited[0] < 10
+
+
 def test_cancel_whose_client_died_is_ended_by_upkeep_and_counted_only_then(connection: Connection) -> None:
     job = make_job(connection, num_problems=3)
     control.cancel_job(connection, job)
-    close_jobs(connection)
-    assert every(connection, "SELECT * FROM job_totals") == []
+    assert count_ended(connection) == []
     assert control.cancel_leftovers(connection) == 3
     assert control.cancel_leftovers(connection) == 0
-    close_jobs(connection)
+    assert count_ended(connection) == [job]
     assert every(connection, "SELECT cancelled FROM job_totals") == [{"cancelled": 3}]
 
 
@@ -258,8 +282,7 @@ def ended_job(connection: Connection, samples: list[dict[str, Any]], **options: 
     """An ended job whose totals are counted."""
     job = add_job(connection, add_problem_set(connection), state="completed_with_errors", **options)
     ids = add_samples(connection, job, samples)
-    close_jobs(connection)
-    assert one(connection, "SELECT count(*) AS n FROM job_totals") == {"n": 1}
+    assert count_ended(connection) == [job]
     return job, ids
 
 
@@ -498,7 +521,7 @@ def test_totals_are_right_in_every_state(client: Client, connection: Connection,
         {"problem": 3, "state": "finished", "tokens_small": 8},
     ]
     add_samples(connection, job, done if way == "reopened" else done + open_ones)
-    close_jobs(connection)
+    count_ended(connection)
     {
         "running": lambda: None,
         "paused": lambda: client.pause(job),
@@ -520,6 +543,7 @@ def test_totals_are_right_in_every_state(client: Client, connection: Connection,
         assert len(list(client.results(job, only_final=True))) == final
         assert sum(row.output_tokens for row in listed) == tokens["small"] + tokens["large"]
         close_jobs(connection)
+        count_ended(connection)
     expected = {"cancelled": 1}.get(way, 0)
     assert one(connection, "SELECT count(*) AS n FROM job_totals") == {"n": expected}
 

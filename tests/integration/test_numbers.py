@@ -23,6 +23,7 @@ from tests.integration.rows import (
     add_segment,
     add_step,
     add_worker,
+    count_ended,
     every,
     one,
 )
@@ -241,7 +242,7 @@ def test_kept_totals_are_what_is_counted(connection: Connection) -> None:
         {"job": job},
     )
     queries = [f"SELECT * FROM {view} WHERE job_id = {job}" for view in ("job_summary", "job_progress", "job_cost")]
-    assert list(close_jobs(connection)) == [job]
+    assert list(close_jobs(connection)) == count_ended(connection) == [job]
     kept = [one(connection, query) for query in queries]
     assert one(connection, "SELECT samples_total, cancelled FROM job_totals") == {"samples_total": 3, "cancelled": 1}
     connection.execute(text("DELETE FROM job_totals"))
@@ -252,6 +253,7 @@ def test_views_of_an_ended_job_read_what_is_kept(connection: Connection) -> None
     job = job_with_takeovers(connection)
     connection.execute(text("UPDATE samples SET state = 'failed', error = 'e', ended_at = now() WHERE state = 'ready'"))
     close_jobs(connection)
+    count_ended(connection)
     connection.execute(
         text("UPDATE job_totals SET num_scored = 77, takeovers = 78, engine_seconds_large = 79 WHERE job_id = :job"),
         {"job": job},
@@ -268,6 +270,7 @@ def test_job_that_was_cancelled_is_counted_too(connection: Connection) -> None:
     running = add_job(connection, add_problem_set(connection))
     add_samples(connection, running, [{"state": "ready"}])
     assert close_jobs(connection) == {}
+    assert count_ended(connection) == [job]
     assert [row["job_id"] for row in every(connection, "SELECT job_id FROM job_totals")] == [job]
 
 
@@ -285,6 +288,7 @@ def test_grading_again_shows_at_once_and_is_counted_again(connection: Connection
     (sample,) = add_samples(connection, job, [{"state": "finished"}])
     grade(connection, sample, version="1", score=0.0)
     close_jobs(connection)
+    count_ended(connection)
     accuracy = f"SELECT accuracy FROM job_summary WHERE job_id = {job}"
     assert one(connection, accuracy) == {"accuracy": 0.0}
     grade(connection, sample, version="2", score=1.0)
@@ -293,8 +297,8 @@ def test_grading_again_shows_at_once_and_is_counted_again(connection: Connection
         "accuracy": 0.0,
         "holds": False,
     }
-    assert totals.count_ended_jobs(connection, quiet=dt.timedelta(hours=1)) == []
-    assert totals.count_ended_jobs(connection, quiet=NOW) == [job]
+    assert count_ended(connection, quiet=dt.timedelta(hours=1)) == []
+    assert count_ended(connection) == [job]
     assert one(connection, "SELECT accuracy, stale_at FROM job_totals") == {"accuracy": 1.0, "stale_at": None}
 
 
@@ -304,10 +308,10 @@ def test_count_waits_for_a_grade_that_is_being_changed(db_engine: Engine, connec
     connection.commit()
     with db_engine.connect() as grader:
         grade(grader, sample, version="2", score=1.0)
-        assert totals.count_ended_jobs(connection, quiet=NOW) == []
+        assert count_ended(connection) == []
         connection.commit()
         grader.commit()
-    assert totals.count_ended_jobs(connection, quiet=NOW) == [job]
+    assert count_ended(connection) == [job]
     assert one(connection, "SELECT accuracy FROM job_totals") == {"accuracy": 1.0}
 
 
@@ -360,7 +364,7 @@ def test_summary_of_100_000_samples_answers_in_a_second(connection: Connection) 
     for lot in totals.resting_lots(connection, quiet=dt.timedelta(0), limit=1000):  # as upkeep does while the job runs
         assert totals.count_lot(connection, lot)
     assert min(seconds(connection, query, job=job) for _ in range(3)) < 1
-    assert list(close_jobs(connection)) == [job]
+    assert list(close_jobs(connection)) == count_ended(connection) == [job]
     before = num_scans(connection, "samples")
     assert min(seconds(connection, query, job=job) for _ in range(3)) < 1
     assert num_scans(connection, "samples") == before

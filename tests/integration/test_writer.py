@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from celery import Celery
 from pydantic import SecretStr
@@ -18,7 +19,7 @@ from sqlalchemy import Engine as DbEngine
 
 from pipeline.chat import ChatModel
 from pipeline.db.control import cancel_job, cancel_samples
-from pipeline.db.hops import ClaimedSample, Committed, claim_samples, commit_hops, held_epochs
+from pipeline.db.hops import ClaimedSample, Committed, Hop, _hop_row, claim_samples, commit_hops, held_epochs
 from pipeline.db.session import open_database, transaction
 from pipeline.db.submissions import insert_job, put_problem_set
 from pipeline.db.upkeep import admit_samples, overdue_samples, settle_workers
@@ -27,7 +28,7 @@ from pipeline.errors import EngineUnavailable
 from pipeline.jobs import JobConfig, ModelSpec, SamplingSpec
 from pipeline.policies import parse_policy
 from pipeline.problems import Problem, ProblemSet, content_sha256
-from pipeline.samples import ModelRole
+from pipeline.samples import ModelRole, SampleState
 from pipeline.workforce import WorkerKind
 from workers.engine.base import GenerateRequest
 from workers.engine.scripted import ScriptedEngine
@@ -340,6 +341,15 @@ def test_what_is_being_written_is_no_stray(slow_desk: Desk) -> None:
     thread.join(timeout=60)
 
 
+def test_policy_state_with_a_character_that_postgres_cannot_store_is_stored_without_it(desk: Desk) -> None:
+    with transaction(desk.db_engine) as connection:
+        row = _hop_row(Hop(sample_id=1, epoch=1, to_state=SampleState.READY, policy_state={"tail": ["a\x00b"]}))
+        stored = connection.execute(
+            text("SELECT CAST(:row AS jsonb)"), {"row": orjson.dumps(row).decode()}
+        ).scalar_one()
+    assert stored["policy_state"] == {"tail": ["a\ufffdb"]}
+
+
 def test_commit_whose_answer_comes_after_the_lease_was_lost_is_booked_in_the_life_it_was_made_in(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,6 +363,8 @@ def test_commit_whose_answer_comes_after_the_lease_was_lost_is_booked_in_the_lif
     monkeypatch.setattr("workers.writer.commit_hops", commit_and_lose_the_lease)
     one_sample = SamplesMessage(job_id=desk.message.job_id, samples=desk.message.samples[:1])  # two may be two commits
     desk.writer.write(one_sample)
+    desk.writer.reconcile(desk.worker_id)
+    desk.writer.reconcile(desk.worker_id)  # once, not twice
     num_tokens = len(ANSWER) + 1
     books = desk.one("SELECT tokens_generated, tokens_committed, tokens_dropped FROM workers")
     assert books == (num_tokens, num_tokens, 0)

@@ -81,12 +81,13 @@ class ThreadedEngine(ABC, Generic[T]):
             done(error)
             return
         running = Running(request, done, self._decode_stream(request.prompt_ids))
+        refusal: PipelineError | None
         with self._changed:
-            death = self._death
-            if death is None:
-                self._admit(core_request, running)
-        if death is not None:
-            done(death)
+            refusal = self._death
+            if refusal is None:
+                refusal = self._admit(core_request, running)
+        if refusal is not None:
+            done(refusal)
 
     def abort(self, request_id: str) -> None:
         with self._changed:
@@ -128,7 +129,7 @@ class ThreadedEngine(ABC, Generic[T]):
 
     @abstractmethod
     def _add(self, core_id: str, core_request: T) -> None:
-        """Hand a request to the core. Called with the lock held."""
+        """Hand a request to the core. Called with the lock held. Raises PipelineError where it cannot be sent."""
 
     @abstractmethod
     def _drop(self, core_id: str) -> None:
@@ -183,7 +184,8 @@ class ThreadedEngine(ABC, Generic[T]):
         if len(request.prompt_ids) >= self._max_model_len:
             raise PromptTooLong(self._name, len(request.prompt_ids), self._max_model_len)
 
-    def _admit(self, core_request: T, running: Running) -> None:
+    def _admit(self, core_request: T, running: Running) -> PipelineError | None:
+        """Hand a request to the core; what was wrong with it where that cannot be done."""
         request_id = running.request.request_id
         if request_id in self._core_ids:
             raise ValueError(f"request id {request_id!r} is in use")
@@ -193,7 +195,12 @@ class ThreadedEngine(ABC, Generic[T]):
             self._tally.wake()
         self._running[core_id] = running
         self._core_ids[request_id] = core_id
-        self._add(core_id, core_request)
+        try:
+            self._add(core_id, core_request)
+        except PipelineError as error:
+            self._release(core_id)
+            return error
+        return None
 
     def _run_until_death(self) -> None:
         try:

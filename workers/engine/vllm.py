@@ -262,8 +262,18 @@ class SeparateEngine(VllmEngine):
 
     def _add(self, core_id: str, core_request: EngineCoreRequest) -> None:
         core_request.request_id = core_id
-        with contextlib.suppress(Exception):  # a dead core, which the engine's thread finds and reports
+        try:
             self._client.add_request(core_request)
+        except Exception as error:
+            if not self._is_core_dead():  # else the engine's thread finds and reports it
+                raise EngineError(self._name, f"request not sent to the engine: {one_line(error)}") from error
+
+    def _is_core_dead(self) -> bool:
+        try:
+            self._client.ensure_alive()
+        except Exception:
+            return True
+        return False
 
     def _drop(self, core_id: str) -> None:
         with contextlib.suppress(Exception):
