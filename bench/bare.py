@@ -156,7 +156,7 @@ def serve(arrangement: Arrangement, model: str) -> None:
 
 def _batched_tokens(arguments: dict[str, Any]) -> int:
     """Most tokens per step of a worker with these arguments. On a CPU ``LLM`` would take twice as many."""
-    from vllm import EngineArgs
+    from vllm.engine.arg_utils import EngineArgs
 
     return int(EngineArgs(**arguments).create_engine_config().scheduler_config.max_num_batched_tokens)
 

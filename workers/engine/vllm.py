@@ -411,6 +411,7 @@ def _dtype(model: str, revision: str | None, settings: EngineSettings) -> str:
         return settings.dtype
 
     import torch
+    import vllm.config  # noqa: F401  # before the next two, which import it in a circle
     from vllm.transformers_utils.config import get_config
     from vllm.transformers_utils.model_arch_config_convertor import ModelArchConfigConvertorBase
 
