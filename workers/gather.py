@@ -14,12 +14,15 @@ log = structlog.get_logger()
 
 _T = TypeVar("_T")
 
+_LOOK_S = 0.01
+"""Between two looks in a pause whether enough things wait."""
+
 
 class Gatherer(Generic[_T]):
     """A thread that calls ``handle`` with what was handed in since its last call, in that order.
 
-    most: in one call. pause_s: least time from the beginning of a call with more than one thing to that of the next, so
-    that calls are fuller when much is handed in; one thing at a time is never held up.
+    most: in one call. pause_s: after a call with more than one thing the next one begins so long after its beginning,
+    or once ``enough`` things wait, so that calls are fuller when much is handed in; one at a time is never held up.
     on_failure: called when handle raises, which ends the thread.
     """
 
@@ -30,11 +33,13 @@ class Gatherer(Generic[_T]):
         *,
         most: int,
         pause_s: float,
+        enough: int | None = None,
         on_failure: Callable[[], None],
     ) -> None:
         self._handle = handle
         self._most = most
         self._pause_s = pause_s
+        self._enough = min(enough or most, most)
         self._on_failure = on_failure
         self._items: queue.SimpleQueue[_T | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -59,7 +64,8 @@ class Gatherer(Generic[_T]):
     def _handle_until_closed(self) -> None:
         not_before = 0.0
         while (first := self._items.get()) is not None:
-            time.sleep(max(0.0, not_before - time.monotonic()))
+            while (left := not_before - time.monotonic()) > 0 and self._items.qsize() + 1 < self._enough:
+                time.sleep(min(left, _LOOK_S))
             begun = time.monotonic()
             group, is_last = self._gather(first)
             self._handle(group)

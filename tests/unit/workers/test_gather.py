@@ -60,6 +60,24 @@ def test_after_a_full_call_the_next_waits_for_the_pause() -> None:
         assert len(group) == 1 or after - before >= 0.29
 
 
+def test_pause_ends_once_enough_wait() -> None:
+    handler = Handler()
+    gathering: Gatherer[int] = Gatherer("gatherer", handler, most=100, pause_s=60.0, enough=3, on_failure=lambda: None)
+    gathering.put(0)
+    assert handler.began.wait(10)
+    for item in (1, 2):
+        gathering.put(item)
+    handler.may_end.set()
+    deadline = time.monotonic() + 10
+    while len(handler.groups) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for item in (3, 4, 5):
+        gathering.put(item)
+    while len(handler.groups) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert handler.groups == [[0], [1, 2], [3, 4, 5]]
+
+
 def test_failure_is_told_and_ends_the_thread() -> None:
     told = threading.Event()
     gathering: Gatherer[int] = Gatherer("failing", lambda group: [][1], most=9, pause_s=0.0, on_failure=told.set)
