@@ -72,6 +72,12 @@ def open_base(settings: Settings, kind: WorkerKind | None = None) -> Base:
     return Base(settings=settings, db_engine=db_engine, app=app, publisher=Publisher(app))
 
 
+def _open_as(kind: WorkerKind, settings: Settings, *, pool_size: int = 4) -> DbEngine:
+    """Connections beside the base's, with the rights of a kind of worker."""
+    url = resolve_connections(settings).worker_url(kind)
+    return open_database(url, pool_size=pool_size, answer_within_s=settings.lease.answer_within_s)
+
+
 def registration(
     kind: WorkerKind,
     settings: Settings,
@@ -254,8 +260,7 @@ def run_grader(settings: Settings) -> int:
 
     def open_child(**_: Any) -> None:
         limit_memory()
-        url = resolve_connections(settings).worker_url(WorkerKind.GRADE)
-        child["db"] = open_database(url, pool_size=1, answer_within_s=settings.lease.answer_within_s)
+        child["db"] = _open_as(WorkerKind.GRADE, settings, pool_size=1)
 
     signals.worker_process_init.connect(open_child, weak=False)
     make_grader("math").grade(r"\boxed{1}", "2")  # imports sympy before the fork: seconds for each child otherwise
@@ -308,9 +313,7 @@ def run_upkeep(settings: Settings) -> int:
     """The upkeep worker: the duties in a thread, the progress of running jobs as tasks."""
     base = open_base(settings, WorkerKind.UPKEEP)
     stop = threading.Event()
-    followers = open_database(  # dozens of them: none may wait for a connection that the rounds or the lease need
-        resolve_connections(settings).worker_url(WorkerKind.UPKEEP), answer_within_s=settings.lease.answer_within_s
-    )
+    followers = _open_as(WorkerKind.UPKEEP, settings)  # dozens: they take no connection from the rounds and the lease
     add_follow_task(base.app, followers, stop)
     upkeep = Upkeep(base.db_engine, base.publisher, settings)
     early = EarlySignals()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -133,7 +134,7 @@ class Writer:
         """Held by the last heartbeat, and neither beginning nor in flight."""
         self._life = 0
         """Counts the times that the lease was lost."""
-        self._late_tokens: dict[int, int] = {}
+        self._late_tokens: Counter[int] = Counter()
         """Committed by a life whose lease was lost before the answer came: worker id → tokens to amend its books by."""
         self._committed_tokens = 0
         self._dropped_tokens = 0
@@ -391,8 +392,7 @@ class Writer:
             self._committed_tokens += 0 if is_late else committed
             self._dropped_tokens += generated if is_late else generated - committed
             if is_late and committed:
-                before = self._late_tokens.get(identity.worker_id, 0)
-                self._late_tokens[identity.worker_id] = before + committed
+                self._late_tokens[identity.worker_id] += committed
 
     # -- the lease keeper's thread -----------------------------------------------------------------------------------
 
@@ -434,26 +434,23 @@ class Writer:
         before = self.in_flight()
         with transaction(self._db_engine) as connection:
             held = held_epochs(connection, worker_id)
-        self._amend_books()
         lost = self.abandon_lost(before, held)
         if lost:
             log.info("samples abandoned", samples=lost)
         self.release_strays(before, held)
+        self._amend_books()
 
     def _amend_books(self) -> None:
         """Once a later life has renewed its lease, the books of the earlier ones are closed."""
         with self._lock:
-            late = dict(self._late_tokens)
+            late = self._late_tokens.copy()
         if not late:
             return
         with transaction(self._db_engine) as connection:
             for worker_id, tokens in late.items():
                 amend_books(connection, worker_id, tokens=tokens)
         with self._lock:
-            for worker_id, tokens in late.items():
-                self._late_tokens[worker_id] -= tokens
-                if not self._late_tokens[worker_id]:
-                    del self._late_tokens[worker_id]
+            self._late_tokens -= late  # a zero does not stay
 
     def abandon_lost(self, before: Sequence[Work], held: dict[int, int]) -> int:
         """Abort what the database no longer gives to this worker (cancelled, rescued); returns how many.

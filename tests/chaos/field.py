@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import redis
@@ -34,6 +34,8 @@ from tests.chaos.models import REPOSITORY
 from tests.chaos.texts import NUM_SAMPLES
 from tests.chaos.worker import ORDERS_VARIABLE, PROGRAM_VARIABLE, Order, fired_file, order_file
 from tests.chaos.workload import ChaosJob, Scripted, Workload
+
+_T = TypeVar("_T")
 
 SETTINGS = {
     "SPECTHINK_LEASE__TTL_S": "2",
@@ -167,15 +169,7 @@ class Field:
 
     def pid(self, name: str) -> int:
         """Of a program that runs; waits for a new start. Raises Broken."""
-        found: list[int] = []
-
-        def runs() -> bool:
-            pid = self.find_pid(name)
-            found.extend([pid] if pid is not None else [])
-            return pid is not None
-
-        self.until(runs, f"{name} to run", timeout_s=30)
-        return found[0]
+        return self.until(lambda: self.find_pid(name), f"{name} to run", timeout_s=30)
 
     def find_pid(self, name: str) -> int | None:
         return next(state.pid for state in self.state.program_states() if state.name == name)
@@ -301,14 +295,17 @@ class Field:
     # -- waiting -----------------------------------------------------------------------------------------------------
 
     def until(
-        self, condition: Callable[[], bool], what: str, *, timeout_s: float = 30.0, every_s: float = 0.05
-    ) -> None:
-        """Wait for a condition; a server that is away counts as not yet. Raises Broken."""
+        self, condition: Callable[[], _T | None], what: str, *, timeout_s: float = 30.0, every_s: float = 0.05
+    ) -> _T:
+        """Wait until a condition gives something true, and return that; a server that is away counts as not yet.
+
+        Raises Broken.
+        """
         deadline = time.monotonic() + timeout_s * PATIENCE
         while True:
             with suppress(PipelineError, redis.ConnectionError):
-                if condition():
-                    return
+                if found := condition():
+                    return found
             if time.monotonic() > deadline:
                 raise Broken(f"waited {timeout_s * PATIENCE:.0f} s for {what}")
             time.sleep(every_s)

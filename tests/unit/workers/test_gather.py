@@ -10,8 +10,10 @@ from itertools import pairwise
 from workers.gather import Gatherer
 
 
-def gatherer(handle: Callable[[list[int]], None], *, most: int = 100, pause_s: float = 0.0) -> Gatherer[int]:
-    return Gatherer("gatherer", handle, most=most, pause_s=pause_s, on_failure=lambda: None)
+def gatherer(
+    handle: Callable[[list[int]], None], *, most: int = 100, pause_s: float = 0.0, enough: int | None = None
+) -> Gatherer[int]:
+    return Gatherer("gatherer", handle, most=most, pause_s=pause_s, enough=enough, on_failure=lambda: None)
 
 
 class Handler:
@@ -62,7 +64,7 @@ def test_after_a_full_call_the_next_waits_for_the_pause() -> None:
 
 def test_pause_ends_once_enough_wait() -> None:
     handler = Handler()
-    gathering: Gatherer[int] = Gatherer("gatherer", handler, most=100, pause_s=60.0, enough=3, on_failure=lambda: None)
+    gathering = gatherer(handler, pause_s=60.0, enough=3)
     gathering.put(0)
     assert handler.began.wait(10)
     for item in (1, 2):
