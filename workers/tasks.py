@@ -39,10 +39,10 @@ def _checked(kind: type[Message], message: object, *, task: str) -> Message | No
 
 
 def add_samples_task(app: Celery, name: str, handle: Callable[[SamplesMessage], str], **options: Any) -> None:
-    """Add a task that hands the samples of its message to a part of this process."""
+    """Add a task that hands the samples of its message to a part of this process; no other app gets it (shared)."""
     wire.accept(name, SamplesMessage)
 
-    @app.task(name=name, **options)
+    @app.task(name=name, shared=False, **options)
     def run(message: object) -> str:
         checked = _checked(SamplesMessage, message, task=name)
         if checked is None:
@@ -58,7 +58,7 @@ def add_follow_task(app: Celery, db_engine: DbEngine, stop: threading.Event) -> 
     """Add the task that lives as long as a job and shows its progress in Flower."""
     wire.accept(FOLLOW, JobMessage)
 
-    @app.task(name=FOLLOW, bind=True)
+    @app.task(name=FOLLOW, bind=True, shared=False)
     def follow(self: Task, message: object) -> str:
         checked = _checked(JobMessage, message, task=FOLLOW)
         return _follow(self, db_engine, checked.job_id, stop) if checked else "refused"
