@@ -12,7 +12,7 @@ import pytest
 
 from tests.acceptance.outside import CHECKOUT, plain_environment, processes_of, wait_until
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.slow, pytest.mark.timeout(450)]
 
 DEMO = str(CHECKOUT / "examples" / "demo.py")
 
@@ -24,7 +24,7 @@ def demo(state_dir: Path, *arguments: str) -> list[str]:
 def test_demo_runs_three_jobs_and_leaves_nothing_running(tmp_path: Path) -> None:
     state_dir = tmp_path / "state"
     command = demo(state_dir, "--limit", "8", "--samples", "2", "--json", str(tmp_path / "table.json"))
-    done = subprocess.run(command, env=plain_environment(), capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, env=plain_environment(), capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr
     table = json.loads((tmp_path / "table.json").read_text())["table"]
     assert [row["policy"] for row in table] == ["small-only", "large-only", "speculative-thinking:improved"]

@@ -49,7 +49,7 @@ def run(block: Block, *, cwd: Path, env: dict[str, str]) -> None:
     assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(700)
 def test_commands_do_what_the_readme_says(tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")  # results are written beside it, not into the checkout
     env = environment(tmp_path / "state")

@@ -327,7 +327,7 @@ def quick_engine(servers: Connections) -> Iterator[Engine]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(450)
 def test_protocol_does_what_its_model_says(quick_engine: Engine) -> None:
     """SPECTHINK_MACHINE_EXAMPLES: a longer run, which draws anew each time."""
     Pipeline.happened.clear()

@@ -15,6 +15,7 @@ vLLM reads its environment when it is imported, so nothing here imports it befor
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import queue
 import sys
@@ -345,6 +346,7 @@ def _start(model: str, revision: str | None, settings: EngineSettings) -> _Parts
 
     config = EngineArgs(**engine_arguments(model, revision, settings, process=process)).create_engine_config()
     renderer = renderer_from_config(config)
+    gc.freeze()  # vLLM collects garbage three times while it loads a model: 0.9 s of a core each with all it imports
     client = EngineCoreClient.make_client(
         multiprocess_mode=process == "separate",
         asyncio_mode=False,
