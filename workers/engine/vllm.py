@@ -431,6 +431,7 @@ def _describe(name: str, revision: str | None, settings: EngineSettings, parts: 
     return EngineInfo(
         kind="vllm",
         version=__version__,
+        is_on_cpu=current_platform.is_cpu(),
         settings={
             "model": name,
             "revision": revision,
