@@ -7,15 +7,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, insert, text
-from sqlalchemy.dialects.postgresql import insert as insert_or
+import orjson
+from sqlalchemy import Connection, text
 
 from pipeline.db.session import copy_rows
-from pipeline.db.tables import JobRow, ProblemSetRow
 from pipeline.hand_over import ThinkPhase
 from pipeline.jobs import JobConfig, JobState
 from pipeline.problems import Problem, ProblemSet
 from pipeline.samples import ModelRole
+
+_PUT_PROBLEM_SET = text("""
+    INSERT INTO problem_sets (name, content_sha256, num_problems) VALUES (:name, :content_sha256, :num_problems)
+    ON CONFLICT DO NOTHING RETURNING id
+""")
 
 
 def put_problem_set(connection: Connection, problem_set: ProblemSet) -> int:
@@ -25,8 +29,7 @@ def put_problem_set(connection: Connection, problem_set: ProblemSet) -> int:
         "content_sha256": problem_set.content_sha256,
         "num_problems": len(problem_set.problems),
     }
-    statement = insert_or(ProblemSetRow).values(**values).on_conflict_do_nothing().returning(ProblemSetRow.id)
-    new_id = connection.execute(statement).scalar()
+    new_id = connection.execute(_PUT_PROBLEM_SET, values).scalar()
     if new_id is None:
         found = text("SELECT id FROM problem_sets WHERE content_sha256 = :content_sha256")
         return int(connection.execute(found, values).scalar_one())
@@ -86,6 +89,15 @@ _INSERT_SAMPLES = text("""
 _MAKE_LOTS = text("SELECT make_lots(:job)")  # with the job: nobody has changed a sample before there are lots
 
 
+_INSERT_JOB = text("""
+    INSERT INTO jobs (name, policy, problem_set_id, state, config, versions, small_model, large_model, first_role,
+                      think_end, think_opened, num_problems, num_samples, cloned_from)
+    VALUES (:name, :policy, :problem_set_id, :state, CAST(:config AS jsonb), CAST(:versions AS jsonb), :small_model,
+            :large_model, :first_role, :think_end, :think_opened, :num_problems, :num_samples, :cloned_from)
+    RETURNING id
+""")
+
+
 def insert_job(
     connection: Connection,
     *,
@@ -104,23 +116,23 @@ def insert_job(
     num_problems: the first so many of the set are used. think: None leaves it to the first worker. cloned_from: the job
     that it is like.
     """
-    statement = insert(JobRow).values(
-        name=name,
-        policy=policy,
-        problem_set_id=problem_set_id,
-        state=JobState.RUNNING,
-        config=config.model_dump(mode="json"),
-        versions=versions,
-        small_model=config.small.name if config.small else None,
-        large_model=config.large.name if config.large else None,
-        first_role=first_role,
-        think_end=think.end if think else None,
-        think_opened=think.opened if think else None,
-        num_problems=num_problems,
-        num_samples=config.num_samples,
-        cloned_from=cloned_from,
-    )
-    job_id = int(connection.execute(statement.returning(JobRow.id)).scalar_one())
+    job = {
+        "name": name,
+        "policy": policy,
+        "problem_set_id": problem_set_id,
+        "state": JobState.RUNNING.value,
+        "config": config.model_dump_json(),
+        "versions": orjson.dumps(versions).decode(),
+        "small_model": config.small.name if config.small else None,
+        "large_model": config.large.name if config.large else None,
+        "first_role": first_role.value,
+        "think_end": think.end if think else None,
+        "think_opened": think.opened if think else None,
+        "num_problems": num_problems,
+        "num_samples": config.num_samples,
+        "cloned_from": cloned_from,
+    }
+    job_id = int(connection.execute(_INSERT_JOB, job).scalar_one())
     values = {
         "job": job_id, "problem_set": problem_set_id, "num_problems": num_problems, "num_samples": config.num_samples,
     }  # fmt: skip

@@ -9,9 +9,7 @@ from typing import Any
 
 import orjson
 from sqlalchemy import Connection, text
-from sqlalchemy.dialects.postgresql import insert
 
-from pipeline.db.tables import EngineRow
 from pipeline.errors import LeaseLost
 from pipeline.workforce import WorkerEnd, WorkerKind
 
@@ -54,6 +52,13 @@ class WorkerCounters:
         return replace(self, num_in_flight=0, tokens_dropped=self.tokens_generated - self.tokens_committed)
 
 
+_PUT_ENGINE = text("""
+    INSERT INTO engines (sha256, kind, version, model, model_fingerprint, vocabulary_sha256, settings)
+    VALUES (:sha256, :kind, :version, :model, :model_fingerprint, :vocabulary_sha256, CAST(:settings AS jsonb))
+    ON CONFLICT DO NOTHING
+""")
+
+
 def put_engine(
     connection: Connection,
     *,
@@ -74,8 +79,9 @@ def put_engine(
         "settings": settings,
     }
     sha256 = hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
-    connection.execute(insert(EngineRow).values(sha256=sha256, **content).on_conflict_do_nothing())
-    return int(connection.execute(text("SELECT id FROM engines WHERE sha256 = :sha"), {"sha": sha256}).scalar_one())
+    values = content | {"sha256": sha256, "settings": orjson.dumps(settings).decode()}
+    connection.execute(_PUT_ENGINE, values)
+    return int(connection.execute(text("SELECT id FROM engines WHERE sha256 = :sha256"), values).scalar_one())
 
 
 _REGISTER = text("""

@@ -1,4 +1,4 @@
-"""The pipeline as a person has it after `specthink up`: started once, ended with the tests."""
+"""The pipeline as a person has it after `specthink up`: started once, ended with the tests of a file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.acceptance.outside import MODELS, START_TIMEOUT_S, CommandLine
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def specthink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     """Servers, grading, upkeep, Flower and the demo pair's workers are up."""
     folder = tmp_path_factory.mktemp("acceptance")

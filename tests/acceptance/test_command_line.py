@@ -29,7 +29,7 @@ PROBLEMS = str(CHECKOUT / "examples" / "problems.jsonl")
 SMALL, LARGE = ("--small", str(MODELS / "demo-small")), ("--large", str(MODELS / "demo-large"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def finished_job(specthink: CommandLine) -> int:
     """Six problems, two samples each, solved with Speculative Thinking."""
     options = ["--samples", "2", "--limit", "6", "--seed", "3", "--max-tokens", "300", "--name", "six", "--wait"]
@@ -40,7 +40,7 @@ def finished_job(specthink: CommandLine) -> int:
     return int(done.stdout)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def small_job(specthink: CommandLine) -> int:
     """The same problems with the small model alone."""
     options = ["--policy", "small-only", "--samples", "2", "--limit", "6", "--max-tokens", "300", "--wait"]

@@ -53,6 +53,9 @@ _BYTECODE = {"PYTHONDONTWRITEBYTECODE": ""}
 PATIENCE = float(os.environ.get("CHAOS_PATIENCE", "3"))
 """All deadlines of the harness are multiplied by it: they are for a machine with nothing else to do."""
 
+_QUICKLY_S = 0.05
+"""Between two looks for a moment of a job, which passes."""
+
 
 class Broken(AssertionError):
     """Something that must happen did not, within its time."""
@@ -259,7 +262,7 @@ class Field:
         return bool(rows) and rows[0][0] in [state.value for state in FINAL_JOB_STATES]
 
     def wait_over(self, job: ChaosJob, *, timeout_s: float = 60.0) -> None:
-        self.until(lambda: self.is_over(job), f"job {job.id} to end", timeout_s=timeout_s, every_s=0.1)
+        self.until(lambda: self.is_over(job), f"job {job.id} to end", timeout_s=timeout_s)
 
     def num_commits(self, job: ChaosJob, kind: str | None = None) -> int:
         """Segments of a job that are stored, by all or by one kind of worker."""
@@ -272,7 +275,9 @@ class Field:
     def at_some_moment(self, job: ChaosJob, rng: random.Random, *, latest: float = 0.6) -> None:
         """Wait until a share of the job's segments is stored that is drawn from rng, from 0 to latest."""
         wanted = rng.randrange(1, int(self.workload.num_segments(job) * latest))
-        self.until(lambda: self.num_commits(job) >= wanted or self.is_over(job), f"{wanted} segments", timeout_s=30)
+        self.until(
+            lambda: self.num_commits(job) >= wanted or self.is_over(job), f"{wanted} segments", every_s=_QUICKLY_S
+        )
 
     def holds(self, job: ChaosJob, pid: int) -> int:
         """How many samples of a job the process holds now."""
@@ -286,7 +291,9 @@ class Field:
         """Wait until a writer holds a sample of the job, or the job is over; at once for other kinds."""
         if self.programs[name] in ("small", "large"):
             pid = self.pid(name)
-            self.until(lambda: self.holds(job, pid) > 0 or self.is_over(job), f"{name} to hold a sample")
+            self.until(
+                lambda: self.holds(job, pid) > 0 or self.is_over(job), f"{name} to hold a sample", every_s=_QUICKLY_S
+            )
 
     def rows(self, query: str, **values: Any) -> list[tuple[Any, ...]]:
         with transaction(self.db_engine) as connection:
@@ -295,7 +302,7 @@ class Field:
     # -- waiting -----------------------------------------------------------------------------------------------------
 
     def until(
-        self, condition: Callable[[], _T | None], what: str, *, timeout_s: float = 30.0, every_s: float = 0.05
+        self, condition: Callable[[], _T | None], what: str, *, timeout_s: float = 30.0, every_s: float = 0.1
     ) -> _T:
         """Wait until a condition gives something true, and return that; a server that is away counts as not yet.
 
@@ -313,7 +320,7 @@ class Field:
     def wait_healthy(self, *, timeout_s: float | None = None) -> None:
         """Return once every program runs and has registered, and nobody else is registered."""
         timeout_s = timeout_s or self.workload.start_timeout_s
-        self.until(lambda: not self._sick(), "a healthy field", timeout_s=timeout_s, every_s=0.1)
+        self.until(lambda: not self._sick(), "a healthy field", timeout_s=timeout_s, every_s=0.2)
 
     def _sick(self) -> list[str]:
         """The programs that are not up, and the lives in the database that have no process."""
