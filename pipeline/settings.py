@@ -42,10 +42,6 @@ class EngineSettings(_Part):
     """Most tokens of prompt and output; None: what the model's configuration says."""
     max_in_flight: Annotated[int, Field(ge=1)] = 128
     """Samples that one worker writes at the same time."""
-    claim_every_s: Seconds | None = None
-    """Time between two claims by a worker whose engine has much to do: what came meanwhile begins in the same step.
-    None: on a CPU 0.5 s for a small and 1 s for a large model, since a step costs hardly more with more in it and the
-    engines share cores (a job is done a quarter sooner); on a GPU 0.01 s."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of the GPU's memory; two workers on one GPU need shares that sum below 1."""
     cpu_kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0

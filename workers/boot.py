@@ -42,7 +42,7 @@ from workers.publish import ASSIST, DRAFT, GRADE, MAX_FOLLOWED, Publisher
 from workers.stopping import EarlySignals
 from workers.tasks import add_follow_task, add_samples_task
 from workers.upkeep import Upkeep
-from workers.writer import CLAIM_EVERY_S, Identity, Writer
+from workers.writer import Identity, Writer
 
 log = structlog.get_logger()
 
@@ -154,14 +154,8 @@ def run_writer(
 
 _SWITCH_INTERVAL_S = 0.0001
 """How long one thread may keep the interpreter from the others. The engine's thread lets go of it at each small
-operation of vLLM's, and with Python's own number, 5 ms, it often waits that long to go on: a sixth of a job's speed on
+operation of vLLM's, and with Python's own number, 5 ms, it often waits that long to go on: a quarter of a job's speed on
 two cores."""
-_CLAIM_EVERY_S_ON_CPU = {ModelRole.SMALL: 0.5, ModelRole.LARGE: 1.0}
-"""The large model is asked for less at a time, so it takes longer until a step is worth its cost."""
-
-
-def _usual_claim_every_s(role: ModelRole, engine: Engine) -> float:
-    return _CLAIM_EVERY_S_ON_CPU[role] if engine.info.is_on_cpu else CLAIM_EVERY_S
 
 
 class WriterProcess:
@@ -209,7 +203,6 @@ class WriterProcess:
             on_engine_death=self._die,
             max_attempts=base.settings.engine.max_attempts,
             admit_ahead=base.settings.upkeep.admit_ahead,
-            claim_every_s=base.settings.engine.claim_every_s or _usual_claim_every_s(role, engine),
         )
 
     def _identity(self, worker_id: int) -> Identity:

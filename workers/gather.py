@@ -21,9 +21,9 @@ _LOOK_S = 0.01
 class Gatherer(Generic[_T]):
     """A thread that calls ``handle`` with what was handed in since its last call, in that order.
 
-    most: in one call. pause_s: asked after each call, with the number of its things: the next one begins so long after
-    the beginning of this one, or once ``enough`` things wait. on_failure: called when handle raises, which ends the
-    thread.
+    most: in one call. pause_s: after a call with more than one thing the next one begins so long after its beginning,
+    or once ``enough`` things wait, so that calls are fuller when much is handed in; one at a time is never held up.
+    on_failure: called when handle raises, which ends the thread.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Gatherer(Generic[_T]):
         handle: Callable[[list[_T]], None],
         *,
         most: int,
-        pause_s: Callable[[int], float],
+        pause_s: float,
         enough: int | None = None,
         on_failure: Callable[[], None],
     ) -> None:
@@ -69,7 +69,7 @@ class Gatherer(Generic[_T]):
             begun = time.monotonic()
             group, is_last = self._gather(first)
             self._handle(group)
-            not_before = begun + self._pause_s(len(group))
+            not_before = begun + self._pause_s if len(group) > 1 else 0.0
             if is_last:
                 return
 

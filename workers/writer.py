@@ -67,9 +67,7 @@ this is worth a third of a job's speed over 0.05 s. A sample that is alone does 
 FULL_GROUP = 20
 """Samples that make a commit worth its cost."""
 CLAIM_EVERY_S = 0.01
-"""Time between two claims of an engine that has MANY requests, where its settings say nothing else."""
-MANY = 8
-"""An engine with fewer requests is given another one at once."""
+"""Least time between two claims of several messages."""
 RETRY_PAUSE_S = 0.5
 """Between two tries to reach Postgres."""
 
@@ -117,10 +115,9 @@ class Writer:
         on_engine_death: Callable[[], None],
         max_attempts: int = 8,
         admit_ahead: float = 1.0,
-        claim_every_s: float = CLAIM_EVERY_S,
     ) -> None:
         """max_attempts: so often a sample is handed to an engine that refuses it for the moment. admit_ahead: samples
-        that upkeep admits per slot. claim_every_s: while the engine has MANY requests."""
+        that upkeep admits per slot."""
         self.role = role
         self.engine = engine
         self._chat = chat
@@ -154,16 +151,12 @@ class Writer:
             "recorder",
             self._record,
             most=MAX_GROUP,
-            pause_s=lambda num_outcomes: COMMIT_EVERY_S if num_outcomes > 1 else 0.0,
+            pause_s=COMMIT_EVERY_S,
             enough=FULL_GROUP,
             on_failure=on_engine_death,
         )
         self._claimer = Gatherer(
-            "claimer",
-            self._claim_for,
-            most=MAX_MESSAGES,
-            pause_s=lambda _: claim_every_s if len(self._in_flight) >= MANY else 0.0,
-            on_failure=on_engine_death,
+            "claimer", self._claim_for, most=MAX_MESSAGES, pause_s=CLAIM_EVERY_S, on_failure=on_engine_death
         )
 
     # -- task threads ------------------------------------------------------------------------------------------------

@@ -81,8 +81,6 @@ class EngineInfo:
     version: str
     settings: dict[str, str | int | float | bool | None]
     """All that may change its numbers: model, revision, dtype, device, torch, block size, process mode, ..."""
-    is_on_cpu: bool = False
-    """It shares the cores with other engines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -431,7 +431,6 @@ def _describe(name: str, revision: str | None, settings: EngineSettings, parts: 
     return EngineInfo(
         kind="vllm",
         version=__version__,
-        is_on_cpu=current_platform.is_cpu(),
         settings={
             "model": name,
             "revision": revision,

@@ -11,17 +11,9 @@ from workers.gather import Gatherer
 
 
 def gatherer(
-    handle: Callable[[list[int]], None],
-    *,
-    most: int = 100,
-    pause_s: Callable[[int], float] = lambda _: 0.0,
-    enough: int | None = None,
+    handle: Callable[[list[int]], None], *, most: int = 100, pause_s: float = 0.0, enough: int | None = None
 ) -> Gatherer[int]:
     return Gatherer("gatherer", handle, most=most, pause_s=pause_s, enough=enough, on_failure=lambda: None)
-
-
-def after_several(pause_s: float) -> Callable[[int], float]:
-    return lambda handled: pause_s if handled > 1 else 0.0
 
 
 class Handler:
@@ -49,7 +41,7 @@ def test_what_comes_meanwhile_is_handled_together_and_in_order() -> None:
     assert handler.groups == [[0], [1, 2, 3], [4, 5]]
 
 
-def test_next_call_waits_for_the_pause_that_the_last_one_asks_for() -> None:
+def test_after_a_full_call_the_next_waits_for_the_pause() -> None:
     handler = Handler()
     begun: list[float] = []
 
@@ -57,7 +49,7 @@ def test_next_call_waits_for_the_pause_that_the_last_one_asks_for() -> None:
         begun.append(time.monotonic())
         handler(group)
 
-    gathering = gatherer(handle, pause_s=after_several(0.3))
+    gathering = gatherer(handle, pause_s=0.3)
     for item in range(3):
         gathering.put(item)
     assert handler.began.wait(10)
@@ -72,7 +64,7 @@ def test_next_call_waits_for_the_pause_that_the_last_one_asks_for() -> None:
 
 def test_pause_ends_once_enough_wait() -> None:
     handler = Handler()
-    gathering = gatherer(handler, pause_s=after_several(60.0), enough=3)
+    gathering = gatherer(handler, pause_s=60.0, enough=3)
     gathering.put(0)
     assert handler.began.wait(10)
     for item in (1, 2):
@@ -90,9 +82,7 @@ def test_pause_ends_once_enough_wait() -> None:
 
 def test_failure_is_told_and_ends_the_thread() -> None:
     told = threading.Event()
-    gathering: Gatherer[int] = Gatherer(
-        "failing", lambda group: [][1], most=9, pause_s=lambda _: 0.0, on_failure=told.set
-    )
+    gathering: Gatherer[int] = Gatherer("failing", lambda group: [][1], most=9, pause_s=0.0, on_failure=told.set)
     gathering.put(1)
     assert told.wait(10)
     gathering.close(10)
