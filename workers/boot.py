@@ -154,8 +154,8 @@ def run_writer(
 
 _SWITCH_INTERVAL_S = 0.0001
 """How long one thread may keep the interpreter from the others. The engine's thread lets go of it at each small
-operation of vLLM's, and with Python's own number, 5 ms, it often waits that long to go on: a quarter of a job's speed on
-two cores."""
+operation of vLLM's, and with Python's own number, 5 ms, it often waits that long to go on: a quarter of a job's speed
+on two cores."""
 
 
 class WriterProcess:
