@@ -13,8 +13,6 @@ CPU_LOCK := requirements/cpu.in --extra cpu --extra dev --excludes requirements/
 	--universal --python-version 3.11 -o requirements/cpu.txt
 GPU_LOCK := requirements/gpu.in --extra gpu \
 	--python-version 3.12 --python-platform x86_64-manylinux_2_28 -o requirements/gpu.txt
-# Files in this order, not those with most tests first: the longest tests are alone in theirs.
-IN_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 FUZZ_TESTS := tests/unit/problems/test_fuzz_problem_files.py tests/unit/test_hostile_prompts.py tests/unit/test_exports.py \
 	tests/unit/grading/test_hostile_answers.py tests/integration/test_hostile_input.py
 
@@ -28,7 +26,8 @@ demo: install ## Run three jobs on the demo pair and show what came out; KEEP=1 
 	$(BIN)/python examples/demo.py $(if $(filter-out 0,$(KEEP)),--keep) $(DEMO_ARGS)
 
 test: install ## Run every test: unit, integration, acceptance; TEST_ARGS="…" adds options
-	$(BIN)/python -m pytest $(IN_PARALLEL) tests/acceptance tests/integration tests/unit $(TEST_ARGS)
+	@# files in this order, not those with most tests first: the longest tests are alone in theirs
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/acceptance tests/integration tests/unit $(TEST_ARGS)
 
 test-unit: install ## Run the tests that need no service
 	$(BIN)/python -m pytest tests/unit $(TEST_ARGS)

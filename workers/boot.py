@@ -49,6 +49,11 @@ log = structlog.get_logger()
 MAX_CHILD_KIB = 2**20
 """A grading process that took more memory than this is replaced: a hostile formula leaves it scattered."""
 
+_SWITCH_INTERVAL_S = 0.0001
+"""How long one thread may keep the interpreter from the others. The engine's thread lets go of it at each small
+operation of vLLM's, and with Python's own number, 5 ms, it often waits that long to go on: a quarter of a job's speed
+on two cores."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
@@ -150,12 +155,6 @@ def run_writer(
     chat = ChatModel.load(model, revision=revision)
     engine = load_engine(model, revision=revision, role=role, settings=settings.engine)
     return WriterProcess(base, role, engine, chat, name or served_name(model)).run()
-
-
-_SWITCH_INTERVAL_S = 0.0001
-"""How long one thread may keep the interpreter from the others. The engine's thread lets go of it at each small
-operation of vLLM's, and with Python's own number, 5 ms, it often waits that long to go on: a quarter of a job's speed
-on two cores."""
 
 
 class WriterProcess:
