@@ -33,13 +33,19 @@ _SELECT_WORKERS = text("""
     SELECT w.id, w.kind, w.max_in_flight, e.settings->>'process' IS DISTINCT FROM 'separate' AS in_one_process
     FROM workers w LEFT JOIN engines e ON e.id = w.engine_id WHERE w.id = ANY(:workers)
 """)
+# Between two commits of a sample: the second one's wait for its claim, its writing, and its wait to be stored.
 _SELECT_REQUESTS = text("""
-    SELECT g.worker_id, g.tokens_generated AS tokens, g.prompt_tokens - g.cached_tokens AS computed_tokens,
-           g.wait_seconds AS wait_s, g.write_seconds - coalesce(g.queue_seconds, 0) AS engine_s,
-           extract(epoch FROM g.committed_at)::float8 AS ended_at
-    FROM samples s JOIN segments g ON g.sample_id = s.id
-    WHERE s.job_id = :job AND g.worker_id = ANY(:workers) AND g.write_seconds IS NOT NULL
-    ORDER BY g.committed_at LIMIT :limit
+    WITH timed AS (
+        SELECT g.worker_id, g.tokens_generated AS tokens, g.prompt_tokens - g.cached_tokens AS computed_tokens,
+               g.wait_seconds AS wait_s, g.write_seconds - coalesce(g.queue_seconds, 0) AS engine_s,
+               extract(epoch FROM g.committed_at)::float8 AS ended_at,
+               greatest(0.0, extract(epoch FROM g.committed_at - lag(g.committed_at) OVER sample)::float8
+                             - g.wait_seconds - g.write_seconds) AS held_s
+        FROM samples s JOIN segments g ON g.sample_id = s.id
+        WHERE s.job_id = :job AND g.write_seconds IS NOT NULL
+        WINDOW sample AS (PARTITION BY g.sample_id ORDER BY g.segment_index)
+    )
+    SELECT * FROM timed WHERE worker_id = ANY(:workers) ORDER BY ended_at LIMIT :limit
 """)
 
 

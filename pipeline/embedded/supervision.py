@@ -26,6 +26,8 @@ from pipeline.embedded.folder import StateFolder, read_json, write_private
 from pipeline.embedded.processes import MARKER, ProcessIdentity, reap
 from pipeline.errors import ConfigurationError, NotFound, ServiceUnavailable
 
+SUPERVISORD: tuple[str, ...] = ("-m", "supervisor.supervisord")
+"""Python's arguments before supervisord's own."""
 EXIT_CONFIGURATION_ERROR = ConfigurationError.exit_code
 SUPERVISOR_TIMEOUT_S = 120.0
 _RPC_TIMEOUT_S = 30.0
@@ -224,7 +226,7 @@ def launch_supervisord(folder: StateFolder, *, die_with_parent: bool) -> None:
             "die_with_parent: start the servers from the main thread, whose end is the process's end"
         )
     launch: dict[str, Any] = {
-        "argv": [sys.executable, "-m", "supervisor.supervisord", "-c", "supervisord.conf"],
+        "argv": [sys.executable, *SUPERVISORD, "-c", "supervisord.conf"],
         "env": {
             MARKER: str(folder.path),
             "SPECTHINK_PYTHON": sys.executable,

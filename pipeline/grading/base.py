@@ -29,6 +29,11 @@ class Grader(Protocol):
         """Changes whenever a grade may; stored with each grade."""
         ...
 
+    @property
+    def is_instant(self) -> bool:
+        """Whether no text can make it slow or end its process: then nobody has to note that it begins."""
+        ...
+
     def grade(self, answer_text: str, reference: str | None) -> Grade:
         """Grade an output's answer part (see ``answer_part``) against a reference answer.
 

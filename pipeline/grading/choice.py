@@ -24,6 +24,7 @@ class ChoiceGrader:
 
     name: str = "choice"
     version: str = "choice/1"
+    is_instant: bool = False
 
     def grade(self, answer_text: str, reference: str | None) -> Grade:
         predicted = find_letter(answer_text)

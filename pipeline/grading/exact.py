@@ -14,6 +14,7 @@ class ExactGrader:
 
     name: str = "exact"
     version: str = "exact/1"
+    is_instant: bool = True
 
     def grade(self, answer_text: str, reference: str | None) -> Grade:
         predicted = last_boxed(answer_text) or last_line(answer_text)
@@ -30,6 +31,7 @@ class NoGrader:
 
     name: str = "none"
     version: str = "none/1"
+    is_instant: bool = True
 
     def grade(self, answer_text: str, reference: str | None) -> Grade:
         return Grade(score=None, predicted_answer=shown(last_boxed(answer_text)))

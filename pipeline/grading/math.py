@@ -36,6 +36,10 @@ class MathGrader:
     def version(self) -> str:
         return _math_version()
 
+    @property
+    def is_instant(self) -> bool:
+        return False
+
     def grade(self, answer_text: str, reference: str | None) -> Grade:
         boxed = last_boxed(answer_text)
         if reference is None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -52,8 +52,8 @@ def sharing_of(measured: MeasuredJob, cores: float, limits: PlanningSettings) ->
 class Fitted:
     """What a job says about pipelines like the one that it ran on.
 
-    slots, num_workers: of each role. delay_s: from a commit to the next claim, the median. in_one_process: whether
-    engines share a process with their hand-overs, whose cost is then a part of the rates.
+    slots, num_workers: of each role. delay_s: from the end of a piece to the next claim, the median. in_one_process:
+    whether engines share a process with their hand-overs, whose cost is then a part of the rates.
     """
 
     courses: tuple[Course, ...]
@@ -71,9 +71,14 @@ class Fitted:
 
 def fit(measured: MeasuredJob, sharing: Sharing | None = None) -> Fitted:
     """sharing: None where every worker had a device of its own. Raises JobError where too little is complete."""
-    speeds = _Speeds(measured.requests, sharing)
+    held_s = _median(request.held_s for request in measured.requests)
+    requests = [
+        replace(request, ended_at=request.ended_at - (held_s if request.held_s is None else request.held_s))
+        for request in measured.requests
+    ]
+    speeds = _Speeds(requests, sharing)
     by_role: dict[ModelRole, list[MeasuredRequest]] = defaultdict(list)
-    for request in measured.requests:
+    for request in requests:
         by_role[measured.workers[request.worker_id].role].append(request)
     needed = {piece.role for course in measured.courses for piece in course}
     for role in needed:
@@ -91,11 +96,14 @@ def fit(measured: MeasuredJob, sharing: Sharing | None = None) -> Fitted:
         rates={role: fit_rates(by_role[role], speeds) for role in needed},
         slots={role: max(worker.max_in_flight for worker in workers if worker.role is role) for role in needed},
         num_workers={role: sum(worker.role is role for worker in workers) for role in needed},
-        delay_s=statistics.median(
-            [request.wait_s for request in measured.requests if request.wait_s is not None] or [0.0]
-        ),
+        delay_s=held_s + _median(request.wait_s for request in requests),
         in_one_process=all(worker.in_one_process for worker in workers),
     )
+
+
+def _median(seconds: Iterable[float | None]) -> float:
+    """Of those that are known; 0 where none is."""
+    return statistics.median([each for each in seconds if each is not None] or [0.0])
 
 
 def fit_rates(requests: Sequence[MeasuredRequest], speeds: _Speeds) -> EngineRates:

@@ -22,6 +22,8 @@ class MeasuredRequest:
     """From publishing to claim; None where no message was sent."""
     engine_s: float
     """From the engine's first work on it to its end."""
+    held_s: float | None = None
+    """From its end to its commit, for which writers gather; None where it is not known: of a sample's first one."""
     ended_at: float
     """When its commit began, in seconds of the database's clock."""
 

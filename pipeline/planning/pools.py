@@ -72,7 +72,7 @@ class Pool:
 class HandOverCosts:
     """What passing one sample on costs, each in seconds per hand-over.
 
-    delay_s: from the commit to the next claim, when nothing waits. worker_s: of the process that commits, beside its
+    delay_s: from a piece's end to the next claim, when nothing waits. worker_s: of the process that commits, beside its
     engine; postgres_s, redis_s: of the one server that all workers share. A part whose cost is 0 never holds up.
     """
 

@@ -39,8 +39,6 @@ class Fault(ABC):
     timeout_s: float = 45.0
     is_on_vllm: bool = False
     """Whether it happens to the demo pair on vLLM instead of to scripted models."""
-    max_runs: int | None = None
-    """No more runs than these, however many are asked for; None: as many as are asked for."""
     lasts_s: float = 6.0
     """About how long a run takes; the longest cells are begun first."""
 
@@ -71,9 +69,6 @@ class Fault(ABC):
     def column(self) -> str:
         """The component as the table shows it."""
         return f"{self.component} (vLLM)" if self.is_on_vllm else self.component
-
-    def num_runs(self, asked: int) -> int:
-        return min(asked, self.max_runs or asked)
 
     def __str__(self) -> str:
         return f"{self.column}: {self.name}"

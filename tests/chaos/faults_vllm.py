@@ -7,6 +7,7 @@ this field, which nothing disturbed: with these engines a text depends on its se
 
 from __future__ import annotations
 
+import importlib
 import random
 import signal
 from collections.abc import Mapping
@@ -18,18 +19,21 @@ import psutil
 from pipeline.client import Client
 from pipeline.samples import ModelRole
 from pipeline.settings import load_settings
-from tests.chaos import faults_servers, faults_workers
+from tests.chaos import faults_servers, faults_workers, supervisor
 from tests.chaos.faults import Fault, Strike
 from tests.chaos.field import Broken, Field, Missed
 from tests.chaos.models import MODELS, REPOSITORY
 from tests.chaos.worker import ENGINE_VARIABLE, Order, pass_before
 from tests.chaos.workload import ChaosJob, Ending, Workload
+from workers.engine.vllm import set_environment
 
-NUM_PROBLEMS, NUM_SAMPLES = 60, 2
+NUM_PROBLEMS, NUM_SAMPLES = 30, 2
 JOB_SEED = 1
 STALL_AFTER_S = 6.0
-MAX_RUNS = 2
-"""A restart takes an engine's start."""
+MODULES = (
+    "vllm.config", "vllm.engine.arg_utils", "vllm.renderers", "vllm.v1.engine.core", "vllm.v1.engine.core_client",
+    "vllm.v1.engine.input_processor", "vllm.v1.executor.uniproc_executor", "vllm.v1.worker.cpu_worker",
+)  # fmt: skip
 
 
 def vllm_engine(role: ModelRole, chat: Any, model: str, phases: Any) -> Any:
@@ -39,6 +43,14 @@ def vllm_engine(role: ModelRole, chat: Any, model: str, phases: Any) -> Any:
     engine = load_engine(str(MODELS[role]), None, role, load_settings().engine)
     pass_before(phases, "generating", engine, "_handle")
     return engine
+
+
+def import_all() -> None:
+    """What every worker of this field imports."""
+    set_environment(str(MODELS[ModelRole.SMALL]), load_settings().engine)
+    supervisor.import_all()
+    for module in MODULES:
+        importlib.import_module(module)
 
 
 class DemoPair(Workload):
@@ -54,7 +66,7 @@ class DemoPair(Workload):
             "SPECTHINK_ENGINE__DTYPE": "float32",  # in bfloat16 a text may depend on what runs beside it
             "SPECTHINK_ENGINE__STALL_AFTER_S": str(STALL_AFTER_S),
             "SPECTHINK_ENGINE__CPU_KV_CACHE_GIB": "0.5",
-            "SPECTHINK_ENGINE__MAX_IN_FLIGHT": "40",  # so that the first small worker leaves some to the second
+            "SPECTHINK_ENGINE__MAX_IN_FLIGHT": "20",  # so that the first small worker leaves some to the second
             "SPECTHINK_LEASE__TTL_S": "4",
             "SPECTHINK_LEASE__RENEW_INTERVAL_S": "0.5",
         }
@@ -62,6 +74,7 @@ class DemoPair(Workload):
     own_environment: Mapping[str, Mapping[str, str]] = MappingProxyType(
         {"small-2": {"SPECTHINK_ENGINE__PROCESS": "separate"}}
     )
+    imports = f"{__name__}:import_all"
     start_timeout_s = 120.0
 
     def __init__(self) -> None:
@@ -183,7 +196,6 @@ class KillBoth(Fault):
 
 def _on_vllm(fault: Fault) -> Fault:
     fault.is_on_vllm = True
-    fault.max_runs = MAX_RUNS
     return fault
 
 

@@ -27,9 +27,19 @@ from pipeline.client import Client
 from pipeline.db import migrate
 from pipeline.db.grants import grant_roles
 from pipeline.db.session import open_database, transaction
-from pipeline.embedded import EMBEDDED_LOGINS, Connections, EmbeddedState, Program, ProgramPhase, start, stop
+from pipeline.embedded import (
+    EMBEDDED_LOGINS,
+    Connections,
+    EmbeddedState,
+    Program,
+    ProgramPhase,
+    start,
+    stop,
+    supervision,
+)
 from pipeline.errors import PipelineError
 from pipeline.jobs import FINAL_JOB_STATES
+from tests.chaos import supervisor
 from tests.chaos.models import REPOSITORY
 from tests.chaos.texts import NUM_SAMPLES
 from tests.chaos.worker import ORDERS_VARIABLE, PROGRAM_VARIABLE, Order, fired_file, order_file
@@ -91,7 +101,7 @@ class Field:
     def start(cls, state_dir: Path, workload: Workload | None = None) -> Field:
         """Start servers and workers; returns once all workers are up. workload: None: Scripted."""
         workload = workload or Scripted()
-        with _without_settings():
+        with _without_settings(), _preloading(workload.imports):
             state = start(state_dir, die_with_parent=True)
         db_engine = open_database(state.connections.database_url, pool_size=8, application_name="chaos")
         migrate.upgrade(db_engine)
@@ -354,6 +364,17 @@ def _without_settings() -> Iterator[None]:
         yield
     finally:
         os.environ.update(settings)
+
+
+@contextmanager
+def _preloading(imports: str) -> Iterator[None]:
+    """Start servers under the supervisord that has what its workers import."""
+    usual = supervision.SUPERVISORD
+    supervision.SUPERVISORD = (supervisor.__file__, imports)
+    try:
+        yield
+    finally:
+        supervision.SUPERVISORD = usual
 
 
 def rows_of(connection: Connection, query: str, **values: Any) -> list[tuple[Any, ...]]:

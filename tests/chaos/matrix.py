@@ -20,7 +20,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,15 +80,18 @@ def seed_of(seed: int, fault: Fault, run: int) -> int:
 class Lane:
     """Runs cells on a field of its own, which is replaced when it does not become healthy again."""
 
-    def __init__(self, out: Path, *, start_field: Callable[[], Field]) -> None:
+    def __init__(self, out: Path, *, new_folder: Callable[[], Path]) -> None:
+        """new_folder: names one that is not there, for a field's state."""
         self._out = out
-        self._start_field = start_field
+        self._new_folder = new_folder
         self._field: Field | None = None
+        self._on_vllm = False
 
     @property
     def field(self) -> Field:
         if self._field is None:
-            self._field = self._start_field()
+            start = faults_vllm.start_field if self._on_vllm else Field.start
+            self._field = start(self._new_folder())
         return self._field
 
     def close(self) -> None:
@@ -98,9 +101,12 @@ class Lane:
 
     def cell(self, fault: Fault, *, runs: int, seed: int) -> Iterator[Run]:
         """All runs of one fault."""
+        if fault.is_on_vllm is not self._on_vllm:
+            self.close()
+            self._on_vllm = fault.is_on_vllm
         with_setup = Cell(fault, self)
         try:
-            for run in range(fault.num_runs(runs)):
+            for run in range(runs):
                 yield with_setup.run(run, seed_of(seed, fault, run))
         finally:
             with_setup.end()
@@ -271,21 +277,16 @@ class Plan:
 
 
 def run_matrix(plan: Plan) -> Iterator[Run]:
-    """All runs, as they end: those of the scripted models first, then, one at a time, those of vLLM."""
-    for on_vllm in (False, True):
-        faults = [fault for fault in find_faults(plan.only) if fault.is_on_vllm is on_vllm]
-        yield from _run_cells(plan, faults, num_lanes=1 if on_vllm else plan.lanes)
-
-
-def _run_cells(plan: Plan, faults: list[Fault], num_lanes: int) -> Iterator[Run]:
+    """All runs, as they end. One lane begins with the cells of vLLM; whoever has no more of his goes on with others."""
     spawn = multiprocessing.get_context("spawn")
-    cells: Any = spawn.Queue()
-    for fault in sorted(faults, key=lambda fault: -fault.lasts_s * fault.num_runs(plan.runs)):
-        cells.put(FAULTS.index(fault))
+    cells: dict[bool, Any] = {on_vllm: spawn.Queue() for on_vllm in (False, True)}
+    faults = find_faults(plan.only)
+    for fault in sorted(faults, key=lambda fault: -fault.lasts_s):
+        cells[fault.is_on_vllm].put(FAULTS.index(fault))
     runs: Any = spawn.Queue()
     lanes = [
         spawn.Process(target=_lane_main, args=(plan, number, cells, runs), name=f"lane {number}")
-        for number in range(min(num_lanes, len(faults)))
+        for number in range(min(plan.lanes, len(faults)))
     ]
     for lane in lanes:
         lane.start()
@@ -317,25 +318,21 @@ def _lane_main(plan: Plan, number: int, cells: Any, runs: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells
     threading.Thread(target=_end_with_parent, daemon=True).start()
     folder = Path(tempfile.mkdtemp(prefix=f"chaos-{number}-"))
-    on_vllm = False
-
-    def start_field() -> Field:
-        start = faults_vllm.start_field if on_vllm else Field.start
-        return start(Path(tempfile.mkdtemp(dir=folder)) / "state")
-
-    lane = Lane(plan.out, start_field=start_field)
+    lane = Lane(plan.out, new_folder=lambda: Path(tempfile.mkdtemp(dir=folder)) / "state")
     try:
-        while True:
-            try:
-                index = cells.get(timeout=0.5)
-            except queue.Empty:
-                return
-            on_vllm = FAULTS[index].is_on_vllm  # the same for all cells of a lane
-            for run in lane.cell(FAULTS[index], runs=plan.runs, seed=plan.seed):
-                runs.put(run)
+        for on_vllm in (True, False) if number == 0 else (False, True):
+            while (fault := _next_fault(cells[on_vllm])) is not None:
+                for run in lane.cell(fault, runs=plan.runs, seed=plan.seed):
+                    runs.put(run)
     finally:
         lane.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _next_fault(cells: Any) -> Fault | None:
+    with suppress(queue.Empty):
+        return FAULTS[cells.get(timeout=0.5)]
+    return None
 
 
 def _end(*_: object) -> None:

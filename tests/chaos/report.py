@@ -57,7 +57,7 @@ class Record:
             f"{len(self.runs)} runs in {self.seconds / 60:.1f} min, {self.lanes} beside each other, seed {self.seed}; "
             f"{', '.join(f'{name} {value}' for name, value in self.machine.items())}. Each: a job of "
             f"{NUM_PROBLEMS * NUM_SAMPLES} samples with {NUM_CUES} takeovers each; 2 small and 2 large workers with "
-            "scripted models, a grader, upkeep. (vLLM): 120 samples of the demo pair, 2 small workers and a large one, "
+            "scripted models, a grader, upkeep. (vLLM): 60 samples of the demo pair, 2 small workers and a large one, "
             f"with leases of 4 s. Settings: {settings}."
         )
 

@@ -39,6 +39,8 @@ class Workload(ABC):
     """Settings of all programs beside the harness's."""
     own_environment: Mapping[str, Mapping[str, str]] = MappingProxyType({})
     """Program → settings of it alone."""
+    imports: str = "tests.chaos.supervisor:import_all"
+    """``module:function`` that imports what the programs import; see tests.chaos.supervisor."""
     start_timeout_s: float = 60.0
     """How long a program may take to register."""
 

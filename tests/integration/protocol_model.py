@@ -509,6 +509,12 @@ class Model:
         s.score = score
         return True
 
+    def store_grade(self, sample: int, epoch: int, score: float) -> bool:
+        s = self.samples[sample]
+        if s.epoch != epoch or s.state != "finished" or sample in self.grading:
+            return False
+        return self.begin_grade(sample, epoch) and self.end_grade(sample, epoch, score)
+
     def time_out_grades(self) -> frozenset[int]:
         running = [i for i, g in self.grading.items() if g.status == "running" and g.started < self.now - AGE_S]
         late = [i for i in running if self.grading[i].tries >= GRADING_TRIES and i not in self.locked]

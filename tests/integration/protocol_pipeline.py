@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
 
 from pipeline.db import control, hops, upkeep, workforce
-from pipeline.db.grading import begin_grade, end_grade, time_out_grades
+from pipeline.db.grading import FirstGrade, begin_grade, end_grade, store_grades, time_out_grades
 from pipeline.db.hops import ClaimedSample, Hop, Runnable, SegmentRecord
 from pipeline.db.submissions import insert_job, put_problem_set
 from pipeline.db.workforce import Registration, WorkerCounters
@@ -624,6 +624,8 @@ class Pipeline:
         if not self.readings:
             return None
         reading = list(self.readings)[-1 - which % len(self.readings)]
+        if how % 8 == 7:
+            return self.grading_at_once(*reading)
         return self.grading_of(*reading, begins=how % 4 != 0, ends=how % 4 != 1)
 
     def grading_of(self, sample: int, epoch: int, *, begins: bool = True, ends: bool = True) -> Op:
@@ -642,6 +644,15 @@ class Pipeline:
             return begun, ends and model.end_grade(sample, epoch, score)
 
         return Op(f"{'begin' * begins} {'end' * ends} grading of {sample} at {epoch}", run, predict)
+
+    def grading_at_once(self, sample: int, epoch: int) -> Op:
+        score = float(epoch)
+        grades = [FirstGrade(sample, epoch, GradeStatus.DONE, score, None, None)]
+        return Op(
+            f"grading at once of {sample} at {epoch}",
+            lambda connection: store_grades(connection, grades, grader=GRADER, version=VERSION) == {sample},
+            lambda model: model.store_grade(sample, epoch, score),
+        )
 
     # time
 

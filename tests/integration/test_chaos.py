@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.chaos.field import Field
 from tests.chaos.matrix import Lane, find_faults
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -24,11 +23,7 @@ CELLS = (
 @pytest.fixture(scope="module")
 def lane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lane]:
     folder = tmp_path_factory.mktemp("chaos")
-
-    def start_field() -> Field:
-        return Field.start(folder / "state")
-
-    lane = Lane(folder / "failed", start_field=start_field)
+    lane = Lane(folder / "failed", new_folder=lambda: folder / "state")
     yield lane
     lane.close()
 

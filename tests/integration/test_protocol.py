@@ -17,12 +17,14 @@ from sqlalchemy.exc import IntegrityError
 from pipeline.db import migrate
 from pipeline.db.control import cancel_job, cancel_samples
 from pipeline.db.grading import (
+    FirstGrade,
     Gradable,
     Ungraded,
     begin_grade,
     end_grade,
     gradable_samples,
     select_ungraded,
+    store_grades,
     time_out_grades,
 )
 from pipeline.db.hops import (
@@ -692,6 +694,31 @@ def test_samples_without_a_grade_by_the_present_version_can_be_graded_again(conn
     )  # fmt: skip
     assert gradable("1") == done
     assert gradable("2") == waiting
+
+
+def store(connection: Connection, ungraded: Ungraded, *, epoch: int | None = None) -> set[int]:
+    grade = FirstGrade(
+        sample_id=ungraded.sample_id,
+        epoch=ungraded.epoch if epoch is None else epoch,
+        status=GradeStatus.DONE,
+        score=1.0,
+        predicted_answer="2",
+        detail=None,
+    )
+    return store_grades(connection, [grade], grader="math", version="1")
+
+
+def test_grades_that_take_no_time_are_stored_once_and_only_where_nobody_began(connection: Connection) -> None:
+    ungraded = finish_one(connection)
+    assert store(connection, ungraded, epoch=ungraded.epoch - 1) == set()
+    assert store(connection, ungraded) == {ungraded.sample_id}
+    assert store(connection, ungraded) == set()
+    row = connection.execute(text("SELECT s.state, s.score, g.status FROM samples s JOIN grades g ON true")).one()
+    assert row == ("graded", 1.0, "done")
+    other = finish_one(connection)
+    assert begin(connection, other, dt.timedelta(0))
+    assert store(connection, other) == set()
+    assert state_of(connection, other.sample_id) == "finished"
 
 
 def test_grade_of_a_text_that_was_drawn_again_is_refused(connection: Connection) -> None:
