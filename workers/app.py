@@ -52,6 +52,7 @@ CONFIG: dict[str, Any] = {
     },
     # Flower lives on events; nobody else reads them.
     "worker_send_task_events": True,
+    "worker_consumer": "workers.consumer:SparingConsumer",
     "task_send_sent_event": False,
     "event_queue_expires": 60,
     # Our own log says what matters; Celery's root logger hijack would repeat it.

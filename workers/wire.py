@@ -267,6 +267,7 @@ class GuardedChannel(redis_transport.Channel):
     """A channel that hands out only what passes."""
 
     QoS = GuardedQoS
+    _pooled_client: Any = None
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
         """A channel that is used once more after its connection was given up has lost it: kombu ends in an
@@ -277,7 +278,15 @@ class GuardedChannel(redis_transport.Channel):
         return parameters
 
     def _create_client(self, asynchronous: bool = False) -> Any:
-        client = super()._create_client(asynchronous)  # type: ignore[no-untyped-call]
+        """kombu makes a client for each message that it sends or acknowledges, which takes longer than the call: as
+        they all use one pool, one client does."""
+        if asynchronous:
+            return self._checking(super()._create_client(asynchronous))  # type: ignore[no-untyped-call]
+        if self._pooled_client is None or self._pooled_client.connection_pool is not self.pool:
+            self._pooled_client = self._checking(super()._create_client())  # type: ignore[no-untyped-call]
+        return self._pooled_client
+
+    def _checking(self, client: Any) -> Any:
         parse_response = client.parse_response
 
         def checked(connection: Any, command_name: str, **options: Any) -> Any:
