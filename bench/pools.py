@@ -5,8 +5,9 @@
 Runs jobs on the demo pair with different numbers of workers, slots and policies, each with a seed of its own. The rates
 of both engines, the delay of a hand-over and what the servers use of the cores are taken from the first run alone; so
 are the courses of the samples, but for the runs under another policy, which takes over otherwise: theirs are their own.
-The engines share this machine's cores, less what others used meanwhile. Each case is one real run; the spread of a
-prediction is over simulations, which take the courses in another order each.
+The engines share this machine's cores, less what others used meanwhile; a prediction is for the machine as fast as it
+was in the first run, and is multiplied by how much longer a fixed piece of work took about the run that it is for. Each
+case is one real run; the spread of a prediction is over simulations, which take the courses in another order each.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import psutil
 from bench.measurement import Report
 from bench.stack import JOB_TIMEOUT_S, MODELS, PROBLEMS, Stack, running_stack
 from bench.usage import cpu_seconds
+from bench.yardstick import seconds_of_work
 from pipeline.db.planning import get_measured_job
 from pipeline.db.session import transaction
 from pipeline.embedded import Program
@@ -68,7 +70,8 @@ CASES = (
 class Run:
     """What one case took. wall_s: from the first claim to the last text. cpu_s: of each program, with its children.
 
-    foreign_cores: cores that others on this machine, this benchmark included, used meanwhile.
+    foreign_cores: cores that others on this machine, this benchmark included, used meanwhile. work_s: what the
+    yardstick took, on average of before and after.
     """
 
     case: Case
@@ -76,6 +79,7 @@ class Run:
     wall_s: float
     cpu_s: Mapping[str, float]
     foreign_cores: float
+    work_s: float
 
 
 def measure(cases: Sequence[Case]) -> Iterator[Run]:
@@ -112,6 +116,7 @@ def _programs(case: Case) -> list[Program]:
 
 def _run(stack: Stack, case: Case, workers: Sequence[str]) -> Run:
     programs = [*workers, *SERVERS]
+    work_before_s = seconds_of_work()
     before = {name: cpu_seconds(stack.pid(name)) for name in programs}
     start, all_before = time.monotonic(), _all_cpu_seconds()
     job = stack.client.submit(
@@ -129,12 +134,13 @@ def _run(stack: Stack, case: Case, workers: Sequence[str]) -> Run:
     cpu_s = {name: cpu_seconds(stack.pid(name)) - before[name] for name in programs}
     foreign_s = _all_cpu_seconds() - all_before - sum(cpu_s.values())
     foreign_cores = foreign_s / (time.monotonic() - start)
+    work_s = (work_before_s + seconds_of_work()) / 2
     job = stack.client.job(job.id)
     with transaction(stack.db_engine) as connection:
         measured = get_measured_job(connection, job.id)
     assert job.first_claimed_at is not None
     wall_s = max(request.ended_at for request in measured.requests) - job.first_claimed_at.timestamp()
-    return Run(case=case, measured=measured, wall_s=wall_s, cpu_s=cpu_s, foreign_cores=foreign_cores)
+    return Run(case=case, measured=measured, wall_s=wall_s, cpu_s=cpu_s, foreign_cores=foreign_cores, work_s=work_s)
 
 
 def _all_cpu_seconds() -> float:
@@ -187,12 +193,14 @@ def compare(runs: Sequence[Run]) -> Report:
     for run in runs:
         courses = fitted.courses if run.case.policy == known.case.policy else run.measured.courses
         found = predict(run.case, fitted, courses, _cores(run, servers_cores))
+        slowness = run.work_s / known.work_s
         report.add(f"{run.case.name}: real", run.wall_s, "s")
-        report.add(f"{run.case.name}: predicted, over simulations", [one.wall_s for one in found], "s")
-        errors.append([one.wall_s / run.wall_s - 1 for one in found])
+        report.add(f"{run.case.name}: predicted, over simulations", [slowness * one.wall_s for one in found], "s")
+        errors.append([slowness * one.wall_s / run.wall_s - 1 for one in found])
         report.add(f"{run.case.name}: error, over simulations", errors[-1])
         report.details[run.case.name] = {
-            "foreign_cores": run.foreign_cores, "cpu_s": run.cpu_s, "hand_overs": len(run.measured.requests),
+            "foreign_cores": run.foreign_cores, "cpu_s": run.cpu_s, "work_s": run.work_s,
+            "hand_overs": len(run.measured.requests),
         }  # fmt: skip
     worst = max(abs(statistics.median(error)) for error in errors[1:])
     report.add("largest error of a predicted run", worst)
