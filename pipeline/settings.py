@@ -114,13 +114,13 @@ class PlanningSettings(_Part):
 
     Set your own where you have measured them; the descriptions say where the defaults were."""
 
-    postgres_ms: Annotated[float, Field(ge=0, description="bench/pools, two busy cores")] = 2.0
+    postgres_ms: Annotated[float, Field(ge=0, description="bench/hops, bench/pools")] = 0.8
     """By Postgres, milliseconds per hand-over: a claim and a commit."""
     postgres_cores: Annotated[float, Field(gt=0, description="a guess at your server")] = 8.0
     """Cores that Postgres has."""
-    redis_ms: Annotated[float, Field(ge=0, description="bench/pools, two busy cores")] = 0.4
+    redis_ms: Annotated[float, Field(ge=0, description="bench/hops, bench/pools")] = 0.06
     """By Redis, which has one thread: a message published and taken, and the events that Flower shows."""
-    worker_ms: Annotated[float, Field(ge=0, description="bench/hops, two busy cores")] = 3.0
+    worker_ms: Annotated[float, Field(ge=0, description="bench/floor")] = 1.8
     """By the Python of a small or large worker, which uses one core: Celery, the database's client, ours."""
     worker_token_us: Annotated[float, Field(ge=0, description="workers/engine/vllm.py, 128 in flight")] = 9.0
     """By the same, microseconds per token that it takes in and reads along."""

@@ -68,6 +68,8 @@ FULL_GROUP = 20
 """Samples that make a commit worth its cost."""
 CLAIM_EVERY_S = 0.01
 """Least time between two claims of several messages."""
+REMEMBERED = 16
+"""Samples whose contexts a writer remembers, for each one that it can have in flight."""
 RETRY_PAUSE_S = 0.5
 """Between two tries to reach Postgres."""
 
@@ -146,7 +148,7 @@ class Writer:
         self._drained = False
         """Nothing more is handed to the engine."""
         self._setup = lru_cache(maxsize=64)(self._load_setup)
-        self._memory = ContextMemory()
+        self._memory = ContextMemory(max_samples=REMEMBERED * engine.max_in_flight)
         self._recorder = Gatherer(
             "recorder",
             self._record,

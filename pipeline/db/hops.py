@@ -56,12 +56,13 @@ Context: TypeAlias = tuple[ContextSegment, ...]
 class ContextMemory:
     """The contexts that this process has loaded, so that a claim reads only the segments that came after. Thread-safe.
 
-    A memory and no more: claims check it against the database. max_tokens: most that it holds (about 100 bytes each);
-    what was not used for longest goes first.
+    A memory and no more: claims check it against the database. max_tokens, max_samples: most that it holds (about 100
+    bytes per token); what was not used for longest goes first. Whoever takes over in a sample is not told of its end.
     """
 
-    def __init__(self, max_tokens: int = 1_000_000) -> None:
+    def __init__(self, max_tokens: int = 1_000_000, max_samples: int = 10_000) -> None:
         self._max_tokens = max_tokens
+        self._max_samples = max_samples
         self._num_tokens = 0
         self._contexts: OrderedDict[int, tuple[Context, int]] = OrderedDict()
         """By sample id, each with its number of tokens."""
@@ -78,7 +79,7 @@ class ContextMemory:
             num_tokens = sum(1 + len(segment.piece.token_ids) for segment in context)  # an empty one takes memory too
             self._contexts[sample_id] = context, num_tokens
             self._num_tokens += num_tokens
-            while self._num_tokens > self._max_tokens:
+            while self._num_tokens > self._max_tokens or len(self._contexts) > self._max_samples:
                 self._forget(next(iter(self._contexts)))
 
     def forget(self, sample_id: int) -> None:

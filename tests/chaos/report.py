@@ -14,11 +14,11 @@ from tests.chaos.matrix import SKIPPED, Run
 from tests.chaos.texts import NUM_CUES, NUM_PROBLEMS, NUM_SAMPLES
 from tests.chaos.verdict import Verdict
 
-HEAD = ("fault", "component", "runs", "failed", "lost", "doubled", "again", "max", "recovery s", "max")
+HEAD = ("fault", "component", "runs", "failed", "lost", "doubled", "again", "recovery s")
 _MEANING = (
-    "again: segments whose claim was lost, so that they were generated again; median and most of a run. recovery: from "
+    "again: segments whose claim was lost, so that they were generated again, median / most of a run. recovery: from "
     "the fault until every sample that the struck process held has its next segment stored; where it held none, until "
-    "the next step by its kind of worker; median and longest."
+    "the next step by its kind of worker, median / longest."
 )
 
 
@@ -94,8 +94,6 @@ def _row(runs: Sequence[Run]) -> tuple[str, ...]:
         str(sum(not run.is_good for run in runs)),
         str(sum(verdict.lost for verdict in verdicts)),
         str(sum(verdict.doubled for verdict in verdicts)),
-        f"{statistics.median(again):g}",
-        str(max(again)),
-        f"{statistics.median(recoveries):.1f}" if recoveries else "-",
-        f"{max(recoveries):.1f}" if recoveries else "-",
+        f"{statistics.median(again):g} / {max(again)}",
+        f"{statistics.median(recoveries):.1f} / {max(recoveries):.1f}" if recoveries else "–",
     )

@@ -320,6 +320,13 @@ def test_memory_of_contexts_is_bounded_and_drops_what_was_not_used_for_longest()
     assert [memory.recall(i) for i in (1, 3, 4)] == [context, (), context]
 
 
+def test_memory_of_contexts_has_a_bound_for_samples_too() -> None:
+    memory, context = ContextMemory(max_samples=2), (segment_of(tokens=1),)
+    for sample_id in (1, 2, 3):
+        memory.keep(sample_id, context)
+    assert [memory.recall(i) for i in (1, 2, 3)] == [(), context, context]
+
+
 def segment_of(*, tokens: int) -> ContextSegment:
     piece = Piece(token_ids=tuple(range(tokens)), texts=("x",) * tokens)
     return ContextSegment(

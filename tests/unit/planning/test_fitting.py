@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -57,6 +58,19 @@ def test_rates_come_back_from_timings() -> None:
     assert values(found.rates[SMALL]) == pytest.approx(values(RATES), rel=1e-6)
     assert (found.slots[SMALL], found.num_workers[SMALL]) == (64, 2)
     assert found.delay_s == pytest.approx(0.02)
+
+
+def test_wait_for_a_commit_is_no_work_of_the_engine_but_a_part_of_the_delay() -> None:
+    draw = random.Random(3)
+    requests = []
+    for number, request in enumerate(batches(RATES, worker_id=1, seed=1)):
+        held_s = draw.choice([0.1, 0.2, 0.3])
+        late = replace(request, ended_at=request.ended_at + held_s, held_s=held_s)
+        first = replace(request, ended_at=request.ended_at + 0.2)  # how long it was held is not known
+        requests.append(first if number % 10 == 0 else late)
+    found = fit(job(*requests))
+    assert values(found.rates[SMALL]) == pytest.approx(values(RATES), rel=1e-6)
+    assert found.delay_s == pytest.approx(0.22)
 
 
 def test_requests_that_begin_beside_others_are_told_apart_from_slow_steps() -> None:
