@@ -6,8 +6,8 @@ Runs jobs on the demo pair with different numbers of workers, slots and policies
 of both engines, the delay of a hand-over and what the servers use of the cores are taken from the first run alone; so
 are the courses of the samples, but for the runs under another policy, which takes over otherwise: theirs are their own.
 The engines share this machine's cores, less what others used meanwhile; a prediction is for the machine as fast as it
-was in the first run, and is multiplied by how much longer a fixed piece of work took about the run that it is for. Each
-case is one real run; the spread of a prediction is over simulations, which take the courses in another order each.
+was in the first run, and is multiplied by how much longer a fixed piece of work took beside the run that it is for.
+Each case is one real run; the spread of a prediction is over simulations, which take the courses in another order each.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import psutil
 from bench.measurement import Report
 from bench.stack import JOB_TIMEOUT_S, MODELS, PROBLEMS, Stack, running_stack
 from bench.usage import cpu_seconds
-from bench.yardstick import seconds_of_work
+from bench.yardstick import yardstick
 from pipeline.db.planning import get_measured_job
 from pipeline.db.session import transaction
 from pipeline.embedded import Program
@@ -71,7 +71,7 @@ class Run:
     """What one case took. wall_s: from the first claim to the last text. cpu_s: of each program, with its children.
 
     foreign_cores: cores that others on this machine, this benchmark included, used meanwhile. work_s: what the
-    yardstick took, on average of before and after.
+    yardstick took meanwhile.
     """
 
     case: Case
@@ -116,31 +116,30 @@ def _programs(case: Case) -> list[Program]:
 
 def _run(stack: Stack, case: Case, workers: Sequence[str]) -> Run:
     programs = [*workers, *SERVERS]
-    work_before_s = seconds_of_work()
     before = {name: cpu_seconds(stack.pid(name)) for name in programs}
     start, all_before = time.monotonic(), _all_cpu_seconds()
-    job = stack.client.submit(
-        PROBLEMS,
-        small=MODELS["small"],
-        large=MODELS["large"],
-        policy=case.policy,
-        num_samples=case.samples_per_problem,
-        limit=case.num_problems,
-        seed=case.seed,
-        temperature=0.6,
-        max_tokens=384,
-    )
-    stack.client.wait(job, timeout_s=JOB_TIMEOUT_S)
+    with yardstick() as work_s:
+        job = stack.client.submit(
+            PROBLEMS,
+            small=MODELS["small"],
+            large=MODELS["large"],
+            policy=case.policy,
+            num_samples=case.samples_per_problem,
+            limit=case.num_problems,
+            seed=case.seed,
+            temperature=0.6,
+            max_tokens=384,
+        )
+        stack.client.wait(job, timeout_s=JOB_TIMEOUT_S)
     cpu_s = {name: cpu_seconds(stack.pid(name)) - before[name] for name in programs}
     foreign_s = _all_cpu_seconds() - all_before - sum(cpu_s.values())
     foreign_cores = foreign_s / (time.monotonic() - start)
-    work_s = (work_before_s + seconds_of_work()) / 2
     job = stack.client.job(job.id)
     with transaction(stack.db_engine) as connection:
         measured = get_measured_job(connection, job.id)
     assert job.first_claimed_at is not None
     wall_s = max(request.ended_at for request in measured.requests) - job.first_claimed_at.timestamp()
-    return Run(case=case, measured=measured, wall_s=wall_s, cpu_s=cpu_s, foreign_cores=foreign_cores, work_s=work_s)
+    return Run(case=case, measured=measured, wall_s=wall_s, cpu_s=cpu_s, foreign_cores=foreign_cores, work_s=work_s[0])
 
 
 def _all_cpu_seconds() -> float:
