@@ -1,6 +1,6 @@
 """A large job: how fast it is stored, and whether anything slows down or grows with what is there.
 
-    python -m bench.scale [--samples 1000000]
+    python -m bench.scale [--samples 200000]
 
 Two jobs of as many samples are submitted. Of the second one, all but the last samples are made to be done, with ten
 segments each (``bench.loaded``). Everything else is real: the statements, upkeep, a grader, Redis, and scripted workers

@@ -14,18 +14,19 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
 EVERY_S = 0.5
-OBJECTS = 100_000
+TURNS, OBJECTS = 100_000, 500_000
 
 
 @contextmanager
 def yardstick() -> Iterator[list[float]]:
     """Do a fixed piece of work twice a second; the list has, at the end, the mean of its CPU times in seconds.
 
-    It takes some 15 ms: half of it is arithmetic, half goes through objects all over the memory.
+    It takes some 15 ms: arithmetic, and a way through objects all over the memory.
     """
     here, there = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_measure, args=(there,), daemon=True)
     process.start()
+    there.close()  # else nobody would notice its end
     here.recv()
     found: list[float] = []
     try:
@@ -50,6 +51,6 @@ def _work(objects: list[float]) -> float:
     start = time.process_time()
     sum(objects)
     total = 0
-    for number in range(OBJECTS):
+    for number in range(TURNS):
         total += number * number % 7
     return time.process_time() - start

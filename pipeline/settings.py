@@ -120,7 +120,7 @@ class PlanningSettings(_Part):
     """Cores that Postgres has."""
     redis_ms: Annotated[float, Field(ge=0, description="bench/hops, bench/pools")] = 0.06
     """By Redis, which has one thread: a message published and taken, and the events that Flower shows."""
-    worker_ms: Annotated[float, Field(ge=0, description="bench/floor")] = 1.8
+    worker_ms: Annotated[float, Field(ge=0, description="bench/hops")] = 1.8
     """By the Python of a small or large worker, which uses one core: Celery, the database's client, ours."""
     worker_token_us: Annotated[float, Field(ge=0, description="workers/engine/vllm.py, 128 in flight")] = 9.0
     """By the same, microseconds per token that it takes in and reads along."""

@@ -1,7 +1,7 @@
 """The statements of grading. A grade is written once per (sample, grader, version); writing it again changes nothing.
 
-A grader marks a sample before it starts, so that one that is killed at its time limit leaves a trace that upkeep turns
-into a grade of status "timeout".
+A grader that needs time marks a sample before it starts, so that one that is killed at its time limit leaves a trace
+that upkeep turns into a grade of status "timeout".
 """
 
 from __future__ import annotations

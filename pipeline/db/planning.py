@@ -15,6 +15,8 @@ from pipeline.samples import ModelRole
 MAX_COURSES = 2000
 """Complete samples whose courses are read: their mean length is then known to about 1 %."""
 MAX_REQUESTS = 50_000
+MAX_HELD_S = 1.0
+"""A longer time between the end of a piece and its commit is something else."""
 TIMED_WORKERS = 4
 """Of each role: all of a worker's requests are needed to see how many ran beside each other."""
 
@@ -33,19 +35,24 @@ _SELECT_WORKERS = text("""
     SELECT w.id, w.kind, w.max_in_flight, e.settings->>'process' IS DISTINCT FROM 'separate' AS in_one_process
     FROM workers w LEFT JOIN engines e ON e.id = w.engine_id WHERE w.id = ANY(:workers)
 """)
-# Between two commits of a sample: the second one's wait for its claim, its writing, and its wait to be stored.
-_SELECT_REQUESTS = text("""
+# Between two commits of a sample: the second one's wait for its claim, its writing, and its wait to be stored. Where
+# much more is left than writers gather for, the sample was published again meanwhile, held back or rescued.
+_SELECT_REQUESTS = text(f"""
     WITH timed AS (
-        SELECT g.worker_id, g.tokens_generated AS tokens, g.prompt_tokens - g.cached_tokens AS computed_tokens,
-               g.wait_seconds AS wait_s, g.write_seconds - coalesce(g.queue_seconds, 0) AS engine_s,
-               extract(epoch FROM g.committed_at)::float8 AS ended_at,
-               greatest(0.0, extract(epoch FROM g.committed_at - lag(g.committed_at) OVER sample)::float8
-                             - g.wait_seconds - g.write_seconds) AS held_s
-        FROM samples s JOIN segments g ON g.sample_id = s.id
-        WHERE s.job_id = :job AND g.write_seconds IS NOT NULL
-        WINDOW sample AS (PARTITION BY g.sample_id ORDER BY g.segment_index)
+        SELECT g.* FROM samples s JOIN segments g ON g.sample_id = s.id
+        WHERE s.job_id = :job AND g.worker_id = ANY(:workers) AND g.write_seconds IS NOT NULL
+        ORDER BY g.committed_at LIMIT :limit
     )
-    SELECT * FROM timed WHERE worker_id = ANY(:workers) ORDER BY ended_at LIMIT :limit
+    SELECT g.worker_id, g.tokens_generated AS tokens, g.prompt_tokens - g.cached_tokens AS computed_tokens,
+           g.wait_seconds AS wait_s, g.write_seconds - coalesce(g.queue_seconds, 0) AS engine_s,
+           extract(epoch FROM g.committed_at)::float8 AS ended_at,
+           CASE WHEN held.s <= {MAX_HELD_S} THEN greatest(0.0, held.s) END AS held_s
+    FROM timed g LEFT JOIN LATERAL (
+        SELECT extract(epoch FROM g.committed_at - p.committed_at)::float8 - g.wait_seconds - g.write_seconds AS s
+        FROM segments p WHERE p.sample_id = g.sample_id AND p.segment_index < g.segment_index
+        ORDER BY p.segment_index DESC LIMIT 1
+    ) held ON true
+    ORDER BY g.committed_at
 """)
 
 

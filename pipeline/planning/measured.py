@@ -23,7 +23,7 @@ class MeasuredRequest:
     engine_s: float
     """From the engine's first work on it to its end."""
     held_s: float | None = None
-    """From its end to its commit, for which writers gather; None where it is not known: of a sample's first one."""
+    """From its end to its commit, for which writers gather; None where it is not known, as of a sample's first."""
     ended_at: float
     """When its commit began, in seconds of the database's clock."""
 

@@ -33,6 +33,7 @@ class Record:
     runs: list[Run] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False))
 
     @classmethod

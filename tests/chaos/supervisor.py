@@ -2,9 +2,9 @@
 
     python tests/chaos/supervisor.py MODULE:FUNCTION -c supervisord.conf
 
-A matrix starts workers thousands of times, and what one imports costs 1.5 s of a core, with vLLM 8 s. Everything else
-is as it is anywhere: the same process id, group, death signal, environment, log and exit code, and child.py's own code
-before it. The function imports what the workers of a field import; it must start no thread.
+A matrix starts workers thousands of times, and what one imports costs 1.5 s of a core, with vLLM 8 s. All else
+is as it is anywhere: process id, group, signals, environment, log and exit code, and child.py's own code before it; but
+all workers of a field have the same hash seed. The function imports what they import; it must start no thread.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _become(file: str, argv: list[str], env: dict[str, str]) -> NoReturn:
 
 
 def _end(main: Callable[[], Any]) -> NoReturn:
-    """Run it, and end as the interpreter would."""
+    """Run it, and end as workers do."""
     code: Any = 1
     try:
         code = main()
@@ -95,7 +95,10 @@ def _end(main: Callable[[], Any]) -> NoReturn:
 def main() -> None:
     sys.path[0] = str(Path(__file__).parents[2])
     module, _, function = sys.argv.pop(1).partition(":")
+    environment = dict(os.environ)
     getattr(importlib.import_module(module), function)()
+    os.environ.clear()
+    os.environ.update(environment)  # a worker sets its own
     from supervisor import supervisord
     from supervisor.options import ServerOptions
 

@@ -43,7 +43,7 @@ WRITER_PHASES = ("claiming", "claimed", "generating", "committing", "committed")
 """claiming: in the transaction of a claim. claimed: after it, before the engine. generating: a step of the engine.
 committing: in the transaction of a commit. committed: after it, before the message to whoever goes on."""
 GRADER_PHASES = ("claimed", "committing")
-"""claimed: the grading is noted as begun. committing: in the transaction of the grade."""
+"""claimed: the grading is noted as begun, if its grader needs time. committing: in the transaction of the grade."""
 UPKEEP_PHASES = ("admitting", "settling", "closing", "publishing")
 """admitting, settling, closing: in the transaction. publishing: after one of them, before the message."""
 CLIENT_PHASES = ("storing", "committing", "committed")
@@ -260,6 +260,7 @@ def run_grader(phases: Phases) -> int:
 
     pass_before(phases, "claimed", grading, "_run")
     pass_after(phases, "committing", grading, "end_grade")
+    pass_after(phases, "committing", grading, "store_grades")
     os.environ["CHAOS_MAIN_PID"] = str(os.getpid())  # the children's parent
     return run(load_settings())
 

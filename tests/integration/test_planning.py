@@ -87,14 +87,18 @@ def test_what_is_neither_wait_nor_writing_between_two_commits_is_the_wait_for_th
         engine_id = add_engine(connection, "S")
         worker_id = add_worker(connection, "small", model="S", engine_id=engine_id)
         job = add_job(connection, add_problem_set(connection, 1))
-        [sample_id] = add_samples(connection, job, [{"problem": 0, "num_segments": 2}])
-        for index, seconds in enumerate((0, 3)):
+        [sample_id] = add_samples(connection, job, [{"problem": 0, "num_segments": 3}])
+        for index, seconds in enumerate((0, 3, 33)):
             add_segment(
                 connection, sample_id, index, "small", "x", worker_id=worker_id, engine_id=engine_id, wait_seconds=0.5,
                 queue_seconds=0.5, write_seconds=2.25, committed_at=START + dt.timedelta(seconds=seconds),
             )  # fmt: skip
         measured = get_measured_job(connection, job)
-    assert [(request.held_s, request.engine_s) for request in measured.requests] == [(None, 1.75), (0.25, 1.75)]
+    assert [(request.held_s, request.engine_s) for request in measured.requests] == [
+        (None, 1.75),
+        (0.25, 1.75),
+        (None, 1.75),
+    ], "a first one, and one that was published again after 10 s, have none"
 
 
 def test_inserted_text_and_samples_that_are_not_complete_are_no_courses(db_engine: Engine, job: int) -> None:

@@ -109,8 +109,8 @@ def test_a_thousand_workers_are_answered_for_within_a_minute_and_name_what_break
     assert parts["Postgres"].breaks_at_workers is not None
     assert parts["Postgres"].breaks_at_workers < MANY_GPUS
     assert "Several databases by job: at 1000 workers" in parts["Postgres"].what_then
-    assert found.breaks_first == "Redis"
-    assert [part.part for part in found.parts] == ["Redis", "Postgres", "a worker's process"]
+    assert found.breaks_first == "Postgres"
+    assert [part.part for part in found.parts] == ["Postgres", "Redis", "a worker's process"]
 
 
 def test_a_role_that_is_needed_and_has_no_worker_is_asked_for() -> None:
