@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
 EVERY_S = 0.5
-TURNS, OBJECTS = 100_000, 500_000
+TURNS, OBJECTS = 50_000, 200_000
 
 
 @contextmanager

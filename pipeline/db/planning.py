@@ -49,7 +49,8 @@ _SELECT_REQUESTS = text(f"""
            CASE WHEN held.s <= {MAX_HELD_S} THEN greatest(0.0, held.s) END AS held_s
     FROM timed g LEFT JOIN LATERAL (
         SELECT extract(epoch FROM g.committed_at - p.committed_at)::float8 - g.wait_seconds - g.write_seconds AS s
-        FROM segments p WHERE p.sample_id = g.sample_id AND p.segment_index < g.segment_index
+        FROM segments p
+        WHERE p.sample_id = g.sample_id AND p.segment_index < g.segment_index AND p.author <> 'inserted'
         ORDER BY p.segment_index DESC LIMIT 1
     ) held ON true
     ORDER BY g.committed_at
