@@ -191,11 +191,17 @@ def runnable(row: RowMapping) -> Runnable:
     return Runnable(**{**row, "state": SampleState(row["state"])})
 
 
-_CLAIM = text("""
+_CLAIM = text(f"""
     WITH message AS (SELECT * FROM unnest(CAST(:ids AS bigint[]), CAST(:epochs AS integer[])) AS m(id, epoch)),
     me AS MATERIALIZED (
         SELECT w.model FROM workers w
         WHERE w.id = :worker AND w.ended_at IS NULL AND w.expires_at > clock_timestamp() FOR SHARE
+    ),
+    suspect AS (
+        SELECT min(s.id) AS id FROM samples s JOIN message m ON m.id = s.id AND m.epoch = s.epoch
+        WHERE s.state = :runnable AND s.num_rescues >= {SUSPECT_AFTER}
+          AND (CAST(:job AS bigint) IS NULL OR s.job_id = :job)
+          AND NOT EXISTS (SELECT FROM samples o WHERE o.holder_id = :worker AND o.num_rescues >= {SUSPECT_AFTER})
     ),
     mine AS (
         SELECT s.id, j.first_claimed_at IS NULL AS is_first
@@ -204,6 +210,7 @@ _CLAIM = text("""
           AND (CAST(:job AS bigint) IS NULL OR s.job_id = :job)
           AND (s.not_before IS NULL OR s.not_before <= clock_timestamp())
           AND CASE s.state WHEN 'ready' THEN j.small_model ELSE j.large_model END = (SELECT model FROM me)
+          AND (s.num_rescues < {SUSPECT_AFTER} OR s.id = (SELECT id FROM suspect))
         ORDER BY s.id FOR UPDATE OF s
     ),
     claimed AS (
@@ -251,7 +258,8 @@ def claim_samples(
 ) -> list[ClaimedSample]:
     """Take the samples that still wait at the epochs a message names; resumed ones come first.
 
-    epochs: sample id → epoch. Samples that moved on meanwhile, and those of another job than job_id, are left out.
+    epochs: sample id → epoch. Samples that moved on meanwhile, and those of another job than job_id, are left out; so
+    are suspects beside a first one: of two that lose their worker together, nobody could tell who killed it.
     memory: what this process remembers of their contexts; the contexts that are loaded now are kept there. A
     worker whose lease lapsed gets nothing: its row is locked before any sample's, so that a claim and the winding up
     of its worker never pass each other.

@@ -220,6 +220,9 @@ class Model:
         w = self.workers[worker]
         state = "ready" if w.kind == "small" else "awaiting_large"
         named = [s for s in self.samples.values() if epochs.get(s.id) == s.epoch and s.state == state and s.job == job]
+        free = not any(s.holder == worker and s.is_suspect for s in self.samples.values())
+        suspect = min((s.id for s in named if s.is_suspect), default=None) if free else None
+        named = [s for s in named if not s.is_suspect or s.id == suspect]
         return [s for s in named if self.is_live(w) and self.runs(s) and self.is_due(s) and self.is_of(s, w.model)]
 
     def claim(self, worker: int, epochs: Mapping[int, int], job: int) -> dict[int, tuple[Any, ...]]:

@@ -448,6 +448,23 @@ def test_suspects_are_tried_alone_until_the_guilty_one_is_found(connection: Conn
     assert third.sample_id not in (first.sample_id, second.sample_id)
 
 
+def test_worker_takes_one_suspect_at_a_time_whatever_messages_it_gets(connection: Connection) -> None:
+    """Two that are tried at once, for two workers, may reach the same one, again and again, and it dies with both."""
+    make_job(connection, num_problems=3)
+    worker = make_worker(connection)
+    epochs = admit_all(connection)
+    innocent, *suspects = sorted(epochs)
+    connection.execute(text("UPDATE samples SET num_rescues = 2 WHERE id = ANY(:ids)"), {"ids": suspects})
+    claimed = claim(connection, worker, epochs)
+    assert sorted(sample.sample_id for sample in claimed) == [innocent, suspects[0]]
+    assert claim(connection, worker, {suspects[1]: epochs[suspects[1]]}) == []
+    [other] = claim(connection, make_worker(connection), {suspects[1]: epochs[suspects[1]]})
+    assert other.sample_id == suspects[1]
+    [suspect] = [sample for sample in claimed if sample.sample_id == suspects[0]]
+    commit(connection, worker, written(suspect, SampleState.READY))
+    assert len(claim(connection, worker, epochs_of(connection, suspects[0]))) == 1, "a commit clears it"
+
+
 def test_lease_is_not_taken_by_an_upkeep_that_was_away_itself(connection: Connection) -> None:
     worker = make_worker(connection, ttl=dt.timedelta(seconds=5))
     connection.execute(
