@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ from pipeline.embedded import EMBEDDED_LOGINS, Connections, start, stop
 
 TEMPLATE = "specthink_template"
 _redis_databases = itertools.cycle(range(1, 16))
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""What a shell starts in the background ignores SIGINT, and all that it starts too; some tests send it."""
 
 
 @pytest.fixture(scope="session")
