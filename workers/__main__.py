@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import gc
-import os
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -14,6 +12,7 @@ from pipeline.errors import PipelineError
 from pipeline.logs import configure_logging
 from pipeline.samples import ModelRole
 from pipeline.settings import Settings, load_settings
+from workers.stopping import end_process
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -37,22 +36,13 @@ def _worker_settings() -> Settings:
     return _settings()
 
 
-def _end(exit_code: int) -> NoReturn:
-    """Do what is registered for the end, and end: the interpreter would take what vLLM loaded, 600,000 objects, down
-    one by one, which takes 4 s of a core."""
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(exit_code)
-
-
 @app.command()
 def small(model: Model, name: Name = None, revision: Revision = None) -> None:
     """Write with a small model."""
     settings = _worker_settings()
     from workers.boot import run_writer
 
-    _end(run_writer(ModelRole.SMALL, model, settings, name=name, revision=revision))
+    end_process(run_writer(ModelRole.SMALL, model, settings, name=name, revision=revision))
 
 
 @app.command()
@@ -61,7 +51,7 @@ def large(model: Model, name: Name = None, revision: Revision = None) -> None:
     settings = _worker_settings()
     from workers.boot import run_writer
 
-    _end(run_writer(ModelRole.LARGE, model, settings, name=name, revision=revision))
+    end_process(run_writer(ModelRole.LARGE, model, settings, name=name, revision=revision))
 
 
 @app.command()
@@ -70,7 +60,7 @@ def grade() -> None:
     settings = _worker_settings()
     from workers.boot import run_grader
 
-    _end(run_grader(settings))
+    end_process(run_grader(settings))
 
 
 @app.command()
@@ -79,7 +69,7 @@ def upkeep() -> None:
     settings = _worker_settings()
     from workers.boot import run_upkeep
 
-    _end(run_upkeep(settings))
+    end_process(run_upkeep(settings))
 
 
 @app.command()

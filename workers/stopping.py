@@ -1,11 +1,14 @@
-"""A stop signal that comes before Celery listens."""
+"""The end of a worker process: a stop signal that comes before Celery listens, and the last thing that it does."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
+import sys
 from contextlib import suppress
 from types import FrameType
+from typing import NoReturn
 
 
 class EarlySignals:
@@ -29,3 +32,12 @@ class EarlySignals:
         came, self._came = self._came, []
         for number in came:
             os.kill(os.getpid(), number)
+
+
+def end_process(exit_code: int) -> NoReturn:
+    """Do what is registered for the end, and end: the interpreter would take what vLLM loaded, 600,000 objects, down
+    one by one, which takes 4 s of a core."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)

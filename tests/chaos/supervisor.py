@@ -9,7 +9,6 @@ all workers of a field have the same hash seed. The function imports what they i
 
 from __future__ import annotations
 
-import atexit
 import gc
 import importlib
 import json
@@ -86,10 +85,9 @@ def _end(main: Callable[[], Any]) -> NoReturn:
         code = exit_.code
     except BaseException:
         traceback.print_exc()
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else int(code is not None))
+    from workers.stopping import end_process
+
+    end_process(code if isinstance(code, int) else int(code is not None))
 
 
 def main() -> None:
