@@ -70,6 +70,8 @@ def stop_while_it_writes(field: Field, program: str, job: ChaosJob) -> Life:
     alive = "SELECT id FROM workers WHERE pid = :pid AND ended_at IS NULL"
     [(worker_id,)] = field.rows(alive, pid=fired.pid)
     field.stop_program(program)
+    settled = "SELECT id FROM workers WHERE id = :id AND settled_at IS NOT NULL"
+    field.until(lambda: field.rows(settled, id=worker_id), f"upkeep to settle {program}")
     [(end_reason, tokens_dropped, handed_back)] = field.rows(
         """
         SELECT w.end_reason, w.tokens_dropped, count(m.epoch)
