@@ -15,7 +15,7 @@ from sqlalchemy import Engine as DbEngine
 
 from pipeline.db.grading import (
     GRADING_TRIES,
-    FirstGrade,
+    TextGrade,
     Ungraded,
     begin_grade,
     end_grade,
@@ -58,19 +58,7 @@ def _grade_instantly(connection: Connection, ungraded: Sequence[Ungraded]) -> se
     """Grade those samples of a job that nobody has graded or begun to, where its grader needs no time; their ids."""
     if not ungraded or not (grader := _grader(ungraded[0].grader)).is_instant:
         return set()
-    grades = []
-    for sample in ungraded:
-        status, grade = _run(grader, sample)
-        grades.append(
-            FirstGrade(
-                sample_id=sample.sample_id,
-                epoch=sample.epoch,
-                status=status,
-                score=grade.score,
-                predicted_answer=grade.predicted_answer,
-                detail=grade.detail,
-            )
-        )
+    grades = [_run(grader, sample) for sample in ungraded]
     return store_grades(connection, grades, grader=grader.name, version=grader.version)
 
 
@@ -87,31 +75,29 @@ def _grade_one(db_engine: DbEngine, sample: Ungraded, patience: dt.timedelta) ->
             tries=GRADING_TRIES,
         ):
             return False
-    status, grade = _run(grader, sample)
+    grade = _run(grader, sample)
     with transaction(db_engine) as connection:
-        return end_grade(
-            connection,
-            sample_id=sample.sample_id,
-            epoch=sample.epoch,
-            grader=grader.name,
-            version=grader.version,
-            status=status,
-            score=grade.score,
-            predicted_answer=grade.predicted_answer,
-            detail=grade.detail,
-        )
+        return end_grade(connection, **grade._asdict(), grader=grader.name, version=grader.version)
 
 
-def _run(grader: Grader, sample: Ungraded) -> tuple[GradeStatus, Grade]:
+def _run(grader: Grader, sample: Ungraded) -> TextGrade:
     """A grader that breaks leaves its sample unscored, which is not wrong.
 
     Of an error that is not ours only the class and the place are told: its text may hold the reference answer.
     """
     try:
-        return GradeStatus.DONE, grader.grade(answer_part(sample.output), sample.reference)
+        status, grade = GradeStatus.DONE, grader.grade(answer_part(sample.output), sample.reference)
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"
         detail = str(error) if isinstance(error, GradingError) else f"{type(error).__name__} at {where}"
         log.error("grader broke", sample_id=sample.sample_id, grader=grader.name, where=where, reason=detail)
-        return GradeStatus.ERROR, Grade(score=None, predicted_answer=None, detail=detail)
+        status, grade = GradeStatus.ERROR, Grade(score=None, predicted_answer=None, detail=detail)
+    return TextGrade(
+        sample_id=sample.sample_id,
+        epoch=sample.epoch,
+        status=status,
+        score=grade.score,
+        predicted_answer=grade.predicted_answer,
+        detail=grade.detail,
+    )

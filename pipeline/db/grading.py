@@ -130,8 +130,8 @@ def end_grade(
     return True
 
 
-class FirstGrade(NamedTuple):
-    """The grade of a sample's text that nobody has begun to grade; epoch: of this text."""
+class TextGrade(NamedTuple):
+    """What a grader found of a sample's text; epoch: of this text."""
 
     sample_id: int
     epoch: int
@@ -165,7 +165,7 @@ _STORE = text("""
 """)
 
 
-def store_grades(connection: Connection, grades: Sequence[FirstGrade], *, grader: str, version: str) -> set[int]:
+def store_grades(connection: Connection, grades: Sequence[TextGrade], *, grader: str, version: str) -> set[int]:
     """Store grades that took no time, at once and without a mark before; returns the ids of the samples graded so.
 
     Left out are samples that are graded already, those whose grading somebody began, and those with another text by

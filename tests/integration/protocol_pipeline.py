@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
 
 from pipeline.db import control, hops, upkeep, workforce
-from pipeline.db.grading import FirstGrade, begin_grade, end_grade, store_grades, time_out_grades
+from pipeline.db.grading import TextGrade, begin_grade, end_grade, store_grades, time_out_grades
 from pipeline.db.hops import ClaimedSample, Hop, Runnable, SegmentRecord
 from pipeline.db.submissions import insert_job, put_problem_set
 from pipeline.db.workforce import Registration, WorkerCounters
@@ -647,7 +647,7 @@ class Pipeline:
 
     def grading_at_once(self, sample: int, epoch: int) -> Op:
         score = float(epoch)
-        grades = [FirstGrade(sample, epoch, GradeStatus.DONE, score, None, None)]
+        grades = [TextGrade(sample, epoch, GradeStatus.DONE, score, None, None)]
         return Op(
             f"grading at once of {sample} at {epoch}",
             lambda connection: store_grades(connection, grades, grader=GRADER, version=VERSION) == {sample},

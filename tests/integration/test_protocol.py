@@ -17,8 +17,8 @@ from sqlalchemy.exc import IntegrityError
 from pipeline.db import migrate
 from pipeline.db.control import cancel_job, cancel_samples
 from pipeline.db.grading import (
-    FirstGrade,
     Gradable,
+    TextGrade,
     Ungraded,
     begin_grade,
     end_grade,
@@ -721,7 +721,7 @@ def test_samples_without_a_grade_by_the_present_version_can_be_graded_again(conn
 
 
 def store(connection: Connection, ungraded: Ungraded, *, epoch: int | None = None) -> set[int]:
-    grade = FirstGrade(
+    grade = TextGrade(
         sample_id=ungraded.sample_id,
         epoch=ungraded.epoch if epoch is None else epoch,
         status=GradeStatus.DONE,
