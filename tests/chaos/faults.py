@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tests.chaos.field import Field
-from tests.chaos.workload import ChaosJob
+from tests.chaos.workload import GRADER, GRADER_AT_ONCE, ChaosJob
+
+EITHER_GRADER = (GRADER, GRADER_AT_ONCE)
 
 
 @dataclass(kw_only=True)
@@ -39,6 +41,8 @@ class Fault(ABC):
     timeout_s: float = 45.0
     is_on_vllm: bool = False
     """Whether it happens to the demo pair on vLLM instead of to scripted models."""
+    graders: Sequence[str] = (GRADER,)
+    """One of them is drawn for a run's job."""
     lasts_s: float = 6.0
     """About how long a run takes; the longest cells are begun first."""
 
@@ -52,7 +56,7 @@ class Fault(ABC):
         """Before the job of a run is submitted."""
 
     def submit(self, field: Field, rng: random.Random, seed: int) -> ChaosJob:
-        return field.submit(seed)
+        return field.submit(seed, grader=rng.choice(self.graders))
 
     @abstractmethod
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:

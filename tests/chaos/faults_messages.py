@@ -15,7 +15,7 @@ from typing import Any
 
 import redis
 
-from tests.chaos.faults import Fault, Strike
+from tests.chaos.faults import EITHER_GRADER, Fault, Strike
 from tests.chaos.field import SETTINGS, Broken, Field
 from tests.chaos.worker import RELAY_PREFIX, relay_file
 from tests.chaos.workload import ChaosJob
@@ -94,6 +94,7 @@ class Relayed(Fault):
     """All messages of a job, from its first to its last, go through a relay."""
 
     component = "messages"
+    graders = EITHER_GRADER
 
     def __init__(self, name: str, kind: type[Relay]) -> None:
         self.name = name

@@ -81,7 +81,7 @@ class DemoPair(Workload):
         self._endings: dict[tuple[str, int], Ending] = {}
         self._num_segments = 0
 
-    def submit(self, client: Client, seed: int, num_samples: int) -> int:
+    def submit(self, client: Client, seed: int, *, num_samples: int, grader: str) -> int:
         """The same job each time: the seed of a run decides the moment of its fault alone."""
         job = client.submit(
             REPOSITORY / "examples" / "problems.jsonl",
@@ -90,6 +90,7 @@ class DemoPair(Workload):
             num_samples=NUM_SAMPLES,
             seed=JOB_SEED,
             limit=NUM_PROBLEMS,
+            grader=grader,
             max_tokens=200,  # a few long texts would take as long as all others
             name=f"chaos {seed}",
         )

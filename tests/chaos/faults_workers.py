@@ -14,12 +14,12 @@ from functools import partial
 
 import psutil
 
-from tests.chaos.faults import Fault, Strike, Together
+from tests.chaos.faults import EITHER_GRADER, Fault, Strike, Together
 from tests.chaos.field import Broken, Field
 from tests.chaos.models import REPOSITORY
 from tests.chaos.texts import problem_set
 from tests.chaos.worker import ORDERS_VARIABLE, PROGRAM_VARIABLE, Order, fired_file
-from tests.chaos.workload import ChaosJob
+from tests.chaos.workload import GRADER_AT_ONCE, ChaosJob
 
 CLIENT = "client"
 """The program of a client that submits."""
@@ -77,6 +77,15 @@ class KillIn(Fault):
         return Strike(at=fired.at, pids=[fired.pid], kind=self.component)
 
 
+class KillStoring(KillIn):
+    """kill -9 of a grader in the transaction that stores grades which took no time, of one sample or of several."""
+
+    graders = (GRADER_AT_ONCE,)
+
+    def __init__(self) -> None:
+        super().__init__("grade", "committing", passages=4, name="kill -9 while committing grades that take no time")
+
+
 class KillRescuer(Fault):
     """kill -9 of a small worker, and of upkeep in the transaction that gives back what it held."""
 
@@ -96,6 +105,7 @@ class KillAll(Fault):
     """kill -9 of every worker at the same moment: a power cut."""
 
     name, component = "kill -9 of all at once", "all"
+    graders = EITHER_GRADER
     lasts_s = 12.0
 
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
@@ -316,6 +326,8 @@ class FreezeIn(Fault):
 class CutPostgres(Fault):
     """pg_terminate_backend of every connection of some role, three times in a row."""
 
+    graders = EITHER_GRADER
+
     def __init__(self, component: str, logins: Sequence[str]) -> None:
         """logins: of the database, as pg_stat_activity shows them."""
         self.name = "pg_terminate_backend"
@@ -456,6 +468,7 @@ FAULTS: list[Fault] = [
     KillIn("grade", "claimed", passages=12, name="kill -9 while grading"),
     KillIn("grade", "claimed", passages=12, name="kill -9 of its child while grading", action="kill_child"),
     KillIn("grade", "committing", passages=12),
+    KillStoring(),
     Terminate("grade", "SIGTERM"),
     TerminateEarly("grade"),
     Freeze("grade"),

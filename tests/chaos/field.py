@@ -43,7 +43,7 @@ from tests.chaos import supervisor
 from tests.chaos.models import REPOSITORY
 from tests.chaos.texts import NUM_SAMPLES
 from tests.chaos.worker import ORDERS_VARIABLE, PROGRAM_VARIABLE, Order, fired_file, order_file
-from tests.chaos.workload import ChaosJob, Scripted, Workload
+from tests.chaos.workload import GRADER, ChaosJob, Scripted, Workload
 
 _T = TypeVar("_T")
 
@@ -263,9 +263,10 @@ class Field:
 
     # -- jobs --------------------------------------------------------------------------------------------------------
 
-    def submit(self, seed: int, *, num_samples: int = NUM_SAMPLES) -> ChaosJob:
+    def submit(self, seed: int, *, num_samples: int = NUM_SAMPLES, grader: str = GRADER) -> ChaosJob:
         """A job with so many samples of each problem, at most MAX_SAMPLES."""
-        return ChaosJob(self.workload.submit(self.client, seed, num_samples), seed, num_samples)
+        job_id = self.workload.submit(self.client, seed, num_samples=num_samples, grader=grader)
+        return ChaosJob(job_id, seed, num_samples)
 
     def is_over(self, job: ChaosJob) -> bool:
         rows = self.rows("SELECT state FROM jobs WHERE id = :job", job=job.id)

@@ -13,6 +13,11 @@ from pipeline.samples import ModelRole
 from tests.chaos.models import MODELS
 from tests.chaos.texts import NUM_CUES, NUM_PROBLEMS, NUM_SAMPLES, expected_text, problem_set
 
+GRADER = "math"
+"""The one that takes its time: in a child of the worker, with a mark that it has begun."""
+GRADER_AT_ONCE = "exact"
+"""One that takes no time: graded and stored in one transaction. The scripted texts have the same score with both."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChaosJob:
@@ -45,7 +50,7 @@ class Workload(ABC):
     """How long a program may take to register."""
 
     @abstractmethod
-    def submit(self, client: Client, seed: int, num_samples: int) -> int:
+    def submit(self, client: Client, seed: int, *, num_samples: int, grader: str) -> int:
         """The id of a new job."""
 
     @abstractmethod
@@ -71,8 +76,8 @@ class Scripted(Workload):
         """environment: settings of all programs beside the harness's."""
         self.environment = environment or {}
 
-    def submit(self, client: Client, seed: int, num_samples: int) -> int:
-        return submit_job(client, seed, num_samples=num_samples)
+    def submit(self, client: Client, seed: int, *, num_samples: int, grader: str) -> int:
+        return submit_job(client, seed, num_samples=num_samples, grader=grader)
 
     def num_segments(self, job: ChaosJob) -> int:
         return NUM_PROBLEMS * job.num_samples * (2 * NUM_CUES + 1)
@@ -85,7 +90,7 @@ class Scripted(Workload):
         }
 
 
-def submit_job(client: Client, seed: int, *, num_samples: int = NUM_SAMPLES) -> int:
+def submit_job(client: Client, seed: int, *, num_samples: int = NUM_SAMPLES, grader: str = GRADER) -> int:
     """The id of a new job of the scripted models, with the problems of this seed."""
     job = client.submit(
         problem_set(seed),
@@ -94,6 +99,7 @@ def submit_job(client: Client, seed: int, *, num_samples: int = NUM_SAMPLES) -> 
         num_samples=num_samples,
         seed=seed,
         max_tokens=1000,
+        grader=grader,
         name=f"chaos {seed}",
     )
     return job.id
