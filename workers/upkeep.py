@@ -24,7 +24,7 @@ from sqlalchemy import Engine as DbEngine
 
 from pipeline.db.control import cancel_leftovers
 from pipeline.db.grading import GRADING_TRIES, time_out_grades
-from pipeline.db.session import session, transaction
+from pipeline.db.session import connected, session
 from pipeline.db.upkeep import (
     admit_samples,
     close_jobs,
@@ -81,11 +81,11 @@ class Upkeep:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                with session(self._db_engine) as connection:
+                with session(self._db_engine) as lock:
                     try:
-                        self._lead(connection)
+                        self._lead(lock)
                     finally:
-                        connection.invalidate()  # a pooled connection would keep the lock, and lend it to nobody
+                        lock.invalidate()  # a pooled connection would keep the lock, and lend it to nobody
             except ServiceUnavailable as error:
                 log.warning("upkeep waits for Postgres", reason=str(error))
             except Exception:
@@ -116,17 +116,18 @@ class Upkeep:
 
     def round(self) -> None:
         """Each duty once, each in a transaction of its own."""
-        self._settle()
-        self._halt()
-        self._republish()
-        self._probe()
-        self._reap_grades()
-        self._close()
-        self._admit()
-        self._follow()
+        with connected(self._db_engine) as connection:
+            self._settle(connection)
+            self._halt(connection)
+            self._republish(connection)
+            self._probe(connection)
+            self._reap_grades(connection)
+            self._close(connection)
+            self._admit(connection)
+            self._follow(connection)
 
-    def _settle(self) -> None:
-        with transaction(self._db_engine) as connection:
+    def _settle(self, connection: Connection) -> None:
+        with connection.begin():
             settled = settle_workers(connection, awake_for=dt.timedelta(seconds=time.monotonic() - self._awake_since))
         if settled is None:
             return
@@ -140,14 +141,14 @@ class Upkeep:
         for queue in settled.queues:
             self._publisher.drop_queue(queue)
 
-    def _admit(self) -> None:
-        with transaction(self._db_engine) as connection:
+    def _admit(self, connection: Connection) -> None:
+        with connection.begin():
             admitted = admit_samples(connection, ahead=self._settings.admit_ahead)
         self._publisher.publish(admitted, max_shared=FRESH_PER_MESSAGE)
 
-    def _republish(self) -> None:
+    def _republish(self, connection: Connection) -> None:
         age = dt.timedelta(seconds=self._settings.republish_after_s)
-        with transaction(self._db_engine) as connection:
+        with connection.begin():
             overdue = overdue_samples(connection, age=age)
         if overdue:
             log.info("samples published again", samples=len(overdue))
@@ -155,45 +156,45 @@ class Upkeep:
             anywhere = [replace(sample, home_queue=None) for sample in overdue]
             self._publisher.publish(anywhere, max_depth=MAX_DEPTH)
 
-    def _halt(self) -> None:
-        with transaction(self._db_engine) as connection:
+    def _halt(self, connection: Connection) -> None:
+        with connection.begin():
             halted = halt_paused_jobs(connection)
         if halted:
             log.info("samples of paused jobs taken back", samples=halted)
         deadline = time.monotonic() + CANCELLING_S
-        cancelled = newly = self._cancel()
+        cancelled = newly = self._cancel(connection)
         while newly and time.monotonic() < deadline:
-            newly = self._cancel()
+            newly = self._cancel(connection)
             cancelled += newly
         if cancelled:
             log.info("samples of cancelled jobs ended", samples=cancelled)
 
-    def _cancel(self) -> int:
-        with transaction(self._db_engine) as connection:
+    def _cancel(self, connection: Connection) -> int:
+        with connection.begin():
             return cancel_leftovers(connection)
 
-    def _probe(self) -> None:
+    def _probe(self, connection: Connection) -> None:
         age = dt.timedelta(seconds=self._settings.republish_after_s)
-        with transaction(self._db_engine) as connection:
+        with connection.begin():
             suspects = suspects_to_try(connection, age=age)
         if suspects:
             log.warning("suspects tried alone", samples=[sample.sample_id for sample in suspects])
             self._publisher.publish_alone(suspects)
 
-    def _reap_grades(self) -> None:
-        with transaction(self._db_engine) as connection:
+    def _reap_grades(self, connection: Connection) -> None:
+        with connection.begin():
             late = time_out_grades(connection, age=self._grade_age, tries=GRADING_TRIES)
         if late:
             log.warning("gradings timed out", samples=late)
 
-    def _close(self) -> None:
-        with transaction(self._db_engine) as connection:
+    def _close(self, connection: Connection) -> None:
+        with connection.begin():
             closed = close_jobs(connection)
         for job_id, state in closed.items():
             log.info("job ended", job_id=job_id, state=state.value)
 
-    def _follow(self) -> None:
-        with transaction(self._db_engine) as connection:
+    def _follow(self, connection: Connection) -> None:
+        with connection.begin():
             jobs = unfollowed_jobs(connection, age=FOLLOW_AGAIN)
         for job_id in jobs:
             self._publisher.publish_follow(job_id)

@@ -87,6 +87,15 @@ def transaction(db_engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
+@contextmanager
+def connected(db_engine: Engine) -> Iterator[Connection]:
+    """One connection for several transactions, each of which its user begins: only the first pays for asking whether
+    the server is still there. Raises ServiceUnavailable likewise.
+    """
+    with _reached(), db_engine.connect() as opened:
+        yield opened
+
+
 def copy_rows(connection: Connection, statement: str, rows: Iterable[Sequence[int | str | None]]) -> None:
     """Send rows by a ``COPY … FROM STDIN``: several times as fast as INSERT. Raises what a statement would raise."""
     driver = connection.connection.driver_connection

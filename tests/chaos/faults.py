@@ -79,11 +79,11 @@ class Fault(ABC):
 
 
 class Together(Fault):
-    """The same fault of several kinds of worker in one job, each at a moment of its own."""
+    """Several faults in one job, each at a moment of its own: mostly the same one of several kinds of worker."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         """faults: their strikes must need no order among them, and only the first submits."""
-        self.name = faults[0].name
+        self.name = ", ".join(dict.fromkeys(fault.name for fault in faults))
         self.component = "+".join(fault.component for fault in faults)
         self._faults = faults
 

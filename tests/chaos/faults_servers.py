@@ -192,16 +192,20 @@ class BrokenNetwork(Fault):
         return self._proxy
 
     def setup(self, field: Field) -> None:
-        self._victims = [field.names(kind)[0] for kind in self._kinds]
         connections = field.connections
         if self._server == "Redis":
-            url, variable = connections.redis_url.get_secret_value(), "SPECTHINK_REDIS_URL"
-        else:  # kinds that are struck together have the same login
-            url = connections.worker_url(WorkerKind(self._kinds[0])).get_secret_value()
-            variable = "SPECTHINK_DATABASE_URL"
-        self._proxy = Proxy(target_of(url))
-        by_proxy = {variable: through(url, self._proxy)}
-        field.change_programs(dict.fromkeys(self._victims, by_proxy))
+            variable, urls = "SPECTHINK_REDIS_URL", dict.fromkeys(self._kinds, connections.redis_url)
+        else:
+            variable, urls = (
+                "SPECTHINK_DATABASE_URL",
+                {kind: connections.worker_url(WorkerKind(kind)) for kind in self._kinds},
+            )
+        self._proxy = Proxy(target_of(urls[self._kinds[0]].get_secret_value()))
+        by_proxy = {
+            field.names(kind)[0]: {variable: through(url.get_secret_value(), self._proxy)} for kind, url in urls.items()
+        }
+        self._victims = list(by_proxy)
+        field.change_programs(by_proxy)
 
     def teardown(self, field: Field) -> None:
         field.change_programs(dict.fromkeys(self._victims))
@@ -212,8 +216,13 @@ class BrokenNetwork(Fault):
         field.at_some_moment(job, rng)
         for victim in self._victims:
             field.until_busy(job, victim)
-        kind = self._kinds[0] if len(self._kinds) == 1 else None
-        return Strike(pids=[field.pid(victim) for victim in self._victims], kind=kind)
+        at = time.time()
+        first, *more = (
+            Strike(at=at, pids=[field.pid(victim)], kind=kind)
+            for kind, victim in zip(self._kinds, self._victims, strict=True)
+        )
+        first.more = more
+        return first
 
     def heal(self, field: Field, job: ChaosJob) -> None:
         self.proxy.forward()
@@ -586,7 +595,7 @@ FAULTS: list[Fault] = [
         broken(kinds, server)
         for server in ("Postgres", "Redis")
         for broken in (BlackHole, HalfOpen)
-        for kinds in (("small", "large"), ("grade",), ("upkeep",))
+        for kinds in (("small", "large"), ("grade", "upkeep"))
     ),
     MigrateAtHead(),
     MigrateRefused(),

@@ -449,45 +449,44 @@ FAULTS: list[Fault] = [
             partial(KillIn, phase="claiming", passages=6),
             partial(KillIn, phase="claimed", passages=6, name="kill -9 once claimed"),
             partial(KillIn, phase="generating", passages=80),
-            partial(KillIn, phase="committing", passages=6),
-            partial(KillIn, phase="committed", passages=6, name="kill -9 between commit and publish"),
         )
     ),
+    Together([KillIn(kind, "committing", passages=6) for kind in ("small", "large", "grade")]),
+    Together(
+        [
+            KillIn(kind, phase, passages=4, name="kill -9 between commit and publish")
+            for kind, phase in (("small", "committed"), ("large", "committed"), ("upkeep", "publishing"))
+        ]
+    ),
+    Together([KillIdle(kind) for kind in ("grade", "upkeep")]),
     *(
         fault
         for kind in ("small", "large")
         for fault in (
             Terminate(kind, "SIGTERM with time to drain"),
             Terminate(kind, "SIGTERM with no time", NO_TIME),
-            TerminateEarly(kind),
             Freeze(kind),
             FreezeIn(kind, "committing", passages=6),
         )
     ),
-    KillIdle("grade"),
     KillIn("grade", "claimed", passages=12, name="kill -9 while grading"),
     KillIn("grade", "claimed", passages=12, name="kill -9 of its child while grading", action="kill_child"),
-    KillIn("grade", "committing", passages=12),
     KillStoring(),
-    Terminate("grade", "SIGTERM"),
-    TerminateEarly("grade"),
     Freeze("grade"),
-    KillIdle("upkeep"),
     KillIn("upkeep", "admitting", passages=3),
-    KillIn("upkeep", "publishing", passages=4, name="kill -9 between commit and publish"),
     KillRescuer(),
     KillIn("upkeep", "closing", passages=1),
-    Terminate("upkeep", "SIGTERM"),
-    TerminateEarly("upkeep"),
     Freeze("upkeep"),
+    Together([Terminate(kind, "SIGTERM") for kind in ("grade", "upkeep")]),
+    Together([TerminateEarly(kind) for kind in ("small", "large")]),
+    Together([TerminateEarly(kind) for kind in ("grade", "upkeep")]),
     KillAll(),
     RollingRestart(),
     KillClient("storing", "kill -9 with the problems stored"),
     KillClient("committing", "kill -9 before the commit"),
     KillClient("committed", "kill -9 before it hears of the commit"),
     CutPostgres("small+large", _WRITERS),
-    CutPostgres("grade", _GRADERS),
-    CutPostgres("upkeep", _UPKEEP),
+    CutPostgres("grade+upkeep", _GRADERS + _UPKEEP),
     CutRedis(),
     NoLarge(),
     WrongClock("small-1", "small", 300),

@@ -51,7 +51,7 @@ SETTINGS = {
     "SPECTHINK_LEASE__TTL_S": "2",
     "SPECTHINK_LEASE__RENEW_INTERVAL_S": "0.4",
     "SPECTHINK_LEASE__DRAIN_S": "10",
-    "SPECTHINK_UPKEEP__TICK_S": "0.4",
+    "SPECTHINK_UPKEEP__TICK_S": "0.5",
     "SPECTHINK_UPKEEP__REPUBLISH_AFTER_S": "2",
     "SPECTHINK_GRADING__TIME_LIMIT_S": "5",
 }
@@ -273,7 +273,7 @@ class Field:
         return bool(rows) and rows[0][0] in [state.value for state in FINAL_JOB_STATES]
 
     def wait_over(self, job: ChaosJob, *, timeout_s: float = 60.0) -> None:
-        self.until(lambda: self.is_over(job), f"job {job.id} to end", timeout_s=timeout_s)
+        self.until(lambda: self.is_over(job), f"job {job.id} to end", timeout_s=timeout_s, every_s=0.2)
 
     def num_commits(self, job: ChaosJob, kind: str | None = None) -> int:
         """Segments of a job that are stored, by all or by one kind of worker."""

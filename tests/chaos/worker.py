@@ -135,6 +135,8 @@ class Phases:
             ACTIONS[order.action](order)
 
     def _due(self, phase: str) -> Order | None:
+        if not os.path.exists(self._order_file):  # at every step of an engine: a tenth of Path.stat's time
+            return None
         with self._lock:
             try:
                 stat = self._order_file.stat()
