@@ -68,7 +68,7 @@ class DemoPair(Workload):
             "SPECTHINK_ENGINE__CPU_KV_CACHE_GIB": "0.5",
             "SPECTHINK_ENGINE__MAX_IN_FLIGHT": "12",  # so that the first small worker leaves some to the second
             "SPECTHINK_LEASE__TTL_S": "4",
-            "SPECTHINK_LEASE__RENEW_INTERVAL_S": "0.5",
+            "SPECTHINK_LEASE__RENEW_INTERVAL_S": "0.8",
         }
     )
     own_environment: Mapping[str, Mapping[str, str]] = MappingProxyType(
@@ -91,7 +91,7 @@ class DemoPair(Workload):
             seed=JOB_SEED,
             limit=NUM_PROBLEMS,
             grader=grader,
-            max_tokens=80,  # enough for some takeovers in each; an engine's steps are what a run costs
+            max_tokens=64,  # enough for some takeovers in each; an engine's steps are what a run costs
             name=f"chaos {seed}",
         )
         return job.id

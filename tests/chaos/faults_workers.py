@@ -83,7 +83,7 @@ class KillStoring(KillIn):
     graders = (GRADER_AT_ONCE,)
 
     def __init__(self) -> None:
-        super().__init__("grade", "committing", passages=4, name="kill -9 while committing grades that take no time")
+        super().__init__("grade", "committing", passages=3, name="kill -9 while committing grades that take no time")
 
 
 class KillRescuer(Fault):
@@ -448,7 +448,7 @@ FAULTS: list[Fault] = [
             KillIdle,
             partial(KillIn, phase="claiming", passages=6),
             partial(KillIn, phase="claimed", passages=6, name="kill -9 once claimed"),
-            partial(KillIn, phase="generating", passages=80),
+            partial(KillIn, phase="generating", passages=60),
         )
     ),
     Together([KillIn(kind, "committing", passages=6) for kind in ("small", "large", "grade")]),
@@ -469,11 +469,11 @@ FAULTS: list[Fault] = [
             FreezeIn(kind, "committing", passages=6),
         )
     ),
-    KillIn("grade", "claimed", passages=12, name="kill -9 while grading"),
-    KillIn("grade", "claimed", passages=12, name="kill -9 of its child while grading", action="kill_child"),
+    KillIn("grade", "claimed", passages=6, name="kill -9 while grading"),
+    KillIn("grade", "claimed", passages=6, name="kill -9 of its child while grading", action="kill_child"),
     KillStoring(),
     Freeze("grade"),
-    KillIn("upkeep", "admitting", passages=3),
+    KillIn("upkeep", "admitting", passages=2),
     KillRescuer(),
     KillIn("upkeep", "closing", passages=1),
     Freeze("upkeep"),

@@ -49,13 +49,14 @@ _T = TypeVar("_T")
 
 SETTINGS = {
     "SPECTHINK_LEASE__TTL_S": "2",
-    "SPECTHINK_LEASE__RENEW_INTERVAL_S": "0.4",
+    "SPECTHINK_LEASE__RENEW_INTERVAL_S": "0.65",
     "SPECTHINK_LEASE__DRAIN_S": "10",
-    "SPECTHINK_UPKEEP__TICK_S": "0.5",
+    "SPECTHINK_UPKEEP__TICK_S": "0.7",
     "SPECTHINK_UPKEEP__REPUBLISH_AFTER_S": "2",
     "SPECTHINK_GRADING__TIME_LIMIT_S": "5",
 }
-"""Short leases: recovery takes a lease and a sweep, and is measured with these."""
+"""Short leases: recovery takes a lease and a sweep, and is measured with these. Renewals and rounds of upkeep are what
+an idle field costs, and several share two cores."""
 
 _BYTECODE = {"PYTHONDONTWRITEBYTECODE": ""}
 """Hundreds of starts: compiled anew each time, one costs 7 s of a core instead of 2.5."""
@@ -273,7 +274,7 @@ class Field:
         return bool(rows) and rows[0][0] in [state.value for state in FINAL_JOB_STATES]
 
     def wait_over(self, job: ChaosJob, *, timeout_s: float = 60.0) -> None:
-        self.until(lambda: self.is_over(job), f"job {job.id} to end", timeout_s=timeout_s, every_s=0.2)
+        self.until(lambda: self.is_over(job), f"job {job.id} to end", timeout_s=timeout_s)
 
     def num_commits(self, job: ChaosJob, kind: str | None = None) -> int:
         """Segments of a job that are stored, by all or by one kind of worker."""
@@ -313,7 +314,7 @@ class Field:
     # -- waiting -----------------------------------------------------------------------------------------------------
 
     def until(
-        self, condition: Callable[[], _T | None], what: str, *, timeout_s: float = 30.0, every_s: float = 0.1
+        self, condition: Callable[[], _T | None], what: str, *, timeout_s: float = 30.0, every_s: float = 0.2
     ) -> _T:
         """Wait until a condition gives something true, and return that; a server that is away counts as not yet.
 
@@ -331,7 +332,7 @@ class Field:
     def wait_healthy(self, *, timeout_s: float | None = None) -> None:
         """Return once every program runs and has registered, and nobody else is registered."""
         timeout_s = timeout_s or self.workload.start_timeout_s
-        self.until(lambda: not self._sick(), "a healthy field", timeout_s=timeout_s, every_s=0.2)
+        self.until(lambda: not self._sick(), "a healthy field", timeout_s=timeout_s)
 
     def _sick(self) -> list[str]:
         """The programs that are not up, and the lives in the database that have no process."""

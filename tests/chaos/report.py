@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.chaos import faults_vllm
 from tests.chaos.field import SETTINGS
 from tests.chaos.matrix import SKIPPED, Run
 from tests.chaos.texts import NUM_CUES, NUM_PROBLEMS, NUM_SAMPLES
@@ -58,8 +59,9 @@ class Record:
             f"{len(self.runs)} runs in {self.seconds / 60:.1f} min, {self.lanes} beside each other, seed {self.seed}; "
             f"{', '.join(f'{name} {value}' for name, value in self.machine.items())}. Each: a job of "
             f"{NUM_PROBLEMS * NUM_SAMPLES} samples with {NUM_CUES} takeovers each; 2 small and 2 large workers with "
-            "scripted models, a grader, upkeep. (vLLM): 60 samples of the demo pair, 2 small workers and a large one, "
-            f"with leases of 4 s. Settings: {settings}."
+            "scripted models, a grader, upkeep. (vLLM): "
+            f"{faults_vllm.NUM_PROBLEMS * faults_vllm.NUM_SAMPLES} samples of the demo pair, 2 small workers and a "
+            f"large one, with leases of 4 s. Settings: {settings}."
         )
 
 

@@ -18,7 +18,7 @@ from pipeline.samples import ModelRole
 from workers.engine.base import GenerateRequest
 from workers.seeds import segment_seed
 
-NUM_PROBLEMS, NUM_SAMPLES = 6, 2
+NUM_PROBLEMS, NUM_SAMPLES = 5, 2
 """Of most jobs; every problem has so many samples."""
 MAX_SAMPLES = 16
 """Most samples of a problem."""
