@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tests.chaos.field import Field
+from tests.chaos.texts import NUM_SAMPLES
 from tests.chaos.workload import GRADER, GRADER_AT_ONCE, ChaosJob
 
 EITHER_GRADER = (GRADER, GRADER_AT_ONCE)
@@ -43,6 +44,8 @@ class Fault(ABC):
     """Whether it happens to the demo pair on vLLM instead of to scripted models."""
     graders: Sequence[str] = (GRADER,)
     """One of them is drawn for a run's job."""
+    num_samples: int = NUM_SAMPLES
+    """Of each problem in a run's job."""
     lasts_s: float = 6.0
     """About how long a run takes; the longest cells are begun first."""
 
@@ -56,7 +59,7 @@ class Fault(ABC):
         """Before the job of a run is submitted."""
 
     def submit(self, field: Field, rng: random.Random, seed: int) -> ChaosJob:
-        return field.submit(seed, grader=rng.choice(self.graders))
+        return field.submit(seed, num_samples=self.num_samples, grader=rng.choice(self.graders))
 
     @abstractmethod
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:

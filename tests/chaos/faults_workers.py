@@ -86,6 +86,15 @@ class KillStoring(KillIn):
         super().__init__("grade", "committing", passages=3, name="kill -9 while committing grades that take no time")
 
 
+class KillAdmitting(KillIn):
+    """kill -9 of upkeep in the transaction that lets samples in; of a job that is let in bit by bit."""
+
+    num_samples = 6
+
+    def __init__(self) -> None:
+        super().__init__("upkeep", "admitting", passages=3)
+
+
 class KillRescuer(Fault):
     """kill -9 of a small worker, and of upkeep in the transaction that gives back what it held."""
 
@@ -232,10 +241,8 @@ class RollingRestart(Fault):
     """Every program ended and started again, one after the other, two of them at most not yet back; a longer job."""
 
     name, component = "rolling restart", "all"
+    num_samples = 6
     lasts_s = 24.0
-
-    def submit(self, field: Field, rng: random.Random, seed: int) -> ChaosJob:
-        return field.submit(seed, num_samples=6)
 
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
         field.at_some_moment(job, rng, latest=0.1)
@@ -473,7 +480,7 @@ FAULTS: list[Fault] = [
     KillIn("grade", "claimed", passages=6, name="kill -9 of its child while grading", action="kill_child"),
     KillStoring(),
     Freeze("grade"),
-    KillIn("upkeep", "admitting", passages=2),
+    KillAdmitting(),
     KillRescuer(),
     KillIn("upkeep", "closing", passages=1),
     Freeze("upkeep"),

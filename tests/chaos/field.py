@@ -332,7 +332,12 @@ class Field:
     def wait_healthy(self, *, timeout_s: float | None = None) -> None:
         """Return once every program runs and has registered, and nobody else is registered."""
         timeout_s = timeout_s or self.workload.start_timeout_s
-        self.until(lambda: not self._sick(), "a healthy field", timeout_s=timeout_s)
+        try:
+            self.until(lambda: not self._sick(), "a healthy field", timeout_s=timeout_s)
+        except Broken as error:
+            with suppress(PipelineError):
+                raise Broken(f"{error}; not up, or not yet settled: {', '.join(self._sick())}") from None
+            raise
 
     def _sick(self) -> list[str]:
         """The programs that are not up, and the lives in the database that have no process."""
