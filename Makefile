@@ -35,7 +35,7 @@ test-unit: install ## Run the tests that need no service
 fuzz: install ## Try hostile files, prompts, answers and names, a hundred times what tests do; FUZZ_TIMES=… for another number
 	FUZZ_TIMES=$(or $(FUZZ_TIMES),100) $(BIN)/python -m pytest --timeout 0 -q $(FUZZ_TESTS) $(TEST_ARGS)
 
-chaos: install ## Break everything, ten times each, and print what came of it (45 min on two hyperthreads); CHAOS_ARGS="…" adds options
+chaos: install ## Break everything, ten times each, and print what came of it (40 min on two hyperthreads); CHAOS_ARGS="…" adds options
 	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
 bench-%: install ## Measure, e.g. bench-hops; bench/NOTES.md lists them; BENCH_ARGS="…" adds options

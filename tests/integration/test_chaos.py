@@ -12,10 +12,10 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 CELLS = (
     "small+large: kill -9 while generating",
-    "small+large: kill -9 between commit and publish",
+    "small+large+upkeep: kill -9 between commit and publish",
     "small: SIGSTOP beyond the lease, SIGCONT",
     "upkeep: kill -9 while settling",
-    "large: SIGTERM as soon as it has registered",
+    "small+large: SIGTERM as soon as it has registered",
     "messages: each delivered 10 times",
 )
 
