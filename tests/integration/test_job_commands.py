@@ -95,7 +95,7 @@ def violations(field: Field, job: ChaosJob) -> list[str]:
 
 
 def test_paused_job_is_dropped_by_all_workers_and_ends_undisturbed_after_its_resume(field: Field) -> None:
-    job = submit(field, num_samples=8)
+    job = submit(field, num_samples=14)
     wait_at_work(field, job)
     assert field.client.pause(job.id).num_samples > 0
     require_dropped(field, job)
@@ -113,7 +113,7 @@ def test_paused_job_is_dropped_by_all_workers_and_ends_undisturbed_after_its_res
 
 
 def test_cancelled_job_is_dropped_by_all_workers_and_keeps_what_it_has(field: Field) -> None:
-    job = submit(field, num_samples=8)
+    job = submit(field, num_samples=14)
     wait_at_work(field, job)
     assert field.client.cancel(job.id).num_samples > 0
     require_dropped(field, job)
@@ -148,8 +148,8 @@ def test_samples_that_were_cut_are_drawn_again_to_the_same_text_and_on(field: Fi
 
 
 def test_failed_samples_go_on_behind_their_last_segment_when_they_are_tried_again(field: Field) -> None:
-    job = submit(field)
-    field.until(lambda: field.num_commits(job) > 20, "segments")
+    job = submit(field, num_samples=4)
+    field.until(lambda: field.num_commits(job) > 20, "segments", every_s=0.05)
     with transaction(field.db_engine) as connection:
         broken = connection.execute(
             text("""
