@@ -21,8 +21,8 @@ from pipeline.embedded import EMBEDDED_LOGINS, Connections, start, stop
 TEMPLATE = "specthink_template"
 _redis_databases = itertools.cycle(range(1, 16))
 
+# What a shell starts in the background ignores SIGINT, and all that it starts too; some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-"""What a shell starts in the background ignores SIGINT, and all that it starts too; some tests send it."""
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,12 @@ class Strike:
     """What else was broken in the same run, independently; recovery is the slower one's."""
 
 
+def as_one(strikes: Sequence[Strike]) -> Strike:
+    """The first strike of a run, with the others beside it."""
+    strikes[0].more = strikes[1:]
+    return strikes[0]
+
+
 class Fault(ABC):
     """One line of the matrix. A run is: prepare, submit, strike, wait for the job's end, heal, check.
 
@@ -90,14 +96,23 @@ class Together(Fault):
         self.component = "+".join(fault.component for fault in faults)
         self._faults = faults
 
+    def setup(self, field: Field) -> None:
+        for fault in self._faults:
+            fault.setup(field)
+
+    def teardown(self, field: Field) -> None:
+        for fault in self._faults:
+            fault.teardown(field)
+
+    def submit(self, field: Field, rng: random.Random, seed: int) -> ChaosJob:
+        return self._faults[0].submit(field, rng, seed)
+
     def prepare(self, field: Field, rng: random.Random) -> None:
         for fault in self._faults:
             fault.prepare(field, rng)
 
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        strikes = [fault.strike(field, job, rng) for fault in self._faults]
-        strikes[0].more = strikes[1:]
-        return strikes[0]
+        return as_one([fault.strike(field, job, rng) for fault in self._faults])
 
     def heal(self, field: Field, job: ChaosJob) -> None:
         for fault in self._faults:

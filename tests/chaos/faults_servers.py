@@ -25,7 +25,7 @@ from pipeline.db.revision import newest_revision
 from pipeline.db.session import transaction
 from pipeline.errors import MigrationRefused, PipelineError
 from pipeline.workforce import WorkerKind
-from tests.chaos.faults import Fault, Strike
+from tests.chaos.faults import Fault, Strike, as_one
 from tests.chaos.field import Broken, Field
 from tests.chaos.models import REPOSITORY
 from tests.chaos.proxy import Proxy, target_of, through
@@ -192,20 +192,17 @@ class BrokenNetwork(Fault):
         return self._proxy
 
     def setup(self, field: Field) -> None:
+        variable = "SPECTHINK_REDIS_URL" if self._server == "Redis" else "SPECTHINK_DATABASE_URL"
+        urls = {field.names(kind)[0]: self._url(field, kind) for kind in self._kinds}
+        self._victims = list(urls)
+        self._proxy = Proxy(target_of(urls[self._victims[0]]))  # each kind has its login, all have the same server
+        field.change_programs({victim: {variable: through(url, self._proxy)} for victim, url in urls.items()})
+
+    def _url(self, field: Field, kind: str) -> str:
+        """Of the server, as a worker of this kind is given it."""
         connections = field.connections
-        if self._server == "Redis":
-            variable, urls = "SPECTHINK_REDIS_URL", dict.fromkeys(self._kinds, connections.redis_url)
-        else:
-            variable, urls = (
-                "SPECTHINK_DATABASE_URL",
-                {kind: connections.worker_url(WorkerKind(kind)) for kind in self._kinds},
-            )
-        self._proxy = Proxy(target_of(urls[self._kinds[0]].get_secret_value()))
-        by_proxy = {
-            field.names(kind)[0]: {variable: through(url.get_secret_value(), self._proxy)} for kind, url in urls.items()
-        }
-        self._victims = list(by_proxy)
-        field.change_programs(by_proxy)
+        url = connections.redis_url if self._server == "Redis" else connections.worker_url(WorkerKind(kind))
+        return url.get_secret_value()
 
     def teardown(self, field: Field) -> None:
         field.change_programs(dict.fromkeys(self._victims))
@@ -217,12 +214,12 @@ class BrokenNetwork(Fault):
         for victim in self._victims:
             field.until_busy(job, victim)
         at = time.time()
-        first, *more = (
-            Strike(at=at, pids=[field.pid(victim)], kind=kind)
-            for kind, victim in zip(self._kinds, self._victims, strict=True)
+        return as_one(
+            [
+                Strike(at=at, pids=[field.pid(victim)], kind=kind)
+                for kind, victim in zip(self._kinds, self._victims, strict=True)
+            ]
         )
-        first.more = more
-        return first
 
     def heal(self, field: Field, job: ChaosJob) -> None:
         self.proxy.forward()
