@@ -13,7 +13,7 @@ CPU_LOCK := requirements/cpu.in --extra cpu --extra dev --excludes requirements/
 	--universal --python-version 3.11 -o requirements/cpu.txt
 GPU_LOCK := requirements/gpu.in --extra gpu \
 	--python-version 3.12 --python-platform x86_64-manylinux_2_28 -o requirements/gpu.txt
-FUZZ_TESTS := tests/unit/problems/test_fuzz_problem_files.py tests/unit/test_hostile_prompts.py tests/unit/test_exports.py \
+FUZZ_TESTS := tests/unit/problems/test_fuzz_problem_files.py tests/unit/chat/test_hostile_prompts.py tests/unit/results/test_exports.py \
 	tests/unit/grading/test_hostile_answers.py tests/integration/test_hostile_input.py
 
 help: ## List the targets

@@ -24,11 +24,11 @@ from bench.bare import BareEngine, BareRequest
 from bench.jobs import MAX_TOKENS, POLICY, run_job
 from bench.measurement import Report, progress
 from bench.stack import MODELS, PROBLEMS, running_stack
-from pipeline.chat import ChatModel
+from pipeline.chat.model import ChatModel
+from pipeline.chat.prompts import render_user_message
 from pipeline.problems import load_problem_set
-from pipeline.prompts import render_user_message
 from pipeline.samples import ModelRole
-from workers.seeds import segment_seed
+from workers.writing.seeds import segment_seed
 
 NUM_SAMPLES = 4
 

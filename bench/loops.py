@@ -16,17 +16,17 @@ from dataclasses import asdict, dataclass
 
 from bench.bare import Child, batches
 from bench.stack import MODELS
-from pipeline.chat import ChatModel
-from pipeline.hand_over import settle_think_phase
+from pipeline.chat.model import ChatModel
+from pipeline.chat.prompts import render_user_message
+from pipeline.chat.translation import settle_think_phase
 from pipeline.policies import make_policy, parse_policy
 from pipeline.policies.base import Finish, Generate, Insert, Keep, SampleContext, Transition, Written
 from pipeline.problems import Problem
-from pipeline.prompts import render_user_message
 from pipeline.samples import ModelRole
 from pipeline.settings import EngineSettings
 from workers.engine.base import Engine, GenerateRequest, GenerateResult, Sampling
-from workers.engine.vllm import load_engine
-from workers.seeds import segment_seed
+from workers.engine.vllm.adapter import load_engine
+from workers.writing.seeds import segment_seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from bench.stack import MODELS
-from pipeline.chat import ChatModel
+from pipeline.chat.model import ChatModel
 
 _EMBEDDINGS = "model.embed_tokens.weight"
 _INITIALIZER_RANGE = 0.05

@@ -21,11 +21,11 @@ from bench.measurement import Report, progress
 from bench.models import make_endless
 from bench.stack import JOB_TIMEOUT_S, PROBLEMS, Stack, running_stack
 from bench.usage import Usage
-from pipeline.chat import ChatModel
+from pipeline.chat.model import ChatModel
+from pipeline.chat.prompts import render_user_message
 from pipeline.problems import Problem, load_problem_set
-from pipeline.prompts import render_user_message
 from pipeline.samples import ModelRole
-from workers.seeds import segment_seed
+from workers.writing.seeds import segment_seed
 
 NUM_PROBLEMS, NUM_SAMPLES, MAX_TOKENS = 128, 4, 256
 SHARE = "pipeline ÷ faster bare engine"

@@ -34,11 +34,12 @@ from bench.measurement import Report, Spread
 from bench.scripted_worker import environment, program
 from bench.scripts import ANSWER
 from bench.stack import MODELS, Stack, running_servers
-from pipeline.chat import served_name
-from pipeline.db import control, grading, hops, totals, upkeep
+from pipeline.chat.model import served_name
+from pipeline.db import grading, hops, totals, upkeep
+from pipeline.db import job_control as control
 from pipeline.db.session import transaction
 from pipeline.problems import load_problem_set
-from pipeline.reports import Job
+from pipeline.results.reports import Job
 from pipeline.samples import ModelRole
 
 SAMPLES = 1_000_000

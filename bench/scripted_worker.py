@@ -14,15 +14,15 @@ from pathlib import Path
 from bench.sampler import profiling
 from bench.scripts import make_script
 from bench.stack import MODELS, REPOSITORY
-from pipeline.chat import ChatModel, served_name
+from pipeline.chat.model import ChatModel, served_name
 from pipeline.embedded import Program
 from pipeline.logs import configure_logging
 from pipeline.samples import ModelRole
 from pipeline.settings import load_settings
 from pipeline.workforce import WorkerKind
-from workers.boot import WriterProcess, open_base
 from workers.engine.scripted import ScriptedEngine
 from workers.engine.threaded import Ended
+from workers.processes.boot import WriterProcess, open_base
 
 _NO_BLOCKS = 1_000_000
 """Tokens per block of the pretended prefix cache: so large that hashing blocks costs nothing."""

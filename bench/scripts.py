@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from pipeline.chat import ChatModel
+from pipeline.chat.model import ChatModel
+from pipeline.chat.prompts import render_user_message
 from pipeline.problems import Problem, ProblemSet, content_sha256
-from pipeline.prompts import render_user_message
 from pipeline.samples import ModelRole
 from workers.engine.base import GenerateRequest
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.client import Client
-    from pipeline.db.asking import Table
+    from pipeline.db.readonly_query import Table
     from pipeline.errors import PipelineError
-    from pipeline.jobs import JobConfig, JobState
+    from pipeline.jobs.config import JobConfig, JobState
     from pipeline.problems import ColumnNames, Problem, ProblemSet, load_problem_set
-    from pipeline.reports import Job, JobChange, JobProgress, JobStats, JobSummary, Result, SampleReport
+    from pipeline.results.reports import Job, JobChange, JobProgress, JobStats, JobSummary, Result, SampleReport
     from pipeline.samples import Author, FinishReason, ModelRole, SampleState
     from pipeline.settings import Settings, load_settings
 
@@ -42,10 +42,10 @@ __all__ = [
 
 _HOMES = {
     "client": ("Client",),
-    "db.asking": ("Table",),
-    "reports": ("Job", "JobChange", "JobProgress", "JobStats", "JobSummary", "Result", "SampleReport"),
+    "db.readonly_query": ("Table",),
+    "results.reports": ("Job", "JobChange", "JobProgress", "JobStats", "JobSummary", "Result", "SampleReport"),
     "errors": ("PipelineError",),
-    "jobs": ("JobConfig", "JobState"),
+    "jobs.config": ("JobConfig", "JobState"),
     "problems": ("ColumnNames", "Problem", "ProblemSet", "load_problem_set"),
     "samples": ("Author", "FinishReason", "ModelRole", "SampleState"),
     "settings": ("Settings", "load_settings"),

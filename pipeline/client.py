@@ -26,7 +26,13 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine
 
-from pipeline.checking import (
+from pipeline.db import job_control as control
+from pipeline.db import planning, replays, reports, submissions
+from pipeline.db.readonly_query import MAX_ROWS, Table, ask
+from pipeline.db.revision import require_current
+from pipeline.db.session import open_database, transaction
+from pipeline.errors import ConfigurationError, JobError, NotComparable, PipelineError
+from pipeline.jobs.checking import (
     check_names,
     check_prompts,
     check_sendable,
@@ -38,19 +44,14 @@ from pipeline.checking import (
     read_problems,
     versions_of,
 )
-from pipeline.cloning import changed_config, changed_policy
-from pipeline.controls import matched_values
-from pipeline.db import control, planning, replays, reports, submissions
-from pipeline.db.asking import MAX_ROWS, Table, ask
-from pipeline.db.revision import require_current
-from pipeline.db.session import open_database, transaction
-from pipeline.errors import ConfigurationError, JobError, NotComparable, PipelineError
-from pipeline.jobs import MAX_INTEGER, JobConfig, JobState, SamplingSpec
+from pipeline.jobs.cloning import changed_config, changed_policy
+from pipeline.jobs.config import MAX_INTEGER, JobConfig, JobState, SamplingSpec
+from pipeline.jobs.matching import matched_values
+from pipeline.jobs.recipes import find_recipe
 from pipeline.policies import make_policy, parse_policy
 from pipeline.problems import ColumnNames, ProblemSet
-from pipeline.recipes import find_recipe
-from pipeline.replay import Replay, replay
-from pipeline.reports import (
+from pipeline.results.replay import Replay, replay
+from pipeline.results.reports import (
     Comparison,
     Job,
     JobChange,
@@ -165,9 +166,9 @@ class Client:
         refuses the job, and every prompt is measured against the model's context. A pair that cannot write one text
         is refused, where both are folders or in the hub's cache here. A model that the policy does not call for is
         ignored. temperature, top_p, top_k, max_tokens, prompt_template, grader: None takes the recipe's, else the
-        defaults of SamplingSpec and "math". limit: use the first so many problems. recipe: a name in pipeline.recipes;
-        the file is then in the columns that this set was published in. matched_to: an ended job, whose takeovers the
-        policy "random" shall match in number and length.
+        defaults of SamplingSpec and "math". limit: use the first so many problems. recipe: a name in
+        pipeline.jobs.recipes; the file is then in the columns that this set was published in. matched_to: an ended
+        job, whose takeovers the policy "random" shall match in number and length.
 
         Raises ProblemSetError for a bad file and ConfigurationError for a bad option; nothing is stored then.
         """
@@ -456,7 +457,7 @@ class Client:
 
         The others are compared with the first one, with what speaks against it where that is so.
         """
-        from pipeline.page import PageData, render_page
+        from pipeline.results.page import PageData, render_page
 
         ids = [_id(job) for job in jobs]
         with self._transaction() as connection:

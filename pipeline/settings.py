@@ -22,8 +22,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from pipeline.db.roles import SESSION_SETTINGS, DatabaseRole, Login
 from pipeline.errors import ConfigurationError
+from pipeline.logins import SESSION_SETTINGS, DatabaseRole, Login
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -122,7 +122,7 @@ class PlanningSettings(_Part):
     """By Redis, which has one thread: a message published and taken, and the events that Flower shows."""
     worker_ms: Annotated[float, Field(ge=0, description="bench/hops")] = 1.8
     """By the Python of a small or large worker, which uses one core: Celery, the database's client, ours."""
-    worker_token_us: Annotated[float, Field(ge=0, description="workers/engine/vllm.py, 128 in flight")] = 9.0
+    worker_token_us: Annotated[float, Field(ge=0, description="workers/engine/vllm/adapter.py, 128 in flight")] = 9.0
     """By the same, microseconds per token that it takes in and reads along."""
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.policies import CodeSpec, PaperSpec, SpeculativeThinkingSpec
-from pipeline.policies.cues import CueLists
+from pipeline.policies.reading.cues import CueLists
 from pipeline.samples import Author, FinishReason, ModelRole
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE

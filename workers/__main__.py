@@ -12,7 +12,7 @@ from pipeline.errors import PipelineError
 from pipeline.logs import configure_logging
 from pipeline.samples import ModelRole
 from pipeline.settings import Settings, load_settings
-from workers.stopping import end_process
+from workers.processes.shutdown import end_process
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -40,7 +40,7 @@ def _worker_settings() -> Settings:
 def small(model: Model, name: Name = None, revision: Revision = None) -> None:
     """Write with a small model."""
     settings = _worker_settings()
-    from workers.boot import run_writer
+    from workers.processes.boot import run_writer
 
     end_process(run_writer(ModelRole.SMALL, model, settings, name=name, revision=revision))
 
@@ -49,7 +49,7 @@ def small(model: Model, name: Name = None, revision: Revision = None) -> None:
 def large(model: Model, name: Name = None, revision: Revision = None) -> None:
     """Write with a large model."""
     settings = _worker_settings()
-    from workers.boot import run_writer
+    from workers.processes.boot import run_writer
 
     end_process(run_writer(ModelRole.LARGE, model, settings, name=name, revision=revision))
 
@@ -58,7 +58,7 @@ def large(model: Model, name: Name = None, revision: Revision = None) -> None:
 def grade() -> None:
     """Grade finished samples."""
     settings = _worker_settings()
-    from workers.boot import run_grader
+    from workers.processes.boot import run_grader
 
     end_process(run_grader(settings))
 
@@ -67,7 +67,7 @@ def grade() -> None:
 def upkeep() -> None:
     """Admit, rescue, publish again, close jobs."""
     settings = _worker_settings()
-    from workers.boot import run_upkeep
+    from workers.processes.boot import run_upkeep
 
     end_process(run_upkeep(settings))
 
@@ -75,7 +75,7 @@ def upkeep() -> None:
 @app.command()
 def flower() -> None:
     """Serve Flower."""
-    from workers.flower import run_flower
+    from workers.processes.flower import run_flower
 
     run_flower(_settings())
 
@@ -83,7 +83,7 @@ def flower() -> None:
 @app.command()
 def grade_again(job_id: int) -> None:
     """Ask the graders to grade a job's samples again; those graded by the present version are left alone."""
-    from workers.regrade import grade_again as publish
+    from workers.grading.regrade import grade_again as publish
 
     typer.echo(publish(_settings(), job_id))
 

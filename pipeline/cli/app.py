@@ -71,6 +71,6 @@ def connect(context: typer.Context, state_dir: Path | None) -> Client:
     return Client.connect(settings_of(context, state_dir))
 
 
-from pipeline.cli import jobs, asking, plans, servers, doctor  # noqa: E402, I001  (they add their commands to the app above, in this order)
+from pipeline.cli import jobs, queries, plans, servers, doctor  # noqa: E402, I001  (they add their commands to the app above, in this order)
 
-__all__ = ["app", "asking", "doctor", "jobs", "plans", "servers"]
+__all__ = ["app", "doctor", "jobs", "plans", "queries", "servers"]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from pipeline.embedded import Connections
-    from pipeline.invariants import Violation
+    from pipeline.results.invariants import Violation
     from pipeline.settings import Settings
 
 PANEL = "Running it"
@@ -104,7 +104,7 @@ def check_jobs(settings: Settings, jobs: list[int]) -> dict[int, list[Violation]
 
 
 def _print_violations(found: dict[int, list[Violation]]) -> None:
-    from pipeline.invariants import INVARIANTS
+    from pipeline.results.invariants import INVARIANTS
 
     out = console()
     for job_id, violations in found.items():

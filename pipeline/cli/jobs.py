@@ -16,7 +16,7 @@ from pipeline.samples import ErrorClass
 if TYPE_CHECKING:
     from pipeline.client import Client
     from pipeline.problems import ColumnNames
-    from pipeline.reports import JobProgress
+    from pipeline.results.reports import JobProgress
 
 PANEL = "Jobs"
 
@@ -132,7 +132,7 @@ def _follow(client: Client, job_ids: list[int]) -> int:
 
 
 def _exit_code(ended: list[JobProgress]) -> int:
-    from pipeline.jobs import JobState
+    from pipeline.jobs.config import JobState
 
     return 0 if all(job.state is JobState.COMPLETED for job in ended) else 1
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from pipeline.client import Client
-    from pipeline.reports import JobProgress
+    from pipeline.results.reports import JobProgress
 
 WINDOW_S = 10.0
 """Speeds are means over so long."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from pipeline.reports import Comparison, JobCost, JobSummary, SampleReport
+    from pipeline.results.reports import Comparison, JobCost, JobSummary, SampleReport
 
 WIDE = 2000
 """Columns of output that is no terminal: nothing is wrapped or cut."""

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, text
 
 from pipeline.db.migrate import MIGRATION_LOCK
-from pipeline.db.roles import SUPERUSER_SETTINGS, DatabaseRole, Login
 from pipeline.db.tables import GradeRow
 from pipeline.errors import ConfigurationError
+from pipeline.logins import SUPERUSER_SETTINGS, DatabaseRole, Login
 
 if TYPE_CHECKING:
     import psycopg

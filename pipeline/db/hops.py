@@ -17,11 +17,12 @@ from typing import Any, TypeAlias
 import orjson
 from sqlalchemy import Connection, RowMapping, text
 
-from pipeline.hand_over import ThinkPhase, first_prompt_tokens
-from pipeline.jobs import JobConfig
+from pipeline.chat.steps import Step
+from pipeline.chat.translation import ThinkPhase, first_prompt_tokens
+from pipeline.jobs.config import JobConfig
 from pipeline.policies.base import PolicyState
 from pipeline.problems import Problem
-from pipeline.replay import segment_sha256
+from pipeline.results.replay import segment_sha256
 from pipeline.samples import (
     RUNNABLE_STATE,
     SUSPECT_AFTER,
@@ -33,7 +34,6 @@ from pipeline.samples import (
     SampleState,
     SegmentFinish,
 )
-from pipeline.steps import Step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,9 +18,9 @@ from sqlalchemy import Connection, Engine, TextClause, text
 
 from pipeline.db.session import transaction
 from pipeline.errors import NotFound
-from pipeline.invariants import MAX_SHOWN, Invariant, Violation
-from pipeline.jobs import FINAL_JOB_STATES, JOB_TRANSITIONS
+from pipeline.jobs.config import FINAL_JOB_STATES, JOB_TRANSITIONS
 from pipeline.problems.sets import USUAL_COLUMNS
+from pipeline.results.invariants import MAX_SHOWN, Invariant, Violation
 from pipeline.samples import FINAL_STATES, RUNNABLE_STATE, TRANSITIONS, WRITING_STATE
 
 MIN_ANSWER_CHARS = 8

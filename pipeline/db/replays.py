@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from pipeline.errors import NotFound
-from pipeline.jobs import JobConfig
-from pipeline.replay import StoredSample, StoredSegment, StoredStep
+from pipeline.jobs.config import JobConfig
+from pipeline.results.replay import StoredSample, StoredSegment, StoredStep
 from pipeline.samples import Author, FinishReason, SampleState, SegmentFinish
 
 _BATCH = 100

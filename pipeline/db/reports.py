@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, RowMapping, text
 
-from pipeline.comparison import compare
 from pipeline.errors import NotComparable, NotFound
-from pipeline.intervals import Interval, cluster_bootstrap
-from pipeline.jobs import JobConfig, JobState
-from pipeline.reports import (
+from pipeline.jobs.config import JobConfig, JobState
+from pipeline.results.comparison import compare
+from pipeline.results.intervals import Interval, cluster_bootstrap
+from pipeline.results.reports import (
     BudgetPoint,
     Comparison,
     Delegation,

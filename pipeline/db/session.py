@@ -19,7 +19,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from pipeline.db.patience import ImpatientConnection
+from pipeline.db.timeouts import ImpatientConnection
 from pipeline.errors import ConfigurationError, ServiceUnavailable
 
 _KEEPALIVE = {

@@ -10,9 +10,9 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection, text
 
+from pipeline.chat.translation import ThinkPhase
 from pipeline.db.session import copy_rows
-from pipeline.hand_over import ThinkPhase
-from pipeline.jobs import JobConfig, JobState
+from pipeline.jobs.config import JobConfig, JobState
 from pipeline.problems import Problem, ProblemSet
 from pipeline.samples import ModelRole
 

@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from pipeline.db.base import Base, Id, Ids, Instant, choice
-from pipeline.jobs import JobState
+from pipeline.jobs.config import JobState
 from pipeline.samples import (
     SUSPECT_AFTER,
     Author,

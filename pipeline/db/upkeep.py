@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 from pipeline.db.hops import RUNNABLE_COLUMNS, Runnable, runnable, select_runnable
-from pipeline.jobs import JobState
+from pipeline.jobs.config import JobState
 from pipeline.samples import SUSPECT_AFTER
 
 LEADER_LOCK = 7_300_002
@@ -66,7 +66,7 @@ def admit_samples(connection: Connection, *, ahead: float) -> list[Runnable]:
     Jobs with a higher priority first, then older ones.
 
     ahead: samples in the pipeline per slot. A sample with the large model still counts: its context is cached. A
-    worker whose cache cannot hold the contexts of so many says fewer slots with its heartbeat (workers.cache_room).
+    worker whose cache cannot hold the contexts of so many says fewer slots with its heartbeat (CacheRoom).
     """
     admitted: list[int] = []
     room_left: dict[tuple[str, str], int] = {}

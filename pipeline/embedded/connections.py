@@ -9,10 +9,10 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from pipeline.db.roles import ROLE_OF_KIND, DatabaseRole
 from pipeline.embedded.folder import StateFolder, read_json, write_private
 from pipeline.embedded.processes import ProcessIdentity
 from pipeline.errors import ServiceUnavailable
+from pipeline.logins import ROLE_OF_KIND, DatabaseRole
 from pipeline.settings import Settings
 from pipeline.workforce import WorkerKind
 

@@ -16,12 +16,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
-from pipeline.db.roles import SESSION_SETTINGS, DatabaseRole
-from pipeline.embedded import child
+from pipeline.embedded import launcher
 from pipeline.embedded.folder import StateFolder, write_private
 from pipeline.embedded.processes import MARKER
 from pipeline.embedded.supervision import Service, tireless_restart
 from pipeline.errors import ConfigurationError, ServiceUnavailable
+from pipeline.logins import SESSION_SETTINGS, DatabaseRole
 
 MAJOR_VERSION = 18
 DATABASE = "specthink"
@@ -167,7 +167,7 @@ def _create_cluster(folder: StateFolder, user: tuple[int, int] | None) -> None:
     }
     try:
         write_private(spec, json.dumps(launch))
-        command = [sys.executable, "-I", "-S", child.__file__, str(spec)]
+        command = [sys.executable, "-I", "-S", launcher.__file__, str(spec)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_INITDB_TIMEOUT_S)
     except subprocess.CalledProcessError as error:
         raise ServiceUnavailable(

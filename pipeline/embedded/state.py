@@ -2,7 +2,7 @@
 
 A start first mends: whatever a crash left over of this folder's processes is ended, then everything begins clean.
 supervisord outlives the process that calls start, unless die_with_parent ties it to that process. If supervisord is
-killed, so are the programs it runs, by the signal that child.py arranges.
+killed, so are the programs it runs, by the signal that launcher.py arranges.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from pipeline.db.roles import DatabaseRole
 from pipeline.embedded import postgres, redis_server
 from pipeline.embedded.connections import Connections, find_connections, write_running
 from pipeline.embedded.folder import StateFolder
@@ -32,6 +31,7 @@ from pipeline.embedded.supervision import (
     write_service,
 )
 from pipeline.errors import ConfigurationError, ServiceUnavailable
+from pipeline.logins import DatabaseRole
 
 SERVERS = ("postgres", "redis")
 READY_TIMEOUT_S = 180.0

@@ -1,7 +1,8 @@
 """supervisord of one state folder: its configuration, its start, and the calls it answers on its socket.
 
-A program's whole start (arguments, environment, user) stands in programs/NAME.json, which child.py reads; supervisord's
-configuration names only that file. So nothing has to be quoted for supervisord, and no value shows in ``ps``.
+A program's whole start (arguments, environment, user) stands in programs/NAME.json, which launcher.py reads;
+supervisord's configuration names only that file. So nothing has to be quoted for supervisord, and no value shows
+in ``ps``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from pipeline.embedded import child
+from pipeline.embedded import launcher
 from pipeline.embedded.folder import StateFolder, read_json, write_private
 from pipeline.embedded.processes import MARKER, ProcessIdentity, reap
 from pipeline.errors import ConfigurationError, NotFound, ServiceUnavailable
@@ -57,7 +58,7 @@ nocleanup=true
 supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 """
 # startsecs=0: supervisord keeps an exit code only of a program that it takes for started. autorestart=unexpected: exit
-# codes other than these, and death by a signal, are followed by a new start, which child.py delays and bounds.
+# codes other than these, and death by a signal, are followed by a new start, which launcher.py delays and bounds.
 _PROGRAM = """
 [program:{name}]
 command="%(ENV_SPECTHINK_PYTHON)s" -I -S "%(ENV_SPECTHINK_CHILD)s" programs/{name}.json
@@ -131,14 +132,14 @@ class Service:
 
     name: str
     launch: Mapping[str, Any]
-    """What child.py reads; see there."""
+    """What launcher.py reads; see there."""
     priority: int
     """Stopped from the highest to the lowest."""
     stop_signal: str = "TERM"
     stop_wait_s: int = 60
     as_group: bool = False
     """Whether the stop signal goes to the program's whole process group."""
-    ends_for_good: tuple[int, ...] = (child.EXIT_GAVE_UP,)
+    ends_for_good: tuple[int, ...] = (launcher.EXIT_GAVE_UP,)
     """Exit codes after which it is not started again."""
 
 
@@ -165,7 +166,7 @@ def worker_service(folder: StateFolder, program: Program) -> Service:
         priority=_priorities(folder).get(program.name) or max([99, *_priorities(folder).values()]) + 1,
         stop_wait_s=program.stop_wait_s,
         as_group=True,
-        ends_for_good=(0, EXIT_CONFIGURATION_ERROR, child.EXIT_GAVE_UP),
+        ends_for_good=(0, EXIT_CONFIGURATION_ERROR, launcher.EXIT_GAVE_UP),
     )
 
 
@@ -230,7 +231,7 @@ def launch_supervisord(folder: StateFolder, *, die_with_parent: bool) -> None:
         "env": {
             MARKER: str(folder.path),
             "SPECTHINK_PYTHON": sys.executable,
-            "SPECTHINK_CHILD": child.__file__,
+            "SPECTHINK_CHILD": launcher.__file__,
         },
         "cwd": str(folder.path),
         "umask": 0o077,  # of all it starts: logs, the append-only file, whatever a worker writes
@@ -241,7 +242,7 @@ def launch_supervisord(folder: StateFolder, *, die_with_parent: bool) -> None:
     spec = folder.path / "supervisord.json"
     write_private(spec, json.dumps(launch, indent=1))
     write_configuration(folder)
-    argv = [sys.executable, "-I", "-S", child.__file__, str(spec)]
+    argv = [sys.executable, "-I", "-S", launcher.__file__, str(spec)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
     pid = os.posix_spawn(sys.executable, argv, environment, setsid=die_with_parent)
     if not die_with_parent:
@@ -364,7 +365,7 @@ def phase_of(statename: str, exit_status: int, *, has_ended: bool) -> tuple[Prog
     exits = {
         0: ProgramPhase.EXITED,
         EXIT_CONFIGURATION_ERROR: ProgramPhase.CONFIGURATION_ERROR,
-        child.EXIT_GAVE_UP: ProgramPhase.GAVE_UP,
+        launcher.EXIT_GAVE_UP: ProgramPhase.GAVE_UP,
     }
     phase = phases.get(statename) or exits.get(exit_status, ProgramPhase.RESTARTING)
     ended = has_ended and statename in ("EXITED", "STOPPED")

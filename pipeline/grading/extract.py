@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pipeline.chat import THINK_TAGS
+from pipeline.chat.model import THINK_TAGS
 
 MAX_TEXT_CHARS = 20_000
 """Answers are looked for in so much of the end of a text."""

@@ -11,9 +11,9 @@ from pipeline.errors import ConfigurationError
 from pipeline.policies.base import Policy
 from pipeline.policies.baselines import LargeOnlySpec, SingleModelPolicy, SmallOnlySpec
 from pipeline.policies.random_delegation import RandomDelegationPolicy, RandomDelegationSpec, matched_rate
-from pipeline.policies.speculative_thinking import SpeculativeThinkingPolicy, SpeculativeThinkingSpec
-from pipeline.policies.speculative_thinking_code import CodePolicy, CodeSpec
-from pipeline.policies.speculative_thinking_paper import PaperPolicy, PaperSpec
+from pipeline.policies.speculative_thinking.improved import SpeculativeThinkingPolicy, SpeculativeThinkingSpec
+from pipeline.policies.speculative_thinking.paper import PaperPolicy, PaperSpec
+from pipeline.policies.speculative_thinking.released_code import CodePolicy, CodeSpec
 from pipeline.samples import ModelRole
 
 __all__ = [

@@ -22,11 +22,11 @@ from pipeline.policies.base import (
     Watcher,
     Written,
 )
-from pipeline.policies.cues import CueLists, cue_finder
 from pipeline.policies.endings import finish_reason, whole_characters
-from pipeline.policies.handback import HandBack, HandBackFrom, HandBackWatcher
-from pipeline.policies.reading import Reader, TextState
-from pipeline.policies.rules import Tokens
+from pipeline.policies.reading.cues import CueLists, cue_finder
+from pipeline.policies.reading.handback import HandBack, HandBackFrom, HandBackWatcher
+from pipeline.policies.reading.reader import Reader, TextState
+from pipeline.policies.speculative_thinking.rules import Tokens
 from pipeline.samples import FinishReason, ModelRole, SegmentFinish
 
 

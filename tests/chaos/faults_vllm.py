@@ -25,7 +25,7 @@ from tests.chaos.field import Broken, Field, Missed
 from tests.chaos.models import MODELS, REPOSITORY
 from tests.chaos.worker import ENGINE_VARIABLE, Order, pass_before
 from tests.chaos.workload import ChaosJob, Ending, Workload
-from workers.engine.vllm import set_environment
+from workers.engine.vllm.adapter import set_environment
 
 NUM_PROBLEMS, NUM_SAMPLES = 12, 2
 JOB_SEED = 1
@@ -38,7 +38,7 @@ MODULES = (
 
 def vllm_engine(role: ModelRole, chat: Any, model: str, phases: Any) -> Any:
     """In the worker's process: vLLM, and a phase at each step that brought something."""
-    from workers.engine.vllm import load_engine
+    from workers.engine.vllm.adapter import load_engine
 
     engine = load_engine(str(MODELS[role]), None, role, load_settings().engine)
     pass_before(phases, "generating", engine, "_handle")

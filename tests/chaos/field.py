@@ -38,7 +38,7 @@ from pipeline.embedded import (
     supervision,
 )
 from pipeline.errors import PipelineError
-from pipeline.jobs import FINAL_JOB_STATES
+from pipeline.jobs.config import FINAL_JOB_STATES
 from tests.chaos import supervisor
 from tests.chaos.models import REPOSITORY
 from tests.chaos.texts import NUM_SAMPLES

@@ -3,7 +3,7 @@
     python tests/chaos/supervisor.py MODULE:FUNCTION -c supervisord.conf
 
 A matrix starts workers thousands of times, and what one imports costs 1.5 s of a core, with vLLM 8 s. All else
-is as it is anywhere: process id, group, signals, environment, log and exit code, and child.py's own code before it; but
+is as it is anywhere: process id, group, signals, environment, log, exit code, and launcher.py's own code before it; but
 all workers of a field have the same hash seed. The function imports what they import; it must start no thread.
 """
 
@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 WORKER = "tests.chaos.worker"
 MODULES = (
     "celery.apps.worker", "celery.concurrency.prefork", "celery.concurrency.thread", "celery.worker.consumer",
-    "celery.worker.strategy", "kombu.transport.redis", "pipeline.embedded.child", "workers.boot",
+    "celery.worker.strategy", "kombu.transport.redis", "pipeline.embedded.launcher", "workers.processes.boot",
     "workers.engine.scripted", WORKER,
 )  # fmt: skip
 
@@ -37,20 +37,20 @@ def import_all() -> None:
 
 
 def _start(self: object, file: str, argv: list[str], env: dict[str, str]) -> None:
-    """In the child that supervisord has forked: what child.py would do as a program of its own, if it is a worker."""
+    """In the child that supervisord has forked: what launcher.py would do as a program, if it is a worker."""
     del self
     if len(argv) != 5 or not _is_worker(_argv_of(Path(argv[4]))):
         os.execve(file, argv, env)
     for each in signal.valid_signals():
         if callable(signal.getsignal(each)):
             signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
-    from pipeline.embedded import child
+    from pipeline.embedded import launcher
 
     os.environ.clear()
     os.environ.update(env)
     sys.argv = list(argv[3:])
     os.execvpe = _become  # type: ignore[assignment]
-    _end(child.main)
+    _end(launcher.main)
 
 
 def _argv_of(specification: Path) -> list[str]:
@@ -63,7 +63,7 @@ def _is_worker(argv: list[str]) -> bool:
 
 
 def _become(file: str, argv: list[str], env: dict[str, str]) -> NoReturn:
-    """child.py's last call: instead of another program, the worker goes on in this process."""
+    """launcher.py's last call: instead of another program, the worker goes on in this process."""
     from tests.chaos import worker
 
     os.execvpe = _exec
@@ -85,7 +85,7 @@ def _end(main: Callable[[], Any]) -> NoReturn:
         code = exit_.code
     except BaseException:
         traceback.print_exc()
-    from workers.stopping import end_process
+    from workers.processes.shutdown import end_process
 
     end_process(code if isinstance(code, int) else int(code is not None))
 

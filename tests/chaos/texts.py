@@ -11,12 +11,12 @@ import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 
-from pipeline.chat import ChatModel
+from pipeline.chat.model import ChatModel
+from pipeline.chat.prompts import render_user_message
 from pipeline.problems import Problem, ProblemSet, content_sha256
-from pipeline.prompts import render_user_message
 from pipeline.samples import ModelRole
 from workers.engine.base import GenerateRequest
-from workers.seeds import segment_seed
+from workers.writing.seeds import segment_seed
 
 NUM_PROBLEMS, NUM_SAMPLES = 5, 2
 """Of most jobs; every problem has so many samples."""

@@ -209,13 +209,13 @@ def scripted_engine(role: Any, chat: Any, model: str, phases: Phases) -> Any:
 
 
 def run_writer(role_name: str, phases: Phases) -> int:
-    import workers.writer as writing
-    from pipeline.chat import ChatModel, served_name
+    import workers.writing.writer as writing
+    from pipeline.chat.model import ChatModel, served_name
     from pipeline.samples import ModelRole
     from pipeline.settings import load_settings
     from pipeline.workforce import WorkerKind
     from tests.chaos.models import MODELS
-    from workers.boot import WriterProcess, open_base
+    from workers.processes.boot import WriterProcess, open_base
 
     role = ModelRole(role_name)
     pass_after(phases, "claiming", writing, "claim_samples")
@@ -256,9 +256,9 @@ def _engine_maker() -> Callable[..., Any]:
 
 
 def run_grader(phases: Phases) -> int:
-    import workers.grader as grading
+    import workers.grading.grader as grading
     from pipeline.settings import load_settings
-    from workers.boot import run_grader as run
+    from workers.processes.boot import run_grader as run
 
     pass_before(phases, "claimed", grading, "_run")
     pass_after(phases, "committing", grading, "end_grade")
@@ -268,8 +268,8 @@ def run_grader(phases: Phases) -> int:
 
 
 def run_upkeep(phases: Phases) -> int:
-    import workers.boot as boot
-    import workers.upkeep as upkeep
+    import workers.processes.boot as boot
+    import workers.upkeep.rounds as upkeep
     from pipeline.settings import load_settings
 
     pass_after(phases, "admitting", upkeep, "admit_samples")

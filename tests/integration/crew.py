@@ -24,26 +24,26 @@ from sqlalchemy import Engine as DbEngine
 from sqlalchemy import text
 
 from pipeline import Client
-from pipeline.chat import ChatModel, served_name
+from pipeline.chat.model import ChatModel, served_name
 from pipeline.db.session import open_database, transaction
 from pipeline.db.submissions import insert_job, put_problem_set
 from pipeline.db.upkeep import admit_samples, overdue_samples
 from pipeline.db.workforce import Registration, WorkerCounters, put_engine
 from pipeline.embedded import Connections
-from pipeline.jobs import JobConfig, ModelSpec, SamplingSpec
+from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec
 from pipeline.policies import PolicySpec, SpeculativeThinkingSpec
-from pipeline.policies.cues import CueLists
+from pipeline.policies.reading.cues import CueLists
 from pipeline.problems import load_problem_set
 from pipeline.samples import RUNNABLE_STATE, ModelRole
 from pipeline.settings import EngineSettings, LeaseSettings
 from pipeline.workforce import WorkerKind
 from tests.conftest import TEMPLATE, with_database
+from workers.broker.messages import SamplesMessage
+from workers.broker.publish import Publisher
 from workers.engine.base import Engine, EngineStats
-from workers.engine.vllm import InlineEngine, load_engine
-from workers.lease import LeaseKeeper
-from workers.messages import SamplesMessage
-from workers.publish import Publisher
-from workers.writer import Identity, Writer
+from workers.engine.vllm.adapter import InlineEngine, load_engine
+from workers.processes.lease import LeaseKeeper
+from workers.writing.writer import Identity, Writer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL, LARGE = EXAMPLES / "models" / "demo-small", EXAMPLES / "models" / "demo-large"

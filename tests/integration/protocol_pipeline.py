@@ -17,12 +17,13 @@ from celery import Celery
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
 
-from pipeline.db import control, hops, upkeep, workforce
+from pipeline.db import hops, upkeep, workforce
+from pipeline.db import job_control as control
 from pipeline.db.grading import TextGrade, begin_grade, end_grade, store_grades, time_out_grades
 from pipeline.db.hops import ClaimedSample, Hop, Runnable, SegmentRecord
 from pipeline.db.submissions import insert_job, put_problem_set
 from pipeline.db.workforce import Registration, WorkerCounters
-from pipeline.jobs import JobConfig, ModelSpec, SamplingSpec
+from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec
 from pipeline.policies import parse_policy
 from pipeline.problems import Problem, ProblemSet, content_sha256
 from pipeline.samples import Author, FinishReason, GradeStatus, ModelRole, Piece, SampleState, SegmentFinish
@@ -30,8 +31,8 @@ from pipeline.workforce import WorkerEnd, WorkerKind
 from tests.integration import protocol_model as pm
 from tests.integration.interleaving import Actor, Op, perform, run_against_each_other, seen
 from tests.integration.protocol_model import AGE_S, LOST, MINUTE, REFUSED, TTL_S, Model, Segment, Written
-from workers.messages import SamplesMessage
-from workers.publish import Publisher
+from workers.broker.messages import SamplesMessage
+from workers.broker.publish import Publisher
 
 TTL, AGE = dt.timedelta(seconds=TTL_S), dt.timedelta(seconds=AGE_S)
 MAX_TOKENS = 100

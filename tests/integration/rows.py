@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from pipeline.db import totals
-from pipeline.jobs import JobConfig, ModelSpec
+from pipeline.jobs.config import JobConfig, ModelSpec
 from pipeline.policies import parse_policy
 
 

@@ -13,11 +13,11 @@ from kombu.transport.redis import QoS
 from pipeline.db.hops import Runnable
 from pipeline.embedded import Connections
 from pipeline.samples import SampleState
-from workers import queues
-from workers.app import make_app
-from workers.messages import SamplesMessage
-from workers.publish import GRADE, Publisher
-from workers.tasks import add_samples_task
+from workers.broker import queues
+from workers.broker.app import make_app
+from workers.broker.messages import SamplesMessage
+from workers.broker.publish import GRADE, Publisher
+from workers.broker.tasks import add_samples_task
 
 
 def test_queue_of_a_dead_worker_is_deleted_by_another_process(connections: Connections) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.chat import ChatModel
+from pipeline.chat.model import ChatModel
 
 MODELS = Path(__file__).parents[2] / "examples" / "models"
 

@@ -13,7 +13,6 @@ from sqlalchemy import Connection, Engine, text
 
 from pipeline import Client, ColumnNames, Problem, ProblemSet
 from pipeline.db.grants import grant_roles
-from pipeline.db.roles import DatabaseRole
 from pipeline.db.session import transaction
 from pipeline.embedded import Connections
 from pipeline.errors import (
@@ -25,9 +24,10 @@ from pipeline.errors import (
     ProblemSetError,
     ServiceUnavailable,
 )
-from pipeline.jobs import JobState
+from pipeline.jobs.config import JobState
+from pipeline.logins import DatabaseRole
 from pipeline.problems import content_sha256
-from pipeline.reports import JobChange
+from pipeline.results.reports import JobChange
 from pipeline.samples import Author, ModelRole, SampleState
 from tests.integration.rows import (
     add_engine,

@@ -15,13 +15,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.chat import ChatModel
+from pipeline.chat.model import ChatModel
 from pipeline.errors import ConfigurationError, EngineDied, EngineError, PromptTooLong
 from pipeline.samples import ModelRole, SegmentFinish
 from pipeline.settings import EngineSettings
 from workers.engine.base import Engine, GenerateRequest, GenerateResult, Sampling
 from workers.engine.scripted import ScriptedEngine
-from workers.engine.vllm import load_engine
+from workers.engine.vllm.adapter import load_engine
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -406,7 +406,7 @@ import json, sys, threading, psutil
 from pipeline.samples import ModelRole
 from pipeline.settings import EngineSettings
 from workers.engine.base import GenerateRequest, Sampling
-from workers.engine.vllm import load_engine
+from workers.engine.vllm.adapter import load_engine
 
 def main():
     settings = EngineSettings.model_validate_json(sys.argv[2])
@@ -493,7 +493,7 @@ import json, sys
 from pipeline.errors import ConfigurationError
 from pipeline.samples import ModelRole
 from pipeline.settings import EngineSettings
-from workers.engine.vllm import load_engine
+from workers.engine.vllm.adapter import load_engine
 
 def main():
     for line in sys.stdin:

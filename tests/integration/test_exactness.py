@@ -12,13 +12,13 @@ import pytest
 from sqlalchemy import text
 from typer.testing import CliRunner
 
-from pipeline.chat import ChatModel
+from pipeline.chat.model import ChatModel
 from pipeline.cli.app import app
 from pipeline.db.replays import get_stored_sample
 from pipeline.db.session import transaction
 from pipeline.embedded import Connections
 from pipeline.policies import parse_policy
-from pipeline.replay import StoredSample, replay, segment_sha256
+from pipeline.results.replay import StoredSample, replay, segment_sha256
 from pipeline.samples import Author, FinishReason, ModelRole, SampleState
 from tests.integration.crew import LARGE, SMALL, Crew, Engines, make_crew
 from tests.permuted import permute_vocabulary

@@ -12,12 +12,13 @@ from celery import Celery
 from pydantic import SecretStr
 from sqlalchemy import Engine, make_url, text
 
+from pipeline.chat.steps import Step
+from pipeline.chat.translation import ThinkPhase
 from pipeline.db import migrate
 from pipeline.db.grants import GRANTS, create_logins, grant_roles
 from pipeline.db.hops import defer_samples, fix_think_phase, get_job_config, held_epochs, release_samples
 from pipeline.db.reports import select_progress
 from pipeline.db.revision import require_current
-from pipeline.db.roles import DatabaseRole, Login
 from pipeline.db.session import open_database, session, transaction
 from pipeline.db.tables import METADATA
 from pipeline.db.totals import Lot, postpone_lot
@@ -25,19 +26,18 @@ from pipeline.db.upkeep import mark_followed, try_to_lead
 from pipeline.db.workforce import WorkerCounters, amend_books, close_books, end_worker, renew_worker
 from pipeline.embedded import EMBEDDED_LOGINS, Connections
 from pipeline.errors import ConfigurationError
-from pipeline.hand_over import ThinkPhase
-from pipeline.policies.cues import SentenceClass
+from pipeline.logins import DatabaseRole, Login
+from pipeline.policies.reading.cues import SentenceClass
 from pipeline.samples import Author, SampleState
 from pipeline.settings import Settings
-from pipeline.steps import Step
 from tests.conftest import TEMPLATE, with_database
 from tests.integration.rows import add_job, add_problem_set, add_samples
 from tests.integration.test_protocol import TTL, claim, commit, make_job, make_worker, written
-from workers.counting import Counter
-from workers.grader import grade_samples
-from workers.messages import SamplesMessage
-from workers.publish import Publisher
-from workers.upkeep import Upkeep
+from workers.broker.messages import SamplesMessage
+from workers.broker.publish import Publisher
+from workers.grading.grader import grade_samples
+from workers.upkeep.rollups import Counter
+from workers.upkeep.rounds import Upkeep
 
 Ask = Callable[[DatabaseRole, str], list[tuple[object, ...]]]
 WORKERS = (DatabaseRole.WRITER, DatabaseRole.GRADER, DatabaseRole.UPKEEP)

@@ -19,15 +19,15 @@ from sqlalchemy import Engine, make_url, text
 
 from pipeline import Client, Problem, ProblemSet
 from pipeline.db.grants import grant_roles
-from pipeline.db.roles import DatabaseRole
 from pipeline.db.session import open_database, transaction
 from pipeline.embedded import Connections, stop
 from pipeline.errors import ConfigurationError, PipelineError, ProblemSetError
-from pipeline.exports import ExportFormat, write_results
-from pipeline.jobs import SamplingSpec
+from pipeline.jobs.config import SamplingSpec
 from pipeline.local import start_local
+from pipeline.logins import DatabaseRole
 from pipeline.policies import parse_policy
 from pipeline.problems import content_sha256
+from pipeline.results.exports import ExportFormat, write_results
 from pipeline.settings import Settings
 from tests.conftest import with_database
 from tests.fuzzing import examples
@@ -266,7 +266,7 @@ def test_slow_question_ends_at_its_limit(asked: tuple[Client, Engine], query: st
 
 def test_more_rows_than_memory_holds_are_cut(asked: tuple[Client, Engine], monkeypatch: pytest.MonkeyPatch) -> None:
     client, _ = asked
-    monkeypatch.setattr("pipeline.db.asking.MAX_RESULT_BYTES", 2**20)
+    monkeypatch.setattr("pipeline.db.readonly_query.MAX_RESULT_BYTES", 2**20)
     found = client.sql("SELECT generate_series(1, 100000000) AS i", max_rows=1000)
     assert (found.columns, len(found.rows), found.rows[-1], found.is_cut) == (("i",), 1000, (1000,), True)
     wide = client.sql("SELECT repeat('x', 100000) FROM generate_series(1, 1000)")

@@ -24,11 +24,11 @@ from pipeline.embedded import Connections, stop
 from pipeline.local import LocalStack, start_local
 from pipeline.settings import Settings
 from tests.integration.rows import add_job, add_problem_set, add_samples
-from workers import queues
-from workers.app import make_app
-from workers.grader import grade_samples
-from workers.messages import MAX_SAMPLES, SamplesMessage
-from workers.publish import FOLLOW, GRADE, Publisher
+from workers.broker import queues
+from workers.broker.app import make_app
+from workers.broker.messages import MAX_SAMPLES, SamplesMessage
+from workers.broker.publish import FOLLOW, GRADE, Publisher
+from workers.grading.grader import grade_samples
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -20,31 +20,31 @@ from sqlalchemy import Connection, text
 from sqlalchemy import Engine as DbEngine
 from sqlalchemy.exc import InternalError
 
-from pipeline.chat import ChatModel
-from pipeline.db.control import cancel_job, cancel_samples, retry_cut, select_cut
+from pipeline.chat.model import ChatModel
+from pipeline.chat.prompts import render_user_message
 from pipeline.db.invariants import check_job, snapshot
+from pipeline.db.job_control import cancel_job, cancel_samples, retry_cut, select_cut
 from pipeline.db.session import open_database, transaction
 from pipeline.db.submissions import insert_job, put_problem_set
 from pipeline.db.upkeep import admit_samples, close_jobs, overdue_samples, settle_workers
 from pipeline.db.workforce import Registration, end_worker, put_engine, register_worker
 from pipeline.embedded import Connections
 from pipeline.errors import NotFound
-from pipeline.invariants import INVARIANTS, MAX_SHOWN, Invariant, Violation
-from pipeline.jobs import JobConfig, JobState, ModelSpec, SamplingSpec
+from pipeline.jobs.config import JobConfig, JobState, ModelSpec, SamplingSpec
 from pipeline.policies import PolicySpec, SpeculativeThinkingSpec, parse_policy
-from pipeline.policies.cues import CueLists
+from pipeline.policies.reading.cues import CueLists
 from pipeline.problems import Problem, ProblemSet, content_sha256
-from pipeline.prompts import render_user_message
+from pipeline.results.invariants import INVARIANTS, MAX_SHOWN, Invariant, Violation
 from pipeline.samples import ModelRole, SampleState
 from pipeline.workforce import WorkerEnd, WorkerKind
 from tests.conftest import TEMPLATE, with_database
 from tests.integration.rows import count_ended
+from workers.broker.messages import SamplesMessage
+from workers.broker.publish import Publisher
 from workers.engine.base import GenerateRequest
 from workers.engine.scripted import ScriptedEngine
-from workers.grader import grade_samples
-from workers.messages import SamplesMessage
-from workers.publish import Publisher
-from workers.writer import Identity, Writer
+from workers.grading.grader import grade_samples
+from workers.writing.writer import Identity, Writer
 
 CHAT = ChatModel.load(Path(__file__).parents[2] / "examples" / "models" / "demo-small")
 STEPS = "".join(f"Step {number} is done.\n\nSecond thoughts about it.\n\nThird time.\n\n" for number in range(4))

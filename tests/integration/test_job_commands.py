@@ -11,8 +11,8 @@ from sqlalchemy import text
 
 from pipeline.db.invariants import check_job, snapshot
 from pipeline.db.session import transaction
-from pipeline.jobs import JobState
-from pipeline.reports import Job
+from pipeline.jobs.config import JobState
+from pipeline.results.reports import Job
 from pipeline.samples import ModelRole
 from tests.chaos.field import Field
 from tests.chaos.models import MODELS

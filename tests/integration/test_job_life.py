@@ -17,14 +17,14 @@ from sqlalchemy import Connection, Engine, text
 
 from pipeline import Client, Problem, ProblemSet
 from pipeline.cli import main
-from pipeline.db import control
+from pipeline.db import job_control as control
 from pipeline.db.hops import ClaimedSample
 from pipeline.db.session import open_database, transaction
 from pipeline.db.tables import METADATA
 from pipeline.db.upkeep import admit_samples, close_jobs, overdue_samples
 from pipeline.embedded import Connections
 from pipeline.errors import ConfigurationError, JobError, NotFound, ServiceUnavailable
-from pipeline.jobs import JobState
+from pipeline.jobs.config import JobState
 from pipeline.problems import content_sha256
 from pipeline.samples import SampleState
 from tests.conftest import TEMPLATE, with_database
@@ -41,7 +41,7 @@ from tests.integration.rows import (
     one,
 )
 from tests.integration.test_protocol import admit_all, claim, commit, make_job, make_worker, written
-from workers.tasks import progress_line
+from workers.broker.tasks import progress_line
 
 pytestmark = pytest.mark.integration
 

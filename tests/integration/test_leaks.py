@@ -32,7 +32,7 @@ from pipeline import Client
 from pipeline.embedded import Connections, stop
 from pipeline.embedded.folder import StateFolder
 from pipeline.local import LocalStack, start_local
-from pipeline.reports import Job
+from pipeline.results.reports import Job
 from pipeline.settings import Settings
 
 pytestmark = pytest.mark.timeout(600)

@@ -14,7 +14,7 @@ from pipeline.db.workforce import Registration
 from pipeline.errors import ServiceUnavailable
 from pipeline.settings import LeaseSettings
 from pipeline.workforce import WorkerKind
-from workers.lease import LeaseKeeper
+from workers.processes.lease import LeaseKeeper
 
 pytestmark = pytest.mark.integration
 
@@ -41,7 +41,7 @@ def test_life_whose_registration_was_answered_to_nobody_is_not_taken_for_its_own
         if commits == 1:  # the renewal before it raises LeaseLost and commits nothing
             raise ServiceUnavailable("Postgres cannot be reached: killed while it answered")
 
-    monkeypatch.setattr("workers.lease.transaction", lose_the_second_answer)
+    monkeypatch.setattr("workers.processes.lease.transaction", lose_the_second_answer)
     with pytest.raises(ServiceUnavailable):
         keeper._renew()
     assert (keeper.worker_id, lives) == (first, [])

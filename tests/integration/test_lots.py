@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from pipeline.db.control import cancel_job, cancel_samples, retry_cut, retry_failed
 from pipeline.db.grading import begin_grade, end_grade
+from pipeline.db.job_control import cancel_job, cancel_samples, retry_cut, retry_failed
 from pipeline.db.session import transaction
 from pipeline.db.totals import Lot, count_lot, fold_lengths, resting_lots
 from pipeline.db.upkeep import admit_samples

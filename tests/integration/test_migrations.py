@@ -31,12 +31,12 @@ from pipeline.db.workforce import Registration, end_worker, register_worker
 from pipeline.db.workforce import WorkerCounters as Counters
 from pipeline.embedded import Connections
 from pipeline.errors import ConfigurationError, MigrationRefused
-from pipeline.jobs import JobState
+from pipeline.jobs.config import JobState
 from pipeline.samples import FINAL_STATES, WRITING_STATE, ErrorClass, SampleState
 from pipeline.settings import LeaseSettings
 from pipeline.workforce import WorkerEnd, WorkerKind
 from tests.integration.rows import add_engine, add_job, add_problem_set, add_segment, add_step, add_worker
-from workers.lease import LeaseKeeper
+from workers.processes.lease import LeaseKeeper
 
 SCRIPTS = list(ScriptDirectory.from_config(migrate.alembic_config()).walk_revisions())
 REVISIONS = [script.revision for script in SCRIPTS]

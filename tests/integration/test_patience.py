@@ -76,7 +76,7 @@ def test_leader_that_the_server_does_not_hear_of_leads_no_more(
     impatient: Engine, proxy: Proxy, db_engine: Engine
 ) -> None:
     with session(db_engine) as other, session(impatient) as leader:
-        leader.execute(text("SET idle_session_timeout = '1s'"))  # as workers.upkeep does
+        leader.execute(text("SET idle_session_timeout = '1s'"))  # as workers.upkeep.rounds does
         assert try_to_lead(leader)
         assert not try_to_lead(other)
         proxy.forget()

@@ -15,7 +15,6 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import IntegrityError
 
 from pipeline.db import migrate
-from pipeline.db.control import cancel_job, cancel_samples
 from pipeline.db.grading import (
     Gradable,
     TextGrade,
@@ -39,6 +38,7 @@ from pipeline.db.hops import (
     held_epochs,
     release_samples,
 )
+from pipeline.db.job_control import cancel_job, cancel_samples
 from pipeline.db.revision import newest_revision
 from pipeline.db.session import transaction
 from pipeline.db.submissions import insert_job, put_problem_set
@@ -54,7 +54,7 @@ from pipeline.db.upkeep import (
 )
 from pipeline.db.workforce import Registration, WorkerCounters, end_worker, put_engine, register_worker, renew_worker
 from pipeline.errors import LeaseLost
-from pipeline.jobs import JobConfig, JobState, ModelSpec
+from pipeline.jobs.config import JobConfig, JobState, ModelSpec
 from pipeline.policies import parse_policy
 from pipeline.problems import Problem, ProblemSet, content_sha256
 from pipeline.samples import (

@@ -25,7 +25,7 @@ from sqlalchemy import Engine, text
 
 from pipeline.db.invariants import check_job
 from pipeline.embedded import Connections
-from pipeline.invariants import Invariant
+from pipeline.results.invariants import Invariant
 from tests.conftest import TEMPLATE, with_database
 from tests.integration.interleaving import Op
 from tests.integration.protocol_model import FINAL
@@ -40,7 +40,7 @@ from tests.integration.protocol_pipeline import (
     Pipeline,
     open_quickly,
 )
-from workers.messages import SamplesMessage
+from workers.broker.messages import SamplesMessage
 
 FIRST = ("small", "small", "large")
 FATES = ("lapses", "lapses", "lapses", "hangs", "wakes", "is killed", "ends", "comes", "comes")

@@ -21,8 +21,8 @@ from pipeline.db.session import transaction
 from tests.integration.test_protocol_machine import quick_engine, run_machine
 from tests.integration.test_protocol_pairs import run_pair
 from tests.integration.test_writer import Desk, desk
-from workers.publish import Publisher
-from workers.writer import Writer
+from workers.broker.publish import Publisher
+from workers.writing.writer import Writer
 
 __all__ = ["desk", "quick_engine"]  # fixtures
 

@@ -17,12 +17,12 @@ import pytest
 import redis
 
 from pipeline import Client
-from pipeline.chat import ChatModel
+from pipeline.chat.model import ChatModel
 from pipeline.embedded import Connections, stop
-from pipeline.jobs import JobState
+from pipeline.jobs.config import JobState
 from pipeline.local import LocalStack, start_local
 from pipeline.problems import load_problem_set
-from pipeline.reports import Job
+from pipeline.results.reports import Job
 from pipeline.settings import Settings
 
 pytestmark = pytest.mark.timeout(600)

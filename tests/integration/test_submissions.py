@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import IntegrityError
 
 from pipeline.db.submissions import insert_job, put_problem_set
-from pipeline.jobs import JobConfig, ModelSpec
+from pipeline.jobs.config import JobConfig, ModelSpec
 from pipeline.policies import parse_policy
 from pipeline.problems import Problem, ProblemSet, content_sha256
 from pipeline.samples import ModelRole

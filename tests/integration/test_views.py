@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from pipeline import reports
 from pipeline.db import migrate
 from pipeline.db.session import open_database, transaction
 from pipeline.embedded import Connections
+from pipeline.results import reports
 from tests.conftest import TEMPLATE, with_database
 from tests.integration.rows import (
     add_engine,

@@ -17,24 +17,24 @@ from pydantic import SecretStr
 from sqlalchemy import Connection, make_url, text
 from sqlalchemy import Engine as DbEngine
 
-from pipeline.chat import ChatModel
-from pipeline.db.control import cancel_job, cancel_samples
+from pipeline.chat.model import ChatModel
 from pipeline.db.hops import ClaimedSample, Committed, Hop, _hop_row, claim_samples, commit_hops, held_epochs
+from pipeline.db.job_control import cancel_job, cancel_samples
 from pipeline.db.session import open_database, transaction
 from pipeline.db.submissions import insert_job, put_problem_set
 from pipeline.db.upkeep import admit_samples, overdue_samples, settle_workers
 from pipeline.db.workforce import Registration, close_books, put_engine, register_worker
 from pipeline.errors import EngineUnavailable
-from pipeline.jobs import JobConfig, ModelSpec, SamplingSpec
+from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec
 from pipeline.policies import parse_policy
 from pipeline.problems import Problem, ProblemSet, content_sha256
 from pipeline.samples import ModelRole, SampleState
 from pipeline.workforce import WorkerKind
+from workers.broker.messages import SamplesMessage
+from workers.broker.publish import Publisher
 from workers.engine.base import GenerateRequest
 from workers.engine.scripted import ScriptedEngine
-from workers.messages import SamplesMessage
-from workers.publish import Publisher
-from workers.writer import Identity, Writer
+from workers.writing.writer import Identity, Writer
 
 DEMO_SMALL = Path(__file__).parents[2] / "examples" / "models" / "demo-small"
 CHAT = ChatModel.load(DEMO_SMALL)
@@ -305,7 +305,7 @@ def test_engine_that_is_busy_delays_its_samples_and_fails_them_in_the_end(db_eng
 
 
 def test_worker_that_cannot_store_any_more_ends(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.writer.commit_hops", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("workers.writing.writer.commit_hops", lambda *_, **__: 1 / 0)
     threading.Thread(target=desk.writer.write, args=(desk.message,), daemon=True).start()
     assert desk.deaths.wait(timeout=20)
     assert desk.one("SELECT count(*) FROM samples WHERE state = 'drafting'") == (2,), "nothing is given up silently"
@@ -360,7 +360,7 @@ def test_commit_whose_answer_comes_after_the_lease_was_lost_is_booked_in_the_lif
             close_books(other, desk.worker_id, desk.writer.counters().closed())
         return committed
 
-    monkeypatch.setattr("workers.writer.commit_hops", commit_and_lose_the_lease)
+    monkeypatch.setattr("workers.writing.writer.commit_hops", commit_and_lose_the_lease)
     one_sample = SamplesMessage(job_id=desk.message.job_id, samples=desk.message.samples[:1])  # two may be two commits
     desk.writer.write(one_sample)
     desk.writer.reconcile(desk.worker_id)

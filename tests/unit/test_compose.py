@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
-from pipeline.db.roles import DatabaseRole
+from pipeline.logins import DatabaseRole
 from pipeline.settings import Settings
 from tests.command_lines import parse
 

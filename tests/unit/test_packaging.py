@@ -44,7 +44,7 @@ def test_wheel_holds_both_packages_and_the_migrations(wheel_names: list[str]) ->
         | python_files("workers", placed="workers")
         | python_files("migrations", placed="pipeline/_migrations")
         | {"pipeline/py.typed", "workers/py.typed", "pipeline/_migrations/script.py.mako"}
-        | {"pipeline/page/page.html.jinja"}
+        | {"pipeline/results/page/page.html.jinja"}
     )
     assert expected - set(wheel_names) == set()
 

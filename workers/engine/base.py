@@ -1,7 +1,7 @@
 """The seam between the workers and an inference engine.
 
 An engine takes token ids and gives token ids; text exists so that a watcher can read along. ``Engine`` is what the
-worker loop sees; ``VllmEngine`` (workers/engine/vllm.py) is the real one, ``ScriptedEngine``
+worker loop sees; ``VllmEngine`` (workers/engine/vllm/adapter.py) is the real one, ``ScriptedEngine``
 (workers/engine/scripted.py) answers from a script in unit tests and in measurements of everything but the model.
 """
 

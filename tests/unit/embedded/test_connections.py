@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from pipeline.db.roles import DatabaseRole
 from pipeline.embedded.connections import (
     Connections,
     find_connections,
@@ -19,6 +18,7 @@ from pipeline.embedded.connections import (
 from pipeline.embedded.folder import StateFolder
 from pipeline.embedded.processes import ProcessIdentity
 from pipeline.errors import ConfigurationError, ServiceUnavailable
+from pipeline.logins import DatabaseRole
 from pipeline.settings import Settings, load_settings
 from pipeline.workforce import WorkerKind
 

@@ -1,0 +1,98 @@
+"""What the model is asked: one named template per kind of answer, each making one user message of a problem.
+
+The model's own chat template goes around it (pipeline/chat/model.py). Reference answers never enter here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.errors import ConfigurationError
+from pipeline.problems import Problem
+
+CHOICE_LETTERS = "ABCDEFGHIJ"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptTemplate:
+    """Text around a problem. version: changes with every change of the text, and is stored with the job.
+
+    instruction: follows the problem after a blank line, or stands before it where leads is set; '' for none.
+    shows_choices: the problem's ``choices`` are listed under it as ``(A) …`` lines.
+    """
+
+    name: str
+    version: str
+    instruction: str
+    shows_choices: bool = False
+    leads: bool = False
+
+    def render(self, problem: Problem) -> str:
+        """Joined, never formatted: braces and template syntax in a problem stay text."""
+        parts = [problem.prompt]
+        if self.shows_choices and "choices" in problem.metadata:
+            parts.append(_render_choices(problem))
+        if self.instruction:
+            parts.insert(0 if self.leads else len(parts), self.instruction)
+        return "\n\n".join(parts)
+
+
+def _render_choices(problem: Problem) -> str:
+    choices = problem.metadata["choices"]
+    place = f"problem {problem.external_id!r}"
+    if not isinstance(choices, Sequence) or isinstance(choices, str):
+        raise ConfigurationError(f"{place}: 'choices' must be a list; the template 'free' takes problems without one")
+    if not 0 < len(choices) <= len(CHOICE_LETTERS):
+        raise ConfigurationError(f"{place}: {len(choices)} choices; there must be 1 to {len(CHOICE_LETTERS)}")
+    return "\n".join(f"({letter}) {choice}" for letter, choice in zip(CHOICE_LETTERS, choices, strict=False))
+
+
+_TEMPLATES = {
+    template.name: template
+    for template in (
+        PromptTemplate(
+            name="math",
+            version="math/1",
+            instruction=r"Please reason step by step, and put your final answer within \boxed{}.",
+        ),
+        PromptTemplate(
+            name="choice",
+            version="choice/1",
+            instruction=r"Please reason step by step, and put the letter of your final answer within \boxed{}.",
+            shows_choices=True,
+        ),
+        PromptTemplate(name="free", version="free/1", instruction=""),
+        # arXiv 2504.12329 asks so: the instruction, then the problem; the opening think tag is the chat template's.
+        PromptTemplate(
+            name="paper-math",
+            version="paper-math/1",
+            instruction=r"Please reason step by step, and put your final answer within \boxed{}.",
+            leads=True,
+        ),
+        PromptTemplate(
+            name="paper-choice",
+            version="paper-choice/1",
+            instruction=r"Please reason step by step, and put the letter of your final answer within \boxed{}.",
+            shows_choices=True,
+            leads=True,
+        ),
+    )
+}
+
+
+def prompt_template(name: str) -> PromptTemplate:
+    """Raises ConfigurationError with the names there are."""
+    if name not in _TEMPLATES:
+        known = ", ".join(prompt_template_names())
+        raise ConfigurationError(f"there is no prompt template {name!r}; there are {known}")
+    return _TEMPLATES[name]
+
+
+def prompt_template_names() -> tuple[str, ...]:
+    return tuple(_TEMPLATES)
+
+
+def render_user_message(template_name: str, problem: Problem) -> str:
+    """The user message for a problem. Raises ConfigurationError for an unknown name or choices that are none."""
+    return prompt_template(template_name).render(problem)

@@ -1,0 +1,143 @@
+"""A text that two models write in turn: what each of them is given of it, and how each of them is understood.
+
+All of a job's texts mark the think phase in one way, the way of the model that opens them (of the other one where that
+knows no think phase). A model that marks it in another way is given its own tags and understood in the job's. Where two
+models have the same vocabulary, ids go from one to the other as they were generated; else text does, and each model
+keeps its own ids for what it wrote itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ConfigurationError
+from pipeline.samples import Piece
+
+if TYPE_CHECKING:
+    from pipeline.chat.model import ChatModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThinkPhase:
+    """How the texts of a job mark their think phase."""
+
+    end: str
+    """The tag that ends it, e.g. ``</think>``; '' where there is none."""
+    opened: bool
+    """Whether the prompt has opened it, so that the text begins inside; else the text has the opening tag."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A part of a text as it is handed over. is_own: by the model that it is handed to."""
+
+    piece: Piece
+    vocabulary_sha256: str
+    is_own: bool
+
+
+def settle_think_phase(opener: ChatModel, other: ChatModel | None = None) -> ThinkPhase:
+    """How a job's texts mark the think phase. Raises ConfigurationError for a pair that cannot write one text."""
+    model = other if other is not None and not opener.think_end else opener
+    phase = ThinkPhase(end=model.think_end, opened=model.starts_in_think)
+    for chat in filter(None, (opener, other)):
+        Listener(chat, phase)
+    return phase
+
+
+class Listener:
+    """One model among a job's: from the job's texts to its ids, and from its text to the job's.
+
+    Raises ConfigurationError where the model marks the think phase in another way than the job and its text cannot be
+    translated token by token.
+    """
+
+    def __init__(self, chat: ChatModel, phase: ThinkPhase) -> None:
+        self._chat = chat
+        self._translates = bool(chat.think_end and phase.end) and chat.think_end != phase.end
+        self._opens = phase.opened and bool(chat.think_end) and not chat.starts_in_think
+        self._is_opened = bool(phase.end) and not phase.opened and chat.starts_in_think
+        self._tags = {}
+        if self._translates:
+            from pipeline.chat.model import THINK_TAGS
+
+            if not chat.tags_are_tokens:
+                raise ConfigurationError(
+                    f"{chat.name} ends thinking with {chat.think_end!r}, which its tokenizer writes in several tokens, "
+                    f"and the other model with {phase.end!r}: such a pair cannot write one text; take two models with "
+                    "the same think tags"
+                )
+            self._tags = {chat.think_end: phase.end, chat.think_start: THINK_TAGS[phase.end]}
+
+    def output_ids(self, parts: Iterable[Part]) -> list[int]:
+        """What follows this model's prompt: the text so far as its ids.
+
+        What it wrote itself, and what was written in its vocabulary, as the very ids; the rest as the ids of its text.
+        """
+        start = f"{self._chat.think_start}\n" if self._opens else ""
+        token_ids = self._chat.encode_output(start) if start else []
+        unfinished = 0
+        for index, (as_ids, run) in enumerate(groupby(parts, self._takes_ids)):
+            pieces = [part.piece for part in run]
+            if as_ids:
+                token_ids += [token_id for piece in pieces for token_id in piece.token_ids]
+                unfinished = _num_unfinished([text for piece in pieces for text in piece.texts])
+            else:
+                del token_ids[len(token_ids) - unfinished :]  # no ids of another vocabulary can end that character
+                heard = self._heard("".join(piece.text for piece in pieces), is_start=index == 0)
+                token_ids += self._chat.encode_output(heard)
+        return token_ids
+
+    @property
+    def translates(self) -> bool:
+        """Whether its text differs from the job's."""
+        return self._translates
+
+    def say(self, text: str) -> str:
+        """The job's text for what one of this model's tokens added."""
+        for own, shared in self._tags.items():
+            text = text.replace(own, shared)
+        return text
+
+    def said(self, piece: Piece) -> Piece:
+        """A piece of this model's with the job's text."""
+        if not self._translates:
+            return piece
+        return Piece(token_ids=piece.token_ids, texts=tuple(map(self.say, piece.texts)))
+
+    def _takes_ids(self, part: Part) -> bool:
+        if part.vocabulary_sha256 != self._chat.vocabulary_sha256:
+            return False
+        return part.is_own or not (self._translates or self._is_opened)
+
+    def _heard(self, text: str, *, is_start: bool) -> str:
+        for own, shared in self._tags.items():
+            text = text.replace(shared, own)
+        start = self._chat.think_start
+        if is_start and self._is_opened and text.lstrip().startswith(start):
+            return text.lstrip().removeprefix(start).removeprefix("\n")
+        return text
+
+
+def _num_unfinished(texts: Sequence[str]) -> int:
+    """Tokens at the end that begin a character and do not end it."""
+    count = 0
+    while count < len(texts) and not texts[-1 - count]:
+        count += 1
+    return count
+
+
+def first_prompt_tokens(segments: Iterable[tuple[int, int]]) -> int | None:
+    """Tokens of the rendered prompt as a sample's first writer read it; None before anybody wrote.
+
+    segments: of each one the tokens that its author was given (0: inserted by the policy) and the tokens kept.
+    """
+    before = 0
+    for given, kept in segments:
+        if given:
+            return given - before
+        before += kept
+    return None

@@ -1,0 +1,374 @@
+"""Commands that only read: status, results, stats, errors, compare, report, sample, replay, sql."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO
+
+import typer
+
+from pipeline.cli.app import AsJson, JobId, StateDir, app, connect
+from pipeline.cli.render import (
+    comparison_table,
+    console,
+    cost_table,
+    duration,
+    percent,
+    print_json,
+    print_rows,
+    print_sample,
+    summary_table,
+    table,
+)
+from pipeline.results.exports import ExportFormat
+from pipeline.texts import visible
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pipeline.results.reports import JobErrors
+
+PANEL = "Questions"
+
+
+@app.command(rich_help_panel=PANEL, epilog="Examples: specthink status · specthink status 3 --json")
+def status(
+    context: typer.Context,
+    job: Annotated[int | None, typer.Argument(metavar="[JOB]", help="One job; without it the newest ones.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Jobs listed.")] = 20,
+    as_json: AsJson = False,
+    state_dir: StateDir = None,
+) -> None:
+    """How far jobs are, and what they wait for."""
+    with connect(context, state_dir) as client:
+        ids = [job] if job is not None else [listed.id for listed in client.jobs(limit)]
+        progress = client.progress(*ids)[::-1]
+        workers = client.workers()
+    if as_json:
+        print_json({"jobs": progress, "workers": workers})
+        return
+    out = console()
+    columns = [
+        "job",
+        "name",
+        "state",
+        "priority",
+        "done",
+        "pending",
+        "ready",
+        "drafting",
+        "large",
+        "to grade",
+        "failed",
+        "time",
+        "",
+    ]
+    rows: list[list[object]] = [
+        [
+            row.job_id, row.name, row.state.value, row.priority, f"{row.samples_done}/{row.samples_total}", row.pending,
+            row.ready, row.drafting, row.awaiting_large + row.assisting, row.finished, row.failed,
+            duration(row.seconds), row.waiting_for or "",
+        ]
+        for row in progress
+    ]  # fmt: skip
+    out.print(table(columns, rows) if rows else "no jobs yet; specthink submit FILE makes one")
+    columns = ["worker", "kind", "model", "host", "pid", "writes", "tokens"]
+    rows = [
+        [w.id, w.kind, w.model, w.host, w.pid, f"{w.num_in_flight}/{w.max_in_flight}", w.tokens_generated]
+        for w in workers
+    ]
+    out.print(table(columns, rows) if rows else "no live workers; specthink up or specthink worker starts some")
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="Examples: specthink results 3 > results.jsonl · specthink results 3 --format parquet --output r.parquet",
+)
+def results(
+    context: typer.Context,
+    job: JobId,
+    format: Annotated[
+        ExportFormat, typer.Option("--format", help="CSV is safe to open in a spreadsheet.")
+    ] = ExportFormat.JSONL,
+    output: Annotated[
+        Path | None, typer.Option(help="A file instead of standard output; replaced when complete.")
+    ] = None,
+    only_final: Annotated[bool, typer.Option("--only-final", help="Leave out samples still at work.")] = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Write every sample of a job with its text: streamed, whatever the size."""
+    from pipeline.results.exports import write_results
+
+    if output is None and format is ExportFormat.PARQUET and sys.stdout.isatty():
+        raise typer.BadParameter("parquet is binary: give --output FILE", param_hint="--format")
+    with connect(context, state_dir) as client:
+        client.job(job)  # an unknown job leaves no file behind
+        with _destination(output) as stream:
+            count = write_results(client.results(job, only_final=only_final), stream, format)
+    if output is not None:
+        console(stderr=True).print(f"{count} samples in {output}")
+
+
+@contextlib.contextmanager
+def _destination(output: Path | None, *, option: str = "--output") -> Iterator[BinaryIO]:
+    """Standard output, or a file that appears whole or not at all."""
+    if output is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    try:
+        descriptor, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
+    except OSError as error:
+        raise typer.BadParameter(f"{output}: {error.strerror}", param_hint=option) from error
+    part = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+        part.chmod(0o666 & ~_umask())
+        part.replace(output)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    """The process's umask; it can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: specthink stats 3")
+def stats(context: typer.Context, job: JobId, as_json: AsJson = False, state_dir: StateDir = None) -> None:
+    """All statistics of a job: accuracy, lengths, takeovers, pass@k, truncation, errors."""
+    with connect(context, state_dir) as client:
+        found = client.stats(job)
+    if as_json:
+        print_json(found)
+        return
+    out = console()
+    out.print(summary_table([found.summary], title=found.summary.name))
+    lengths = [
+        [
+            row.author,
+            row.finish_reason,
+            row.verdict,
+            row.n,
+            row.mean,
+            row.sd,
+            row.min,
+            row.p50,
+            row.p90,
+            row.p99,
+            row.max,
+        ]
+        for row in found.token_lengths
+        if row.author == "all" or (row.finish_reason == "all" and row.total)
+    ]
+    columns = ["author", "finish", "verdict", "n", "mean", "sd", "min", "p50", "p90", "p99", "max"]
+    out.print(table(columns, lengths, title="output tokens"))
+    if found.delegation:
+        columns = ["author", "trigger", "segments", "samples", "tokens", "mean", "wait s", "queue s", "write s"]
+        rows = [
+            [
+                row.author.value, row.trigger, row.num_segments, row.num_samples, row.tokens, row.mean_tokens,
+                row.mean_wait_seconds, row.mean_queue_seconds, row.mean_write_seconds,
+            ]
+            for row in found.delegation
+        ]  # fmt: skip
+        out.print(table(columns, rows, title="delegation"))
+    if found.takeover_flow:
+        columns = ["trigger", "followed by", "times", "at", "large's tokens", "tokens between", "accuracy"]
+        rows = [
+            [
+                row.trigger, row.followed_by, row.num_takeovers, percent(row.mean_position), row.mean_tokens,
+                row.mean_tokens_between, percent(row.accuracy),
+            ]
+            for row in found.takeover_flow
+        ]  # fmt: skip
+        out.print(table(columns, rows, title="what followed a takeover (at: place in the output)"))
+    if found.pass_at_k:
+        majority = {row.k: row.maj_at_k for row in found.maj_at_k}
+        rows = [[row.k, row.num_problems, percent(row.pass_at_k), percent(majority[row.k])] for row in found.pass_at_k]
+        out.print(table(["k", "problems", "pass@k", "maj@k"], rows, title="pass@k and maj@k"))
+    out.print(cost_table([found.cost], title="cost"))
+    if found.bootstrap:
+        low, high = percent(found.bootstrap.low), percent(found.bootstrap.high)
+        out.print(f"accuracy, 95 % interval by drawing whole problems (bootstrap): {low} … {high}")
+    if found.truncation and found.truncation.num_truncated:
+        cut = found.truncation
+        out.print(
+            f"truncated: {cut.num_truncated} of {cut.num_complete} samples ended by max_tokens ({cut.num_length}) or "
+            f"context ({cut.num_context}); accuracy {percent(cut.accuracy_truncated)} there, "
+            f"{percent(cut.accuracy_eos)} of those that ended themselves",
+            style="yellow",
+        )
+    if found.errors:
+        out.print(_errors_table(found.errors))
+
+
+def _errors_table(found: Sequence[JobErrors]) -> Table:
+    rows = [
+        [e.stage, e.error_class, e.num_samples, e.most_tries, e.last_at, e.example_sample_id, e.example] for e in found
+    ]
+    return table(["stage", "class", "samples", "tries", "last", "e.g. sample", "message"], rows, title="errors")
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: specthink errors 3")
+def errors(context: typer.Context, job: JobId, as_json: AsJson = False, state_dir: StateDir = None) -> None:
+    """What went wrong in a job, by class, with one example each; specthink retry JOB tries failed samples again."""
+    with connect(context, state_dir) as client:
+        found = client.errors(job)
+    if as_json:
+        print_json(found)
+    else:
+        console().print(_errors_table(found) if found else f"nothing went wrong in job {job}")
+
+
+_COMPARE_EXAMPLES = """Examples:
+
+specthink compare 1 2 3
+
+specthink compare 1 4 --anyway
+
+Each job is compared with the first one, problem by problem: the difference with a 95 % interval (normal approximation
+over the differences per problem), and the exact two-sided sign test over the problems that one of them solves better.
+"""
+
+
+@app.command(rich_help_panel=PANEL, epilog=_COMPARE_EXAMPLES)
+def compare(
+    context: typer.Context,
+    first: JobId,
+    others: Annotated[list[int], typer.Argument(metavar="JOB...", help="Jobs on the same problem set.")],
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Also where problem set or grader version differ: paired by problem id.")
+    ] = False,
+    as_json: AsJson = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Compare jobs with the first one, paired by problem."""
+    with connect(context, state_dir) as client:
+        rows = client.compare(first, *others, anyway=anyway)
+        summaries = client.summary(first, *others)
+    if as_json:
+        print_json({"jobs": summaries, "comparisons": rows})
+        return
+    out = console()
+    out.print(summary_table(summaries))
+    out.print(comparison_table(rows))
+    out.print(cost_table([rows[0].cost_a, *(row.cost_b for row in rows)]))
+    for row in rows:
+        for name, changed in (("gained", row.gained), ("lost", row.lost)):
+            if changed:
+                out.print(f"{name} from job {row.job_a} to {row.job_b}: {_listed([c.problem for c in changed])}")
+        for caveat in row.caveats:
+            out.print(f"beware: {caveat}", style="yellow")
+
+
+def _listed(names: list[str], most: int = 20) -> str:
+    """The first names, and how many more there are; --json has all of them."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{len(names)} problems: {', '.join(names[:most])}{more}"
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: specthink report 1 2 3 --html report.html")
+def report(
+    context: typer.Context,
+    jobs: Annotated[
+        list[int], typer.Argument(metavar="JOB...", help="One job or several; the first is compared with.")
+    ],
+    html: Annotated[Path, typer.Option(help="The file; replaced when complete.")],
+    samples: Annotated[int, typer.Option(min=0, help="Samples of each job to read.")] = 6,
+    state_dir: StateDir = None,
+) -> None:
+    """Write one self-contained page: tables, charts, and samples to read step by step."""
+    with connect(context, state_dir) as client:
+        page = client.page(*jobs, num_samples=samples)
+    with _destination(html, option="--html") as stream:
+        stream.write(page.encode())
+    console(stderr=True).print(f"{len(page.encode()) / 1024:.0f} KiB in {html}")
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: specthink sample 1234")
+def sample(
+    context: typer.Context,
+    sample_id: Annotated[int, typer.Argument(metavar="ID", help="A sample_id of results.")],
+    as_json: AsJson = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Show one sample step by step, with the author of each."""
+    with connect(context, state_dir) as client:
+        report = client.sample(sample_id)
+    if as_json:
+        print_json(report)
+    else:
+        print_sample(report, console())
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="Examples: specthink replay 1234 · specthink replay --job 3",
+)
+def replay(
+    context: typer.Context,
+    sample_id: Annotated[
+        int | None, typer.Argument(metavar="[SAMPLE]", help="A sample_id of results.", show_default=False)
+    ] = None,
+    job: Annotated[int | None, typer.Option(metavar="JOB", help="Every complete sample of a job.")] = None,
+    as_json: AsJson = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Feed stored segments through their policy again and verify every decision; 1 where it decides otherwise."""
+    if (sample_id is None) == (job is None):
+        raise typer.BadParameter("give either a SAMPLE or --job JOB", param_hint="SAMPLE")
+    with connect(context, state_dir) as client:
+        found = [client.replay(sample_id)] if sample_id is not None else list(client.replay_job(job or 0))
+    diverged = [replayed for replayed in found if replayed.divergence is not None]
+    if as_json:
+        print_json(found if job is not None else found[0])
+    else:
+        for replayed in found if job is None else diverged:
+            typer.echo(visible(str(replayed)))
+        if job is not None:
+            typer.echo(f"job {job}: {len(found) - len(diverged)} of {len(found)} samples are what the policy decides")
+    if diverged:
+        raise typer.Exit(1)
+
+
+_SQL_EXAMPLES = """Examples:
+
+specthink sql "SELECT job_id, policy, accuracy, share_large FROM job_summary"
+
+specthink sql --json "SELECT * FROM token_lengths WHERE job_id = 1 AND author = 'all'"
+
+Views: job_summary, job_progress, job_cost, job_comparison, problem_scores, pass_at_k, maj_at_k, token_lengths,
+length_histogram, budget_curve, truncation, delegation, delegation_progress, takeovers, takeover_flow, step_summary,
+errors.
+"""
+
+
+@app.command(rich_help_panel=PANEL, epilog=_SQL_EXAMPLES)
+def sql(
+    context: typer.Context,
+    query: Annotated[str, typer.Argument(help="One statement; - reads it from standard input.")],
+    as_json: AsJson = False,
+    timeout: Annotated[float, typer.Option(min=0.001, max=86_400, help="Seconds the server may take.")] = 60.0,
+    limit: Annotated[int, typer.Option(min=1, help="Rows shown; a note says that there are more.")] = 10_000,
+    state_dir: StateDir = None,
+) -> None:
+    """Run one read-only query."""
+    with connect(context, state_dir) as client:
+        found = client.sql(sys.stdin.read() if query == "-" else query, timeout_s=timeout, max_rows=limit)
+    if as_json:
+        print_json(found.as_dicts())
+    else:
+        print_rows(found.columns, found.rows)
+    if found.is_cut:
+        note = f"only the first {len(found.rows):,} rows; narrow the query, or give --limit"
+        console(stderr=True).print(note, style="yellow")

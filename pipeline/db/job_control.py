@@ -1,0 +1,351 @@
+"""The statements of a job's life after its submission: cancel, pause, resume, retry, priority, and what a clone reads.
+
+A job's state is changed in a transaction of its own before any sample is touched: admission and claims look at it, so
+that nothing new begins once it is committed. No transaction that holds a job's row waits for a sample that a claim may
+hold, because a claim may wait for the row. Samples are changed in batches, each in a transaction of its own, however
+many there are; upkeep goes on where a client died between two of them, and every command can be given again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, RowMapping, text
+
+from pipeline.chat.translation import ThinkPhase
+from pipeline.errors import JobError, NotFound
+from pipeline.jobs.config import FINAL_JOB_STATES, JobState
+from pipeline.problems import Problem
+from pipeline.samples import ErrorClass
+
+BATCH = 2_000
+"""Samples in one transaction that changes their state: a tenth of a second."""
+CUT_BATCH = 500
+"""Samples in one transaction that also deletes what was written of them."""
+
+_LOCK_JOB = text("SELECT state, priority FROM jobs WHERE id = :job FOR NO KEY UPDATE")
+_SET_STATE = text("""
+    UPDATE jobs SET state = :state, finished_at = CASE WHEN :is_final THEN clock_timestamp() END WHERE id = :job
+""")
+
+
+def _lock_job(connection: Connection, job_id: int) -> RowMapping:
+    """The job's state and priority, which nobody else changes before this transaction ends. Raises NotFound."""
+    row = connection.execute(_LOCK_JOB, {"job": job_id}).mappings().first()
+    if row is None:
+        raise NotFound(f"there is no job {job_id}; specthink status lists them")
+    return row
+
+
+def _change_state(connection: Connection, job_id: int, to: JobState, *, verb: str, allowed: Sequence[JobState]) -> bool:
+    """Whether it changed; False: it was in that state. Raises NotFound, and JobError from any other state."""
+    state = JobState(_lock_job(connection, job_id)["state"])
+    if state is to:
+        return False
+    if state not in allowed:
+        raise JobError(job_id, f"it is {state}; only a {' or '.join(allowed)} job can be {verb}")
+    connection.execute(_SET_STATE, {"job": job_id, "state": to.value, "is_final": to in FINAL_JOB_STATES})
+    return True
+
+
+# Cancel
+
+
+def cancel_job(connection: Connection, job_id: int) -> bool:
+    """End a running or paused job; False: it is cancelled already. Its samples follow: ``cancel_samples``.
+
+    Raises NotFound, and JobError where it ended otherwise.
+    """
+    return _change_state(
+        connection, job_id, JobState.CANCELLED, verb="cancelled", allowed=[JobState.RUNNING, JobState.PAUSED]
+    )
+
+
+# By id + 0, so that no plan reads through the table in the order of ids.
+_LOCK_OPEN = """
+    SELECT s.id FROM samples s JOIN jobs j ON j.id = s.job_id
+    WHERE s.job_id = :job AND j.state = 'cancelled' AND s.state {states} ORDER BY s.id + 0 LIMIT :limit FOR UPDATE OF s
+"""
+_LOCK_ADMITTED = text(_LOCK_OPEN.format(states="IN ('ready', 'drafting', 'awaiting_large', 'assisting')"))
+_LOCK_ALL = text(_LOCK_OPEN.format(states="NOT IN ('graded', 'failed', 'cancelled')"))
+_CANCEL_SAMPLES = text("""
+    UPDATE samples SET state = 'cancelled', epoch = epoch + 1, holder_id = NULL, ended_at = clock_timestamp()
+    WHERE id = ANY(:ids)
+""")
+
+
+def cancel_samples(connection: Connection, job_id: int, *, limit: int = BATCH) -> int:
+    """End the open samples of a cancelled job, those at work before all others; returns how many, 0: there are none.
+
+    Workers that write for it find their epoch gone: they abort, and can commit nothing. Indexes: ix_samples_admitted,
+    ix_samples_open.
+    """
+    values = {"job": job_id, "limit": limit}
+    ids = list(connection.execute(_LOCK_ADMITTED, values).scalars()) or list(
+        connection.execute(_LOCK_ALL, values).scalars()
+    )
+    return connection.execute(_CANCEL_SAMPLES, {"ids": ids}).rowcount if ids else 0
+
+
+_AT_WORK = text("""
+    SELECT EXISTS (SELECT FROM samples WHERE job_id = :job
+                   AND state IN ('ready', 'drafting', 'awaiting_large', 'assisting'))
+""")
+
+
+def is_at_work(connection: Connection, job_id: int) -> bool:
+    """Whether a sample of a job is with a worker or waits for one. Index: ix_samples_admitted."""
+    return bool(connection.execute(_AT_WORK, {"job": job_id}).scalar_one())
+
+
+_COUNT_CANCELLED = text("SELECT samples_total - graded - failed FROM count_states(:job)")
+
+
+def count_cancelled(connection: Connection, job_id: int) -> int:
+    """How many of a cancelled job's samples were still open when it was cancelled."""
+    return int(connection.execute(_COUNT_CANCELLED, {"job": job_id}).scalar_one())
+
+
+_HALF_CANCELLED = text("""
+    SELECT j.id FROM jobs j LEFT JOIN job_totals t ON t.job_id = j.id
+    WHERE j.state = 'cancelled' AND t.job_id IS NULL
+      AND EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state NOT IN ('graded', 'failed', 'cancelled'))
+    ORDER BY j.id LIMIT 1
+""")
+
+
+def cancel_leftovers(connection: Connection) -> int:
+    """Go on with a cancel whose client died in the middle; returns how many samples were ended."""
+    job_id = connection.execute(_HALF_CANCELLED).scalar()
+    return 0 if job_id is None else cancel_samples(connection, job_id)
+
+
+# Pause and resume
+
+
+def pause_job(connection: Connection, job_id: int) -> bool:
+    """Let nothing of a running job be admitted or written; False: it is paused already. Then ``release_job_samples``.
+
+    Complete texts are still graded. Raises NotFound, and JobError where it has ended.
+    """
+    return _change_state(connection, job_id, JobState.PAUSED, verb="paused", allowed=[JobState.RUNNING])
+
+
+_LOCK_TO_RELEASE = text("""
+    SELECT s.id, s.holder_id IS NOT NULL AS is_held FROM samples s JOIN jobs j ON j.id = s.job_id
+    WHERE s.job_id = :job AND j.state = 'paused' AND s.state IN ('ready', 'drafting', 'awaiting_large', 'assisting')
+    ORDER BY s.id FOR UPDATE OF s
+""")
+_RELEASE = text("""
+    UPDATE samples SET state = CASE WHEN state IN ('ready', 'drafting') THEN 'ready' ELSE 'awaiting_large' END,
+        epoch = epoch + 1, holder_id = NULL, published_at = clock_timestamp()
+    WHERE id = ANY(:ids)
+""")
+
+
+def release_job_samples(connection: Connection, job_id: int) -> int:
+    """Take a paused job's samples back to their last committed segments; returns how many were being written.
+
+    Those that only wait get a new epoch too: no message sent before can claim them, not even by a claim that has begun
+    and still takes the job for running. There are at most as many as the workers have slots, and half as many again.
+    Index: ix_samples_admitted.
+    """
+    admitted = connection.execute(_LOCK_TO_RELEASE, {"job": job_id}).all()
+    connection.execute(_RELEASE, {"ids": [row.id for row in admitted]})
+    return len([row for row in admitted if row.is_held])
+
+
+_LOCK_WAITING = text("""
+    SELECT id, state FROM samples WHERE job_id = :job AND state IN ('ready', 'awaiting_large', 'finished')
+    ORDER BY id FOR UPDATE
+""")
+_PUBLISH_AT_ONCE = text("""
+    UPDATE samples SET epoch = epoch + (state <> 'finished')::integer, published_at = '-infinity' WHERE id = ANY(:ids)
+""")
+
+
+def resume_job(connection: Connection, job_id: int) -> int | None:
+    """Let a paused job go on; returns how many samples go on at once, None: it runs already.
+
+    Upkeep sends their messages at its next tick. Raises NotFound, and JobError where it has ended.
+    """
+    if not _change_state(connection, job_id, JobState.RUNNING, verb="resumed", allowed=[JobState.PAUSED]):
+        return None
+    waiting = connection.execute(_LOCK_WAITING, {"job": job_id}).all()
+    connection.execute(_PUBLISH_AT_ONCE, {"ids": [row.id for row in waiting]})
+    return len([row for row in waiting if row.state != "finished"])
+
+
+# Retry
+
+_RETRYABLE = (JobState.RUNNING, JobState.PAUSED, JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS)
+_FORGET_TOTALS = text("DELETE FROM job_totals WHERE job_id = :job")
+
+
+def require_retryable(connection: Connection, job_id: int) -> JobState:
+    """The state of a job whose samples can be tried again. Raises NotFound, and JobError for a cancelled one."""
+    state = JobState(_lock_job(connection, job_id)["state"])
+    if state not in _RETRYABLE:
+        raise JobError(job_id, f"it is {state}, and stays so; specthink clone {job_id} makes a new job like it")
+    return state
+
+
+def _reopen_job(connection: Connection, job_id: int) -> None:
+    """An ended job runs again, a running or paused one stays as it is. Raises as ``require_retryable``."""
+    if require_retryable(connection, job_id) in FINAL_JOB_STATES:
+        connection.execute(_SET_STATE, {"job": job_id, "state": JobState.RUNNING.value, "is_final": False})
+        connection.execute(_FORGET_TOTALS, {"job": job_id})
+
+
+_SELECT_FAILED = text("""
+    SELECT id FROM samples
+    WHERE job_id = :job AND state = 'failed' AND (CAST(:classes AS text[]) IS NULL OR error_class = ANY(:classes))
+    ORDER BY id
+""")
+
+
+def select_failed(connection: Connection, job_id: int, classes: Sequence[ErrorClass] = ()) -> list[int]:
+    """The failed samples of a job, of some error classes where any are given."""
+    values = {"job": job_id, "classes": [error_class.value for error_class in classes] or None}
+    return list(connection.execute(_SELECT_FAILED, values).scalars())
+
+
+_LOCK_FAILED = text("""
+    SELECT id, num_segments > 0 AND next_role IS NULL AS is_lost FROM samples
+    WHERE job_id = :job AND id = ANY(:ids) AND state = 'failed' ORDER BY id FOR UPDATE
+""")
+_RETRY = text("""
+    UPDATE samples SET state = 'pending', epoch = epoch + 1, num_rescues = 0, num_attempts = 0, not_before = NULL,
+        published_at = NULL, error_class = NULL, error = NULL, ended_at = NULL
+    WHERE id = ANY(:ids)
+""")
+
+
+def retry_failed(connection: Connection, job_id: int, sample_ids: Sequence[int]) -> int:
+    """Let failed samples be tried again from their last committed segments; returns how many.
+
+    One that failed before it was stored who goes on with it begins anew. Raises NotFound, and JobError for a cancelled
+    job. Samples that are not failed (any more) are left alone.
+    """
+    _reopen_job(connection, job_id)
+    failed = connection.execute(_LOCK_FAILED, {"job": job_id, "ids": list(sample_ids)}).all()
+    _withdraw(connection, [row.id for row in failed if row.is_lost])
+    return connection.execute(_RETRY, {"ids": [row.id for row in failed]}).rowcount
+
+
+_CUT = """
+    FROM samples s JOIN jobs j ON j.id = s.job_id
+    WHERE s.job_id = :job AND s.state = 'graded' AND s.finish_reason = 'length'
+      AND coalesce(s.max_tokens, (j.config->'sampling'->>'max_tokens')::integer) < :max_tokens
+"""
+_SELECT_CUT = text(f"SELECT s.id {_CUT} ORDER BY s.id")
+_LOCK_CUT = text(f"SELECT s.id {_CUT} AND s.id = ANY(:ids) ORDER BY s.id FOR UPDATE OF s")
+_RAISE_BUDGET = text("""
+    UPDATE samples SET state = 'pending', epoch = epoch + 1, max_tokens = :max_tokens, num_rescues = 0,
+        num_attempts = 0, not_before = NULL, published_at = NULL, finish_reason = NULL, predicted_answer = NULL,
+        score = NULL, admitted_at = NULL, finished_at = NULL, ended_at = NULL
+    WHERE id = ANY(:ids)
+""")
+
+
+def select_cut(connection: Connection, job_id: int, *, max_tokens: int) -> list[int]:
+    """The graded samples that were ended by a budget below max_tokens."""
+    return list(connection.execute(_SELECT_CUT, {"job": job_id, "max_tokens": max_tokens}).scalars())
+
+
+def retry_cut(connection: Connection, job_id: int, sample_ids: Sequence[int], *, max_tokens: int) -> int:
+    """Let samples that a smaller budget has cut be drawn again with max_tokens; returns how many.
+
+    A policy may have looked at what was left of its budget anywhere, so they begin anew: their segments, steps and
+    grades go, and what was generated for them is booked as withdrawn. Raises NotFound, and JobError for a cancelled
+    job. Samples that are not so (any more) are left alone.
+    """
+    _reopen_job(connection, job_id)
+    values = {"job": job_id, "ids": list(sample_ids), "max_tokens": max_tokens}
+    ids = list(connection.execute(_LOCK_CUT, values).scalars())
+    _withdraw(connection, ids)
+    return connection.execute(_RAISE_BUDGET, {"ids": ids, "max_tokens": max_tokens}).rowcount
+
+
+_DELETE_SEGMENTS = text("""
+    WITH gone AS (DELETE FROM segments WHERE sample_id = ANY(:ids) RETURNING worker_id, tokens_generated)
+    SELECT worker_id, sum(tokens_generated)::bigint AS tokens FROM gone GROUP BY worker_id ORDER BY worker_id
+""")
+_BOOK_WITHDRAWN = text("UPDATE workers SET tokens_withdrawn = tokens_withdrawn + :tokens WHERE id = :worker")
+_DELETE_STEPS = text("DELETE FROM steps WHERE sample_id = ANY(:ids)")
+_DELETE_GRADES = text("DELETE FROM grades WHERE sample_id = ANY(:ids)")
+_FORGET_TEXT = text("""
+    UPDATE samples SET num_segments = 0, num_takeovers = 0, tokens_small = 0, tokens_large = 0, tokens_inserted = 0,
+        discarded_small = 0, discarded_large = 0, policy_state = NULL, next_role = NULL, next_max_tokens = NULL,
+        next_trigger = NULL, next_cue = NULL, small_worker_id = NULL, large_worker_id = NULL
+    WHERE id = ANY(:ids)
+""")
+
+
+def _withdraw(connection: Connection, sample_ids: Sequence[int]) -> None:
+    """Delete what was written of samples that this transaction has locked, and book it with those who generated it."""
+    ids = {"ids": list(sample_ids)}
+    if not sample_ids:
+        return
+    for row in connection.execute(_DELETE_SEGMENTS, ids).all():  # by id, so that no two retries wait in a circle
+        connection.execute(_BOOK_WITHDRAWN, {"worker": row.worker_id, "tokens": row.tokens})
+    connection.execute(_DELETE_STEPS, ids)
+    connection.execute(_DELETE_GRADES, ids)
+    connection.execute(_FORGET_TEXT, ids)
+
+
+# Priority
+
+_SET_PRIORITY = text("UPDATE jobs SET priority = :priority WHERE id = :job")
+
+
+def set_priority(connection: Connection, job_id: int, priority: int) -> bool:
+    """Put a job before those of lower priority; False: it has this one.
+
+    Raises NotFound, and JobError where it has ended.
+    """
+    job = _lock_job(connection, job_id)
+    if job["state"] in FINAL_JOB_STATES:
+        raise JobError(job_id, f"it is {job['state']}; only a running or paused job has a place to change")
+    if job["priority"] == priority:
+        return False
+    connection.execute(_SET_PRIORITY, {"job": job_id, "priority": priority})
+    return True
+
+
+# Clone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloneSource:
+    """What a clone takes from its job beside the configuration."""
+
+    problem_set_id: int
+    set_size: int
+    """Problems in the whole set."""
+    think: ThinkPhase | None
+    """As the job's first worker settled it; None: nobody has."""
+
+
+_SELECT_SOURCE = text("""
+    SELECT j.problem_set_id, p.num_problems AS set_size, j.think_end, j.think_opened
+    FROM jobs j JOIN problem_sets p ON p.id = j.problem_set_id WHERE j.id = :job
+""")
+_SELECT_PROBLEMS = text("""
+    SELECT external_id, prompt, subject, level, extra AS metadata FROM problems
+    WHERE problem_set_id = :problem_set AND position < :limit ORDER BY position
+""")
+
+
+def get_clone_source(connection: Connection, job_id: int) -> CloneSource:
+    """What a clone of a job that exists shares with it."""
+    row = connection.execute(_SELECT_SOURCE, {"job": job_id}).one()
+    think = None if row.think_end is None else ThinkPhase(end=row.think_end, opened=row.think_opened)
+    return CloneSource(problem_set_id=row.problem_set_id, set_size=row.set_size, think=think)
+
+
+def select_problems(connection: Connection, problem_set_id: int, *, limit: int) -> tuple[Problem, ...]:
+    """The first problems of a stored set, without their reference answers."""
+    rows = connection.execute(_SELECT_PROBLEMS, {"problem_set": problem_set_id, "limit": limit}).mappings()
+    return tuple(Problem(**row) for row in rows)

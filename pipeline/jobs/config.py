@@ -1,0 +1,103 @@
+"""Jobs: a problem set, a pair of models, a policy; frozen when submitted."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pipeline.policies import PolicySpec, make_policy
+from pipeline.policies.reading.cues import CueLists
+from pipeline.samples import ModelRole
+
+
+class JobState(StrEnum):
+    """Where a job is in its life."""
+
+    RUNNING = "running"  # submitted; its samples are admitted as room allows
+    PAUSED = "paused"  # nothing of it is admitted or written until it is resumed
+    COMPLETED = "completed"  # final: every sample graded
+    COMPLETED_WITH_ERRORS = "completed_with_errors"  # final: every sample final, some failed
+    CANCELLED = "cancelled"  # final
+
+
+FINAL_JOB_STATES = frozenset({JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS, JobState.CANCELLED})
+JOB_TRANSITIONS: frozenset[tuple[JobState, JobState]] = frozenset(
+    {(JobState.RUNNING, end) for end in JobState if end is not JobState.RUNNING}
+    | {
+        (JobState.PAUSED, JobState.RUNNING),
+        (JobState.PAUSED, JobState.CANCELLED),
+        (JobState.COMPLETED, JobState.RUNNING),
+        (JobState.COMPLETED_WITH_ERRORS, JobState.RUNNING),
+    }
+)
+"""What may follow what; the database refuses the rest."""
+
+
+class ModelSpec(BaseModel):
+    """A language model as a job names it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    """The name workers serve it under: a hub id, or the base name of a local folder."""
+    revision: str | None = None
+    """Hub revision; None: whatever the worker has."""
+    fingerprint: str | None = None
+    """sha256 of its tokenizer and chat template, where the client could read them; a worker whose model differs
+    refuses the job's samples."""
+
+
+MAX_INTEGER = 2**31 - 1
+"""Of a column in the database, and of what engines take."""
+
+
+class SamplingSpec(BaseModel):
+    """How tokens are drawn, the same for both roles. Defaults: the released code of arXiv 2504.12329."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 0.6
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
+    top_k: Annotated[int, Field(ge=0, le=MAX_INTEGER)] = 50
+    """0: off."""
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_INTEGER)] = 32_768
+    """Most output tokens per sample, all authors together."""
+
+
+class JobConfig(BaseModel):
+    """Everything that decides a job's results; stored as it was submitted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    small: ModelSpec | None = None
+    large: ModelSpec | None = None
+    policy: PolicySpec
+    sampling: SamplingSpec = SamplingSpec()
+    num_samples: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """Independent solutions per problem."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    prompt_template: str = "math"
+    """A name in pipeline.chat.prompts."""
+    grader: str = "math"
+    """A name in pipeline.grading; "none" leaves samples unscored."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Use the first so many problems only."""
+
+    @model_validator(mode="after")
+    def _has_a_model_for_each_role(self) -> JobConfig:
+        for role in sorted(make_policy(self.policy).roles):
+            if self.model(role) is None:
+                raise ValueError(f"policy {self.policy.name!r} needs a {role} model; give --{role} MODEL")
+        return self
+
+    def model(self, role: ModelRole) -> ModelSpec | None:
+        return self.small if role is ModelRole.SMALL else self.large
+
+    @property
+    def cues(self) -> CueLists:
+        """By which a step's sentence is classed: the policy's own, else the paper's."""
+        cues: CueLists = getattr(self.policy, "cues", CueLists())
+        return cues

@@ -1,0 +1,355 @@
+"""Speculative Thinking as the paper describes it: the preset ``paper``.
+
+Source: arXiv 2504.12329. Where the paper says nothing, its released code decides (cues match as bare substrings,
+takeovers go on after the closing think tag, the end of either model ends the sample); where that one has no sensible
+answer either (budgets), requests are clamped to what max_tokens leaves.
+
+    small writes; the window_tokens tokens after each break are a sentence, whatever further breaks lie in them:
+        a statement: small has simply gone on; its tokens stay
+        else the sentence's break is where the large model takes over (a reflection is counted first):
+            the count reaches the threshold (R3)  a fixed sentence is inserted, large writes n3; the count starts again
+            a verify cue (R2)                     large writes n2
+            else (R1)                             large writes n1; n2 where its own sentence has a verify cue
+    then small goes on.
+
+A sentence has one author: those of the large model end with its text at the latest, and what small writes in the middle
+of one is none. After each break at most one reflective sentence counts, small's or the one that large wrote in its
+place; in large's text a sentence that is no statement covers the breaks inside it. A break that ends the large model's
+text is followed by a sentence of the small one.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.policies.base import (
+    Decision,
+    Finish,
+    Generate,
+    Insert,
+    Keep,
+    PolicyState,
+    SampleContext,
+    Transition,
+    Watcher,
+    Written,
+)
+from pipeline.policies.endings import finish_reason, whole_characters
+from pipeline.policies.reading.cues import LooseReading, SentenceClass, read_loosely
+from pipeline.policies.reading.reader import BreakFinder
+from pipeline.policies.speculative_thinking.rules import (
+    SHORT_TAKEOVERS,
+    Count,
+    ReflectionState,
+    Rules,
+    Tokens,
+    most_tokens,
+)
+from pipeline.samples import FinishReason, ModelRole, SegmentFinish
+
+
+class PaperSpec(Rules):
+    """Every number of the preset ``paper``.
+
+    ``threshold`` counts the reflective sentences of the running text, those of small that are taken over included.
+    """
+
+    name: Literal["speculative-thinking"] = "speculative-thinking"
+    preset: Literal["paper"] = "paper"
+    window_tokens: Tokens = 20
+    """Tokens after a break that make the sentence. Paper: "the next n1"; code: 20."""
+    n3_step: Count = 0
+    """Paper: n3 is fixed."""
+    n3_max: Tokens = 125
+    """Paper: n3 is fixed."""
+    threshold_step: Count = 0
+    """Not stated in the paper, which knows one threshold."""
+    threshold_max: Tokens = 15
+    """As the threshold."""
+    inserted_sentence: Annotated[str, Field(min_length=1)] = "Let us check whether there are some wrong steps."
+    """R3. Paper."""
+
+    @model_validator(mode="after")
+    def _verifying_is_longer(self) -> Self:
+        if self.n1 > self.n2:
+            raise ValueError("n2 must be at least n1: a verify cue lets the large model write on")
+        return self
+
+
+class _State(ReflectionState):
+    """All that is stored of the policy with a sample."""
+
+    role: ModelRole
+    """Who writes now, and below: how much was asked for and why."""
+    max_tokens: int
+    trigger: str
+    newlines: int = 0
+    """How many newlines the kept text ends with, two at most."""
+    ages: tuple[int, ...] = ()
+    """Tokens since each break whose sentence, one of the writer's, is not complete, oldest first."""
+    texts: tuple[str, ...] = ()
+    """The tokens since the oldest of these breaks."""
+
+
+class PaperPolicy:
+    """The policy of a spec. Immutable."""
+
+    def __init__(self, spec: PaperSpec) -> None:
+        self._spec = spec
+
+    @property
+    def roles(self) -> frozenset[ModelRole]:
+        return frozenset(ModelRole)
+
+    def start(self, context: SampleContext) -> Transition:
+        opening = self._spec.opening_tokens
+        state = _State(
+            role=ModelRole.LARGE if opening else ModelRole.SMALL,
+            max_tokens=min(opening or context.max_tokens, context.max_tokens),
+            trigger="opening" if opening else "start",
+            n3=self._spec.n3,
+            threshold=self._spec.threshold,
+        )
+        return _transition(state, _generate(state))
+
+    def watcher(self, context: SampleContext, state: PolicyState) -> Watcher | None:
+        stored = _State.model_validate(state)
+        if stored.role is ModelRole.SMALL:
+            return self._draft_watcher(stored)
+        return self._takeover_watcher() if stored.trigger in SHORT_TAKEOVERS else None
+
+    def advance(self, context: SampleContext, state: PolicyState, event: Written) -> Transition:
+        stored = _State.model_validate(state)
+        if event.role is not stored.role:
+            raise ValueError(f"the {stored.role} model was to write, but {event.role} did")
+        if event.role is ModelRole.SMALL:
+            return self._after_draft(context, stored, event)
+        return self._after_takeover(context, stored, event)
+
+    # The small model wrote.
+
+    def _after_draft(self, context: SampleContext, state: _State, event: Written) -> Transition:
+        watcher = self._draft_watcher(state)
+        found = any(map(watcher.feed, event.piece.texts)) or (event.finish is SegmentFinish.EOS and watcher.end())
+        if found:
+            return self._take_over(context, state, watcher, event)
+        keep = Keep(num_tokens=len(event.piece))
+        remaining = context.max_tokens - event.start_token - len(event.piece)
+        reason = finish_reason(event, asked=state.max_tokens, remaining=remaining)
+        if reason is not None:
+            return _transition(None, keep, Finish(reason=reason))
+        state = state.model_copy(update={"max_tokens": remaining, **watcher.sentences.fields})
+        return _transition(state, keep, _generate(state))
+
+    def _take_over(self, context: SampleContext, state: _State, watcher: _DraftWatcher, event: Written) -> Transition:
+        keep = Keep(num_tokens=max(0, watcher.break_at))
+        remaining = context.max_tokens - event.start_token - keep.num_tokens
+        if remaining <= 0:
+            return _transition(None, keep, Finish(reason=FinishReason.LENGTH))
+        reading = watcher.reading
+        is_reflection = reading is not None and reading.sentence_class is SentenceClass.REFLECTION
+        breaks = BreakFinder(state.newlines)
+        for text in event.piece.texts[: keep.num_tokens]:
+            breaks.feed(text)
+        state = state.model_copy(
+            update={
+                "reflections": state.reflections + is_reflection,
+                "newlines": breaks.newlines,
+                "ages": () if is_reflection else (0,),  # the break's sentence counts once
+                "texts": (),
+            }
+        )
+        room = remaining - most_tokens(self._spec.inserted_sentence)
+        if state.reflections >= state.threshold and room >= 1:
+            return self._check_all(state, keep, room, reading)
+        trigger, cue = _trigger(reading)
+        asked = {"role": ModelRole.LARGE, "max_tokens": min(self._spec.n2, remaining), "trigger": trigger}
+        state = state.model_copy(update=asked)  # R1's are ended at n1 by the watcher
+        return _transition(state, keep, _generate(state, cue))
+
+    def _check_all(self, state: _State, keep: Keep, room: int, reading: LooseReading | None) -> Transition:
+        """R3: insert the sentence and let the large model look for wrong steps."""
+        insert = Insert(text=self._spec.inserted_sentence, trigger="too_much_reflection")
+        sentences = _Sentences(state.model_copy(update={"ages": ()}), self._spec)
+        sentences.feed(insert.text)
+        state = state.model_copy(
+            update={
+                "role": ModelRole.LARGE,
+                "max_tokens": min(state.n3, room),
+                "trigger": insert.trigger,
+                **sentences.fields,
+                **state.after_check(self._spec),
+            }
+        )
+        return _transition(state, keep, insert, _generate(state, _trigger(reading)[1]))
+
+    # The large model wrote.
+
+    def _after_takeover(self, context: SampleContext, state: _State, event: Written) -> Transition:
+        texts = event.piece.texts
+        watcher = self._takeover_watcher() if state.trigger in SHORT_TAKEOVERS else None
+        handed_back = watcher is not None and any(map(watcher.feed, texts))
+        num_written = watcher.num_read if watcher is not None and handed_back else len(texts)
+        num_kept = whole_characters(texts, num_written) or num_written
+        sentences = _Sentences(state, self._spec)
+        readings = [sentences.feed(text) for text in texts[:num_kept]]
+        readings.append(sentences.end())
+        keep = Keep(num_tokens=num_kept)
+        remaining = context.max_tokens - event.start_token - num_kept
+        reason = finish_reason(event, asked=state.max_tokens, remaining=remaining)
+        if handed_back:
+            reason = FinishReason.LENGTH if remaining <= 0 else None
+        if reason is not None:
+            return _transition(None, keep, Finish(reason=reason))
+        state = state.model_copy(
+            update={
+                "role": ModelRole.SMALL,
+                "max_tokens": remaining,
+                "trigger": "resume",
+                "newlines": sentences.newlines,
+                "ages": (0,) if sentences.at_break else (),
+                "texts": (),
+                "reflections": state.reflections
+                + sum(reading.sentence_class is SentenceClass.REFLECTION for reading in readings if reading),
+            }
+        )
+        return _transition(state, keep, _generate(state))
+
+    # Watchers.
+
+    def _draft_watcher(self, state: _State) -> _DraftWatcher:
+        return _DraftWatcher(_Sentences(state, self._spec), every_break=self._spec.every_break)
+
+    def _takeover_watcher(self) -> _TakeoverWatcher:
+        return _TakeoverWatcher(self._spec)
+
+
+class _Sentences:
+    """Reads one author's text on and classifies the sentences that begin at its breaks.
+
+    A sentence that is no statement covers the breaks inside it.
+    """
+
+    __slots__ = ("_breaks", "_cues", "_starts", "_texts", "_window_tokens", "at_break", "num_read", "start")
+
+    def __init__(self, state: _State, spec: PaperSpec) -> None:
+        self.num_read = 0
+        self.at_break = False
+        """Whether the token read last ended with a break."""
+        self.start = 0
+        """Tokens before the sentence found last, negative where it began before the state."""
+        self._cues = spec.cues
+        self._window_tokens = spec.window_tokens
+        self._breaks = BreakFinder(state.newlines)
+        self._starts = [-age for age in state.ages]
+        self._texts = list(state.texts)
+
+    @property
+    def newlines(self) -> int:
+        return self._breaks.newlines
+
+    @property
+    def fields(self) -> dict[str, object]:
+        """The state's fields from which to read on."""
+        ages = tuple(self.num_read - start for start in self._starts)
+        return {"newlines": self.newlines, "ages": ages, "texts": tuple(self._texts)}
+
+    def feed(self, text: str) -> LooseReading | None:
+        """The sentence that this token completes, where it is no statement."""
+        self.num_read += 1
+        reading = None
+        if self._starts:
+            self._texts.append(text)
+            if self.num_read - self._starts[0] >= self._window_tokens:
+                reading = self._complete()
+        self.at_break = self._breaks.feed(text)
+        if self.at_break:
+            self._starts.append(self.num_read)
+        return reading
+
+    def end(self) -> LooseReading | None:
+        """The first sentence that the end of the writing completes, where one is no statement."""
+        while self._starts:
+            reading = self._complete()
+            if reading is not None:
+                return reading
+        return None
+
+    def _complete(self) -> LooseReading | None:
+        """Close the oldest sentence; all where it is no statement."""
+        self.start = self._starts.pop(0)
+        reading = read_loosely("".join(self._texts), self._cues)
+        if reading.sentence_class is not SentenceClass.STATEMENT:
+            self._starts.clear()
+        self._texts = self._texts[self._starts[0] - self.start :] if self._starts else []
+        return None if reading.sentence_class is SentenceClass.STATEMENT else reading
+
+
+class _DraftWatcher:
+    """Ends the small model's request at the end of a sentence that is no statement, or at every break."""
+
+    __slots__ = ("_every_break", "reading", "sentences")
+
+    def __init__(self, sentences: _Sentences, *, every_break: bool) -> None:
+        self.sentences = sentences
+        self._every_break = every_break
+        self.reading: LooseReading | None = None
+        """Of the sentence; None where a break was enough."""
+
+    @property
+    def break_at(self) -> int:
+        """After a True: tokens before the break's end; negative where that is before the state."""
+        return self.sentences.num_read if self._every_break else self.sentences.start
+
+    def feed(self, text: str) -> bool:
+        reading = self.sentences.feed(text)
+        if self._every_break:
+            return self.sentences.at_break
+        self.reading = reading
+        return reading is not None
+
+    def end(self) -> bool:
+        """After the last token: whether the end of the text completes a sentence that is no statement."""
+        if not self._every_break:
+            self.reading = self.sentences.end()
+        return self.reading is not None
+
+
+class _TakeoverWatcher:
+    """Ends the large model's request after n1 tokens, or after n2 where its first sentence has a verify cue."""
+
+    __slots__ = ("_limit", "_spec", "_texts", "num_read")
+
+    def __init__(self, spec: PaperSpec) -> None:
+        self.num_read = 0
+        self._spec = spec
+        self._limit = spec.n1
+        self._texts: list[str] = []
+
+    def feed(self, text: str) -> bool:
+        self.num_read += 1
+        window = min(self._spec.window_tokens, self._spec.n1)
+        if self.num_read <= window:
+            self._texts.append(text)
+            if self.num_read == window and read_loosely("".join(self._texts), self._spec.cues).verify:
+                self._limit = self._spec.n2
+        return self.num_read >= self._limit
+
+
+def _trigger(reading: LooseReading | None) -> tuple[str, str]:
+    """Why large takes over, and the words that say so."""
+    if reading is None:
+        return "every_break", ""
+    if reading.verify:
+        return "verify", reading.verify
+    return reading.sentence_class.value, reading.cue
+
+
+def _generate(state: _State, cue: str = "") -> Generate:
+    return Generate(role=state.role, max_tokens=state.max_tokens, trigger=state.trigger, cue=cue)
+
+
+def _transition(state: _State | None, *decisions: Decision) -> Transition:
+    return Transition(state={} if state is None else state.model_dump(mode="json"), decisions=decisions)

@@ -1,0 +1,125 @@
+"""Writing results to files, one at a time: memory stays the same however many there are."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import re
+import typing
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import orjson
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from pipeline.results.reports import Result
+
+_BATCH = 500
+_FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")
+"""What a spreadsheet may take for a formula, whatever stands behind it; the wide characters in Japanese and Chinese."""
+
+
+class ExportFormat(StrEnum):
+    """How results are written."""
+
+    JSONL = "jsonl"  # one JSON object a line
+    CSV = "csv"  # for spreadsheets: texts that would start a formula get a ' in front
+    PARQUET = "parquet"  # typed columns, compressed; for pandas, DuckDB and the like
+
+
+def write_results(results: Iterable[Result], output: BinaryIO, format: ExportFormat) -> int:
+    """Write them all; returns how many. The columns are the fields of Result, also where there are none."""
+    return _WRITERS[format](results, output)
+
+
+def _write_jsonl(results: Iterable[Result], output: BinaryIO) -> int:
+    from pipeline.results.reports import plain
+
+    count = 0
+    for result in results:
+        output.write(orjson.dumps(plain(result), option=orjson.OPT_APPEND_NEWLINE))
+        count += 1
+    return count
+
+
+def _write_csv(results: Iterable[Result], output: BinaryIO) -> int:
+    from pipeline.results.reports import Result, plain
+
+    lines = io.TextIOWrapper(output, encoding="utf-8", newline="", write_through=True)
+    writer = csv.writer(lines)
+    writer.writerow([field.name for field in fields(Result)])
+    count = 0
+    for result in results:
+        writer.writerow([_cell(value) for value in plain(result).values()])
+        count += 1
+    lines.detach()
+    return count
+
+
+def _cell(value: Any) -> Any:
+    """What goes into a CSV cell. A text that a spreadsheet would take for a formula gets a ' in front: model output is
+    not to be trusted. So does one that begins as such a text then would, so that ``csv_text`` can take it off again.
+    Numbers, minus signs included, are no texts here."""
+    if isinstance(value, StrEnum):
+        return value.value
+    if isinstance(value, str) and _FORMULA.match(value):
+        return f"'{value}"
+    return value
+
+
+def csv_text(cell: str) -> str:
+    """The text of a CSV cell that ``write_results`` wrote, without the ' that keeps it from being a formula."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def _write_parquet(results: Iterable[Result], output: BinaryIO) -> int:
+    import pyarrow
+    from pyarrow import parquet
+
+    from pipeline.results.reports import plain
+
+    schema = _schema()
+    count = 0
+    with parquet.ParquetWriter(output, schema, compression="zstd") as writer:
+        for batch in _batches(results):
+            rows = [{name: _parquet_value(value) for name, value in plain(result).items()} for result in batch]
+            writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
+            count += len(batch)
+    return count
+
+
+def _batches(results: Iterable[Result]) -> Iterator[list[Result]]:
+    iterator = iter(results)
+    while batch := list(itertools.islice(iterator, _BATCH)):
+        yield batch
+
+
+def _parquet_value(value: Any) -> Any:
+    return value.value if isinstance(value, StrEnum) else value
+
+
+def _schema() -> pyarrow.Schema:
+    """Parquet's columns, from the types of Result's fields."""
+    import pyarrow
+
+    from pipeline.results.reports import Result
+
+    by_type = {int: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string()}
+    columns = []
+    for name, hint in typing.get_type_hints(Result).items():
+        kinds = [kind for kind in (typing.get_args(hint) or (hint,)) if kind is not type(None)]
+        matches = [arrow for kind, arrow in by_type.items() if issubclass(kinds[0], kind)]
+        columns.append(pyarrow.field(name, matches[0] if matches else pyarrow.timestamp("us", tz="UTC")))
+    return pyarrow.schema(columns)
+
+
+_WRITERS = {
+    ExportFormat.JSONL: _write_jsonl,
+    ExportFormat.CSV: _write_csv,
+    ExportFormat.PARQUET: _write_parquet,
+}

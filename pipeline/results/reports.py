@@ -1,0 +1,522 @@
+"""What reading gives: jobs, their progress and statistics, results, one sample in full. Plain frozen values."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.jobs.config import FINAL_JOB_STATES, JobConfig, JobState
+from pipeline.results.intervals import Interval
+from pipeline.samples import Author, FinishReason, SampleState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A job as it was submitted, and its state when it was read."""
+
+    id: int
+    name: str
+    state: JobState
+    policy: str
+    small_model: str | None
+    large_model: str | None
+    problem_set: str
+    problem_set_id: int
+    num_problems: int
+    num_samples: int
+    """Per problem."""
+    config: JobConfig
+    versions: dict[str, Any]
+    """Of the packages of the client that submitted it."""
+    submitted_at: dt.datetime
+    first_claimed_at: dt.datetime | None
+    finished_at: dt.datetime | None
+    priority: int = 0
+    """Jobs with a higher one are admitted first."""
+    cloned_from: int | None = None
+    """The job whose problems and configuration it took."""
+
+    @property
+    def is_final(self) -> bool:
+        return self.state in FINAL_JOB_STATES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobChange:
+    """What a command did to a job.
+
+    state: of the job afterwards. is_new: False where the job was as it should be before, and nothing was changed.
+    num_samples: how many samples it concerns: those still open when the job was cancelled, those being written when
+        it was paused, those that go on at once when it is resumed, those that are tried again.
+    """
+
+    job_id: int
+    state: JobState
+    is_new: bool
+    num_samples: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobProgress:
+    """A row of the view job_progress; its column comments say what each field means."""
+
+    job_id: int
+    name: str
+    state: JobState
+    samples_total: int
+    samples_done: int
+    pending: int
+    ready: int
+    drafting: int
+    awaiting_large: int
+    assisting: int
+    finished: int
+    graded: int
+    failed: int
+    cancelled: int
+    live_small_workers: int
+    live_large_workers: int
+    samples_ahead: int
+    waiting_for: str | None
+    takeovers: int
+    written_small: int
+    written_large: int
+    seconds: float | None
+    priority: int = 0
+
+    @property
+    def is_final(self) -> bool:
+        return self.state in FINAL_JOB_STATES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSummary:
+    """A row of the view job_summary; its column comments say what each field means."""
+
+    job_id: int
+    name: str
+    policy: str
+    small_model: str | None
+    large_model: str | None
+    state: JobState
+    num_problems: int
+    num_samples: int
+    samples_total: int
+    samples_finished: int
+    samples_graded: int
+    samples_failed: int
+    samples_cancelled: int
+    samples_open: int
+    num_scored: int
+    accuracy: float | None
+    accuracy_low: float | None
+    accuracy_high: float | None
+    mean_output_tokens: float | None
+    p50_output_tokens: float | None
+    p90_output_tokens: float | None
+    share_large: float | None
+    takeovers: int
+    takeovers_per_sample: float | None
+    tokens_small: int
+    tokens_large: int
+    tokens_inserted: int
+    discarded_small: int
+    discarded_large: int
+    seconds: float | None
+    tokens_per_second: float | None
+    tokens_per_second_small: float | None
+    tokens_per_second_large: float | None
+    submitted_at: dt.datetime
+    first_claimed_at: dt.datetime | None
+    finished_at: dt.datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLengths:
+    """A row of the view token_lengths."""
+
+    job_id: int
+    author: str
+    finish_reason: str
+    verdict: str
+    n: int
+    mean: float
+    sd: float | None
+    min: int
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    max: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delegation:
+    """A row of the view delegation."""
+
+    job_id: int
+    author: Author
+    trigger: str
+    num_segments: int
+    num_samples: int
+    tokens: int
+    mean_tokens: float
+    tokens_discarded: int
+    share_cached: float | None
+    mean_wait_seconds: float | None
+    mean_queue_seconds: float | None
+    mean_write_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassAtK:
+    """A row of the view pass_at_k."""
+
+    job_id: int
+    k: int
+    num_problems: int
+    pass_at_k: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MajAtK:
+    """A row of the view maj_at_k."""
+
+    job_id: int
+    k: int
+    num_problems: int
+    maj_at_k: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobCost:
+    """A row of the view job_cost; its comment says what an engine second is."""
+
+    job_id: int
+    num_complete: int
+    num_right: int
+    engine_seconds_small: float
+    engine_seconds_large: float
+    request_seconds_small: float
+    request_seconds_large: float
+    seconds_per_right: float | None
+    small_seconds_per_right: float | None
+    large_seconds_per_right: float | None
+    prompt_tokens_small: int
+    prompt_tokens_large: int
+    p50_wall_seconds: float | None
+    p95_wall_seconds: float | None
+    mean_wait_seconds: float | None
+    p95_wait_seconds: float | None
+    mean_queue_seconds: float | None
+    share_length: float | None
+    share_context: float | None
+    share_repetition: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProblemScore:
+    """A row of the view problem_scores."""
+
+    job_id: int
+    problem_id: int
+    problem: str
+    num_scored: int
+    num_right: int
+    score: float
+    mean_output_tokens: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthBucket:
+    """A row of the view length_histogram."""
+
+    job_id: int
+    bucket: int
+    from_tokens: int
+    to_tokens: int
+    n: int
+    num_right: int
+    num_wrong: int
+    num_unscored: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetPoint:
+    """A row of the view budget_curve."""
+
+    job_id: int
+    budget: int
+    num_scored: int
+    num_complete: int
+    accuracy: float
+    mean_output_tokens: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Takeover:
+    """A row of the view takeovers."""
+
+    job_id: int
+    sample_id: int
+    segment_index: int
+    trigger: str
+    cue: str
+    tokens: int
+    start_token: int
+    position: float | None
+    followed_by: str | None
+    tokens_between: int
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakeoverFlow:
+    """A row of the view takeover_flow."""
+
+    job_id: int
+    trigger: str
+    followed_by: str
+    num_takeovers: int
+    mean_position: float | None
+    mean_tokens: float
+    mean_tokens_between: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DelegationTenth:
+    """A row of the view delegation_progress."""
+
+    job_id: int
+    tenth: int
+    tokens: float
+    tokens_large: float
+    share_large: float
+    num_takeovers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSummary:
+    """A row of the view step_summary."""
+
+    job_id: int
+    sentence_class: str
+    author: Author
+    num_steps: int
+    steps_per_sample: float
+    tokens: int
+    mean_tokens: float
+    p50_tokens: float
+    p90_tokens: float
+    num_taken_over: int
+    accuracy: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobErrors:
+    """A row of the view errors."""
+
+    job_id: int
+    stage: str
+    error_class: str | None
+    num_samples: int
+    example_sample_id: int
+    example: str | None
+    first_at: dt.datetime | None
+    last_at: dt.datetime | None
+    most_tries: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Truncation:
+    """A row of the view truncation."""
+
+    job_id: int
+    num_complete: int
+    num_truncated: int
+    share_truncated: float
+    num_length: int
+    num_context: int
+    num_repetition: int
+    accuracy_truncated: float | None
+    accuracy_eos: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobComparison:
+    """A row of the view job_comparison."""
+
+    job_a: int
+    job_b: int
+    num_problems: int
+    accuracy_a: float | None
+    accuracy_b: float | None
+    difference: float | None
+    difference_low: float | None
+    difference_high: float | None
+    num_b_better: int
+    num_a_better: int
+    num_equal: int
+    mean_output_tokens_a: float | None
+    mean_output_tokens_b: float | None
+    token_ratio: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProblemChange:
+    """A problem that two jobs do not agree on: most of its samples are right (mean score of at least 0.5) in one."""
+
+    problem: str
+    score_a: float
+    score_b: float
+    mean_output_tokens_a: float
+    mean_output_tokens_b: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison(JobComparison):
+    """Two jobs in full, paired by the problems' ids in their files.
+
+    difference_low, difference_high: 95 %, normal approximation over the differences per problem, as in the view.
+    p_value: exact two-sided sign test over the problems where one scores higher (with one sample per problem this is
+        McNemar's exact test): how often fair coins would give so uneven a split. None where no problem differs.
+    gained, lost: the problems that changed sides from job_a to job_b.
+    caveats: why the two are not strictly comparable; empty unless the comparison was asked for anyway.
+    """
+
+    p_value: float | None
+    gained: tuple[ProblemChange, ...]
+    lost: tuple[ProblemChange, ...]
+    cost_a: JobCost
+    cost_b: JobCost
+    caveats: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobStats:
+    """All statistics of one job, each from the view of its name."""
+
+    summary: JobSummary
+    bootstrap: Interval | None
+    """Of the accuracy, drawing whole problems; None with one sample per problem, where the summary's says all."""
+    cost: JobCost
+    token_lengths: tuple[TokenLengths, ...]
+    length_histogram: tuple[LengthBucket, ...]
+    budget_curve: tuple[BudgetPoint, ...]
+    delegation: tuple[Delegation, ...]
+    delegation_progress: tuple[DelegationTenth, ...]
+    takeover_flow: tuple[TakeoverFlow, ...]
+    step_summary: tuple[StepSummary, ...]
+    pass_at_k: tuple[PassAtK, ...]
+    maj_at_k: tuple[MajAtK, ...]
+    truncation: Truncation | None
+    """None while no sample is complete."""
+    errors: tuple[JobErrors, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One sample with its text.
+
+    problem: the problem's id in the submitted file. output: the kept text so far, complete in the states finished and
+    graded. score: None is unscored, which is not wrong.
+    """
+
+    job_id: int
+    sample_id: int
+    problem: str
+    sample_index: int
+    state: SampleState
+    prompt: str
+    output: str
+    predicted_answer: str | None
+    score: float | None
+    finish_reason: FinishReason | None
+    output_tokens: int
+    tokens_small: int
+    tokens_large: int
+    tokens_inserted: int
+    discarded_small: int
+    discarded_large: int
+    num_takeovers: int
+    num_segments: int
+    subject: str | None
+    level: str | None
+    error_class: str | None
+    error: str | None
+    finished_at: dt.datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentReport:
+    """A stored segment; see the comments on the columns of segments."""
+
+    segment_index: int
+    author: Author
+    trigger: str
+    cue: str
+    text: str
+    discarded_text: str
+    tokens: int
+    tokens_discarded: int
+    tokens_generated: int
+    prompt_tokens: int
+    cached_tokens: int
+    finish: str | None
+    wait_seconds: float | None
+    queue_seconds: float | None
+    first_token_seconds: float | None
+    write_seconds: float | None
+    worker_id: int
+    model: str
+    committed_at: dt.datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """A stored reasoning step; see the comments on the columns of steps."""
+
+    step_index: int
+    author: Author
+    text: str
+    tokens_small: int
+    tokens_large: int
+    tokens_inserted: int
+    sentence_class: str
+    trigger: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleReport:
+    """One sample with every piece of writing and, once its text is complete, every step."""
+
+    result: Result
+    segments: tuple[SegmentReport, ...]
+    steps: tuple[StepReport, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReport:
+    """One live worker; counters as of its last heartbeat."""
+
+    id: int
+    kind: str
+    model: str | None
+    host: str
+    pid: int
+    max_in_flight: int
+    num_in_flight: int
+    tokens_generated: int
+    started_at: dt.datetime
+    renewed_seconds_ago: float
+
+
+def plain(report: Any) -> dict[str, Any]:
+    """A report as a dict of plain values, as JSON and CSV take them."""
+    values = asdict(report)
+    if "config" in values:
+        values["config"] = report.config.model_dump(mode="json")
+    return values

@@ -1,0 +1,199 @@
+"""Publishing wake-up messages, after the commit that made them true.
+
+A message that cannot be sent is logged and forgotten: the sample is found again by upkeep.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import structlog
+from celery import Celery
+from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
+
+from pipeline.db.hops import Runnable
+from pipeline.samples import ModelRole, SampleState
+from workers.broker import queues
+from workers.broker.messages import MAX_SAMPLES, MAX_SHARED, JobMessage, SamplesMessage
+
+log = structlog.get_logger()
+
+DRAFT, ASSIST, GRADE, FOLLOW = "draft", "assist", "grade", "follow"
+"""Task names, as Flower shows them."""
+
+BROKER_ERRORS = (KombuError, RedisError, OSError)
+"""Redis is away, is loading, has no disk or memory left: nothing that a sender could mend."""
+
+MAX_FOLLOWED = 64
+"""Jobs that one upkeep worker shows at a time; as many more may wait for it."""
+
+SILENCE_S = 5.0
+"""After a failure nothing is sent for so long: it may have taken as long to fail, and whoever stores segments waits."""
+
+_TASK_OF_STATE = {
+    SampleState.READY: DRAFT,
+    SampleState.AWAITING_LARGE: ASSIST,
+    SampleState.FINISHED: GRADE,
+}
+_ROLE_OF_STATE = {
+    SampleState.READY: ModelRole.SMALL,
+    SampleState.AWAITING_LARGE: ModelRole.LARGE,
+}
+
+
+class Route(NamedTuple):
+    """Samples with the same route travel in the same messages."""
+
+    task: str
+    queue: str
+    priority: int
+    job_id: int
+    who: str
+
+
+class Publisher:
+    """Sends the messages of one process. Thread-safe: Celery's producers come from a pool."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._silent_until = 0.0
+
+    def publish(
+        self,
+        samples: Sequence[Runnable],
+        *,
+        max_shared: int = MAX_SHARED,
+        max_depth: int | None = None,
+    ) -> None:
+        """Tell whoever can go on with these samples; those in other states, and suspects, are left out.
+
+        max_shared: samples in one message to whoever takes it first; those that go to one worker's own queue travel as
+        full as may be. max_depth: leave out queues that hold so many messages already.
+        """
+        groups: dict[Route, list[Runnable]] = defaultdict(list)
+        for sample in samples:
+            if sample.state in _TASK_OF_STATE and not sample.is_suspect:
+                groups[_route(sample)].append(sample)
+        for route, group in groups.items():
+            if self._takes_more(route.queue, max_depth):
+                self._send_all(route, group, max_shared if group[0].home_queue is None else MAX_SAMPLES)
+
+    def publish_alone(self, suspects: Sequence[Runnable]) -> None:
+        """Tell whoever can go on with these suspects, one by one."""
+        for sample in suspects:
+            self._send(_route(sample), [sample])
+
+    def publish_grading(self, job_id: int, samples: Sequence[Runnable]) -> int:
+        """Ask the graders for complete samples of a job, graded before or not; returns how many were sent."""
+        return self._send_all(_grade_route(job_id), samples, MAX_SHARED)
+
+    def _send_all(self, route: Route, group: Sequence[Runnable], max_samples: int) -> int:
+        """How many samples were sent."""
+        parts = [group[start : start + max_samples] for start in range(0, len(group), max_samples)]
+        return sum(len(part) for part in parts if self._send(route, part))
+
+    def _send(self, route: Route, group: Sequence[Runnable]) -> bool:
+        message = SamplesMessage(
+            job_id=route.job_id,
+            samples=[(sample.sample_id, sample.epoch) for sample in group],
+        )
+        ids = _few(sample.sample_id for sample in group)
+        return self._apply(
+            route.task,
+            message.model_dump(),
+            route.queue,
+            route.priority,
+            f"job {route.job_id} · {route.who} · {ids}",
+        )
+
+    def publish_follow(self, job_id: int) -> None:
+        """Ask upkeep to show a job's progress in Flower, unless more are waiting for it than it can show."""
+        if self._takes_more(queues.UPKEEP, MAX_FOLLOWED):
+            self._apply(
+                FOLLOW,
+                JobMessage(job_id=job_id).model_dump(),
+                queues.UPKEEP,
+                queues.FIRST,
+                f"job {job_id}",
+            )
+
+    def _apply(
+        self,
+        task: str,
+        message: dict[str, object],
+        queue: str,
+        priority: int,
+        shown: str,
+    ) -> bool:
+        """Whether the broker took it."""
+        if time.monotonic() < self._silent_until:
+            return False
+        try:
+            self._app.send_task(
+                task,
+                kwargs={"message": message},
+                queue=queue,
+                priority=priority,
+                argsrepr="",
+                kwargsrepr=shown,
+            )
+        except BROKER_ERRORS as error:
+            self._silent_until = time.monotonic() + SILENCE_S
+            log.warning(
+                "message not sent",
+                task=task,
+                queue=queue,
+                shown=shown,
+                reason=str(error),
+                silent_s=SILENCE_S,
+            )
+            return False
+        return True
+
+    def _takes_more(self, queue: str, max_depth: int | None) -> bool:
+        if max_depth is None:
+            return True
+        try:
+            return self.depth(queue) < max_depth
+        except BROKER_ERRORS as error:
+            log.warning("queue not measured", queue=queue, reason=str(error))
+            return False
+
+    def depth(self, queue: str) -> int:
+        """Messages that wait in a queue, all priorities together."""
+        with self._app.connection_for_write() as connection:
+            return int(connection.default_channel._size(queue))
+
+    def drop_queue(self, queue: str) -> None:
+        """Delete the queue of a worker that is gone, with whatever is in it."""
+        try:
+            with self._app.connection_for_write() as connection:
+                # queue_delete does nothing for a queue that another process declared; Celery names exchange and
+                # routing key after the queue
+                connection.default_channel._delete(queue, queue, queue, "")
+        except BROKER_ERRORS as error:
+            log.warning("queue not deleted", queue=queue, reason=str(error))
+
+
+def _route(sample: Runnable) -> Route:
+    task = _TASK_OF_STATE[sample.state]
+    role = _ROLE_OF_STATE.get(sample.state)
+    if role is None or sample.model is None:
+        return _grade_route(sample.job_id)
+    queue = sample.home_queue or queues.model_queue(role, sample.model)
+    priority = queues.FIRST if sample.resumed else queues.LATER
+    return Route(task, queue, priority, sample.job_id, f"{role.value} {sample.model}")
+
+
+def _grade_route(job_id: int) -> Route:
+    return Route(GRADE, queues.GRADE, queues.FIRST, job_id, "grade")
+
+
+def _few(ids: Iterable[int], shown: int = 3) -> str:
+    listed = [str(i) for i in ids]
+    more = f" +{len(listed) - shown}" if len(listed) > shown else ""
+    return ("sample " if len(listed) == 1 else "samples ") + ", ".join(listed[:shown]) + more

@@ -1,0 +1,103 @@
+"""Grading in prefork processes that Celery kills at the hard time limit."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+import traceback
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import structlog
+from sqlalchemy import Connection
+from sqlalchemy import Engine as DbEngine
+
+from pipeline.db.grading import (
+    GRADING_TRIES,
+    TextGrade,
+    Ungraded,
+    begin_grade,
+    end_grade,
+    select_ungraded,
+    store_grades,
+)
+from pipeline.db.session import transaction
+from pipeline.errors import GradingError
+from pipeline.grading import Grade, Grader, answer_part, make_grader
+from pipeline.samples import GradeStatus
+from workers.broker.messages import SamplesMessage
+
+log = structlog.get_logger()
+
+_grader = lru_cache(maxsize=None)(make_grader)
+
+
+def grade_samples(db_engine: DbEngine, message: SamplesMessage, *, time_limit_s: float) -> str:
+    """Grade the complete samples that a message names; those already graded by this grader's version are left alone.
+
+    time_limit_s: of this task; a grading that began a shorter time ago is another process's. Once a quarter of it is
+    used up, the rest is left to be published again: a slow answer must not cost those behind it a try.
+    """
+    patience = dt.timedelta(seconds=time_limit_s)
+    stop_at = time.monotonic() + time_limit_s / 4
+    with transaction(db_engine) as connection:
+        ungraded = select_ungraded(connection, list(message.epochs), job_id=message.job_id)
+        done = _grade_instantly(connection, ungraded)
+    graded = len(done)
+    for sample in ungraded:
+        if sample.sample_id in done:
+            continue
+        graded += _grade_one(db_engine, sample, patience)
+        if time.monotonic() > stop_at:
+            break
+    return f"{graded} of {len(message.samples)} graded"
+
+
+def _grade_instantly(connection: Connection, ungraded: Sequence[Ungraded]) -> set[int]:
+    """Grade those samples of a job that nobody has graded or begun to, where its grader needs no time; their ids."""
+    if not ungraded or not (grader := _grader(ungraded[0].grader)).is_instant:
+        return set()
+    grades = [_run(grader, sample) for sample in ungraded]
+    return store_grades(connection, grades, grader=grader.name, version=grader.version)
+
+
+def _grade_one(db_engine: DbEngine, sample: Ungraded, patience: dt.timedelta) -> bool:
+    grader = _grader(sample.grader)
+    with transaction(db_engine) as connection:
+        if not begin_grade(
+            connection,
+            sample_id=sample.sample_id,
+            epoch=sample.epoch,
+            grader=grader.name,
+            version=grader.version,
+            patience=patience,
+            tries=GRADING_TRIES,
+        ):
+            return False
+    grade = _run(grader, sample)
+    with transaction(db_engine) as connection:
+        return end_grade(connection, **grade._asdict(), grader=grader.name, version=grader.version)
+
+
+def _run(grader: Grader, sample: Ungraded) -> TextGrade:
+    """A grader that breaks leaves its sample unscored, which is not wrong.
+
+    Of an error that is not ours only the class and the place are told: its text may hold the reference answer.
+    """
+    try:
+        status, grade = GradeStatus.DONE, grader.grade(answer_part(sample.output), sample.reference)
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        detail = str(error) if isinstance(error, GradingError) else f"{type(error).__name__} at {where}"
+        log.error("grader broke", sample_id=sample.sample_id, grader=grader.name, where=where, reason=detail)
+        status, grade = GradeStatus.ERROR, Grade(score=None, predicted_answer=None, detail=detail)
+    return TextGrade(
+        sample_id=sample.sample_id,
+        epoch=sample.epoch,
+        status=status,
+        score=grade.score,
+        predicted_answer=grade.predicted_answer,
+        detail=grade.detail,
+    )
