@@ -34,7 +34,7 @@ from bench.measurement import Report, Spread
 from bench.scripted_worker import environment, program
 from bench.scripts import ANSWER
 from bench.stack import MODELS, Stack, running_servers
-from pipeline.chat.model import served_name
+from pipeline.chat.files import served_name
 from pipeline.db import grading, hops, totals, upkeep
 from pipeline.db import job_control as control
 from pipeline.db.session import transaction

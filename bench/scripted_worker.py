@@ -14,7 +14,8 @@ from pathlib import Path
 from bench.sampler import profiling
 from bench.scripts import make_script
 from bench.stack import MODELS, REPOSITORY
-from pipeline.chat.model import ChatModel, served_name
+from pipeline.chat.files import served_name
+from pipeline.chat.model import ChatModel
 from pipeline.embedded import Program
 from pipeline.logs import configure_logging
 from pipeline.samples import ModelRole

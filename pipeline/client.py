@@ -20,6 +20,7 @@ import datetime as dt
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
@@ -28,28 +29,15 @@ from sqlalchemy import Connection, Engine
 
 from pipeline.db import job_control as control
 from pipeline.db import planning, replays, reports, submissions
-from pipeline.db.readonly_query import MAX_ROWS, Table, ask
+from pipeline.db.readonly_query import MAX_ROWS, Table, run_query
 from pipeline.db.revision import require_current
 from pipeline.db.session import open_database, transaction
 from pipeline.errors import ConfigurationError, JobError, NotComparable, PipelineError
-from pipeline.jobs.checking import (
-    check_names,
-    check_prompts,
-    check_sendable,
-    find_think_phase,
-    first_role,
-    load_chat_model,
-    model_spec,
-    options_checked,
-    read_problems,
-    versions_of,
-)
-from pipeline.jobs.cloning import changed_config, changed_policy
-from pipeline.jobs.config import MAX_INTEGER, JobConfig, JobState, SamplingSpec
+from pipeline.jobs.config import MAX_INTEGER, JobState
 from pipeline.jobs.matching import matched_values
-from pipeline.jobs.recipes import find_recipe
-from pipeline.policies import make_policy, parse_policy
-from pipeline.problems import ColumnNames, ProblemSet
+from pipeline.jobs.readiness import Origin, StoredSet, make_ready
+from pipeline.jobs.submission import Submission
+from pipeline.problems import Problem, ProblemSet
 from pipeline.results.replay import Replay, replay
 from pipeline.results.reports import (
     Comparison,
@@ -138,91 +126,52 @@ class Client:
 
     # Doing
 
-    def submit(
-        self,
-        problems: str | PathLike[str] | ProblemSet,
-        *,
-        small: str | PathLike[str] | None = None,
-        large: str | PathLike[str] | None = None,
-        policy: str = "speculative-thinking:improved",
-        num_samples: int = 1,
-        seed: int = 0,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        max_tokens: int | None = None,
-        limit: int | None = None,
-        name: str | None = None,
-        prompt_template: str | None = None,
-        grader: str | None = None,
-        columns: ColumnNames | None = None,
-        recipe: str | None = None,
-        matched_to: JobRef | None = None,
-    ) -> Job:
+    def submit(self, problems: Submission | ProblemSet | str | PathLike[str] | int, **options: Any) -> Job:
         """Store a job and all of its samples in one transaction.
 
-        problems: a .jsonl, .csv or .parquet file, or a set. small, large: the name workers serve a model under, or a
-        local folder; a folder's tokenizer and chat template are fingerprinted, so that a worker with another version
-        refuses the job, and every prompt is measured against the model's context. A pair that cannot write one text
-        is refused, where both are folders or in the hub's cache here. A model that the policy does not call for is
-        ignored. temperature, top_p, top_k, max_tokens, prompt_template, grader: None takes the recipe's, else the
-        defaults of SamplingSpec and "math". limit: use the first so many problems. recipe: a name in
-        pipeline.jobs.recipes; the file is then in the columns that this set was published in. matched_to: an ended
-        job, whose takeovers the policy "random" shall match in number and length.
+        problems: a .jsonl, .csv or .parquet file, a set, or the number of a stored one. options: the fields of
+        ``Submission`` by name, as in ``submit("problems.jsonl", small="org/small-1b", policy="small-only", seed=7)``.
+        Or a Submission alone.
 
-        Raises ProblemSetError for a bad file and ConfigurationError for a bad option; nothing is stored then.
+        Raises ProblemSetError for a bad file, BadProblem for a problem that the prompt template cannot show, NotFound
+        for a stored set or job that does not exist, and ConfigurationError for a bad option; nothing is stored then.
         """
-        for what, given_text in (("the name", name), ("the small model", small), ("the large model", large)):
-            check_sendable(what, given_text)
-        chosen = find_recipe(recipe) if recipe else None
-        problem_set = read_problems(problems, columns, chosen)
-        given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "max_tokens": max_tokens}
-        spec = parse_policy(policy, None if matched_to is None else self._matched_values(policy, matched_to))
-        roles = make_policy(spec).roles
-        models = {ModelRole.SMALL: small, ModelRole.LARGE: large}
-        used = {role: model for role, model in models.items() if model is not None and role in roles}
-        chats = {role: load_chat_model(model) for role, model in used.items()}
-        specs = {role: model_spec(model, chats[role]) for role, model in used.items()}
-        with options_checked():
-            usual = (chosen.sampling if chosen else SamplingSpec()).model_dump()
-            sampling = SamplingSpec(**usual | {key: value for key, value in given.items() if value is not None})
-            config = JobConfig(
-                small=specs.get(ModelRole.SMALL),
-                large=specs.get(ModelRole.LARGE),
-                policy=spec,
-                sampling=sampling,
-                num_samples=num_samples,
-                seed=seed,
-                prompt_template=prompt_template or (chosen.prompt_template if chosen else "math"),
-                grader=grader or (chosen.grader if chosen else "math"),
-                limit=limit,
-            )
-        check_names(config)
-        opener = first_role(config)
-        think = find_think_phase(opener, used, chats)
-        check_prompts(problem_set, config, [chat for chat in chats.values() if chat is not None])
-        num_problems = min(limit or len(problem_set.problems), len(problem_set.problems))
+        if isinstance(problems, Submission):
+            if options:
+                raise ConfigurationError(f"a Submission has its options: set {', '.join(options)} in it")
+            return self._store(problems)
+        source = problems if isinstance(problems, ProblemSet | int) else Path(problems)
+        if isinstance(options.get("matched_to"), Job):
+            options["matched_to"] = options["matched_to"].id
+        return self._store(Submission.parse(problems=source, **options))
+
+    def _store(self, submission: Submission, origin: Origin | None = None) -> Job:
+        ready = make_ready(
+            submission,
+            stored=self._stored_set(submission.problems) if isinstance(submission.problems, int) else None,
+            origin=origin,
+            matched=None if submission.matched_to is None else self._matched_values(submission),
+        )
         with self._transaction() as connection:
-            job_id = submissions.insert_job(
-                connection,
-                name=name or _job_name(problem_set, policy, matched_to),
-                policy=policy,
-                problem_set_id=submissions.put_problem_set(connection, problem_set),
-                num_problems=num_problems,
-                config=config,
-                first_role=opener,
-                versions=versions_of(config),
-                think=think,
-            )
+            job_id = submissions.insert_ready(connection, ready)
         return self.job(job_id)
 
-    def _matched_values(self, policy: str, job: JobRef) -> dict[str, Any]:
+    def _stored_set(self, set_id: int) -> StoredSet:
+        def read(limit: int) -> tuple[Problem, ...]:
+            with self._transaction() as connection:
+                return submissions.select_problems(connection, set_id, limit=limit)
+
+        with self._transaction() as connection:
+            found = submissions.get_problem_set(connection, set_id)
+        return StoredSet(id=set_id, name=found.name, size=found.num_problems, read=read)
+
+    def _matched_values(self, submission: Submission) -> dict[str, Any]:
         """What random delegation is to be set to. Raises ConfigurationError for another policy, JobError for a job that
         still runs: its takeovers are not all there yet."""
-        if policy != "random":
-            raise ConfigurationError(f"only the policy 'random' can be matched to a job, not {policy!r}")
+        if submission.policy != "random":
+            raise ConfigurationError(f"only the policy 'random' can be matched to a job, not {submission.policy!r}")
         with self._transaction() as connection:
-            found = reports.get_job(connection, _id(job))
+            found = reports.get_job(connection, submission.matched_to or 0)
             if not found.is_final:
                 raise JobError(found.id, "it still runs; a job can be matched once it has ended")
             takeovers = reports.count_takeovers(connection, found.id)
@@ -322,47 +271,11 @@ class Client:
         measured with changes. Raises ConfigurationError for a key that is not there, naming those that are, and for a
         value that is wrong.
         """
-        given = dict(changes or {})
-        for what, given_text in (("the name", name), ("the small model", given.get("small")),
-                                 ("the large model", given.get("large"))):  # fmt: skip
-            check_sendable(what, given_text)
         with self._transaction() as connection:
             source = reports.get_job(connection, _id(job))
-            stored = control.get_clone_source(connection, source.id)
-        models = {role: given.pop(role.value) for role in ModelRole if given.get(role.value) is not None}
-        chats = {role: load_chat_model(model) for role, model in models.items()}
-        specs = {role: model_spec(model, chats[role]) for role, model in models.items()}
-        policy, spec = source.policy, source.config.policy
-        if "policy" in given:
-            policy, spec = changed_policy(source.config, str(given.pop("policy")))
-        with options_checked():
-            config = changed_config(source.config, given, policy=spec, models=specs)
-        check_names(config)
-        opener = first_role(config)
-        think = stored.think
-        if models or opener is not first_role(source.config):
-            kept = {role: its.name for role in ModelRole if (its := config.model(role)) is not None}
-            used = {role: models.get(role, model) for role, model in kept.items()}
-            think = find_think_phase(opener, used, chats)
-        num_problems = min(config.limit or stored.set_size, stored.set_size)
-        with self._transaction() as connection:
-            if models or config.prompt_template != source.config.prompt_template or config.limit != source.config.limit:
-                problems = control.select_problems(connection, stored.problem_set_id, limit=num_problems)
-                problem_set = ProblemSet(name=source.problem_set, content_sha256="", problems=problems)
-                check_prompts(problem_set, config, [chat for chat in chats.values() if chat is not None])
-            job_id = submissions.insert_job(
-                connection,
-                name=name or _clone_name(source, changes or {}),
-                policy=policy,
-                problem_set_id=stored.problem_set_id,
-                num_problems=num_problems,
-                config=config,
-                first_role=opener,
-                versions=versions_of(config),
-                think=think,
-                cloned_from=source.id,
-            )
-        return self.job(job_id)
+            think = submissions.get_think_phase(connection, source.id)
+        submission = Submission.from_job(source, changes or {}, name=name)
+        return self._store(submission, Origin(config=source.config, think=think))
 
     def wait(
         self,
@@ -540,25 +453,14 @@ class Client:
 
         It runs in a READ ONLY transaction under a time limit, as the reader's role where its login is known. The rows
         are read one by one, to the first max_rows or 256 MiB; the rest is left out, and the table says so. Raises
-        ConfigurationError with the server's message for a query that Postgres refuses, and for a login that READ ONLY
-        does not hold: it could run programs on the server.
+        QueryRefused with the server's message for a query that Postgres refuses, and ConfigurationError for a login
+        that READ ONLY does not hold: it could run programs on the server.
         """
-        check_sendable("the query", query)
-        return ask(self._reader_url, query, timeout_s=timeout_s, max_rows=max_rows)
+        return run_query(self._reader_url, query, timeout_s=timeout_s, max_rows=max_rows)
 
 
 def _id(job: JobRef) -> int:
     return job.id if isinstance(job, Job) else job
-
-
-def _job_name(problem_set: ProblemSet, policy: str, matched_to: JobRef | None) -> str:
-    matched = "" if matched_to is None else f" matched to job {_id(matched_to)}"
-    return f"{problem_set.name} · {policy}{matched}"
-
-
-def _clone_name(source: Job, changes: Mapping[str, Any]) -> str:
-    told = ", ".join(f"{key}={value}" for key, value in changes.items())
-    return f"{source.name} · {told or f'clone of job {source.id}'}"
 
 
 def _error_classes(given: Sequence[ErrorClass | str]) -> list[ErrorClass]:

@@ -6,6 +6,7 @@ PipelineError
 ├── ProblemSetError                a problem file is refused whole; carries its first faults, each with its line
 ├── NotFound                       a job, sample or problem set that does not exist
 ├── NotComparable                  jobs that were not asked or graded alike
+├── QueryRefused                   a query that Postgres refuses, or whose result cannot be read
 ├── BadProblem(problem_id)         it cannot be made into a prompt; the sample fails
 ├── JobError(job_id)
 ├── LeaseLost(worker_id)           this worker's lease lapsed: stop work, write nothing
@@ -61,12 +62,21 @@ class NotComparable(PipelineError):
     exit_code = 2
 
 
+class QueryRefused(PipelineError):
+    """A query that Postgres refuses, that does more than read, or whose result cannot be read."""
+
+    exit_code = 2
+
+
 class BadProblem(PipelineError):
     """A problem that cannot be made into a prompt."""
 
-    def __init__(self, problem_id: str, reason: BaseException) -> None:
+    exit_code = 2
+
+    def __init__(self, problem_id: str, reason: BaseException | str) -> None:
         self.problem_id = problem_id
-        super().__init__(f"problem {problem_id!r} cannot be made into a prompt: {type(reason).__name__}: {reason}")
+        why = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
+        super().__init__(f"problem {problem_id!r} cannot be made into a prompt: {why}")
 
 
 class JobError(PipelineError):

@@ -1,7 +1,7 @@
-"""How one model is spoken to: its tokenizer, chat template, end tokens and think tags.
+"""How one model is spoken to: its chat template around a message, its tokens, its think tags.
 
-Reads the files of a Hugging Face model folder with ``tokenizers`` and ``jinja2`` alone: ``transformers`` would import
-torch, which takes seconds. Knows nothing of weights or engines.
+With ``tokenizers`` and ``jinja2`` alone: ``transformers`` would import torch, which takes seconds. Knows nothing of
+weights or engines.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pipeline.chat.files import find_cached_folder, read_model
+from pipeline.chat.tokens import Encoder, TextStream, WholeTexts
 from pipeline.errors import ConfigurationError
 from pipeline.samples import Piece
 
@@ -31,107 +32,7 @@ THINK_TAGS = {
 }
 """Closing think tags in use, each with its opening tag."""
 
-_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "config.json",
-    "generation_config.json",
-)
 _STAND_IN = "\ue000the user's message\ue001"  # private-use characters: no template has them
-_MAX_PENDING = 16
-_MAX_TOKENS_IN_CHARACTER = 4  # UTF-8 has at most four bytes in a character, and a token has at least one
-
-
-class WholeTexts(dict[int, str]):
-    """Text by id, '' where an id alone is no whole text; filled as it is asked.
-
-    For tokenizers that decode byte by byte: a token's text is the same after any other whole text.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def __missing__(self, token_id: int) -> str:
-        text: str = self._tokenizer.decode([token_id], skip_special_tokens=False)
-        self[token_id] = whole = "" if "\ufffd" in text else text
-        return whole
-
-
-class TextStream:
-    """Turns the tokens of one sample into text as they come. Not shared between threads.
-
-    Lossless: the pieces joined are the text of all tokens. Special tokens appear as their text.
-
-    after: the tokens before the first one. A character that they leave unfinished comes whole with its last token,
-    and the first token keeps the space that some decoders drop at the start of a text.
-    whole_texts: spares most tokens the decoder, which takes six times as long.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = (), whole_texts: WholeTexts | None = None) -> None:
-        self._tokenizer = tokenizer
-        self._whole_texts = whole_texts
-        self._passed: int | None = None  # the last token that the decoder was spared
-        self._anchor: list[int] = []  # the tokens of the last whole text: some decoders drop a space at the start
-        self._pending: list[int] = []  # the tokens since
-        if after:
-            self._anchor, unfinished = self._split(list(after[-2 * _MAX_TOKENS_IN_CHARACTER :]))
-            self._restart()
-            for token_id in unfinished:
-                self.step(token_id)
-        else:
-            self._restart()
-
-    def _split(self, token_ids: list[int]) -> tuple[list[int], list[int]]:
-        """Tokens with a whole text, and those after them that begin a character; ([], []) for stray bytes."""
-        for length in range(len(token_ids), max(0, len(token_ids) - _MAX_TOKENS_IN_CHARACTER), -1):
-            text = self._tokenizer.decode(token_ids[:length], skip_special_tokens=False)
-            if text and not text.endswith("\ufffd"):
-                return token_ids[:length], token_ids[length:]
-        return [], token_ids if len(token_ids) < _MAX_TOKENS_IN_CHARACTER else []
-
-    def step(self, token_id: int) -> str:
-        """What this token adds: '' for one that ends inside a character, which comes with its last token."""
-        if self._whole_texts is not None and not self._pending:
-            whole = self._whole_texts[token_id]
-            if whole:
-                self._passed = token_id
-                return whole
-        if self._passed is not None:
-            self._anchor, self._passed = [self._passed], None
-            self._restart()
-        self._pending.append(token_id)
-        try:
-            text: str | None = self._stream.step(self._tokenizer, token_id)
-        except Exception:  # tokenizers raises nothing narrower; stray bytes can change text that was already given
-            return self._flush(keep=0)
-        if text is not None:
-            self._anchor, self._pending = self._pending, []
-            return text
-        if len(self._pending) > _MAX_PENDING:  # stray bytes: each step would decode all of them again
-            return self._flush(keep=_MAX_TOKENS_IN_CHARACTER - 1)
-        return ""
-
-    def finish(self) -> str:
-        """What is left at the end: a U+FFFD for each part of a character that never got its last token."""
-        return self._flush(keep=0)
-
-    def _flush(self, *, keep: int) -> str:
-        """Give up waiting for all but the last ``keep`` pending tokens."""
-        cut = len(self._pending) - keep
-        ready, rest = self._pending[:cut], self._pending[cut:]
-        text: str = self._tokenizer.decode(ready, skip_special_tokens=False)
-        if text and not text.endswith("\ufffd"):
-            self._anchor = ready
-        self._pending = []
-        self._restart()
-        return text + "".join(self.step(token_id) for token_id in rest)
-
-    def _restart(self) -> None:
-        from tokenizers.decoders import DecodeStream
-
-        self._stream = DecodeStream(ids=self._anchor, skip_special_tokens=False)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -155,40 +56,25 @@ class ChatModel:
 
         Raises ConfigurationError that says what is missing. A name that looks like a path is never looked up.
         """
-        name = str(path_or_hub_id)
-        folder = Path(name).expanduser()
-        if not name or not folder.is_dir():
-            folder = _download(name, revision)
-        tokenizer = _load_tokenizer(name, folder)
-        settings = _read_json(folder / "tokenizer_config.json")
-        variables = _special_tokens({**_read_json(folder / "special_tokens_map.json"), **settings})
-        config = _read_json(folder / "config.json")
+        files = read_model(path_or_hub_id, revision)
         model = cls(
-            name=name,
-            tokenizer=tokenizer,
-            chat_template=_read_chat_template(name, folder, settings),
-            template_variables=variables,
-            eos_ids=_find_eos_ids(
-                tokenizer,
-                variables,
-                config,
-                _read_json(folder / "generation_config.json"),
-            ),
-            max_model_len=_find_max_model_len(config),
+            name=files.name,
+            tokenizer=files.tokenizer,
+            chat_template=files.chat_template,
+            template_variables=files.template_variables,
+            eos_ids=files.eos_ids,
+            max_model_len=files.max_model_len,
         )
         if _STAND_IN not in model._render(_STAND_IN):
-            raise ConfigurationError(f"{name}: its chat template does not show the user's message")
+            raise ConfigurationError(f"{files.name}: its chat template does not show the user's message")
         return model
 
     @classmethod
     def find_cached(cls, hub_id: str) -> ChatModel | None:
         """A model of the hub's cache on this machine, without asking the hub; None where it is not there whole."""
-        if not _looks_like_hub_id(hub_id):
-            return None
-        from huggingface_hub import snapshot_download
-
+        folder = find_cached_folder(hub_id)
         try:
-            return cls.load(snapshot_download(hub_id, local_files_only=True))
+            return None if folder is None else cls.load(folder)
         except (OSError, ValueError, ConfigurationError):
             return None
 
@@ -199,39 +85,24 @@ class ChatModel:
         control tokens (an end of sequence, a think tag): such text is then encoded as the letters it is made of, so
         that a problem cannot end its own turn.
         """
-        token_ids = self._encode(self._render(user_message))
-        in_message = self._controls_among(self._encode(user_message))
-        if not in_message and self._controls_among(token_ids) == self._frame_controls:
+        token_ids = self._encoder.encode(self._render(user_message))
+        in_message = self._encoder.controls_among(self._encoder.encode(user_message))
+        if not in_message and self._encoder.controls_among(token_ids) == self._frame_controls:
             return token_ids
-        message_ids = self._encode_letters(user_message)
+        message_ids = self._encoder.encode_letters(user_message)
         joined: list[int] = []
         for index, part in enumerate(self._frame.split(_STAND_IN)):
             joined += message_ids if index else []
-            joined += self._encode(part)
+            joined += self._encoder.encode(part)
         return joined
 
     def encode_text(self, text: str) -> list[int]:
         """The ids of text that goes on after other tokens; text of control tokens becomes their ids."""
-        if self._lead:  # a tokenizer that puts a space before a text: none in the middle of one
-            token_ids = self._encode("\n" + text)
-            if token_ids[: len(self._lead)] == self._lead:
-                return token_ids[len(self._lead) :]
-        return self._encode(text)
+        return self._encoder.encode_text(text)
 
     def encode_output(self, text: str) -> list[int]:
-        """The ids of what another model wrote. Of all control tokens only the think tags become their ids: what ends a
-        turn is each model's own affair, and the text of such a token is letters here."""
-        token_ids = self.encode_text(text)
-        if not set(token_ids) & (self._control_ids - self._think_ids):
-            return token_ids
-        tags = "|".join(map(re.escape, filter(None, (self.think_start, self.think_end))))
-        token_ids = []
-        for part in re.split(f"({tags})", text) if tags else [text]:
-            if part in (self.think_start, self.think_end):
-                token_ids += self._encode(part)
-            elif part:
-                token_ids += self._encode_letters(part)
-        return token_ids
+        """The ids of what another model wrote; of all control tokens only the think tags become their ids."""
+        return self._encoder.encode_output(text)
 
     def decode_stream(self, after: Sequence[int] = ()) -> TextStream:
         """after: the tokens before the first that the stream gets."""
@@ -239,11 +110,20 @@ class ChatModel:
 
     def piece(self, token_ids: Sequence[int]) -> Piece:
         """Ids that go on after other tokens, with the text that each of them adds."""
-        stream = self.decode_stream(self._lead)
+        stream = self.decode_stream(self._encoder.lead)
         texts = [stream.step(token_id) for token_id in token_ids]
         if texts:
             texts[-1] += stream.finish()
         return Piece(token_ids=tuple(token_ids), texts=tuple(texts))
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder(
+            tokenizer=self.tokenizer,
+            special_tokens=self.template_variables,
+            eos_ids=self.eos_ids,
+            think_tags=(self.think_start, self.think_end) if self.think_end else (),
+        )
 
     @cached_property
     def _whole_texts(self) -> WholeTexts | None:
@@ -267,19 +147,7 @@ class ChatModel:
     @property
     def tags_are_tokens(self) -> bool:
         """Whether each think tag is one token: its text then comes in one piece."""
-        return len(self._think_ids) == 2
-
-    @cached_property
-    def _think_ids(self) -> frozenset[int]:
-        ids = (self.tokenizer.token_to_id(tag) for tag in (self.think_start, self.think_end) if tag)
-        return frozenset(token_id for token_id in ids if token_id is not None)
-
-    @cached_property
-    def _lead(self) -> list[int]:
-        """The ids of a line's end, where the tokenizer puts a space before a text; else none."""
-        stream = self.decode_stream(self._encode("\n"))
-        text = "".join(stream.step(token_id) for token_id in self._encode("a"))
-        return self._encode("\n") if text.startswith(" ") else []
+        return len(self._encoder.think_ids) == 2
 
     @cached_property
     def starts_in_think(self) -> bool:
@@ -313,28 +181,6 @@ class ChatModel:
             }
         )
 
-    def _encode_letters(self, text: str) -> list[int]:
-        """The ids of text, none of them a control token's.
-
-        Where the vocabulary itself has the text of one as a piece, as those made by SentencePiece do, it goes in letter
-        by letter; what is one only after the tokenizer's normalisation (a wide ＜/s＞) is left out.
-        """
-        token_ids: list[int] = self._literal_tokenizer.encode(text, add_special_tokens=False).ids
-        if not self._controls_among(token_ids):
-            return token_ids
-        parts = [part for part in re.split(f"({self._control_texts})", text) if part]
-        letters = [letter for part in parts for letter in (part if re.fullmatch(self._control_texts, part) else [part])]
-        return [
-            token_id
-            for letter in letters
-            for token_id in self._literal_tokenizer.encode(letter, add_special_tokens=False).ids
-            if token_id not in self._control_ids
-        ]
-
-    def _encode(self, text: str) -> list[int]:
-        token_ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return token_ids
-
     def _render(self, user_message: str) -> str:
         import jinja2
 
@@ -358,163 +204,11 @@ class ChatModel:
 
     @cached_property
     def _frame_controls(self) -> list[int]:
-        return self._controls_among(self._encode(self._frame))
-
-    def _controls_among(self, token_ids: Sequence[int]) -> list[int]:
-        return [token_id for token_id in token_ids if token_id in self._control_ids]
-
-    @cached_property
-    def _control_ids(self) -> frozenset[int]:
-        """Without the one that stands for what a vocabulary lacks, as ordinary text may; GPT-2's is its end as well."""
-        added = self.tokenizer.get_added_tokens_decoder()
-        controls = {token_id for token_id, token in added.items() if _is_control(token.content, token.special)}
-        unknown = self.template_variables.get("unk_token", "")
-        others = {text for name, text in self.template_variables.items() if name != "unk_token"}
-        if unknown not in others and (unknown_id := self.tokenizer.token_to_id(unknown)) not in self.eos_ids:
-            controls.discard(-1 if unknown_id is None else unknown_id)
-        return frozenset(controls)
-
-    @cached_property
-    def _control_texts(self) -> str:
-        """A pattern for the texts of control tokens, the longest first."""
-        texts = [self.tokenizer.id_to_token(token_id) or "" for token_id in self._control_ids]
-        return "|".join(map(re.escape, sorted(filter(None, texts), key=len, reverse=True)))
-
-    @cached_property
-    def _literal_tokenizer(self) -> Tokenizer:
-        """A copy that takes the text of control tokens as mere letters. A copy, because that is a tokenizer's state."""
-        from tokenizers import Tokenizer
-
-        description = json.loads(self.tokenizer.to_str())
-        for token in description["added_tokens"]:
-            token["special"] = token["special"] or _is_control(token["content"], False)
-        copy = Tokenizer.from_str(json.dumps(description))
-        copy.encode_special_tokens = True  # that is: encode their text, do not recognise them
-        return copy
-
-
-def served_name(path_or_hub_id: str | PathLike[str]) -> str:
-    """The name that jobs and workers use for a model: a folder's base name, or the hub id."""
-    folder = Path(path_or_hub_id).expanduser()
-    return folder.resolve().name if folder.is_dir() else str(path_or_hub_id)
+        return self._encoder.controls_among(self._encoder.encode(self._frame))
 
 
 def _sha256(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _is_control(content: str, special: bool) -> bool:
-    """Whether an added token steers a model. Others (runs of spaces, whole words) are vocabulary like any other."""
-    is_markup = len(content) > 1 and not any(end.isalnum() or end.isspace() for end in (content[0], content[-1]))
-    return special or is_markup
-
-
-def _download(name: str, revision: str | None) -> Path:
-    """The folder of a hub model's text files."""
-    if not _looks_like_hub_id(name):
-        raise ConfigurationError(f"{name}: there is no such folder")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
-    except (OSError, ValueError) as error:  # the hub's errors are kinds of these
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigurationError(
-            f"{name}: neither a folder here nor a model that the Hugging Face hub gives ({reason})"
-        ) from error
-
-
-def _looks_like_hub_id(name: str) -> bool:
-    """owner/name or name, where owner is not a folder that exists here."""
-    if not re.fullmatch(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", name):
-        return False
-    owner, slash, _ = name.partition("/")
-    return not (slash and Path(owner).is_dir()) and not Path(name).exists()
-
-
-def _load_tokenizer(name: str, folder: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise ConfigurationError(f"{name}: no model with a fast tokenizer: tokenizer.json is missing in {folder}")
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise ConfigurationError(f"{name}: {file} cannot be read: {error}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """An optional file's content, {} where it is missing."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{file} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigurationError(f"{file} must hold a JSON object")
-    return content
-
-
-def _read_chat_template(name: str, folder: Path, settings: dict[str, Any]) -> str:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several by name
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    if not isinstance(template, str):
-        raise ConfigurationError(
-            f"{name}: it has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json, in "
-            f"{folder}); take the model's instruct or reasoning version"
-        )
-    return template
-
-
-def _special_tokens(settings: dict[str, Any]) -> dict[str, str]:
-    """bos_token, eos_token, … as text; an entry is text or an object with its text as ``content``."""
-    tokens = {}
-    for key, value in settings.items():
-        text = value.get("content") if isinstance(value, dict) else value
-        if key.endswith("_token") and isinstance(text, str):
-            tokens[key] = text
-    return tokens
-
-
-def _find_eos_ids(
-    tokenizer: Tokenizer,
-    variables: dict[str, str],
-    config: dict[str, Any],
-    generation: dict[str, Any],
-) -> tuple[int, ...]:
-    """config.json counts only where nothing else names an end: it often keeps the base model's."""
-    eos_ids = _as_ids(generation.get("eos_token_id"))
-    if (eos_id := tokenizer.token_to_id(variables.get("eos_token", ""))) is not None:
-        eos_ids.add(eos_id)
-    return tuple(sorted(eos_ids or _as_ids(config.get("eos_token_id"))))
-
-
-def _as_ids(value: object) -> set[int]:
-    if isinstance(value, int):
-        return {value}
-    return {item for item in value if isinstance(item, int)} if isinstance(value, list) else set()
-
-
-def _find_max_model_len(config: dict[str, Any]) -> int | None:
-    for part in (config, config.get("text_config") or {}):
-        for key in (
-            "max_position_embeddings",
-            "n_positions",
-            "max_seq_len",
-            "seq_length",
-        ):
-            if isinstance(part.get(key), int):
-                return int(part[key])
-    return None
 
 
 def _compile_template(name: str, chat_template: str) -> Template:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.errors import ConfigurationError
+from pipeline.errors import BadProblem, ConfigurationError
 from pipeline.problems import Problem
 
 CHOICE_LETTERS = "ABCDEFGHIJ"
@@ -40,11 +40,13 @@ class PromptTemplate:
 
 def _render_choices(problem: Problem) -> str:
     choices = problem.metadata["choices"]
-    place = f"problem {problem.external_id!r}"
     if not isinstance(choices, Sequence) or isinstance(choices, str):
-        raise ConfigurationError(f"{place}: 'choices' must be a list; the template 'free' takes problems without one")
+        raise BadProblem(
+            problem.external_id, "'choices' must be a list; the template 'free' takes problems without one"
+        )
     if not 0 < len(choices) <= len(CHOICE_LETTERS):
-        raise ConfigurationError(f"{place}: {len(choices)} choices; there must be 1 to {len(CHOICE_LETTERS)}")
+        reason = f"it has {len(choices)} choices; there must be 1 to {len(CHOICE_LETTERS)}"
+        raise BadProblem(problem.external_id, reason)
     return "\n".join(f"({letter}) {choice}" for letter, choice in zip(CHOICE_LETTERS, choices, strict=False))
 
 
@@ -94,5 +96,5 @@ def prompt_template_names() -> tuple[str, ...]:
 
 
 def render_user_message(template_name: str, problem: Problem) -> str:
-    """The user message for a problem. Raises ConfigurationError for an unknown name or choices that are none."""
+    """The user message for a problem. Raises ConfigurationError for an unknown name, BadProblem for bad choices."""
     return prompt_template(template_name).render(problem)

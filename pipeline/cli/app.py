@@ -1,15 +1,11 @@
-"""The command's frame: its groups of subcommands and what they share."""
+"""The command ``specthink``: its help and all of its commands."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
 import typer
 
-if TYPE_CHECKING:
-    from pipeline.client import Client
-    from pipeline.settings import Settings
+from pipeline.cli import doctor, jobs, plans, queries, servers
+from pipeline.cli.options import StateDir
 
 HELP = """Batch evaluation with Speculative Thinking: a small model thinks, a large one takes over where it reflects.
 
@@ -43,34 +39,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-StateDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--state-dir", help="Folder of the embedded servers.", show_default="SPECTHINK_STATE_DIR, else your data folder"
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-JobId = Annotated[int, typer.Argument(metavar="JOB", help="The number that submit printed.", min=1)]
-
 
 @app.callback()
 def common(context: typer.Context, state_dir: StateDir = None) -> None:
     context.obj = state_dir
 
 
-def settings_of(context: typer.Context, state_dir: Path | None) -> Settings:
-    """This process's settings; a --state-dir after the command wins over one before it."""
-    from pipeline.settings import load_settings
-
-    return load_settings(state_dir=state_dir or context.find_root().obj)
-
-
-def connect(context: typer.Context, state_dir: Path | None) -> Client:
-    from pipeline.client import Client
-
-    return Client.connect(settings_of(context, state_dir))
-
-
-from pipeline.cli import jobs, queries, plans, servers, doctor  # noqa: E402, I001  (they add their commands to the app above, in this order)
-
-__all__ = ["app", "doctor", "jobs", "plans", "queries", "servers"]
+for module in (jobs, queries, plans, servers, doctor):  # help lists them in this order
+    app.add_typer(module.commands)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.app import AsJson, StateDir, app, settings_of
+from pipeline.cli.options import AsJson, StateDir, make_group, settings_of
 from pipeline.cli.render import console, print_json, table
 from pipeline.errors import PipelineError
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pipeline.settings import Settings
 
 PANEL = "Running it"
+
+commands = make_group()
 
 MIN_POSTGRES = 140_000
 MIN_REDIS = (6, 2)
@@ -54,7 +56,7 @@ Jobs = Annotated[
 ]
 
 
-@app.command(
+@commands.command(
     rich_help_panel=PANEL,
     epilog="Examples: specthink doctor · specthink doctor --json · specthink doctor --job 1 --job 2",
 )

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.app import JobId, StateDir, app, connect, settings_of
+from pipeline.cli.options import JobId, StateDir, Wait, connect, make_group, settings_of
 from pipeline.cli.render import console, counted
 from pipeline.samples import ErrorClass
 
 if TYPE_CHECKING:
     from pipeline.client import Client
     from pipeline.problems import ColumnNames
-    from pipeline.results.reports import JobProgress
+    from pipeline.results.reports import Job, JobProgress
 
 PANEL = "Jobs"
+
+commands = make_group()
 
 _SUBMIT_EXAMPLES = """Examples:
 
@@ -37,7 +39,7 @@ and grades as the paper did; options given beside it win.
 """
 
 
-@app.command(rich_help_panel=PANEL, epilog=_SUBMIT_EXAMPLES)
+@commands.command(rich_help_panel=PANEL, epilog=_SUBMIT_EXAMPLES)
 def submit(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(help="Problems: .jsonl, .csv or .parquet.")],
@@ -72,37 +74,33 @@ def submit(
         list[str] | None,
         typer.Option(metavar="PART=COLUMN", help="Name a column: problem=…, answer=…, id=…, subject=…, level=…."),
     ] = None,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Return when the job has ended; 1 if samples failed or it was cancelled.")
-    ] = False,
+    wait: Wait = False,
     state_dir: StateDir = None,
 ) -> None:
     """Store a job and print its number. Workers do the rest; the command need not stay."""
-    columns = _columns(column or [])
+    from pipeline.jobs.submission import Submission
+
+    submission = Submission.parse(
+        problems=file,
+        columns=_columns(column or []),
+        recipe=recipe,
+        small=small,
+        large=large,
+        policy=policy,
+        matched_to=matched_to,
+        num_samples=samples,
+        seed=seed,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        max_tokens=max_tokens,
+        prompt_template=prompt,
+        grader=grader,
+        limit=limit,
+        name=name,
+    )
     with connect(context, state_dir) as client:
-        job = client.submit(
-            file,
-            small=small,
-            large=large,
-            policy=policy,
-            num_samples=samples,
-            seed=seed,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            max_tokens=max_tokens,
-            limit=limit,
-            name=name,
-            prompt_template=prompt,
-            grader=grader,
-            columns=columns,
-            recipe=recipe,
-            matched_to=matched_to,
-        )
-        typer.echo(job.id)
-        sys.stdout.flush()
-        if wait:
-            raise typer.Exit(_follow(client, [job.id]))
+        _announce(client, client.submit(submission), wait=wait)
 
 
 def _columns(given: list[str]) -> ColumnNames:
@@ -122,6 +120,14 @@ def _columns(given: list[str]) -> ColumnNames:
     return ColumnNames(**named)
 
 
+def _announce(client: Client, job: Job, *, wait: bool) -> None:
+    """Print the number of a new job; wait: stay until it has ended."""
+    typer.echo(job.id)
+    sys.stdout.flush()
+    if wait:
+        raise typer.Exit(_follow(client, [job.id]))
+
+
 def _follow(client: Client, job_ids: list[int]) -> int:
     """Show progress on stderr until the jobs have ended; the exit code: 1 unless all completed."""
     from pipeline.cli.live import ProgressDisplay
@@ -137,7 +143,7 @@ def _exit_code(ended: list[JobProgress]) -> int:
     return 0 if all(job.state is JobState.COMPLETED for job in ended) else 1
 
 
-@app.command(rich_help_panel=PANEL, epilog="Example: specthink watch 3 4")
+@commands.command(rich_help_panel=PANEL, epilog="Example: specthink watch 3 4")
 def watch(
     context: typer.Context,
     jobs: Annotated[list[int], typer.Argument(metavar="JOB...", help="One job or several.")],
@@ -148,7 +154,7 @@ def watch(
         raise typer.Exit(_follow(client, jobs))
 
 
-@app.command(rich_help_panel=PANEL, epilog="Example: specthink pause 3")
+@commands.command(rich_help_panel=PANEL, epilog="Example: specthink pause 3")
 def pause(context: typer.Context, job: JobId, state_dir: StateDir = None) -> None:
     """Stop writing for a job until it is resumed. What is being written goes back to its last stored segment."""
     with connect(context, state_dir) as client:
@@ -159,7 +165,7 @@ def pause(context: typer.Context, job: JobId, state_dir: StateDir = None) -> Non
         typer.echo(f"job {job} is paused already")
 
 
-@app.command(rich_help_panel=PANEL, epilog="Example: specthink resume 3")
+@commands.command(rich_help_panel=PANEL, epilog="Example: specthink resume 3")
 def resume(context: typer.Context, job: JobId, state_dir: StateDir = None) -> None:
     """Let a paused job go on where it was."""
     with connect(context, state_dir) as client:
@@ -170,7 +176,7 @@ def resume(context: typer.Context, job: JobId, state_dir: StateDir = None) -> No
         typer.echo(f"job {job} runs already")
 
 
-@app.command(rich_help_panel=PANEL, epilog="Example: specthink cancel 3")
+@commands.command(rich_help_panel=PANEL, epilog="Example: specthink cancel 3")
 def cancel(context: typer.Context, job: JobId, state_dir: StateDir = None) -> None:
     """End a running or paused job for good. What is finished stays; workers drop the rest within two seconds."""
     with connect(context, state_dir) as client:
@@ -195,7 +201,7 @@ runs again for them.
 """
 
 
-@app.command(rich_help_panel=PANEL, epilog=_RETRY_EXAMPLES)
+@commands.command(rich_help_panel=PANEL, epilog=_RETRY_EXAMPLES)
 def retry(
     context: typer.Context,
     job: JobId,
@@ -219,7 +225,7 @@ def retry(
         typer.echo(f"job {job}: no sample is {what}; nothing to try again")
 
 
-@app.command(
+@commands.command(
     rich_help_panel=PANEL,
     epilog="Example: specthink priority 3 10",
     context_settings={"ignore_unknown_options": True},  # so that -5 is a number
@@ -250,7 +256,7 @@ A wrong KEY lists those there are.
 """
 
 
-@app.command(rich_help_panel=PANEL, epilog=_CLONE_EXAMPLES)
+@commands.command(rich_help_panel=PANEL, epilog=_CLONE_EXAMPLES)
 def clone(
     context: typer.Context,
     job: JobId,
@@ -259,19 +265,13 @@ def clone(
         typer.Option("--set", metavar="KEY=VALUE", help="Change a value of its configuration; may be given again."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Free text for people.", show_default="derived")] = None,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Return when the job has ended; 1 if samples failed or it was cancelled.")
-    ] = False,
+    wait: Wait = False,
     state_dir: StateDir = None,
 ) -> None:
-    """Store a new job on the same problems, configured alike but for some values, and print its number."""
+    """Store a new job on the same problems with some values changed, and print its number."""
     given = _changes(changes or [])
     with connect(context, state_dir) as client:
-        made = client.clone(job, given, name=name)
-        typer.echo(made.id)
-        sys.stdout.flush()
-        if wait:
-            raise typer.Exit(_follow(client, [made.id]))
+        _announce(client, client.clone(job, given, name=name), wait=wait)
 
 
 def _changes(given: list[str]) -> dict[str, Any]:
@@ -296,7 +296,7 @@ def _value(text: str) -> Any:
         raise typer.BadParameter(f"{text}: not JSON ({error})", param_hint="--set") from error
 
 
-@app.command(rich_help_panel=PANEL, epilog="Example: specthink grade 3")
+@commands.command(rich_help_panel=PANEL, epilog="Example: specthink grade 3")
 def grade(context: typer.Context, job: JobId, state_dir: StateDir = None) -> None:
     """Grade a job's complete samples again with the present graders. Nothing is generated."""
     environment = {**os.environ, "SPECTHINK_STATE_DIR": str(settings_of(context, state_dir).state_dir)}

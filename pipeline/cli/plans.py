@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.app import AsJson, StateDir, app, connect, settings_of
+from pipeline.cli.options import AsJson, StateDir, connect, make_group, settings_of
 from pipeline.cli.render import console, duration, number, percent, print_json, table
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pipeline.planning.answers import DeadlinePlan, Plan
 
 PANEL = "Questions"
+
+commands = make_group()
 
 _PLAN_EXAMPLES = """Examples:
 
@@ -37,7 +39,7 @@ count as one.
 _UNITS_S = {"h": 3600, "m": 60, "s": 1}
 
 
-@app.command(rich_help_panel=PANEL, epilog=_PLAN_EXAMPLES)
+@commands.command(rich_help_panel=PANEL, epilog=_PLAN_EXAMPLES)
 def plan(
     context: typer.Context,
     job: Annotated[int, typer.Option(metavar="JOB", min=1, help="A job whose measured segments it is planned from.")],

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from pipeline.cli.app import AsJson, JobId, StateDir, app, connect
+from pipeline.cli.options import AsJson, JobId, StateDir, connect, make_group
 from pipeline.cli.render import (
     comparison_table,
     console,
@@ -35,8 +35,10 @@ if TYPE_CHECKING:
 
 PANEL = "Questions"
 
+commands = make_group()
 
-@app.command(rich_help_panel=PANEL, epilog="Examples: specthink status · specthink status 3 --json")
+
+@commands.command(rich_help_panel=PANEL, epilog="Examples: specthink status · specthink status 3 --json")
 def status(
     context: typer.Context,
     job: Annotated[int | None, typer.Argument(metavar="[JOB]", help="One job; without it the newest ones.")] = None,
@@ -85,7 +87,7 @@ def status(
     out.print(table(columns, rows) if rows else "no live workers; specthink up or specthink worker starts some")
 
 
-@app.command(
+@commands.command(
     rich_help_panel=PANEL,
     epilog="Examples: specthink results 3 > results.jsonl · specthink results 3 --format parquet --output r.parquet",
 )
@@ -143,7 +145,7 @@ def _umask() -> int:
     return mask
 
 
-@app.command(rich_help_panel=PANEL, epilog="Example: specthink stats 3")
+@commands.command(rich_help_panel=PANEL, epilog="Example: specthink stats 3")
 def stats(context: typer.Context, job: JobId, as_json: AsJson = False, state_dir: StateDir = None) -> None:
     """All statistics of a job: accuracy, lengths, takeovers, pass@k, truncation, errors."""
     with connect(context, state_dir) as client:
@@ -219,7 +221,7 @@ def _errors_table(found: Sequence[JobErrors]) -> Table:
     return table(["stage", "class", "samples", "tries", "last", "e.g. sample", "message"], rows, title="errors")
 
 
-@app.command(rich_help_panel=PANEL, epilog="Example: specthink errors 3")
+@commands.command(rich_help_panel=PANEL, epilog="Example: specthink errors 3")
 def errors(context: typer.Context, job: JobId, as_json: AsJson = False, state_dir: StateDir = None) -> None:
     """What went wrong in a job, by class, with one example each; specthink retry JOB tries failed samples again."""
     with connect(context, state_dir) as client:
@@ -241,7 +243,7 @@ over the differences per problem), and the exact two-sided sign test over the pr
 """
 
 
-@app.command(rich_help_panel=PANEL, epilog=_COMPARE_EXAMPLES)
+@commands.command(rich_help_panel=PANEL, epilog=_COMPARE_EXAMPLES)
 def compare(
     context: typer.Context,
     first: JobId,
@@ -277,7 +279,7 @@ def _listed(names: list[str], most: int = 20) -> str:
     return f"{len(names)} problems: {', '.join(names[:most])}{more}"
 
 
-@app.command(rich_help_panel=PANEL, epilog="Example: specthink report 1 2 3 --html report.html")
+@commands.command(rich_help_panel=PANEL, epilog="Example: specthink report 1 2 3 --html report.html")
 def report(
     context: typer.Context,
     jobs: Annotated[
@@ -295,7 +297,7 @@ def report(
     console(stderr=True).print(f"{len(page.encode()) / 1024:.0f} KiB in {html}")
 
 
-@app.command(rich_help_panel=PANEL, epilog="Example: specthink sample 1234")
+@commands.command(rich_help_panel=PANEL, epilog="Example: specthink sample 1234")
 def sample(
     context: typer.Context,
     sample_id: Annotated[int, typer.Argument(metavar="ID", help="A sample_id of results.")],
@@ -311,7 +313,7 @@ def sample(
         print_sample(report, console())
 
 
-@app.command(
+@commands.command(
     rich_help_panel=PANEL,
     epilog="Examples: specthink replay 1234 · specthink replay --job 3",
 )
@@ -353,7 +355,7 @@ errors.
 """
 
 
-@app.command(rich_help_panel=PANEL, epilog=_SQL_EXAMPLES)
+@commands.command(rich_help_panel=PANEL, epilog=_SQL_EXAMPLES)
 def sql(
     context: typer.Context,
     query: Annotated[str, typer.Argument(help="One statement; - reads it from standard input.")],

@@ -10,10 +10,12 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pipeline.cli.app import StateDir, app, settings_of
+from pipeline.cli.options import StateDir, make_group, settings_of
 from pipeline.cli.render import console, table
 
 PANEL = "Running it"
+
+commands = make_group()
 
 _UP_EXAMPLES = """Examples:
 
@@ -25,7 +27,7 @@ specthink --state-dir /data/run-7 up --no-flower: beside another one
 """
 
 
-@app.command(rich_help_panel=PANEL, epilog=_UP_EXAMPLES)
+@commands.command(rich_help_panel=PANEL, epilog=_UP_EXAMPLES)
 def up(
     context: typer.Context,
     small: Annotated[
@@ -60,7 +62,7 @@ def _command(context: typer.Context, state_dir: Path | None) -> str:
     return f"specthink --state-dir {chosen}" if chosen else "specthink"
 
 
-@app.command(rich_help_panel=PANEL, epilog="Example: specthink --state-dir /data/run-7 down")
+@commands.command(rich_help_panel=PANEL, epilog="Example: specthink --state-dir /data/run-7 down")
 def down(context: typer.Context, state_dir: StateDir = None) -> None:
     """Stop what `up` started in this state folder, and nothing else. The data stay."""
     from pipeline.embedded import stop
@@ -70,7 +72,7 @@ def down(context: typer.Context, state_dir: StateDir = None) -> None:
     typer.echo(f"stopped: {', '.join(stopped)}" if stopped else f"nothing runs for {settings.state_dir}")
 
 
-@app.command(
+@commands.command(
     rich_help_panel=PANEL,
     epilog="Example: SPECTHINK_DATABASE_URL=postgresql://user:password@host/name specthink migrate",
 )
@@ -124,7 +126,7 @@ specthink worker grade --concurrency 4 · specthink worker upkeep
 worker = typer.Typer(
     help="Run one worker in the foreground, until it is told to stop.", epilog=_WORKER_EXAMPLES, no_args_is_help=True
 )
-app.add_typer(worker, name="worker", rich_help_panel=PANEL)
+commands.add_typer(worker, name="worker", rich_help_panel=PANEL)
 
 Model = Annotated[str, typer.Option(help="A local folder or hub id.")]
 Revision = Annotated[str | None, typer.Option(help="Hub revision.")]
@@ -195,7 +197,7 @@ def upkeep(context: typer.Context, state_dir: StateDir = None) -> None:
     _become(context, ["upkeep"], {}, state_dir)
 
 
-@app.command(
+@commands.command(
     rich_help_panel=PANEL,
     epilog="Examples: specthink flower --port 5555 · specthink flower --address 0.0.0.0 (needs a password)",
 )

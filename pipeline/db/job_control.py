@@ -1,4 +1,4 @@
-"""The statements of a job's life after its submission: cancel, pause, resume, retry, priority, and what a clone reads.
+"""The statements of a job's life after its submission: cancel, pause, resume, retry, priority.
 
 A job's state is changed in a transaction of its own before any sample is touched: admission and claims look at it, so
 that nothing new begins once it is committed. No transaction that holds a job's row waits for a sample that a claim may
@@ -9,14 +9,11 @@ many there are; upkeep goes on where a client died between two of them, and ever
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from sqlalchemy import Connection, RowMapping, text
 
-from pipeline.chat.translation import ThinkPhase
 from pipeline.errors import JobError, NotFound
 from pipeline.jobs.config import FINAL_JOB_STATES, JobState
-from pipeline.problems import Problem
 from pipeline.samples import ErrorClass
 
 BATCH = 2_000
@@ -312,40 +309,3 @@ def set_priority(connection: Connection, job_id: int, priority: int) -> bool:
         return False
     connection.execute(_SET_PRIORITY, {"job": job_id, "priority": priority})
     return True
-
-
-# Clone
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CloneSource:
-    """What a clone takes from its job beside the configuration."""
-
-    problem_set_id: int
-    set_size: int
-    """Problems in the whole set."""
-    think: ThinkPhase | None
-    """As the job's first worker settled it; None: nobody has."""
-
-
-_SELECT_SOURCE = text("""
-    SELECT j.problem_set_id, p.num_problems AS set_size, j.think_end, j.think_opened
-    FROM jobs j JOIN problem_sets p ON p.id = j.problem_set_id WHERE j.id = :job
-""")
-_SELECT_PROBLEMS = text("""
-    SELECT external_id, prompt, subject, level, extra AS metadata FROM problems
-    WHERE problem_set_id = :problem_set AND position < :limit ORDER BY position
-""")
-
-
-def get_clone_source(connection: Connection, job_id: int) -> CloneSource:
-    """What a clone of a job that exists shares with it."""
-    row = connection.execute(_SELECT_SOURCE, {"job": job_id}).one()
-    think = None if row.think_end is None else ThinkPhase(end=row.think_end, opened=row.think_opened)
-    return CloneSource(problem_set_id=row.problem_set_id, set_size=row.set_size, think=think)
-
-
-def select_problems(connection: Connection, problem_set_id: int, *, limit: int) -> tuple[Problem, ...]:
-    """The first problems of a stored set, without their reference answers."""
-    rows = connection.execute(_SELECT_PROBLEMS, {"problem_set": problem_set_id, "limit": limit}).mappings()
-    return tuple(Problem(**row) for row in rows)

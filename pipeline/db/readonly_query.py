@@ -1,4 +1,4 @@
-"""Whatever question the views answer: one statement that only reads, with a limit for its time and its rows."""
+"""Runs one read-only SQL statement with limits on its time and its rows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import psycopg
 from pydantic import SecretStr
 from sqlalchemy import make_url
 
-from pipeline.errors import ConfigurationError, PipelineError, ServiceUnavailable
-from pipeline.problems.files import footprint
+from pipeline.errors import ConfigurationError, PipelineError, QueryRefused, ServiceUnavailable
+from pipeline.problems.files import check_text, footprint
 
 MAX_ROWS = 100_000
 """Most rows that a query gives, unless more are asked for."""
@@ -42,8 +42,12 @@ class Table:
         return names
 
 
-def ask(url: SecretStr, query: str, *, timeout_s: float, max_rows: int) -> Table:
+def run_query(url: SecretStr, query: str, *, timeout_s: float, max_rows: int) -> Table:
     """What a query gives in a READ ONLY transaction, as the login of this address. Raises as ``Client.sql``."""
+    try:
+        check_text(query)
+    except ValueError as error:
+        raise QueryRefused(f"the query has {error}, which cannot be sent to Postgres") from error
     address = make_url(url.get_secret_value()).set(drivername="postgresql")
     options = f"-c default_transaction_read_only=on -c statement_timeout={int(timeout_s * 1000)}"
     try:
@@ -57,18 +61,18 @@ def ask(url: SecretStr, query: str, *, timeout_s: float, max_rows: int) -> Table
     except psycopg.errors.QueryCanceled as error:
         raise PipelineError(f"the query ran longer than {timeout_s:g} s; narrow it, or give --timeout") from error
     except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction) as error:
-        raise ConfigurationError(f"specthink sql only reads: {_first_line(error)}") from error
+        raise QueryRefused(f"specthink sql only reads: {_first_line(error)}") from error
     except psycopg.OperationalError as error:
         if error.sqlstate:
-            raise ConfigurationError(f"Postgres refused the query: {_first_line(error)}") from error
+            raise QueryRefused(f"Postgres refused the query: {_first_line(error)}") from error
         raise ServiceUnavailable(f"Postgres cannot be reached: {_first_line(error)}") from error
     except psycopg.Error as error:
         if not error.sqlstate and not isinstance(error, psycopg.DataError):  # said by the driver: COPY, SET, nothing
-            raise ConfigurationError("specthink sql shows rows, and this statement gives none") from error
-        raise ConfigurationError(f"Postgres refused the query: {str(error).strip()}") from error
+            raise QueryRefused("specthink sql shows rows, and this statement gives none") from error
+        raise QueryRefused(f"Postgres refused the query: {str(error).strip()}") from error
     except (ValueError, OverflowError, RecursionError) as error:  # a number of 5,000 digits, say, in a JSON value
         reason = f"a value of the result cannot be read here ({type(error).__name__}); cast it to text"
-        raise ConfigurationError(reason) from error
+        raise QueryRefused(reason) from error
 
 
 _MAY_LEAVE_DATABASE = """

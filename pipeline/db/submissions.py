@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from sqlalchemy import Connection, text
 
 from pipeline.chat.translation import ThinkPhase
 from pipeline.db.session import copy_rows
+from pipeline.errors import NotFound
 from pipeline.jobs.config import JobConfig, JobState
+from pipeline.jobs.readiness import ReadyJob, StoredSet
 from pipeline.problems import Problem, ProblemSet
 from pipeline.samples import ModelRole
 
@@ -140,3 +142,61 @@ def insert_job(
         connection.execute(_INSERT_SAMPLES, values)
     connection.execute(_MAKE_LOTS, {"job": job_id})
     return job_id
+
+
+def insert_ready(connection: Connection, job: ReadyJob) -> int:
+    """Store a job that passed its checks, and its problem set where it is new; returns the job's id."""
+    if isinstance(job.problems, StoredSet):
+        problem_set_id = job.problems.id
+    else:
+        problem_set_id = put_problem_set(connection, job.problems)
+    return insert_job(
+        connection,
+        name=job.name,
+        policy=job.policy,
+        problem_set_id=problem_set_id,
+        num_problems=job.num_problems,
+        config=job.config,
+        first_role=job.first_role,
+        versions=job.versions,
+        think=job.think,
+        cloned_from=job.cloned_from,
+    )
+
+
+# What a submission reads
+
+
+class ProblemSetSize(NamedTuple):
+    """A stored problem set as it is called, and how many problems it has."""
+
+    name: str
+    num_problems: int
+
+
+_SELECT_PROBLEM_SET = text("SELECT name, num_problems FROM problem_sets WHERE id = :problem_set")
+_SELECT_PROBLEMS = text("""
+    SELECT external_id, prompt, subject, level, extra AS metadata FROM problems
+    WHERE problem_set_id = :problem_set AND position < :limit ORDER BY position
+""")
+_SELECT_THINK_PHASE = text("SELECT think_end, think_opened FROM jobs WHERE id = :job")
+
+
+def get_problem_set(connection: Connection, problem_set_id: int) -> ProblemSetSize:
+    """Raises NotFound."""
+    row = connection.execute(_SELECT_PROBLEM_SET, {"problem_set": problem_set_id}).first()
+    if row is None:
+        raise NotFound(f"there is no problem set {problem_set_id}; SELECT id, name FROM problem_sets lists them")
+    return ProblemSetSize(name=row.name, num_problems=row.num_problems)
+
+
+def select_problems(connection: Connection, problem_set_id: int, *, limit: int) -> tuple[Problem, ...]:
+    """The first problems of a stored set, without their reference answers."""
+    rows = connection.execute(_SELECT_PROBLEMS, {"problem_set": problem_set_id, "limit": limit}).mappings()
+    return tuple(Problem(**row) for row in rows)
+
+
+def get_think_phase(connection: Connection, job_id: int) -> ThinkPhase | None:
+    """How the texts of a job that exists mark the think phase; None while nobody has settled it."""
+    row = connection.execute(_SELECT_THINK_PHASE, {"job": job_id}).one()
+    return None if row.think_end is None else ThinkPhase(end=row.think_end, opened=row.think_opened)

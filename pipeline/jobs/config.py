@@ -52,17 +52,25 @@ class ModelSpec(BaseModel):
 MAX_INTEGER = 2**31 - 1
 """Of a column in the database, and of what engines take."""
 
+Temperature = Annotated[float, Field(ge=0.0, le=2.0)]
+TopP = Annotated[float, Field(gt=0.0, le=1.0)]
+TopK = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+TokenBudget = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
+SampleCount = Annotated[int, Field(ge=1, le=10_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+ProblemLimit = Annotated[int, Field(ge=1)]
+
 
 class SamplingSpec(BaseModel):
     """How tokens are drawn, the same for both roles. Defaults: the released code of arXiv 2504.12329."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 0.6
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
-    top_k: Annotated[int, Field(ge=0, le=MAX_INTEGER)] = 50
+    temperature: Temperature = 0.6
+    top_p: TopP = 0.95
+    top_k: TopK = 50
     """0: off."""
-    max_tokens: Annotated[int, Field(ge=1, le=MAX_INTEGER)] = 32_768
+    max_tokens: TokenBudget = 32_768
     """Most output tokens per sample, all authors together."""
 
 
@@ -76,14 +84,14 @@ class JobConfig(BaseModel):
     large: ModelSpec | None = None
     policy: PolicySpec
     sampling: SamplingSpec = SamplingSpec()
-    num_samples: Annotated[int, Field(ge=1, le=10_000)] = 1
+    num_samples: SampleCount = 1
     """Independent solutions per problem."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
     prompt_template: str = "math"
     """A name in pipeline.chat.prompts."""
     grader: str = "math"
     """A name in pipeline.grading; "none" leaves samples unscored."""
-    limit: Annotated[int, Field(ge=1)] | None = None
+    limit: ProblemLimit | None = None
     """Use the first so many problems only."""
 
     @model_validator(mode="after")

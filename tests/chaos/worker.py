@@ -210,7 +210,8 @@ def scripted_engine(role: Any, chat: Any, model: str, phases: Phases) -> Any:
 
 def run_writer(role_name: str, phases: Phases) -> int:
     import workers.writing.writer as writing
-    from pipeline.chat.model import ChatModel, served_name
+    from pipeline.chat.files import served_name
+    from pipeline.chat.model import ChatModel
     from pipeline.samples import ModelRole
     from pipeline.settings import load_settings
     from pipeline.workforce import WorkerKind

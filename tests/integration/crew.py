@@ -24,7 +24,8 @@ from sqlalchemy import Engine as DbEngine
 from sqlalchemy import text
 
 from pipeline import Client
-from pipeline.chat.model import ChatModel, served_name
+from pipeline.chat.files import served_name
+from pipeline.chat.model import ChatModel
 from pipeline.db.session import open_database, transaction
 from pipeline.db.submissions import insert_job, put_problem_set
 from pipeline.db.upkeep import admit_samples, overdue_samples

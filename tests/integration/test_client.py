@@ -16,12 +16,14 @@ from pipeline.db.grants import grant_roles
 from pipeline.db.session import transaction
 from pipeline.embedded import Connections
 from pipeline.errors import (
+    BadProblem,
     ConfigurationError,
     JobError,
     NotComparable,
     NotFound,
     PipelineError,
     ProblemSetError,
+    QueryRefused,
     ServiceUnavailable,
 )
 from pipeline.jobs.config import JobState
@@ -129,7 +131,7 @@ def test_columns_can_be_named(client: Client, tmp_path: Path) -> None:
 )
 def test_wrong_option_is_refused_and_nothing_is_stored(client: Client, options: dict[str, object], told: str) -> None:
     with pytest.raises(ConfigurationError, match=told):
-        client.submit(PROBLEMS, **options)  # type: ignore[arg-type]
+        client.submit(PROBLEMS, **options)
     assert (count(client, "jobs"), count(client, "problem_sets")) == (0, 0)
 
 
@@ -151,7 +153,7 @@ def test_prompt_longer_than_the_models_context_is_refused(client: Client) -> Non
 def test_problem_set_that_cannot_be_asked_so_is_refused(client: Client) -> None:
     problems = (Problem(external_id="0", prompt="Which?", answer="A", metadata={"choices": "none"}),)
     problem_set = ProblemSet(name="odd", content_sha256=content_sha256(problems), problems=problems)
-    with pytest.raises(ConfigurationError, match="choices"):
+    with pytest.raises(BadProblem, match="problem '0' .*choices"):
         client.submit(problem_set, small="S", large="L", prompt_template="choice")
 
 
@@ -410,7 +412,7 @@ def test_stats_gather_the_views(client: Client, connection: Connection) -> None:
 )
 def test_sql_cannot_write(client: Client, statement: str) -> None:
     job = client.submit(small_set("1?"), small="S", large="L")
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(QueryRefused):
         client.sql(statement)
     assert client.job(job.id).state is JobState.RUNNING
     assert client.submit(small_set("1?"), small="S", large="L").id == job.id + 1
@@ -424,7 +426,7 @@ def test_sql_gives_columns_and_rows(client: Client) -> None:
 
 
 def test_sql_tells_what_is_wrong_with_a_query(client: Client) -> None:
-    with pytest.raises(ConfigurationError, match='column "nothing" does not exist'):
+    with pytest.raises(QueryRefused, match='column "nothing" does not exist'):
         client.sql("SELECT nothing FROM jobs")
     with pytest.raises(PipelineError, match=r"ran longer than 0\.1 s"):
         client.sql("SELECT pg_sleep(60)", timeout_s=0.1)
@@ -438,7 +440,7 @@ def test_reader_sees_every_view_and_changes_nothing(connections: Connections, db
     with Client(connections.database_url, connections.reader_url) as client:
         assert client.sql("SELECT current_user").rows == [(role,)]
         assert client.sql("SELECT count(*) FROM job_summary").rows == [(0,)]
-        with pytest.raises(ConfigurationError, match="only reads"):
+        with pytest.raises(QueryRefused, match="only reads"):
             client.sql("DELETE FROM jobs")
 
 

@@ -14,7 +14,7 @@ from workers.engine.base import Done, EngineStats, GenerateRequest, GenerateResu
 
 
 class DecodeStream(Protocol):
-    """Ids to text, for one request (pipeline.chat.model's TextStream)."""
+    """Ids to text, for one request (pipeline.chat.tokens)."""
 
     def step(self, token_id: int) -> str:
         """What this token adds to the text; "" inside a character that spans tokens."""

@@ -23,7 +23,8 @@ import structlog
 from celery import Celery, signals
 from sqlalchemy import Engine as DbEngine
 
-from pipeline.chat.model import ChatModel, served_name
+from pipeline.chat.files import served_name
+from pipeline.chat.model import ChatModel
 from pipeline.db.revision import require_current
 from pipeline.db.session import open_database, transaction
 from pipeline.db.workforce import Registration, put_engine

@@ -178,6 +178,8 @@ def _prompt_ids(sample: ClaimedSample, setup: JobSetup, chat: ChatModel) -> list
         return known
     try:
         token_ids = chat.prompt_ids(render_user_message(setup.config.prompt_template, sample.problem))
+    except BadProblem:
+        raise
     except Exception as error:  # a template may break on a problem in any way
         raise BadProblem(sample.problem.external_id, error) from error
     if len(setup.prompts) >= MAX_PROMPTS:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pipeline.chat.model import ChatModel, TextStream
+from pipeline.chat.model import ChatModel
+from pipeline.chat.tokens import TextStream
 from pipeline.errors import ConfigurationError
 
 TEMPLATE = (

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.chat.prompts import prompt_template, prompt_template_names, render_user_message
-from pipeline.errors import ConfigurationError
+from pipeline.errors import BadProblem, ConfigurationError
 from pipeline.problems import Problem
 
 HOSTILE = "Is {} = {problem} or {{ messages }} {% raw %} %s \\boxed{} $x$?"
@@ -50,7 +50,7 @@ def test_choices_may_stand_in_the_problem_itself() -> None:
 
 @pytest.mark.parametrize("choices", [[], ["x"] * 11, "red, blue", {"text": ["x"]}])
 def test_choices_that_are_none_are_refused(choices: object) -> None:
-    with pytest.raises(ConfigurationError, match="problem '1'"):
+    with pytest.raises(BadProblem, match="problem '1'"):
         render_user_message("choice", make_problem(choices=choices))
 
 

@@ -1,0 +1,189 @@
+"""Reads the files of a Hugging Face model folder: tokenizer, chat template, end tokens, length of the context.
+
+With ``tokenizers`` alone: ``transformers`` would import torch, which takes seconds. Knows no weights and no engines.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFiles:
+    """What a model's folder says about how it is spoken to.
+
+    name: the hub id or path it was read by. template_variables: bos_token, eos_token and the like, as the template sees
+    them. eos_ids: the ids that end an answer, ascending: the tokenizer's and those of generation_config.json.
+    max_model_len: most tokens of prompt and output, where config.json says.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    chat_template: str
+    template_variables: dict[str, str]
+    eos_ids: tuple[int, ...]
+    max_model_len: int | None
+
+
+def read_model(path_or_hub_id: str | PathLike[str], revision: str | None = None) -> ModelFiles:
+    """Read a local folder, else a model of the Hugging Face hub (from its cache where it is there).
+
+    Raises ConfigurationError that says what is missing. A name that looks like a path is never looked up.
+    """
+    name = str(path_or_hub_id)
+    folder = Path(name).expanduser()
+    if not name or not folder.is_dir():
+        folder = _download(name, revision)
+    tokenizer = _load_tokenizer(name, folder)
+    settings = _read_json(folder / "tokenizer_config.json")
+    variables = _special_tokens({**_read_json(folder / "special_tokens_map.json"), **settings})
+    config = _read_json(folder / "config.json")
+    generation = _read_json(folder / "generation_config.json")
+    return ModelFiles(
+        name=name,
+        tokenizer=tokenizer,
+        chat_template=_read_chat_template(name, folder, settings),
+        template_variables=variables,
+        eos_ids=_find_eos_ids(tokenizer, variables, config, generation),
+        max_model_len=_find_max_model_len(config),
+    )
+
+
+def find_cached_folder(hub_id: str) -> Path | None:
+    """Where the hub's cache on this machine has a model, without asking the hub; None where it has not."""
+    if not _looks_like_hub_id(hub_id):
+        return None
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, local_files_only=True))
+    except (OSError, ValueError):
+        return None
+
+
+def served_name(path_or_hub_id: str | PathLike[str]) -> str:
+    """The name that jobs and workers use for a model: a folder's base name, or the hub id."""
+    folder = Path(path_or_hub_id).expanduser()
+    return folder.resolve().name if folder.is_dir() else str(path_or_hub_id)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    """The folder of a hub model's text files."""
+    if not _looks_like_hub_id(name):
+        raise ConfigurationError(f"{name}: there is no such folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
+    except (OSError, ValueError) as error:  # the hub's errors are kinds of these
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigurationError(
+            f"{name}: neither a folder here nor a model that the Hugging Face hub gives ({reason})"
+        ) from error
+
+
+def _looks_like_hub_id(name: str) -> bool:
+    """owner/name or name, where owner is not a folder that exists here."""
+    if not re.fullmatch(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", name):
+        return False
+    owner, slash, _ = name.partition("/")
+    return not (slash and Path(owner).is_dir()) and not Path(name).exists()
+
+
+def _load_tokenizer(name: str, folder: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise ConfigurationError(f"{name}: no model with a fast tokenizer: tokenizer.json is missing in {folder}")
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ConfigurationError(f"{name}: {file} cannot be read: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """An optional file's content, {} where it is missing."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{file} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{file} must hold a JSON object")
+    return content
+
+
+def _read_chat_template(name: str, folder: Path, settings: dict[str, Any]) -> str:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # several by name
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    if not isinstance(template, str):
+        raise ConfigurationError(
+            f"{name}: it has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json, in "
+            f"{folder}); take the model's instruct or reasoning version"
+        )
+    return template
+
+
+def _special_tokens(settings: dict[str, Any]) -> dict[str, str]:
+    """bos_token, eos_token, … as text; an entry is text or an object with its text as ``content``."""
+    tokens = {}
+    for key, value in settings.items():
+        text = value.get("content") if isinstance(value, dict) else value
+        if key.endswith("_token") and isinstance(text, str):
+            tokens[key] = text
+    return tokens
+
+
+def _find_eos_ids(
+    tokenizer: Tokenizer,
+    variables: dict[str, str],
+    config: dict[str, Any],
+    generation: dict[str, Any],
+) -> tuple[int, ...]:
+    """config.json counts only where nothing else names an end: it often keeps the base model's."""
+    eos_ids = _as_ids(generation.get("eos_token_id"))
+    if (eos_id := tokenizer.token_to_id(variables.get("eos_token", ""))) is not None:
+        eos_ids.add(eos_id)
+    return tuple(sorted(eos_ids or _as_ids(config.get("eos_token_id"))))
+
+
+def _as_ids(value: object) -> set[int]:
+    if isinstance(value, int):
+        return {value}
+    return {item for item in value if isinstance(item, int)} if isinstance(value, list) else set()
+
+
+def _find_max_model_len(config: dict[str, Any]) -> int | None:
+    for part in (config, config.get("text_config") or {}):
+        for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+            if isinstance(part.get(key), int):
+                return int(part[key])
+    return None

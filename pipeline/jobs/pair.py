@@ -1,0 +1,90 @@
+"""The models that a submission names, and what can be known of them where it is submitted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.chat.translation import ThinkPhase, settle_think_phase
+from pipeline.errors import ConfigurationError
+from pipeline.jobs.config import ModelSpec
+from pipeline.jobs.submission import ModelChoice, Submission
+from pipeline.policies import PolicySpec, make_policy
+from pipeline.samples import ModelRole
+
+if TYPE_CHECKING:
+    from pipeline.chat.model import ChatModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPair:
+    """The models that the policy calls for, with the tokenizer and template of each that is a local folder."""
+
+    models: Mapping[ModelRole, ModelChoice]
+    chats: Mapping[ModelRole, ChatModel | None]
+
+    @classmethod
+    def of(cls, submission: Submission, spec: PolicySpec) -> ModelPair:
+        roles = sorted(make_policy(spec).roles)
+        models = {role: model for role in roles if (model := submission.model(role)) is not None}
+        return cls(models=models, chats={role: load_chat_model(model) for role, model in models.items()})
+
+    @property
+    def is_new(self) -> bool:
+        """Whether one of them is named here, and not taken as another job has it."""
+        return any(not isinstance(model, ModelSpec) for model in self.models.values())
+
+    def specs(self) -> dict[ModelRole, ModelSpec]:
+        return {role: model_spec(model, self.chats[role]) for role, model in self.models.items()}
+
+    def known_chats(self) -> list[ChatModel]:
+        return [chat for chat in self.chats.values() if chat is not None]
+
+    def think_phase(self, opener: ModelRole) -> ThinkPhase | None:
+        """How the job's texts mark the think phase; None where only workers can tell.
+
+        Raises ConfigurationError for a pair that cannot write one text.
+        """
+        from pipeline.chat.model import ChatModel
+
+        known = {role: self.chats[role] or ChatModel.find_cached(_name(model)) for role, model in self.models.items()}
+        first, *others = (known[role] for role in sorted(known, key=lambda role: role is not opener))
+        if first is None or None in others:
+            return None
+        return settle_think_phase(first, *others)
+
+
+def _name(model: ModelChoice) -> str:
+    return model.name if isinstance(model, ModelSpec) else str(model)
+
+
+def load_chat_model(model: ModelChoice) -> ChatModel | None:
+    """The tokenizer and chat template of a local folder; None for a name, which only workers need to know.
+
+    Raises ConfigurationError for a path that is no folder.
+    """
+    if isinstance(model, ModelSpec):
+        return None
+    path = Path(model).expanduser()
+    if path.is_dir():
+        from pipeline.chat.model import ChatModel
+
+        return ChatModel.load(path)
+    looks_like_path = isinstance(model, PathLike) or model.startswith(("/", ".", "~")) or model.count("/") > 1
+    if looks_like_path:
+        raise ConfigurationError(f"model {str(model)!r}: there is no such folder; give a model's folder or hub id")
+    return None
+
+
+def model_spec(model: ModelChoice, chat: ChatModel | None) -> ModelSpec:
+    """The model as the job names it, with its fingerprint where its tokenizer is at hand."""
+    if isinstance(model, ModelSpec):
+        return model
+    if chat is None:
+        return ModelSpec(name=str(model))
+    from pipeline.chat.files import served_name
+
+    return ModelSpec(name=served_name(model), fingerprint=chat.fingerprint)

@@ -1,0 +1,232 @@
+"""A job as it is asked for: one value that the command line, Python and any other front end share.
+
+It says what is wanted and knows no database, tokenizer or model; ``pipeline.jobs.readiness`` makes a job of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeAlias
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetPydanticSchema,
+    StrictInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import ErrorDetails, core_schema
+
+from pipeline.errors import ConfigurationError
+from pipeline.jobs.config import (
+    JobConfig,
+    ModelSpec,
+    ProblemLimit,
+    SampleCount,
+    Seed,
+    Temperature,
+    TokenBudget,
+    TopK,
+    TopP,
+)
+from pipeline.policies import make_policy, parse_policy, policy_names
+from pipeline.problems import ColumnNames, ProblemSet
+from pipeline.problems.files import check_text
+from pipeline.samples import ModelRole
+
+if TYPE_CHECKING:
+    from pipeline.results.reports import Job
+
+DEFAULT_POLICY = "speculative-thinking:improved"
+
+# An object of this process, never parsed: whoever parses a set also computes the hash that it is stored under.
+_MadeSet = Annotated[
+    ProblemSet, GetPydanticSchema(lambda source, handler: core_schema.is_instance_schema(ProblemSet)), SkipJsonSchema()
+]
+ProblemSource: TypeAlias = Annotated[StrictInt, Field(ge=1)] | Path | _MadeSet
+"""The number of a stored problem set, a .jsonl, .csv or .parquet file, or (in Python) a set that is at hand."""
+
+ModelChoice: TypeAlias = str | Path | ModelSpec
+"""A local folder, the name that workers serve a model under, or a model as another job has it."""
+
+_NAMES = {"name": "the name", "small": "the small model", "large": "the large model"}
+
+
+class Submission(BaseModel):
+    """A job as it is asked for. What is None is taken from the recipe, else from the defaults of a job."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    problems: ProblemSource
+    """What is asked: the path of a .jsonl, .csv or .parquet file, or the number of a stored problem set."""
+    columns: ColumnNames | None = None
+    """Names of the file's columns where the usual ones do not fit."""
+    recipe: str | None = None
+    """A name in pipeline.jobs.recipes; the file is then in the columns that this set was published in."""
+    small: ModelChoice | None = None
+    """The small model: the name workers serve it under, or a local folder. A folder's tokenizer and chat template are
+    fingerprinted, and every prompt is measured against its context."""
+    large: ModelChoice | None = None
+    """The large model: the name workers serve it under, or a local folder."""
+    policy: str = DEFAULT_POLICY
+    """Who writes what: NAME or NAME:PRESET. A model that the policy does not call for is ignored."""
+    policy_values: dict[str, Any] = {}
+    """Numbers of the policy that differ from its preset, by the names of its fields."""
+    matched_to: Annotated[int, Field(ge=1)] | None = None
+    """An ended job whose takeovers the policy "random" matches in number and length."""
+    num_samples: SampleCount = 1
+    """Independent solutions per problem."""
+    seed: Seed = 0
+    """Of all random draws."""
+    temperature: Temperature | None = None
+    """How freely tokens are drawn; 0: always the most likely one."""
+    top_p: TopP | None = None
+    """Tokens are drawn from the most likely ones that have this probability together."""
+    top_k: TopK | None = None
+    """Tokens are drawn from so many of the most likely ones; 0: from all."""
+    max_tokens: TokenBudget | None = None
+    """Most output tokens per sample, all authors together."""
+    prompt_template: str | None = None
+    """A name in pipeline.chat.prompts."""
+    grader: str | None = None
+    """A name in pipeline.grading; "none" leaves samples unscored."""
+    limit: ProblemLimit | None = None
+    """Use the first so many problems only."""
+    name: str | None = None
+    """Free text for people."""
+    cloned_from: Annotated[int, Field(ge=1)] | None = None
+    """The job that it was made from."""
+
+    @field_validator("problems", mode="before")
+    @classmethod
+    def _names_problems(cls, value: object) -> object:
+        """Before the union is tried, whose errors name all of its members."""
+        if isinstance(value, bool) or not isinstance(value, str | PathLike | ProblemSet | int) or value == 0:
+            raise ValueError("give a .jsonl, .csv or .parquet file, or the number of a stored problem set")
+        return value
+
+    @field_validator("small", "large", mode="before")
+    @classmethod
+    def _names_a_model(cls, value: object) -> object:
+        if value is not None and not isinstance(value, str | PathLike | ModelSpec | Mapping):
+            raise ValueError("give a model's folder, or the name that workers serve it under")
+        return value
+
+    @field_validator("name", "small", "large", mode="before")
+    @classmethod
+    def _can_be_stored(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, str | PathLike):
+            try:
+                check_text(str(value))
+            except ValueError as error:
+                what = _NAMES[str(info.field_name)]
+                raise ValueError(f"{what} has {error}, which cannot be stored") from error
+        return value
+
+    @classmethod
+    def parse(cls, **values: Any) -> Self:
+        """A submission from values by field name. Raises ConfigurationError that names the field and what it takes."""
+        unknown = ", ".join(name for name in values if name not in cls.model_fields)
+        if unknown:
+            raise ConfigurationError(f"a job has no option {unknown}; it has: {', '.join(cls.model_fields)}")
+        with options_checked():
+            return cls(**values)
+
+    @classmethod
+    def from_job(cls, job: Job, changes: Mapping[str, Any], *, name: str | None = None) -> Self:
+        """The same problems, asked as in a stored job but for some values.
+
+        changes: by dotted key, e.g. {"sampling.temperature": 0.9, "policy.n1": "30", "num_samples": 8}; a value may be
+        text. ``policy`` is NAME[:PRESET] or another preset of the same name. name: None derives it from the job's.
+        Raises ConfigurationError for a key that there is not, naming those there are, and for a wrong value.
+        """
+        given = dict(changes)
+        label, spec = job.policy, job.config.policy
+        if "policy" in given:
+            label = _policy_name(job.config, str(given.pop("policy")))
+            spec = parse_policy(label)
+        values = job.config.model_dump(mode="json") | {"policy": spec.model_dump(mode="json")}
+        known = list(_keys(values))
+        for key, value in given.items():
+            if key not in known:
+                raise ConfigurationError(f"a job has no {key!r} to set; it has: {', '.join(known)}")
+            _set(values, key.split("."), value)
+        del values["version"]
+        policy_values = {key: value for key, value in values.pop("policy").items() if key not in _FIXED}
+        _require_models(label, policy_values, values)
+        return cls.parse(
+            problems=job.problem_set_id,
+            policy=label,
+            policy_values=policy_values,
+            name=name or _clone_name(job, changes),
+            cloned_from=job.id,
+            **values.pop("sampling"),
+            **values,
+        )
+
+    def model(self, role: ModelRole) -> ModelChoice | None:
+        return self.small if role is ModelRole.SMALL else self.large
+
+
+_FIXED = ("version", "name", "preset", "fingerprint")
+"""Keys of a stored configuration that follow from others."""
+
+
+def _policy_name(config: JobConfig, given: str) -> str:
+    """NAME[:PRESET] of what is given: that, or another PRESET of the job's policy."""
+    preset = f"{config.policy.name}:{given}"
+    return preset if preset in policy_names() else given
+
+
+def _keys(values: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """Every key that can be set, dotted; one whose value has keys of its own comes before them."""
+    for name, value in values.items():
+        key = before + name
+        if name in _FIXED or key == "sampling":
+            continue
+        yield key
+        if isinstance(value, Mapping) and name not in tuple(ModelRole):
+            yield from _keys(value, f"{key}.")
+    if not before:
+        yield from _keys(values["sampling"], "sampling.")
+
+
+def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
+    *parents, last = path
+    for name in parents:
+        values = values[name]
+    values[last] = value
+
+
+def _require_models(policy: str, policy_values: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    for role in sorted(make_policy(parse_policy(policy, policy_values)).roles):
+        if values[role.value] is None:
+            raise ConfigurationError(
+                f"policy {policy!r} needs a {role} model, and the job has none; give --set {role}=MODEL"
+            )
+
+
+def _clone_name(source: Job, changes: Mapping[str, Any]) -> str:
+    told = ", ".join(f"{key}={value}" for key, value in changes.items())
+    return f"{source.name} · {told or f'clone of job {source.id}'}"
+
+
+@contextlib.contextmanager
+def options_checked() -> Iterator[None]:
+    """Turns pydantic's errors into one line that names the options."""
+    try:
+        yield
+    except ValidationError as error:
+        raise ConfigurationError("; ".join(dict.fromkeys(map(_fault, error.errors())))) from error
+
+
+def _fault(fault: ErrorDetails) -> str:
+    place = " ".join(str(part) for part in fault["loc"])
+    return ": ".join(filter(None, [place, fault["msg"].removeprefix("Value error, ")]))

@@ -1,0 +1,221 @@
+"""A job as it is asked for: what it takes, what it refuses and how, and how a stored job becomes one again."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import ColumnNames, Problem, ProblemSet
+from pipeline.errors import BadProblem, ConfigurationError
+from pipeline.jobs.config import JobConfig, JobState, ModelSpec
+from pipeline.jobs.readiness import Origin, ReadyJob, StoredSet, make_ready
+from pipeline.jobs.submission import Submission
+from pipeline.policies import parse_policy
+from pipeline.problems import content_sha256
+from pipeline.results.reports import Job
+from pipeline.samples import ModelRole
+
+MODELS = {"small": "S", "large": "L"}
+
+
+def few(*prompts: str, **metadata: Any) -> ProblemSet:
+    problems = tuple(
+        Problem(external_id=str(index), prompt=prompt, answer="1", metadata=metadata)
+        for index, prompt in enumerate(prompts)
+    )
+    return ProblemSet(name="few", content_sha256=content_sha256(problems), problems=problems)
+
+
+def ready(**values: Any) -> ReadyJob:
+    return make_ready(Submission.parse(**({"problems": few("1?", "2?"), **MODELS} | values)))
+
+
+def job(config: JobConfig, **changes: Any) -> Job:
+    values: dict[str, Any] = {
+        "id": 7, "name": "mine", "state": JobState.COMPLETED, "policy": "speculative-thinking:improved",
+        "small_model": "S", "large_model": "L", "problem_set": "few", "problem_set_id": 3, "num_problems": 2,
+        "num_samples": 1, "config": config, "versions": {}, "submitted_at": dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+        "first_claimed_at": None, "finished_at": None,
+    }  # fmt: skip
+    return Job(**(values | changes))
+
+
+def stored_job(**values: Any) -> Job:
+    return job(ready(**values).config)
+
+
+# What it takes
+
+
+def test_submission_from_json_is_the_one_made_in_python() -> None:
+    made = Submission(problems=Path("a.jsonl"), small="org/s", columns=ColumnNames(problem="q"), policy="small-only")
+    told = '{"problems": "a.jsonl", "small": "org/s", "columns": {"problem": "q"}, "policy": "small-only"}'
+    assert Submission.model_validate_json(told) == made
+
+
+def test_schema_describes_every_field_and_holds_no_object_of_this_process() -> None:
+    schema = Submission.model_json_schema()
+    assert set(schema["properties"]) == set(Submission.model_fields)
+    assert [name for name, field in schema["properties"].items() if not field.get("description")] == []
+    assert schema["additionalProperties"] is False
+    assert schema["required"] == ["problems"]
+    assert {form.get("type") for form in schema["properties"]["problems"]["anyOf"]} == {"integer", "string"}
+    assert "ProblemSet" not in json.dumps(schema)
+    assert schema["properties"]["temperature"]["anyOf"][0] == {"maximum": 2.0, "minimum": 0.0, "type": "number"}
+
+
+def test_problem_set_cannot_be_given_with_a_hash_of_ones_own() -> None:
+    forged = {"problems": {"name": "x", "content_sha256": "0" * 64, "problems": []}}
+    with pytest.raises(ValueError, match=r"give a \.jsonl, \.csv or \.parquet file"):
+        Submission.model_validate_json(json.dumps(forged))
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"temprature": 1}, r"no option temprature; it has: problems, .*temperature"),
+        ({"temperature": 3.0}, "^temperature: .* less than or equal to 2$"),
+        ({"num_samples": 0}, "^num_samples: "),
+        ({"limit": 0, "seed": -1}, "^seed: .*; limit: "),
+        ({"problems": 0}, "^problems: give a .*file, or the number of a stored problem set$"),
+        ({"problems": 1.5}, "^problems: give a .*file, or the number of a stored problem set$"),
+        ({"small": 5}, "^small: give a model's folder, or the name that workers serve it under$"),
+        ({"large": "L\0"}, "^large: the large model has .*which cannot be stored$"),
+        ({"name": "\ud800"}, "^name: the name has .*which cannot be stored$"),
+        ({"columns": 5}, "^columns: "),
+    ],
+)
+def test_wrong_value_is_refused_by_the_name_of_its_field(values: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        Submission.parse(**({"problems": few("1?")} | values))
+
+
+# What it becomes
+
+
+def test_defaults_are_those_of_a_job() -> None:
+    made = ready()
+    policy = parse_policy("speculative-thinking:improved")
+    assert made.config == JobConfig(small=ModelSpec(name="S"), large=ModelSpec(name="L"), policy=policy)
+    assert (made.name, made.num_problems, made.first_role) == (
+        "few · speculative-thinking:improved", 2, ModelRole.SMALL,
+    )  # fmt: skip
+    assert made.think is None  # only workers know models by these names
+    assert made.versions["prompt template"] == "math/1"
+
+
+def test_given_values_win_over_the_recipe_and_that_over_the_usual(tmp_path: Path) -> None:
+    file = tmp_path / "test.jsonl"
+    row = {"problem": "1+1?", "answer": "2", "unique_id": "a", "subject": "sums", "level": "1"}
+    file.write_text(json.dumps(row) + "\n")
+    made = ready(problems=file, recipe="math500", temperature=0, max_tokens=99).config
+    assert (made.sampling.temperature, made.sampling.max_tokens, made.sampling.top_p) == (0.0, 99, 0.95)
+    assert (made.prompt_template, made.grader) == ("paper-math", "math")
+    assert ready(problems=file, recipe="math500", prompt_template="free").config.prompt_template == "free"
+
+
+def test_numbers_of_the_policy_can_be_set() -> None:
+    made = ready(policy="speculative-thinking:code", policy_values={"n1": 30})
+    assert made.config.policy == parse_policy("speculative-thinking:code", {"n1": 30})
+    assert made.policy == "speculative-thinking:code"
+    with pytest.raises(ConfigurationError, match="has no n9; it has: "):
+        ready(policy_values={"n9": 1})
+
+
+def test_model_that_the_policy_does_not_call_for_is_left_out() -> None:
+    made = ready(policy="large-only").config
+    assert (made.small, made.large) == (None, ModelSpec(name="L"))
+    with pytest.raises(ConfigurationError, match="needs a large model; give --large MODEL"):
+        ready(large=None)
+
+
+def test_limit_beyond_the_set_uses_all_of_it() -> None:
+    assert (ready(limit=1).num_problems, ready(limit=1000).num_problems) == (1, 2)
+
+
+def test_problem_that_the_template_cannot_show_is_refused() -> None:
+    with pytest.raises(BadProblem, match="problem '0' cannot be made into a prompt: 'choices' must be a list"):
+        ready(problems=few("Which?", choices="none"), prompt_template="choice")
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"policy": "magic"}, "there is no policy 'magic'"),
+        ({"grader": "guess"}, "no grader 'guess'"),
+        ({"prompt_template": "poem"}, "no prompt template 'poem'"),
+        ({"recipe": "mine"}, "there is no recipe 'mine'"),
+        ({"large": "./nowhere"}, "there is no such folder"),
+        ({"large": Path("nowhere")}, "there is no such folder"),
+        ({"recipe": "aime"}, "reads a file; a problem set is past it"),
+        ({"columns": ColumnNames(answer="x")}, "columns are of a file"),
+        ({"problems": 3}, "problem set 3 is stored in the database"),
+    ],
+)
+def test_submission_that_makes_no_job_says_why(values: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        ready(**values)
+
+
+# From a stored set, and from a stored job
+
+
+def stored_set(reads: list[int], *prompts: str) -> StoredSet:
+    def read(limit: int) -> tuple[Problem, ...]:
+        reads.append(limit)
+        return few(*prompts).problems[:limit]
+
+    return StoredSet(id=3, name="few", size=len(prompts), read=read)
+
+
+def test_stored_set_is_asked_without_reading_more_than_is_used() -> None:
+    reads: list[int] = []
+    stored = stored_set(reads, "1?", "2?", "3?")
+    made = make_ready(Submission.parse(problems=3, limit=2, **MODELS), stored=stored)
+    assert (made.problems, made.num_problems, reads) == (stored, 2, [2])
+
+
+def test_stored_job_without_changes_is_the_same_job_and_its_prompts_are_not_read_again() -> None:
+    source = stored_job(seed=7, temperature=0.2, policy="speculative-thinking:improved", policy_values={"n1": 31})
+    submission = Submission.from_job(source, {})
+    reads: list[int] = []
+    made = make_ready(submission, stored=stored_set(reads, "1?", "2?"), origin=Origin(config=source.config, think=None))
+    assert (made.config, made.policy, made.cloned_from) == (source.config, source.policy, 7)
+    assert made.name == "mine · clone of job 7"
+    assert reads == []
+    again = make_ready(
+        Submission.from_job(source, {"limit": "1"}),
+        stored=stored_set(reads, "1?", "2?"),
+        origin=Origin(config=source.config, think=None),
+    )
+    assert (again.config.limit, again.name, reads) == (1, "mine · limit=1", [1])
+
+
+def test_changes_of_a_stored_job_are_by_dotted_key_and_may_be_text() -> None:
+    changes = {"sampling.temperature": "0.9", "policy": "code", "policy.n1": "30", "small": "T", "seed": 5}
+    submission = Submission.from_job(stored_job(), changes)
+    assert (submission.temperature, submission.policy, submission.policy_values["n1"]) == (
+        0.9, "speculative-thinking:code", "30",
+    )  # fmt: skip
+    assert (submission.small, submission.large) == ("T", ModelSpec(name="L"))
+    assert (submission.seed, submission.problems) == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"temperature": 1}, r"no 'temperature' to set; it has: small, large, policy, .*, sampling.temperature"),
+        ({"version": 2}, "no 'version' to set"),
+        ({"policy.name": "random"}, "no 'policy.name' to set"),
+        ({"small.fingerprint": "x"}, "no 'small.fingerprint' to set"),
+        ({"sampling.temperature": "hot"}, "^temperature: "),
+        ({"small": None}, "needs a small model, and the job has none; give --set small=MODEL"),
+    ],
+)
+def test_wrong_change_of_a_stored_job_is_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        Submission.from_job(stored_job(), changes)
