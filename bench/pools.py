@@ -4,10 +4,12 @@
 
 Runs jobs on the demo pair with different numbers of workers, slots and policies, each with a seed of its own. The rates
 of both engines, the delay of a hand-over and what the servers use of the cores are taken from the first run alone; so
-are the courses of the samples, but for the runs under another policy, which takes over otherwise: theirs are their own.
+are the trajectories of the samples, but for the runs under another policy, which takes over otherwise: theirs are
+their own.
 The engines share this machine's cores, less what others used meanwhile; a prediction is for the machine as fast as it
 was in the first run, and is multiplied by how much longer a fixed piece of work took beside the run that it is for.
-Each case is one real run; the spread of a prediction is over simulations, which take the courses in another order each.
+Each case is one real run; the spread of a prediction is over simulations, which take the trajectories in another order
+each.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from pipeline.db.session import transaction
 from pipeline.embedded import Program
 from pipeline.planning.fitting import Fitted, Sharing, fit
 from pipeline.planning.measured import MeasuredJob
-from pipeline.planning.pools import Course, HandOverCosts, Pool, Setup
+from pipeline.planning.pools import HandOverCosts, PipelineModel, Pool, Trajectory
 from pipeline.planning.slices import Estimate, estimate
 from pipeline.samples import ModelRole
 
@@ -39,7 +41,7 @@ IMPROVED = "speculative-thinking:improved"
 SERVERS = ("postgres", "redis", "grade", "upkeep")
 MOST_ERROR = 0.15
 SIMULATIONS = 5
-"""Of each case, with courses in another order."""
+"""Of each case, with trajectories in another order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,13 +169,13 @@ def _milliseconds_per_hand_over(runs: Sequence[Run], server: str) -> float:
     return float(1000 * per_hand_over)
 
 
-def predict(case: Case, fitted: Fitted, courses: Sequence[Course], cores: float) -> list[Estimate]:
-    """Of a job with as many samples as courses, once per simulation."""
+def predict(case: Case, fitted: Fitted, trajectories: Sequence[Trajectory], cores: float) -> list[Estimate]:
+    """Of a job with as many samples as trajectories, once per simulation."""
     counts = {ModelRole.SMALL: case.small_workers, ModelRole.LARGE: case.large_workers}
-    needed = {piece.role for course in courses for piece in course}
+    needed = {piece.role for trajectory in trajectories for piece in trajectory}
     pools = {role: Pool(num_workers=counts[role], slots=case.slots, rates=fitted.rates[role]) for role in needed}
-    setup = Setup(pools=pools, costs=HandOverCosts(delay_s=fitted.delay_s), cores=cores)
-    return [estimate(setup, courses, len(courses), seed=seed) for seed in range(SIMULATIONS)]
+    model = PipelineModel(pools=pools, costs=HandOverCosts(delay_s=fitted.delay_s), cores=cores)
+    return [estimate(model, trajectories, len(trajectories), seed=seed) for seed in range(SIMULATIONS)]
 
 
 def compare(runs: Sequence[Run]) -> Report:
@@ -183,15 +185,15 @@ def compare(runs: Sequence[Run]) -> Report:
         bench="pools",
         setting={
             "seeds": [run.case.seed for run in runs], "real_runs": 1, "simulations": SIMULATIONS,
-            "calibrated on": known.case.name, "samples": [len(run.measured.courses) for run in runs],
+            "calibrated on": known.case.name, "samples": [len(run.measured.trajectories) for run in runs],
         },
     )  # fmt: skip
     servers_cores = _servers_cores(known)
     fitted = fit(known.measured, Sharing(cores=_cores(known, servers_cores), servers=0.0))
     errors = []
     for run in runs:
-        courses = fitted.courses if run.case.policy == known.case.policy else run.measured.courses
-        found = predict(run.case, fitted, courses, _cores(run, servers_cores))
+        trajectories = fitted.trajectories if run.case.policy == known.case.policy else run.measured.trajectories
+        found = predict(run.case, fitted, trajectories, _cores(run, servers_cores))
         slowness = run.work_s / known.work_s
         report.add(f"{run.case.name}: real", run.wall_s, "s")
         report.add(f"{run.case.name}: predicted, over simulations", [slowness * one.wall_s for one in found], "s")

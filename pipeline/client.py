@@ -57,6 +57,8 @@ from pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from pipeline.planning.answers import Plan
+    from pipeline.planning.pools import PartCosts
+    from pipeline.settings import PlanningSettings
 
 JobRef: TypeAlias = Job | int
 """A job or its id."""
@@ -418,17 +420,19 @@ class Client:
 
         Raises JobError where too little of the job is complete, ConfigurationError for an option that does not fit.
         """
-        from pipeline.planning.answers import Question, make_plan
+        from pipeline.planning.answers import PlanRequest, make_plan
         from pipeline.planning.fitting import fit, sharing_of
+        from pipeline.planning.pools import Admission
 
         chosen = settings or load_settings()
+        limits = _part_costs(chosen.planning)
         with self._transaction() as connection:
             measured = planning.get_measured_job(connection, _id(job))
-        sharing = None if shared_cores is None else sharing_of(measured, shared_cores, chosen.planning)
+        sharing = None if shared_cores is None else sharing_of(measured, shared_cores, limits)
         fitted = fit(measured, sharing)
         asked = {ModelRole.SMALL: small_workers, ModelRole.LARGE: large_workers}
         given = {role: count for role, count in asked.items() if count is not None}
-        question = Question(
+        request = PlanRequest(
             num_samples=num_samples or measured.num_samples,
             workers={**fitted.num_workers, **given},
             slots={role: slots or fitted.slots[role] for role in fitted.roles},
@@ -436,7 +440,8 @@ class Client:
             deadline_s=None if deadline is None else deadline.total_seconds(),
             shared_cores=shared_cores,
         )
-        return make_plan(measured.job_id, fitted, question, limits=chosen.planning, upkeep=chosen.upkeep)
+        admission = Admission(admit_ahead=chosen.upkeep.admit_ahead, tick_s=chosen.upkeep.tick_s)
+        return make_plan(measured.job_id, fitted, request, limits=limits, admission=admission)
 
     def workers(self) -> list[WorkerReport]:
         """The workers that are alive."""
@@ -461,6 +466,14 @@ class Client:
 
 def _id(job: JobRef) -> int:
     return job.id if isinstance(job, Job) else job
+
+
+def _part_costs(settings: PlanningSettings) -> PartCosts:
+    """The numbers of the settings, each with the origin of its default."""
+    from pipeline.planning.pools import PartCosts
+
+    origins = {name: field.description or "" for name, field in type(settings).model_fields.items()}
+    return PartCosts(**settings.model_dump(), origins=origins)
 
 
 def _error_classes(given: Sequence[ErrorClass | str]) -> list[ErrorClass]:

@@ -9,11 +9,11 @@ from sqlalchemy import Connection, text
 
 from pipeline.db.reports import get_job
 from pipeline.planning.measured import MeasuredJob, MeasuredRequest, MeasuredWorker
-from pipeline.planning.pools import Course, Piece
+from pipeline.planning.pools import Piece, Trajectory
 from pipeline.samples import ModelRole
 
-MAX_COURSES = 2000
-"""Complete samples whose courses are read: their mean length is then known to about 1 %."""
+MAX_TRAJECTORIES = 2000
+"""Complete samples whose trajectories are read: their mean length is then known to about 1 %."""
 MAX_REQUESTS = 50_000
 MAX_HELD_S = 1.0
 """A longer time between the end of a piece and its commit is something else."""
@@ -21,7 +21,7 @@ TIMED_WORKERS = 4
 """Of each role: all of a worker's requests are needed to see how many ran beside each other."""
 
 # Of complete samples only: what the others would have written is not known. The hash draws the same ones every time.
-_SELECT_COURSES = text("""
+_SELECT_TRAJECTORIES = text("""
     WITH chosen AS (
         SELECT id FROM samples WHERE job_id = :job AND state IN ('finished', 'graded')
         ORDER BY hashint8(id) LIMIT :limit
@@ -64,8 +64,8 @@ def get_measured_job(connection: Connection, job_id: int) -> MeasuredJob:
     samples is read once through.
     """
     job = get_job(connection, job_id)
-    rows = connection.execute(_SELECT_COURSES, {"job": job_id, "limit": MAX_COURSES}).all()
-    courses: list[Course] = [
+    rows = connection.execute(_SELECT_TRAJECTORIES, {"job": job_id, "limit": MAX_TRAJECTORIES}).all()
+    trajectories: list[Trajectory] = [
         tuple(
             Piece(role=ModelRole(row.author), tokens=row.tokens, computed_tokens=row.computed_tokens) for row in sample
         )
@@ -87,7 +87,7 @@ def get_measured_job(connection: Connection, job_id: int) -> MeasuredJob:
     return MeasuredJob(
         job_id=job_id,
         num_samples=job.num_samples * job.num_problems,
-        courses=tuple(courses),
+        trajectories=tuple(trajectories),
         workers=workers,
         requests=tuple(MeasuredRequest(**row) for row in requests),
     )

@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 
 from pipeline.errors import ConfigurationError
 from pipeline.planning.fitting import Fitted
-from pipeline.planning.pools import HandOverCosts, Pool, Setup
+from pipeline.planning.pools import Admission, HandOverCosts, PartCosts, PipelineModel, Pool
 from pipeline.planning.slices import MAX_HAND_OVERS, Estimate, estimate
 from pipeline.samples import ModelRole
-from pipeline.settings import PlanningSettings, UpkeepSettings
 
 MANY_GPUS = 1000
 """The size at which a plan says which part breaks first."""
@@ -27,8 +26,8 @@ _FULL = 0.85
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """What is asked. workers: of each role. speedups: how much faster an engine is than the measured one."""
+class PlanRequest:
+    """What a plan is made for. workers: of each role. speedups: how much faster an engine is than the measured one."""
 
     num_samples: int
     workers: Mapping[ModelRole, int]
@@ -113,25 +112,28 @@ class Plan:
 def make_plan(
     job_id: int,
     fitted: Fitted,
-    question: Question,
+    request: PlanRequest,
     *,
-    limits: PlanningSettings | None = None,
-    upkeep: UpkeepSettings | None = None,
+    limits: PartCosts,
+    admission: Admission | None = None,
 ) -> Plan:
-    """Raises ConfigurationError where a role that the samples need has no worker."""
+    """Simulate a job like the one that was measured. limits: of the parts that do not grow with the pools.
+
+    Raises ConfigurationError where a role that the samples need has no worker.
+    """
     for role in fitted.roles:
-        if question.workers.get(role, 0) < 1:
+        if request.workers.get(role, 0) < 1:
             raise ConfigurationError(f"the samples of job {job_id} need {role} workers; give --{role}-workers N")
-    planner = _Planner(fitted, question, limits or PlanningSettings(), upkeep or UpkeepSettings())
-    workers = {role: question.workers[role] for role in fitted.roles}
+    planner = _Planner(fitted, request, limits, admission or Admission())
+    workers = {role: request.workers[role] for role in fitted.roles}
     found = planner.estimate(workers)
     pools = tuple(planner.pool(role, workers, found) for role in workers)
     short, why = _shortage(found, pools)
     parts = planner.parts(workers)
-    deadline = planner.meet(question.deadline_s) if question.deadline_s else None
+    deadline = planner.meet(request.deadline_s) if request.deadline_s else None
     return Plan(
         job_id=job_id,
-        num_samples=question.num_samples,
+        num_samples=request.num_samples,
         wall_s=found.wall_s,
         samples_per_s=found.samples_per_s,
         tokens_per_s=found.tokens_per_s,
@@ -148,15 +150,15 @@ def make_plan(
 
 
 class _Planner:
-    """Simulates one question with different numbers of workers."""
+    """Simulates one request with different numbers of workers."""
 
-    def __init__(self, fitted: Fitted, question: Question, limits: PlanningSettings, upkeep: UpkeepSettings) -> None:
+    def __init__(self, fitted: Fitted, request: PlanRequest, limits: PartCosts, admission: Admission) -> None:
         self._fitted = fitted
-        self._question = question
+        self._request = request
         self._limits = limits
-        self._upkeep = upkeep
+        self._admission = admission
         # Shared cores are counted by the simulation, and one hand-over uses one of them.
-        postgres_cores = limits.postgres_cores if question.shared_cores is None else 1.0
+        postgres_cores = limits.postgres_cores if request.shared_cores is None else 1.0
         self._postgres_s = limits.postgres_ms / 1000 / postgres_cores
         self._costs = HandOverCosts(
             delay_s=fitted.delay_s,
@@ -171,20 +173,19 @@ class _Planner:
         pools = {
             role: Pool(
                 num_workers=count,
-                slots=self._question.slots[role],
-                rates=self._fitted.rates[role].faster(self._question.speedups.get(role, 1.0)),
+                slots=self._request.slots[role],
+                rates=self._fitted.rates[role].faster(self._request.speedups.get(role, 1.0)),
             )
             for role, count in workers.items()
         }
-        setup = Setup(
+        model = PipelineModel(
             pools=pools,
             costs=costs or self._costs,
-            cores=self._question.shared_cores,
-            admit_ahead=self._upkeep.admit_ahead,
-            tick_s=self._upkeep.tick_s,
+            cores=self._request.shared_cores,
+            admission=self._admission,
         )
         most = _SEARCH_HAND_OVERS if quickly else MAX_HAND_OVERS
-        return estimate(setup, self._fitted.courses, self._question.num_samples, max_hand_overs=most)
+        return estimate(model, self._fitted.trajectories, self._request.num_samples, max_hand_overs=most)
 
     def pool(self, role: ModelRole, workers: Mapping[ModelRole, int], found: Estimate) -> PoolPlan:
         more = workers[role] + max(1, round(workers[role] / 10))
@@ -214,8 +215,8 @@ class _Planner:
             for role, use in free.pools.items()
         )
         shared = [
-            _shared_part("Postgres", free.hand_overs_per_s, 1 / max(self._postgres_s, 1e-9), num_workers),
-            _shared_part("Redis", free.hand_overs_per_s, 1000 / max(self._limits.redis_ms, 1e-9), num_workers),
+            self._shared_part("Postgres", free.hand_overs_per_s, 1 / max(self._postgres_s, 1e-9), num_workers),
+            self._shared_part("Redis", free.hand_overs_per_s, 1000 / max(self._limits.redis_ms, 1e-9), num_workers),
         ]
         used = per_worker * self._limits.worker_ms / 1000 + tokens * self._limits.worker_token_us / 1e6
         process = PartLoad(
@@ -225,9 +226,22 @@ class _Planner:
             capacity=1.0,
             breaks_at_workers=1 if used >= 1 else None,
             what_then="Fewer slots per worker, and more workers",
-            origin=" · ".join(_origin(name) for name in ("worker_ms", "worker_token_us")),
+            origin=_origins(self._limits, "worker_ms", "worker_token_us"),
         )
         return tuple(sorted((*shared, process), key=lambda part: part.breaks_at_workers or math.inf))
+
+    def _shared_part(self, part: str, demand: float, capacity: float, num_workers: int) -> PartLoad:
+        """A server that all workers share."""
+        breaks_at = max(1, math.floor(num_workers * capacity / max(demand, 1e-9)))
+        return PartLoad(
+            part=part,
+            unit="hand-overs/s",
+            demand=demand,
+            capacity=capacity,
+            breaks_at_workers=breaks_at,
+            what_then=_WHAT_THEN[part].format(gpus=MANY_GPUS, n=max(2, math.ceil(MANY_GPUS / breaks_at))),
+            origin=_origins(self._limits, *_NUMBERS[part]),
+        )
 
     def meet(self, deadline_s: float) -> DeadlinePlan:
         """Grow the pools in turn from what the bare work takes, until a simulation is done in time; then thin them."""
@@ -237,7 +251,7 @@ class _Planner:
                                 why=f"the longest sample takes {best:.0f} s even alone on its engines")  # fmt: skip
         slowest_s, server = max((self._postgres_s, "Postgres"), (self._costs.redis_s, "Redis"))
         most = 1 / max(slowest_s, 1e-9)
-        needed = self._question.num_samples * self._hand_overs_per_sample() / deadline_s
+        needed = self._request.num_samples * self._hand_overs_per_sample() / deadline_s
         if needed > most:
             return DeadlinePlan(deadline_s=deadline_s, workers=None, wall_s=None,
                                 why=f"it takes {needed:.0f} hand-overs/s, and one {server} does {most:.0f}: split the "
@@ -268,28 +282,28 @@ class _Planner:
 
     def _work_s(self, role: ModelRole) -> float:
         """Engine seconds that the job needs of a role, all slots taken all the time."""
-        rates = self._fitted.rates[role].faster(self._question.speedups.get(role, 1.0))
-        slots = self._question.slots[role]
-        pieces = [piece for course in self._fitted.courses for piece in course if piece.role is role]
+        rates = self._fitted.rates[role].faster(self._request.speedups.get(role, 1.0))
+        slots = self._request.slots[role]
+        pieces = [piece for trajectory in self._fitted.trajectories for piece in trajectory if piece.role is role]
         seconds = sum(piece.tokens for piece in pieces) * rates.step_seconds(slots) / slots
         seconds += sum(map(rates.start_seconds, pieces))
-        return seconds * self._question.num_samples / len(self._fitted.courses)
+        return seconds * self._request.num_samples / len(self._fitted.trajectories)
 
     def _longest_alone_s(self) -> float:
         rates = {
-            role: found.faster(self._question.speedups.get(role, 1.0)) for role, found in self._fitted.rates.items()
+            role: found.faster(self._request.speedups.get(role, 1.0)) for role, found in self._fitted.rates.items()
         }
         return max(
             sum(
                 piece.tokens * rates[piece.role].step_seconds(1) + rates[piece.role].start_seconds(piece)
-                for piece in course
+                for piece in trajectory
             )
-            + len(course) * self._fitted.delay_s
-            for course in self._fitted.courses
+            + len(trajectory) * self._fitted.delay_s
+            for trajectory in self._fitted.trajectories
         )
 
     def _hand_overs_per_sample(self) -> float:
-        return sum(map(len, self._fitted.courses)) / len(self._fitted.courses)
+        return sum(map(len, self._fitted.trajectories)) / len(self._fitted.trajectories)
 
 
 def _grown(counts: Mapping[ModelRole, int], tried: Estimate, deadline_s: float) -> dict[ModelRole, int]:
@@ -326,25 +340,12 @@ _WHAT_THEN = {
     "workers; no hand-over leaves its pipeline",
     "Redis": "Several brokers: at {gpus} workers {n} of them, one for each pipeline or each part of the queues",
 }
-_SETTINGS = {"Postgres": ("postgres_ms", "postgres_cores"), "Redis": ("redis_ms",)}
+_NUMBERS = {"Postgres": ("postgres_ms", "postgres_cores"), "Redis": ("redis_ms",)}
 
 
-def _shared_part(part: str, demand: float, capacity: float, num_workers: int) -> PartLoad:
-    breaks_at = max(1, math.floor(num_workers * capacity / max(demand, 1e-9)))
-    return PartLoad(
-        part=part,
-        unit="hand-overs/s",
-        demand=demand,
-        capacity=capacity,
-        breaks_at_workers=breaks_at,
-        what_then=_WHAT_THEN[part].format(gpus=MANY_GPUS, n=max(2, math.ceil(MANY_GPUS / breaks_at))),
-        origin=" · ".join(map(_origin, _SETTINGS[part])),
-    )
-
-
-def _origin(setting: str) -> str:
-    """Which setting it is, and where its default comes from."""
-    return f"planning.{setting}: {PlanningSettings.model_fields[setting].description}"
+def _origins(limits: PartCosts, *names: str) -> str:
+    """Which numbers of the limits these are, and where they come from."""
+    return " · ".join(f"planning.{name}: {limits.origins.get(name, 'given')}" for name in names)
 
 
 def _told(counts: Mapping[ModelRole, int]) -> str:

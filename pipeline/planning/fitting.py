@@ -14,9 +14,8 @@ import numpy.typing as npt
 
 from pipeline.errors import JobError
 from pipeline.planning.measured import MeasuredJob, MeasuredRequest
-from pipeline.planning.pools import Course, EngineRates
+from pipeline.planning.pools import EngineRates, PartCosts, Trajectory
 from pipeline.samples import ModelRole
-from pipeline.settings import PlanningSettings
 
 MIN_REQUESTS = 50
 """Fewer requests of a role say too little about its engine."""
@@ -38,7 +37,7 @@ class Sharing:
         return min(1.0, self.cores / max(num_engines + self.servers, 1))
 
 
-def sharing_of(measured: MeasuredJob, cores: float, limits: PlanningSettings) -> Sharing:
+def sharing_of(measured: MeasuredJob, cores: float, limits: PartCosts) -> Sharing:
     """With the servers' part from what a hand-over costs them."""
     if not measured.requests:
         return Sharing(cores=cores, servers=0.0)
@@ -56,7 +55,7 @@ class Fitted:
     whether engines share a process with their hand-overs, whose cost is then a part of the rates.
     """
 
-    courses: tuple[Course, ...]
+    trajectories: tuple[Trajectory, ...]
     rates: Mapping[ModelRole, EngineRates]
     slots: Mapping[ModelRole, int]
     num_workers: Mapping[ModelRole, int]
@@ -80,7 +79,7 @@ def fit(measured: MeasuredJob, sharing: Sharing | None = None) -> Fitted:
     by_role: dict[ModelRole, list[MeasuredRequest]] = defaultdict(list)
     for request in requests:
         by_role[measured.workers[request.worker_id].role].append(request)
-    needed = {piece.role for course in measured.courses for piece in course}
+    needed = {piece.role for trajectory in measured.trajectories for piece in trajectory}
     for role in needed:
         if len(by_role[role]) < MIN_REQUESTS:
             raise JobError(
@@ -92,7 +91,7 @@ def fit(measured: MeasuredJob, sharing: Sharing | None = None) -> Fitted:
         raise JobError(measured.job_id, "it has no complete sample yet; a plan is made from those")
     workers = measured.workers.values()
     return Fitted(
-        courses=measured.courses,
+        trajectories=measured.trajectories,
         rates={role: fit_rates(by_role[role], speeds) for role in needed},
         slots={role: max(worker.max_in_flight for worker in workers if worker.role is role) for role in needed},
         num_workers={role: sum(worker.role is role for worker in workers) for role in needed},

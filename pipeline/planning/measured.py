@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.planning.pools import Course
+from pipeline.planning.pools import Trajectory
 from pipeline.samples import ModelRole
 
 
@@ -41,12 +41,12 @@ class MeasuredWorker:
 class MeasuredJob:
     """What was measured of a job.
 
-    courses: of complete samples, drawn at random where there are many. workers: all that wrote for it. requests: all
-    that some of these workers wrote, so that how many ran beside each other can be seen.
+    trajectories: of complete samples, drawn at random where there are many. workers: all that wrote for it. requests:
+    all that some of these workers wrote, so that how many ran beside each other can be seen.
     """
 
     job_id: int
     num_samples: int
-    courses: tuple[Course, ...]
+    trajectories: tuple[Trajectory, ...]
     workers: Mapping[int, MeasuredWorker]
     requests: tuple[MeasuredRequest, ...]

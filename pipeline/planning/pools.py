@@ -6,7 +6,7 @@ Plain values; ``fitting`` makes them from what was measured, ``simulation`` runs
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from pipeline.samples import ModelRole
@@ -21,7 +21,7 @@ class Piece:
     computed_tokens: int = 0
 
 
-Course: TypeAlias = tuple[Piece, ...]
+Trajectory: TypeAlias = tuple[Piece, ...]
 """The whole way of one sample, as it was measured: simulated samples are drawn from these, each as a whole."""
 
 
@@ -83,15 +83,38 @@ class HandOverCosts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setup:
+class PartCosts:
+    """What one hand-over takes of those parts that do not grow with the pools, in time of a core.
+
+    postgres_cores: how many Postgres has. worker_token_us: per token that a worker's process takes in, in microseconds.
+    origins: where each of these numbers comes from, by its name.
+    """
+
+    postgres_ms: float
+    postgres_cores: float
+    redis_ms: float
+    worker_ms: float
+    worker_token_us: float
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """How samples are let in: in rounds tick_s apart, until there are admit_ahead per slot of those who open them."""
+
+    admit_ahead: float = 1.5
+    tick_s: float = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineModel:
     """A pipeline to be simulated.
 
     cores: None where every worker has a device of its own; else so many cores are shared by all engines and servers,
-    each getting at most one. admit_ahead, tick_s: settings.upkeep.
+    each getting at most one.
     """
 
     pools: Mapping[ModelRole, Pool]
     costs: HandOverCosts = HandOverCosts()
     cores: float | None = None
-    admit_ahead: float = 1.5
-    tick_s: float = 0.25
+    admission: Admission = Admission()

@@ -1,8 +1,8 @@
 """A discrete-event simulation of the pools: admission, queues, engines, hand-overs.
 
-Samples take the courses they are given. An engine is a processor that its running requests share: all of them advance
-by one token per step, and a step takes longer the more they are. As in the pipeline, an admitted sample counts until it
-is complete; resumed samples go first; a sample goes back to the worker that has its context cached.
+Samples take the trajectories they are given. An engine is a processor that its running requests share: all of them
+advance by one token per step, and a step takes longer the more they are. As in the pipeline, an admitted sample counts
+until it is complete; resumed samples go first; a sample goes back to the worker that has its context cached.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 import simpy
 
-from pipeline.planning.pools import Course, EngineRates, Piece, Pool, Setup
+from pipeline.planning.pools import EngineRates, Piece, PipelineModel, Pool, Trajectory
 from pipeline.samples import ModelRole
 
 _Process: TypeAlias = Generator[simpy.Event, Any, None]
@@ -64,17 +64,17 @@ class Simulated:
         return sum(pool.tokens for pool in self.pools.values())
 
 
-def simulate(setup: Setup, courses: Sequence[Course]) -> Simulated:
-    """Let one sample take each course, admitted in this order.
+def simulate(model: PipelineModel, trajectories: Sequence[Trajectory]) -> Simulated:
+    """Let one sample take each trajectory, admitted in this order.
 
-    Raises ValueError where a course needs a role that has no worker.
+    Raises ValueError where a trajectory needs a role that has no worker.
     """
-    missing = {piece.role for course in courses for piece in course} - {
-        role for role, pool in setup.pools.items() if pool.num_workers
+    missing = {piece.role for trajectory in trajectories for piece in trajectory} - {
+        role for role, pool in model.pools.items() if pool.num_workers
     }
     if missing:
         raise ValueError(f"no {' or '.join(sorted(missing))} workers, and the samples need them")
-    return _Pipeline(setup, courses).run()
+    return _Pipeline(model, trajectories).run()
 
 
 class _Cores:
@@ -153,7 +153,7 @@ class _Server(ABC):
         self.plan()
 
 
-class _Line(_Server):
+class _FifoServer(_Server):
     """Work done one after the other: a server that all share, or a worker's process beside its engine."""
 
     def __init__(self, env: simpy.Environment, cores: _Cores) -> None:
@@ -249,7 +249,7 @@ class _Engine(_Server):
 @dataclass(slots=True)
 class _Worker:
     engine: _Engine
-    process: _Line
+    process: _FifoServer
 
 
 @dataclass(slots=True)
@@ -261,25 +261,25 @@ class _Tally:
 class _Pipeline:
     """All of it, for one simulation."""
 
-    def __init__(self, setup: Setup, courses: Sequence[Course]) -> None:
-        self._setup = setup
+    def __init__(self, model: PipelineModel, trajectories: Sequence[Trajectory]) -> None:
+        self._model = model
         self._env = simpy.Environment()
-        cores = _Cores(setup.cores)
-        self._postgres = _Line(self._env, cores)
-        self._redis = _Line(self._env, cores)
+        cores = _Cores(model.cores)
+        self._postgres = _FifoServer(self._env, cores)
+        self._redis = _FifoServer(self._env, cores)
         self._workers = {
             role: [
-                _Worker(_Engine(self._env, cores, pool), _Line(self._env, cores)) for _ in range(pool.num_workers)
+                _Worker(_Engine(self._env, cores, pool), _FifoServer(self._env, cores)) for _ in range(pool.num_workers)
             ]
-            for role, pool in setup.pools.items()
+            for role, pool in model.pools.items()
         }  # fmt: skip
-        self._pending = deque(courses)
+        self._pending = deque(trajectories)
         self._num_admitted = 0
         self._freed = self._env.event()
-        opener = courses[0][0].role if courses else ModelRole.SMALL
-        pool = setup.pools[opener]
-        self._room = math.ceil(pool.num_workers * pool.slots * setup.admit_ahead)
-        self._tallies = {role: _Tally() for role in setup.pools}
+        opener = trajectories[0][0].role if trajectories else ModelRole.SMALL
+        pool = model.pools[opener]
+        self._room = math.ceil(pool.num_workers * pool.slots * model.admission.admit_ahead)
+        self._tallies = {role: _Tally() for role in model.pools}
         self._ended: list[float] = []
         self._hand_overs = 0
         self._admitted_s = 0.0
@@ -303,7 +303,7 @@ class _Pipeline:
 
     def _upkeep(self) -> _Process:
         """Admit samples in rounds, as many as there is room for; rounds in which there is none are left out."""
-        tick_s = self._setup.tick_s
+        tick_s = self._model.admission.tick_s
         while self._pending:
             while self._pending and self._num_admitted < self._room:
                 self._num_admitted += 1
@@ -315,11 +315,11 @@ class _Pipeline:
         self._admitted_s = self._env.now
         self._steady_slot_s = {role: self._slot_seconds(role) for role in self._workers}
 
-    def _take(self, course: Course) -> _Process:
+    def _take(self, trajectory: Trajectory) -> _Process:
         """One sample, from its admission to its end."""
         homes: dict[ModelRole, _Worker] = {}
-        costs = self._setup.costs
-        for index, piece in enumerate(course):
+        costs = self._model.costs
+        for index, piece in enumerate(trajectory):
             if costs.redis_s:
                 yield self._redis.do(costs.redis_s)
             if costs.delay_s:
@@ -350,7 +350,7 @@ class _Pipeline:
         return sum(worker.engine.slot_s for worker in self._workers[role])
 
     def _use(self, role: ModelRole, wall_s: float) -> PoolUse:
-        pool, tally = self._setup.pools[role], self._tallies[role]
+        pool, tally = self._model.pools[role], self._tallies[role]
         engines = [worker.engine for worker in self._workers[role]]
         engine_s = max(wall_s * pool.num_workers, _EPSILON)
         slots = sum(engine.slot_s for engine in engines) / (engine_s * pool.slots)

@@ -2,7 +2,7 @@
 
 Large pools are simulated in part: one k-th of the workers of both roles with one k-th of the samples, each shared
 server k times as slow. A long job is simulated until its pools have long been full, and the rest of it is added at the
-pace of that time. Samples take measured courses in turn, in a random order.
+pace of that time. Samples take measured trajectories in turn, in a random order.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.planning.pools import Course, Pool, Setup
+from pipeline.planning.pools import PipelineModel, Pool, Trajectory
 from pipeline.planning.simulation import PoolUse, Simulated, simulate
 from pipeline.samples import ModelRole
 
@@ -40,17 +40,22 @@ class Estimate:
 
 
 def estimate(
-    setup: Setup, courses: Sequence[Course], num_samples: int, *, seed: int = 0, max_hand_overs: int = MAX_HAND_OVERS
+    model: PipelineModel,
+    trajectories: Sequence[Trajectory],
+    num_samples: int,
+    *,
+    seed: int = 0,
+    max_hand_overs: int = MAX_HAND_OVERS,
 ) -> Estimate:
-    """Simulate a job of num_samples whose samples go as the courses say. Raises ValueError as simulate does."""
-    per_sample = sum(map(len, courses)) / len(courses)
+    """Simulate a job of num_samples whose samples go as the trajectories say. Raises ValueError as simulate does."""
+    per_sample = sum(map(len, trajectories)) / len(trajectories)
     budget = max(1, int(max_hand_overs / per_sample))
-    one_in = _one_in(setup, num_samples, budget)
-    part = _slice(setup, one_in)
+    one_in = _one_in(model, num_samples, budget)
+    part = _slice(model, one_in)
     whole = max(1, round(num_samples / one_in))
-    num_simulated = min(whole, max(budget, _FILLINGS * _room(part, courses)))
-    simulated = simulate(part, _drawn(courses, num_simulated, seed))
-    pace = steady_pace(simulated, _room(part, courses))
+    num_simulated = min(whole, max(budget, _FILLINGS * _room(part, trajectories)))
+    simulated = simulate(part, _drawn(trajectories, num_simulated, seed))
+    pace = steady_pace(simulated, _room(part, trajectories))
     steady = one_in * pace
     return Estimate(
         wall_s=simulated.wall_s + (whole - num_simulated) / pace,
@@ -75,19 +80,19 @@ def steady_pace(simulated: Simulated, room: int) -> float:
     return (last - first) / (ends[last] - ends[first])
 
 
-def _one_in(setup: Setup, num_samples: int, budget: int) -> int:
+def _one_in(model: PipelineModel, num_samples: int, budget: int) -> int:
     """How small a part is enough: no role may be left without a whole worker."""
-    if setup.cores is not None:
+    if model.cores is not None:
         return 1
-    most = min(pool.num_workers for pool in setup.pools.values() if pool.num_workers)
+    most = min(pool.num_workers for pool in model.pools.values() if pool.num_workers)
     return max(1, min(most, math.ceil(num_samples / budget)))
 
 
-def _slice(setup: Setup, one_in: int) -> Setup:
-    costs = setup.costs
+def _slice(model: PipelineModel, one_in: int) -> PipelineModel:
+    costs = model.costs
     return replace(
-        setup,
-        pools={role: _thinned(pool, one_in) for role, pool in setup.pools.items()},
+        model,
+        pools={role: _thinned(pool, one_in) for role, pool in model.pools.items()},
         costs=replace(costs, postgres_s=costs.postgres_s * one_in, redis_s=costs.redis_s * one_in),
     )
 
@@ -99,15 +104,15 @@ def _thinned(pool: Pool, one_in: int) -> Pool:
     return replace(pool, num_workers=whole, rates=pool.rates.faster(part / whole)) if whole else pool
 
 
-def _room(setup: Setup, courses: Sequence[Course]) -> int:
-    pool = setup.pools[courses[0][0].role]
-    return math.ceil(pool.num_workers * pool.slots * setup.admit_ahead)
+def _room(model: PipelineModel, trajectories: Sequence[Trajectory]) -> int:
+    pool = model.pools[trajectories[0][0].role]
+    return math.ceil(pool.num_workers * pool.slots * model.admission.admit_ahead)
 
 
-def _drawn(courses: Sequence[Course], count: int, seed: int) -> list[Course]:
-    """Every course as often as the others, give or take one, in a random order."""
+def _drawn(trajectories: Sequence[Trajectory], count: int, seed: int) -> list[Trajectory]:
+    """Every trajectory as often as the others, give or take one, in a random order."""
     generator = random.Random(seed)
-    drawn: list[Course] = []
+    drawn: list[Trajectory] = []
     while len(drawn) < count:
-        drawn += generator.sample(courses, len(courses))
+        drawn += generator.sample(trajectories, len(trajectories))
     return drawn[:count]

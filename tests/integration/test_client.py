@@ -153,7 +153,7 @@ def test_prompt_longer_than_the_models_context_is_refused(client: Client) -> Non
 def test_problem_set_that_cannot_be_asked_so_is_refused(client: Client) -> None:
     problems = (Problem(external_id="0", prompt="Which?", answer="A", metadata={"choices": "none"}),)
     problem_set = ProblemSet(name="odd", content_sha256=content_sha256(problems), problems=problems)
-    with pytest.raises(BadProblem, match="problem '0' .*choices"):
+    with pytest.raises(BadProblem, match=r"problem '0' .*choices"):
         client.submit(problem_set, small="S", large="L", prompt_template="choice")
 
 
@@ -280,7 +280,7 @@ def test_only_the_random_policy_is_matched_and_only_to_an_ended_job(client: Clie
         client.submit(small_set("1?"), small="S", large="L", policy="random", matched_to=running)
 
 
-RECIPES = Path(__file__).parents[1] / "unit" / "data" / "recipes"
+RECIPES = Path(__file__).parents[1] / "unit" / "jobs" / "data" / "recipes"
 
 
 def test_recipe_sets_what_the_paper_did_and_options_win(client: Client) -> None:

@@ -67,8 +67,8 @@ def add_measured_job(connection: Connection) -> int:
 def test_what_was_measured_is_read_without_texts(db_engine: Engine, job: int) -> None:
     with transaction(db_engine) as connection:
         measured = get_measured_job(connection, job)
-    assert (measured.job_id, measured.num_samples, len(measured.courses)) == (job, NUM_SAMPLES, NUM_SAMPLES)
-    shortest = min(measured.courses, key=lambda course: course[0].tokens)
+    assert (measured.job_id, measured.num_samples, len(measured.trajectories)) == (job, NUM_SAMPLES, NUM_SAMPLES)
+    shortest = min(measured.trajectories, key=lambda trajectory: trajectory[0].tokens)
     assert shortest == (
         Piece(role=ModelRole.SMALL, tokens=40, computed_tokens=10),
         Piece(role=ModelRole.LARGE, tokens=8, computed_tokens=10),
@@ -111,8 +111,8 @@ def test_inserted_text_and_samples_that_are_not_complete_are_no_courses(db_engin
         add_segment(connection, spliced, 0, "inserted", "Wait", worker_id=worker_id, engine_id=engine_id)
         add_segment(connection, spliced, 1, "small", "abc", worker_id=worker_id, engine_id=engine_id)
         measured = get_measured_job(connection, job)
-    assert len(measured.courses) == NUM_SAMPLES + 1
-    assert (Piece(role=ModelRole.SMALL, tokens=3, computed_tokens=10),) in measured.courses
+    assert len(measured.trajectories) == NUM_SAMPLES + 1
+    assert (Piece(role=ModelRole.SMALL, tokens=3, computed_tokens=10),) in measured.trajectories
 
 
 def test_plan_of_the_same_pools_takes_what_the_engines_took(client: Client, job: int) -> None:

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import random
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from pipeline.errors import ConfigurationError
-from pipeline.planning.answers import MANY_GPUS, Plan, Question, make_plan
+from pipeline.planning.answers import MANY_GPUS, Plan, PlanRequest, make_plan
 from pipeline.planning.fitting import Fitted
-from pipeline.planning.pools import Course, EngineRates, Piece
+from pipeline.planning.pools import EngineRates, PartCosts, Piece, Trajectory
 from pipeline.samples import ModelRole
 from pipeline.settings import PlanningSettings
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
 RATES = EngineRates(step_s=0.01, token_s=0.0001, request_s=0.005)
-LIGHT = PlanningSettings(postgres_ms=0.01, redis_ms=0.01, worker_ms=0.01, worker_token_us=0.01)
+USUAL = PartCosts(**PlanningSettings().model_dump())
+LIGHT = replace(USUAL, postgres_ms=0.01, redis_ms=0.01, worker_ms=0.01, worker_token_us=0.01)
 
 
 def fitted(*, small_tokens: int = 60, large_tokens: int = 60, takeovers: int = 3) -> Fitted:
     draw = random.Random(1)
 
-    def course() -> Course:
+    def trajectory() -> Trajectory:
         counts = [
             draw.randint(1, 2 * (small_tokens, large_tokens)[index % 2]) for index in range(2 * takeovers + 1)
         ]  # fmt: skip
         return tuple(Piece(role=(SMALL, LARGE)[index % 2], tokens=count) for index, count in enumerate(counts))
 
     return Fitted(
-        courses=tuple(course() for _ in range(100)),
+        trajectories=tuple(trajectory() for _ in range(100)),
         rates={SMALL: RATES, LARGE: RATES},
         slots={SMALL: 16, LARGE: 16},
         num_workers={SMALL: 1, LARGE: 1},
@@ -39,9 +41,9 @@ def fitted(*, small_tokens: int = 60, large_tokens: int = 60, takeovers: int = 3
     )
 
 
-def plan(measured: Fitted, small: int, large: int, *, limits: PlanningSettings = LIGHT, **question: Any) -> Plan:
+def plan(measured: Fitted, small: int, large: int, *, limits: PartCosts = LIGHT, **question: Any) -> Plan:
     asked: dict[str, Any] = {"num_samples": 400, "slots": measured.slots, "speedups": {}} | question
-    return make_plan(7, measured, Question(workers={SMALL: small, LARGE: large}, **asked), limits=limits)
+    return make_plan(7, measured, PlanRequest(workers={SMALL: small, LARGE: large}, **asked), limits=limits)
 
 
 @pytest.mark.parametrize(("small_tokens", "large_tokens", "short"), [(90, 20, "small"), (20, 90, "large")])
@@ -60,7 +62,7 @@ def test_few_samples_are_held_up_by_their_own_length() -> None:
 
 
 def test_a_shared_part_that_is_full_is_what_is_short() -> None:
-    found = plan(fitted(), 6, 6, limits=LIGHT.model_copy(update={"redis_ms": 40.0}))
+    found = plan(fitted(), 6, 6, limits=replace(LIGHT, redis_ms=40.0))
     assert found.short == "redis"
     assert found.wall_s == pytest.approx(400 * 7 * 0.04, rel=0.05)
 
@@ -99,9 +101,7 @@ def test_a_deadline_that_nothing_meets_says_why() -> None:
 def test_a_thousand_workers_are_answered_for_within_a_minute_and_name_what_breaks() -> None:
     """A minute of one core: others may have the cores too."""
     start = time.process_time()
-    found = plan(
-        fitted(takeovers=10), 600, 400, limits=PlanningSettings(), num_samples=200_000, slots={SMALL: 128, LARGE: 128}
-    )
+    found = plan(fitted(takeovers=10), 600, 400, limits=USUAL, num_samples=200_000, slots={SMALL: 128, LARGE: 128})
     assert time.process_time() - start < 60
     assert found.one_in > 1
     parts = {part.part: part for part in found.parts}

@@ -12,9 +12,8 @@ import pytest
 from pipeline.errors import JobError
 from pipeline.planning.fitting import MIN_REQUESTS, Sharing, fit, sharing_of
 from pipeline.planning.measured import MeasuredJob, MeasuredRequest, MeasuredWorker
-from pipeline.planning.pools import Course, EngineRates, Piece
+from pipeline.planning.pools import EngineRates, PartCosts, Piece, Trajectory
 from pipeline.samples import ModelRole
-from pipeline.settings import PlanningSettings
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
 RATES = EngineRates(step_s=0.004, token_s=0.0003, request_s=0.015, prompt_token_s=0.00002)
@@ -36,11 +35,11 @@ def batches(rates: EngineRates, *, worker_id: int, seed: int, pace: float = 1.0)
         clock += 0.5
 
 
-def job(*requests: MeasuredRequest, courses: tuple[Course, ...] | None = None) -> MeasuredJob:
+def job(*requests: MeasuredRequest, trajectories: tuple[Trajectory, ...] | None = None) -> MeasuredJob:
     return MeasuredJob(
         job_id=7,
         num_samples=20,
-        courses=((Piece(role=SMALL, tokens=10),),) if courses is None else courses,
+        trajectories=((Piece(role=SMALL, tokens=10),),) if trajectories is None else trajectories,
         workers={
             worker_id: MeasuredWorker(role=SMALL, max_in_flight=64, in_one_process=True)
             for worker_id in {request.worker_id for request in requests} or {1}
@@ -128,7 +127,7 @@ def test_servers_part_follows_from_hand_overs_per_second() -> None:
         MeasuredRequest(worker_id=1, tokens=1, computed_tokens=0, wait_s=None, engine_s=1.0, ended_at=1.0 + number / 99)
         for number in range(991)
     ]
-    limits = PlanningSettings(postgres_ms=2, redis_ms=0.5)
+    limits = PartCosts(postgres_ms=2, redis_ms=0.5, postgres_cores=8, worker_ms=2, worker_token_us=9)
     assert sharing_of(job(*requests), 2.0, limits).servers == pytest.approx(991 / 11 * 0.0025, rel=0.01)
 
 
@@ -137,4 +136,4 @@ def test_a_job_that_says_too_little_is_refused() -> None:
     with pytest.raises(JobError, match="job 7: it has 49 segments by the small model"):
         fit(job(*few))
     with pytest.raises(JobError, match="no complete sample"):
-        fit(job(*few, courses=()))
+        fit(job(*few, trajectories=()))

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from pipeline.planning.pools import Course, EngineRates, HandOverCosts, Piece, Pool, Setup
+from pipeline.planning.pools import EngineRates, HandOverCosts, Piece, PipelineModel, Pool, Trajectory
 from pipeline.planning.slices import estimate
 from pipeline.samples import ModelRole
 
@@ -14,7 +14,7 @@ SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
 RATES = EngineRates(step_s=0.01, token_s=0.0005, request_s=0.002)
 
 
-def courses(count: int = 300) -> list[Course]:
+def trajectories(count: int = 300) -> list[Trajectory]:
     draw = random.Random(5)
     return [
         tuple(
@@ -25,16 +25,16 @@ def courses(count: int = 300) -> list[Course]:
     ]  # fmt: skip
 
 
-def setup(small: int, large: int, slots: int = 8, **costs: float) -> Setup:
+def model(small: int, large: int, slots: int = 8, **costs: float) -> PipelineModel:
     pools = {
         role: Pool(num_workers=count, slots=slots, rates=RATES) for role, count in ((SMALL, small), (LARGE, large))
     }
-    return Setup(pools=pools, costs=HandOverCosts(**costs))
+    return PipelineModel(pools=pools, costs=HandOverCosts(**costs))
 
 
 def test_a_part_of_large_pools_stands_for_the_whole() -> None:
-    whole = estimate(setup(24, 12), courses(), 3000)
-    part = estimate(setup(24, 12), courses(), 3000, max_hand_overs=1500)
+    whole = estimate(model(24, 12), trajectories(), 3000)
+    part = estimate(model(24, 12), trajectories(), 3000, max_hand_overs=1500)
     assert (whole.one_in, part.one_in) == (1, 6)
     assert part.num_simulated == 500
     assert part.wall_s == pytest.approx(whole.wall_s, rel=0.05)
@@ -42,8 +42,8 @@ def test_a_part_of_large_pools_stands_for_the_whole() -> None:
 
 
 def test_shared_servers_are_as_full_in_a_part_as_in_the_whole() -> None:
-    whole = estimate(setup(8, 4, postgres_s=0.02), courses(), 1200)
-    part = estimate(setup(8, 4, postgres_s=0.02), courses(), 1200, max_hand_overs=900)
+    whole = estimate(model(8, 4, postgres_s=0.02), trajectories(), 1200)
+    part = estimate(model(8, 4, postgres_s=0.02), trajectories(), 1200, max_hand_overs=900)
     assert part.one_in == 4
     assert whole.servers["postgres"] > 0.9
     assert part.servers["postgres"] == pytest.approx(whole.servers["postgres"], rel=0.05)
@@ -51,18 +51,18 @@ def test_shared_servers_are_as_full_in_a_part_as_in_the_whole() -> None:
 
 
 def test_a_long_job_goes_on_as_its_beginning_did() -> None:
-    whole = estimate(setup(1, 1), courses(), 4000)
-    part = estimate(setup(1, 1), courses(), 4000, max_hand_overs=2000)
+    whole = estimate(model(1, 1), trajectories(), 4000)
+    part = estimate(model(1, 1), trajectories(), 4000, max_hand_overs=2000)
     assert part.num_simulated < 800
     assert part.wall_s == pytest.approx(whole.wall_s, rel=0.05)
 
 
 def test_pools_that_no_part_divides_are_made_up_for_by_speed() -> None:
-    whole = estimate(setup(23, 7), courses(), 2000)
-    part = estimate(setup(23, 7), courses(), 2000, max_hand_overs=700)
+    whole = estimate(model(23, 7), trajectories(), 2000)
+    part = estimate(model(23, 7), trajectories(), 2000, max_hand_overs=700)
     assert part.one_in == 7
     assert part.samples_per_s == pytest.approx(whole.samples_per_s, rel=0.07)
 
 
 def test_the_same_question_gets_the_same_answer() -> None:
-    assert estimate(setup(2, 1), courses(), 300) == estimate(setup(2, 1), courses(), 300)
+    assert estimate(model(2, 1), trajectories(), 300) == estimate(model(2, 1), trajectories(), 300)
