@@ -91,7 +91,7 @@ def test_a_deadline_that_nothing_meets_says_why() -> None:
     assert found is not None
     assert found.workers is None
     assert "even alone" in found.why
-    slow = LIGHT.model_copy(update={"postgres_ms": 100.0, "postgres_cores": 1.0})
+    slow = replace(LIGHT, postgres_ms=100.0, postgres_cores=1.0)
     found = plan(fitted(), 1, 1, deadline_s=60.0, limits=slow).deadline
     assert found is not None
     assert found.workers is None
