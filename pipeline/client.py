@@ -86,7 +86,8 @@ class Client:
     def connect(cls, settings: Settings | None = None, *, database_url: str | None = None) -> Self:
         """Connect to the database of the settings: SPECTHINK_DATABASE_URL, else the embedded one of the state folder.
 
-        database_url: a server of your own, whatever the settings say. Raises ConfigurationError when the database has
+        As the submitter's login where the settings or the embedded servers have one. database_url: a server of your
+        own, whatever the settings say. Raises ConfigurationError when the database has
         not the schema of this version.
         """
         if database_url is not None:
@@ -95,7 +96,7 @@ class Client:
             from pipeline.embedded import resolve_connections
 
             connections = resolve_connections(settings or load_settings())
-            client = cls(connections.database_url, connections.reader_url)
+            client = cls(connections.submitter_url, connections.reader_url)
         try:
             require_current(client._db_engine)
         except PipelineError:

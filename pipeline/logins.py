@@ -1,4 +1,4 @@
-"""The login roles of the database: one for each part of the pipeline, beside the owner, who migrates and submits."""
+"""The login roles of the database: one for each part of the pipeline, beside the owner, who migrates."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class DatabaseRole(StrEnum):
     WRITER = "writer"  # small and large workers: everything but reference answers and grades
     GRADER = "grader"  # grading workers: reference answers too
     UPKEEP = "upkeep"  # upkeep workers: states, leases and totals; no reference answers
+    SUBMITTER = "submitter"  # people who submit: stores jobs, cancels, pauses, retries; writes no text and no grade
     READER = "reader"  # a person's questions: reads everything, changes nothing
 
 

@@ -139,6 +139,8 @@ class LoginSettings(_Part):
     """For grading workers."""
     upkeep: SecretStr | None = None
     """For upkeep workers."""
+    submitter: SecretStr | None = None
+    """For people who submit, cancel, pause and retry jobs, also on the machines where they type that."""
     reader: SecretStr | None = None
     """For `specthink sql`, also on the machine where that is typed."""
 

@@ -61,6 +61,7 @@ def connections(servers: Connections) -> Iterator[Connections]:
         database_url=with_database(servers.database_url, name),
         redis_url=SecretStr(redis_url),
         reader_url=with_database(servers.reader_url, name) if servers.reader_url else None,
+        role_urls={role: with_database(url, name) for role, url in servers.role_urls.items()},
     )
     with owner.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))

@@ -1,6 +1,7 @@
 """Who may do what in the database. Granted again after each migration, to exactly what is written here.
 
-Of the workers only graders can read a reference answer. The reader can too: there a person asks. Events need no grant:
+Of the workers only graders can read a reference answer. The reader can too: there a person asks. A submitter writes
+reference answers and reads none; what it may do to a text or a score, it does by functions that check it. Events need no grant:
 the triggers that write them have the rights of the schema's owner.
 """
 
@@ -42,6 +43,14 @@ _GRADE_BOOKS = ", ".join(
 )
 """Of a grade, what is no text: a grader that broke may quote the reference answer in its detail."""
 
+_PROBLEM_SET = "name, content_sha256, num_problems"
+_PROBLEM = "id, problem_set_id, position, external_id, prompt, subject, level, extra"
+_SUBMITTED = (
+    "name, policy, problem_set_id, state, config, versions, small_model, large_model, first_role, think_end, "
+    "think_opened, num_problems, num_samples, cloned_from"
+)
+"""What a submission says of a job; the samples are stored by ``add_samples``."""
+
 GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
     DatabaseRole.WRITER: {
         **_WORKERS,
@@ -73,14 +82,36 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         "samples": "SELECT, UPDATE",
         "grades": f"SELECT ({_GRADE_BOOKS}), UPDATE (status, graded_at, detail)",
     },
+    DatabaseRole.SUBMITTER: {
+        **dict.fromkeys(("alembic_version", "schema_objects"), "SELECT"),
+        **dict.fromkeys(("engines", "workers", "segments", "steps", "events", "lots", "length_counts"), "SELECT"),
+        "problem_sets": f"SELECT, INSERT ({_PROBLEM_SET})",
+        "problems": f"SELECT, INSERT ({_PROBLEM})",
+        "SEQUENCE problems_id_seq": "USAGE",
+        "reference_answers": "INSERT (problem_id, answer)",
+        "jobs": f"SELECT, INSERT ({_SUBMITTED}), UPDATE (state, priority, finished_at)",
+        "job_totals": "SELECT, DELETE",  # of a job that runs again
+        "samples": "SELECT, UPDATE (state, epoch, holder_id, published_at, ended_at)",
+        "grades": f"SELECT ({_GRADE_BOOKS})",
+        **dict.fromkeys(
+            (f"FUNCTION {name}" for name in ("add_samples", "retry_failed_samples", "retry_cut_samples")), "EXECUTE"
+        ),
+    },
     DatabaseRole.READER: {"ALL TABLES IN SCHEMA public": "SELECT"},
 }
-"""Privileges by role and table; upkeep reads the views too."""
+"""Privileges by role and table; upkeep and submitters read the views too."""
+_READ_VIEWS = (DatabaseRole.UPKEEP, DatabaseRole.SUBMITTER)
 _VIEWS = "SELECT relname FROM pg_class WHERE relkind = 'v' AND relnamespace = 'public'::regnamespace"
 _NEVER: Mapping[DatabaseRole, tuple[tuple[str, str], ...]] = {
     DatabaseRole.WRITER: (("reference_answers", "SELECT"), ("grades", "SELECT"), ("events", "INSERT")),
     DatabaseRole.GRADER: (("reference_answers", "UPDATE"), ("events", "INSERT")),
     DatabaseRole.UPKEEP: (("reference_answers", "SELECT"), ("events", "INSERT")),
+    DatabaseRole.SUBMITTER: (
+        ("reference_answers", "SELECT"),
+        ("segments", "INSERT"),
+        ("grades", "UPDATE"),
+        ("events", "INSERT"),
+    ),
     DatabaseRole.READER: (("samples", "UPDATE"), ("reference_answers", "UPDATE")),
 }
 """What a login must not be able to do by any other way."""
@@ -100,11 +131,12 @@ def grant_roles(connection: Connection, logins: Mapping[DatabaseRole, str]) -> N
     views = [quote(str(name)) for name in connection.execute(text(_VIEWS)).scalars()]
     for role, name in logins.items():
         login = quote(name)
-        connection.execute(text(f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {login}"))
+        for kind in ("TABLES", "SEQUENCES", "FUNCTIONS"):
+            connection.execute(text(f"REVOKE ALL ON ALL {kind} IN SCHEMA public FROM {login}"))
         connection.execute(text(f"REVOKE ALL ON SCHEMA public FROM {login}"))
         connection.execute(text(f"GRANT CONNECT ON DATABASE {database} TO {login}"))
         connection.execute(text(f"GRANT USAGE ON SCHEMA public TO {login}"))
-        more = dict.fromkeys(views, "SELECT") if role is DatabaseRole.UPKEEP else {}
+        more = dict.fromkeys(views, "SELECT") if role in _READ_VIEWS else {}
         for table, privileges in {**GRANTS[role], **more}.items():
             connection.execute(text(f"GRANT {privileges} ON {table} TO {login}"))
         _require_no_more(connection, role, name)

@@ -208,15 +208,7 @@ def select_failed(connection: Connection, job_id: int, classes: Sequence[ErrorCl
     return list(connection.execute(_SELECT_FAILED, values).scalars())
 
 
-_LOCK_FAILED = text("""
-    SELECT id, num_segments > 0 AND next_role IS NULL AS is_lost FROM samples
-    WHERE job_id = :job AND id = ANY(:ids) AND state = 'failed' ORDER BY id FOR UPDATE
-""")
-_RETRY = text("""
-    UPDATE samples SET state = 'pending', epoch = epoch + 1, num_rescues = 0, num_attempts = 0, not_before = NULL,
-        published_at = NULL, error_class = NULL, error = NULL, ended_at = NULL
-    WHERE id = ANY(:ids)
-""")
+_RETRY_FAILED = text("SELECT retry_failed_samples(:job, :ids)")
 
 
 def retry_failed(connection: Connection, job_id: int, sample_ids: Sequence[int]) -> int:
@@ -226,29 +218,23 @@ def retry_failed(connection: Connection, job_id: int, sample_ids: Sequence[int])
     job. Samples that are not failed (any more) are left alone.
     """
     _reopen_job(connection, job_id)
-    failed = connection.execute(_LOCK_FAILED, {"job": job_id, "ids": list(sample_ids)}).all()
-    _withdraw(connection, [row.id for row in failed if row.is_lost])
-    return connection.execute(_RETRY, {"ids": [row.id for row in failed]}).rowcount
+    return int(connection.execute(_RETRY_FAILED, {"job": job_id, "ids": list(sample_ids)}).scalar_one())
 
 
-_CUT = """
-    FROM samples s JOIN jobs j ON j.id = s.job_id
+_SELECT_CUT = text("""
+    SELECT s.id FROM samples s JOIN jobs j ON j.id = s.job_id
     WHERE s.job_id = :job AND s.state = 'graded' AND s.finish_reason = 'length'
       AND coalesce(s.max_tokens, (j.config->'sampling'->>'max_tokens')::integer) < :max_tokens
-"""
-_SELECT_CUT = text(f"SELECT s.id {_CUT} ORDER BY s.id")
-_LOCK_CUT = text(f"SELECT s.id {_CUT} AND s.id = ANY(:ids) ORDER BY s.id FOR UPDATE OF s")
-_RAISE_BUDGET = text("""
-    UPDATE samples SET state = 'pending', epoch = epoch + 1, max_tokens = :max_tokens, num_rescues = 0,
-        num_attempts = 0, not_before = NULL, published_at = NULL, finish_reason = NULL, predicted_answer = NULL,
-        score = NULL, admitted_at = NULL, finished_at = NULL, ended_at = NULL
-    WHERE id = ANY(:ids)
+    ORDER BY s.id
 """)
 
 
 def select_cut(connection: Connection, job_id: int, *, max_tokens: int) -> list[int]:
     """The graded samples that were ended by a budget below max_tokens."""
     return list(connection.execute(_SELECT_CUT, {"job": job_id, "max_tokens": max_tokens}).scalars())
+
+
+_RETRY_CUT = text("SELECT retry_cut_samples(:job, :ids, :max_tokens)")
 
 
 def retry_cut(connection: Connection, job_id: int, sample_ids: Sequence[int], *, max_tokens: int) -> int:
@@ -260,36 +246,7 @@ def retry_cut(connection: Connection, job_id: int, sample_ids: Sequence[int], *,
     """
     _reopen_job(connection, job_id)
     values = {"job": job_id, "ids": list(sample_ids), "max_tokens": max_tokens}
-    ids = list(connection.execute(_LOCK_CUT, values).scalars())
-    _withdraw(connection, ids)
-    return connection.execute(_RAISE_BUDGET, {"ids": ids, "max_tokens": max_tokens}).rowcount
-
-
-_DELETE_SEGMENTS = text("""
-    WITH gone AS (DELETE FROM segments WHERE sample_id = ANY(:ids) RETURNING worker_id, tokens_generated)
-    SELECT worker_id, sum(tokens_generated)::bigint AS tokens FROM gone GROUP BY worker_id ORDER BY worker_id
-""")
-_BOOK_WITHDRAWN = text("UPDATE workers SET tokens_withdrawn = tokens_withdrawn + :tokens WHERE id = :worker")
-_DELETE_STEPS = text("DELETE FROM steps WHERE sample_id = ANY(:ids)")
-_DELETE_GRADES = text("DELETE FROM grades WHERE sample_id = ANY(:ids)")
-_FORGET_TEXT = text("""
-    UPDATE samples SET num_segments = 0, num_takeovers = 0, tokens_small = 0, tokens_large = 0, tokens_inserted = 0,
-        discarded_small = 0, discarded_large = 0, policy_state = NULL, next_role = NULL, next_max_tokens = NULL,
-        next_trigger = NULL, next_cue = NULL, small_worker_id = NULL, large_worker_id = NULL
-    WHERE id = ANY(:ids)
-""")
-
-
-def _withdraw(connection: Connection, sample_ids: Sequence[int]) -> None:
-    """Delete what was written of samples that this transaction has locked, and book it with those who generated it."""
-    ids = {"ids": list(sample_ids)}
-    if not sample_ids:
-        return
-    for row in connection.execute(_DELETE_SEGMENTS, ids).all():  # by id, so that no two retries wait in a circle
-        connection.execute(_BOOK_WITHDRAWN, {"worker": row.worker_id, "tokens": row.tokens})
-    connection.execute(_DELETE_STEPS, ids)
-    connection.execute(_DELETE_GRADES, ids)
-    connection.execute(_FORGET_TEXT, ids)
+    return int(connection.execute(_RETRY_CUT, values).scalar_one())
 
 
 # Priority

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from pipeline.errors import MigrationRefused
 
 FOLDER = Path(__file__).with_name("sql")
-FUNCTIONS = ("state_machine", "lots", "totals")
+FUNCTIONS = ("state_machine", "lots", "totals", "jobs")
 """The files of functions and triggers, each after those that it needs."""
 
 _CREATED = re.compile(r"^CREATE (?:(VIEW|FUNCTION) (\w+)|TRIGGER (\w+)[^;]*? ON (\w+))", re.MULTILINE)
@@ -55,19 +55,25 @@ def created_objects(sql: str) -> list[str]:
     ]
 
 
-# Of logins that this pipeline knows nothing of, too: whoever was let read a view reads it after a migration.
+# Of logins that this pipeline knows nothing of, too: whoever was let read a view or call a function
+# is let do so after a migration.
 _GRANTS = text("""
     SELECT 'VIEW ' || c.relname AS object,
            format('GRANT %s ON %I TO %s', g.privilege_type, c.relname,
                   CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END) AS statement
     FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) g
     WHERE c.relkind = 'v' AND c.relnamespace = 'public'::regnamespace AND g.grantee <> c.relowner
+    UNION ALL
+    SELECT 'FUNCTION ' || p.proname,
+           format('GRANT EXECUTE ON FUNCTION %I TO %I', p.proname, pg_get_userbyid(g.grantee))
+    FROM pg_proc p CROSS JOIN LATERAL aclexplode(p.proacl) g
+    WHERE p.pronamespace = 'public'::regnamespace AND g.grantee NOT IN (0, p.proowner)
     ORDER BY 1, 2
 """)
 
 
 def drop_objects(connection: Connection) -> list[tuple[str, str]]:
-    """Drop what an earlier version created, by its list; returns the grants on its views as (view, statement).
+    """Drop what an earlier version created, by its list; returns the grants on it as (object, statement).
 
     Raises MigrationRefused where somebody's own view reads one of ours.
     """
@@ -89,7 +95,7 @@ def drop_objects(connection: Connection) -> list[tuple[str, str]]:
 
 
 def create_objects(connection: Connection, grants: list[tuple[str, str]]) -> None:
-    """Create what the files say, and give the grants on views that there still are."""
+    """Create what the files say, and give the grants on what there still is."""
     created: list[str] = []
     for path in sql_files():
         sql = path.read_text(encoding="utf-8")

@@ -69,10 +69,10 @@ _TRUST_NO_MORE = text("SELECT set_config('session_replication_role', 'origin', t
 
 @contextmanager
 def _references_trusted(connection: Connection) -> Iterator[None]:
-    """Insert without a look at each referenced row, for rows that refer to what this transaction has just read or made.
+    """Insert without a look at each referenced row, for rows that refer to what this transaction has just made.
 
-    Only a superuser may; for others every row is checked. Measured: the checks take three fifths of the time in which
-    samples are inserted. No trigger but theirs is on INSERT. An error ends the transaction, and this with it.
+    Only a superuser may; for others every row is checked. No trigger but theirs is on INSERT. An error ends the
+    transaction, and this with it.
     """
     is_trusted = connection.execute(_TRUST).first() is not None
     yield
@@ -80,17 +80,7 @@ def _references_trusted(connection: Connection) -> Iterator[None]:
         connection.execute(_TRUST_NO_MORE)
 
 
-_INSERT_SAMPLES = text("""
-    INSERT INTO samples (job_id, problem_id, sample_index)
-    SELECT :job, p.id, i FROM problems p CROSS JOIN generate_series(0, :num_samples - 1) AS i
-    WHERE p.problem_set_id = :problem_set AND p.position < :num_problems
-    ORDER BY p.position, i
-""")
-
-
-_MAKE_LOTS = text("SELECT make_lots(:job)")  # with the job: nobody has changed a sample before there are lots
-
-
+_ADD_SAMPLES = text("SELECT add_samples(:job)")
 _INSERT_JOB = text("""
     INSERT INTO jobs (name, policy, problem_set_id, state, config, versions, small_model, large_model, first_role,
                       think_end, think_opened, num_problems, num_samples, cloned_from)
@@ -135,12 +125,7 @@ def insert_job(
         "cloned_from": cloned_from,
     }
     job_id = int(connection.execute(_INSERT_JOB, job).scalar_one())
-    values = {
-        "job": job_id, "problem_set": problem_set_id, "num_problems": num_problems, "num_samples": config.num_samples,
-    }  # fmt: skip
-    with _references_trusted(connection):
-        connection.execute(_INSERT_SAMPLES, values)
-    connection.execute(_MAKE_LOTS, {"job": job_id})
+    connection.execute(_ADD_SAMPLES, {"job": job_id})
     return job_id
 
 

@@ -27,11 +27,16 @@ class Connections:
     reader_url: SecretStr | None
     """The database as a role that reads what the migrations let it; None where no such role is known."""
     role_urls: Mapping[DatabaseRole, SecretStr] = field(default_factory=dict)
-    """The database as the workers' roles, where they are known."""
+    """The database as the other roles, where they are known."""
 
     def worker_url(self, kind: WorkerKind) -> SecretStr:
         """The database for a worker of this kind: with the rights of its role alone, where that is known."""
         return self.role_urls.get(ROLE_OF_KIND[kind], self.database_url)
+
+    @property
+    def submitter_url(self) -> SecretStr:
+        """The database for whoever submits and controls jobs: with the rights of that role alone, where it is known."""
+        return self.role_urls.get(DatabaseRole.SUBMITTER, self.database_url)
 
 
 def write_running(folder: StateFolder, supervisord: ProcessIdentity, connections: Connections) -> None:
@@ -71,18 +76,24 @@ def resolve_connections(settings: Settings) -> Connections:
     Raises ServiceUnavailable when an embedded server is meant and none runs.
     """
     if settings.database_url is not None and settings.redis_url is not None:
-        return Connections(settings.database_url, settings.redis_url, _reader_url(settings))
+        return Connections(
+            settings.database_url,
+            settings.redis_url,
+            _login_url(settings, DatabaseRole.READER),
+            _role_urls(settings),
+        )
     embedded = find_connections(settings.state_dir)
     if embedded is None:
         raise ServiceUnavailable(
             f"no servers run for the state folder {settings.state_dir}; start them with `specthink up`, "
             "or name servers of your own by SPECTHINK_DATABASE_URL and SPECTHINK_REDIS_URL"
         )
+    is_embedded = settings.database_url is None
     return Connections(
         database_url=settings.database_url or embedded.database_url,
         redis_url=settings.redis_url or embedded.redis_url,
-        reader_url=embedded.reader_url if settings.database_url is None else _reader_url(settings),
-        role_urls=embedded.role_urls if settings.database_url is None else {},
+        reader_url=embedded.reader_url if is_embedded else _login_url(settings, DatabaseRole.READER),
+        role_urls=embedded.role_urls if is_embedded else _role_urls(settings),
     )
 
 
@@ -91,13 +102,19 @@ def resolve_redis(settings: Settings) -> SecretStr:
     return settings.redis_url or resolve_connections(settings).redis_url
 
 
-def _reader_url(settings: Settings) -> SecretStr | None:
-    """The database of the settings as its reader; None where no password is known."""
+def _role_urls(settings: Settings) -> dict[DatabaseRole, SecretStr]:
+    """Of the role that a person has where they type commands; each worker is given its own address."""
+    url = _login_url(settings, DatabaseRole.SUBMITTER)
+    return {} if url is None else {DatabaseRole.SUBMITTER: url}
+
+
+def _login_url(settings: Settings, role: DatabaseRole) -> SecretStr | None:
+    """The database of the settings as the login of a role; None where no password is known."""
     from sqlalchemy import make_url
 
-    reader = settings.logins.login(DatabaseRole.READER)
-    if settings.database_url is None or reader is None or reader.password is None:
+    login = settings.logins.login(role)
+    if settings.database_url is None or login is None or login.password is None:
         return None
     url = make_url(settings.database_url.get_secret_value())
-    url = url.set(username=reader.name, password=reader.password.get_secret_value())
+    url = url.set(username=login.name, password=login.password.get_secret_value())
     return SecretStr(url.render_as_string(hide_password=False))

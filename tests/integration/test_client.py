@@ -51,7 +51,7 @@ PROBLEMS = EXAMPLES / "problems.jsonl"
 
 @pytest.fixture
 def client(connections: Connections) -> Iterator[Client]:
-    with Client(connections.database_url, connections.reader_url) as client:
+    with Client(connections.submitter_url, connections.reader_url) as client:
         yield client
 
 

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture
 def client(connections: Connections) -> Iterator[Client]:
     """Asks as the reader, as the command does."""
-    with Client(connections.database_url, connections.reader_url) as client:
+    with Client(connections.submitter_url, connections.reader_url) as client:
         yield client
 
 

@@ -1,4 +1,4 @@
-"""What a submission stores, whether its login is a superuser, whose rows' references are trusted, or not."""
+"""What a submission stores, whether by the owner of the schema, here a superuser, or by a submitter's login."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import IntegrityError
 
 from pipeline.db.submissions import insert_job, put_problem_set
+from pipeline.embedded import EMBEDDED_LOGINS
 from pipeline.jobs.config import JobConfig, ModelSpec
+from pipeline.logins import DatabaseRole
 from pipeline.policies import parse_policy
 from pipeline.problems import Problem, ProblemSet, content_sha256
 from pipeline.samples import ModelRole
@@ -25,19 +27,13 @@ def connection(db_engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-@pytest.fixture(params=[True, False], ids=["superuser", "plain"])
-def login(request: pytest.FixtureRequest, connection: Connection) -> bool:
-    """Whether the transaction goes on as a superuser."""
-    if not request.param:
-        for statement in (
-            "CREATE ROLE plain", "GRANT ALL ON ALL TABLES IN SCHEMA public TO plain",
-            "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO plain", "SET LOCAL ROLE plain",
-        ):  # fmt: skip
-            connection.execute(text(statement))
-    return bool(request.param)
+@pytest.fixture(params=["specthink", EMBEDDED_LOGINS[DatabaseRole.SUBMITTER]])
+def login(request: pytest.FixtureRequest) -> str:
+    """Whose rights a submission has."""
+    return str(request.param)
 
 
-def submit(connection: Connection, num_problems: int, num_samples: int) -> int:
+def submit(connection: Connection, login: str, num_problems: int, num_samples: int) -> int:
     problems = tuple(
         Problem(
             external_id=f"p{number}", prompt=f'"{number}"\tand\\n', answer=str(number) if number % 2 else None,
@@ -47,15 +43,17 @@ def submit(connection: Connection, num_problems: int, num_samples: int) -> int:
     )  # fmt: skip
     config = JobConfig(small=ModelSpec(name="S"), policy=parse_policy("small-only"), num_samples=num_samples)
     problem_set = ProblemSet(name="quoted", content_sha256=content_sha256(problems), problems=problems)
-    return insert_job(
+    connection.execute(text(f"SET LOCAL ROLE {login}"))
+    job = insert_job(
         connection, name="n", policy="small-only", problem_set_id=put_problem_set(connection, problem_set),
         num_problems=num_problems, config=config, first_role=ModelRole.SMALL, versions={},
     )  # fmt: skip
+    connection.execute(text("RESET ROLE"))
+    return job
 
 
-@pytest.mark.usefixtures("login")
-def test_problems_and_samples_are_stored_in_order_with_their_answers(connection: Connection) -> None:
-    job = submit(connection, num_problems=5, num_samples=2)
+def test_problems_and_samples_are_stored_in_order_with_their_answers(connection: Connection, login: str) -> None:
+    job = submit(connection, login, num_problems=5, num_samples=2)
     rows = every(
         connection,
         "SELECT p.position, p.external_id, p.prompt, p.extra, r.answer, s.sample_index FROM samples s "
@@ -76,9 +74,8 @@ def test_problems_and_samples_are_stored_in_order_with_their_answers(connection:
     assert one(connection, "SELECT count(*) AS n, min(first_problem) AS first FROM lots") == {"n": 1, "first": 0}
 
 
-@pytest.mark.usefixtures("login")
-def test_references_are_checked_again_after_a_submission(connection: Connection) -> None:
-    job = submit(connection, num_problems=1, num_samples=1)
+def test_references_are_checked_again_after_a_submission(connection: Connection, login: str) -> None:
+    job = submit(connection, login, num_problems=1, num_samples=1)
     assert one(connection, "SHOW session_replication_role") == {"session_replication_role": "origin"}
     statement = "INSERT INTO samples (job_id, problem_id, sample_index) VALUES (:job, 4711, 0)"
     with pytest.raises(IntegrityError, match="fk_samples_problem_id_problems"):

@@ -23,6 +23,7 @@ ENVIRONMENT = {
     "WRITER_PASSWORD": "writer-secret",
     "GRADER_PASSWORD": "grader-secret",
     "UPKEEP_PASSWORD": "upkeep-secret",
+    "SUBMITTER_PASSWORD": "submitter-secret",
     "READER_PASSWORD": "reader-secret",
     "FLOWER_BASIC_AUTH": "user:secret",
     "SPECTHINK_SMALL_MODEL": "org/small",

@@ -95,6 +95,20 @@ def test_reader_of_a_database_of_ones_own_is_its_login(tmp_path: Path, monkeypat
     assert reader_url.get_secret_value() == "postgresql://asker:p%40ss%3Aword%2F7@host:1/c?x=y"
 
 
+def test_people_submit_by_a_login_of_their_own_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings(tmp_path, database_url="postgresql://o:q@host:1/c", redis_url="redis://mine")
+    assert resolve_connections(settings).submitter_url == SecretStr("postgresql://o:q@host:1/c")
+    monkeypatch.setenv("SPECTHINK_LOGINS__SUBMITTER", "ann:word")
+    settings = make_settings(tmp_path, database_url="postgresql://o:q@host:1/c", redis_url="redis://mine")
+    found = resolve_connections(settings)
+    assert found.submitter_url == SecretStr("postgresql://ann:word@host:1/c")
+    assert found.worker_url(WorkerKind.GRADE) == found.database_url == SecretStr("postgresql://o:q@host:1/c")
+    write_running(StateFolder.of(tmp_path), this_process(), EMBEDDED)
+    assert resolve_connections(make_settings(tmp_path)).submitter_url == EMBEDDED.database_url
+
+
 def test_broker_is_found_without_a_database(tmp_path: Path) -> None:
     assert resolve_redis(make_settings(tmp_path, redis_url="redis://mine")) == SecretStr("redis://mine")
 
