@@ -1,8 +1,8 @@
 """Who may do what in the database. Granted again after each migration, to exactly what is written here.
 
 Of the workers only graders can read a reference answer. The reader can too: there a person asks. A submitter writes
-reference answers and reads none; what it may do to a text or a score, it does by functions that check it. Events need no grant:
-the triggers that write them have the rights of the schema's owner.
+reference answers and reads none; what it may do to a text or a score, it does by functions that check it. Events need
+no grant: the triggers that write them have the rights of the schema's owner.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from sqlalchemy.exc import (
     InterfaceError,
     InternalError,
     OperationalError,
+    ProgrammingError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -81,7 +82,7 @@ def _open_impatiently(answer_within_s: float) -> Callable[..., ImpatientConnecti
 def transaction(db_engine: Engine) -> Iterator[Connection]:
     """One transaction: committed at the end, rolled back on any error.
 
-    Raises ServiceUnavailable when the server cannot be reached.
+    Raises ServiceUnavailable when the server cannot be reached, ConfigurationError where its login may not do this.
     """
     with _reached(), db_engine.begin() as connection:
         yield connection
@@ -129,6 +130,13 @@ def _reached() -> Iterator[None]:
         if getattr(error.orig, "sqlstate", None) != _IDLE_TOO_LONG:
             raise
         raise ServiceUnavailable("Postgres undid this: nothing was asked in mid-transaction for too long") from error
+    except ProgrammingError as error:
+        if not isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+            raise
+        raise ConfigurationError(
+            f"the login of the database's address may not do this ({str(error.orig).splitlines()[0]}): name it in "
+            "SPECTHINK_LOGINS__… for its role and run specthink migrate, or use the login of another role"
+        ) from error
     except PoolTimeout as error:
         raise ServiceUnavailable("Postgres cannot be reached: all connections of this process are in use") from error
 

@@ -12,6 +12,7 @@ from celery import Celery
 from pydantic import SecretStr
 from sqlalchemy import Engine, make_url, text
 
+from pipeline import Client, Problem, ProblemSet
 from pipeline.chat.steps import Step
 from pipeline.chat.translation import ThinkPhase
 from pipeline.db import migrate
@@ -25,9 +26,10 @@ from pipeline.db.totals import Lot, postpone_lot
 from pipeline.db.upkeep import mark_followed, try_to_lead
 from pipeline.db.workforce import WorkerCounters, amend_books, close_books, end_worker, renew_worker
 from pipeline.embedded import EMBEDDED_LOGINS, Connections
-from pipeline.errors import ConfigurationError
+from pipeline.errors import ConfigurationError, QueryRefused
 from pipeline.logins import DatabaseRole, Login
 from pipeline.policies.reading.cues import SentenceClass
+from pipeline.problems import content_sha256
 from pipeline.samples import Author, SampleState
 from pipeline.settings import Settings
 from tests.conftest import TEMPLATE, with_database
@@ -85,7 +87,7 @@ def asked(servers: Connections) -> Iterator[Ask]:
     owner.dispose()
 
 
-@pytest.mark.parametrize("role", [DatabaseRole.WRITER, DatabaseRole.UPKEEP])
+@pytest.mark.parametrize("role", [DatabaseRole.WRITER, DatabaseRole.UPKEEP, DatabaseRole.SUBMITTER])
 @pytest.mark.parametrize(
     "statement",
     [
@@ -93,7 +95,7 @@ def asked(servers: Connections) -> Iterator[Ask]:
         "SELECT count(*) FROM reference_answers",
         "SELECT 1 FROM problems p JOIN reference_answers r ON r.problem_id = p.id",
         "COPY reference_answers TO STDOUT",
-        "UPDATE samples SET error = (SELECT answer FROM reference_answers LIMIT 1)",
+        "UPDATE samples SET state = (SELECT answer FROM reference_answers LIMIT 1)",
         "SELECT detail FROM grades",
         "SELECT predicted_answer FROM grades",
         "CREATE VIEW public.peek AS SELECT 1",
@@ -106,7 +108,9 @@ def asked(servers: Connections) -> Iterator[Ask]:
         "COPY (SELECT 1) TO PROGRAM 'true'",
     ],
 )
-def test_roles_that_generate_or_tidy_cannot_reach_an_answer(asked: Ask, role: DatabaseRole, statement: str) -> None:
+def test_roles_that_generate_tidy_or_submit_cannot_reach_an_answer(
+    asked: Ask, role: DatabaseRole, statement: str
+) -> None:
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         asked(role, statement)
 
@@ -116,7 +120,7 @@ def test_graders_and_people_read_answers(asked: Ask) -> None:
         assert set(asked(role, "SELECT answer FROM reference_answers")) == {(SECRET,)}
 
 
-@pytest.mark.parametrize("role", WORKERS)
+@pytest.mark.parametrize("role", [*WORKERS, DatabaseRole.SUBMITTER])
 @pytest.mark.parametrize(
     "statement",
     [
@@ -128,14 +132,13 @@ def test_graders_and_people_read_answers(asked: Ask) -> None:
         "DELETE FROM samples",
         "DELETE FROM jobs",
         "UPDATE problems SET prompt = 'mine'",
-        "INSERT INTO reference_answers SELECT id, '1' FROM problems",
         "UPDATE reference_answers SET answer = '1'",
         "UPDATE alembic_version SET version_num = '0001'",
         "ALTER TABLE samples DISABLE TRIGGER ALL",
         "DROP TABLE grades",
     ],
 )
-def test_workers_cannot_rewrite_what_is_stored(asked: Ask, role: DatabaseRole, statement: str) -> None:
+def test_nobody_rewrites_what_is_stored(asked: Ask, role: DatabaseRole, statement: str) -> None:
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         asked(role, statement)
 
@@ -155,6 +158,63 @@ def test_workers_cannot_rewrite_what_is_stored(asked: Ask, role: DatabaseRole, s
 def test_writers_cannot_grade_themselves_or_change_a_job(asked: Ask, statement: str) -> None:
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         asked(DatabaseRole.WRITER, statement)
+
+
+@pytest.mark.parametrize("role", WORKERS)
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO reference_answers SELECT id, '1' FROM problems",
+        "INSERT INTO problem_sets (name, content_sha256, num_problems) VALUES ('n', 's', 1)",
+        "SELECT add_samples(1)",
+        "SELECT withdraw_texts('{1}')",
+        "SELECT retry_failed_samples(1, '{1}')",
+        "SELECT retry_cut_samples(1, '{1}', 1000000)",
+    ],
+)
+def test_workers_cannot_submit_or_retry(asked: Ask, role: DatabaseRole, statement: str) -> None:
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        asked(role, statement)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE samples SET score = 1",
+        "UPDATE samples SET predicted_answer = '1'",
+        "UPDATE samples SET policy_state = '{}'",
+        "UPDATE samples SET num_segments = 1, tokens_small = 5",
+        "UPDATE samples SET problem_id = 1",
+        "INSERT INTO samples (job_id, problem_id, sample_index) SELECT job_id, problem_id, 99 FROM samples",
+        "INSERT INTO segments SELECT * FROM segments",
+        "INSERT INTO steps SELECT * FROM steps",
+        "INSERT INTO grades (sample_id, grader, grader_version, status) SELECT id, 'g', '1', 'done' FROM samples",
+        "UPDATE grades SET status = 'done'",
+        "DELETE FROM grades",
+        "SELECT * FROM grades",
+        "UPDATE jobs SET config = '{}'",
+        "UPDATE jobs SET think_end = '</think>'",
+        "UPDATE workers SET settled_at = now()",
+        "INSERT INTO workers (kind, host, pid, queue, max_in_flight) VALUES ('small', 'h', 1, 'q', 1)",
+        "SELECT withdraw_texts('{1}')",
+        "CREATE TABLE mine (x int)",
+    ],
+)
+def test_submitters_write_no_text_score_or_grade(asked: Ask, statement: str) -> None:
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        asked(DatabaseRole.SUBMITTER, statement)
+
+
+def test_submitters_retry_only_what_failed_or_was_cut(ask: Ask, db_engine: Engine) -> None:
+    with transaction(db_engine) as connection:
+        add_samples(connection, 1, [{"problem": 1, "state": "graded", "score": 1.0, "tokens_small": 3}])
+    before = ask(DatabaseRole.SUBMITTER, "SELECT * FROM samples")
+    whatever = "array(SELECT id FROM samples)"
+    for call in (f"retry_failed_samples(1, {whatever})", f"retry_cut_samples(1, {whatever}, 1000000)"):
+        assert ask(DatabaseRole.SUBMITTER, f"SELECT {call}") == [(0,)]
+    with pytest.raises(psycopg.errors.UniqueViolation, match="has its samples already"):
+        ask(DatabaseRole.SUBMITTER, "SELECT add_samples(1)")
+    assert ask(DatabaseRole.SUBMITTER, "SELECT * FROM samples") == before
 
 
 def test_events_of_restricted_roles_are_logged(ask: Ask, db_engine: Engine) -> None:
@@ -196,8 +256,9 @@ def test_reader_runs_under_a_time_limit(asked: Ask) -> None:
 
 def test_every_table_is_somebodys_and_every_grant_is_of_a_table() -> None:
     tables = set(METADATA.tables) | {"alembic_version"}
-    granted = {table for role in WORKERS for table in GRANTS[role]}
-    assert granted == tables
+    granted = {role: {table for table in GRANTS[role] if " " not in table} for role in DatabaseRole}
+    assert set().union(*(granted[role] for role in WORKERS)) == tables
+    assert granted[DatabaseRole.SUBMITTER] <= tables
 
 
 def test_granting_again_takes_away_what_was_granted_besides(ask: Ask, db_engine: Engine) -> None:
@@ -236,7 +297,7 @@ def own_server(servers: Connections) -> Iterator[SecretStr]:
     yield SecretStr(own)
     with owner.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-        for role in (f"{name}_writer", f"{name}_reader", name):
+        for role in (f"{name}_writer", f"{name}_submitter", f"{name}_reader", name):
             connection.execute(text(f"DROP ROLE IF EXISTS {role}"))
     owner.dispose()
 
@@ -286,6 +347,45 @@ def test_login_that_cannot_be_made_has_its_remedy(own_server: SecretStr, servers
         create_logins(connection, [secret])
     db_engine.dispose()
     assert "never-shown-7" not in str(refused.value)
+
+
+def test_submitter_of_a_plain_owners_database_submits_and_follows(own_server: SecretStr) -> None:
+    """The functions that have the owner's rights work where the owner is no superuser, too."""
+    url = make_url(own_server.get_secret_value())
+    login = Login(name=f"{url.username}_submitter", password=SecretStr("word"))
+    db_engine = open_database(own_server)
+    migrate.upgrade(db_engine)
+    with transaction(db_engine) as connection:
+        create_logins(connection, [login])
+        grant_roles(connection, {DatabaseRole.SUBMITTER: login.name})
+    db_engine.dispose()
+    problems = (Problem(external_id="a", prompt="1?", answer="1"), Problem(external_id="b", prompt="2?", answer="2"))
+    problem_set = ProblemSet(name="two", content_sha256=content_sha256(problems), problems=problems)
+    own = url.set(username=login.name, password="word").render_as_string(hide_password=False)
+    with Client.connect(database_url=own) as client:
+        job = client.submit(problem_set, small="S", large="L", num_samples=3)
+        assert client.progress(job)[0].samples_total == 6
+        assert client.submit(job.problem_set_id, small="S", policy="small-only").problem_set_id == job.problem_set_id
+        assert client.clone(job, {"seed": 1}).cloned_from == job.id
+        assert client.pause(job).is_new
+        assert client.resume(job).is_new
+        assert client.set_priority(job, 3).is_new
+        assert client.cancel(job).num_samples == 6
+        with pytest.raises(QueryRefused, match="permission denied for table reference_answers"):
+            client.sql("SELECT answer FROM reference_answers")
+
+
+def test_login_without_its_rights_is_told_how_it_gets_them(own_server: SecretStr) -> None:
+    url = make_url(own_server.get_secret_value())
+    login = Login(name=f"{url.username}_submitter", password=SecretStr("word"))
+    db_engine = open_database(own_server)
+    migrate.upgrade(db_engine)
+    with transaction(db_engine) as connection:
+        create_logins(connection, [login])
+    db_engine.dispose()
+    own = url.set(username=login.name, password="word").render_as_string(hide_password=False)
+    with pytest.raises(ConfigurationError, match=r"may not do this \(permission denied .*specthink migrate"):
+        Client.connect(database_url=own)
 
 
 def test_each_worker_does_its_work_with_the_rights_of_its_role_alone(

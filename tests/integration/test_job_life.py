@@ -25,6 +25,7 @@ from pipeline.db.upkeep import admit_samples, close_jobs, overdue_samples
 from pipeline.embedded import Connections
 from pipeline.errors import BadProblem, ConfigurationError, JobError, NotFound, ServiceUnavailable
 from pipeline.jobs.config import JobState
+from pipeline.logins import DatabaseRole
 from pipeline.problems import content_sha256
 from pipeline.samples import SampleState
 from tests.conftest import TEMPLATE, with_database
@@ -58,9 +59,14 @@ def life_engine(servers: Connections) -> Iterator[Engine]:
     db_engine.dispose()
 
 
+def submitter_url(servers: Connections) -> str:
+    """The database for people who submit and control jobs."""
+    return with_database(servers.role_urls[DatabaseRole.SUBMITTER], "life").get_secret_value()
+
+
 @pytest.fixture(scope="module")
 def client(servers: Connections, life_engine: Engine) -> Iterator[Client]:
-    with Client.connect(database_url=with_database(servers.database_url, "life").get_secret_value()) as client:
+    with Client.connect(database_url=submitter_url(servers)) as client:
         yield client
 
 
@@ -699,7 +705,7 @@ def specthink(
     """Runs a command in this process; returns what it printed where it ended as it should (exit_code)."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SPECTHINK_")}
     addresses = {
-        "SPECTHINK_DATABASE_URL": with_database(servers.database_url, "life").get_secret_value(),
+        "SPECTHINK_DATABASE_URL": submitter_url(servers),
         "SPECTHINK_REDIS_URL": servers.redis_url.get_secret_value(),
         "SPECTHINK_STATE_DIR": str(tmp_path / "state"),
     }
