@@ -55,6 +55,10 @@ class NotFound(PipelineError):
 
     exit_code = 3
 
+    @classmethod
+    def job(cls, job_id: int) -> NotFound:
+        return cls(f"there is no job {job_id}; specthink status lists them")
+
 
 class NotComparable(PipelineError):
     """Jobs that were not asked the same or not graded alike: a difference would say nothing about their policies."""

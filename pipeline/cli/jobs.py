@@ -46,7 +46,9 @@ def submit(
     small: Annotated[
         str | None, typer.Option(help="Small model: a folder, or the name workers serve it under.")
     ] = None,
-    large: Annotated[str | None, typer.Option(help="Large model, likewise.")] = None,
+    large: Annotated[
+        str | None, typer.Option(help="Large model: a folder, or the name workers serve it under.")
+    ] = None,
     policy: Annotated[
         str, typer.Option(metavar="NAME[:PRESET]", help="Who writes what.")
     ] = "speculative-thinking:improved",

@@ -56,7 +56,9 @@ def plan(
     small_speedup: Annotated[
         float, typer.Option(min=0.001, help="How many times as fast a small engine is as the measured one.")
     ] = 1.0,
-    large_speedup: Annotated[float, typer.Option(min=0.001, help="Likewise, large.")] = 1.0,
+    large_speedup: Annotated[
+        float, typer.Option(min=0.001, help="How many times as fast a large engine is as the measured one.")
+    ] = 1.0,
     shared_cores: Annotated[
         float | None,
         typer.Option(min=1, metavar="N", help="All engines share so many cores; without it each has a device."),

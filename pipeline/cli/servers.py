@@ -33,7 +33,9 @@ def up(
     small: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Start a small worker: a folder or hub id.")
     ] = None,
-    large: Annotated[str | None, typer.Option(metavar="MODEL", help="Start a large worker, likewise.")] = None,
+    large: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Start a large worker: a folder or hub id.")
+    ] = None,
     flower: Annotated[bool, typer.Option("--flower/--no-flower", help="Serve Flower on localhost.")] = True,
     state_dir: StateDir = None,
 ) -> None:

@@ -456,7 +456,7 @@ def check_job(connection: Connection, job_id: int) -> list[Violation]:
     """
     _freeze(connection)
     if connection.execute(text("SELECT FROM jobs WHERE id = :job"), {"job": job_id}).first() is None:
-        raise NotFound(f"there is no job {job_id}; specthink status lists them")
+        raise NotFound.job(job_id)
     found: list[Violation] = []
     for invariant in Invariant:
         found += _check(connection, invariant, job_id)

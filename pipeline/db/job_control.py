@@ -31,7 +31,7 @@ def _lock_job(connection: Connection, job_id: int) -> RowMapping:
     """The job's state and priority, which nobody else changes before this transaction ends. Raises NotFound."""
     row = connection.execute(_LOCK_JOB, {"job": job_id}).mappings().first()
     if row is None:
-        raise NotFound(f"there is no job {job_id}; specthink status lists them")
+        raise NotFound.job(job_id)
     return row
 
 

@@ -50,7 +50,7 @@ def get_stored_sample(connection: Connection, sample_id: int) -> StoredSample:
 def stream_complete_samples(connection: Connection, job_id: int) -> Iterator[StoredSample]:
     """A job's complete samples, one batch at a time in memory. Raises NotFound."""
     if connection.execute(text("SELECT FROM jobs WHERE id = :job"), {"job": job_id}).first() is None:
-        raise NotFound(f"there is no job {job_id}; specthink status lists them")
+        raise NotFound.job(job_id)
     ids = connection.execute(_SELECT_COMPLETE, {"job": job_id}).scalars().all()
     for start in range(0, len(ids), _BATCH):
         yield from _load(connection, list(ids[start : start + _BATCH]))

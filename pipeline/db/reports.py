@@ -89,7 +89,7 @@ def get_job(connection: Connection, job_id: int) -> Job:
     """Raises NotFound."""
     row = connection.execute(text(f"{_SELECT_JOBS} WHERE j.id = :job"), {"job": job_id}).mappings().first()
     if row is None:
-        raise NotFound(f"there is no job {job_id}; specthink status lists them")
+        raise NotFound.job(job_id)
     return _job(row)
 
 
@@ -122,7 +122,7 @@ def select_summaries(connection: Connection, job_ids: Sequence[int]) -> list[Job
 def _require_all(wanted: Sequence[int], found: Any) -> None:
     missing = [job_id for job_id in wanted if job_id not in found]
     if missing:
-        raise NotFound(f"there is no job {missing[0]}; specthink status lists them")
+        raise NotFound.job(missing[0])
 
 
 def get_stats(connection: Connection, job_id: int) -> JobStats:

@@ -20,7 +20,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from pipeline.db.timeouts import ImpatientConnection
+from pipeline.db.timeouts import DeadlineConnection
 from pipeline.errors import ConfigurationError, ServiceUnavailable
 
 _KEEPALIVE = {
@@ -67,13 +67,13 @@ def open_database(
         future=True,
     )
     if answer_within_s is not None:
-        event.listen(db_engine, "do_connect", _open_impatiently(answer_within_s))
+        event.listen(db_engine, "do_connect", _open_with_deadline(answer_within_s))
     return db_engine
 
 
-def _open_impatiently(answer_within_s: float) -> Callable[..., ImpatientConnection]:
-    def connect(dialect: Any, record: Any, args: Any, options: Any) -> ImpatientConnection:
-        return ImpatientConnection.open(answer_within_s, *args, **options)
+def _open_with_deadline(answer_within_s: float) -> Callable[..., DeadlineConnection]:
+    def connect(dialect: Any, record: Any, args: Any, options: Any) -> DeadlineConnection:
+        return DeadlineConnection.open(answer_within_s, *args, **options)
 
     return connect
 
@@ -91,7 +91,7 @@ def transaction(db_engine: Engine) -> Iterator[Connection]:
 @contextmanager
 def connected(db_engine: Engine) -> Iterator[Connection]:
     """One connection for several transactions, each of which its user begins: only the first pays for asking whether
-    the server is still there. Raises ServiceUnavailable likewise.
+    the server is still there. Raises ServiceUnavailable as ``transaction``.
     """
     with _reached(), db_engine.connect() as opened:
         yield opened
@@ -113,7 +113,7 @@ def copy_rows(connection: Connection, statement: str, rows: Iterable[Sequence[in
 
 @contextmanager
 def session(db_engine: Engine) -> Iterator[Connection]:
-    """One connection in autocommit mode, for locks that belong to the session. Raises ServiceUnavailable likewise."""
+    """One connection in autocommit mode, for locks that belong to the session. Raises as ``transaction``."""
     with connected(db_engine) as connection:
         yield connection.execution_options(isolation_level="AUTOCOMMIT")
 

@@ -1,4 +1,4 @@
-"""A psycopg connection that is given up when an answer does not come.
+"""A psycopg connection with a deadline for each answer.
 
 TCP's own timers do not find every dead connection: a balancer or a frozen machine in between goes on acknowledging what
 nobody reads, and a worker would wait for ever. Nor does the server find a client that is lost in this way: what it
@@ -23,7 +23,7 @@ _END_ME_WHEN_SILENT = """
 """
 
 
-class ImpatientConnection(psycopg.Connection[Any]):
+class DeadlineConnection(psycopg.Connection[Any]):
     """A connection on which no statement may take longer than answer_within_s.
 
     Raises psycopg.OperationalError when one does, with the connection closed: what the server did is unknown then.
@@ -32,7 +32,7 @@ class ImpatientConnection(psycopg.Connection[Any]):
     answer_within_s: float
 
     @classmethod
-    def open(cls, answer_within_s: float, *args: Any, **options: Any) -> ImpatientConnection:
+    def open(cls, answer_within_s: float, *args: Any, **options: Any) -> DeadlineConnection:
         """Connect; the arguments are psycopg's. The server is told to end a transaction in which nothing is said for
         answer_within_s."""
         connection = cls.connect(*args, **options)
@@ -42,10 +42,10 @@ class ImpatientConnection(psycopg.Connection[Any]):
         return connection
 
     def wait(self, gen: PQGen[_T], *args: Any, **options: Any) -> _T:
-        return super().wait(self._hurried(gen), *args, **options)
+        return super().wait(self._until_deadline(gen), *args, **options)
 
-    def _hurried(self, gen: PQGen[_T]) -> Generator[Any, Any, _T]:
-        """The same talk with the server, with an end. psycopg resumes it every tenth of a second, ready or not."""
+    def _until_deadline(self, gen: PQGen[_T]) -> Generator[Any, Any, _T]:
+        """The same exchange, with a deadline. psycopg resumes it every tenth of a second, ready or not."""
         deadline = time.monotonic() + self.answer_within_s
         try:
             wanted = next(gen)

@@ -98,7 +98,7 @@ def resolve_connections(settings: Settings) -> Connections:
 
 
 def resolve_redis(settings: Settings) -> SecretStr:
-    """The broker's address alone, for whoever needs no database. Raises ServiceUnavailable likewise."""
+    """The broker's address alone, for whoever needs no database. Raises as ``resolve_connections``."""
     return settings.redis_url or resolve_connections(settings).redis_url
 
 

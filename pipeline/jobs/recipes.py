@@ -47,8 +47,6 @@ class Recipe:
     prompt_template: str = "paper-math"
     grader: str = "math"
     sampling: SamplingSpec = PAPER_SAMPLING
-    num_samples: int = 1
-    """Paper: one per problem. More give an interval that can be believed."""
 
     def load(self, path: str | PathLike[str]) -> ProblemSet:
         """The problem set that this recipe makes of a file. Raises ProblemSetError."""

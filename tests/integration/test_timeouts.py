@@ -28,7 +28,7 @@ def proxy(connections: Connections) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def impatient(connections: Connections, proxy: Proxy) -> Iterator[Engine]:
+def deadline_engine(connections: Connections, proxy: Proxy) -> Iterator[Engine]:
     url = through(connections.database_url.get_secret_value(), proxy)
     engine = open_database(SecretStr(url), answer_within_s=ANSWER_WITHIN_S)
     yield engine
@@ -43,39 +43,39 @@ def ask_over_a_dead_connection(engine: Engine, proxy: Proxy, first: str) -> None
         connection.execute(text("SELECT 1"))
 
 
-def test_dead_connection_is_given_up_and_the_next_one_works(impatient: Engine, proxy: Proxy) -> None:
+def test_dead_connection_is_given_up_and_the_next_one_works(deadline_engine: Engine, proxy: Proxy) -> None:
     began = time.monotonic()
     with pytest.raises(ServiceUnavailable, match="no answer within 1 s"):
-        ask_over_a_dead_connection(impatient, proxy, "SELECT 1")
+        ask_over_a_dead_connection(deadline_engine, proxy, "SELECT 1")
     assert time.monotonic() - began < 20
-    with transaction(impatient) as connection:
+    with transaction(deadline_engine) as connection:
         assert connection.execute(text("SELECT 2")).scalar_one() == 2
 
 
-def test_connection_that_died_in_the_pool_costs_its_time_and_no_error(impatient: Engine, proxy: Proxy) -> None:
-    with transaction(impatient) as connection:
+def test_connection_that_died_in_the_pool_costs_its_time_and_no_error(deadline_engine: Engine, proxy: Proxy) -> None:
+    with transaction(deadline_engine) as connection:
         connection.execute(text("SELECT 1"))
     assert proxy.forget() == 1
-    with transaction(impatient) as connection:
+    with transaction(deadline_engine) as connection:
         assert connection.execute(text("SELECT 2")).scalar_one() == 2
 
 
 def test_locks_of_a_client_that_vanished_in_a_transaction_are_freed(
-    impatient: Engine, proxy: Proxy, db_engine: Engine
+    deadline_engine: Engine, proxy: Proxy, db_engine: Engine
 ) -> None:
     with transaction(db_engine) as connection:
         connection.execute(text("CREATE TABLE held AS SELECT 1 AS id"))
     with pytest.raises(ServiceUnavailable):
-        ask_over_a_dead_connection(impatient, proxy, "SELECT 1 FROM held FOR UPDATE")
+        ask_over_a_dead_connection(deadline_engine, proxy, "SELECT 1 FROM held FOR UPDATE")
     with transaction(db_engine) as connection:
         connection.execute(text("SET LOCAL lock_timeout = '20s'"))
         connection.execute(text("SELECT 1 FROM held FOR UPDATE"))
 
 
 def test_leader_that_the_server_does_not_hear_of_leads_no_more(
-    impatient: Engine, proxy: Proxy, db_engine: Engine
+    deadline_engine: Engine, proxy: Proxy, db_engine: Engine
 ) -> None:
-    with session(db_engine) as other, session(impatient) as leader:
+    with session(db_engine) as other, session(deadline_engine) as leader:
         leader.execute(text("SET idle_session_timeout = '1s'"))  # as workers.upkeep.rounds does
         assert try_to_lead(leader)
         assert not try_to_lead(other)
