@@ -27,8 +27,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine
 
-from pipeline.db import job_control as control
-from pipeline.db import planning, replays, reports, submissions
+from pipeline.db import job_control, planning, replays, reports, submissions
 from pipeline.db.readonly_query import MAX_ROWS, Table, run_query
 from pipeline.db.revision import require_current
 from pipeline.db.session import open_database, transaction
@@ -190,14 +189,14 @@ class Client:
         job_id = _id(job)
         deadline = time.monotonic() + CANCEL_FOR_S
         with self._change() as connection:
-            is_new = control.cancel_job(connection, job_id)
+            is_new = job_control.cancel_job(connection, job_id)
         with self._change() as connection:
-            cancelled = control.count_cancelled(connection, job_id)
+            cancelled = job_control.count_cancelled(connection, job_id)
         is_left = True
         while is_left:
             with self._change() as connection:
-                is_left = control.cancel_samples(connection, job_id) > 0
-                if time.monotonic() > deadline and not control.is_at_work(connection, job_id):
+                is_left = job_control.cancel_samples(connection, job_id) > 0
+                if time.monotonic() > deadline and not job_control.is_at_work(connection, job_id):
                     break
         return JobChange(job_id=job_id, state=JobState.CANCELLED, is_new=is_new, num_samples=cancelled)
 
@@ -208,16 +207,16 @@ class Client:
         """
         job_id = _id(job)
         with self._change() as connection:
-            is_new = control.pause_job(connection, job_id)
+            is_new = job_control.pause_job(connection, job_id)
         with self._change() as connection:
-            released = control.release_job_samples(connection, job_id)
+            released = job_control.release_job_samples(connection, job_id)
         return JobChange(job_id=job_id, state=JobState.PAUSED, is_new=is_new, num_samples=released)
 
     def resume(self, job: JobRef) -> JobChange:
         """Let a paused job go on where it was. Raises JobError for a job that has ended."""
         job_id = _id(job)
         with self._change() as connection:
-            waiting = control.resume_job(connection, job_id)
+            waiting = job_control.resume_job(connection, job_id)
         return JobChange(job_id=job_id, state=JobState.RUNNING, is_new=waiting is not None, num_samples=waiting or 0)
 
     def retry(
@@ -237,19 +236,19 @@ class Client:
         with self._change() as connection:
             found = reports.get_job(connection, job_id)
             if max_tokens is None:
-                ids = control.select_failed(connection, job_id, wanted)
+                ids = job_control.select_failed(connection, job_id, wanted)
             else:
                 _check_budget(found, max_tokens)
-                ids = control.select_cut(connection, job_id, max_tokens=max_tokens)
-            control.require_retryable(connection, job_id)
-        count, size = 0, control.BATCH if max_tokens is None else control.CUT_BATCH
+                ids = job_control.select_cut(connection, job_id, max_tokens=max_tokens)
+            job_control.require_retryable(connection, job_id)
+        count, size = 0, job_control.BATCH if max_tokens is None else job_control.CUT_BATCH
         for start in range(0, len(ids), size):
             batch = ids[start : start + size]
             with self._change() as connection:
                 if max_tokens is None:
-                    count += control.retry_failed(connection, job_id, batch)
+                    count += job_control.retry_failed(connection, job_id, batch)
                 else:
-                    count += control.retry_cut(connection, job_id, batch, max_tokens=max_tokens)
+                    count += job_control.retry_cut(connection, job_id, batch, max_tokens=max_tokens)
         return JobChange(job_id=job_id, state=self.job(job_id).state, is_new=count > 0, num_samples=count)
 
     def set_priority(self, job: JobRef, priority: int) -> JobChange:
@@ -261,7 +260,7 @@ class Client:
             raise ConfigurationError(f"priority {priority}: give a number from -{MAX_PRIORITY} to {MAX_PRIORITY}")
         job_id = _id(job)
         with self._change() as connection:
-            is_new = control.set_priority(connection, job_id, priority)
+            is_new = job_control.set_priority(connection, job_id, priority)
             state = reports.get_job(connection, job_id).state
         return JobChange(job_id=job_id, state=state, is_new=is_new)
 
