@@ -23,7 +23,7 @@ BEGIN
     IF is_trusted THEN
         PERFORM set_config('session_replication_role', 'origin', true);
     END IF;
-    PERFORM make_lots(job);  -- with the job: nobody has changed a sample before there are lots
+    PERFORM create_rollups(job);  -- with the job: nobody has changed a sample before there are any
 END $$;
 
 COMMENT ON FUNCTION add_samples IS
@@ -34,17 +34,21 @@ DECLARE
     written record;
 BEGIN
     FOR written IN
-        WITH gone AS (DELETE FROM segments WHERE sample_id = ANY(chosen) RETURNING worker_id, tokens_generated)
-        SELECT g.worker_id, sum(g.tokens_generated)::bigint AS tokens FROM gone g GROUP BY g.worker_id
+        WITH gone AS (DELETE FROM segments WHERE sample_id = ANY(chosen) RETURNING worker_id, tokens_generated),
+        gone_asides AS (DELETE FROM asides WHERE sample_id = ANY(chosen) RETURNING worker_id, tokens_generated)
+        SELECT g.worker_id, sum(g.tokens_generated)::bigint AS tokens
+        FROM (SELECT * FROM gone UNION ALL SELECT * FROM gone_asides) g GROUP BY g.worker_id
         ORDER BY g.worker_id  -- so that no two retries wait in a circle
     LOOP
         UPDATE workers SET tokens_withdrawn = tokens_withdrawn + written.tokens WHERE id = written.worker_id;
     END LOOP;
+    DELETE FROM signals WHERE sample_id = ANY(chosen);
     DELETE FROM steps WHERE sample_id = ANY(chosen);
     DELETE FROM grades WHERE sample_id = ANY(chosen);
     UPDATE samples SET num_segments = 0, num_takeovers = 0, tokens_small = 0, tokens_large = 0, tokens_inserted = 0,
-        discarded_small = 0, discarded_large = 0, policy_state = NULL, next_role = NULL, next_max_tokens = NULL,
-        next_trigger = NULL, next_cue = NULL, small_worker_id = NULL, large_worker_id = NULL
+        discarded_small = 0, discarded_large = 0, num_asides = 0, aside_small = 0, aside_large = 0, taken_small = 0,
+        taken_large = 0, policy_state = NULL, next_role = NULL, next_request = NULL, small_worker_id = NULL,
+        large_worker_id = NULL
     WHERE id = ANY(chosen);
 END $$;
 
@@ -59,7 +63,7 @@ DECLARE
 BEGIN
     SELECT array_agg(s.id), array_agg(s.id) FILTER (WHERE s.is_lost) INTO failed, lost
     FROM (
-        SELECT id, num_segments > 0 AND next_role IS NULL AS is_lost FROM samples
+        SELECT id, num_segments + num_asides > 0 AND next_role IS NULL AS is_lost FROM samples
         WHERE job_id = job AND id = ANY(chosen) AND state = 'failed' ORDER BY id FOR UPDATE
     ) s;
     IF lost IS NOT NULL THEN
