@@ -256,23 +256,6 @@ class BudgetPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Takeover:
-    """A row of the view takeovers."""
-
-    job_id: int
-    sample_id: int
-    segment_index: int
-    trigger: str
-    cue: str
-    tokens: int
-    start_token: int
-    position: float | None
-    followed_by: str | None
-    tokens_between: int
-    score: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TakeoverFlow:
     """A row of the view takeover_flow."""
 

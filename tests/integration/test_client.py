@@ -250,7 +250,8 @@ def job_to_match(connection: Connection) -> int:
     }  # fmt: skip
     pieces = [("small", "a\n\nb\n\n"), ("large", "LLLL\n\n"), ("small", "c\n\nd</think>\n\ne\n\nf")]
     for index, (author, written) in enumerate(pieces):
-        add_segment(connection, sample, index, author, written, trigger="reflection" if index == 1 else "resume", **by)
+        takeover = {"trigger": "reflection", "takes_over": True} if author == "large" else {"trigger": "resume"}
+        add_segment(connection, sample, index, author, written, **takeover, **by)
     start = 0
     for index, step in enumerate(["a\n\n", "b\n\n", "LLLL\n\n", "c\n\n", "d</think>\n\n", "e\n\n", "f"]):
         add_step(connection, sample, index, "small", step, start_token=start)
