@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import orjson
 
@@ -21,21 +21,6 @@ from pipeline.signals import SPARSE_SIGNALS, Signal, SignalValues
 _NO_COLUMN = {"column": False}
 _NOT_HASHED = {"hashed": False}
 """What says how a piece came about, not what was written."""
-
-
-class KeptText(Protocol):
-    """Text that a sample keeps, whoever wrote it."""
-
-    @property
-    def author(self) -> Author: ...
-
-    @property
-    def kept(self) -> Piece: ...
-
-    @property
-    def vocabulary_sha256(self) -> str:
-        """Of the model whose ids these are."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +158,11 @@ class StoredAside(_Aside):
         return Piece(token_ids=tuple(self.token_ids), texts=_split(self.text, self.token_lengths))
 
 
+Segment: TypeAlias = WrittenSegment | StoredSegment
+"""A part of a sample's text, whether or not it is stored yet."""
+Aside: TypeAlias = WrittenAside | StoredAside
+
+
 def _columns(stored: type[StoredSegment] | type[StoredAside]) -> tuple[str, ...]:
     return tuple(each.name for each in fields(stored) if each.metadata.get("column", True))
 
@@ -188,7 +178,7 @@ SEGMENT_HASHED, ASIDE_HASHED = _hashed(StoredSegment), _hashed(StoredAside)
 """Of these, what ``content_sha256`` is of, beside the signals."""
 
 
-def take_head(aside: WrittenAside | StoredAside, num_tokens: int) -> WrittenSegment:
+def take_head(aside: Aside, num_tokens: int) -> WrittenSegment:
     """The first num_tokens of an aside as a segment by its author."""
     return WrittenSegment(
         author=aside.author,
