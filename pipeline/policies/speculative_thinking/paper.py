@@ -24,6 +24,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipeline.breaks import BreakFinder
 from pipeline.policies.base import (
     Decision,
     Finish,
@@ -38,7 +39,6 @@ from pipeline.policies.base import (
 )
 from pipeline.policies.endings import finish_reason, whole_characters
 from pipeline.policies.reading.cues import LooseReading, SentenceClass, read_loosely
-from pipeline.policies.reading.reader import BreakFinder
 from pipeline.policies.speculative_thinking.rules import (
     SHORT_TAKEOVERS,
     Count,
