@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import orjson
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from pipeline.errors import DamagedRow
@@ -58,7 +58,7 @@ class Generate:
     """
 
     role: ModelRole
-    max_tokens: int
+    max_tokens: Annotated[int, Field(ge=1)]
     trigger: str
     takes_over: bool = False
     cue: str = ""
@@ -84,7 +84,7 @@ class Ask:
     turn: bool = False
     opening: str = ""
     after: tuple[tuple[int, int], ...] = ()
-    max_tokens: int = 1
+    max_tokens: Annotated[int, Field(ge=1)] = 1
     greedy: bool = True
     labels: tuple[str, ...] = ()
     labels_begin: bool = False
@@ -162,23 +162,28 @@ Event: TypeAlias = Written | Answered
 # Requests as the database stores them.
 
 _VERSION = 1
-_KINDS: dict[str, TypeAdapter[Request]] = {"generate": TypeAdapter(Generate), "ask": TypeAdapter(Ask)}
+_KINDS: dict[str, TypeAdapter[Any]] = {"generate": TypeAdapter(Generate), "ask": TypeAdapter(Ask)}
 
 
 def request_to_json(request: Request) -> dict[str, Any]:
     """The request as one versioned JSON value."""
     kind = "ask" if isinstance(request, Ask) else "generate"
-    fields = _KINDS[kind].dump_python(request, mode="json")
+    fields: dict[str, Any] = _KINDS[kind].dump_python(request, mode="json")
     return {"version": _VERSION, "kind": kind} | fields | {"signals": sorted(request.signals)}
 
 
 def request_from_json(value: Any) -> Request:
     """The request that was stored. Raises DamagedRow for anything that ``request_to_json`` did not write."""
+    if not isinstance(value, dict) or not {"version", "kind"} <= value.keys():
+        raise DamagedRow(f"no request: {value!r}")
+    fields = dict(value)
+    version, kind = fields.pop("version"), fields.pop("kind")
+    if version != _VERSION:
+        raise DamagedRow(f"a request of version {version!r}; this program reads version {_VERSION}")
     try:
-        fields = dict(value)
-        version, kind = fields.pop("version"), fields.pop("kind")
-        if version != _VERSION:
-            raise DamagedRow(f"a request of version {version!r}; this program reads version {_VERSION}")
-        return _KINDS[kind].validate_json(orjson.dumps(fields), strict=True)
+        request: Request = _KINDS[kind].validate_json(orjson.dumps(fields), strict=True)
     except (KeyError, TypeError, ValueError) as error:  # a ValidationError is a ValueError
         raise DamagedRow(f"no request: {value!r}") from error
+    if request_to_json(request) != value:  # a field is missing, or spelled as nobody spells it here
+        raise DamagedRow(f"no request: {value!r}")
+    return request
