@@ -24,9 +24,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipeline.breaks import BreakFinder
 from pipeline.policies.protocol import PolicyState, SampleContext, Transition, Watcher
 from pipeline.policies.reading.cues import LooseReading, SentenceClass, read_loosely
-from pipeline.policies.reading.reader import BreakFinder
 from pipeline.policies.requests import Event, Finish, Generate, Insert, Trigger, Written
 from pipeline.policies.speculative_thinking.rules import (
     SHORT_TAKEOVERS,
