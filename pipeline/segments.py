@@ -47,7 +47,7 @@ class _Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Segment(_Record):
-    """trigger: why its author wrote here, of a taken one the aside's purpose. taken_from: the aside whose head it is."""
+    """trigger: why its author wrote here; of a taken one its purpose. taken_from: the aside that it is the head of."""
 
     trigger: str
     cue: str = ""

@@ -248,8 +248,7 @@ def _segment_rows(commit: SampleCommit) -> list[dict[str, Any]]:
 
 def _signal_rows(commit: SampleCommit) -> list[dict[str, Any]]:
     pieces = [
-        ("segment", index, segment.signals)
-        for index, segment in enumerate(commit.segments, commit.num_segments_before)
+        ("segment", index, segment.signals) for index, segment in enumerate(commit.segments, commit.num_segments_before)
     ]
     pieces += [("aside", aside.aside_index, aside.signals) for aside in commit.asides]
     return [

@@ -27,7 +27,8 @@ class Context:
     @property
     def num_tokens(self) -> int:
         """What it takes in memory, an empty record as one token."""
-        return sum(1 + len(record.token_ids) for record in (*self.segments, *self.asides))
+        in_segments = sum(1 + len(segment.token_ids) for segment in self.segments)
+        return in_segments + sum(1 + len(aside.token_ids) for aside in self.asides)
 
 
 EMPTY = Context()

@@ -189,8 +189,8 @@ class WriterProcess:
             base.settings.lease,
             counters=lambda: self._writer.counters(),
             on_renewed=self._on_renewed,
-            on_lost=lambda: self._writer.retire(),
-            on_new_life=lambda worker_id: self._writer.adopt(self._identity(worker_id)),
+            on_lost=lambda: self._writer.lease_lost(),
+            on_new_life=lambda worker_id: self._writer.lease_renewed_as(self._identity(worker_id)),
         )
         self._writer = Writer(
             role=role,
