@@ -27,6 +27,7 @@ _NOT_HASHED = {"hashed": False}
 class _Record:
     """What every piece of writing has.
 
+    held_seconds: from its end to the commit; known when that is sent.
     value, threshold, outcome: the number that decided about it, where one did.
     """
 
@@ -43,6 +44,7 @@ class _Record:
     queue_seconds: float | None = field(default=None, metadata=_NOT_HASHED)
     first_token_seconds: float | None = field(default=None, metadata=_NOT_HASHED)
     write_seconds: float | None = field(default=None, metadata=_NOT_HASHED)
+    held_seconds: float | None = field(default=None, metadata=_NOT_HASHED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +76,15 @@ class _Aside(_Record):
 class WrittenSegment(_Segment):
     """A segment as it was written: the first num_kept tokens of the piece are kept, the rest is discarded.
 
-    engine_id: of its author's engine where that is not the engine of the worker that stores it.
+    engine_id: of its author's engine where that is not the engine of the worker that stores it. ended_at: when its
+    request ended, by ``time.monotonic``.
     """
 
     piece: Piece
     num_kept: int
     vocabulary_sha256: str
     engine_id: int | None = None
+    ended_at: float | None = None
     signals: SignalValues = field(default_factory=dict)
 
     @property
@@ -90,10 +94,11 @@ class WrittenSegment(_Segment):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenAside(_Aside):
-    """An aside as it was written."""
+    """An aside as it was written. ended_at: as for a segment."""
 
     piece: Piece
     vocabulary_sha256: str
+    ended_at: float | None = None
     signals: SignalValues = field(default_factory=dict)
 
     @property
@@ -194,8 +199,8 @@ def take_head(aside: Aside, num_tokens: int) -> WrittenSegment:
 # Rows, as JSON takes them.
 
 
-def segment_row(segment: WrittenSegment, segment_index: int) -> dict[str, Any]:
-    """What is stored of a segment: every column but those of its claim."""
+def segment_row(segment: WrittenSegment, segment_index: int, *, now: float) -> dict[str, Any]:
+    """What is stored of a segment: every column but those of its claim. now: by ``time.monotonic``."""
     ids, texts, num_kept = segment.piece.token_ids, segment.piece.texts, segment.num_kept
     return _with_hash(
         _carried(_Segment, segment)
@@ -209,11 +214,11 @@ def segment_row(segment: WrittenSegment, segment_index: int) -> dict[str, Any]:
         },
         SEGMENT_HASHED,
         segment.signals,
-    ) | {"engine_id": segment.engine_id}
+    ) | _when_sent(segment, now)
 
 
-def aside_row(aside: WrittenAside) -> dict[str, Any]:
-    """What is stored of an aside: every column but those of its claim."""
+def aside_row(aside: WrittenAside, *, now: float) -> dict[str, Any]:
+    """What is stored of an aside: every column but those of its claim. now: as for a segment."""
     return _with_hash(
         _carried(_Aside, aside)
         | {
@@ -225,7 +230,12 @@ def aside_row(aside: WrittenAside) -> dict[str, Any]:
         },
         ASIDE_HASHED,
         aside.signals,
-    ) | {"engine_id": aside.engine_id}
+    ) | _when_sent(aside, now)
+
+
+def _when_sent(record: WrittenSegment | WrittenAside, now: float) -> dict[str, Any]:
+    held_seconds = None if record.ended_at is None else now - record.ended_at
+    return {"engine_id": record.engine_id, "held_seconds": held_seconds}
 
 
 def _carried(base: type[_Segment] | type[_Aside], record: WrittenSegment | WrittenAside) -> dict[str, Any]:

@@ -6,6 +6,7 @@ the order of their ids, so that two workers never wait for each other in a circl
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,12 +70,12 @@ class Committed:
 _SAMPLE_COLUMNS = (
     "sample_id bigint, epoch integer, to_state text, policy_state jsonb, next_request jsonb, num_segments integer, "
     "num_takeovers integer, num_asides integer, tokens_small integer, tokens_large integer, tokens_inserted integer, "
-    "discarded_small integer, discarded_large integer, aside_small integer, aside_large integer, finish_reason text, "
-    "error_class text, error text"
+    "discarded_small integer, discarded_large integer, aside_small integer, aside_large integer, taken_small integer, "
+    "taken_large integer, finish_reason text, error_class text, error text"
 )
 _COUNTED = (
     "num_segments", "num_takeovers", "num_asides", "tokens_small", "tokens_large", "tokens_inserted", "discarded_small",
-    "discarded_large", "aside_small", "aside_large",
+    "discarded_large", "aside_small", "aside_large", "taken_small", "taken_large",
 )  # fmt: skip
 """Columns of samples that a commit adds to."""
 _OF_CLAIM = ("epoch", "engine_id")
@@ -186,7 +187,8 @@ def commit_samples(
 
 def _store_more(connection: Connection, stored: Sequence[SampleCommit], worker_id: int, engine_id: int) -> None:
     """The asides and signals of commits whose samples were moved."""
-    asides = [_of_claim(commit) | aside_row(aside) for commit in stored for aside in commit.asides]
+    now = time.monotonic()
+    asides = [_of_claim(commit) | aside_row(aside, now=now) for commit in stored for aside in commit.asides]
     if asides:
         values = {"asides": _json(asides), "worker": worker_id, "engine": engine_id}
         connection.execute(_STORE_ASIDES, values)
@@ -229,6 +231,8 @@ def _counts(commit: SampleCommit) -> dict[str, int]:
         counts[f"tokens_{segment.author.value}"] += segment.num_kept
         if segment.author is not Author.INSERTED:
             counts[f"discarded_{segment.author.value}"] += len(segment.piece) - segment.num_kept
+        if segment.taken_from is not None:
+            counts[f"taken_{segment.author.value}"] += segment.num_kept
         counts["num_takeovers"] += segment.takes_over
     for aside in commit.asides:
         counts[f"aside_{aside.author.value}"] += len(aside.piece)
@@ -240,8 +244,9 @@ def _of_claim(commit: SampleCommit) -> dict[str, int]:
 
 
 def _segment_rows(commit: SampleCommit) -> list[dict[str, Any]]:
+    now = time.monotonic()
     return [
-        _of_claim(commit) | segment_row(segment, index)
+        _of_claim(commit) | segment_row(segment, index, now=now)
         for index, segment in enumerate(commit.segments, commit.num_segments_before)
     ]
 

@@ -145,6 +145,7 @@ class _Replayer:
         self._kept: Counter[Author] = Counter()
         self._discarded: Counter[Author] = Counter()
         self._aside: Counter[Author] = Counter()
+        self._taken: Counter[Author] = Counter()
 
     def run(self) -> None:
         transition = self._policy.start(self._context)
@@ -226,6 +227,7 @@ class _Replayer:
             taken_tokens=(tuple(segment.token_ids), head.token_ids),
             text=(segment.text, head.text),
         )
+        self._taken[segment.author] += len(segment.token_ids)
 
     def _check_no_request(self, segment: StoredSegment) -> None:
         """It was put in by the policy, not written for a request."""
@@ -353,6 +355,8 @@ class _Replayer:
             discarded_large=(sample.discarded_large, self._discarded[Author.LARGE]),
             aside_small=(sample.aside_small, self._aside[Author.SMALL]),
             aside_large=(sample.aside_large, self._aside[Author.LARGE]),
+            taken_small=(sample.taken_small, self._taken[Author.SMALL]),
+            taken_large=(sample.taken_large, self._taken[Author.LARGE]),
         )
 
     def _check_end(self, last: Transition) -> None:

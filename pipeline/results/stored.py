@@ -49,6 +49,8 @@ class StoredSample:
     discarded_large: int
     aside_small: int
     aside_large: int
+    taken_small: int
+    taken_large: int
     finish_reason: FinishReason | None
     segments: tuple[StoredSegment, ...]
     asides: tuple[StoredAside, ...]

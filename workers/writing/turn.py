@@ -66,6 +66,8 @@ class ActiveSample:
     """Carried out under this claim."""
     num_tokens: int = 0
     """Generated under this claim, whatever became of them."""
+    ended_at: float | None = None
+    """When its last request ended."""
     abandoned: bool = False
     """Taken away (cancelled, rescued): whatever it still gives is dropped."""
     handed_back: bool = False
@@ -147,9 +149,16 @@ def _first_transition(sample: ClaimedSample, setup: JobSetup, context: SampleCon
 # From a result to what comes next.
 
 
-def apply_result(active: ActiveSample, result: GenerateResult, *, may_stay: bool = True) -> Step:
-    """What the policy makes of what was written. may_stay: whether another request may be carried out in this claim."""
+def apply_result(
+    active: ActiveSample, result: GenerateResult, *, may_stay: bool = True, ended_at: float | None = None
+) -> Step:
+    """What the policy makes of what was written.
+
+    may_stay: whether another request may be carried out in this claim. ended_at: when the result came, by
+    ``time.monotonic``.
+    """
     active.num_tokens += result.num_generated_tokens
+    active.ended_at = ended_at
     return _go_on(active, _advance(active, result), may_stay=may_stay)
 
 
@@ -279,6 +288,7 @@ def _costs(active: ActiveSample, result: GenerateResult | None) -> dict[str, Any
         "queue_seconds": result.queue_seconds,
         "first_token_seconds": result.first_token_seconds,
         "write_seconds": result.total_seconds,
+        "ended_at": active.ended_at,
     }
 
 

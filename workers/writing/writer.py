@@ -286,7 +286,8 @@ class Writer:
         if isinstance(result, Exception):
             return failed(active.claim, result)
         try:
-            return apply_result(active, result, may_stay=not self._in_flight.is_stopping)
+            may_stay = not self._in_flight.is_stopping
+            return apply_result(active, result, may_stay=may_stay, ended_at=time.monotonic())
         except Exception as error:
             log.exception("sample not carried on", sample_id=active.sample.sample_id)
             return failed(active.claim, error)
