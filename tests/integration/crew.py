@@ -153,8 +153,10 @@ class Crew:
             LeaseSettings(ttl_s=600, renew_interval_s=0.2),
             counters=lambda: replace(member.writer.counters().since(start), num_slots=max_in_flight),
             on_renewed=lambda worker_id: member.writer.reconcile(worker_id),
-            on_lost=lambda: member.writer.retire(),
-            on_new_life=lambda worker_id: member.writer.adopt(Identity(worker_id=worker_id, engine_id=engine_id)),
+            on_lost=lambda: member.writer.lease_lost(),
+            on_new_life=lambda worker_id: member.writer.lease_renewed_as(
+                Identity(worker_id=worker_id, engine_id=engine_id)
+            ),
         )
         writer = Writer(
             role=role,
