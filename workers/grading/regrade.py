@@ -9,7 +9,7 @@ from pipeline.db.session import transaction
 from pipeline.errors import NotFound, ServiceUnavailable
 from pipeline.grading import make_grader
 from pipeline.settings import Settings
-from workers.processes.boot import open_base
+from workers.processes.base import open_base
 
 
 def grade_again(settings: Settings, job_id: int) -> str:
