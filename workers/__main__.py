@@ -84,8 +84,10 @@ def flower() -> None:
 def grade_again(job_id: int) -> None:
     """Ask the graders to grade a job's samples again; those graded by the present version are left alone."""
     from workers.grading.regrade import grade_again as publish
+    from workers.processes.base import open_base
 
-    typer.echo(publish(_settings(), job_id))
+    base = open_base(_settings())
+    typer.echo(publish(base.db_engine, base.publisher, job_id))
 
 
 def main() -> None:
