@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-from pipeline.policies.requests import Event, Finish, Insert, Request, Take
+from pipeline.policies.requests import Ask, Event, Finish, Insert, Request, Take
 from pipeline.samples import ModelRole
 from pipeline.signals import Readings
 
@@ -98,4 +98,13 @@ class Policy(Protocol):
 
     def advance(self, context: SampleContext, state: PolicyState, event: Event) -> Transition:
         """What to keep of what was written, and what to do next."""
+        ...
+
+
+class AsksBeforehand(Protocol):
+    """What a policy may have besides, so that a job whose models cannot be asked is refused before anybody writes."""
+
+    @property
+    def asks(self) -> tuple[Ask, ...]:
+        """One Ask of each kind it makes: its question, turn, opening and labels are tried on the model of its role."""
         ...
