@@ -68,9 +68,9 @@ class GenerateRequest:
     def num_logprobs(self) -> int | None:
         """How many of the most likely tokens the engine must report with each token; 1 where only the drawn one
         matters, None where no log-probability does."""
-        if self.reads_first or self.signals - {Signal.LOGPROB}:
-            return NUM_TOP
-        return 1 if self.signals else None
+        if not self.signals and not self.reads_first:
+            return None
+        return NUM_TOP if self.reads_first or self.signals != {Signal.LOGPROB} else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
