@@ -5,8 +5,8 @@ field or deep nesting ends the worker's loop, a header may name a compression (a
 tasks to send on, and what Celery refuses by itself it logs in full. So a message of any other form than ours is dropped
 with a line that has its queue, size and reason, never its content.
 
-Broadcasts are checked likewise: a worker answers the questions that Flower asks, and takes no orders (shutdown, revoke,
-time limits, other queues) from anybody.
+Broadcasts are checked too: a worker answers the questions that Flower asks, and takes no orders (shutdown, revoke, time
+limits, other queues).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from workers.broker.forms import ENVELOPE, MAX_TASK_BYTES, QUESTION, TaskEnvelop
 log = structlog.get_logger()
 
 MAX_OTHER_BYTES = 1_048_576
-"""Events and answers to Flower; also what Redis is told to take at most (proto-max-bulk-len)."""
+"""Most bytes of an event, or of an answer to Flower; the same as Redis's own limit here (proto-max-bulk-len)."""
 MAX_DEPTH = 32
 
 _T = TypeVar("_T")

@@ -65,7 +65,7 @@ def add_follow_task(app: Celery, db_engine: DbEngine, stop: threading.Event) -> 
 
 
 def _follow(task: Task, db_engine: DbEngine, job_id: int, stop: threading.Event) -> str:
-    """Until the job ends, or this process is told to; for as long as Postgres is away nothing is shown."""
+    """Show progress until the job or this process ends; nothing while Postgres is away."""
     line, is_away = "", False
     while True:
         progress: JobProgress | None = None

@@ -1,7 +1,7 @@
 """From an engine's log-probabilities to readings: plain arithmetic on the most likely tokens, in nats.
 
 Readings are rounded here, before anybody sees them: stop rule, policy, database and replay share one value. A value
-that is no number (an engine may report minus infinity) is None, as one out of sight is.
+that is not finite (an engine may report minus infinity) becomes None, like a value out of sight.
 """
 
 from __future__ import annotations

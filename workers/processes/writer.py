@@ -22,7 +22,7 @@ from pipeline.workforce import WorkerEnd, WorkerKind
 from workers.broker import queues
 from workers.broker.publish import ASSIST, DRAFT
 from workers.broker.tasks import add_samples_task
-from workers.engine.base import Engine
+from workers.engine.base import Engine, EngineStats
 from workers.engine.loading import load_engine
 from workers.processes.base import Base, on_shutdown, open_base, registration, run_celery
 from workers.processes.lease import LeaseKeeper
@@ -55,6 +55,13 @@ def run_writer(
     chat = ChatModel.load(model, revision=revision)
     engine = load_engine(chat, revision=revision, role=role, settings=settings.engine)
     return WriterProcess(base, role, engine, chat, name or served_name(model)).run()
+
+
+def end_reason(stats: EngineStats, *, stall_after_s: float) -> WorkerEnd | None:
+    """Why a worker must end because of its engine; None while it can go on."""
+    if stats.is_dead:
+        return WorkerEnd.ENGINE_DIED
+    return WorkerEnd.ENGINE_STALLED if stats.last_token_age_s > stall_after_s else None
 
 
 class WriterProcess:
@@ -108,7 +115,7 @@ class WriterProcess:
         return Identity(worker_id=worker_id, engine_id=self._engine_id)
 
     def run(self) -> int:
-        """Until told to stop: drains, hands back, says goodbye."""
+        """Run until told to stop; then drain, hand the rest back and give up the lease."""
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         add_samples_task(self._base.app, _TASKS[self._role], self._writer.write)
         on_shutdown(lambda: self._writer.drain(self._base.settings.lease.drain_s))
@@ -136,12 +143,9 @@ class WriterProcess:
     def lease_renewed(self, worker_id: int) -> None:
         """Take stock, and watch the engine: one that dies idle has no request to say so."""
         self._writer.reconcile(worker_id)
-        stats = self._engine.stats()
-        if stats.is_dead:
-            self._die()
-        if stats.last_token_age_s > self._base.settings.engine.stall_after_s:
-            log.error("engine stalled", seconds=self._base.settings.engine.stall_after_s)
-            self._die(WorkerEnd.ENGINE_STALLED)
+        reason = end_reason(self._engine.stats(), stall_after_s=self._base.settings.engine.stall_after_s)
+        if reason is not None:
+            self._die(reason)
 
     def lease_lost(self) -> None:
         self._writer.lease_lost()
