@@ -9,7 +9,9 @@ from pipeline.samples import Author, Piece, SegmentFinish
 from pipeline.segments import StoredSegment, WrittenSegment
 
 
-def written(author: Author, piece: Piece | Sequence[str], *, num_kept: int | None = None, **more: Any) -> WrittenSegment:
+def written(
+    author: Author, piece: Piece | Sequence[str], *, num_kept: int | None = None, **more: Any
+) -> WrittenSegment:
     """A segment of a piece, or of texts whose ids are their places; all of it is kept where num_kept is not given."""
     if not isinstance(piece, Piece):
         piece = Piece(token_ids=tuple(range(len(piece))), texts=tuple(piece))

@@ -89,9 +89,7 @@ SEGMENTS = st.lists(
     st.builds(
         written,
         st.sampled_from(Author),
-        st.lists(
-            st.sampled_from(["a", " b", "\n", "\n\n", ".\n\n", "", "\n\n ", " \n", "a\n\nb", "é"]), max_size=12
-        ),
+        st.lists(st.sampled_from(["a", " b", "\n", "\n\n", ".\n\n", "", "\n\n ", " \n", "a\n\nb", "é"]), max_size=12),
         trigger=st.sampled_from(["start", "resume", "verify", "reflection"]),
         takes_over=st.booleans(),
     ),

@@ -162,7 +162,9 @@ def test_model_without_think_tags_takes_the_others(folder: Path, chat: ChatModel
 
 def test_end_of_another_models_turn_is_letters_here(chat: ChatModel, other: ChatModel) -> None:
     end = chat.tokenizer.token_to_id("<|end|>")
-    heard = ThinkTagTranslator(chat, settle_think_phase(chat, other)).output_ids([part(other, "a<|end|>b</think>c")], own=OWN)
+    heard = ThinkTagTranslator(chat, settle_think_phase(chat, other)).output_ids(
+        [part(other, "a<|end|>b</think>c")], own=OWN
+    )
     assert end not in heard
     assert decoded(chat, heard) == "a<|end|>b</think>c"
     assert chat.tokenizer.token_to_id("</think>") in heard
