@@ -113,6 +113,28 @@ class Member:
     """The engine's totals when it was hired."""
 
 
+class MemberHolder:
+    """Holds a member's lease, as its worker process would."""
+
+    def __init__(self, writer: Writer, engine_id: int, max_in_flight: int) -> None:
+        self._writer = writer
+        self._engine_id = engine_id
+        self._max_in_flight = max_in_flight
+        self._start = writer.counters()  # an engine that was another crew's before has counted already
+
+    def counters(self) -> WorkerCounters:
+        return replace(self._writer.counters().since(self._start), num_slots=self._max_in_flight)
+
+    def lease_renewed(self, worker_id: int) -> None:
+        self._writer.reconcile(worker_id)
+
+    def lease_lost(self) -> None:
+        self._writer.lease_lost()
+
+    def lease_renewed_as(self, worker_id: int) -> None:
+        self._writer.lease_renewed_as(Identity(worker_id=worker_id, engine_id=self._engine_id))
+
+
 class Crew:
     """Workers on one database."""
 
@@ -145,19 +167,7 @@ class Crew:
             max_in_flight=max_in_flight,
             ttl=dt.timedelta(hours=1),
         )
-        member: Member
-        start = WorkerCounters()
-        lease = LeaseKeeper(
-            self.db_engine,
-            registration,
-            LeaseSettings(ttl_s=600, renew_interval_s=0.2),
-            counters=lambda: replace(member.writer.counters().since(start), num_slots=max_in_flight),
-            on_renewed=lambda worker_id: member.writer.reconcile(worker_id),
-            on_lost=lambda: member.writer.lease_lost(),
-            on_new_life=lambda worker_id: member.writer.lease_renewed_as(
-                Identity(worker_id=worker_id, engine_id=engine_id)
-            ),
-        )
+        lease = LeaseKeeper(self.db_engine, registration, LeaseSettings(ttl_s=600, renew_interval_s=0.2))
         writer = Writer(
             role=role,
             engine=engine,
@@ -167,10 +177,9 @@ class Crew:
             identity=Identity(worker_id=lease.worker_id, engine_id=engine_id),
             on_engine_death=lambda: None,
         )
-        start = writer.counters()  # an engine that was another crew's before has counted already
         member = Member(writer, engine, role, lease, engine.stats())
         self.members.append(member)
-        lease.start()
+        lease.start(MemberHolder(writer, engine_id, max_in_flight))
         return member
 
     def submit(

@@ -68,9 +68,9 @@ class GenerateRequest:
     def num_logprobs(self) -> int | None:
         """How many of the most likely tokens the engine must report with each token; 1 where only the drawn one
         matters, None where no log-probability does."""
-        if self.reads_first or self.signals - {Signal.LOGPROB}:
-            return NUM_TOP
-        return 1 if self.signals else None
+        if not self.signals and not self.reads_first:
+            return None
+        return NUM_TOP if self.reads_first or self.signals != {Signal.LOGPROB} else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +111,7 @@ From the engine's thread, or from within submit() where the request is refused a
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
-    """What an engine is, for the books: stored once per distinct content."""
+    """What an engine is: stored once per distinct content, beside every segment that it wrote."""
 
     kind: str
     """"vllm" or "scripted"."""
@@ -138,7 +138,7 @@ class EngineStats:
     last_token_age_s: float
     """Seconds since any request got a token; 0.0 while nothing runs. A stalled engine is found by this."""
     is_dead: bool = False
-    """It will answer no request any more. Where none was running, nobody has been told but by this."""
+    """The engine will answer no more requests. An engine that dies while idle shows it only here."""
 
 
 class Engine(Protocol):

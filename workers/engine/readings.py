@@ -1,14 +1,14 @@
 """From an engine's log-probabilities to readings: plain arithmetic on the most likely tokens, in nats.
 
 Readings are rounded here, before anybody sees them: stop rule, policy, database and replay share one value. A value
-that is no number (an engine may report minus infinity) is None, as one out of sight is.
+that is not finite (an engine may report minus infinity) becomes None, like a value out of sight.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, assert_never
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeAlias, assert_never
 
 from pipeline.breaks import BreakFinder
 from pipeline.signals import DIGITS, SPARSE_SIGNALS, Readings, Signal, SignalValues
@@ -78,6 +78,34 @@ def _logprobs_of(top: Top, token_ids: Sequence[int]) -> list[float]:
     return [logprob for token_id, logprob in zip(*top, strict=True) if token_id in token_ids]
 
 
+Read: TypeAlias = Callable[[LogprobRows, int], float | None]
+"""Rows and the token's row → the value of one signal."""
+
+
+def signal_read(signal: Signal, *, think_end_id: int | None = None) -> Read:
+    """How a signal is read."""
+    match signal:
+        case Signal.LOGPROB:
+            return lambda rows, row: rows.drawn(row)
+        case Signal.MARGIN:
+            return lambda rows, row: margin(rows.top(row).logprobs)
+        case Signal.FIRST_ENTROPY:
+            return lambda rows, row: entropy(rows.top(row).logprobs)
+        case Signal.FIRST_MARGIN:
+            return lambda rows, row: first_margin(rows.top(row), think_end_id)
+        case _:
+            assert_never(signal)
+
+
+class _Series(NamedTuple):
+    """One signal of one request, and its values so far."""
+
+    signal: Signal
+    is_sparse: bool
+    read: Read
+    values: list[float | None]
+
+
 class SignalReader:
     """Reads the signals of one request, token by token.
 
@@ -85,30 +113,33 @@ class SignalReader:
     break: a run that comes in several tokens is read once, after the last of them.
     """
 
-    __slots__ = ("_at_break", "_breaks", "_is_first", "_think_end_id", "_values")
+    __slots__ = ("_at_break", "_breaks", "_has_sparse", "_is_first", "_series")
 
     def __init__(self, signals: frozenset[Signal], *, think_end_id: int | None = None, newlines: int = 0) -> None:
         """newlines: that the text before the request ends with."""
-        self._values: dict[Signal, list[float | None]] = {signal: [] for signal in sorted(signals)}
-        self._think_end_id = think_end_id
+        self._series = [
+            _Series(signal, signal in SPARSE_SIGNALS, signal_read(signal, think_end_id=think_end_id), [])
+            for signal in sorted(signals)
+        ]
+        self._has_sparse = bool(signals & SPARSE_SIGNALS)
         self._breaks = BreakFinder(newlines)
         self._is_first = True
         self._at_break = False
 
     def read(self, text: str, rows: LogprobRows, row: int) -> Readings:
         """The readings of the next token, which is in that row and adds that text."""
-        starts_step = self._starts_step(text)
+        starts_step = self._has_sparse and self._starts_step(text)
         readings = {}
-        for signal, values in self._values.items():
-            is_read = starts_step or signal not in SPARSE_SIGNALS
-            readings[signal] = value = rounded(self._value(signal, rows, row)) if is_read else None
+        for signal, is_sparse, read, values in self._series:
+            value = None if is_sparse and not starts_step else rounded(read(rows, row))
+            readings[signal] = value
             values.append(value)
         return readings
 
     @property
     def values(self) -> SignalValues:
         """All that was read, one entry per token."""
-        return {signal: tuple(values) for signal, values in self._values.items()}
+        return {series.signal: tuple(series.values) for series in self._series}
 
     def _starts_step(self, text: str) -> bool:
         at_break = self._breaks.feed(text)
@@ -116,16 +147,3 @@ class SignalReader:
         starts = self._is_first or (self._at_break and not goes_on)
         self._is_first, self._at_break = False, at_break
         return starts
-
-    def _value(self, signal: Signal, rows: LogprobRows, row: int) -> float | None:
-        match signal:
-            case Signal.LOGPROB:
-                return rows.drawn(row)
-            case Signal.MARGIN:
-                return margin(rows.top(row).logprobs)
-            case Signal.FIRST_ENTROPY:
-                return entropy(rows.top(row).logprobs)
-            case Signal.FIRST_MARGIN:
-                return first_margin(rows.top(row), self._think_end_id)
-            case _:
-                assert_never(signal)

@@ -221,8 +221,8 @@ class _WordStream:
 
 
 def answers(vocabulary: Vocabulary, texts: Mapping[str, str]) -> Script:
-    """The script of a table, prompt → whole answer. A prompt that goes on after its key has so many tokens of the
-    answer behind it, whoever wrote them. The longest key that fits counts; KeyError where none does."""
+    """A script from a table, prompt → whole answer. The tokens of a prompt after its key are taken as the beginning of
+    the answer; the script goes on after them. The longest matching key counts. Raises KeyError where none matches."""
     table = {tuple(vocabulary.encode(prompt)): vocabulary.encode(answer) for prompt, answer in texts.items()}
     lengths = sorted({len(prompt) for prompt in table}, reverse=True)
 

@@ -1,4 +1,4 @@
-"""What vLLM is told: its environment and its arguments, from our settings."""
+"""Makes vLLM's environment and arguments from our settings."""
 
 from __future__ import annotations
 

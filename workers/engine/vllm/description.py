@@ -1,4 +1,4 @@
-"""What a loaded engine is, for the books: all that may change its numbers."""
+"""Describes a loaded engine by all that may change its numbers."""
 
 from __future__ import annotations
 

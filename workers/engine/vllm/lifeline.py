@@ -53,6 +53,6 @@ def _end_with_parent() -> None:
 
     def wait_and_end() -> None:
         parent.join()
-        os._exit(1)  # at once: this process may be inside a step, and no one is left to be told
+        os._exit(1)  # at once: this process may be inside a step, and nobody is left to answer
 
     threading.Thread(target=wait_and_end, name="lifeline", daemon=True).start()
