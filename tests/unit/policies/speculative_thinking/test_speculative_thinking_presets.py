@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -185,9 +185,10 @@ def test_code_may_keep_the_peek_where_the_classes_agree(peek: str, answer: str, 
 def test_code_asks_again_for_what_was_cut_short() -> None:
     play = Play(CodeSpec())
     for text in (DRAFT, "wait", "wait"):
-        request = decided(play.last)[-1]
+        request = play.last.then
         state = play.last.state
-        assert play.write("wa", WATCH) == (Keep(num_tokens=0), request)
+        assert isinstance(request, Generate)
+        assert play.write("wa", WATCH) == (Keep(num_tokens=0), replace(request, takes_over=False))
         assert play.last.state == state
         play.write(text, EOS)
 
