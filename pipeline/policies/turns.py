@@ -11,14 +11,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Generic, TypeVar, assert_never
+from typing import Annotated, Any, ClassVar, Generic, TypeVar, assert_never
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.policies.protocol import PolicyState, Reading, SampleContext, Transition, Watcher
 from pipeline.policies.requests import Answered, Event, Finish, Generate, Insert, Trigger, Written
 from pipeline.samples import FinishReason, ModelRole, SegmentFinish
 from pipeline.signals import Readings, Signal
+
+Tokens = Annotated[int, Field(ge=1)]
+"""A number of tokens in a spec."""
 
 NO_SIGNALS: frozenset[Signal] = frozenset()
 
@@ -107,7 +110,7 @@ class Turn(Generic[StateT]):
 
         update: what changes in the policy's own state. max_tokens: at most so many; None: all that is left. room: what
         is left, where the policy knows better than ``remaining``. Large called in after small wrote is a takeover;
-        large that writes on after itself is none.
+        large that writes on after itself is none, nor is its answer after the think phase.
         """
         room = self.remaining(keep, *insert) if room is None else room
         if room < 1:
@@ -118,7 +121,7 @@ class Turn(Generic[StateT]):
             role=role,
             max_tokens=state.max_tokens,
             trigger=trigger,
-            takes_over=role is ModelRole.LARGE and self.state.role is ModelRole.SMALL,
+            takes_over=self.state.role is ModelRole.SMALL and role is ModelRole.LARGE and trigger is not Trigger.ANSWER,
             cue=cue,
             signals=signals,
         )

@@ -23,15 +23,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.policies.protocol import SampleContext, Transition, Watcher
+from pipeline.policies.composition import compose
+from pipeline.policies.guards import LoopGuard
+from pipeline.policies.protocol import Policy, SampleContext, Transition, Watcher
 from pipeline.policies.reading.cues import Cue, CueKind, CueStream, SentenceClass, cue_finder
 from pipeline.policies.reading.handback import HandBack, HandBackFrom, HandBackWatcher
-from pipeline.policies.reading.loops import LoopGuard
+from pipeline.policies.reading.loops import LoopFinder
 from pipeline.policies.reading.reader import Reader, TextState
 from pipeline.policies.requests import Trigger
-from pipeline.policies.speculative_thinking.rules import SHORT_TAKEOVERS, ReflectionState, Tokens, VerifyingRules
-from pipeline.policies.turns import PairPolicy, Turn, fires, first_turn, whole_characters
-from pipeline.samples import FinishReason, ModelRole, SegmentFinish
+from pipeline.policies.speculative_thinking.rules import SHORT_TAKEOVERS, ReflectionState, VerifyingRules
+from pipeline.policies.turns import PairPolicy, Tokens, Turn, fires, first_turn, whole_characters
+from pipeline.samples import ModelRole, SegmentFinish
 from pipeline.signals import Readings
 
 
@@ -62,6 +64,23 @@ class SpeculativeThinkingSpec(VerifyingRules):
     """Least length of a loop, all its blocks together. Ours, cautious: longer than a row of zeros or a rule."""
     loop_max_block_tokens: Tokens = 512
     """Longest block that is recognised. Ours: a long paragraph."""
+
+    def build(self) -> Policy:
+        """In a loop, ``hand_over`` is a rule of the delegation; where that does not apply, a guard ends the sample."""
+        return compose(SpeculativeThinkingPolicy(self), guards=[] if self.repetition == "off" else [self._guard])
+
+    @property
+    def _guard(self) -> LoopGuard:
+        return LoopGuard(
+            role=ModelRole.SMALL,
+            repeats=self.loop_repeats,
+            min_tokens=self.loop_min_tokens,
+            max_block_tokens=self.loop_max_block_tokens,
+        )
+
+    def loop_finder(self) -> LoopFinder | None:
+        """Finds the loops that hand over, where they do."""
+        return self._guard.watcher() if self.repetition == "hand_over" else None
 
 
 class _State(ReflectionState):
@@ -104,9 +123,7 @@ class SpeculativeThinkingPolicy(PairPolicy[_State]):
         found = fires(watcher, turn.event) or (turn.event.finish is SegmentFinish.EOS and watcher.end())
         if not found:
             return turn.carry_on({"text": watcher.reader.state})
-        takeover = watcher.takeover(hand_over_loops=self._spec.repetition == "hand_over")
-        if takeover is None:
-            return turn.end(FinishReason.REPETITION, watcher.reader.position)
+        takeover = watcher.takeover()
         reader = self._reader(turn.context, turn.state)
         for text in turn.texts[: takeover.num_kept]:
             reader.feed(text)
@@ -168,9 +185,7 @@ class SpeculativeThinkingPolicy(PairPolicy[_State]):
     # Readers and watchers.
 
     def _watch_small(self, context: SampleContext, state: _State) -> Watcher | None:
-        if state.text.thinking or self._spec.repetition != "off":
-            return self._draft_watcher(context, state)
-        return None
+        return self._draft_watcher(context, state) if state.text.thinking else None
 
     def _watch_large(self, context: SampleContext, state: _State) -> Watcher | None:
         return self._takeover_watcher(context, state)
@@ -180,14 +195,7 @@ class SpeculativeThinkingPolicy(PairPolicy[_State]):
 
     def _draft_watcher(self, context: SampleContext, state: _State) -> _DraftWatcher:
         spec = self._spec
-        guard = None
-        if spec.repetition != "off":
-            guard = LoopGuard(
-                num_repeats=spec.loop_repeats,
-                min_tokens=spec.loop_min_tokens,
-                max_block_tokens=spec.loop_max_block_tokens,
-            )
-        return _DraftWatcher(self._reader(context, state), guard, every_break=spec.every_break)
+        return _DraftWatcher(self._reader(context, state), spec.loop_finder(), every_break=spec.every_break)
 
     def _takeover_watcher(self, context: SampleContext, state: _State) -> _TakeoverWatcher:
         spec = self._spec
@@ -200,13 +208,13 @@ class SpeculativeThinkingPolicy(PairPolicy[_State]):
 
 
 class _DraftWatcher:
-    """Ends the small model's request at a cue inside a window, at every break where that is asked for, or in a loop."""
+    """Ends the small model's request at a cue inside a window; at every break or in a loop, where that is asked for."""
 
-    __slots__ = ("_cue", "_every_break", "_guard", "reader")
+    __slots__ = ("_cue", "_every_break", "_loops", "reader")
 
-    def __init__(self, reader: Reader, guard: LoopGuard | None, *, every_break: bool) -> None:
+    def __init__(self, reader: Reader, loops: LoopFinder | None, *, every_break: bool) -> None:
         self.reader = reader
-        self._guard = guard
+        self._loops = loops
         self._every_break = every_break
         self._cue: Cue | None = None
 
@@ -214,15 +222,15 @@ class _DraftWatcher:
         self._cue = self.reader.feed(text)
         if self._cue is not None or (self._every_break and self.reader.at_break):
             return True
-        return self._guard is not None and self._guard.feed(text)
+        return self._loops is not None and self._loops.feed(text) and self.reader.thinking
 
     def end(self) -> bool:
         """After the last token: whether the end of the text makes a cue certain."""
         self._cue = self.reader.end()
         return self._cue is not None
 
-    def takeover(self, *, hand_over_loops: bool) -> _Takeover | None:
-        """After a True: the takeover it asks for; None where a loop ends the sample."""
+    def takeover(self) -> _Takeover:
+        """After a True: the takeover it asks for."""
         if self._cue is not None:
             return _Takeover(
                 num_kept=self.reader.cue_break,
@@ -231,9 +239,8 @@ class _DraftWatcher:
             )
         if self._every_break and self.reader.at_break:
             return _Takeover(num_kept=self.reader.position, trigger=Trigger.EVERY_BREAK)
-        if self._guard is None or not (hand_over_loops and self.reader.thinking):
-            return None
-        return _Takeover(num_kept=self._guard.first_block_end(), trigger=Trigger.REPETITION)
+        assert self._loops is not None
+        return _Takeover(num_kept=self._loops.first_block_end(), trigger=Trigger.REPETITION)
 
 
 class _TakeoverWatcher:

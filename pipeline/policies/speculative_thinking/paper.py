@@ -28,8 +28,8 @@ from pipeline.policies.protocol import SampleContext, Transition
 from pipeline.policies.reading.cues import LooseReading, SentenceClass, read_loosely
 from pipeline.policies.reading.reader import BreakFinder
 from pipeline.policies.requests import Trigger
-from pipeline.policies.speculative_thinking.rules import SHORT_TAKEOVERS, Count, ReflectionState, Tokens, VerifyingRules
-from pipeline.policies.turns import PairPolicy, Turn, fires, first_turn, whole_characters
+from pipeline.policies.speculative_thinking.rules import SHORT_TAKEOVERS, Count, ReflectionState, VerifyingRules
+from pipeline.policies.turns import PairPolicy, Tokens, Turn, fires, first_turn, whole_characters
 from pipeline.samples import ModelRole, SegmentFinish
 from pipeline.signals import Readings
 
@@ -54,6 +54,9 @@ class PaperSpec(VerifyingRules):
     """As the threshold."""
     inserted_sentence: Annotated[str, Field(min_length=1)] = "Let us check whether there are some wrong steps."
     """R3. Paper."""
+
+    def build(self) -> PaperPolicy:
+        return PaperPolicy(self)
 
 
 class _State(ReflectionState):

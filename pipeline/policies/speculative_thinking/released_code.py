@@ -43,8 +43,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.policies.protocol import SampleContext, Transition, Watcher
 from pipeline.policies.reading.cues import LooseReading, SentenceClass, read_loosely
 from pipeline.policies.requests import Insert, Trigger
-from pipeline.policies.speculative_thinking.rules import ReflectionState, Rules, Tokens
-from pipeline.policies.turns import PairPolicy, Turn, first_turn, whole_characters
+from pipeline.policies.speculative_thinking.rules import ReflectionState, Rules
+from pipeline.policies.turns import PairPolicy, Tokens, Turn, first_turn, whole_characters
 from pipeline.samples import FinishReason, ModelRole, SegmentFinish
 from pipeline.signals import Readings
 
@@ -70,6 +70,9 @@ class CodeSpec(Rules):
     """Most tokens of one draft of the small model. Code: 1024."""
     break_within: Annotated[int, Field(ge=1)] = 5
     """The break must be among so many last tokens of the draft. Code: 5."""
+
+    def build(self) -> CodePolicy:
+        return CodePolicy(self)
 
 
 class _Peek(BaseModel):

@@ -7,25 +7,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.policies.protocol import SampleContext
 from pipeline.policies.reading.cues import CueLists
 from pipeline.policies.requests import Insert, Trigger
-from pipeline.policies.turns import TurnState
+from pipeline.policies.specs import PolicySpec
+from pipeline.policies.turns import Tokens, TurnState
 from pipeline.samples import ModelRole
 
-Tokens = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 
 SHORT_TAKEOVERS = frozenset({Trigger.REFLECTION, Trigger.AFFIRMATION, Trigger.EVERY_BREAK})
 """Triggers of takeovers of n1 tokens."""
 
 
-class Rules(BaseModel):
+class Rules(PolicySpec):
     """The numbers that every preset has. The defaults are the released code's; a preset overrides what differs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     cues: CueLists = CueLists()
     """Paper, appendix; the same in every configuration of the code."""
@@ -70,6 +68,16 @@ class Rules(BaseModel):
             "n3": self.n3,
             "threshold": self.threshold,
         }
+
+    def takeover_limit(self, trigger: str) -> int:
+        """R3's growth is left out."""
+        match trigger:
+            case Trigger.VERIFY | Trigger.REPETITION:
+                return self.n2
+            case Trigger.TOO_MUCH_REFLECTION:
+                return self.n3
+            case _:
+                return self.n1
 
     @property
     def check(self) -> Insert:
