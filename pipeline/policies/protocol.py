@@ -101,10 +101,10 @@ class Policy(Protocol):
         ...
 
 
-class AsksBeforehand(Protocol):
-    """What a policy may have besides, so that a job whose models cannot be asked is refused before anybody writes."""
+def asks_of(policy: Policy) -> tuple[Ask, ...]:
+    """One Ask of each kind that a policy makes, where it has such a list as ``asks``.
 
-    @property
-    def asks(self) -> tuple[Ask, ...]:
-        """One Ask of each kind it makes: its question, turn, opening and labels are tried on the model of its role."""
-        ...
+    Its question, turn, opening and labels are tried on the model of its role when a worker takes up the job, so that
+    none of a job's samples is begun that could not be asked.
+    """
+    return tuple(getattr(policy, "asks", ()))

@@ -17,7 +17,6 @@ import orjson
 from pipeline.chat.steps import split_steps
 from pipeline.chat.translation import first_prompt_tokens
 from pipeline.errors import PipelineError
-from pipeline.policies import make_policy
 from pipeline.policies.protocol import PolicyState, Reading, SampleContext, Transition
 from pipeline.policies.requests import (
     Answered,
@@ -129,7 +128,7 @@ class _Replayer:
                 "phase; it was written by an older version"
             )
         self._sample = sample
-        self._policy = make_policy(sample.config.policy)
+        self._policy = sample.config.build_policy()
         lengths = [(segment.prompt_tokens, len(segment.token_ids)) for segment in sample.segments]
         self._context = SampleContext(
             job_seed=sample.config.seed,

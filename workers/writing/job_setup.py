@@ -9,8 +9,7 @@ from pipeline.chat.prompts import render_user_message
 from pipeline.chat.translation import ThinkPhase, ThinkTagTranslator
 from pipeline.errors import BadProblem
 from pipeline.jobs.config import JobConfig
-from pipeline.policies import make_policy
-from pipeline.policies.protocol import Policy
+from pipeline.policies.protocol import Policy, asks_of
 from pipeline.problems import Problem
 from pipeline.samples import ModelRole
 from workers.engine.base import Sampling
@@ -40,11 +39,12 @@ class JobSetup:
         cls, config: JobConfig, think: ThinkPhase, chat: ChatModel, *, role: ModelRole, max_model_len: int
     ) -> JobSetup:
         """Raises ConfigurationError where the model cannot write this job's texts, or cannot be asked what its policy
-        says beforehand that it asks (``policies.protocol.AsksBeforehand``)."""
-        policy = make_policy(config.policy)
+        asks, and where what another package brings is not what the job froze."""
+        config.check_same_versions()
+        policy = config.build_policy()
         translator = ThinkTagTranslator(chat, think)
         questions = Questions(chat, translator)
-        for ask in getattr(policy, "asks", ()):
+        for ask in asks_of(policy):
             if ask.role is role:
                 questions.get(ask)
         sampling = config.sampling
