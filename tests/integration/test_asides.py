@@ -14,6 +14,7 @@ from sqlalchemy import text
 
 from pipeline.db.replays import get_stored_sample
 from pipeline.db.session import transaction
+from pipeline.jobs.config import JobConfig
 from pipeline.policies.protocol import PolicyState, Reading, SampleContext, Transition, Watcher
 from pipeline.policies.requests import Answered, Ask, Event, Finish, Generate, Insert, Take, Trigger, Written
 from pipeline.results.replay import Replay, replay
@@ -103,8 +104,7 @@ def script(request: GenerateRequest) -> Iterable[int | Drawn]:
 @pytest.fixture
 def policy(monkeypatch: pytest.MonkeyPatch) -> TryAndJudge:
     made = TryAndJudge()
-    monkeypatch.setattr("workers.writing.job_setup.make_policy", lambda spec: made)
-    monkeypatch.setattr("pipeline.results.replay.make_policy", lambda spec: made)
+    monkeypatch.setattr(JobConfig, "build_policy", lambda config: made)
     return made
 
 

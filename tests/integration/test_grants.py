@@ -20,9 +20,9 @@ from pipeline.db.grants import GRANTS, create_logins, grant_roles
 from pipeline.db.job_configs import fix_think_phase, get_job_config
 from pipeline.db.reports import select_progress
 from pipeline.db.revision import require_current
+from pipeline.db.rollups import Rollup, postpone_rollup
 from pipeline.db.session import open_database, session, transaction
 from pipeline.db.tables import METADATA
-from pipeline.db.totals import Lot, postpone_lot
 from pipeline.db.upkeep import mark_followed, try_to_lead
 from pipeline.db.workforce import WorkerCounters, end_worker, finalize_counters, renew_worker, settle_late_tokens
 from pipeline.embedded import EMBEDDED_LOGINS, Connections
@@ -352,10 +352,10 @@ def test_each_worker_does_its_work_with_the_rights_of_its_role_alone(
     upkeep.round()  # ends the samples of a cancel whose client died
     assert refresher.count_jobs() == 1
     with transaction(db_engine) as connection:
-        connection.execute(text("UPDATE lots SET changed_at = '2001-01-01'"))
+        connection.execute(text("UPDATE rollups SET changed_at = '2001-01-01'"))
     assert refresher.refresh_rollups() == 1
     with transaction(logins[DatabaseRole.UPKEEP]) as connection:
-        postpone_lot(connection, Lot(job, 0), by=TTL)
+        postpone_rollup(connection, Rollup(job, 0), by=TTL)
     with transaction(db_engine) as connection:
         states = set(connection.execute(text("SELECT state FROM samples")).scalars())
         assert states == {"graded", "failed", "cancelled"}

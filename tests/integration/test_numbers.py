@@ -1,4 +1,4 @@
-"""The views of revision 0004, the kept totals and their speed, on cases small enough to count by hand."""
+"""Views of numbers, the kept totals and their speed, on cases small enough to count by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from pipeline.db import totals
+from pipeline.db import rollups
 from pipeline.db.grading import begin_grade, end_grade
 from pipeline.db.reports import get_stats
 from pipeline.db.upkeep import close_jobs
@@ -356,11 +356,11 @@ def seconds(connection: Connection, query: str, **params: Any) -> float:
 def test_summary_of_100_000_samples_answers_in_a_second(connection: Connection) -> None:
     job = add_job(connection, add_problem_set(connection, 5_000), num_samples=20)
     add_many_samples(connection, job, 20)
-    connection.execute(text("SELECT make_lots(:job)"), {"job": job})  # as a submission does
+    connection.execute(text("SELECT create_rollups(:job)"), {"job": job})  # as a submission does
     query = "SELECT * FROM job_summary WHERE job_id = :job"
     assert one(connection, query, job=job)["samples_total"] == 100_000
-    for lot in totals.resting_lots(connection, quiet=dt.timedelta(0), limit=1000):  # as upkeep does while the job runs
-        assert totals.count_lot(connection, lot)
+    for rollup in rollups.refreshable_rollups(connection, quiet=dt.timedelta(0), limit=1000):  # as upkeep does
+        assert rollups.refresh_rollup(connection, rollup)
     assert min(seconds(connection, query, job=job) for _ in range(3)) < 1
     assert list(close_jobs(connection)) == count_ended(connection) == [job]
     before = num_scans(connection, "samples")
