@@ -34,7 +34,7 @@ from pipeline.db.session import open_database, transaction
 from pipeline.errors import ConfigurationError, JobError, NotComparable, PipelineError
 from pipeline.jobs.config import MAX_INTEGER, JobState
 from pipeline.jobs.matching import matched_values
-from pipeline.jobs.readiness import Origin, StoredSet, make_ready
+from pipeline.jobs.readiness import SourceJob, StoredSet, make_ready
 from pipeline.jobs.submission import Submission
 from pipeline.problems import Problem, ProblemSet
 from pipeline.results.replay import Replay, replay
@@ -147,11 +147,11 @@ class Client:
             options["matched_to"] = options["matched_to"].id
         return self._store(Submission.parse(problems=source, **options))
 
-    def _store(self, submission: Submission, origin: Origin | None = None) -> Job:
+    def _store(self, submission: Submission, source: SourceJob | None = None) -> Job:
         ready = make_ready(
             submission,
             stored=self._stored_set(submission.problems) if isinstance(submission.problems, int) else None,
-            origin=origin,
+            source=source,
             matched=None if submission.matched_to is None else self._matched_values(submission),
         )
         with self._transaction() as connection:
@@ -277,7 +277,7 @@ class Client:
             source = reports.get_job(connection, _id(job))
             think = submissions.get_think_phase(connection, source.id)
         submission = Submission.from_job(source, changes or {}, name=name)
-        return self._store(submission, Origin(config=source.config, think=think))
+        return self._store(submission, SourceJob(config=source.config, think=think))
 
     def wait(
         self,

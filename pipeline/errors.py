@@ -7,6 +7,7 @@ PipelineError
 ├── NotFound                       a job, sample or problem set that does not exist
 ├── NotComparable                  jobs that were not asked or graded alike
 ├── QueryRefused                   a query that Postgres refuses, or whose result cannot be read
+├── DamagedRow                     what is stored cannot be what this program stored; the sample fails
 ├── BadProblem(problem_id)         it cannot be made into a prompt; the sample fails
 ├── JobError(job_id)
 ├── LeaseLost(worker_id)           this worker's lease lapsed: stop work, write nothing
@@ -70,6 +71,10 @@ class QueryRefused(PipelineError):
     """A query that Postgres refuses, that does more than read, or whose result cannot be read."""
 
     exit_code = 2
+
+
+class DamagedRow(PipelineError):
+    """A stored value that this program cannot have written: it is refused, never replaced by a default."""
 
 
 class BadProblem(PipelineError):

@@ -12,7 +12,8 @@ from pipeline.chat.translation import ThinkPhase, settle_think_phase
 from pipeline.errors import ConfigurationError
 from pipeline.jobs.config import ModelSpec
 from pipeline.jobs.submission import ModelChoice, Submission
-from pipeline.policies import PolicySpec, make_policy
+from pipeline.policies import PolicySpec
+from pipeline.policies.composition import compose
 from pipeline.samples import ModelRole
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class ModelPair:
 
     @classmethod
     def of(cls, submission: Submission, spec: PolicySpec) -> ModelPair:
-        roles = sorted(make_policy(spec).roles)
+        roles = sorted(compose(spec.build(), exit=submission.exit).roles)
         models = {role: model for role in roles if (model := submission.model(role)) is not None}
         return cls(models=models, chats={role: load_chat_model(model) for role, model in models.items()})
 

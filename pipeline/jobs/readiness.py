@@ -18,8 +18,9 @@ from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec
 from pipeline.jobs.pair import ModelPair
 from pipeline.jobs.recipes import Recipe, find_recipe
 from pipeline.jobs.submission import Submission, options_checked
-from pipeline.policies import PolicySpec, make_policy, parse_policy
-from pipeline.policies.base import Generate, SampleContext
+from pipeline.policies import PolicySpec, parse_policy
+from pipeline.policies.protocol import SampleContext
+from pipeline.policies.requests import Finish
 from pipeline.problems import (
     ColumnNames,
     Problem,
@@ -47,7 +48,7 @@ class StoredSet:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
+class SourceJob:
     """The job that a clone is made from: what was found of it holds for whatever the clone does not change."""
 
     config: JobConfig
@@ -77,12 +78,12 @@ def make_ready(
     submission: Submission,
     *,
     stored: StoredSet | None = None,
-    origin: Origin | None = None,
+    source: SourceJob | None = None,
     matched: Mapping[str, Any] | None = None,
 ) -> ReadyJob:
     """Resolve a submission and check it as a whole.
 
-    stored: the set, where the submission names a stored one. origin: of a clone. matched: the policy's fields that
+    stored: the set, where the submission names a stored one. source: of a clone. matched: the policy's fields that
     match it to another job. Raises ProblemSetError for a bad file, BadProblem for a problem that cannot be asked so,
     ConfigurationError for anything else that is wrong.
     """
@@ -95,11 +96,11 @@ def make_ready(
     opener = first_role(config)
     size = problems.size if isinstance(problems, StoredSet) else len(problems.problems)
     num_problems = min(config.limit or size, size)
-    if origin is None or pair.is_new or opener is not first_role(origin.config):
+    if source is None or pair.is_new or opener is not first_role(source.config):
         think = pair.think_phase(opener)
     else:
-        think = origin.think
-    if origin is None or pair.is_new or _asks_otherwise(config, origin.config):
+        think = source.think
+    if source is None or pair.is_new or _asks_otherwise(config, source.config):
         check_prompts(_used(problems, num_problems), config, pair.known_chats())
     return ReadyJob(
         name=submission.name or _usual_name(problems, submission),
@@ -114,8 +115,8 @@ def make_ready(
     )
 
 
-def _asks_otherwise(config: JobConfig, origin: JobConfig) -> bool:
-    return config.prompt_template != origin.prompt_template or config.limit != origin.limit
+def _asks_otherwise(config: JobConfig, source: JobConfig) -> bool:
+    return config.prompt_template != source.prompt_template or config.limit != source.limit
 
 
 def _used(problems: ProblemSet | StoredSet, num_problems: int) -> ProblemSet:
@@ -157,6 +158,8 @@ def make_config(
             small=models.get(ModelRole.SMALL),
             large=models.get(ModelRole.LARGE),
             policy=spec,
+            exit=submission.exit,
+            guard=submission.guard,
             sampling=sampling.model_copy(update=submission.model_dump(include=given, exclude_none=True)),
             num_samples=submission.num_samples,
             seed=submission.seed,
@@ -201,8 +204,10 @@ def first_role(config: JobConfig) -> ModelRole:
         think_end="",
         num_prompt_tokens=0,
     )
-    decisions = make_policy(config.policy).start(context).decisions
-    return next(decision.role for decision in decisions if isinstance(decision, Generate))
+    first = config.build_policy().start(context).then
+    if isinstance(first, Finish):
+        raise ConfigurationError(f"policy {config.policy.name!r} ends a sample before anything is written")
+    return first.role
 
 
 def versions_of(config: JobConfig) -> dict[str, str]:

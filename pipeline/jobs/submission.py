@@ -36,7 +36,10 @@ from pipeline.jobs.config import (
     TopK,
     TopP,
 )
-from pipeline.policies import make_policy, parse_policy, policy_names
+from pipeline.policies import parse_policy, policy_names
+from pipeline.policies.composition import compose
+from pipeline.policies.exits import CutExit
+from pipeline.policies.guards import LoopGuard
 from pipeline.problems import ColumnNames, ProblemSet
 from pipeline.problems.files import check_text
 from pipeline.samples import ModelRole
@@ -79,6 +82,10 @@ class Submission(BaseModel):
     """Who writes what: NAME or NAME:PRESET. A model that the policy does not call for is ignored."""
     policy_values: dict[str, Any] = {}
     """Numbers of the policy that differ from its preset, by the names of its fields."""
+    exit: CutExit | None = None
+    """What ends the think phase early; None: nothing."""
+    guard: LoopGuard | None = None
+    """What ends a sample that goes wrong, besides what the policy itself has; None: nothing."""
     matched_to: Annotated[int, Field(ge=1)] | None = None
     """An ended job whose takeovers the policy "random" matches in number and length."""
     num_samples: SampleCount = 1
@@ -158,24 +165,33 @@ class Submission(BaseModel):
             if key not in known:
                 raise ConfigurationError(f"a job has no {key!r} to set; it has: {', '.join(known)}")
             _set(values, key.split("."), value)
-        del values["version"]
         policy_values = {key: value for key, value in values.pop("policy").items() if key not in _FIXED}
-        _require_models(label, policy_values, values)
-        return cls.parse(
+        submission = cls.parse(
             problems=job.problem_set_id,
             policy=label,
             policy_values=policy_values,
             name=name or _clone_name(job, changes),
             cloned_from=job.id,
             **values.pop("sampling"),
-            **values,
+            **{key: value for key, value in values.items() if key not in _FIXED},
         )
+        submission._require_models()
+        return submission
+
+    def _require_models(self) -> None:
+        """Raises ConfigurationError where a clone lacks a model that its policy calls for."""
+        delegation = parse_policy(self.policy, self.policy_values).build()
+        for role in sorted(compose(delegation, exit=self.exit).roles):
+            if self.model(role) is None:
+                raise ConfigurationError(
+                    f"policy {self.policy!r} needs a {role} model, and the job has none; give --set {role}=MODEL"
+                )
 
     def model(self, role: ModelRole) -> ModelChoice | None:
         return self.small if role is ModelRole.SMALL else self.large
 
 
-_FIXED = ("version", "name", "preset", "fingerprint")
+_FIXED = ("version", "name", "preset", "fingerprint", "plugin", "plugins")
 """Keys of a stored configuration that follow from others."""
 
 
@@ -203,14 +219,6 @@ def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
     for name in parents:
         values = values[name]
     values[last] = value
-
-
-def _require_models(policy: str, policy_values: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    for role in sorted(make_policy(parse_policy(policy, policy_values)).roles):
-        if values[role.value] is None:
-            raise ConfigurationError(
-                f"policy {policy!r} needs a {role} model, and the job has none; give --set {role}=MODEL"
-            )
 
 
 def _clone_name(source: Job, changes: Mapping[str, Any]) -> str:

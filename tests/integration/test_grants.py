@@ -16,15 +16,16 @@ from pipeline import Client, Problem, ProblemSet
 from pipeline.chat.steps import Step
 from pipeline.chat.translation import ThinkPhase
 from pipeline.db import migrate
+from pipeline.db.claims import defer_samples, held_epochs, release_samples
 from pipeline.db.grants import GRANTS, create_logins, grant_roles
-from pipeline.db.hops import defer_samples, fix_think_phase, get_job_config, held_epochs, release_samples
+from pipeline.db.job_configs import fix_think_phase, get_job_config
 from pipeline.db.reports import select_progress
 from pipeline.db.revision import require_current
 from pipeline.db.rollups import Rollup, postpone_rollup
 from pipeline.db.session import open_database, session, transaction
 from pipeline.db.tables import METADATA
 from pipeline.db.upkeep import mark_followed, try_to_lead
-from pipeline.db.workforce import WorkerCounters, amend_books, close_books, end_worker, renew_worker
+from pipeline.db.workforce import WorkerCounters, end_worker, finalize_counters, renew_worker, settle_late_tokens
 from pipeline.embedded import EMBEDDED_LOGINS, Connections
 from pipeline.errors import ConfigurationError, QueryRefused
 from pipeline.logins import DatabaseRole, Login
@@ -429,8 +430,8 @@ def test_each_worker_does_its_work_with_the_rights_of_its_role_alone(
         )
         assert len(held_epochs(connection, worker)) == 1
         renew_worker(connection, worker, ttl=TTL, counters=WorkerCounters())
-        close_books(connection, worker, WorkerCounters())
-        amend_books(connection, worker, tokens=1)
+        finalize_counters(connection, worker, WorkerCounters())
+        settle_late_tokens(connection, worker, tokens=1)
         end_worker(connection, worker, WorkerCounters())
 
     for grader_version in ("1", "2"):  # the second one changes a grade of a sample that is graded

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, text
 from pipeline import Client, Problem, ProblemSet
 from pipeline.cli import main
 from pipeline.db import job_control as control
-from pipeline.db.hops import ClaimedSample
+from pipeline.db.claims import ClaimedSample
 from pipeline.db.session import open_database, transaction
 from pipeline.db.tables import METADATA
 from pipeline.db.upkeep import admit_samples, close_jobs, overdue_samples

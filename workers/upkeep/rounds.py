@@ -152,7 +152,7 @@ class Upkeep:
             overdue = overdue_samples(connection, age=age)
         if overdue:
             log.info("samples published again", samples=len(overdue))
-            # to whoever reads the model's queue: its own worker may live and not hear of it
+            # to the model's queue, not the worker's own: that worker may be alive and deaf
             anywhere = [replace(sample, home_queue=None) for sample in overdue]
             self._publisher.publish(anywhere, max_depth=MAX_DEPTH)
 

@@ -12,9 +12,11 @@ import pytest
 from pipeline import ColumnNames, Problem, ProblemSet
 from pipeline.errors import BadProblem, ConfigurationError
 from pipeline.jobs.config import JobConfig, JobState, ModelSpec
-from pipeline.jobs.readiness import Origin, ReadyJob, StoredSet, make_ready
+from pipeline.jobs.readiness import ReadyJob, SourceJob, StoredSet, make_ready
 from pipeline.jobs.submission import Submission
 from pipeline.policies import parse_policy
+from pipeline.policies.exits import CutExit
+from pipeline.policies.guards import LoopGuard
 from pipeline.problems import content_sha256
 from pipeline.results.reports import Job
 from pipeline.samples import ModelRole
@@ -126,6 +128,22 @@ def test_numbers_of_the_policy_can_be_set() -> None:
         ready(policy_values={"n9": 1})
 
 
+def test_exit_and_guard_are_part_of_the_job_and_of_its_clone() -> None:
+    exit, guard = {"name": "cut", "thinking_tokens": 100}, {"name": "loops", "repeats": 5}
+    made = ready(policy="small-only", exit=exit, guard=guard).config
+    assert made.exit == CutExit(thinking_tokens=100)
+    assert made.guard == LoopGuard(repeats=5)
+    clone = Submission.from_job(job(made, policy="small-only"), {"exit.thinking_tokens": "50"})
+    assert (clone.exit, clone.guard, clone.large) == (CutExit(thinking_tokens=50), made.guard, None)
+
+
+def test_exit_whose_answer_another_model_writes_needs_that_model() -> None:
+    exit = {"name": "cut", "thinking_tokens": 100, "answer_role": "large"}
+    assert ready(policy="small-only", exit=exit).config.large == ModelSpec(name="L")
+    with pytest.raises(ConfigurationError, match="needs a large model; give --large MODEL"):
+        ready(policy="small-only", exit=exit, large=None)
+
+
 def test_model_that_the_policy_does_not_call_for_is_left_out() -> None:
     made = ready(policy="large-only").config
     assert (made.small, made.large) == (None, ModelSpec(name="L"))
@@ -181,17 +199,14 @@ def test_stored_set_is_asked_without_reading_more_than_is_used() -> None:
 
 def test_stored_job_without_changes_is_the_same_job_and_its_prompts_are_not_read_again() -> None:
     source = stored_job(seed=7, temperature=0.2, policy="speculative-thinking:improved", policy_values={"n1": 31})
-    submission = Submission.from_job(source, {})
+    checked = SourceJob(config=source.config, think=None)
     reads: list[int] = []
-    made = make_ready(submission, stored=stored_set(reads, "1?", "2?"), origin=Origin(config=source.config, think=None))
+    stored = stored_set(reads, "1?", "2?")
+    made = make_ready(Submission.from_job(source, {}), stored=stored, source=checked)
     assert (made.config, made.policy, made.cloned_from) == (source.config, source.policy, 7)
     assert made.name == "mine · clone of job 7"
     assert reads == []
-    again = make_ready(
-        Submission.from_job(source, {"limit": "1"}),
-        stored=stored_set(reads, "1?", "2?"),
-        origin=Origin(config=source.config, think=None),
-    )
+    again = make_ready(Submission.from_job(source, {"limit": "1"}), stored=stored, source=checked)
     assert (again.config.limit, again.name, reads) == (1, "mine · limit=1", [1])
 
 

@@ -13,9 +13,13 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.policies import CodeSpec, PaperSpec, SpeculativeThinkingSpec, make_policy
-from pipeline.policies.base import Finish, Generate, Insert, Keep, Policy, SampleContext, Transition, Watcher, Written
+from pipeline.policies.protocol import Policy, SampleContext, Transition, Watcher
+from pipeline.policies.requests import Finish, Generate, Insert, Written
+from pipeline.policies.speculative_thinking.improved import SpeculativeThinkingSpec
+from pipeline.policies.speculative_thinking.paper import PaperSpec
+from pipeline.policies.speculative_thinking.released_code import CodeSpec
 from pipeline.samples import Author, FinishReason, ModelRole, Piece, SegmentFinish
+from tests.decisions import Keep, decided, delegation_state
 from tests.reference_loops import (
     Answer,
     Asked,
@@ -87,21 +91,21 @@ def drive(policy: Policy, context: SampleContext, engines: Engines, overrun: ran
     transition = policy.start(context)
     while True:
         state = json.loads(json.dumps(transition.state))
-        request = transition.decisions[-1]
+        request = decided(transition)[-1]
         if isinstance(request, Finish):
             protocol.reason = request.reason
             return protocol
         assert isinstance(request, Generate)
         start_token = len(protocol.ids)
-        numbers = (state["reflections"], state["n3"], state["threshold"])
+        counter = delegation_state(state)
+        numbers = (counter["reflections"], counter["n3"], counter["threshold"])
         protocol.asked.append(
             Asked(request.role, request.max_tokens, request.trigger, request.cue, start_token, *numbers)
         )
         try:
             answer = engines.write(request.role, protocol.text, start_token, len(protocol.asked), request.max_tokens)
         except ContextFull:
-            protocol.reason = FinishReason.CONTEXT
-            return protocol
+            answer = Answer([], full=True)  # a worker says so with an empty piece
         tokens, finish = read_along(answer, policy.watcher(context, state), overrun)
         event = Written(role=request.role, piece=piece(tokens), finish=finish, start_token=start_token)
         transition = policy.advance(context, state, event)
@@ -129,7 +133,7 @@ def read_along(answer: Answer, watcher: Watcher | None, overrun: random.Random) 
 def carry_out(
     protocol: Protocol, transition: Transition, tokens: list[Token], author: Author, peeked: list[Token]
 ) -> None:
-    keep, *inserts, last = transition.decisions
+    keep, *inserts, last = decided(transition)
     assert isinstance(keep, Keep)
     assert isinstance(last, Generate | Finish)
     protocol.keep(tokens[: keep.num_tokens], author)
@@ -188,7 +192,7 @@ def check_same(
         engine=engines.write,
     )
     expected = sample.run(loop)
-    seen = drive(make_policy(spec), context, engines, overrun)
+    seen = drive(spec.build(), context, engines, overrun)
     assert seen.asked == expected.asked
     assert seen == expected
     assert len(seen.ids) <= context.max_tokens
