@@ -34,8 +34,8 @@ from pipeline.db.session import open_database, transaction
 from pipeline.errors import ConfigurationError, JobError, NotComparable, PipelineError
 from pipeline.jobs.config import MAX_INTEGER, JobState
 from pipeline.jobs.matching import matched_values
-from pipeline.jobs.readiness import SourceJob, StoredSet, make_ready
-from pipeline.jobs.submission import Submission
+from pipeline.jobs.readiness import StoredSet, make_ready
+from pipeline.jobs.submission import SourceJob, Submission
 from pipeline.problems import Problem, ProblemSet
 from pipeline.results.replay import Replay, replay
 from pipeline.results.reports import (
@@ -274,10 +274,8 @@ class Client:
         value that is wrong.
         """
         with self._transaction() as connection:
-            source = reports.get_job(connection, _id(job))
-            think = submissions.get_think_phase(connection, source.id)
-        submission = Submission.from_job(source, changes or {}, name=name)
-        return self._store(submission, SourceJob(config=source.config, think=think))
+            source = submissions.get_source_job(connection, _id(job))
+        return self._store(Submission.from_job(source, changes or {}, name=name), source)
 
     def wait(
         self,

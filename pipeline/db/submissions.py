@@ -15,6 +15,7 @@ from pipeline.db.session import copy_rows
 from pipeline.errors import NotFound
 from pipeline.jobs.config import JobConfig, JobState
 from pipeline.jobs.readiness import ReadyJob, StoredSet
+from pipeline.jobs.submission import SourceJob
 from pipeline.problems import Problem, ProblemSet
 from pipeline.samples import ModelRole
 
@@ -164,7 +165,9 @@ _SELECT_PROBLEMS = text("""
     SELECT external_id, prompt, subject, level, extra AS metadata FROM problems
     WHERE problem_set_id = :problem_set AND position < :limit ORDER BY position
 """)
-_SELECT_THINK_PHASE = text("SELECT think_end, think_opened FROM jobs WHERE id = :job")
+_SELECT_SOURCE = text("""
+    SELECT id, name, policy, problem_set_id, config, think_end, think_opened FROM jobs WHERE id = :job
+""")
 
 
 def get_problem_set(connection: Connection, problem_set_id: int) -> ProblemSetSize:
@@ -181,7 +184,16 @@ def select_problems(connection: Connection, problem_set_id: int, *, limit: int) 
     return tuple(Problem(**row) for row in rows)
 
 
-def get_think_phase(connection: Connection, job_id: int) -> ThinkPhase | None:
-    """How the texts of a job that exists mark the think phase; None while nobody has settled it."""
-    row = connection.execute(_SELECT_THINK_PHASE, {"job": job_id}).one()
-    return None if row.think_end is None else ThinkPhase(end=row.think_end, opened=row.think_opened)
+def get_source_job(connection: Connection, job_id: int) -> SourceJob:
+    """A stored job as a clone is made from it. Raises NotFound."""
+    row = connection.execute(_SELECT_SOURCE, {"job": job_id}).first()
+    if row is None:
+        raise NotFound.job(job_id)
+    return SourceJob(
+        id=row.id,
+        name=row.name,
+        policy=row.policy,
+        problem_set_id=row.problem_set_id,
+        config=JobConfig.model_validate(row.config),
+        think=None if row.think_end is None else ThinkPhase(end=row.think_end, opened=row.think_opened),
+    )

@@ -17,7 +17,7 @@ from pipeline.errors import ConfigurationError
 from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec
 from pipeline.jobs.pair import ModelPair
 from pipeline.jobs.recipes import Recipe, find_recipe
-from pipeline.jobs.submission import Submission, options_checked
+from pipeline.jobs.submission import SourceJob, Submission, options_checked
 from pipeline.policies import PolicySpec, parse_policy
 from pipeline.policies.protocol import SampleContext
 from pipeline.policies.requests import Finish
@@ -48,14 +48,6 @@ class StoredSet:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SourceJob:
-    """The job that a clone is made from: what was found of it holds for whatever the clone does not change."""
-
-    config: JobConfig
-    think: ThinkPhase | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ReadyJob:
     """A job that passed every check, with all that is stored of it.
 
@@ -83,7 +75,8 @@ def make_ready(
 ) -> ReadyJob:
     """Resolve a submission and check it as a whole.
 
-    stored: the set, where the submission names a stored one. source: of a clone. matched: the policy's fields that
+    stored: the set, where the submission names a stored one. source: the job that a clone is made
+    from; what was found of it holds for whatever the clone does not change. matched: the policy's fields that
     match it to another job. Raises ProblemSetError for a bad file, BadProblem for a problem that cannot be asked so,
     ConfigurationError for anything else that is wrong.
     """

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypeAlias
+from typing import Annotated, Any, Self, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -24,6 +25,7 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import ErrorDetails, core_schema
 
+from pipeline.chat.translation import ThinkPhase
 from pipeline.errors import ConfigurationError
 from pipeline.jobs.config import (
     JobConfig,
@@ -44,9 +46,6 @@ from pipeline.problems import ColumnNames, ProblemSet
 from pipeline.problems.files import check_text
 from pipeline.samples import ModelRole
 
-if TYPE_CHECKING:
-    from pipeline.results.reports import Job
-
 DEFAULT_POLICY = "speculative-thinking:improved"
 
 # An object of this process, never parsed: whoever parses a set also computes the hash that it is stored under.
@@ -60,6 +59,21 @@ ModelChoice: TypeAlias = str | Path | ModelSpec
 """A local folder, the name that workers serve a model under, or a model as another job has it."""
 
 _NAMES = {"name": "the name", "small": "the small model", "large": "the large model"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceJob:
+    """The stored job that a clone is made from.
+
+    policy: its NAME[:PRESET]. think: how its texts mark the think phase; None while nobody has settled it.
+    """
+
+    id: int
+    name: str
+    policy: str
+    problem_set_id: int
+    config: JobConfig
+    think: ThinkPhase | None
 
 
 class Submission(BaseModel):
@@ -147,7 +161,7 @@ class Submission(BaseModel):
             return cls(**values)
 
     @classmethod
-    def from_job(cls, job: Job, changes: Mapping[str, Any], *, name: str | None = None) -> Self:
+    def from_job(cls, job: SourceJob, changes: Mapping[str, Any], *, name: str | None = None) -> Self:
         """The same problems, asked as in a stored job but for some values.
 
         changes: by dotted key, e.g. {"sampling.temperature": 0.9, "policy.n1": "30", "num_samples": 8}; a value may be
@@ -221,7 +235,7 @@ def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
     values[last] = value
 
 
-def _clone_name(source: Job, changes: Mapping[str, Any]) -> str:
+def _clone_name(source: SourceJob, changes: Mapping[str, Any]) -> str:
     told = ", ".join(f"{key}={value}" for key, value in changes.items())
     return f"{source.name} · {told or f'clone of job {source.id}'}"
 

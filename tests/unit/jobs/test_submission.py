@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,13 @@ import pytest
 
 from pipeline import ColumnNames, Problem, ProblemSet
 from pipeline.errors import BadProblem, ConfigurationError
-from pipeline.jobs.config import JobConfig, JobState, ModelSpec
-from pipeline.jobs.readiness import ReadyJob, SourceJob, StoredSet, make_ready
-from pipeline.jobs.submission import Submission
+from pipeline.jobs.config import JobConfig, ModelSpec
+from pipeline.jobs.readiness import ReadyJob, StoredSet, make_ready
+from pipeline.jobs.submission import SourceJob, Submission
 from pipeline.policies import parse_policy
 from pipeline.policies.exits import CutExit
 from pipeline.policies.guards import LoopGuard
 from pipeline.problems import content_sha256
-from pipeline.results.reports import Job
 from pipeline.samples import ModelRole
 
 MODELS = {"small": "S", "large": "L"}
@@ -36,18 +34,12 @@ def ready(**values: Any) -> ReadyJob:
     return make_ready(Submission.parse(**({"problems": few("1?", "2?"), **MODELS} | values)))
 
 
-def job(config: JobConfig, **changes: Any) -> Job:
-    values: dict[str, Any] = {
-        "id": 7, "name": "mine", "state": JobState.COMPLETED, "policy": "speculative-thinking:improved",
-        "small_model": "S", "large_model": "L", "problem_set": "few", "problem_set_id": 3, "num_problems": 2,
-        "num_samples": 1, "config": config, "versions": {}, "submitted_at": dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
-        "first_claimed_at": None, "finished_at": None,
-    }  # fmt: skip
-    return Job(**(values | changes))
+def stored(config: JobConfig, *, policy: str = "speculative-thinking:improved") -> SourceJob:
+    return SourceJob(id=7, name="mine", policy=policy, problem_set_id=3, config=config, think=None)
 
 
-def stored_job(**values: Any) -> Job:
-    return job(ready(**values).config)
+def stored_job(**values: Any) -> SourceJob:
+    return stored(ready(**values).config)
 
 
 # What it takes
@@ -133,7 +125,7 @@ def test_exit_and_guard_are_part_of_the_job_and_of_its_clone() -> None:
     made = ready(policy="small-only", exit=exit, guard=guard).config
     assert made.exit == CutExit(thinking_tokens=100)
     assert made.guard == LoopGuard(repeats=5)
-    clone = Submission.from_job(job(made, policy="small-only"), {"exit.thinking_tokens": "50"})
+    clone = Submission.from_job(stored(made, policy="small-only"), {"exit.thinking_tokens": "50"})
     assert (clone.exit, clone.guard, clone.large) == (CutExit(thinking_tokens=50), made.guard, None)
 
 
@@ -192,21 +184,20 @@ def stored_set(reads: list[int], *prompts: str) -> StoredSet:
 
 def test_stored_set_is_asked_without_reading_more_than_is_used() -> None:
     reads: list[int] = []
-    stored = stored_set(reads, "1?", "2?", "3?")
-    made = make_ready(Submission.parse(problems=3, limit=2, **MODELS), stored=stored)
-    assert (made.problems, made.num_problems, reads) == (stored, 2, [2])
+    problems = stored_set(reads, "1?", "2?", "3?")
+    made = make_ready(Submission.parse(problems=3, limit=2, **MODELS), stored=problems)
+    assert (made.problems, made.num_problems, reads) == (problems, 2, [2])
 
 
 def test_stored_job_without_changes_is_the_same_job_and_its_prompts_are_not_read_again() -> None:
     source = stored_job(seed=7, temperature=0.2, policy="speculative-thinking:improved", policy_values={"n1": 31})
-    checked = SourceJob(config=source.config, think=None)
     reads: list[int] = []
-    stored = stored_set(reads, "1?", "2?")
-    made = make_ready(Submission.from_job(source, {}), stored=stored, source=checked)
+    problems = stored_set(reads, "1?", "2?")
+    made = make_ready(Submission.from_job(source, {}), stored=problems, source=source)
     assert (made.config, made.policy, made.cloned_from) == (source.config, source.policy, 7)
     assert made.name == "mine · clone of job 7"
     assert reads == []
-    again = make_ready(Submission.from_job(source, {"limit": "1"}), stored=stored, source=checked)
+    again = make_ready(Submission.from_job(source, {"limit": "1"}), stored=problems, source=source)
     assert (again.config.limit, again.name, reads) == (1, "mine · limit=1", [1])
 
 
