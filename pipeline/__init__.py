@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pipeline.db.readonly_query import Table
     from pipeline.errors import PipelineError
     from pipeline.jobs.config import JobConfig, JobState
+    from pipeline.jobs.submission import Submission
     from pipeline.problems import ColumnNames, Problem, ProblemSet, load_problem_set
     from pipeline.results.reports import Job, JobChange, JobProgress, JobStats, JobSummary, Result, SampleReport
     from pipeline.samples import Author, FinishReason, ModelRole, SampleState
@@ -35,6 +36,7 @@ __all__ = [
     "SampleReport",
     "SampleState",
     "Settings",
+    "Submission",
     "Table",
     "load_problem_set",
     "load_settings",
@@ -46,6 +48,7 @@ _HOMES = {
     "results.reports": ("Job", "JobChange", "JobProgress", "JobStats", "JobSummary", "Result", "SampleReport"),
     "errors": ("PipelineError",),
     "jobs.config": ("JobConfig", "JobState"),
+    "jobs.submission": ("Submission",),
     "problems": ("ColumnNames", "Problem", "ProblemSet", "load_problem_set"),
     "samples": ("Author", "FinishReason", "ModelRole", "SampleState"),
     "settings": ("Settings", "load_settings"),

@@ -459,7 +459,7 @@ def test_clone_is_the_same_job_but_for_what_is_set(client: Client, connection: C
         clone.name
         == f"{first.name} · sampling.temperature=0.9, num_samples=3, policy.n1=30, policy.cues.verify=['aha']"
     )
-    assert (clone.config.sampling.temperature, clone.config.policy.n1) == (0.9, 30)  # type: ignore[union-attr]
+    assert (clone.config.sampling.temperature, clone.config.policy.n1) == (0.9, 30)  # type: ignore[attr-defined]
     same = client.clone(first, {"limit": None}, name="mine")
     assert (same.num_problems, same.name, same.config) == (3, "mine", first.config.model_copy(update={"limit": None}))
     assert one(connection, "SELECT count(*) AS n FROM problems") == {"n": 3}
@@ -468,7 +468,7 @@ def test_clone_is_the_same_job_but_for_what_is_set(client: Client, connection: C
 def test_clone_can_have_another_policy_and_other_models(client: Client) -> None:
     first = client.submit(few("1?"), small="S", large="L")
     code = client.clone(first, {"policy": "code", "policy.n1": 21})
-    assert (code.policy, code.config.policy.name, code.config.policy.n1) == (  # type: ignore[union-attr]
+    assert (code.policy, code.config.policy.name, code.config.policy.n1) == (  # type: ignore[attr-defined]
         "speculative-thinking:code", "speculative-thinking", 21,
     )  # fmt: skip
     alone = client.clone(first, {"policy": "large-only", "large": "org/other"})

@@ -211,6 +211,35 @@ def test_changes_of_a_stored_job_are_by_dotted_key_and_may_be_text() -> None:
     assert (submission.seed, submission.problems) == (5, 3)
 
 
+RULES = """
+from typing import Literal
+
+from pipeline.policies import Policy, PolicySpec
+from pipeline.policies.baselines import SmallOnlySpec
+
+
+class Mine(PolicySpec):
+    name: Literal["mine"] = "mine"
+    depth: int = 3
+
+    def build(self) -> Policy:
+        return SmallOnlySpec().build()
+"""
+
+
+def test_job_with_a_policy_of_a_file_is_cloned_with_its_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "rules.py"
+    file.write_text(RULES)
+    made = ready(policy=f"{file}:Mine", policy_values={"depth": 5})
+    source = stored(JobConfig.model_validate_json(made.config.model_dump_json()), policy=made.policy)
+    clone = Submission.from_job(source, {"seed": 1})
+    assert (clone.policy, clone.policy_values) == (f"{file}:Mine", {"depth": 5})
+    again = make_ready(clone, stored=stored_set([], "1?"), source=source)
+    assert (again.config.policy, again.config.seed) == (made.config.policy, 1)
+    with pytest.raises(ConfigurationError, match=r"no 'policy\.plugin' to set; it has: .*policy\.depth"):
+        Submission.from_job(source, {"policy.plugin": None})
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
