@@ -243,7 +243,9 @@ def babble(request: GenerateRequest) -> GenerateResult:
     """Words drawn by the request's seed and prompt, read along by its watcher, as an engine would write them."""
     chat = chat_of(ModelRole.SMALL)
     draw = random.Random(f"{request.seed} {list(request.prompt_ids)}")
-    stream, ids, texts = chat.decode_stream(request.prompt_ids), [], []
+    stream = chat.decode_stream(request.prompt_ids)
+    ids: list[int] = []
+    texts: list[str] = []
     finish = SegmentFinish.LENGTH
     while len(ids) < request.max_tokens:
         if draw.random() < 0.004:

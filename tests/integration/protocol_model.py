@@ -151,6 +151,11 @@ class Sample:
     def tokens(self, author: str, *, kept: bool) -> int:
         return sum((g.kept if kept else g.discarded) for g in self.segments if g.author == author)
 
+    @property
+    def writers(self) -> set[tuple[int, int]]:
+        """The claims and workers under which something is stored."""
+        return {(g.epoch, g.worker) for g in self.segments} | {(a.epoch, a.worker) for a in self.asides}
+
     def aside_tokens(self, author: str) -> int:
         return sum(a.tokens for a in self.asides if a.author == author)
 
@@ -261,7 +266,7 @@ class Model:
             if s.epoch == hop.epoch and s.holder == worker:
                 self._store(s, hop)
                 stored.add((s.id, hop.epoch))
-            elif any(g.epoch == hop.epoch and g.worker == worker for g in (*s.segments, *s.asides)):
+            elif (hop.epoch, worker) in s.writers:
                 stored.add((s.id, hop.epoch))
         return frozenset(stored), self.runnables({sample for sample, _ in stored})
 

@@ -41,7 +41,8 @@ POLICY = "speculative-thinking:improved"
 
 def segment(index: int, author: str, text: str, trigger: str = "resume", cue: str = "") -> SegmentReport:
     return SegmentReport(
-        segment_index=index, author=Author(author), trigger=trigger, cue=cue, text=text, discarded_text="",
+        segment_index=index, author=Author(author), trigger=trigger, cue=cue, takes_over=author == "large", text=text,
+        discarded_text="",
         tokens=len(text), tokens_discarded=0, tokens_generated=len(text), prompt_tokens=1, cached_tokens=0,
         finish="eos",
         wait_seconds=None, queue_seconds=None, first_token_seconds=None, write_seconds=None, worker_id=1, model="S",

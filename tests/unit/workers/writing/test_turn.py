@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.db.commits import SampleCommit
 from pipeline.errors import BadProblem, DamagedRow, EngineRefused, PipelineError, PromptTooLong
 from pipeline.policies.protocol import Reading
 from pipeline.policies.requests import Answered, Ask, Event, Finish, Generate, Insert, Take, Written, request_to_json
@@ -88,7 +89,7 @@ def test_signals_are_asked_for_and_given_to_the_policy() -> None:
 
     active, step = start(setup_of(Moves([then(small(signals=frozenset({Signal.LOGPROB}))), move])))
     request = request_of(step)
-    assert (request.signals, request.think_end_id) == ({Signal.LOGPROB}, chat_of(SMALL).think_end_id)
+    assert (request.signals, request.think_end_id) == (frozenset({Signal.LOGPROB}), chat_of(SMALL).think_end_id)
     signals = {Signal.LOGPROB: (-0.5, -0.25)}
     commit = commit_of(apply_result(active, result_of(request, "First add", signals=signals)))
     [event] = seen
@@ -135,7 +136,7 @@ def test_a_claim_ends_after_so_many_tokens(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_claim_ends_after_so_many_requests() -> None:
     active, step = start(setup_of(Moves([then(small())] * 99)))
     count = 0
-    while not isinstance(step, turn.SampleCommit):
+    while not isinstance(step, SampleCommit):
         count += 1
         step = apply_result(active, result_of(request_of(step), EMPTY_PIECE))
     assert count == turn.STAY_DECISIONS
