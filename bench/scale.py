@@ -144,9 +144,10 @@ def plans(job: int, ids: Sequence[int], worker: int) -> list[Plan]:
              "writing": "drafting"}  # fmt: skip
     key, published = frozenset({"pk_samples"}), frozenset({"ix_samples_published"})
     age = {"age": TEN_S, "limit": 1000}
+    whole = {"ids": list(ids), "starts": [0] * len(ids)}
     return [
         Plan(name="claim", statement=claims._CLAIM.text, values=claim, indexes=key),
-        Plan(name="context", statement=context_cache._LOAD_SEGMENTS.text, values={"ids": list(ids), "starts": [0] * len(ids)},
+        Plan(name="context", statement=context_cache._LOAD_SEGMENTS.text, values=whole,
              indexes=frozenset({"pk_segments"})),
         Plan(name="room", statement=upkeep._ROOM.text, values={"ahead": 1.5},
              indexes=frozenset({"ix_samples_admitted"})),
