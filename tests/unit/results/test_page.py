@@ -225,6 +225,7 @@ def test_steps_are_cut_from_segments_whoever_wrote_them() -> None:
 
 
 def test_sample_without_fitting_steps_is_one_step() -> None:
-    segments = [segment(0, "small", "one"), segment(1, "inserted", "two", trigger="too_much_reflection")]
+    check = "too_much_reflection"
+    segments = [segment(0, "small", "one"), segment(1, "inserted", "two", check), segment(2, "large", "three", check)]
     (whole,) = read_steps(sample(segments, [step(0, "other")]))
-    assert whole.spans == spans(("small", "one"), ("inserted", "two", "too_much_reflection"))
+    assert whole.spans == spans(("small", "one"), ("inserted", "two"), ("large", "three", check))
