@@ -34,10 +34,11 @@ from pipeline.segments import (
     segment_row,
 )
 from workers.engine.base import GenerateRequest, GenerateResult
+from workers.writing.active import ActiveSample
 from workers.writing.job_setup import JobSetup
 from workers.writing.latch import Latch
 from workers.writing.questions import Questions
-from workers.writing.turn import ActiveSample, Step, apply_result, begin
+from workers.writing.turn import Step, apply_result, begin
 
 MODELS = Path(__file__).parents[1] / "examples" / "models"
 PROBLEM = Problem(external_id="p", prompt="Start at 3. Add 4. What is the result?", answer="7")
