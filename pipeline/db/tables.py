@@ -20,6 +20,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from pipeline.db.base import Base, Floats, Id, Ids, Instant, Rows, choice
+from pipeline.db.states import ADMITTED, COMPLETE, FINAL, PUBLISHED, WRITING
 from pipeline.jobs.config import JobState
 from pipeline.samples import (
     SUSPECT_AFTER,
@@ -333,7 +334,7 @@ class WorkerRow(Base):
     )
 
 
-_OPEN = "state NOT IN ('graded', 'failed', 'cancelled')"
+_OPEN = f"state NOT IN {FINAL}"
 
 
 class SampleRow(Base):
@@ -343,11 +344,11 @@ class SampleRow(Base):
     __table_args__ = (
         UniqueConstraint("job_id", "problem_id", "sample_index"),
         CheckConstraint(
-            "(state IN ('drafting', 'assisting')) = (holder_id IS NOT NULL)",
+            f"(state IN {WRITING}) = (holder_id IS NOT NULL)",
             name="holder",
         ),
         CheckConstraint(
-            "state NOT IN ('finished', 'graded') OR finish_reason IS NOT NULL",
+            f"state NOT IN {COMPLETE} OR finish_reason IS NOT NULL",
             name="finish_reason_set",
         ),
         CheckConstraint("(state = 'failed') = (error IS NOT NULL)", name="error"),
@@ -363,19 +364,17 @@ class SampleRow(Base):
         Index(
             "ix_samples_admitted",
             "job_id",
-            postgresql_where=text("state IN ('ready', 'drafting', 'awaiting_large', 'assisting')"),
+            postgresql_where=text(f"state IN {ADMITTED}"),
         ),
         Index(
             "ix_samples_published",
             "published_at",
-            postgresql_where=text("state IN ('ready', 'awaiting_large', 'finished')"),
+            postgresql_where=text(f"state IN {PUBLISHED}"),
         ),
         Index(
             "ix_samples_suspect",
             "id",
-            postgresql_where=text(
-                f"num_rescues >= {SUSPECT_AFTER} AND state IN ('ready', 'drafting', 'awaiting_large', 'assisting')"
-            ),
+            postgresql_where=text(f"num_rescues >= {SUSPECT_AFTER} AND state IN {ADMITTED}"),
         ),
         Index("ix_samples_failed", "job_id", postgresql_where=text("state = 'failed'")),
         Index(
