@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import Engine as DbEngine
 from sqlalchemy import text
 
+from pipeline.db.invariants import check_job, snapshot
 from pipeline.db.replays import get_stored_sample
 from pipeline.db.session import transaction
 from pipeline.db.upkeep import settle_workers
@@ -189,6 +190,13 @@ def test_books_of_a_sample_with_asides_add_up(done: Done) -> None:
         counters = member.writer.counters()
         assert booked == counters.tokens_committed == counters.tokens_generated
         assert counters.tokens_dropped == 0
+
+
+def test_a_job_with_asides_keeps_every_invariant(done: Done) -> None:
+    for member in (done.small, done.large):
+        member.say_goodbye(done.db_engine)
+    with snapshot(done.db_engine) as connection:
+        assert check_job(connection, done.job) == []
 
 
 def test_an_ask_of_the_same_role_is_no_hand_over(done: Done) -> None:
