@@ -61,11 +61,12 @@ _OLD = text("""
     FROM samples WHERE job_id = :job ORDER BY id LIMIT :done
 """)
 _SEGMENTS = text(f"""
-    INSERT INTO segments (sample_id, segment_index, author, trigger, cue, token_ids, text, discarded_ids,
+    INSERT INTO segments (sample_id, segment_index, author, trigger, cue, takes_over, token_ids, text, discarded_ids,
                           discarded_text, token_lengths, finish, tokens_generated, prompt_tokens, cached_tokens, epoch,
                           worker_id, engine_id, wait_seconds, queue_seconds, first_token_seconds, write_seconds,
                           committed_at)
-    SELECT s.id, i, w.author, w.trigger, '', array_fill(7, ARRAY[t.n]), 'so', CASE WHEN i % 2 = 0 THEN '{{7}}'::int[]
+    SELECT s.id, i, w.author, w.trigger, '', i % 2 = 1, array_fill(7, ARRAY[t.n]), 'so',
+           CASE WHEN i % 2 = 0 THEN '{{7}}'::int[]
            ELSE '{{}}' END, '', '{{2}}', 'eos', t.n, 200, 180, 2 * i + 1, :worker + 4 * (i % 2) + s.id % 4, :engine,
            0.01, 0.002, 0.05, t.n * 0.01, now() - interval '3 h' + s.place * interval '10 ms' + i * interval '1 s'
     FROM old s CROSS JOIN generate_series(0, {SEGMENTS} - 1) AS i

@@ -35,7 +35,7 @@ from bench.scripted_worker import environment, program
 from bench.scripts import ANSWER
 from bench.stack import MODELS, Stack, running_servers
 from pipeline.chat.files import served_name
-from pipeline.db import grading, hops, rollups, upkeep
+from pipeline.db import claims, context_cache, grading, rollups, upkeep
 from pipeline.db import job_control as control
 from pipeline.db.session import transaction
 from pipeline.problems import load_problem_set
@@ -144,9 +144,10 @@ def plans(job: int, ids: Sequence[int], worker: int) -> list[Plan]:
              "writing": "drafting"}  # fmt: skip
     key, published = frozenset({"pk_samples"}), frozenset({"ix_samples_published"})
     age = {"age": TEN_S, "limit": 1000}
+    whole = {"ids": list(ids), "starts": [0] * len(ids)}
     return [
-        Plan(name="claim", statement=hops._CLAIM.text, values=claim, indexes=key),
-        Plan(name="context", statement=hops._LOAD_CONTEXT.text, values={"ids": list(ids), "starts": [0] * len(ids)},
+        Plan(name="claim", statement=claims._CLAIM.text, values=claim, indexes=key),
+        Plan(name="context", statement=context_cache._LOAD_SEGMENTS.text, values=whole,
              indexes=frozenset({"pk_segments"})),
         Plan(name="room", statement=upkeep._ROOM.text, values={"ahead": 1.5},
              indexes=frozenset({"ix_samples_admitted"})),
@@ -224,7 +225,7 @@ def claim_times(connection: Connection, ids: Sequence[int], worker: int) -> list
     for start in range(0, len(ids), CLAIM):
         epochs = dict.fromkeys(ids[start : start + CLAIM], 0)
         began = time.perf_counter()
-        hops.claim_samples(connection, worker_id=worker, role=ModelRole.SMALL, epochs=epochs)
+        claims.claim_samples(connection, worker_id=worker, role=ModelRole.SMALL, epochs=epochs)
         taken.append(1000 * (time.perf_counter() - began))
     connection.rollback()
     return taken

@@ -34,10 +34,11 @@ from pipeline.segments import (
     segment_row,
 )
 from workers.engine.base import GenerateRequest, GenerateResult
+from workers.writing.active import ActiveSample
 from workers.writing.job_setup import JobSetup
 from workers.writing.latch import Latch
 from workers.writing.questions import Questions
-from workers.writing.turn import ActiveSample, Step, apply_result, begin
+from workers.writing.turn import Step, apply_result, begin
 
 MODELS = Path(__file__).parents[1] / "examples" / "models"
 PROBLEM = Problem(external_id="p", prompt="Start at 3. Add 4. What is the result?", answer="7")
@@ -243,7 +244,9 @@ def babble(request: GenerateRequest) -> GenerateResult:
     """Words drawn by the request's seed and prompt, read along by its watcher, as an engine would write them."""
     chat = chat_of(ModelRole.SMALL)
     draw = random.Random(f"{request.seed} {list(request.prompt_ids)}")
-    stream, ids, texts = chat.decode_stream(request.prompt_ids), [], []
+    stream = chat.decode_stream(request.prompt_ids)
+    ids: list[int] = []
+    texts: list[str] = []
     finish = SegmentFinish.LENGTH
     while len(ids) < request.max_tokens:
         if draw.random() < 0.004:

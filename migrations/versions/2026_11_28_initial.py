@@ -17,11 +17,11 @@ depends_on = None
 def upgrade() -> None:
     op.create_table(
         "engines",
-        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
-        sa.Column("sha256", sa.String(), nullable=False),
-        sa.Column("kind", sa.String(), nullable=False),
-        sa.Column("version", sa.String(), nullable=False),
-        sa.Column("model", sa.String(), nullable=False),
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False, comment="given by the database"),
+        sa.Column("sha256", sa.String(), nullable=False, comment="of the columns below"),
+        sa.Column("kind", sa.String(), nullable=False, comment="e.g. vllm"),
+        sa.Column("version", sa.String(), nullable=False, comment="of the engine's package"),
+        sa.Column("model", sa.String(), nullable=False, comment="the name that jobs use"),
         sa.Column("model_fingerprint", sa.String(), nullable=False, comment="sha256 of tokenizer and chat template"),
         sa.Column(
             "vocabulary_sha256",
@@ -29,37 +29,52 @@ def upgrade() -> None:
             nullable=False,
             comment="equal for models whose token ids mean the same text",
         ),
-        sa.Column("settings", JSONB(), nullable=False),
+        sa.Column("settings", JSONB(), nullable=False, comment="as it was started"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_engines")),
         sa.UniqueConstraint("sha256", name=op.f("uq_engines_sha256")),
+        comment="What an engine was, for the books; stored once per distinct content.",
     )
     op.create_table(
         "events",
-        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
-        sa.Column("job_id", sa.BigInteger(), nullable=False),
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False, comment="given by the database"),
+        sa.Column("job_id", sa.BigInteger(), nullable=False, comment="the job"),
         sa.Column("sample_id", sa.BigInteger(), nullable=True, comment="null: the job itself changed"),
-        sa.Column("from_state", sa.String(), nullable=False),
-        sa.Column("to_state", sa.String(), nullable=False),
-        sa.Column("epoch", sa.Integer(), nullable=True),
+        sa.Column("from_state", sa.String(), nullable=False, comment="before"),
+        sa.Column("to_state", sa.String(), nullable=False, comment="after"),
+        sa.Column("epoch", sa.Integer(), nullable=True, comment="of the sample, after the change"),
         sa.Column(
             "worker_id", sa.BigInteger(), nullable=True, comment="who holds it after the change, or held it before"
         ),
-        sa.Column("at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
+        sa.Column(
+            "at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("clock_timestamp()"),
+            nullable=False,
+            comment="when it happened; ids may be in another order",
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_events")),
+        comment="Append-only: one row per change of a sample's or a job's state, written by a trigger.",
     )
     op.create_index("ix_events_job_id", "events", ["job_id"], unique=False)
     op.create_index("ix_events_sample_id", "events", ["sample_id"], unique=False)
     op.create_table(
         "problem_sets",
-        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False, comment="given by the database"),
         sa.Column("name", sa.String(), nullable=False, comment="as first submitted"),
         sa.Column(
             "content_sha256", sa.String(), nullable=False, comment="the version: a hash of all problems and answers"
         ),
-        sa.Column("num_problems", sa.Integer(), nullable=False),
-        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("num_problems", sa.Integer(), nullable=False, comment="problems in it"),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+            comment="when it was first submitted",
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_problem_sets")),
         sa.UniqueConstraint("content_sha256", name=op.f("uq_problem_sets_content_sha256")),
+        comment="A versioned list of problems, stored once per content.",
     )
     op.create_table(
         "schema_objects",
@@ -67,14 +82,21 @@ def upgrade() -> None:
         sa.Column(
             "names", sa.ARRAY(sa.String()), nullable=False, comment="in the order of creation, as DROP names them"
         ),
-        sa.Column("applied_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column(
+            "applied_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+            comment="when they were created",
+        ),
         sa.PrimaryKeyConstraint("sha256", name=op.f("pk_schema_objects")),
+        comment="The views, functions and triggers that the database was given (pipeline.db.schema_objects); one row.",
     )
     op.create_table(
         "jobs",
-        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False, comment="given by the database"),
         sa.Column("name", sa.String(), nullable=False, comment="free text for people"),
-        sa.Column("problem_set_id", sa.BigInteger(), nullable=False),
+        sa.Column("problem_set_id", sa.BigInteger(), nullable=False, comment="what it asks"),
         sa.Column(
             "state",
             sa.Enum(
@@ -89,14 +111,15 @@ def upgrade() -> None:
                 length=24,
             ),
             nullable=False,
+            comment="pipeline.jobs.config.JobState",
         ),
         sa.Column(
             "config", JSONB(), nullable=False, comment="pipeline.jobs.JobConfig as submitted, every value spelled out"
         ),
         sa.Column("versions", JSONB(), nullable=False, comment="of the packages at submit"),
         sa.Column("policy", sa.String(), nullable=False, comment="NAME or NAME:PRESET, as submitted"),
-        sa.Column("small_model", sa.String(), nullable=True),
-        sa.Column("large_model", sa.String(), nullable=True),
+        sa.Column("small_model", sa.String(), nullable=True, comment="null where the policy needs none"),
+        sa.Column("large_model", sa.String(), nullable=True, comment="null where the policy needs none"),
         sa.Column(
             "first_role",
             sa.Enum("small", "large", name="first_role", native_enum=False, create_constraint=True, length=24),
@@ -115,16 +138,22 @@ def upgrade() -> None:
             nullable=True,
             comment="whether the prompt opens the think phase; else the texts have the opening tag",
         ),
-        sa.Column("num_problems", sa.Integer(), nullable=False),
+        sa.Column("num_problems", sa.Integer(), nullable=False, comment="the first so many of the set"),
         sa.Column("num_samples", sa.Integer(), nullable=False, comment="per problem"),
-        sa.Column("submitted_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column(
+            "submitted_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+            comment="when it was stored",
+        ),
         sa.Column(
             "first_claimed_at",
             sa.DateTime(timezone=True),
             nullable=True,
             comment="when a worker first took one of its samples",
         ),
-        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True, comment="null until it has ended"),
         sa.Column(
             "followed_at",
             sa.DateTime(timezone=True),
@@ -149,17 +178,18 @@ def upgrade() -> None:
             ["problem_set_id"], ["problem_sets.id"], name=op.f("fk_jobs_problem_set_id_problem_sets")
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
+        comment="One requested unit of work: a problem set, its models and a policy, frozen at submit.",
     )
     op.create_index("ix_jobs_running", "jobs", ["id"], unique=False, postgresql_where=sa.text("state = 'running'"))
     op.create_table(
         "problems",
-        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
-        sa.Column("problem_set_id", sa.BigInteger(), nullable=False),
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False, comment="given by the database"),
+        sa.Column("problem_set_id", sa.BigInteger(), nullable=False, comment="the set it is of"),
         sa.Column("position", sa.Integer(), nullable=False, comment="0-based place in the set"),
         sa.Column("external_id", sa.String(), nullable=False, comment="the id in the submitted file"),
         sa.Column("prompt", sa.String(), nullable=False, comment="the question's text, before any template"),
-        sa.Column("subject", sa.String(), nullable=True),
-        sa.Column("level", sa.String(), nullable=True),
+        sa.Column("subject", sa.String(), nullable=True, comment="as in the file, e.g. algebra"),
+        sa.Column("level", sa.String(), nullable=True, comment="as in the file, e.g. Level 5"),
         sa.Column("extra", JSONB(), nullable=False, comment="the file's other columns"),
         sa.ForeignKeyConstraint(
             ["problem_set_id"], ["problem_sets.id"], name=op.f("fk_problems_problem_set_id_problem_sets")
@@ -167,34 +197,53 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_problems")),
         sa.UniqueConstraint("problem_set_id", "external_id", name=op.f("uq_problems_problem_set_id_external_id")),
         sa.UniqueConstraint("problem_set_id", "position", name=op.f("uq_problems_problem_set_id_position")),
+        comment="One question. Its reference answer is in another table that generating workers need not read.",
     )
     op.create_table(
         "workers",
-        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False, comment="given by the database"),
         sa.Column(
             "kind",
             sa.Enum(
                 "small", "large", "grade", "upkeep", name="kind", native_enum=False, create_constraint=True, length=24
             ),
             nullable=False,
+            comment="small, large, grade or upkeep",
         ),
         sa.Column("model", sa.String(), nullable=True, comment="the name jobs use"),
-        sa.Column("engine_id", sa.BigInteger(), nullable=True),
-        sa.Column("host", sa.String(), nullable=False),
-        sa.Column("pid", sa.Integer(), nullable=False),
+        sa.Column("engine_id", sa.BigInteger(), nullable=True, comment="null: it has none"),
+        sa.Column("host", sa.String(), nullable=False, comment="where it runs"),
+        sa.Column("pid", sa.Integer(), nullable=False, comment="its process there"),
         sa.Column(
             "queue", sa.String(), nullable=False, comment="its own queue, for samples whose context it has cached"
         ),
         sa.Column("max_in_flight", sa.Integer(), nullable=False, comment="samples it works on at the same time"),
-        sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.Column("renewed_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column(
+            "started_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+            comment="when it registered",
+        ),
+        sa.Column(
+            "renewed_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+            comment="when it last renewed its lease",
+        ),
         sa.Column(
             "expires_at",
             sa.DateTime(timezone=True),
             nullable=False,
             comment="the lease's end, by this database's clock",
         ),
-        sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column(
+            "ended_at",
+            sa.DateTime(timezone=True),
+            nullable=True,
+            comment="null: it lives, or nobody has noticed that it does not",
+        ),
         sa.Column(
             "end_reason",
             sa.Enum(
@@ -208,6 +257,7 @@ def upgrade() -> None:
                 length=24,
             ),
             nullable=True,
+            comment="pipeline.workforce.WorkerEnd",
         ),
         sa.Column("settled_at", sa.DateTime(timezone=True), nullable=True, comment="when all it held was given back"),
         sa.Column(
@@ -256,6 +306,7 @@ def upgrade() -> None:
         sa.CheckConstraint("(ended_at IS NULL) = (end_reason IS NULL)", name=op.f("ck_workers_end_reason")),
         sa.ForeignKeyConstraint(["engine_id"], ["engines.id"], name=op.f("fk_workers_engine_id_engines")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_workers")),
+        comment="One life of one worker process: its lease, and its engine's token counters.",
     )
     op.create_index(
         "ix_workers_live", "workers", ["kind", "model"], unique=False, postgresql_where=sa.text("ended_at IS NULL")
@@ -265,8 +316,8 @@ def upgrade() -> None:
     )
     op.create_table(
         "job_totals",
-        sa.Column("job_id", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.Column("counted_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("job_id", sa.BigInteger(), autoincrement=False, nullable=False, comment="the job"),
+        sa.Column("counted_at", sa.DateTime(timezone=True), nullable=False, comment="when"),
         sa.Column(
             "stale_at",
             sa.DateTime(timezone=True),
@@ -370,14 +421,15 @@ def upgrade() -> None:
         ),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_job_totals_job_id_jobs")),
         sa.PrimaryKeyConstraint("job_id", name=op.f("pk_job_totals")),
+        comment="The totals of a job that has ended; count_samples and count_cost count the same of one that runs.",
     )
     op.create_table(
         "length_counts",
-        sa.Column("job_id", sa.BigInteger(), nullable=False),
+        sa.Column("job_id", sa.BigInteger(), nullable=False, comment="the job"),
         sa.Column("author", sa.String(), nullable=False, comment="whose tokens: all, small, large or inserted"),
-        sa.Column("finish_reason", sa.String(), nullable=False),
+        sa.Column("finish_reason", sa.String(), nullable=False, comment="why their texts ended"),
         sa.Column("verdict", sa.String(), nullable=False, comment="right, wrong or unscored"),
-        sa.Column("tokens", sa.Integer(), nullable=False),
+        sa.Column("tokens", sa.Integer(), nullable=False, comment="how long they are"),
         sa.Column("n", sa.BigInteger(), nullable=False, comment="samples added, negative for samples taken out"),
         sa.Column("score", sa.Numeric(), nullable=False, comment="sum of their scores, likewise"),
         sa.Column(
@@ -388,6 +440,7 @@ def upgrade() -> None:
             comment="the one row of its key that others are added to",
         ),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_length_counts_job_id_jobs")),
+        comment="How many of a job's samples in valid rollups are so long; rows of one key add up.",
     )
     op.create_index(
         "ix_length_counts_added", "length_counts", ["job_id"], unique=False, postgresql_where=sa.text("NOT is_base")
@@ -402,14 +455,15 @@ def upgrade() -> None:
     op.create_index("ix_length_counts_job_id", "length_counts", ["job_id", "author"], unique=False)
     op.create_table(
         "reference_answers",
-        sa.Column("problem_id", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.Column("answer", sa.String(), nullable=False),
+        sa.Column("problem_id", sa.BigInteger(), autoincrement=False, nullable=False, comment="the problem"),
+        sa.Column("answer", sa.String(), nullable=False, comment="as in the file"),
         sa.ForeignKeyConstraint(["problem_id"], ["problems.id"], name=op.f("fk_reference_answers_problem_id_problems")),
         sa.PrimaryKeyConstraint("problem_id", name=op.f("pk_reference_answers")),
+        comment="The right answer of a problem; read by graders only.",
     )
     op.create_table(
         "rollups",
-        sa.Column("job_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("job_id", sa.BigInteger(), autoincrement=False, nullable=False, comment="the job"),
         sa.Column("first_problem", sa.BigInteger(), autoincrement=False, nullable=False, comment="least problem id"),
         sa.Column("last_problem", sa.BigInteger(), nullable=False, comment="greatest problem id"),
         sa.Column(
@@ -448,15 +502,16 @@ def upgrade() -> None:
         sa.Column("steps", JSONB(), nullable=True, comment="type step_part, by class, author and length"),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_rollups_job_id_jobs")),
         sa.PrimaryKeyConstraint("job_id", "first_problem", name=op.f("pk_rollups")),
+        comment="What the samples of a part of a job add up to, kept while all are idle: pending, or in a final state.",
     )
     op.create_index(
         "ix_rollups_invalid", "rollups", ["job_id"], unique=False, postgresql_where=sa.text("refreshed_at IS NULL")
     )
     op.create_table(
         "samples",
-        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
-        sa.Column("job_id", sa.BigInteger(), nullable=False),
-        sa.Column("problem_id", sa.BigInteger(), nullable=False),
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False, comment="given by the database"),
+        sa.Column("job_id", sa.BigInteger(), nullable=False, comment="the job"),
+        sa.Column("problem_id", sa.BigInteger(), nullable=False, comment="the problem"),
         sa.Column("sample_index", sa.Integer(), nullable=False, comment="0-based among the samples of its problem"),
         sa.Column(
             "state",
@@ -477,6 +532,7 @@ def upgrade() -> None:
             ),
             server_default="pending",
             nullable=False,
+            comment="pipeline.samples.SampleState",
         ),
         sa.Column(
             "epoch",
@@ -530,7 +586,7 @@ def upgrade() -> None:
             nullable=True,
             comment="what the policy asks next (pipeline.policies.requests); null: nothing, or nobody has written",
         ),
-        sa.Column("num_segments", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("num_segments", sa.Integer(), server_default="0", nullable=False, comment="pieces of its text"),
         sa.Column(
             "num_takeovers",
             sa.Integer(),
@@ -605,6 +661,7 @@ def upgrade() -> None:
                 length=24,
             ),
             nullable=True,
+            comment="why its text ended",
         ),
         sa.Column("predicted_answer", sa.String(), nullable=True, comment="by the latest grading"),
         sa.Column(
@@ -612,7 +669,7 @@ def upgrade() -> None:
         ),
         sa.Column("error_class", sa.String(), nullable=True, comment="pipeline.samples.ErrorClass"),
         sa.Column("error", sa.String(), nullable=True, comment="why it was set aside"),
-        sa.Column("admitted_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("admitted_at", sa.DateTime(timezone=True), nullable=True, comment="when upkeep let it in"),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True, comment="when its text was complete"),
         sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True, comment="when it reached a final state"),
         sa.CheckConstraint("(state = 'failed') = (error IS NOT NULL)", name=op.f("ck_samples_error")),
@@ -639,6 +696,7 @@ def upgrade() -> None:
         sa.UniqueConstraint(
             "job_id", "problem_id", "sample_index", name=op.f("uq_samples_job_id_problem_id_sample_index")
         ),
+        comment="One solution drawn for one problem of one job. Its epoch fences every write.",
     )
     op.create_index(
         "ix_samples_admitted",
@@ -679,7 +737,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "asides",
-        sa.Column("sample_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("sample_id", sa.BigInteger(), autoincrement=False, nullable=False, comment="the sample"),
         sa.Column("aside_index", sa.Integer(), autoincrement=False, nullable=False, comment="from 0 in its sample"),
         sa.Column(
             "after_segment", sa.Integer(), nullable=False, comment="segments that were there when it was asked for"
@@ -688,6 +746,7 @@ def upgrade() -> None:
             "author",
             sa.Enum("small", "large", name="author", native_enum=False, create_constraint=True, length=24),
             nullable=False,
+            comment="small or large",
         ),
         sa.Column("purpose", sa.String(), nullable=False, comment="what the policy asked it for"),
         sa.Column("question", sa.String(), nullable=False, comment="fixed text after the kept text, '' for none"),
@@ -700,12 +759,13 @@ def upgrade() -> None:
             comment="asides whose heads stood before the question: [index, number of tokens] of each",
         ),
         sa.Column("token_ids", ARRAY(sa.INTEGER()), nullable=False, comment="as written, without EOS"),
-        sa.Column("text", sa.String(), nullable=False),
+        sa.Column("text", sa.String(), nullable=False, comment="of token_ids"),
         sa.Column("token_lengths", ARRAY(sa.INTEGER()), nullable=False, comment="characters per token"),
         sa.Column(
             "finish",
             sa.Enum("eos", "length", "watch", name="finish", native_enum=False, create_constraint=True, length=24),
             nullable=False,
+            comment="why it ended",
         ),
         sa.Column(
             "top",
@@ -727,8 +787,8 @@ def upgrade() -> None:
         sa.Column("cached_tokens", sa.Integer(), nullable=False, comment="of the prompt's, not computed again"),
         sa.Column("seed", sa.BigInteger(), nullable=True, comment="null: greedy, or the job draws without seeds"),
         sa.Column("epoch", sa.Integer(), nullable=False, comment="of the claim under which it was written"),
-        sa.Column("worker_id", sa.BigInteger(), nullable=False),
-        sa.Column("engine_id", sa.BigInteger(), nullable=False),
+        sa.Column("worker_id", sa.BigInteger(), nullable=False, comment="that wrote it"),
+        sa.Column("engine_id", sa.BigInteger(), nullable=False, comment="that worker's"),
         sa.Column("content_sha256", sa.String(), nullable=False, comment="of what was written, for replay"),
         sa.Column("wait_seconds", sa.Double(), nullable=True, comment="from publishing to claim"),
         sa.Column("queue_seconds", sa.Double(), nullable=True, comment="inside the engine before its first work"),
@@ -740,17 +800,24 @@ def upgrade() -> None:
             nullable=True,
             comment="from its end to the commit, while more was written under the same claim",
         ),
-        sa.Column("committed_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column(
+            "committed_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+            comment="when it was stored",
+        ),
         sa.ForeignKeyConstraint(["engine_id"], ["engines.id"], name=op.f("fk_asides_engine_id_engines")),
         sa.ForeignKeyConstraint(["sample_id"], ["samples.id"], name=op.f("fk_asides_sample_id_samples")),
         sa.ForeignKeyConstraint(["worker_id"], ["workers.id"], name=op.f("fk_asides_worker_id_workers")),
         sa.PrimaryKeyConstraint("sample_id", "aside_index", name=op.f("pk_asides")),
+        comment="A short piece on a side branch of a sample, which a policy asked for. It is never kept by itself.",
     )
     op.create_table(
         "grades",
-        sa.Column("sample_id", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.Column("grader", sa.String(), nullable=False),
-        sa.Column("grader_version", sa.String(), nullable=False),
+        sa.Column("sample_id", sa.BigInteger(), autoincrement=False, nullable=False, comment="the sample"),
+        sa.Column("grader", sa.String(), nullable=False, comment="its name"),
+        sa.Column("grader_version", sa.String(), nullable=False, comment="of its rules"),
         sa.Column(
             "status",
             sa.Enum(
@@ -764,15 +831,23 @@ def upgrade() -> None:
                 length=24,
             ),
             nullable=False,
+            comment="pipeline.samples.GradeStatus",
         ),
-        sa.Column("score", sa.Double(), nullable=True),
-        sa.Column("predicted_answer", sa.String(), nullable=True),
-        sa.Column("detail", sa.String(), nullable=True),
-        sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("score", sa.Double(), nullable=True, comment="0 to 1; null: unscored, which is not wrong"),
+        sa.Column("predicted_answer", sa.String(), nullable=True, comment="what it took for the answer"),
+        sa.Column("detail", sa.String(), nullable=True, comment="why it stayed unscored"),
+        sa.Column(
+            "started_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+            comment="when it was last begun",
+        ),
         sa.Column("num_tries", sa.Integer(), server_default="1", nullable=False, comment="times it was begun"),
-        sa.Column("graded_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("graded_at", sa.DateTime(timezone=True), nullable=True, comment="when it ended"),
         sa.ForeignKeyConstraint(["sample_id"], ["samples.id"], name=op.f("fk_grades_sample_id_samples")),
         sa.PrimaryKeyConstraint("sample_id", "grader", "grader_version", name=op.f("pk_grades")),
+        comment="What one grader, in one version, said about one sample.",
     )
     op.create_index(
         "ix_grades_failed",
@@ -786,12 +861,13 @@ def upgrade() -> None:
     )
     op.create_table(
         "segments",
-        sa.Column("sample_id", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.Column("segment_index", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("sample_id", sa.BigInteger(), autoincrement=False, nullable=False, comment="the sample"),
+        sa.Column("segment_index", sa.Integer(), autoincrement=False, nullable=False, comment="from 0 in its sample"),
         sa.Column(
             "author",
             sa.Enum("small", "large", "inserted", name="author", native_enum=False, create_constraint=True, length=24),
             nullable=False,
+            comment="small, large or inserted",
         ),
         sa.Column("trigger", sa.String(), nullable=False, comment="why this author wrote here"),
         sa.Column("cue", sa.String(), nullable=False, comment="the words that pulled the trigger, '' where none did"),
@@ -813,7 +889,7 @@ def upgrade() -> None:
         sa.Column(
             "discarded_ids", ARRAY(sa.INTEGER()), nullable=False, comment="written after the kept ones, not kept"
         ),
-        sa.Column("discarded_text", sa.String(), nullable=False),
+        sa.Column("discarded_text", sa.String(), nullable=False, comment="of discarded_ids"),
         sa.Column(
             "token_lengths", ARRAY(sa.INTEGER()), nullable=False, comment="characters per token, kept then discarded"
         ),
@@ -829,9 +905,19 @@ def upgrade() -> None:
         sa.Column(
             "tokens_generated", sa.Integer(), nullable=False, comment="as its engine counts: kept, discarded and EOS"
         ),
-        sa.Column("prompt_tokens", sa.Integer(), nullable=False),
+        sa.Column(
+            "prompt_tokens",
+            sa.Integer(),
+            nullable=False,
+            comment="given to the engine: the prompt and the output so far",
+        ),
         sa.Column("cached_tokens", sa.Integer(), nullable=False, comment="of the prompt's, not computed again"),
-        sa.Column("seed", sa.BigInteger(), nullable=True),
+        sa.Column(
+            "seed",
+            sa.BigInteger(),
+            nullable=True,
+            comment="null: inserted, taken, greedy, or the job draws without seeds",
+        ),
         sa.Column("epoch", sa.Integer(), nullable=False, comment="of the claim under which it was written"),
         sa.Column("worker_id", sa.BigInteger(), nullable=False, comment="that stored it"),
         sa.Column("engine_id", sa.BigInteger(), nullable=False, comment="its author's"),
@@ -851,15 +937,22 @@ def upgrade() -> None:
             nullable=True,
             comment="from its end to the commit, while more was written under the same claim",
         ),
-        sa.Column("committed_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column(
+            "committed_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+            comment="when it was stored",
+        ),
         sa.ForeignKeyConstraint(["engine_id"], ["engines.id"], name=op.f("fk_segments_engine_id_engines")),
         sa.ForeignKeyConstraint(["sample_id"], ["samples.id"], name=op.f("fk_segments_sample_id_samples")),
         sa.ForeignKeyConstraint(["worker_id"], ["workers.id"], name=op.f("fk_segments_worker_id_workers")),
         sa.PrimaryKeyConstraint("sample_id", "segment_index", name=op.f("pk_segments")),
+        comment="One uninterrupted piece of writing. Kept ids of segments 0…n-1, joined, are the sample's output.",
     )
     op.create_table(
         "signals",
-        sa.Column("sample_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("sample_id", sa.BigInteger(), autoincrement=False, nullable=False, comment="the sample"),
         sa.Column("kind", sa.String(), nullable=False, comment="segment or aside"),
         sa.Column("index", sa.Integer(), autoincrement=False, nullable=False, comment="segment_index or aside_index"),
         sa.Column("name", sa.String(), nullable=False, comment="pipeline.signals.Signal"),
@@ -870,26 +963,28 @@ def upgrade() -> None:
         sa.CheckConstraint("kind IN ('segment', 'aside')", name=op.f("ck_signals_kind")),
         sa.ForeignKeyConstraint(["sample_id"], ["samples.id"], name=op.f("fk_signals_sample_id_samples")),
         sa.PrimaryKeyConstraint("sample_id", "kind", "index", "name", name=op.f("pk_signals")),
+        comment="What a policy had read of the tokens of a segment (the discarded ones too) or an aside.",
     )
     op.create_table(
         "steps",
-        sa.Column("sample_id", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.Column("step_index", sa.Integer(), autoincrement=False, nullable=False),
-        sa.Column("text", sa.String(), nullable=False),
+        sa.Column("sample_id", sa.BigInteger(), autoincrement=False, nullable=False, comment="the sample"),
+        sa.Column("step_index", sa.Integer(), autoincrement=False, nullable=False, comment="from 0 in its sample"),
+        sa.Column("text", sa.String(), nullable=False, comment="with the break that ends it"),
         sa.Column(
             "author",
             sa.Enum("small", "large", "inserted", name="author", native_enum=False, create_constraint=True, length=24),
             nullable=False,
             comment="who wrote most of its tokens",
         ),
-        sa.Column("tokens_small", sa.Integer(), nullable=False),
-        sa.Column("tokens_large", sa.Integer(), nullable=False),
-        sa.Column("tokens_inserted", sa.Integer(), nullable=False),
+        sa.Column("tokens_small", sa.Integer(), nullable=False, comment="by the small model"),
+        sa.Column("tokens_large", sa.Integer(), nullable=False, comment="by the large model"),
+        sa.Column("tokens_inserted", sa.Integer(), nullable=False, comment="put in by the policy"),
         sa.Column("start_token", sa.Integer(), nullable=False, comment="place of its first token in the output"),
         sa.Column("sentence_class", sa.String(), nullable=False, comment="statement, reflection or affirmation"),
         sa.Column("trigger", sa.String(), nullable=True, comment="of the takeover that begins in it"),
         sa.ForeignKeyConstraint(["sample_id"], ["samples.id"], name=op.f("fk_steps_sample_id_samples")),
         sa.PrimaryKeyConstraint("sample_id", "step_index", name=op.f("pk_steps")),
+        comment="One reasoning step: the text between two breaks, whoever wrote it.",
     )
 
 

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, text
 from pipeline.chat.translation import first_prompt_tokens
 from pipeline.db.context_cache import EMPTY, Context, ContextCache, load_contexts
 from pipeline.db.runnable import Runnable, select_runnable
+from pipeline.db.states import model_waited_for, waiting_again
 from pipeline.policies.protocol import PolicyState
 from pipeline.problems import Problem
 from pipeline.samples import RUNNABLE_STATE, SUSPECT_AFTER, WRITING_STATE, ModelRole
@@ -44,6 +45,10 @@ class ClaimedSample:
     """Of the rendered prompt, as the first writer read it; None where nobody has written."""
 
 
+_HOME_IS_HERE = ", ".join(
+    f"{role.value}_worker_id = CASE s.state WHEN {state.value!r} THEN :worker ELSE s.{role.value}_worker_id END"
+    for role, state in RUNNABLE_STATE.items()
+)
 _CLAIM = text(f"""
     WITH message AS (SELECT * FROM unnest(CAST(:ids AS bigint[]), CAST(:epochs AS integer[])) AS m(id, epoch)),
     me AS MATERIALIZED (
@@ -62,14 +67,13 @@ _CLAIM = text(f"""
         WHERE s.state = :runnable AND j.state = 'running'
           AND (CAST(:job AS bigint) IS NULL OR s.job_id = :job)
           AND (s.not_before IS NULL OR s.not_before <= clock_timestamp())
-          AND CASE s.state WHEN 'ready' THEN j.small_model ELSE j.large_model END = (SELECT model FROM me)
+          AND {model_waited_for("s.state")} = (SELECT model FROM me)
           AND (s.num_rescues < {SUSPECT_AFTER} OR s.id = (SELECT id FROM suspect))
         ORDER BY s.id FOR UPDATE OF s
     ),
     claimed AS (
         UPDATE samples s SET state = :writing, epoch = s.epoch + 1, holder_id = :worker,
-               small_worker_id = CASE s.state WHEN 'ready' THEN :worker ELSE s.small_worker_id END,
-               large_worker_id = CASE s.state WHEN 'ready' THEN s.large_worker_id ELSE :worker END
+               {_HOME_IS_HERE}
         FROM mine WHERE s.id = mine.id
         RETURNING s.*, mine.is_first
     )
@@ -154,7 +158,7 @@ _MINE = """
 _RELEASE = text(f"""
     WITH mine AS ({_MINE})
     UPDATE samples s SET
-        state = CASE s.state WHEN 'drafting' THEN 'ready' ELSE 'awaiting_large' END,
+        state = {waiting_again("s.state")},
         epoch = s.epoch + 1, holder_id = NULL, published_at = clock_timestamp()
     FROM mine WHERE s.id = mine.id
     RETURNING s.id
@@ -173,7 +177,7 @@ _DEFER = text(f"""
     UPDATE samples s SET
         epoch = s.epoch + 1, holder_id = NULL, num_attempts = s.num_attempts + 1, published_at = '-infinity',
         not_before = clock_timestamp() + least(interval '1 s' * 2 ^ least(s.num_attempts, 10), interval '1 min'),
-        state = CASE WHEN mine.is_last THEN 'failed' WHEN s.state = 'drafting' THEN 'ready' ELSE 'awaiting_large' END,
+        state = CASE WHEN mine.is_last THEN 'failed' ELSE {waiting_again("s.state")} END,
         error_class = CASE WHEN mine.is_last THEN 'engine_refused' END, error = CASE WHEN mine.is_last THEN :error END,
         ended_at = CASE WHEN mine.is_last THEN clock_timestamp() END
     FROM mine WHERE s.id = mine.id

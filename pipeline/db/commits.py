@@ -16,6 +16,7 @@ from sqlalchemy import Connection, text
 
 from pipeline.chat.steps import Step
 from pipeline.db.runnable import RUNNABLE_COLUMNS, Runnable, runnable, select_runnable
+from pipeline.db.states import role_of
 from pipeline.policies.protocol import PolicyState
 from pipeline.policies.requests import Request, request_to_json
 from pipeline.samples import Author, FinishReason, SampleState
@@ -111,8 +112,7 @@ _COMMIT = text(f"""
             num_attempts = CASE WHEN written.to_state = 'failed' THEN s.num_attempts ELSE 0 END, not_before = NULL,
             policy_state = CASE WHEN written.to_state = 'failed' THEN s.policy_state ELSE written.policy_state END,
             next_request = CASE WHEN written.to_state = 'failed' THEN s.next_request ELSE written.next_request END,
-            next_role = CASE written.to_state WHEN 'failed' THEN s.next_role WHEN 'ready' THEN 'small'
-                                              WHEN 'awaiting_large' THEN 'large' END,
+            next_role = CASE WHEN written.to_state = 'failed' THEN s.next_role ELSE {role_of("written.to_state")} END,
             {", ".join(f"{name} = s.{name} + written.{name}" for name in _COUNTED)},
             finish_reason = written.finish_reason, error_class = written.error_class, error = written.error,
             finished_at = CASE WHEN written.to_state = 'finished' THEN clock_timestamp() END,

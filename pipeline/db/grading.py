@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, text
 
+from pipeline.db.states import COMPLETE
 from pipeline.db.totals import lock_graded_job, mark_stale
 from pipeline.samples import GradeStatus
 
@@ -33,11 +34,11 @@ class Ungraded:
     reference: str | None
 
 
-_SELECT_UNGRADED = text("""
+_SELECT_UNGRADED = text(f"""
     SELECT s.id AS sample_id, s.epoch, s.job_id, j.config->>'grader' AS grader, r.answer AS reference,
            (SELECT string_agg(g.text, '' ORDER BY g.segment_index) FROM segments g WHERE g.sample_id = s.id) AS output
     FROM samples s JOIN jobs j ON j.id = s.job_id LEFT JOIN reference_answers r ON r.problem_id = s.problem_id
-    WHERE s.id = ANY(:ids) AND s.job_id = :job AND s.state IN ('finished', 'graded') ORDER BY s.id
+    WHERE s.id = ANY(:ids) AND s.job_id = :job AND s.state IN {COMPLETE} ORDER BY s.id
 """)
 
 
@@ -79,8 +80,8 @@ def begin_grade(
     return connection.execute(_BEGIN, values).first() is not None
 
 
-_LOCK_TEXT = text("""
-    SELECT id FROM samples WHERE id = :sample AND epoch = :epoch AND state IN ('finished', 'graded') FOR NO KEY UPDATE
+_LOCK_TEXT = text(f"""
+    SELECT id FROM samples WHERE id = :sample AND epoch = :epoch AND state IN {COMPLETE} FOR NO KEY UPDATE
 """)
 _END = text("""
     UPDATE grades SET status = :status, score = :score, predicted_answer = :predicted, detail = :detail,
@@ -211,11 +212,11 @@ def time_out_grades(connection: Connection, *, age: dt.timedelta, tries: int = 1
     return list(connection.execute(_TIME_OUT, {"age": age, "tries": tries}).scalars())
 
 
-_COMPLETE = text("""
+_COMPLETE = text(f"""
     SELECT s.id, EXISTS (
         SELECT FROM grades g WHERE g.sample_id = s.id AND g.grader = :grader AND g.grader_version = :version
                                AND g.status <> 'running') AS is_graded
-    FROM samples s WHERE s.job_id = :job AND s.state IN ('finished', 'graded') ORDER BY s.id
+    FROM samples s WHERE s.job_id = :job AND s.state IN {COMPLETE} ORDER BY s.id
 """)
 
 

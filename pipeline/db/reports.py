@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, RowMapping, text
 
+from pipeline.db.states import COMPLETE, FINAL
 from pipeline.errors import NotComparable, NotFound
 from pipeline.jobs.config import JobConfig, JobState
 from pipeline.results.comparison import compare
 from pipeline.results.intervals import Interval, cluster_bootstrap
 from pipeline.results.reports import (
+    AsideSummary,
     BudgetPoint,
     Comparison,
     Delegation,
@@ -142,6 +144,7 @@ def get_stats(connection: Connection, job_id: int) -> JobStats:
         delegation=_of_job(connection, Delegation, "delegation", job_id, "author DESC, tokens DESC"),
         delegation_progress=_of_job(connection, DelegationTenth, "delegation_progress", job_id, "tenth"),
         takeover_flow=_of_job(connection, TakeoverFlow, "takeover_flow", job_id, "trigger, num_takeovers DESC"),
+        aside_summary=_of_job(connection, AsideSummary, "aside_summary", job_id, "purpose, author"),
         step_summary=_of_job(connection, StepSummary, "step_summary", job_id, "num_steps DESC"),
         pass_at_k=_of_job(connection, PassAtK, "pass_at_k", job_id, "k"),
         maj_at_k=_of_job(connection, MajAtK, "maj_at_k", job_id, "k"),
@@ -278,7 +281,7 @@ def stream_results(connection: Connection, job_id: int, *, only_final: bool, bat
     texts of one batch at a time are in memory; problem ids rise with the position in the set.
     """
     get_job(connection, job_id)
-    condition = "AND s.state IN ('graded', 'failed', 'cancelled')" if only_final else ""
+    condition = f"AND s.state IN {FINAL}" if only_final else ""
     query = text(f"{_SELECT_RESULTS} WHERE s.job_id = :job {condition} ORDER BY s.problem_id, s.sample_index")
     rows = connection.execution_options(yield_per=batch).execute(query, {"job": job_id}).mappings()
     for row in rows:
@@ -313,12 +316,12 @@ def get_sample(connection: Connection, sample_id: int) -> SampleReport:
     )
 
 
-_SELECT_EXAMPLES = text("""
+_SELECT_EXAMPLES = text(f"""
     SELECT id FROM (
         SELECT id, row_number() OVER (
             PARTITION BY score >= 0.5 ORDER BY num_takeovers BETWEEN 1 AND 8 DESC, num_takeovers DESC, md5(id::text)
         ) AS place
-        FROM samples WHERE job_id = :job AND state IN ('finished', 'graded')
+        FROM samples WHERE job_id = :job AND state IN {COMPLETE}
     ) s
     ORDER BY place, id LIMIT :limit
 """)

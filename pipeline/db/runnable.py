@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, RowMapping, text
 
+from pipeline.db.states import home_worker, model_waited_for
 from pipeline.samples import SUSPECT_AFTER, SampleState
 
 
@@ -26,14 +27,8 @@ class Runnable:
     """Its workers died with it: upkeep sends it alone, nobody else does."""
 
 
-_HOME_QUEUE = """
-    (SELECT w.queue FROM workers w WHERE w.ended_at IS NULL
-     AND w.id = CASE s.state WHEN 'ready' THEN s.small_worker_id WHEN 'awaiting_large' THEN s.large_worker_id END)
-"""
-_MODEL = """
-    (SELECT CASE s.state WHEN 'ready' THEN j.small_model WHEN 'awaiting_large' THEN j.large_model END
-     FROM jobs j WHERE j.id = s.job_id)
-"""
+_HOME_QUEUE = f"(SELECT w.queue FROM workers w WHERE w.ended_at IS NULL AND w.id = {home_worker('s.state')})"
+_MODEL = f"(SELECT {model_waited_for('s.state')} FROM jobs j WHERE j.id = s.job_id)"
 RUNNABLE_COLUMNS = (
     f"s.id AS sample_id, s.job_id, s.epoch, s.state, {_MODEL} AS model, {_HOME_QUEUE} AS home_queue, "
     f"s.num_segments + s.num_asides > 0 AS resumed, s.num_rescues >= {SUSPECT_AFTER} AS is_suspect"

@@ -20,6 +20,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from pipeline.db.base import Base, Floats, Id, Ids, Instant, Rows, choice
+from pipeline.db.states import ADMITTED, COMPLETE, FINAL, PUBLISHED, WRITING
 from pipeline.jobs.config import JobState
 from pipeline.samples import (
     SUSPECT_AFTER,
@@ -39,11 +40,11 @@ class ProblemSetRow(Base):
 
     __tablename__ = "problem_sets"
 
-    id: Mapped[Id]
+    id: Mapped[Id] = mapped_column(comment="given by the database")
     name: Mapped[str] = mapped_column(comment="as first submitted")
     content_sha256: Mapped[str] = mapped_column(unique=True, comment="the version: a hash of all problems and answers")
-    num_problems: Mapped[int]
-    created_at: Mapped[Instant] = mapped_column(server_default=func.now())
+    num_problems: Mapped[int] = mapped_column(comment="problems in it")
+    created_at: Mapped[Instant] = mapped_column(server_default=func.now(), comment="when it was first submitted")
 
 
 class ProblemRow(Base):
@@ -55,13 +56,13 @@ class ProblemRow(Base):
         UniqueConstraint("problem_set_id", "external_id"),
     )
 
-    id: Mapped[Id]
-    problem_set_id: Mapped[int] = mapped_column(ForeignKey("problem_sets.id"))
+    id: Mapped[Id] = mapped_column(comment="given by the database")
+    problem_set_id: Mapped[int] = mapped_column(ForeignKey("problem_sets.id"), comment="the set it is of")
     position: Mapped[int] = mapped_column(comment="0-based place in the set")
     external_id: Mapped[str] = mapped_column(comment="the id in the submitted file")
     prompt: Mapped[str] = mapped_column(comment="the question's text, before any template")
-    subject: Mapped[str | None]
-    level: Mapped[str | None]
+    subject: Mapped[str | None] = mapped_column(comment="as in the file, e.g. algebra")
+    level: Mapped[str | None] = mapped_column(comment="as in the file, e.g. Level 5")
     extra: Mapped[dict[str, Any]] = mapped_column(comment="the file's other columns")
 
 
@@ -70,8 +71,10 @@ class ReferenceAnswerRow(Base):
 
     __tablename__ = "reference_answers"
 
-    problem_id: Mapped[int] = mapped_column(ForeignKey("problems.id"), primary_key=True, autoincrement=False)
-    answer: Mapped[str]
+    problem_id: Mapped[int] = mapped_column(
+        ForeignKey("problems.id"), primary_key=True, autoincrement=False, comment="the problem"
+    )
+    answer: Mapped[str] = mapped_column(comment="as in the file")
 
 
 class JobRow(Base):
@@ -83,17 +86,17 @@ class JobRow(Base):
         Index("ix_jobs_running", "id", postgresql_where=text("state = 'running'")),
     )
 
-    id: Mapped[Id]
+    id: Mapped[Id] = mapped_column(comment="given by the database")
     name: Mapped[str] = mapped_column(comment="free text for people")
-    problem_set_id: Mapped[int] = mapped_column(ForeignKey("problem_sets.id"))
-    state: Mapped[JobState] = mapped_column(choice(JobState, "state"))
+    problem_set_id: Mapped[int] = mapped_column(ForeignKey("problem_sets.id"), comment="what it asks")
+    state: Mapped[JobState] = mapped_column(choice(JobState, "state"), comment="pipeline.jobs.config.JobState")
     config: Mapped[dict[str, Any]] = mapped_column(
         comment="pipeline.jobs.JobConfig as submitted, every value spelled out"
     )
     versions: Mapped[dict[str, Any]] = mapped_column(comment="of the packages at submit")
     policy: Mapped[str] = mapped_column(comment="NAME or NAME:PRESET, as submitted")
-    small_model: Mapped[str | None]
-    large_model: Mapped[str | None]
+    small_model: Mapped[str | None] = mapped_column(comment="null where the policy needs none")
+    large_model: Mapped[str | None] = mapped_column(comment="null where the policy needs none")
     first_role: Mapped[ModelRole] = mapped_column(choice(ModelRole, "first_role"), comment="who opens each sample")
     think_end: Mapped[str | None] = mapped_column(
         comment="the tag that ends the think phase in its texts, '' for none; null: no worker has had it yet"
@@ -101,11 +104,11 @@ class JobRow(Base):
     think_opened: Mapped[bool | None] = mapped_column(
         comment="whether the prompt opens the think phase; else the texts have the opening tag"
     )
-    num_problems: Mapped[int]
+    num_problems: Mapped[int] = mapped_column(comment="the first so many of the set")
     num_samples: Mapped[int] = mapped_column(comment="per problem")
-    submitted_at: Mapped[Instant] = mapped_column(server_default=func.now())
+    submitted_at: Mapped[Instant] = mapped_column(server_default=func.now(), comment="when it was stored")
     first_claimed_at: Mapped[Instant | None] = mapped_column(comment="when a worker first took one of its samples")
-    finished_at: Mapped[Instant | None]
+    finished_at: Mapped[Instant | None] = mapped_column(comment="null until it has ended")
     followed_at: Mapped[Instant | None] = mapped_column(
         comment="last sign of the task that shows its progress in Flower"
     )
@@ -116,12 +119,14 @@ class JobRow(Base):
 
 
 class JobTotalsRow(Base):
-    """What was counted of a job that has ended; count_samples and count_cost count the same for one that runs."""
+    """The totals of a job that has ended; count_samples and count_cost count the same of one that runs."""
 
     __tablename__ = "job_totals"
 
-    job_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("jobs.id"), primary_key=True, autoincrement=False)
-    counted_at: Mapped[Instant]
+    job_id: Mapped[int] = mapped_column(
+        BigInteger, ForeignKey("jobs.id"), primary_key=True, autoincrement=False, comment="the job"
+    )
+    counted_at: Mapped[Instant] = mapped_column(comment="when")
     stale_at: Mapped[Instant | None] = mapped_column(
         comment="when a grade was last changed after the count; null: the counts hold"
     )
@@ -190,7 +195,7 @@ class JobTotalsRow(Base):
 
 
 class RollupRow(Base):
-    """What the samples of a part of a job add up to, kept while all of them are idle: pending, or in a final state.
+    """What the samples of a part of a job add up to, kept while all are idle: pending, or in a final state.
 
     Each JSON column holds rows of a type of sql/rollups.sql, which says what is in it.
     """
@@ -198,7 +203,9 @@ class RollupRow(Base):
     __tablename__ = "rollups"
     __table_args__ = (Index("ix_rollups_invalid", "job_id", postgresql_where=text("refreshed_at IS NULL")),)
 
-    job_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("jobs.id"), primary_key=True, autoincrement=False)
+    job_id: Mapped[int] = mapped_column(
+        BigInteger, ForeignKey("jobs.id"), primary_key=True, autoincrement=False, comment="the job"
+    )
     first_problem: Mapped[int] = mapped_column(
         BigInteger, primary_key=True, autoincrement=False, comment="least problem id"
     )
@@ -246,11 +253,11 @@ class LengthCountRow(Base):
         Index("ix_length_counts_added", "job_id", postgresql_where=text("NOT is_base")),
     )
 
-    job_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("jobs.id"))
+    job_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("jobs.id"), comment="the job")
     author: Mapped[str] = mapped_column(comment="whose tokens: all, small, large or inserted")
-    finish_reason: Mapped[str]
+    finish_reason: Mapped[str] = mapped_column(comment="why their texts ended")
     verdict: Mapped[str] = mapped_column(comment="right, wrong or unscored")
-    tokens: Mapped[int]
+    tokens: Mapped[int] = mapped_column(comment="how long they are")
     n: Mapped[int] = mapped_column(BigInteger, comment="samples added, negative for samples taken out")
     score: Mapped[Decimal] = mapped_column(comment="sum of their scores, likewise")
     is_base: Mapped[bool] = mapped_column(
@@ -267,14 +274,14 @@ class EngineRow(Base):
 
     __tablename__ = "engines"
 
-    id: Mapped[Id]
-    sha256: Mapped[str] = mapped_column(unique=True)
-    kind: Mapped[str]
-    version: Mapped[str]
-    model: Mapped[str]
+    id: Mapped[Id] = mapped_column(comment="given by the database")
+    sha256: Mapped[str] = mapped_column(unique=True, comment="of the columns below")
+    kind: Mapped[str] = mapped_column(comment="e.g. vllm")
+    version: Mapped[str] = mapped_column(comment="of the engine's package")
+    model: Mapped[str] = mapped_column(comment="the name that jobs use")
     model_fingerprint: Mapped[str] = mapped_column(comment="sha256 of tokenizer and chat template")
     vocabulary_sha256: Mapped[str] = mapped_column(comment="equal for models whose token ids mean the same text")
-    settings: Mapped[dict[str, Any]]
+    settings: Mapped[dict[str, Any]] = mapped_column(comment="as it was started")
 
 
 class WorkerRow(Base):
@@ -292,19 +299,21 @@ class WorkerRow(Base):
         Index("ix_workers_unsettled", "id", postgresql_where=text("settled_at IS NULL")),
     )
 
-    id: Mapped[Id]
-    kind: Mapped[WorkerKind] = mapped_column(choice(WorkerKind, "kind"))
+    id: Mapped[Id] = mapped_column(comment="given by the database")
+    kind: Mapped[WorkerKind] = mapped_column(choice(WorkerKind, "kind"), comment="small, large, grade or upkeep")
     model: Mapped[str | None] = mapped_column(comment="the name jobs use")
-    engine_id: Mapped[int | None] = mapped_column(ForeignKey("engines.id"))
-    host: Mapped[str]
-    pid: Mapped[int]
+    engine_id: Mapped[int | None] = mapped_column(ForeignKey("engines.id"), comment="null: it has none")
+    host: Mapped[str] = mapped_column(comment="where it runs")
+    pid: Mapped[int] = mapped_column(comment="its process there")
     queue: Mapped[str] = mapped_column(comment="its own queue, for samples whose context it has cached")
     max_in_flight: Mapped[int] = mapped_column(comment="samples it works on at the same time")
-    started_at: Mapped[Instant] = mapped_column(server_default=func.now())
-    renewed_at: Mapped[Instant] = mapped_column(server_default=func.now())
+    started_at: Mapped[Instant] = mapped_column(server_default=func.now(), comment="when it registered")
+    renewed_at: Mapped[Instant] = mapped_column(server_default=func.now(), comment="when it last renewed its lease")
     expires_at: Mapped[Instant] = mapped_column(comment="the lease's end, by this database's clock")
-    ended_at: Mapped[Instant | None]
-    end_reason: Mapped[WorkerEnd | None] = mapped_column(choice(WorkerEnd, "end_reason_choice"))
+    ended_at: Mapped[Instant | None] = mapped_column(comment="null: it lives, or nobody has noticed that it does not")
+    end_reason: Mapped[WorkerEnd | None] = mapped_column(
+        choice(WorkerEnd, "end_reason_choice"), comment="pipeline.workforce.WorkerEnd"
+    )
     settled_at: Mapped[Instant | None] = mapped_column(comment="when all it held was given back")
     num_in_flight: Mapped[int] = mapped_column(server_default="0", comment="samples it writes, at renewed_at")
     tokens_generated: Mapped[int] = mapped_column(
@@ -333,7 +342,7 @@ class WorkerRow(Base):
     )
 
 
-_OPEN = "state NOT IN ('graded', 'failed', 'cancelled')"
+_OPEN = f"state NOT IN {FINAL}"
 
 
 class SampleRow(Base):
@@ -343,11 +352,11 @@ class SampleRow(Base):
     __table_args__ = (
         UniqueConstraint("job_id", "problem_id", "sample_index"),
         CheckConstraint(
-            "(state IN ('drafting', 'assisting')) = (holder_id IS NOT NULL)",
+            f"(state IN {WRITING}) = (holder_id IS NOT NULL)",
             name="holder",
         ),
         CheckConstraint(
-            "state NOT IN ('finished', 'graded') OR finish_reason IS NOT NULL",
+            f"state NOT IN {COMPLETE} OR finish_reason IS NOT NULL",
             name="finish_reason_set",
         ),
         CheckConstraint("(state = 'failed') = (error IS NOT NULL)", name="error"),
@@ -363,19 +372,17 @@ class SampleRow(Base):
         Index(
             "ix_samples_admitted",
             "job_id",
-            postgresql_where=text("state IN ('ready', 'drafting', 'awaiting_large', 'assisting')"),
+            postgresql_where=text(f"state IN {ADMITTED}"),
         ),
         Index(
             "ix_samples_published",
             "published_at",
-            postgresql_where=text("state IN ('ready', 'awaiting_large', 'finished')"),
+            postgresql_where=text(f"state IN {PUBLISHED}"),
         ),
         Index(
             "ix_samples_suspect",
             "id",
-            postgresql_where=text(
-                f"num_rescues >= {SUSPECT_AFTER} AND state IN ('ready', 'drafting', 'awaiting_large', 'assisting')"
-            ),
+            postgresql_where=text(f"num_rescues >= {SUSPECT_AFTER} AND state IN {ADMITTED}"),
         ),
         Index("ix_samples_failed", "job_id", postgresql_where=text("state = 'failed'")),
         Index(
@@ -385,11 +392,13 @@ class SampleRow(Base):
         ),
     )
 
-    id: Mapped[Id]
-    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
-    problem_id: Mapped[int] = mapped_column(ForeignKey("problems.id"))
+    id: Mapped[Id] = mapped_column(comment="given by the database")
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), comment="the job")
+    problem_id: Mapped[int] = mapped_column(ForeignKey("problems.id"), comment="the problem")
     sample_index: Mapped[int] = mapped_column(comment="0-based among the samples of its problem")
-    state: Mapped[SampleState] = mapped_column(choice(SampleState, "state"), server_default="pending")
+    state: Mapped[SampleState] = mapped_column(
+        choice(SampleState, "state"), server_default="pending", comment="pipeline.samples.SampleState"
+    )
     epoch: Mapped[int] = mapped_column(server_default="0", comment="raised by every claim and rescue; fences writes")
     holder_id: Mapped[int | None] = mapped_column(ForeignKey("workers.id"), comment="the worker that writes now")
     small_worker_id: Mapped[int | None] = mapped_column(
@@ -415,7 +424,7 @@ class SampleRow(Base):
     next_request: Mapped[dict[str, Any] | None] = mapped_column(
         comment="what the policy asks next (pipeline.policies.requests); null: nothing, or nobody has written"
     )
-    num_segments: Mapped[int] = mapped_column(server_default="0")
+    num_segments: Mapped[int] = mapped_column(server_default="0", comment="pieces of its text")
     num_takeovers: Mapped[int] = mapped_column(
         server_default="0", comment="times the large model was called in: its segments with takes_over"
     )
@@ -433,12 +442,14 @@ class SampleRow(Base):
     taken_large: Mapped[int] = mapped_column(
         server_default="0", comment="of aside_large, put into the text: in tokens_large too"
     )
-    finish_reason: Mapped[FinishReason | None] = mapped_column(choice(FinishReason, "finish_reason"))
+    finish_reason: Mapped[FinishReason | None] = mapped_column(
+        choice(FinishReason, "finish_reason"), comment="why its text ended"
+    )
     predicted_answer: Mapped[str | None] = mapped_column(comment="by the latest grading")
     score: Mapped[float | None] = mapped_column(comment="by the latest grading; null: unscored, which is not wrong")
     error_class: Mapped[str | None] = mapped_column(comment="pipeline.samples.ErrorClass")
     error: Mapped[str | None] = mapped_column(comment="why it was set aside")
-    admitted_at: Mapped[Instant | None]
+    admitted_at: Mapped[Instant | None] = mapped_column(comment="when upkeep let it in")
     finished_at: Mapped[Instant | None] = mapped_column(comment="when its text was complete")
     ended_at: Mapped[Instant | None] = mapped_column(comment="when it reached a final state")
 
@@ -448,9 +459,11 @@ class SegmentRow(Base):
 
     __tablename__ = "segments"
 
-    sample_id: Mapped[int] = mapped_column(ForeignKey("samples.id"), primary_key=True, autoincrement=False)
-    segment_index: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    author: Mapped[Author] = mapped_column(choice(Author, "author"))
+    sample_id: Mapped[int] = mapped_column(
+        ForeignKey("samples.id"), primary_key=True, autoincrement=False, comment="the sample"
+    )
+    segment_index: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="from 0 in its sample")
+    author: Mapped[Author] = mapped_column(choice(Author, "author"), comment="small, large or inserted")
     trigger: Mapped[str] = mapped_column(comment="why this author wrote here")
     cue: Mapped[str] = mapped_column(comment="the words that pulled the trigger, '' where none did")
     takes_over: Mapped[bool] = mapped_column(
@@ -463,7 +476,7 @@ class SegmentRow(Base):
     token_ids: Mapped[Ids] = mapped_column(comment="kept")
     text: Mapped[str] = mapped_column(comment="kept")
     discarded_ids: Mapped[Ids] = mapped_column(comment="written after the kept ones, not kept")
-    discarded_text: Mapped[str]
+    discarded_text: Mapped[str] = mapped_column(comment="of discarded_ids")
     token_lengths: Mapped[Ids] = mapped_column(comment="characters per token, kept then discarded")
     finish: Mapped[SegmentFinish | None] = mapped_column(
         choice(SegmentFinish, "finish"), comment="null for inserted and taken ones"
@@ -472,9 +485,11 @@ class SegmentRow(Base):
     threshold: Mapped[float | None] = mapped_column(comment="what value was compared with")
     outcome: Mapped[str | None] = mapped_column(comment="what was decided by value")
     tokens_generated: Mapped[int] = mapped_column(comment="as its engine counts: kept, discarded and EOS")
-    prompt_tokens: Mapped[int]
+    prompt_tokens: Mapped[int] = mapped_column(comment="given to the engine: the prompt and the output so far")
     cached_tokens: Mapped[int] = mapped_column(comment="of the prompt's, not computed again")
-    seed: Mapped[int | None] = mapped_column(BigInteger)
+    seed: Mapped[int | None] = mapped_column(
+        BigInteger, comment="null: inserted, taken, greedy, or the job draws without seeds"
+    )
     epoch: Mapped[int] = mapped_column(comment="of the claim under which it was written")
     worker_id: Mapped[int] = mapped_column(ForeignKey("workers.id"), comment="that stored it")
     engine_id: Mapped[int] = mapped_column(ForeignKey("engines.id"), comment="its author's")
@@ -488,7 +503,7 @@ class SegmentRow(Base):
     held_seconds: Mapped[float | None] = mapped_column(
         comment="from its end to the commit, while more was written under the same claim"
     )
-    committed_at: Mapped[Instant] = mapped_column(server_default=func.now())
+    committed_at: Mapped[Instant] = mapped_column(server_default=func.now(), comment="when it was stored")
 
 
 class AsideRow(Base):
@@ -499,10 +514,12 @@ class AsideRow(Base):
 
     __tablename__ = "asides"
 
-    sample_id: Mapped[int] = mapped_column(ForeignKey("samples.id"), primary_key=True, autoincrement=False)
+    sample_id: Mapped[int] = mapped_column(
+        ForeignKey("samples.id"), primary_key=True, autoincrement=False, comment="the sample"
+    )
     aside_index: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="from 0 in its sample")
     after_segment: Mapped[int] = mapped_column(comment="segments that were there when it was asked for")
-    author: Mapped[ModelRole] = mapped_column(choice(ModelRole, "author"))
+    author: Mapped[ModelRole] = mapped_column(choice(ModelRole, "author"), comment="small or large")
     purpose: Mapped[str] = mapped_column(comment="what the policy asked it for")
     question: Mapped[str] = mapped_column(comment="fixed text after the kept text, '' for none")
     turn: Mapped[bool] = mapped_column(comment="the question was a new user message")
@@ -511,9 +528,9 @@ class AsideRow(Base):
         JSONB, comment="asides whose heads stood before the question: [index, number of tokens] of each"
     )
     token_ids: Mapped[Ids] = mapped_column(comment="as written, without EOS")
-    text: Mapped[str]
+    text: Mapped[str] = mapped_column(comment="of token_ids")
     token_lengths: Mapped[Ids] = mapped_column(comment="characters per token")
-    finish: Mapped[SegmentFinish] = mapped_column(choice(SegmentFinish, "finish"))
+    finish: Mapped[SegmentFinish] = mapped_column(choice(SegmentFinish, "finish"), comment="why it ended")
     top: Mapped[Floats] = mapped_column(
         comment="log-probabilities of the most likely first tokens, greatest first; empty where nothing was read"
     )
@@ -528,8 +545,8 @@ class AsideRow(Base):
     cached_tokens: Mapped[int] = mapped_column(comment="of the prompt's, not computed again")
     seed: Mapped[int | None] = mapped_column(BigInteger, comment="null: greedy, or the job draws without seeds")
     epoch: Mapped[int] = mapped_column(comment="of the claim under which it was written")
-    worker_id: Mapped[int] = mapped_column(ForeignKey("workers.id"))
-    engine_id: Mapped[int] = mapped_column(ForeignKey("engines.id"))
+    worker_id: Mapped[int] = mapped_column(ForeignKey("workers.id"), comment="that wrote it")
+    engine_id: Mapped[int] = mapped_column(ForeignKey("engines.id"), comment="that worker's")
     content_sha256: Mapped[str] = mapped_column(comment="of what was written, for replay")
     wait_seconds: Mapped[float | None] = mapped_column(comment="from publishing to claim")
     queue_seconds: Mapped[float | None] = mapped_column(comment="inside the engine before its first work")
@@ -538,16 +555,18 @@ class AsideRow(Base):
     held_seconds: Mapped[float | None] = mapped_column(
         comment="from its end to the commit, while more was written under the same claim"
     )
-    committed_at: Mapped[Instant] = mapped_column(server_default=func.now())
+    committed_at: Mapped[Instant] = mapped_column(server_default=func.now(), comment="when it was stored")
 
 
 class SignalRow(Base):
-    """What was read of the tokens of a segment (the discarded ones too) or an aside, where a policy asked for it."""
+    """What a policy had read of the tokens of a segment (the discarded ones too) or an aside."""
 
     __tablename__ = "signals"
     __table_args__ = (CheckConstraint("kind IN ('segment', 'aside')", name="kind"),)
 
-    sample_id: Mapped[int] = mapped_column(ForeignKey("samples.id"), primary_key=True, autoincrement=False)
+    sample_id: Mapped[int] = mapped_column(
+        ForeignKey("samples.id"), primary_key=True, autoincrement=False, comment="the sample"
+    )
     kind: Mapped[str] = mapped_column(primary_key=True, comment="segment or aside")
     index: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="segment_index or aside_index")
     name: Mapped[str] = mapped_column(primary_key=True, comment="pipeline.signals.Signal")
@@ -560,13 +579,15 @@ class StepRow(Base):
 
     __tablename__ = "steps"
 
-    sample_id: Mapped[int] = mapped_column(ForeignKey("samples.id"), primary_key=True, autoincrement=False)
-    step_index: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    text: Mapped[str]
+    sample_id: Mapped[int] = mapped_column(
+        ForeignKey("samples.id"), primary_key=True, autoincrement=False, comment="the sample"
+    )
+    step_index: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="from 0 in its sample")
+    text: Mapped[str] = mapped_column(comment="with the break that ends it")
     author: Mapped[Author] = mapped_column(choice(Author, "author"), comment="who wrote most of its tokens")
-    tokens_small: Mapped[int]
-    tokens_large: Mapped[int]
-    tokens_inserted: Mapped[int]
+    tokens_small: Mapped[int] = mapped_column(comment="by the small model")
+    tokens_large: Mapped[int] = mapped_column(comment="by the large model")
+    tokens_inserted: Mapped[int] = mapped_column(comment="put in by the policy")
     start_token: Mapped[int] = mapped_column(comment="place of its first token in the output")
     sentence_class: Mapped[str] = mapped_column(comment="statement, reflection or affirmation")
     trigger: Mapped[str | None] = mapped_column(comment="of the takeover that begins in it")
@@ -581,16 +602,18 @@ class GradeRow(Base):
         Index("ix_grades_running", "started_at", postgresql_where=text("status = 'running'")),
     )
 
-    sample_id: Mapped[int] = mapped_column(ForeignKey("samples.id"), primary_key=True, autoincrement=False)
-    grader: Mapped[str] = mapped_column(primary_key=True)
-    grader_version: Mapped[str] = mapped_column(primary_key=True)
-    status: Mapped[GradeStatus] = mapped_column(choice(GradeStatus, "status"))
-    score: Mapped[float | None]
-    predicted_answer: Mapped[str | None]
-    detail: Mapped[str | None]
-    started_at: Mapped[Instant] = mapped_column(server_default=func.now())
+    sample_id: Mapped[int] = mapped_column(
+        ForeignKey("samples.id"), primary_key=True, autoincrement=False, comment="the sample"
+    )
+    grader: Mapped[str] = mapped_column(primary_key=True, comment="its name")
+    grader_version: Mapped[str] = mapped_column(primary_key=True, comment="of its rules")
+    status: Mapped[GradeStatus] = mapped_column(choice(GradeStatus, "status"), comment="pipeline.samples.GradeStatus")
+    score: Mapped[float | None] = mapped_column(comment="0 to 1; null: unscored, which is not wrong")
+    predicted_answer: Mapped[str | None] = mapped_column(comment="what it took for the answer")
+    detail: Mapped[str | None] = mapped_column(comment="why it stayed unscored")
+    started_at: Mapped[Instant] = mapped_column(server_default=func.now(), comment="when it was last begun")
     num_tries: Mapped[int] = mapped_column(server_default="1", comment="times it was begun")
-    graded_at: Mapped[Instant | None]
+    graded_at: Mapped[Instant | None] = mapped_column(comment="when it ended")
 
 
 class EventRow(Base):
@@ -602,27 +625,31 @@ class EventRow(Base):
         Index("ix_events_job_id", "job_id"),
     )
 
-    id: Mapped[Id]
-    job_id: Mapped[int] = mapped_column(BigInteger)
+    id: Mapped[Id] = mapped_column(comment="given by the database")
+    job_id: Mapped[int] = mapped_column(BigInteger, comment="the job")
     sample_id: Mapped[int | None] = mapped_column(BigInteger, comment="null: the job itself changed")
-    from_state: Mapped[str]
-    to_state: Mapped[str]
-    epoch: Mapped[int | None]
+    from_state: Mapped[str] = mapped_column(comment="before")
+    to_state: Mapped[str] = mapped_column(comment="after")
+    epoch: Mapped[int | None] = mapped_column(comment="of the sample, after the change")
     worker_id: Mapped[int | None] = mapped_column(
         BigInteger, comment="who holds it after the change, or held it before"
     )
-    at: Mapped[Instant] = mapped_column(server_default=func.clock_timestamp())
+    at: Mapped[Instant] = mapped_column(
+        server_default=func.clock_timestamp(), comment="when it happened; ids may be in another order"
+    )
 
 
 class SchemaObjectsRow(Base):
-    """The views, functions and triggers that the database was given; one row (``pipeline.db.schema_objects``)."""
+    """The views, functions and triggers that the database was given (pipeline.db.schema_objects); one row."""
 
     __tablename__ = "schema_objects"
 
     sha256: Mapped[str] = mapped_column(primary_key=True, comment="of the files that create them")
     names: Mapped[list[str]] = mapped_column(ARRAY(String), comment="in the order of creation, as DROP names them")
-    applied_at: Mapped[Instant] = mapped_column(server_default=func.now())
+    applied_at: Mapped[Instant] = mapped_column(server_default=func.now(), comment="when they were created")
 
 
 METADATA = Base.metadata
-"""All tables, for migrations."""
+"""All tables, for migrations; each with its class's first line as its comment."""
+for _mapper in Base.registry.mappers:
+    METADATA.tables[_mapper.class_.__tablename__].comment = (_mapper.class_.__doc__ or "").partition("\n")[0]

@@ -14,10 +14,12 @@ from functools import lru_cache
 
 from sqlalchemy import Connection, TextClause, text
 
-_UNCOUNTED = """
+from pipeline.db.states import FINAL
+
+_UNCOUNTED = f"""
     SELECT j.id FROM jobs j LEFT JOIN job_totals t ON t.job_id = j.id
     WHERE j.state NOT IN ('running', 'paused') AND (t.job_id IS NULL OR t.stale_at < clock_timestamp() - :quiet)
-      AND NOT EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state NOT IN ('graded', 'failed', 'cancelled'))
+      AND NOT EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state NOT IN {FINAL})
 """
 _SELECT_UNCOUNTED = text(f"{_UNCOUNTED} AND j.id <> ALL(:but) ORDER BY j.id LIMIT :limit")
 _LOCK_UNCOUNTED = text(f"{_UNCOUNTED} AND j.id = :job FOR NO KEY UPDATE OF j SKIP LOCKED")

@@ -12,6 +12,18 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 from pipeline.db.runnable import RUNNABLE_COLUMNS, Runnable, runnable, select_runnable
+from pipeline.db.states import (
+    ADMITTED,
+    FINAL,
+    PUBLISHED,
+    RUNNABLE,
+    WRITING,
+    home_worker,
+    model_of,
+    role_of,
+    runnable_state_of,
+    waiting_again,
+)
 from pipeline.jobs.config import JobState
 from pipeline.samples import SUSPECT_AFTER
 
@@ -24,10 +36,9 @@ def try_to_lead(connection: Connection) -> bool:
     return bool(connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": LEADER_LOCK}).scalar_one())
 
 
-_ROOM = text("""
+_ROOM = text(f"""
     WITH demand AS (
-        SELECT j.id, j.priority, j.first_role,
-               CASE j.first_role WHEN 'small' THEN j.small_model ELSE j.large_model END AS model
+        SELECT j.id, j.priority, j.first_role, {model_of("j.first_role")} AS model
         FROM jobs j WHERE j.state = 'running'
     ),
     supply AS (
@@ -37,7 +48,7 @@ _ROOM = text("""
     used AS (
         SELECT d.first_role, d.model, count(*) AS admitted
         FROM samples s JOIN demand d ON d.id = s.job_id
-        WHERE s.state IN ('ready', 'drafting', 'awaiting_large', 'assisting') GROUP BY d.first_role, d.model
+        WHERE s.state IN {ADMITTED} GROUP BY d.first_role, d.model
     )
     SELECT d.id AS job_id, d.first_role, d.model,
            ceil(supply.slots * :ahead)::integer - coalesce(used.admitted, 0)::integer AS room
@@ -47,13 +58,13 @@ _ROOM = text("""
     ORDER BY d.priority DESC, d.id
 """)
 
-_ADMIT = text("""
+_ADMIT = text(f"""
     WITH chosen AS (
         SELECT id FROM samples WHERE job_id = :job AND state = 'pending' ORDER BY id LIMIT :room
         FOR UPDATE SKIP LOCKED
     )
     UPDATE samples s SET
-        state = CASE coalesce(s.next_role, :first_role) WHEN 'small' THEN 'ready' ELSE 'awaiting_large' END,
+        state = {runnable_state_of("coalesce(s.next_role, :first_role)")},
         admitted_at = coalesce(s.admitted_at, clock_timestamp()), published_at = clock_timestamp()
     FROM chosen WHERE s.id = chosen.id
     RETURNING s.id
@@ -120,8 +131,7 @@ _RESCUE = text(f"""
     UPDATE samples s SET
         epoch = s.epoch + 1, holder_id = NULL, num_rescues = judged.deaths,
         published_at = CASE WHEN judged.deaths >= {SUSPECT_AFTER} THEN '-infinity' ELSE clock_timestamp() END,
-        state = CASE WHEN judged.is_guilty THEN 'failed'
-                     WHEN s.state = 'drafting' THEN 'ready' ELSE 'awaiting_large' END,
+        state = CASE WHEN judged.is_guilty THEN 'failed' ELSE {waiting_again("s.state")} END,
         error_class = CASE WHEN judged.is_guilty AND judged.end_reason = 'engine_stalled' THEN 'timed_out'
                            WHEN judged.is_guilty THEN 'engine_died' END,
         error = CASE WHEN judged.is_guilty THEN format(
@@ -135,8 +145,7 @@ _RESCUE = text(f"""
 _ORPHANED = text(f"""
     WITH orphaned AS (
         SELECT s.id FROM samples s
-        WHERE s.num_rescues < {SUSPECT_AFTER} AND (s.state = 'ready' AND s.small_worker_id = ANY(:workers)
-                                                   OR s.state = 'awaiting_large' AND s.large_worker_id = ANY(:workers))
+        WHERE s.num_rescues < {SUSPECT_AFTER} AND s.state IN {RUNNABLE} AND {home_worker("s.state")} = ANY(:workers)
         ORDER BY s.id FOR UPDATE OF s SKIP LOCKED
     )
     UPDATE samples s SET published_at = clock_timestamp() FROM orphaned WHERE s.id = orphaned.id
@@ -177,7 +186,7 @@ def settle_workers(connection: Connection, *, awake_for: dt.timedelta = dt.timed
 _OVERDUE = text(f"""
     WITH due AS (
         SELECT s.id FROM samples s JOIN jobs j ON j.id = s.job_id
-        WHERE s.state IN ('ready', 'awaiting_large', 'finished') AND s.published_at < clock_timestamp() - :age
+        WHERE s.state IN {PUBLISHED} AND s.published_at < clock_timestamp() - :age
           AND (s.state = 'finished' OR j.state = 'running' AND s.num_rescues < {SUSPECT_AFTER}
                                        AND (s.not_before IS NULL OR s.not_before <= clock_timestamp()))
         ORDER BY s.published_at LIMIT :limit FOR UPDATE OF s SKIP LOCKED
@@ -198,11 +207,9 @@ def overdue_samples(connection: Connection, *, age: dt.timedelta, limit: int = 1
 
 _TRY = text(f"""
     WITH suspect AS (
-        SELECT s.id, s.state, s.published_at, s.not_before, roles.role,
-               CASE roles.role WHEN 'small' THEN j.small_model ELSE j.large_model END AS model
-        FROM samples s JOIN jobs j ON j.id = s.job_id,
-             LATERAL (SELECT CASE WHEN s.state IN ('ready', 'drafting') THEN 'small' ELSE 'large' END AS role) roles
-        WHERE s.num_rescues >= {SUSPECT_AFTER} AND s.state IN ('ready', 'drafting', 'awaiting_large', 'assisting')
+        SELECT s.id, s.state, s.published_at, s.not_before, roles.role, {model_of("roles.role")} AS model
+        FROM samples s JOIN jobs j ON j.id = s.job_id, LATERAL (SELECT {role_of("s.state")} AS role) roles
+        WHERE s.num_rescues >= {SUSPECT_AFTER} AND s.state IN {ADMITTED}
           AND j.state = 'running'
     ),
     supply AS (
@@ -211,12 +218,12 @@ _TRY = text(f"""
     ),
     under_way AS (
         SELECT role, model, count(*) AS samples FROM suspect
-        WHERE state IN ('drafting', 'assisting') OR published_at > clock_timestamp() - :age GROUP BY role, model
+        WHERE state IN {WRITING} OR published_at > clock_timestamp() - :age GROUP BY role, model
     ),
     next AS (
         SELECT w.id, w.role, w.model, row_number() OVER (PARTITION BY w.role, w.model ORDER BY w.id) AS place
         FROM suspect w
-        WHERE w.state IN ('ready', 'awaiting_large') AND w.published_at <= clock_timestamp() - :age
+        WHERE w.state IN {RUNNABLE} AND w.published_at <= clock_timestamp() - :age
           AND (w.not_before IS NULL OR w.not_before <= clock_timestamp())
     ),
     chosen AS (
@@ -239,13 +246,13 @@ def suspects_to_try(connection: Connection, *, age: dt.timedelta) -> list[Runnab
     return [runnable(row) for row in connection.execute(_TRY, {"age": age}).mappings()]
 
 
-_HALT = text("""
+_HALT = text(f"""
     WITH held AS (
         SELECT s.id FROM samples s JOIN jobs j ON j.id = s.job_id
-        WHERE j.state = 'paused' AND s.state IN ('drafting', 'assisting') ORDER BY s.id FOR UPDATE OF s
+        WHERE j.state = 'paused' AND s.state IN {WRITING} ORDER BY s.id FOR UPDATE OF s
     )
     UPDATE samples s SET
-        state = CASE s.state WHEN 'drafting' THEN 'ready' ELSE 'awaiting_large' END,
+        state = {waiting_again("s.state")},
         epoch = s.epoch + 1, holder_id = NULL, published_at = clock_timestamp()
     FROM held WHERE s.id = held.id
 """)
@@ -259,18 +266,18 @@ def halt_paused_jobs(connection: Connection) -> int:
     return connection.execute(_HALT).rowcount
 
 
-_ENDING = text("""
+_ENDING = text(f"""
     SELECT j.id FROM jobs j
     WHERE j.state = 'running'
-      AND NOT EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state NOT IN ('graded', 'failed', 'cancelled'))
+      AND NOT EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state NOT IN {FINAL})
     ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
 """)
-_CLOSE = text("""
+_CLOSE = text(f"""
     UPDATE jobs j SET finished_at = clock_timestamp(),
         state = CASE WHEN EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state = 'failed')
                      THEN 'completed_with_errors' ELSE 'completed' END
     WHERE j.id = ANY(:jobs)
-      AND NOT EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state NOT IN ('graded', 'failed', 'cancelled'))
+      AND NOT EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state NOT IN {FINAL})
     RETURNING j.id, j.state
 """)
 

@@ -151,6 +151,11 @@ class Sample:
     def tokens(self, author: str, *, kept: bool) -> int:
         return sum((g.kept if kept else g.discarded) for g in self.segments if g.author == author)
 
+    @property
+    def writers(self) -> set[tuple[int, int]]:
+        """The claims and workers under which something is stored."""
+        return {(g.epoch, g.worker) for g in self.segments} | {(a.epoch, a.worker) for a in self.asides}
+
     def aside_tokens(self, author: str) -> int:
         return sum(a.tokens for a in self.asides if a.author == author)
 
@@ -229,7 +234,7 @@ class Model:
         w = self.workers[worker]
         w.ended = w.ended or reason
 
-    # -- hops --------------------------------------------------------------------------------------------------------
+    # -- claims -------------------------------------------------------------------------------------------------------
 
     def claimable(self, worker: int, epochs: Mapping[int, int], job: int) -> list[Sample]:
         w = self.workers[worker]
@@ -254,32 +259,32 @@ class Model:
             taken[s.id] = (s.epoch, len(s.segments), len(s.asides), s.count, s.max_tokens)
         return taken
 
-    def commit(self, worker: int, hops: Sequence[Written]) -> tuple[frozenset[tuple[int, int]], Runnables]:
+    def commit(self, worker: int, commits: Sequence[Written]) -> tuple[frozenset[tuple[int, int]], Runnables]:
         stored = set()
-        for hop in hops:
-            s = self.samples[hop.sample]
-            if s.epoch == hop.epoch and s.holder == worker:
-                self._store(s, hop)
-                stored.add((s.id, hop.epoch))
-            elif any(g.epoch == hop.epoch and g.worker == worker for g in (*s.segments, *s.asides)):
-                stored.add((s.id, hop.epoch))
+        for commit in commits:
+            s = self.samples[commit.sample]
+            if s.epoch == commit.epoch and s.holder == worker:
+                self._store(s, commit)
+                stored.add((s.id, commit.epoch))
+            elif (commit.epoch, worker) in s.writers:
+                stored.add((s.id, commit.epoch))
         return frozenset(stored), self.runnables({sample for sample, _ in stored})
 
-    def _store(self, s: Sample, hop: Written) -> None:
+    def _store(self, s: Sample, commit: Written) -> None:
         s.holder, s.published, s.not_before = None, self.now, None
-        if hop.to_state == "failed":
-            s.fail(hop.error_class or "")
+        if commit.to_state == "failed":
+            s.fail(commit.error_class or "")
             return
-        s.move(hop.to_state)
+        s.move(commit.to_state)
         s.num_rescues = s.num_attempts = 0
-        s.count = hop.count
-        s.next_role = {"ready": "small", "awaiting_large": "large"}.get(hop.to_state)
-        s.num_takeovers += hop.num_takeovers
-        s.finish_reason = hop.finish_reason
-        assert hop.index == len(s.segments), "the model itself would leave a gap"
-        assert not hop.asides or hop.first_aside == len(s.asides), "likewise"
-        s.segments += hop.segments
-        s.asides += hop.asides
+        s.count = commit.count
+        s.next_role = {"ready": "small", "awaiting_large": "large"}.get(commit.to_state)
+        s.num_takeovers += commit.num_takeovers
+        s.finish_reason = commit.finish_reason
+        assert commit.index == len(s.segments), "the model itself would leave a gap"
+        assert not commit.asides or commit.first_aside == len(s.asides), "likewise"
+        s.segments += commit.segments
+        s.asides += commit.asides
 
     def release(self, worker: int, epochs: Mapping[int, int]) -> Runnables:
         mine = [s for s in self.samples.values() if s.holder == worker and epochs.get(s.id) == s.epoch]

@@ -12,8 +12,10 @@ import pytest
 from sqlalchemy import Engine as DbEngine
 from sqlalchemy import text
 
+from pipeline.db.invariants import check_job, snapshot
 from pipeline.db.replays import get_stored_sample
 from pipeline.db.session import transaction
+from pipeline.db.upkeep import settle_workers
 from pipeline.jobs.config import JobConfig
 from pipeline.policies.protocol import PolicyState, Reading, SampleContext, Transition, Watcher
 from pipeline.policies.requests import Answered, Ask, Event, Finish, Generate, Insert, Take, Trigger, Written
@@ -190,6 +192,13 @@ def test_books_of_a_sample_with_asides_add_up(done: Done) -> None:
         assert counters.tokens_dropped == 0
 
 
+def test_a_job_with_asides_keeps_every_invariant(done: Done) -> None:
+    for member in (done.small, done.large):
+        member.say_goodbye(done.db_engine)
+    with snapshot(done.db_engine) as connection:
+        assert check_job(connection, done.job) == []
+
+
 def test_an_ask_of_the_same_role_is_no_hand_over(done: Done) -> None:
     moves = done.rows(
         "SELECT DISTINCT array_agg(to_state ORDER BY id) FROM events WHERE sample_id > 0 GROUP BY sample_id"
@@ -345,6 +354,48 @@ def test_what_a_stay_gathered_is_stored_where_the_worker_stops(
     write_all(db_engine, small, large)
     done = Done(db_engine, job, small, large)
     assert done.rows("SELECT DISTINCT state FROM samples") == [("finished",)]
+    assert [one.divergence for one in replays(done)] == [None] * NUM_SAMPLES
+    small.say_goodbye(db_engine)
+    large.say_goodbye(db_engine)
+
+
+def test_a_crash_in_a_stay_costs_what_was_not_committed_and_the_texts_stay(
+    db_engine: DbEngine, policy: TryAndJudge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = threading.Event()
+    lost = hire(db_engine, SMALL, script=endlessly(started))
+    job = submit(db_engine)
+    message = waiting(db_engine)[SampleState.READY][0]
+    thread = threading.Thread(target=lost.writer.write, args=(message,))
+    with monkeypatch.context() as patch:
+        patch.setattr(policy, "asks", (replace(policy.asks[0], max_tokens=1500), policy.asks[1]), raising=False)
+        thread.start()
+        assert started.wait(20)
+    with transaction(db_engine) as connection:
+        lapsed = text("UPDATE workers SET expires_at = clock_timestamp() - interval '1 s' WHERE id = :worker")
+        connection.execute(lapsed, {"worker": lost.worker_id})
+        settled = settle_workers(connection)
+        assert settled is not None
+        assert settled.rescued == 1
+        assert connection.execute(text("SELECT count(*) FROM segments")).scalar_one() == 0
+    lost.writer.lease_lost()
+    thread.join(20)
+    counters = lost.writer.counters()
+    assert counters.tokens_committed == 0
+    assert counters.tokens_dropped == counters.tokens_generated > 2, (
+        "the draft was gathered, and is dropped with the try"
+    )
+    lost.writer.close()
+    lost.engine.close()
+    small, large = hire(db_engine, SMALL, script=script), hire(db_engine, LARGE, script=script)
+    write_all(db_engine, small, large)
+    done = Done(db_engine, job, small, large)
+    texts = done.rows("""
+        SELECT DISTINCT array_agg(text ORDER BY segment_index), array_agg(tokens_generated ORDER BY segment_index)
+        FROM segments GROUP BY sample_id
+    """)
+    assert texts == [([DRAFT, " 3", ",", REST], [2, 0, 0, len(CHAT.encode_text(REST)) + 1])]
+    assert done.rows(f"SELECT count(*) FROM segments WHERE worker_id = {lost.worker_id}") == [(0,)]
     assert [one.divergence for one in replays(done)] == [None] * NUM_SAMPLES
     small.say_goodbye(db_engine)
     large.say_goodbye(db_engine)

@@ -179,6 +179,10 @@ def split_off_new_events(rows: Rows, before: Rows) -> list[dict[str, Any]]:
 _SCHEMA = """
     SELECT 'function ' || p.oid::regprocedure AS name, pg_get_functiondef(p.oid) AS definition FROM pg_proc p
     WHERE p.pronamespace = 'public'::regnamespace
+    UNION ALL SELECT 'type ' || c.relname,
+                     string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod), ', ' ORDER BY a.attnum)
+    FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
+    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'c' GROUP BY c.relname
     UNION ALL SELECT 'view ' || viewname, definition FROM pg_views WHERE schemaname = 'public'
     UNION ALL SELECT 'trigger ' || t.tgname || ' of ' || t.tgrelid::regclass, pg_get_triggerdef(t.oid)
     FROM pg_trigger t WHERE NOT t.tgisinternal
@@ -223,18 +227,19 @@ def test_filled_database_goes_down_and_up_again_with_its_data(db_engine: Engine,
 _COMMENTS = """
     SELECT p.proname || '()' AS name, obj_description(p.oid, 'pg_proc') AS comment FROM pg_proc p
     WHERE p.pronamespace = 'public'::regnamespace
-    UNION ALL SELECT c.relname, obj_description(c.oid, 'pg_class') FROM pg_class c
-    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'v'
+    UNION ALL SELECT c.relname, coalesce(obj_description(c.oid, 'pg_class'), obj_description(c.reltype, 'pg_type'))
+    FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'v', 'c')
+      AND c.relname <> 'alembic_version'
     UNION ALL SELECT c.relname || '.' || a.attname, col_description(c.oid, a.attnum)
     FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'v'
+    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'v') AND c.relname <> 'alembic_version'
 """
 
 
-def test_every_view_column_and_function_has_a_comment(db_engine: Engine) -> None:
+def test_every_table_view_column_type_and_function_has_a_comment(db_engine: Engine) -> None:
     with transaction(db_engine) as connection:
         comments = {row.name: row.comment for row in connection.execute(text(_COMMENTS))}
-    assert len(comments) > 200
+    assert len(comments) > 400
     assert [name for name, comment in comments.items() if not comment] == []
 
 
@@ -252,7 +257,7 @@ def test_each_sql_file_says_who_reads_it_and_holds_its_own_view() -> None:
 def test_listed_objects_are_all_that_the_database_has(db_engine: Engine) -> None:
     with transaction(db_engine) as connection:
         (names,) = connection.execute(text("SELECT names FROM schema_objects")).one()
-    found = [name for name in schema_of(db_engine) if name.startswith(("function", "view", "trigger"))]
+    found = [name for name in schema_of(db_engine) if name.startswith(("function", "view", "type", "trigger"))]
     assert sorted(names) == sorted(
         re.sub(r"^(\w+)", lambda kind: kind[1].upper(), name.split("(")[0]).replace(" of ", " ON ") for name in found
     )

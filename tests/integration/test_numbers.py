@@ -16,6 +16,7 @@ from pipeline.db.reports import get_stats
 from pipeline.db.upkeep import close_jobs
 from pipeline.samples import GradeStatus
 from tests.integration.rows import (
+    add_aside,
     add_engine,
     add_job,
     add_problem_set,
@@ -228,6 +229,64 @@ def test_cost_counts_overlapping_requests_of_a_worker_once(connection: Connectio
     assert (row["p50_wall_seconds"], row["p95_wall_seconds"]) == (25, pytest.approx(38.5))
     assert (row["mean_wait_seconds"], row["mean_queue_seconds"]) == ((4 + 1 + 2 + 3) / 4, 0.5)
     assert (row["share_length"], row["share_context"], row["share_repetition"]) == (0.5, 0.25, 0)
+
+
+def test_requests_of_a_claim_that_stayed_count_where_they_were_made(connection: Connection) -> None:
+    """Three requests one after the other, committed together at second 9: each ended so long before as it was held."""
+    job = add_job(connection, add_problem_set(connection))
+    end = dt.datetime(2026, 1, 1, 0, 0, 9, tzinfo=dt.UTC)
+    (sample,) = add_samples(connection, job, [{"score": 1.0, "num_asides": 1}])
+    by: dict[str, Any] = {**writers(connection)["small"], "committed_at": end, "queue_seconds": 0.25}
+    add_segment(connection, sample, 0, "small", "s", write_seconds=4.0, held_seconds=5.0, wait_seconds=2.0, **by)
+    add_aside(connection, sample, 0, "small", "a", after_segment=1, write_seconds=1.0, held_seconds=3.0, **by)
+    add_segment(connection, sample, 1, "small", "s", write_seconds=2.0, held_seconds=0.0, **by)
+    add_segment(connection, sample, 2, "small", "a", taken_from=0, tokens_generated=0, prompt_tokens=0, **by)
+    (row,) = rows_of(connection, "job_cost", job, "job_id")
+    assert (row["engine_seconds_small"], row["request_seconds_small"]) == (7, 7)
+    assert (row["prompt_tokens_small"], row["mean_wait_seconds"], row["mean_queue_seconds"]) == (30, 2, 0.75)
+
+
+# Asides.
+
+
+def job_with_asides(connection: Connection) -> int:
+    """Two samples: small tried three tokens in each, and large rated them; the first took two of its three."""
+    job = add_job(connection, add_problem_set(connection, 2), seconds=10)
+    counted = {"num_asides": 2, "aside_small": 3, "aside_large": 1}
+    ids = add_samples(
+        connection,
+        job,
+        [
+            {"problem": 0, "score": 1.0, "tokens_small": 6, "taken_small": 2, "discarded_small": 1, **counted},
+            {"problem": 1, "state": "ready", "tokens_small": 4, **counted},
+        ],
+    )
+    by = writers(connection)
+    for sample in ids:
+        add_segment(connection, sample, 0, "small", "s" * 4, discarded="x" * (sample == ids[0]), **by["small"])
+        add_aside(connection, sample, 0, "small", "abc", after_segment=1, purpose="try", **by["small"])
+        add_aside(connection, sample, 1, "large", "7", after_segment=1, value=0.7, cached_tokens=5, **by["large"])
+    add_segment(connection, ids[0], 1, "small", "ab", trigger="try", taken_from=0, tokens_generated=0, **by["small"])
+    return job
+
+
+def test_summary_counts_each_token_of_asides_once(connection: Connection) -> None:
+    job = job_with_asides(connection)
+    (row,) = rows_of(connection, "job_summary", job, "job_id")
+    names = ("tokens_small", "discarded_small", "aside_small", "taken_small", "written_small")
+    assert [row[name] for name in names] == [10, 1, 6, 2, 15]
+    assert (row["aside_large"], row["taken_large"], row["written_large"]) == (2, 0, 2)
+    assert row["tokens_per_second_small"] == pytest.approx(15 / row["seconds"])
+    (progress,) = rows_of(connection, "job_progress", job, "job_id")
+    assert (progress["written_small"], progress["written_large"]) == (15, 2)
+
+
+def test_asides_by_purpose_and_author(connection: Connection) -> None:
+    rate, attempt = rows_of(connection, "aside_summary", job_with_asides(connection), "purpose")
+    names = ("purpose", "author", "num_asides", "num_samples", "num_taken", "tokens", "tokens_taken")
+    assert [rate[name] for name in names] == ["rate", "large", 2, 2, 0, 2, 0]
+    assert [attempt[name] for name in names] == ["try", "small", 2, 2, 1, 6, 2]
+    assert (rate["mean_value"], rate["share_cached"], attempt["mean_value"]) == (pytest.approx(0.7), 0.5, None)
 
 
 # Kept totals.

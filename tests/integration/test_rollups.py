@@ -18,6 +18,7 @@ from pipeline.db.session import transaction
 from pipeline.db.upkeep import admit_samples
 from pipeline.samples import IDLE_STATES, GradeStatus, SampleState
 from tests.integration.rows import (
+    add_aside,
     add_engine,
     add_job,
     add_problem_set,
@@ -82,7 +83,8 @@ def make_job(connection: Connection, *, seed: int, states: tuple[str, ...]) -> t
     engine = add_engine(connection, "any")
     ids = []
     for number in range(NUM_PROBLEMS * NUM_SAMPLES):
-        ids += add_samples(connection, job, [_sample(chance, number // NUM_SAMPLES, chance.choice(states), workers)])
+        state = chance.choice(states) if number else "failed"  # so that no view is empty
+        ids += add_samples(connection, job, [_sample(chance, number // NUM_SAMPLES, state, workers)])
         _write(connection, chance, ids[-1], workers, engine)
     connection.execute(text("SELECT create_rollups(:job, :size)"), {"job": job, "size": 2 * NUM_SAMPLES})
     connection.commit()
@@ -121,14 +123,33 @@ def _write(connection: Connection, chance: random.Random, sample: int, workers: 
         )  # fmt: skip
         add_step(connection, sample, index, author, kept, trigger=chance.choice([None, "p"]))
         tokens[author] += len(kept)
+    asides = _write_asides(connection, chance, sample, num, workers, engine)
     takeovers = one(connection, "SELECT count(*) AS n FROM segments WHERE sample_id = :id AND takes_over", id=sample)
     connection.execute(
         text("""
             UPDATE samples SET num_segments = :num, tokens_small = :small, tokens_large = :large,
-                tokens_inserted = :inserted, num_takeovers = :takeovers WHERE id = :id
+                tokens_inserted = :inserted, num_takeovers = :takeovers, num_asides = :num_asides,
+                aside_small = :aside_small, aside_large = :aside_large WHERE id = :id
         """),
-        {"num": num, **tokens, "takeovers": takeovers["n"], "id": sample},
+        {"num": num, **tokens, **asides, "takeovers": takeovers["n"], "id": sample},
     )
+
+
+def _write_asides(
+    connection: Connection, chance: random.Random, sample: int, after: int, workers: dict[str, int], engine: int
+) -> dict[str, int]:
+    """A few asides; returns what they add to their sample's counters."""
+    counters = {"num_asides": chance.choice([0, 0, 1, 3]), "aside_small": 0, "aside_large": 0}
+    for index in range(counters["num_asides"]):
+        author = chance.choice(["small", "large"])
+        written = "x" * chance.randrange(1, 9)
+        add_aside(
+            connection, sample, index, author, written, after_segment=after, cached_tokens=chance.randrange(10),
+            write_seconds=chance.random(), held_seconds=chance.random(), queue_seconds=chance.random(),
+            committed_at=dt.datetime.now(dt.UTC), worker_id=workers[author], engine_id=engine,
+        )  # fmt: skip
+        counters[f"aside_{author}"] += len(written)
+    return counters
 
 
 def refresh_all(db_engine: Engine) -> int:

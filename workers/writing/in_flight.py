@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 
-from workers.writing.turn import ActiveSample
+from workers.writing.active import ActiveSample
 
 
 class InFlight:

@@ -8,15 +8,14 @@ changes, at the end, or after so much that a crash would cost too much.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
 from typing import Any, TypeAlias, assert_never
 
 from pipeline.chat.steps import split_steps
 from pipeline.db.claims import ClaimedSample
 from pipeline.db.commits import SampleCommit
 from pipeline.errors import BadProblem, DamagedRow, EngineError, PipelineError, PromptTooLong
-from pipeline.policies.protocol import PolicyState, Reading, SampleContext, Transition, Watcher
+from pipeline.policies.protocol import Reading, SampleContext, Transition
 from pipeline.policies.requests import (
     Answered,
     Ask,
@@ -29,12 +28,12 @@ from pipeline.policies.requests import (
     request_from_json,
 )
 from pipeline.samples import RUNNABLE_STATE, Author, ErrorClass, Piece, SampleState, SegmentFinish
-from pipeline.segments import Aside, Segment, WrittenAside, WrittenSegment, storable, take_head
-from pipeline.signals import Readings
+from pipeline.segments import WrittenAside, WrittenSegment, storable
 from workers.engine.base import GenerateRequest, GenerateResult
+from workers.writing.active import ActiveSample
 from workers.writing.job_setup import JobSetup
 from workers.writing.latch import Latch
-from workers.writing.seeds import aside_seed, segment_seed
+from workers.writing.requests import engine_request
 
 STAY_TOKENS = 2048
 STAY_DECISIONS = 64
@@ -44,67 +43,6 @@ _EMPTY = Piece(token_ids=(), texts=())
 
 Step: TypeAlias = GenerateRequest | SampleCommit
 """What comes next of a claimed sample: another request to the engine, or its end here."""
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class ActiveSample:
-    """A claimed sample in this process. Touched by one thread at a time, but for the flags."""
-
-    sample: ClaimedSample
-    setup: JobSetup
-    context: SampleContext
-    prompt_ids: list[int]
-    state: PolicyState
-    latch: Latch
-    request: Request | None = None
-    """What the engine carries out; None before the first."""
-    engine_request: GenerateRequest | None = None
-    segments: list[WrittenSegment] = field(default_factory=list)
-    """Gathered under this claim, as asides are."""
-    asides: list[WrittenAside] = field(default_factory=list)
-    num_requests: int = 0
-    """Carried out under this claim."""
-    num_tokens: int = 0
-    """Generated under this claim, whatever became of them."""
-    ended_at: float | None = None
-    """When its last request ended."""
-    abandoned: bool = False
-    """Taken away (cancelled, rescued): whatever it still gives is dropped."""
-    handed_back: bool = False
-    """The worker stops: what is gathered is stored, what is being written is dropped."""
-    committing: bool = False
-    """It is on the way to the database, which decides from here on."""
-
-    @property
-    def claim(self) -> tuple[int, int]:
-        """sample id and epoch"""
-        return self.sample.sample_id, self.sample.epoch
-
-    @property
-    def request_id(self) -> str:
-        """Of its request to the engine: one at a time."""
-        return f"{self.sample.sample_id}-{self.sample.epoch}"
-
-    @property
-    def text(self) -> list[Segment]:
-        """All segments of the sample, those included that are not stored yet."""
-        return [*self.sample.context.segments, *self.segments]
-
-    @property
-    def num_kept(self) -> int:
-        """Tokens of the sample's text."""
-        return sum(len(segment.kept) for segment in self.text)
-
-    @property
-    def num_asides(self) -> int:
-        return len(self.sample.context.asides) + len(self.asides)
-
-    def aside(self, index: int) -> Aside:
-        """One of the sample's asides. Raises PipelineError where there is none of that number."""
-        stored = self.sample.context.asides
-        if not 0 <= index < self.num_asides:
-            raise PipelineError(f"the policy names aside {index}, but the sample has {self.num_asides}")
-        return stored[index] if index < len(stored) else self.asides[index - len(stored)]
 
 
 # From the claim to the first request.
@@ -169,7 +107,7 @@ def _go_on(active: ActiveSample, then: Request | Finish, *, may_stay: bool) -> S
             return _commit(active, RUNNABLE_STATE[then.role], then=then)
         active.request = then
         active.num_requests += 1
-        active.engine_request = _engine_request(active, then)
+        active.engine_request = engine_request(active, then)
         if active.engine_request is not None:
             return active.engine_request
         then = _advance(active, None)
@@ -299,7 +237,7 @@ def _insert(active: ActiveSample, parts: Iterable[Take | Insert]) -> None:
             case Insert():
                 active.segments.append(_inserted(active.setup, part))
             case Take():
-                active.segments.append(_taken(active.aside(part.index), part.num_tokens))
+                active.segments.append(active.take(part.index, part.num_tokens))
             case _:
                 assert_never(part)
 
@@ -314,109 +252,6 @@ def _inserted(setup: JobSetup, insert: Insert) -> WrittenSegment:
         num_kept=len(piece),
         vocabulary_sha256=setup.chat.vocabulary_sha256,
     )
-
-
-def _taken(aside: Aside, num_tokens: int) -> WrittenSegment:
-    if not 0 <= num_tokens <= len(aside.piece):
-        raise PipelineError(
-            f"the policy takes {num_tokens} tokens of aside {aside.aside_index}, which has {len(aside.piece)}"
-        )
-    return take_head(aside, num_tokens)
-
-
-# Requests to the engine.
-
-
-def _engine_request(active: ActiveSample, request: Request) -> GenerateRequest | None:
-    """The request as the engine takes it; None where the model's context has no room for its first token."""
-    setup = active.setup
-    match request:
-        case Generate():
-            token_ids = _prompt(active, active.text)
-            more = _of_generate(active)
-        case Ask():
-            question = setup.questions.get(request)
-            heads = [_taken(active.aside(index), num_tokens) for index, num_tokens in request.after]
-            token_ids = [*_prompt(active, [*active.text, *heads]), *question.token_ids]
-            more = _of_ask(active, request, question.labels)
-        case _:
-            assert_never(request)
-    room = setup.max_model_len - len(token_ids)
-    if room <= 0:
-        if isinstance(request, Generate):
-            _require_progress(active, len(token_ids))
-        return None
-    return GenerateRequest(
-        request_id=active.request_id,
-        prompt_ids=token_ids,
-        max_tokens=min(request.max_tokens, room),
-        watcher=_listening(active),
-        signals=request.signals,
-        think_end_id=setup.chat.think_end_id,
-        **more,
-    )
-
-
-def _prompt(active: ActiveSample, text: Iterable[Segment]) -> list[int]:
-    """The prompt and the text so far as this worker's ids, as they were generated wherever that can be: the prefix
-    cache has those."""
-    return [*active.prompt_ids, *active.setup.translator.output_ids(text, own=Author(active.setup.role.value))]
-
-
-def _of_generate(active: ActiveSample) -> dict[str, Any]:
-    setup = active.setup
-    seed = segment_seed(
-        job_seed=active.context.job_seed,
-        problem_id=active.context.problem_id,
-        sample_index=active.context.sample_index,
-        segment_index=len(active.text),
-        role=setup.role,
-    )
-    # What was begun goes before what was not: it ends sooner and frees its cache.
-    is_begun = bool(active.sample.context.segments or active.sample.context.asides or active.num_requests > 1)
-    return {"sampling": setup.sampling, "seed": seed, "priority": -1 if is_begun else 0}
-
-
-def _of_ask(active: ActiveSample, ask: Ask, labels: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """An aside is short, and a sample waits for it."""
-    setup = active.setup
-    more = {"labels": labels, "reads_top": True, "priority": -2}
-    if ask.greedy:
-        return more | {"sampling": replace(setup.sampling, temperature=0.0), "seed": None}
-    seed = aside_seed(
-        job_seed=active.context.job_seed,
-        problem_id=active.context.problem_id,
-        sample_index=active.context.sample_index,
-        aside_index=active.num_asides,
-        role=setup.role,
-    )
-    return more | {"sampling": setup.sampling, "seed": seed}
-
-
-def _require_progress(active: ActiveSample, num_tokens: int) -> None:
-    """Raises where there was no room for a first word, and where a policy was told so and asks again."""
-    setup = active.setup
-    written = [segment for segment in active.text if segment.finish is not None]
-    if not written:
-        raise PromptTooLong(setup.chat.name, num_tokens, setup.max_model_len)
-    if written[-1].finish is SegmentFinish.LENGTH and not written[-1].tokens_generated:
-        raise PipelineError(f"the policy goes on, but nobody has room in a context of {setup.max_model_len} tokens")
-
-
-class _Translated:
-    """A watcher that reads the job's text while the model writes its own."""
-
-    def __init__(self, watcher: Watcher, setup: JobSetup) -> None:
-        self._watcher = watcher
-        self._to_job = setup.translator.to_job
-
-    def feed(self, text: str, readings: Readings | None = None) -> bool:
-        return self._watcher.feed(self._to_job(text), readings)
-
-
-def _listening(active: ActiveSample) -> Watcher | None:
-    watcher = active.setup.policy.watcher(active.context, active.state)
-    return _Translated(watcher, active.setup) if watcher and active.setup.translator.translates else watcher
 
 
 # Commits.

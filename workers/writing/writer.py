@@ -35,13 +35,14 @@ from pipeline.samples import RUNNABLE_STATE, ModelRole
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
 from workers.engine.base import Engine, GenerateRequest, GenerateResult
+from workers.writing.active import ActiveSample
 from workers.writing.batching import Batcher
 from workers.writing.cache_room import CacheRoom
 from workers.writing.in_flight import InFlight
 from workers.writing.job_setup import JobSetup
 from workers.writing.latch import Latch
 from workers.writing.token_ledger import TokenLedger
-from workers.writing.turn import ActiveSample, Step, apply_result, begin, commit_gathered, failed
+from workers.writing.turn import Step, apply_result, begin, commit_gathered, failed
 
 log = structlog.get_logger()
 

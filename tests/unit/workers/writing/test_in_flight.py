@@ -5,8 +5,8 @@ from __future__ import annotations
 from pipeline.policies.requests import Generate
 from pipeline.samples import ModelRole
 from tests.turns import Moves, setup_of, start
+from workers.writing.active import ActiveSample
 from workers.writing.in_flight import InFlight
-from workers.writing.turn import ActiveSample
 
 SETUP = setup_of(Moves([lambda event: {"then": Generate(role=ModelRole.SMALL, max_tokens=9, trigger="start")}]))
 

@@ -34,7 +34,8 @@ def questions(chat: ChatModel, end: str = "</think>") -> Questions:
 
 
 def id_of(chat: ChatModel, text: str) -> int:
-    token_id: int = chat.tokenizer.token_to_id(text)
+    token_id = chat.tokenizer.token_to_id(text)
+    assert token_id is not None, text
     return token_id
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.chat.translation import ThinkPhase, ThinkTagTranslator
+from pipeline.db.commits import SampleCommit
 from pipeline.errors import BadProblem, DamagedRow, EngineRefused, PipelineError, PromptTooLong
 from pipeline.policies.protocol import Reading
 from pipeline.policies.requests import Answered, Ask, Event, Finish, Generate, Insert, Take, Written, request_to_json
@@ -26,6 +29,7 @@ from tests.turns import (
     start,
     walk,
 )
+from tests.unit.chat.test_translation import make_chat
 from workers.writing import turn
 from workers.writing.latch import Latch
 from workers.writing.seeds import aside_seed, segment_seed
@@ -88,7 +92,7 @@ def test_signals_are_asked_for_and_given_to_the_policy() -> None:
 
     active, step = start(setup_of(Moves([then(small(signals=frozenset({Signal.LOGPROB}))), move])))
     request = request_of(step)
-    assert (request.signals, request.think_end_id) == ({Signal.LOGPROB}, chat_of(SMALL).think_end_id)
+    assert (request.signals, request.think_end_id) == (frozenset({Signal.LOGPROB}), chat_of(SMALL).think_end_id)
     signals = {Signal.LOGPROB: (-0.5, -0.25)}
     commit = commit_of(apply_result(active, result_of(request, "First add", signals=signals)))
     [event] = seen
@@ -135,7 +139,7 @@ def test_a_claim_ends_after_so_many_tokens(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_claim_ends_after_so_many_requests() -> None:
     active, step = start(setup_of(Moves([then(small())] * 99)))
     count = 0
-    while not isinstance(step, turn.SampleCommit):
+    while not isinstance(step, SampleCommit):
         count += 1
         step = apply_result(active, result_of(request_of(step), EMPTY_PIECE))
     assert count == turn.STAY_DECISIONS
@@ -395,6 +399,18 @@ def test_a_failure_says_what_kind_it_is(error: Exception, kind: ErrorClass) -> N
     commit = failed((5, 1), error)
     assert (commit.claim, commit.to_state, commit.error_class) == ((5, 1), SampleState.FAILED, kind)
     assert type(error).__name__ in (commit.error or "")
+
+
+def test_what_the_policy_puts_in_has_the_models_own_tags(tmp_path: Path) -> None:
+    chat = make_chat(tmp_path / "mistral", tags=("[THINK]", "[/THINK]"))
+    translator = ThinkTagTranslator(chat, ThinkPhase(end="</think>", opened=True))
+    closing = then(small(), insert=(Insert(text="\n</think>\n\n", trigger="exit"),))
+    setup = replace(setup_of(Moves([closing])), chat=chat, translator=translator)
+    active, step = start(setup)
+    [inserted] = active.segments
+    assert inserted.kept.text == "\n</think>\n\n"
+    assert chat.think_end_id in inserted.kept.token_ids
+    assert list(request_of(step).prompt_ids)[-len(inserted.kept) :] == list(inserted.kept.token_ids)
 
 
 def test_a_watcher_reads_along() -> None:

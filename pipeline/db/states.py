@@ -1,0 +1,67 @@
+"""SQL fragments about states and roles, made from ``pipeline.samples``.
+
+Statements in Python are put together from these, so that a state or a role is spelled in one place. The files in
+``sql/`` spell them out; a test compares them with ``pipeline.samples``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from pipeline.samples import FINAL_STATES, RUNNABLE_STATE, WRITING_STATE, ModelRole, SampleState
+
+
+def _listed(states: Iterable[SampleState]) -> str:
+    """Of the states in their own order, e.g. ``('ready', 'drafting')``."""
+    wanted = frozenset(states)
+    return f"({', '.join(repr(state.value) for state in SampleState if state in wanted)})"
+
+
+RUNNABLE = _listed(RUNNABLE_STATE.values())
+"""Wait for a model."""
+WRITING = _listed(WRITING_STATE.values())
+"""Are held by a worker."""
+ADMITTED = _listed([*RUNNABLE_STATE.values(), *WRITING_STATE.values()])
+"""Are in the pipeline, with a worker or on the way to one. Index: ix_samples_admitted."""
+PUBLISHED = _listed([*RUNNABLE_STATE.values(), SampleState.FINISHED])
+"""Have a message under way: to a model, or to a grader. Index: ix_samples_published."""
+COMPLETE = _listed([SampleState.FINISHED, SampleState.GRADED])
+"""Have their whole text."""
+FINAL = _listed(FINAL_STATES)
+
+_ROLE_OF_STATE = {state: role for states in (RUNNABLE_STATE, WRITING_STATE) for role, state in states.items()}
+
+
+def _case(subject: str, values: Mapping[SampleState, str] | Mapping[ModelRole, str]) -> str:
+    """One of some SQL expressions, by the value of subject; NULL for any other value."""
+    return f"CASE {subject} {' '.join(f'WHEN {key.value!r} THEN {value}' for key, value in values.items())} END"
+
+
+def role_of(state: str) -> str:
+    """The role that writes, or is waited for, in an admitted state. state: an SQL expression, as below."""
+    return _case(state, {key: repr(role.value) for key, role in _ROLE_OF_STATE.items()})
+
+
+def waiting_again(state: str) -> str:
+    """The state that an admitted sample goes back to when it is taken from its worker."""
+    return _case(state, {key: repr(RUNNABLE_STATE[role].value) for key, role in _ROLE_OF_STATE.items()})
+
+
+def runnable_state_of(role: str) -> str:
+    """The state in which a sample waits for a role."""
+    return _case(role, {key: repr(state.value) for key, state in RUNNABLE_STATE.items()})
+
+
+def model_of(role: str, *, job: str = "j") -> str:
+    """The model that a job has for a role. job: the alias of its row."""
+    return _case(role, {key: f"{job}.{key.value}_model" for key in ModelRole})
+
+
+def model_waited_for(state: str, *, job: str = "j") -> str:
+    """The model that a sample waits for; NULL where it waits for none."""
+    return _case(state, {key: f"{job}.{role.value}_model" for role, key in RUNNABLE_STATE.items()})
+
+
+def home_worker(state: str, *, sample: str = "s") -> str:
+    """The worker that has the context of a waiting sample cached. sample: the alias of its row."""
+    return _case(state, {key: f"{sample}.{role.value}_worker_id" for role, key in RUNNABLE_STATE.items()})
