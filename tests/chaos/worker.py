@@ -209,7 +209,7 @@ def scripted_engine(role: Any, chat: Any, model: str, phases: Phases) -> Any:
 
 
 def run_writer(role_name: str, phases: Phases) -> int:
-    import workers.writing.writer as writing
+    import workers.writing.store as store
     from pipeline.chat.files import served_name
     from pipeline.chat.model import ChatModel
     from pipeline.samples import ModelRole
@@ -220,9 +220,9 @@ def run_writer(role_name: str, phases: Phases) -> int:
     from workers.processes.writer import WriterProcess
 
     role = ModelRole(role_name)
-    pass_after(phases, "claiming", writing, "claim_samples")
-    pass_after(phases, "claimed", writing.Writer, "_claim")
-    pass_after(phases, "committing", writing, "commit_samples")
+    pass_after(phases, "claiming", store, "claim_samples")
+    pass_after(phases, "claimed", store.Store, "claim")
+    pass_after(phases, "committing", store, "commit_samples")
     base = open_base(load_settings(), WorkerKind(role.value))
     pass_before(phases, "committed", base.publisher, "publish")
     _through_relay(base.publisher, phases)

@@ -46,7 +46,8 @@ from workers.engine.base import Engine, EngineStats
 from workers.engine.loading import load_engine
 from workers.engine.vllm.inline import InlineEngine
 from workers.processes.lease import LeaseKeeper
-from workers.writing.writer import Identity, Writer
+from workers.writing.store import Identity
+from workers.writing.writer import Writer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL, LARGE = EXAMPLES / "models" / "demo-small", EXAMPLES / "models" / "demo-large"

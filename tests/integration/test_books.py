@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy import Engine as DbEngine
 
-import workers.writing.writer
+import workers.writing.store
 from pipeline.db.job_control import cancel_job, cancel_samples
 from pipeline.db.session import transaction
 from pipeline.db.upkeep import settle_workers
@@ -162,8 +162,8 @@ def test_commit_whose_answer_was_lost_is_booked_once(crew: Crew, monkeypatch: py
             lost.append(True)
             raise ServiceUnavailable("the connection was lost")
 
-    monkeypatch.setattr(workers.writing.writer, "transaction", unlucky)
-    monkeypatch.setattr(workers.writing.writer, "RETRY_PAUSE_S", 0.01)
+    monkeypatch.setattr(workers.writing.store, "transaction", unlucky)
+    monkeypatch.setattr(workers.writing.store, "RETRY_PAUSE_S", 0.01)
     crew.submit(limit=2, temperature=0.9)
     crew.work()
     assert lost

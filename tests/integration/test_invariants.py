@@ -45,7 +45,8 @@ from workers.broker.publish import Publisher
 from workers.engine.base import GenerateRequest
 from workers.engine.scripted import Script, ScriptedEngine
 from workers.grading.grader import grade_samples
-from workers.writing.writer import Identity, Writer
+from workers.writing.store import Identity
+from workers.writing.writer import Writer
 
 CHAT = ChatModel.load(Path(__file__).parents[2] / "examples" / "models" / "demo-small")
 STEPS = "".join(f"Step {number} is done.\n\nSecond thoughts about it.\n\nThird time.\n\n" for number in range(4))

@@ -23,7 +23,7 @@ from tests.integration.test_protocol_machine import quick_engine, run_machine
 from tests.integration.test_protocol_pairs import run_pair
 from tests.integration.test_writer import Desk, desk
 from workers.broker.publish import Publisher
-from workers.writing.writer import Writer
+from workers.writing.store import Store
 
 __all__ = ["desk", "quick_engine"]  # fixtures
 
@@ -118,16 +118,16 @@ def test_writer_tells_others_only_what_they_find(desk: Desk, monkeypatch: pytest
 
 
 def test_publishing_before_the_commit_is_caught(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    def commit_together(self: Writer, group: Sequence[SampleCommit]) -> Committed:
+    def commit_together(self: Store, group: Sequence[SampleCommit]) -> Committed:
         def statement(connection: Connection) -> Committed:
-            identity = self._identity
+            identity = self.identity
             committed = commits.commit_samples(
                 connection, worker_id=identity.worker_id, engine_id=identity.engine_id, commits=group
             )
-            self._publisher.publish(committed.samples)
+            desk.writer._publisher.publish(committed.samples)
             return committed
 
-        return self._patiently(statement)
+        return self.patiently(statement)
 
-    monkeypatch.setattr(Writer, "_commit_together", commit_together)
+    monkeypatch.setattr(Store, "_commit_together", commit_together)
     assert false_messages(desk, monkeypatch) != []

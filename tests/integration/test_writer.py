@@ -35,7 +35,8 @@ from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
 from workers.engine.base import GenerateRequest
 from workers.engine.scripted import ScriptedEngine
-from workers.writing.writer import Identity, Writer
+from workers.writing.store import Identity
+from workers.writing.writer import Writer
 
 DEMO_SMALL = Path(__file__).parents[2] / "examples" / "models" / "demo-small"
 CHAT = ChatModel.load(DEMO_SMALL)
@@ -202,14 +203,14 @@ def test_drain_hands_back_what_does_not_end_in_time(slow_desk: Desk) -> None:
 
 
 def test_drain_hands_back_what_was_being_claimed(slow_desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    claim, begun, go_on = slow_desk.writer._claim, threading.Event(), threading.Event()
+    claim, begun, go_on = slow_desk.writer._store.claim, threading.Event(), threading.Event()
 
     def claim_slowly(*args: Any) -> list[ClaimedSample]:
         begun.set()
         assert go_on.wait(20)
         return claim(*args)
 
-    monkeypatch.setattr(slow_desk.writer, "_claim", claim_slowly)
+    monkeypatch.setattr(slow_desk.writer._store, "claim", claim_slowly)
     thread = slow_desk.write_in_background()
     assert begun.wait(20)
     slow_desk.writer.drain(timeout_s=0.0)
@@ -306,7 +307,7 @@ def test_engine_that_is_busy_delays_its_samples_and_fails_them_in_the_end(db_eng
 
 
 def test_worker_that_cannot_store_any_more_ends(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.writing.writer.commit_samples", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("workers.writing.store.commit_samples", lambda *_, **__: 1 / 0)
     threading.Thread(target=desk.writer.write, args=(desk.message,), daemon=True).start()
     assert desk.deaths.wait(timeout=20)
     assert desk.one("SELECT count(*) FROM samples WHERE state = 'drafting'") == (2,), "nothing is given up silently"
@@ -315,7 +316,7 @@ def test_worker_that_cannot_store_any_more_ends(desk: Desk, monkeypatch: pytest.
 def test_message_that_comes_while_postgres_is_away_is_left_to_upkeep(desk: Desk) -> None:
     url = make_url(str(desk.db_engine.url)).set(host="127.0.0.1", port=1)
     away = open_database(SecretStr(url.render_as_string(hide_password=False)))
-    desk.writer._db_engine = away
+    desk.writer._store.db_engine = away
     assert desk.writer.write(desk.message) == "Postgres is away"
     assert desk.one("SELECT count(*) FROM samples WHERE state = 'ready'") == (2,)
 
@@ -355,7 +356,7 @@ def test_policy_state_with_a_character_that_postgres_cannot_store_is_stored_with
             next_request=Generate(role=ModelRole.SMALL, max_tokens=1, trigger="c\x00d"),
         )
         commit_samples(
-            connection, worker_id=desk.worker_id, engine_id=desk.writer._identity.engine_id, commits=[commit]
+            connection, worker_id=desk.worker_id, engine_id=desk.writer._store.identity.engine_id, commits=[commit]
         )
     stored = desk.one("SELECT policy_state, next_request->>'trigger' FROM samples WHERE policy_state IS NOT NULL")
     assert stored == ({"tail": ["a\ufffdb"]}, "c\ufffdd")
@@ -371,7 +372,7 @@ def test_commit_whose_answer_comes_after_the_lease_was_lost_is_booked_in_the_lif
             finalize_counters(other, desk.worker_id, desk.writer.counters().closed())
         return committed
 
-    monkeypatch.setattr("workers.writing.writer.commit_samples", commit_and_lose_the_lease)
+    monkeypatch.setattr("workers.writing.store.commit_samples", commit_and_lose_the_lease)
     one_sample = SamplesMessage(job_id=desk.message.job_id, samples=desk.message.samples[:1])  # two may be two commits
     desk.writer.write(one_sample)
     desk.writer.reconcile(desk.worker_id)

@@ -28,7 +28,8 @@ from workers.engine.loading import load_engine
 from workers.processes.base import Base, on_shutdown, open_base, registration, run_celery
 from workers.processes.lease import LeaseKeeper
 from workers.processes.shutdown import EarlySignals
-from workers.writing.writer import Identity, Writer
+from workers.writing.store import Identity
+from workers.writing.writer import Writer
 
 log = structlog.get_logger()
 

@@ -12,26 +12,23 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias
 
 import structlog
-from sqlalchemy import Connection
 from sqlalchemy import Engine as DbEngine
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError
 
 from pipeline.chat.model import ChatModel
 from pipeline.chat.translation import settle_think_phase
-from pipeline.db.claims import ClaimedSample, claim_samples, defer_samples, held_epochs, release_samples
-from pipeline.db.commits import Committed, SampleCommit, commit_samples
-from pipeline.db.context_cache import ContextCache
+from pipeline.db.claims import ClaimedSample
+from pipeline.db.commits import SampleCommit
 from pipeline.db.job_configs import fix_think_phase, get_job_config
-from pipeline.db.session import transaction
-from pipeline.db.workforce import WorkerCounters, settle_late_tokens
+from pipeline.db.workforce import WorkerCounters
 from pipeline.errors import EngineDied, EngineRefused, EngineUnavailable, ServiceUnavailable
 from pipeline.policies.requests import Generate
-from pipeline.samples import RUNNABLE_STATE, ModelRole
+from pipeline.samples import ModelRole
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
 from workers.engine.base import Engine, GenerateRequest, GenerateResult
@@ -41,12 +38,11 @@ from workers.writing.cache_room import CacheRoom
 from workers.writing.in_flight import InFlight
 from workers.writing.job_setup import JobSetup
 from workers.writing.latch import Latch
+from workers.writing.store import Identity, Store
 from workers.writing.token_ledger import TokenLedger
 from workers.writing.turn import Step, apply_result, begin, commit_gathered, failed
 
 log = structlog.get_logger()
-
-_T = TypeVar("_T")
 
 MAX_GROUP = 256
 """Most samples in one commit: keeps a transaction in the tens of milliseconds."""
@@ -60,18 +56,6 @@ FULL_GROUP = 20
 """Samples that make a commit worth its cost."""
 CLAIM_EVERY_S = 0.01
 """Least time between two claims of several messages."""
-CACHED = 16
-"""Samples whose contexts a writer caches, for each one that it can have in flight."""
-RETRY_PAUSE_S = 0.5
-"""Between two tries to reach Postgres."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """Who writes, by the books."""
-
-    worker_id: int
-    engine_id: int
 
 
 class Outcome(NamedTuple):
@@ -142,17 +126,16 @@ class Writer:
         self.role = role
         self.engine = engine
         self._chat = chat
-        self._db_engine = db_engine
         self._publisher = publisher
-        self._identity = identity
         self._on_engine_death = on_engine_death
-        self._max_attempts = max_attempts
+        self._store = Store(
+            db_engine, identity, role=role, max_in_flight=engine.max_in_flight, max_attempts=max_attempts
+        )
         self._in_flight = InFlight()
         self._ledger = TokenLedger()
         self._cache_room = CacheRoom(max_in_flight=engine.max_in_flight, ahead=admit_ahead)
         self._room_lock = threading.Lock()
         self._setup = lru_cache(maxsize=64)(self._load_setup)
-        self._cache = ContextCache(max_samples=CACHED * engine.max_in_flight)
         self._recorder = Batcher(
             "recorder",
             self._record,
@@ -199,7 +182,7 @@ class Writer:
                 if sample_id not in named or epoch > named[sample_id][0]:  # of two epochs only the later can be its own
                     named[sample_id] = epoch, call
         try:
-            claimed = self._claim(job_id, {sample_id: epoch for sample_id, (epoch, _) in named.items()})
+            claimed = self._store.claim(job_id, {sample_id: epoch for sample_id, (epoch, _) in named.items()})
         except (ServiceUnavailable, DBAPIError) as error:
             log.warning("nothing claimed", reason=str(error))
             return "Postgres is away"
@@ -210,17 +193,6 @@ class Writer:
             call.under_way.add()
             self._begin(sample, call.under_way)
         return None
-
-    def _claim(self, job_id: int, epochs: Mapping[int, int]) -> list[ClaimedSample]:
-        with transaction(self._db_engine) as connection:
-            return claim_samples(
-                connection,
-                worker_id=self._identity.worker_id,
-                role=self.role,
-                epochs=epochs,
-                job_id=job_id,
-                cache=self._cache,
-            )
 
     def _begin(self, sample: ClaimedSample, latch: Latch) -> None:
         """Hand a sample to the engine; whatever goes wrong with this one sample ends this one sample."""
@@ -242,7 +214,7 @@ class Writer:
         self._recorder.put(Ended(claim, latch, 0, ending))
 
     def _load_setup(self, job_id: int) -> JobSetup:
-        config = self._patiently(lambda connection: get_job_config(connection, job_id))
+        config = self._store.patiently(lambda connection: get_job_config(connection, job_id))
         wanted = config.model(self.role)
         if wanted and wanted.fingerprint not in (None, self._chat.fingerprint):
             raise EngineRefused(
@@ -250,7 +222,7 @@ class Writer:
                 "this worker's model has another tokenizer or chat template than the job was submitted with",
             )
         phase = settle_think_phase(self._chat)
-        think = self._patiently(lambda connection: fix_think_phase(connection, job_id, phase))
+        think = self._store.patiently(lambda connection: fix_think_phase(connection, job_id, phase))
         return JobSetup.of(config, think, self._chat, role=self.role, max_model_len=self.engine.max_model_len)
 
     def _submit(self, active: ActiveSample, request: GenerateRequest) -> None:
@@ -298,8 +270,8 @@ class Writer:
     def _record(self, group: Sequence[Ended]) -> None:
         """Store how a group of claims ended, tell who goes on, and let the waiting tasks end."""
         commits = [ended.ending for ended in group if isinstance(ended.ending, SampleCommit)]
-        generation, identity = self._ledger.generation, self._identity
-        committed = self._commit(commits)
+        generation, identity = self._ledger.generation, self._store.identity
+        committed = self._store.commit(commits)
         stored = sum(commit.tokens_generated for commit in commits if commit.claim in committed.claims)
         self._ledger.settle(
             received=sum(ended.num_tokens for ended in group),
@@ -307,81 +279,15 @@ class Writer:
             generation=generation,
             worker_id=identity.worker_id,
         )
-        self._give_back(dict(ended.claim for ended in group if isinstance(ended.ending, Release)))
+        released = self._store.release(dict(ended.claim for ended in group if isinstance(ended.ending, Release)))
         for ended in group:
             if isinstance(ended.ending, Deferral):
-                self._defer(ended.claim, ended.ending.error)
+                log.warning("sample deferred", sample_id=ended.claim[0], reason=str(ended.ending.error))
+                self._store.defer(ended.claim, ended.ending.error)
         self._in_flight.ended(ended.claim for ended in group)
-        self._publisher.publish(committed.samples)
+        self._publisher.publish([*committed.samples, *released])
         for ended in group:
             ended.latch.count_down()
-        for commit in commits:
-            if commit.to_state not in RUNNABLE_STATE.values():
-                self._cache.forget(commit.sample_id)
-
-    def _commit(self, commits: Sequence[SampleCommit]) -> Committed:
-        """Store commits. One that Postgres refuses for its content is set aside with the reason, no other with it."""
-        if not commits:
-            return Committed(claims=frozenset(), samples=[])
-        try:
-            return self._commit_together(commits)
-        except (DataError, IntegrityError) as error:
-            if len(commits) == 1:
-                return self._set_aside(commits[0], error.orig or error)
-        one_by_one = [self._commit([commit]) for commit in commits]
-        return Committed(
-            claims=frozenset(claim for committed in one_by_one for claim in committed.claims),
-            samples=[sample for committed in one_by_one for sample in committed.samples],
-        )
-
-    def _set_aside(self, commit: SampleCommit, error: BaseException) -> Committed:
-        log.error("commit refused", sample_id=commit.sample_id, reason=str(error))
-        return replace(self._commit_together([failed(commit.claim, error)]), claims=frozenset())
-
-    def _commit_together(self, commits: Sequence[SampleCommit]) -> Committed:
-        identity = self._identity
-        return self._patiently(
-            lambda connection: commit_samples(
-                connection,
-                worker_id=identity.worker_id,
-                engine_id=identity.engine_id,
-                commits=commits,
-            )
-        )
-
-    def _give_back(self, epochs: Mapping[int, int]) -> None:
-        """epochs: sample id → epoch."""
-        if not epochs:
-            return
-        worker_id = self._identity.worker_id
-        released = self._patiently(lambda connection: release_samples(connection, worker_id=worker_id, epochs=epochs))
-        self._publisher.publish(released)
-
-    def _defer(self, claim: tuple[int, int], error: EngineUnavailable) -> None:
-        worker_id = self._identity.worker_id
-        log.warning("sample deferred", sample_id=claim[0], reason=str(error))
-        self._patiently(
-            lambda connection: defer_samples(
-                connection,
-                worker_id=worker_id,
-                epochs=dict([claim]),
-                error=f"{type(error).__name__}: {error}",
-                max_attempts=self._max_attempts,
-            )
-        )
-
-    def _patiently(self, statement: Callable[[Connection], _T]) -> _T:
-        """Try again for as long as Postgres is away or in trouble of its own (a full disk, a standby, a lock): what was
-        written stays in memory until it is stored, or refused for its content."""
-        while True:
-            try:
-                with transaction(self._db_engine) as connection:
-                    return statement(connection)
-            except (DataError, IntegrityError):
-                raise
-            except (ServiceUnavailable, DBAPIError) as error:
-                log.warning("writer waits for Postgres", reason=str(error))
-                time.sleep(RETRY_PAUSE_S)
 
     # The lease keeper's thread.
 
@@ -409,7 +315,7 @@ class Writer:
     def lease_renewed_as(self, identity: Identity) -> None:
         """Go on under a new identity after the lease was lost."""
         self._abandon(self.in_flight())
-        self._identity = identity
+        self._store.identity = identity
 
     def in_flight(self) -> list[ActiveSample]:
         """What is being written now."""
@@ -418,8 +324,7 @@ class Writer:
     def reconcile(self, worker_id: int) -> None:
         """After a heartbeat under this id: compare what the database says this worker holds with what is written."""
         before = self.in_flight()
-        with transaction(self._db_engine) as connection:
-            held = held_epochs(connection, worker_id)
+        held = self._store.held(worker_id)
         lost = self.abandon_lost(before, held)
         if lost:
             log.info("samples abandoned", samples=lost)
@@ -431,9 +336,7 @@ class Writer:
         late = self._ledger.late_tokens()
         if not late:
             return
-        with transaction(self._db_engine) as connection:
-            for worker_id, tokens in late.items():
-                settle_late_tokens(connection, worker_id, tokens=tokens)
+        self._store.settle_late_tokens(late)
         self._ledger.late_settled(late)
 
     def abandon_lost(self, before: Sequence[ActiveSample], held: Mapping[int, int]) -> int:
@@ -447,7 +350,7 @@ class Writer:
         orphaned = self._in_flight.find_orphaned(before, held)
         if orphaned:
             log.warning("orphaned claims handed back", samples=list(orphaned))
-            self._give_back(orphaned)
+            self._publisher.publish(self._store.release(orphaned))
 
     def _abandon(self, samples: Sequence[ActiveSample]) -> None:
         for active in samples:

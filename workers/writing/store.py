@@ -1,0 +1,149 @@
+"""What a writer does in the database, as the worker that it is.
+
+Claims are not tried again: upkeep finds their samples. Whatever stores or hands back is, for as long as it takes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import structlog
+from sqlalchemy import Connection
+from sqlalchemy import Engine as DbEngine
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+
+from pipeline.db.claims import ClaimedSample, claim_samples, defer_samples, held_epochs, release_samples
+from pipeline.db.commits import Committed, SampleCommit, commit_samples
+from pipeline.db.context_cache import ContextCache
+from pipeline.db.runnable import Runnable
+from pipeline.db.session import transaction
+from pipeline.db.workforce import settle_late_tokens
+from pipeline.errors import EngineUnavailable, ServiceUnavailable
+from pipeline.samples import RUNNABLE_STATE, ModelRole
+from workers.writing.turn import failed
+
+log = structlog.get_logger()
+
+_T = TypeVar("_T")
+
+CACHED = 16
+"""Samples whose contexts are cached, for each one that the engine can have in flight."""
+RETRY_PAUSE_S = 0.5
+"""Between two tries to reach Postgres."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who writes, by the books."""
+
+    worker_id: int
+    engine_id: int
+
+
+class Store:
+    """The database as one writer uses it. identity: who it is now; it changes when the lease was lost."""
+
+    def __init__(
+        self, db_engine: DbEngine, identity: Identity, *, role: ModelRole, max_in_flight: int, max_attempts: int
+    ) -> None:
+        self.db_engine = db_engine
+        self.identity = identity
+        self._role = role
+        self._max_attempts = max_attempts
+        self._cache = ContextCache(max_samples=CACHED * max_in_flight)
+
+    def claim(self, job_id: int, epochs: Mapping[int, int]) -> list[ClaimedSample]:
+        """epochs: sample id → epoch. Raises ServiceUnavailable or DBAPIError where Postgres is away."""
+        with transaction(self.db_engine) as connection:
+            return claim_samples(
+                connection,
+                worker_id=self.identity.worker_id,
+                role=self._role,
+                epochs=epochs,
+                job_id=job_id,
+                cache=self._cache,
+            )
+
+    def commit(self, commits: Sequence[SampleCommit]) -> Committed:
+        """Store commits. One that Postgres refuses for its content is set aside with the reason, no other with it."""
+        if not commits:
+            return Committed(claims=frozenset(), samples=[])
+        committed = self._commit(commits)
+        for commit in commits:
+            if commit.to_state not in RUNNABLE_STATE.values():
+                self._cache.forget(commit.sample_id)
+        return committed
+
+    def _commit(self, commits: Sequence[SampleCommit]) -> Committed:
+        try:
+            return self._commit_together(commits)
+        except (DataError, IntegrityError) as error:
+            if len(commits) == 1:
+                return self._set_aside(commits[0], error.orig or error)
+        one_by_one = [self._commit([commit]) for commit in commits]
+        return Committed(
+            claims=frozenset(claim for committed in one_by_one for claim in committed.claims),
+            samples=[sample for committed in one_by_one for sample in committed.samples],
+        )
+
+    def _set_aside(self, commit: SampleCommit, error: BaseException) -> Committed:
+        log.error("commit refused", sample_id=commit.sample_id, reason=str(error))
+        return replace(self._commit_together([failed(commit.claim, error)]), claims=frozenset())
+
+    def _commit_together(self, commits: Sequence[SampleCommit]) -> Committed:
+        identity = self.identity
+        return self.patiently(
+            lambda connection: commit_samples(
+                connection,
+                worker_id=identity.worker_id,
+                engine_id=identity.engine_id,
+                commits=commits,
+            )
+        )
+
+    def release(self, epochs: Mapping[int, int]) -> list[Runnable]:
+        """Hand samples back at their last commit. epochs: sample id → epoch."""
+        if not epochs:
+            return []
+        worker_id = self.identity.worker_id
+        return self.patiently(lambda connection: release_samples(connection, worker_id=worker_id, epochs=epochs))
+
+    def defer(self, claim: tuple[int, int], error: EngineUnavailable) -> None:
+        """Hand a sample back that the engine refused for the moment."""
+        worker_id = self.identity.worker_id
+        self.patiently(
+            lambda connection: defer_samples(
+                connection,
+                worker_id=worker_id,
+                epochs=dict([claim]),
+                error=f"{type(error).__name__}: {error}",
+                max_attempts=self._max_attempts,
+            )
+        )
+
+    def held(self, worker_id: int) -> dict[int, int]:
+        """What the database says a worker holds: sample id → epoch."""
+        with transaction(self.db_engine) as connection:
+            return held_epochs(connection, worker_id)
+
+    def settle_late_tokens(self, late: Mapping[int, int]) -> None:
+        """Mend the rows of earlier lives. late: worker id → tokens that are committed and count as dropped there."""
+        with transaction(self.db_engine) as connection:
+            for worker_id, tokens in late.items():
+                settle_late_tokens(connection, worker_id, tokens=tokens)
+
+    def patiently(self, statement: Callable[[Connection], _T]) -> _T:
+        """Try again for as long as Postgres is away or in trouble of its own (a full disk, a standby, a lock): what was
+        written stays in memory until it is stored, or refused for its content."""
+        while True:
+            try:
+                with transaction(self.db_engine) as connection:
+                    return statement(connection)
+            except (DataError, IntegrityError):
+                raise
+            except (ServiceUnavailable, DBAPIError) as error:
+                log.warning("writer waits for Postgres", reason=str(error))
+                time.sleep(RETRY_PAUSE_S)
