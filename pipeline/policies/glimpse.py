@@ -23,10 +23,10 @@ from pydantic import Field
 
 from pipeline.policies.protocol import Reading, SampleContext, Transition
 from pipeline.policies.reading.handback import HandBackWatcher
-from pipeline.policies.reading.reader import Reader, TextState
+from pipeline.policies.reading.reader import Reader, TextState, is_newlines
 from pipeline.policies.requests import Trigger
 from pipeline.policies.specs import PolicySpec
-from pipeline.policies.step_delegation import StepPolicy, StepState, goes_on_break, text_reader
+from pipeline.policies.step_delegation import StepPolicy, StepState, text_reader
 from pipeline.policies.turns import NO_SIGNALS, Tokens, Turn, fires, first_turn
 from pipeline.samples import ModelRole
 from pipeline.signals import Readings, Signal
@@ -150,7 +150,7 @@ class _FirstTokenWatcher:
         is_first, was_break = self.is_open, self._at_break
         self.reader.feed(text)
         self._at_break = self.reader.at_break
-        if was_break and self._at_break and goes_on_break(text):
+        if was_break and self._at_break and is_newlines(text):
             return False
         self.is_open = self._at_break
         entropy = (readings or {}).get(Signal.FIRST_ENTROPY)

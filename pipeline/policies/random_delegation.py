@@ -13,7 +13,7 @@ from pydantic import Field
 
 from pipeline.policies.protocol import SampleContext, Transition
 from pipeline.policies.reading.handback import HandBack, HandBackFrom
-from pipeline.policies.reading.reader import Reader
+from pipeline.policies.reading.reader import Reader, is_newlines
 from pipeline.policies.requests import Trigger
 from pipeline.policies.specs import PolicySpec
 from pipeline.policies.step_delegation import StepPolicy, StepState, text_reader
@@ -111,7 +111,7 @@ class _DraftWatcher:
 
     def feed(self, text: str, readings: Readings | None = None) -> bool:
         self.reader.feed(text)
-        begins = self.reader.at_break and not self._in_break
+        begins = self.reader.at_break and not (self._in_break and is_newlines(text))
         if text:
             self._in_break = self.reader.at_break
         if not begins:

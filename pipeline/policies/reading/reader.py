@@ -193,3 +193,8 @@ class Reader:
         lengths = range(min(len(joined), len(self._tag) - 1), 0, -1)
         self._tag_part = next((self._tag[:length] for length in lengths if joined.endswith(self._tag[:length])), "")
         return text
+
+
+def is_newlines(text: str) -> bool:
+    """Whether a token adds nothing to a break before it but more newlines: a run of them is one break."""
+    return not text.strip(" \t\n")
