@@ -26,7 +26,7 @@ from pipeline.problems import Problem
 from pipeline.samples import ModelRole
 from pipeline.settings import EngineSettings
 from workers.engine.base import Engine, GenerateRequest, GenerateResult, Sampling
-from workers.engine.vllm.adapter import load_engine
+from workers.engine.loading import load_engine
 from workers.writing.seeds import segment_seed
 
 
@@ -162,8 +162,11 @@ LOOPS = {"one_by_one": one_by_one, "lock_step": lock_step}
 
 def serve() -> None:
     read = batches()
-    engines = {role: load_engine(str(MODELS[role]), None, role, EngineSettings()) for role in ModelRole}
-    chat = ChatModel.load(MODELS["small"])
+    chats = {role: ChatModel.load(MODELS[role]) for role in ModelRole}
+    engines = {
+        role: load_engine(chats[role], revision=None, role=role, settings=EngineSettings()) for role in ModelRole
+    }
+    chat = chats[ModelRole.SMALL]
     for batch, reply in read:
         job = LoopJob(**batch["job"] | {"samples": [tuple(sample) for sample in batch["job"]["samples"]]})
         start = time.perf_counter()

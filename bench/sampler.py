@@ -27,7 +27,6 @@ _PARTS = {
     "/redis/": "celery",
     "/sqlalchemy/": "database client",
     "/psycopg/": "database client",
-    "/psycopg_pool/": "database client",
     "/workers/engine/": "scripted engine",
     "/pipeline/policies/": "policy",
     "/pipeline/": "ours",

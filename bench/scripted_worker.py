@@ -22,7 +22,8 @@ from pipeline.settings import load_settings
 from pipeline.workforce import WorkerKind
 from workers.engine.scripted import ScriptedEngine
 from workers.engine.threaded import Ended
-from workers.processes.boot import WriterProcess, open_base
+from workers.processes.base import open_base
+from workers.processes.writer import WriterProcess
 
 _NO_BLOCKS = 1_000_000
 """Tokens per block of the pretended prefix cache: so large that hashing blocks costs nothing."""

@@ -1,4 +1,8 @@
-"""Logging: a constant event in the past tense, facts as fields, on stderr."""
+"""Logging: a constant event in the past tense, facts as fields, on stderr.
+
+Each line carries its own job, sample or worker as fields: one thread of a worker serves hundreds of samples at once, so
+there is no context of a task to take them from.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,6 @@ def configure_logging(settings: Settings) -> None:
     )
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.StackInfoRenderer(),

@@ -40,7 +40,7 @@ def _worker_settings() -> Settings:
 def small(model: Model, name: Name = None, revision: Revision = None) -> None:
     """Write with a small model."""
     settings = _worker_settings()
-    from workers.processes.boot import run_writer
+    from workers.processes.writer import run_writer
 
     end_process(run_writer(ModelRole.SMALL, model, settings, name=name, revision=revision))
 
@@ -49,7 +49,7 @@ def small(model: Model, name: Name = None, revision: Revision = None) -> None:
 def large(model: Model, name: Name = None, revision: Revision = None) -> None:
     """Write with a large model."""
     settings = _worker_settings()
-    from workers.processes.boot import run_writer
+    from workers.processes.writer import run_writer
 
     end_process(run_writer(ModelRole.LARGE, model, settings, name=name, revision=revision))
 
@@ -58,7 +58,7 @@ def large(model: Model, name: Name = None, revision: Revision = None) -> None:
 def grade() -> None:
     """Grade finished samples."""
     settings = _worker_settings()
-    from workers.processes.boot import run_grader
+    from workers.processes.grader import run_grader
 
     end_process(run_grader(settings))
 
@@ -67,7 +67,7 @@ def grade() -> None:
 def upkeep() -> None:
     """Admit, rescue, publish again, close jobs."""
     settings = _worker_settings()
-    from workers.processes.boot import run_upkeep
+    from workers.processes.upkeep import run_upkeep
 
     end_process(run_upkeep(settings))
 
@@ -84,8 +84,10 @@ def flower() -> None:
 def grade_again(job_id: int) -> None:
     """Ask the graders to grade a job's samples again; those graded by the present version are left alone."""
     from workers.grading.regrade import grade_again as publish
+    from workers.processes.base import open_base
 
-    typer.echo(publish(_settings(), job_id))
+    base = open_base(_settings())
+    typer.echo(publish(base.db_engine, base.publisher, job_id))
 
 
 def main() -> None:

@@ -398,6 +398,8 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 class _UnixTransport(xmlrpc.client.Transport):
+    """Calls supervisord over its socket file, with a time limit, which supervisor's own SupervisorTransport lacks."""
+
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path

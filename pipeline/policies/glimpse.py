@@ -21,9 +21,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from pipeline.breaks import is_newlines
 from pipeline.policies.protocol import Reading, SampleContext, Transition
 from pipeline.policies.reading.handback import HandBackWatcher
-from pipeline.policies.reading.reader import Reader, TextState, is_newlines
+from pipeline.policies.reading.reader import Reader, TextState
 from pipeline.policies.requests import Trigger
 from pipeline.policies.specs import PolicySpec
 from pipeline.policies.step_delegation import StepPolicy, StepState, text_reader

@@ -11,9 +11,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pipeline.breaks import is_newlines
 from pipeline.policies.protocol import SampleContext, Transition
 from pipeline.policies.reading.handback import HandBack, HandBackFrom
-from pipeline.policies.reading.reader import Reader, is_newlines
+from pipeline.policies.reading.reader import Reader
 from pipeline.policies.requests import Trigger
 from pipeline.policies.specs import PolicySpec
 from pipeline.policies.step_delegation import StepPolicy, StepState, text_reader

@@ -23,7 +23,8 @@ from typing import Any, NoReturn
 WORKER = "tests.chaos.worker"
 MODULES = (
     "celery.apps.worker", "celery.concurrency.prefork", "celery.concurrency.thread", "celery.worker.consumer",
-    "celery.worker.strategy", "kombu.transport.redis", "pipeline.embedded.launcher", "workers.processes.boot",
+    "celery.worker.strategy", "kombu.transport.redis", "pipeline.embedded.launcher", "workers.processes.grader",
+    "workers.processes.upkeep", "workers.processes.writer",
     "workers.engine.scripted", WORKER,
 )  # fmt: skip
 

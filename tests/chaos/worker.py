@@ -215,7 +215,8 @@ def run_writer(role_name: str, phases: Phases) -> int:
     from pipeline.settings import load_settings
     from pipeline.workforce import WorkerKind
     from tests.chaos.models import MODELS
-    from workers.processes.boot import WriterProcess, open_base
+    from workers.processes.base import open_base
+    from workers.processes.writer import WriterProcess
 
     role = ModelRole(role_name)
     pass_after(phases, "claiming", writing, "claim_samples")
@@ -258,7 +259,7 @@ def _engine_maker() -> Callable[..., Any]:
 def run_grader(phases: Phases) -> int:
     import workers.grading.grader as grading
     from pipeline.settings import load_settings
-    from workers.processes.boot import run_grader as run
+    from workers.processes.grader import run_grader as run
 
     pass_before(phases, "claimed", grading, "_run")
     pass_after(phases, "committing", grading, "end_grade")
@@ -268,14 +269,14 @@ def run_grader(phases: Phases) -> int:
 
 
 def run_upkeep(phases: Phases) -> int:
-    import workers.processes.boot as boot
+    import workers.processes.upkeep as process
     import workers.upkeep.rounds as upkeep
     from pipeline.settings import load_settings
+    from workers.processes.base import open_base
 
     pass_after(phases, "admitting", upkeep, "admit_samples")
     pass_after(phases, "settling", upkeep, "settle_workers")
     pass_after(phases, "closing", upkeep, "close_jobs")
-    open_base = boot.open_base
 
     def phased_base(*args: Any, **kwargs: Any) -> Any:
         base = open_base(*args, **kwargs)
@@ -283,8 +284,8 @@ def run_upkeep(phases: Phases) -> int:
         _through_relay(base.publisher, phases)
         return base
 
-    setattr(boot, "open_base", phased_base)  # noqa: B010  # an assignment is typed
-    return boot.run_upkeep(load_settings())
+    setattr(process, "open_base", phased_base)  # noqa: B010  # an assignment is typed
+    return process.run_upkeep(load_settings())
 
 
 def run_submit(phases: Phases) -> int:

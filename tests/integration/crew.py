@@ -36,13 +36,14 @@ from pipeline.policies.reading.cues import CueLists
 from pipeline.policies.speculative_thinking.improved import SpeculativeThinkingSpec
 from pipeline.problems import load_problem_set
 from pipeline.samples import RUNNABLE_STATE, ModelRole
-from pipeline.settings import EngineSettings, LeaseSettings
+from pipeline.settings import EngineSettings, LeaseSettings, VllmSettings
 from pipeline.workforce import WorkerKind
 from tests.conftest import TEMPLATE, with_database
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
 from workers.engine.base import Engine, EngineStats
-from workers.engine.vllm.adapter import InlineEngine, load_engine
+from workers.engine.loading import load_engine
+from workers.engine.vllm.inline import InlineEngine
 from workers.processes.lease import LeaseKeeper
 from workers.writing.writer import Identity, Writer
 
@@ -68,12 +69,11 @@ _stepping = threading.Lock()
 def load_inline(model: Path, role: ModelRole) -> InlineEngine:
     """An engine of its own; the engines of this process step in turn: vLLM keeps what a step needs in globals."""
     settings = EngineSettings(
-        process="inline",
         max_model_len=1024,
         max_in_flight=128,
-        cpu_kv_cache_gib=0.1,
+        vllm=VllmSettings(process="inline", cpu_kv_cache_gib=0.1),
     )
-    engine = load_engine(str(model), None, role, settings)
+    engine = load_engine(ChatModel.load(model), revision=None, role=role, settings=settings)
     assert isinstance(engine, InlineEngine)
     get_output = engine._client.get_output
 
@@ -114,6 +114,28 @@ class Member:
     """The engine's totals when it was hired."""
 
 
+class MemberHolder:
+    """Holds a member's lease, as its worker process would."""
+
+    def __init__(self, writer: Writer, engine_id: int, max_in_flight: int) -> None:
+        self._writer = writer
+        self._engine_id = engine_id
+        self._max_in_flight = max_in_flight
+        self._start = writer.counters()  # an engine that was another crew's before has counted already
+
+    def counters(self) -> WorkerCounters:
+        return replace(self._writer.counters().since(self._start), num_slots=self._max_in_flight)
+
+    def lease_renewed(self, worker_id: int) -> None:
+        self._writer.reconcile(worker_id)
+
+    def lease_lost(self) -> None:
+        self._writer.retire()
+
+    def lease_renewed_as(self, worker_id: int) -> None:
+        self._writer.adopt(Identity(worker_id=worker_id, engine_id=self._engine_id))
+
+
 class Crew:
     """Workers on one database."""
 
@@ -146,17 +168,7 @@ class Crew:
             max_in_flight=max_in_flight,
             ttl=dt.timedelta(hours=1),
         )
-        member: Member
-        start = WorkerCounters()
-        lease = LeaseKeeper(
-            self.db_engine,
-            registration,
-            LeaseSettings(ttl_s=600, renew_interval_s=0.2),
-            counters=lambda: replace(member.writer.counters().since(start), num_slots=max_in_flight),
-            on_renewed=lambda worker_id: member.writer.reconcile(worker_id),
-            on_lost=lambda: member.writer.retire(),
-            on_new_life=lambda worker_id: member.writer.adopt(Identity(worker_id=worker_id, engine_id=engine_id)),
-        )
+        lease = LeaseKeeper(self.db_engine, registration, LeaseSettings(ttl_s=600, renew_interval_s=0.2))
         writer = Writer(
             role=role,
             engine=engine,
@@ -166,10 +178,9 @@ class Crew:
             identity=Identity(worker_id=lease.worker_id, engine_id=engine_id),
             on_engine_death=lambda: None,
         )
-        start = writer.counters()  # an engine that was another crew's before has counted already
         member = Member(writer, engine, role, lease, engine.stats())
         self.members.append(member)
-        lease.start()
+        lease.start(MemberHolder(writer, engine_id, max_in_flight))
         return member
 
     def submit(

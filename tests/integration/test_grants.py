@@ -36,7 +36,7 @@ from tests.integration.test_protocol import TTL, claim, commit, make_job, make_w
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
 from workers.grading.grader import grade_samples
-from workers.upkeep.rollups import Counter
+from workers.upkeep.rollups import RollupRefresher
 from workers.upkeep.rounds import Upkeep
 
 Ask = Callable[[DatabaseRole, str], list[tuple[object, ...]]]
@@ -299,7 +299,7 @@ def test_each_worker_does_its_work_with_the_rights_of_its_role_alone(
         job = make_job(connection, num_problems=4)
     publisher = Publisher(Celery("grants", broker="memory://", set_as_current=False))
     upkeep = Upkeep(logins[DatabaseRole.UPKEEP], publisher, Settings())
-    counter = Counter(logins[DatabaseRole.UPKEEP])
+    refresher = RollupRefresher(logins[DatabaseRole.UPKEEP])
     with transaction(logins[DatabaseRole.WRITER]) as connection:
         worker = make_worker(connection)
     with session(logins[DatabaseRole.UPKEEP]) as connection:
@@ -349,10 +349,10 @@ def test_each_worker_does_its_work_with_the_rights_of_its_role_alone(
     with transaction(db_engine) as connection:
         connection.execute(text("UPDATE jobs SET state = 'cancelled', finished_at = clock_timestamp()"))
     upkeep.round()  # ends the samples of a cancel whose client died
-    assert counter.count_jobs() == 1
+    assert refresher.count_jobs() == 1
     with transaction(db_engine) as connection:
         connection.execute(text("UPDATE lots SET changed_at = '2001-01-01'"))
-    assert counter.count_lots() == 1
+    assert refresher.refresh_rollups() == 1
     with transaction(logins[DatabaseRole.UPKEEP]) as connection:
         postpone_lot(connection, Lot(job, 0), by=TTL)
     with transaction(db_engine) as connection:

@@ -14,17 +14,28 @@ from pipeline.db.workforce import Registration
 from pipeline.errors import ServiceUnavailable
 from pipeline.settings import LeaseSettings
 from pipeline.workforce import WorkerKind
-from workers.processes.lease import LeaseKeeper
+from workers.processes.lease import HoldsNothing, LeaseKeeper
 
 pytestmark = pytest.mark.integration
+
+
+class Noting(HoldsNothing):
+    """Notes the ids of later registrations."""
+
+    def __init__(self) -> None:
+        self.renewed_as: list[int] = []
+
+    def lease_renewed_as(self, worker_id: int) -> None:
+        self.renewed_as.append(worker_id)
 
 
 def test_life_whose_registration_was_answered_to_nobody_is_not_taken_for_its_own(
     db_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = LeaseSettings()
-    lives: list[int] = []
-    keeper = LeaseKeeper(db_engine, registration(settings), settings, on_new_life=lives.append)
+    settings = LeaseSettings(ttl_s=600, renew_interval_s=200)  # renewed by hand
+    holder = Noting()
+    keeper = LeaseKeeper(db_engine, registration(settings), settings)
+    keeper.start(holder)
     first = keeper.worker_id
     with transaction(db_engine) as connection:
         connection.execute(
@@ -44,10 +55,11 @@ def test_life_whose_registration_was_answered_to_nobody_is_not_taken_for_its_own
     monkeypatch.setattr("workers.processes.lease.transaction", lose_the_second_answer)
     with pytest.raises(ServiceUnavailable):
         keeper._renew()
-    assert (keeper.worker_id, lives) == (first, [])
+    assert (keeper.worker_id, holder.renewed_as) == (first, [])
     keeper._renew()
-    assert lives == [keeper.worker_id]
+    assert holder.renewed_as == [keeper.worker_id]
     assert keeper.worker_id != first
+    keeper.stop()
 
 
 def registration(settings: LeaseSettings) -> Registration:

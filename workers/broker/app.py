@@ -38,7 +38,7 @@ CONFIG: dict[str, Any] = {
         "priority_steps": PRIORITY_STEPS,
         "queue_order_strategy": "priority",
         "health_check_interval": 3,  # a half-open connection of the consumer costs 4 to 7 s; with 10: 11 to 21
-        # A dead connection costs so long, also the thread that stores segments, which publishes between two commits.
+        # How long a dead connection holds up a thread, also the one that stores segments and publishes between commits.
         "socket_timeout": 5,
         "socket_connect_timeout": 5,
         "socket_keepalive": True,

@@ -32,7 +32,8 @@ MAX_FOLLOWED = 64
 """Jobs that one upkeep worker shows at a time; as many more may wait for it."""
 
 SILENCE_S = 5.0
-"""After a failure nothing is sent for so long: it may have taken as long to fail, and whoever stores segments waits."""
+"""Pause after a failed send, in which nothing is sent: a send may take this long to fail, and the thread that stores
+segments waits for it."""
 
 _TASK_OF_STATE = {
     SampleState.READY: DRAFT,
@@ -69,10 +70,10 @@ class Publisher:
         max_shared: int = MAX_SHARED,
         max_depth: int | None = None,
     ) -> None:
-        """Tell whoever can go on with these samples; those in other states, and suspects, are left out.
+        """Wake the workers that can go on with these samples. Leaves out suspects, and states that nobody works on.
 
-        max_shared: samples in one message to whoever takes it first; those that go to one worker's own queue travel as
-        full as may be. max_depth: leave out queues that hold so many messages already.
+        max_shared: most samples in one message on a queue that several workers read; a message on one worker's own
+        queue is filled up. max_depth: skip queues that hold this many messages.
         """
         groups: dict[Route, list[Runnable]] = defaultdict(list)
         for sample in samples:
@@ -83,7 +84,7 @@ class Publisher:
                 self._send_all(route, group, max_shared if group[0].home_queue is None else MAX_SAMPLES)
 
     def publish_alone(self, suspects: Sequence[Runnable]) -> None:
-        """Tell whoever can go on with these suspects, one by one."""
+        """Wake a worker for each of these suspects, in a message of its own."""
         for sample in suspects:
             self._send(_route(sample), [sample])
 

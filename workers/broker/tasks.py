@@ -17,7 +17,7 @@ from pipeline.db.session import transaction
 from pipeline.db.upkeep import mark_followed
 from pipeline.errors import NotFound, ServiceUnavailable
 from pipeline.results.reports import JobProgress
-from workers.broker import transport as wire
+from workers.broker.forms import accept
 from workers.broker.messages import JobMessage, SamplesMessage
 from workers.broker.publish import FOLLOW
 
@@ -40,7 +40,7 @@ def _checked(kind: type[Message], message: object, *, task: str) -> Message | No
 
 def add_samples_task(app: Celery, name: str, handle: Callable[[SamplesMessage], str], **options: Any) -> None:
     """Add a task that hands the samples of its message to a part of this process; no other app gets it (shared)."""
-    wire.accept(name, SamplesMessage)
+    accept(name, SamplesMessage)
 
     @app.task(name=name, shared=False, **options)
     def run(message: object) -> str:
@@ -56,7 +56,7 @@ def add_samples_task(app: Celery, name: str, handle: Callable[[SamplesMessage], 
 
 def add_follow_task(app: Celery, db_engine: DbEngine, stop: threading.Event) -> None:
     """Add the task that lives as long as a job and shows its progress in Flower."""
-    wire.accept(FOLLOW, JobMessage)
+    accept(FOLLOW, JobMessage)
 
     @app.task(name=FOLLOW, bind=True, shared=False)
     def follow(self: Task, message: object) -> str:
@@ -65,7 +65,7 @@ def add_follow_task(app: Celery, db_engine: DbEngine, stop: threading.Event) -> 
 
 
 def _follow(task: Task, db_engine: DbEngine, job_id: int, stop: threading.Event) -> str:
-    """Until the job ends, or this process is told to; for as long as Postgres is away nothing is shown."""
+    """Show progress until the job or this process ends; nothing while Postgres is away."""
     line, is_away = "", False
     while True:
         progress: JobProgress | None = None

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
+from sqlalchemy import Engine as DbEngine
+
 from pipeline.db.grading import gradable_samples
 from pipeline.db.hops import get_job_config, select_runnable
 from pipeline.db.reports import select_progress
 from pipeline.db.session import transaction
 from pipeline.errors import NotFound, ServiceUnavailable
 from pipeline.grading import make_grader
-from pipeline.settings import Settings
-from workers.processes.boot import open_base
+from workers.broker.publish import Publisher
 
 
-def grade_again(settings: Settings, job_id: int) -> str:
+def grade_again(db_engine: DbEngine, publisher: Publisher, job_id: int) -> str:
     """Send the complete samples of a job that have no grade by the present version of its grader to the graders.
 
     A message that Redis loses, or a grader that dies, leaves its samples with their former grades: called again, this
     finds them. Raises NotFound where the job has no complete sample; ServiceUnavailable where Redis does not take them.
     """
-    base = open_base(settings)
-    with transaction(base.db_engine) as connection:
+    with transaction(db_engine) as connection:
         select_progress(connection, [job_id])  # raises where there is no such job
         grader = make_grader(get_job_config(connection, job_id).grader)
         gradable = gradable_samples(connection, job_id, grader=grader.name, version=grader.version)
         samples = select_runnable(connection, gradable.sample_ids)
     if not samples and not gradable.num_graded:
         raise NotFound(f"job {job_id} has no complete samples to grade")
-    sent = base.publisher.publish_grading(job_id, samples)
+    sent = publisher.publish_grading(job_id, samples)
     if sent < len(samples):
         raise ServiceUnavailable(f"Redis took {sent} of {len(samples)} samples; the same command sends the rest")
     graded = f"{gradable.num_graded} have a grade by {grader.name} {grader.version} already"

@@ -29,9 +29,9 @@ REFRESH_S = 5.0
 class GuardedFlower(Flower):  # type: ignore[misc]  # flower has no types
     """Flower as we serve it.
 
-    Flower asks workers for their queues once, at its own start, and never those of later ones: here it asks again. It
-    shows its metrics to anybody, password or not: here they want it too. Without a password it lets every web page that
-    its user visits read along: here a browser is told not to, and only requests to a loopback name are answered.
+    Flower asks workers for their queues once, at its own start: here it asks again, for those that start later. Flower
+    shows its metrics without a password: here they need it too. Without a password, any web page that its user visits
+    could read it: here headers forbid that, and only requests to a loopback name are answered.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -43,7 +43,7 @@ class GuardedFlower(Flower):  # type: ignore[misc]  # flower has no types
         super().start()
 
     def find_handler(self, request: Any, **options: Any) -> Any:
-        """A name that others made to mean this machine gets no answer."""
+        """Refuse a request by another name: somebody may have made that name point to this machine."""
         if not self.options.basic_auth and not _is_loopback(request.host_name.strip("[]")):
             return self.get_handler_delegate(request, web.ErrorHandler, {"status_code": 421})
         return super().find_handler(request, **options)

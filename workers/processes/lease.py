@@ -10,7 +10,7 @@ import datetime as dt
 import os
 import signal
 import threading
-from collections.abc import Callable
+from typing import Protocol
 
 import structlog
 from sqlalchemy import Engine as DbEngine
@@ -32,35 +32,51 @@ from pipeline.workforce import WorkerEnd
 log = structlog.get_logger()
 
 
+class LeaseHolder(Protocol):
+    """Who works under a lease. Called from the lease's thread."""
+
+    def counters(self) -> WorkerCounters:
+        """Totals since the process began: each heartbeat stores them."""
+        ...
+
+    def lease_renewed(self, worker_id: int) -> None:
+        """After each heartbeat."""
+        ...
+
+    def lease_lost(self) -> None:
+        """As soon as a lapse is noticed."""
+        ...
+
+    def lease_renewed_as(self, worker_id: int) -> None:
+        """After a lapse, once the process is registered again under another id."""
+        ...
+
+
+class HoldsNothing:
+    """A process that claims no samples: nothing to count, nothing to abandon."""
+
+    def counters(self) -> WorkerCounters:
+        return WorkerCounters()
+
+    def lease_renewed(self, worker_id: int) -> None: ...
+
+    def lease_lost(self) -> None: ...
+
+    def lease_renewed_as(self, worker_id: int) -> None: ...
+
+
 class LeaseKeeper:
-    """Keeps one worker process registered.
+    """Keeps one worker process registered: under ``worker_id`` once it is made, renewed from ``start`` to ``stop``."""
 
-    counters: what to book with each heartbeat. on_renewed: called after each heartbeat with the worker's id.
-    on_lost: called as soon as a lapse is noticed; on_new_life: with the new id after it.
-    """
-
-    def __init__(
-        self,
-        db_engine: DbEngine,
-        registration: Registration,
-        settings: LeaseSettings,
-        *,
-        counters: Callable[[], WorkerCounters] = WorkerCounters,
-        on_renewed: Callable[[int], None] = lambda worker_id: None,
-        on_lost: Callable[[], None] = lambda: None,
-        on_new_life: Callable[[int], None] = lambda worker_id: None,
-    ) -> None:
+    def __init__(self, db_engine: DbEngine, registration: Registration, settings: LeaseSettings) -> None:
         self._db_engine = db_engine
         self._registration = registration
         self._ttl = dt.timedelta(seconds=settings.ttl_s)
         self._interval_s = settings.renew_interval_s
-        self._counters = counters
-        self._on_renewed = on_renewed
-        self._on_lost = on_lost
-        self._on_new_life = on_new_life
+        self._holder: LeaseHolder = HoldsNothing()
         self._stop = threading.Event()
         self._before = WorkerCounters()
-        """The counters when this life began: they run on through a process's lives, and each life books its own."""
+        """The counters when this registration began: they run on through all of a process's, each stores its own."""
         self._thread = threading.Thread(target=self._renew_forever, name="lease", daemon=True)
         self.worker_id = self._register()
 
@@ -71,8 +87,9 @@ class LeaseKeeper:
         log.info("worker registered", worker_id=worker_id, kind=self._registration.kind.value)
         return worker_id
 
-    def start(self) -> None:
-        """Begin to renew."""
+    def start(self, holder: LeaseHolder | None = None) -> None:
+        """Begin to renew. holder: None for a process that claims no samples."""
+        self._holder = holder or self._holder
         self._thread.start()
 
     def _renew_forever(self) -> None:
@@ -91,23 +108,25 @@ class LeaseKeeper:
     def _renew(self) -> None:
         try:
             with transaction(self._db_engine) as connection:
-                renew_worker(connection, self.worker_id, ttl=self._ttl, counters=self._counters().since(self._before))
+                renew_worker(
+                    connection, self.worker_id, ttl=self._ttl, counters=self._holder.counters().since(self._before)
+                )
         except LeaseLost:
             log.warning("lease lost", worker_id=self.worker_id)
-            self._on_lost()
-            self._begin_again()
-            self._on_new_life(self.worker_id)
+            self._holder.lease_lost()
+            self._register_again()
+            self._holder.lease_renewed_as(self.worker_id)
         else:
-            self._on_renewed(self.worker_id)
+            self._holder.lease_renewed(self.worker_id)
 
-    def _begin_again(self) -> None:
-        """End the books of the life that lapsed, and begin a new one."""
-        total = self._counters().closed()
+    def _register_again(self) -> None:
+        """Finalize the counters of the registration that lapsed, and begin a new one."""
+        total = self._holder.counters().closed()
         with transaction(self._db_engine) as connection:
             close_books(connection, self.worker_id, total.since(self._before))
             worker_id = register_worker(connection, self._registration)
             check_current(connection)
-        # Not before the commit's answer: where that is lost, the life that nobody knows of lapses; this is repeated.
+        # Not before the commit's answer: where that is lost, a registration that nobody knows of lapses; this repeats.
         self.worker_id, self._before = worker_id, total
         log.info("worker registered", worker_id=self.worker_id, kind=self._registration.kind.value)
 
@@ -118,7 +137,7 @@ class LeaseKeeper:
             self._thread.join(timeout=10)
         try:
             with transaction(self._db_engine) as connection:
-                counters = self._counters().since(self._before).closed()
+                counters = self._holder.counters().since(self._before).closed()
                 end_worker(connection, self.worker_id, counters, reason=reason)
         except ServiceUnavailable as error:
             log.warning("lease not given up", worker_id=self.worker_id, reason=str(error))

@@ -7,7 +7,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from pipeline.policies.reading.reader import Reader, SentenceEndFinder, is_newlines
+from pipeline.breaks import is_newlines
+from pipeline.policies.reading.reader import Reader, SentenceEndFinder
 from pipeline.signals import Readings
 
 HandBack: TypeAlias = Literal["sentence", "break", "tokens"]

@@ -24,9 +24,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from pipeline.breaks import BreakFinder
 from pipeline.policies.protocol import SampleContext, Transition
 from pipeline.policies.reading.cues import LooseReading, SentenceClass, read_loosely
-from pipeline.policies.reading.reader import BreakFinder
 from pipeline.policies.requests import Trigger
 from pipeline.policies.speculative_thinking.rules import SHORT_TAKEOVERS, Count, ReflectionState, VerifyingRules
 from pipeline.policies.turns import PairPolicy, Tokens, Turn, fires, first_turn, whole_characters

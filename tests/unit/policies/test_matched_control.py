@@ -9,10 +9,10 @@ from random import Random
 
 import pytest
 
+from pipeline.breaks import BreakFinder
 from pipeline.jobs.matching import matched_values
 from pipeline.policies import PolicySpec, parse_policy, policy_names
 from pipeline.policies.protocol import SampleContext
-from pipeline.policies.reading.reader import BreakFinder
 from pipeline.policies.requests import Generate, Insert, Written
 from pipeline.samples import ModelRole, Piece, SegmentFinish
 from pipeline.signals import Signal

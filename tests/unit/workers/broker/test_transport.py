@@ -1,4 +1,4 @@
-"""What workers.broker.transport mends in kombu's transport; what it lets through is tested with real servers."""
+"""What is mended in kombu's channel; what the transport lets through is tested with real servers."""
 
 from __future__ import annotations
 

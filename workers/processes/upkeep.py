@@ -1,0 +1,45 @@
+"""The upkeep worker: the duties in a thread, the progress of running jobs as tasks."""
+
+from __future__ import annotations
+
+import threading
+
+from pipeline.settings import Settings
+from pipeline.workforce import WorkerKind
+from workers.broker import queues
+from workers.broker.publish import MAX_FOLLOWED
+from workers.broker.tasks import add_follow_task
+from workers.processes.base import on_shutdown, open_base, open_beside, registration, run_celery
+from workers.processes.lease import LeaseKeeper
+from workers.processes.shutdown import EarlySignals
+from workers.upkeep.rounds import Upkeep
+
+
+def run_upkeep(settings: Settings) -> int:
+    """The upkeep worker, until it is told to stop."""
+    base = open_base(settings, WorkerKind.UPKEEP)
+    stop = threading.Event()
+    followers = open_beside(WorkerKind.UPKEEP, settings)  # dozens: they take no connection from rounds and lease
+    add_follow_task(base.app, followers, stop)
+    on_shutdown(stop.set)
+    upkeep = Upkeep(base.db_engine, base.publisher, settings)
+    early = EarlySignals()
+    lease = LeaseKeeper(
+        base.db_engine,
+        registration(WorkerKind.UPKEEP, settings, queue=queues.UPKEEP, max_in_flight=0),
+        settings.lease,
+    )
+    lease.start()
+    upkeep.start()
+    try:
+        return run_celery(
+            base.app,
+            name="upkeep",
+            pool="threads",
+            concurrency=MAX_FOLLOWED,
+            read=[queues.UPKEEP],
+            early=early,
+        )
+    finally:
+        upkeep.stop()
+        lease.stop()

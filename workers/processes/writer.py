@@ -1,0 +1,164 @@
+"""A small or large worker: engine, writer, lease and Celery worker, tied together.
+
+The model is loaded before Celery starts: a model that cannot be loaded ends the process with a clear error, which a
+Celery signal would swallow.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import sys
+
+import structlog
+
+from pipeline.chat.model import ChatModel, served_name
+from pipeline.db.session import transaction
+from pipeline.db.workforce import WorkerCounters, put_engine
+from pipeline.samples import ModelRole
+from pipeline.settings import Settings
+from pipeline.workforce import WorkerEnd, WorkerKind
+from workers.broker import queues
+from workers.broker.publish import ASSIST, DRAFT
+from workers.broker.tasks import add_samples_task
+from workers.engine.base import Engine, EngineStats
+from workers.engine.loading import load_engine
+from workers.processes.base import Base, on_shutdown, open_base, registration, run_celery
+from workers.processes.lease import LeaseKeeper
+from workers.processes.shutdown import EarlySignals
+from workers.writing.writer import Identity, Writer
+
+log = structlog.get_logger()
+
+_SWITCH_INTERVAL_S = 0.0001
+"""How long one thread may keep the interpreter from the others. The engine's thread lets go of it at each small
+operation of vLLM's, and with Python's own number, 5 ms, it often waits that long to go on: a quarter of a job's speed
+on two cores."""
+
+_SPARE_THREADS = 8
+"""Task threads beside those that wait for a sample."""
+
+_TASKS = {ModelRole.SMALL: DRAFT, ModelRole.LARGE: ASSIST}
+
+
+def run_writer(
+    role: ModelRole,
+    model: str,
+    settings: Settings,
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+) -> int:
+    """A small or large worker, until it is told to stop. Raises ConfigurationError when the model cannot be loaded."""
+    base = open_base(settings, WorkerKind(role.value))
+    chat = ChatModel.load(model, revision=revision)
+    engine = load_engine(chat, revision=revision, role=role, settings=settings.engine)
+    return WriterProcess(base, role, engine, chat, name or served_name(model)).run()
+
+
+def end_reason(stats: EngineStats, *, stall_after_s: float) -> WorkerEnd | None:
+    """Why a worker must end because of its engine; None while it can go on."""
+    if stats.is_dead:
+        return WorkerEnd.ENGINE_DIED
+    return WorkerEnd.ENGINE_STALLED if stats.last_token_age_s > stall_after_s else None
+
+
+class WriterProcess:
+    """One small or large worker; the holder of its lease."""
+
+    def __init__(self, base: Base, role: ModelRole, engine: Engine, chat: ChatModel, model: str) -> None:
+        self._base = base
+        self._role = role
+        self._engine = engine
+        self._queues = (queues.own_queue(role, model), queues.model_queue(role, model))
+        self._early = EarlySignals()
+        self._engine_id = self._put_engine(chat, model)
+        self._lease = LeaseKeeper(
+            base.db_engine,
+            registration(
+                WorkerKind(role.value),
+                base.settings,
+                queue=self._queues[0],
+                max_in_flight=engine.max_in_flight,
+                model=model,
+                engine_id=self._engine_id,
+            ),
+            base.settings.lease,
+        )
+        self._writer = Writer(
+            role=role,
+            engine=engine,
+            chat=chat,
+            db_engine=base.db_engine,
+            publisher=base.publisher,
+            identity=self._identity(self._lease.worker_id),
+            on_engine_death=self._die,
+            max_attempts=base.settings.engine.max_attempts,
+            admit_ahead=base.settings.upkeep.admit_ahead,
+        )
+
+    def _put_engine(self, chat: ChatModel, model: str) -> int:
+        info = self._engine.info
+        with transaction(self._base.db_engine) as connection:
+            return put_engine(
+                connection,
+                kind=info.kind,
+                version=info.version,
+                model=model,
+                model_fingerprint=chat.fingerprint,
+                vocabulary_sha256=chat.vocabulary_sha256,
+                settings=dict(info.settings),
+            )
+
+    def _identity(self, worker_id: int) -> Identity:
+        return Identity(worker_id=worker_id, engine_id=self._engine_id)
+
+    def run(self) -> int:
+        """Run until told to stop; then drain, hand the rest back and give up the lease."""
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        add_samples_task(self._base.app, _TASKS[self._role], self._writer.write)
+        on_shutdown(lambda: self._writer.drain(self._base.settings.lease.drain_s))
+        self._lease.start(self)
+        num_waiting = math.ceil(self._engine.max_in_flight * self._base.settings.upkeep.admit_ahead)
+        try:
+            return run_celery(
+                self._base.app,
+                name=self._queues[0],
+                pool="threads",
+                concurrency=num_waiting + _SPARE_THREADS,
+                read=self._queues,
+                early=self._early,
+            )
+        finally:
+            self._writer.close()
+            self._lease.stop()
+            self._engine.close()
+
+    # As the holder of a lease
+
+    def counters(self) -> WorkerCounters:
+        return self._writer.counters()
+
+    def lease_renewed(self, worker_id: int) -> None:
+        """Take stock, and watch the engine: one that dies idle has no request to say so."""
+        self._writer.reconcile(worker_id)
+        reason = end_reason(self._engine.stats(), stall_after_s=self._base.settings.engine.stall_after_s)
+        if reason is not None:
+            self._die(reason)
+
+    def lease_lost(self) -> None:
+        self._writer.retire()
+
+    def lease_renewed_as(self, worker_id: int) -> None:
+        self._writer.adopt(self._identity(worker_id))
+
+    def _die(self, reason: WorkerEnd = WorkerEnd.ENGINE_DIED) -> None:
+        """The engine is gone: give the lease up, so that the samples go back at once, and end for the supervisor."""
+        log.error("worker ends because of its engine", worker_id=self._lease.worker_id, reason=reason.value)
+        try:
+            self._lease.stop(reason)
+        finally:  # whatever Postgres says: without an engine this process must not go on
+            for process in multiprocessing.active_children():  # an engine beside it that hangs hears nothing else
+                process.kill()
+            os._exit(1)
