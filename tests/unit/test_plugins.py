@@ -163,11 +163,11 @@ def test_a_package_brings_a_grader_and_a_prompt_template(site: Path) -> None:
         "grader": "mine 3",
         "prompt_template": "mine 3",
     }
-    config.check_same_versions()
+    config.check_same_version("prompt_template")
     older = config.model_dump(mode="json")
     older["plugins"]["grader"]["version"] = "2"
     with pytest.raises(ConfigurationError, match="'strict' of mine 2, but here is mine 3"):
-        JobConfig.model_validate(older).check_same_versions()
+        JobConfig.model_validate(older).check_same_version("grader")
 
 
 def test_this_programs_own_names_have_no_origin() -> None:
