@@ -40,6 +40,7 @@ _FILES = (
     "generation_config.json",
 )
 _STAND_IN = "\ue000the user's message\ue001"  # private-use characters: no template has them
+_ANSWER, _NEXT_MESSAGE = "\ue000the answer\ue001", "\ue000the next message\ue001"
 _MAX_PENDING = 16
 _MAX_TOKENS_IN_CHARACTER = 4  # UTF-8 has at most four bytes in a character, and a token has at least one
 
@@ -210,6 +211,29 @@ class ChatModel:
             joined += self._encode(part)
         return joined
 
+    def turn_ids(self, question: str, opening: str = "") -> list[int]:
+        """What follows the assistant's text where the user says something more, up to where the reply goes on.
+
+        opening: how the reply begins. Text of control tokens in either becomes their ids. Only the template's frame is
+        rendered, never the text before: several templates drop earlier thinking. Raises ConfigurationError for a
+        template that does not show a conversation of three messages.
+        """
+        before, after = self._turn_frame()
+        return self.encode_text(before + question + after + opening)
+
+    def _turn_frame(self) -> tuple[str, str]:
+        """What the template writes between the assistant's text and a next message, and after that."""
+        messages = [("user", _STAND_IN), ("assistant", _ANSWER), ("user", _NEXT_MESSAGE)]
+        rendered = self._render_messages([{"role": role, "content": content} for role, content in messages])
+        _, has_answer, rest = rendered.partition(_ANSWER)
+        before, has_next, after = rest.partition(_NEXT_MESSAGE)
+        if not (has_answer and has_next):
+            raise ConfigurationError(
+                f"{self.name}: its chat template does not show an answer and a next message after it, so that nothing "
+                "can be asked in a turn of its own"
+            )
+        return before, after
+
     def encode_text(self, text: str) -> list[int]:
         """The ids of text that goes on after other tokens; text of control tokens becomes their ids."""
         if self._lead:  # a tokenizer that puts a space before a text: none in the middle of one
@@ -263,6 +287,12 @@ class ChatModel:
     def think_start(self) -> str:
         """The opening think tag, '' for a model without one."""
         return THINK_TAGS[self.think_end] if self.think_end else ""
+
+    @property
+    def think_end_id(self) -> int | None:
+        """The closing think tag's id; None where it is no single token."""
+        token_id: int | None = self.tokenizer.token_to_id(self.think_end) if self.think_end else None
+        return token_id
 
     @property
     def tags_are_tokens(self) -> bool:
@@ -336,16 +366,16 @@ class ChatModel:
         return token_ids
 
     def _render(self, user_message: str) -> str:
+        return self._render_messages([{"role": "user", "content": user_message}])
+
+    def _render_messages(self, messages: list[dict[str, str]]) -> str:
         import jinja2
 
         try:
-            return self._template.render(
-                messages=[{"role": "user", "content": user_message}],
-                add_generation_prompt=True,
-                **self.template_variables,
-            )
+            return self._template.render(messages=messages, add_generation_prompt=True, **self.template_variables)
         except jinja2.TemplateError as error:
-            raise ConfigurationError(f"{self.name}: its chat template refuses a user message: {error}") from error
+            told = "a user message" if len(messages) == 1 else f"a conversation of {len(messages)} messages"
+            raise ConfigurationError(f"{self.name}: its chat template refuses {told}: {error}") from error
 
     @cached_property
     def _template(self) -> Template:

@@ -7,27 +7,16 @@ of the output belongs to the first step.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pipeline.breaks import BreakFinder
 from pipeline.policies.reading.cues import CueLists, SentenceClass, classify
 from pipeline.samples import Author
+from pipeline.segments import Segment
 
 CLASS_TOKENS = 20
 """First tokens of a step that give its class. Source: n1 of arXiv 2504.12329."""
-
-NO_TAKEOVER = frozenset({"start", "resume", "peek_kept"})
-"""Triggers of writing that takes nothing over. peek_kept: the small model's own words, put back by the policy."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SegmentText:
-    """One segment as steps are made of it. texts: what each of its tokens added to the text."""
-
-    author: Author
-    texts: Sequence[str]
-    trigger: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +48,7 @@ class _Token:
     """The trigger of the takeover that begins with this token."""
 
 
-def split_steps(segments: Iterable[SegmentText], cues: CueLists) -> tuple[Step, ...]:
+def split_steps(segments: Iterable[Segment], cues: CueLists) -> tuple[Step, ...]:
     """The steps of a sample's segments, in order; their texts joined are its text. cues: give their classes."""
     steps: list[Step] = []
     start = 0
@@ -69,11 +58,10 @@ def split_steps(segments: Iterable[SegmentText], cues: CueLists) -> tuple[Step, 
     return tuple(steps)
 
 
-def _tokens(segments: Iterable[SegmentText]) -> Iterator[_Token]:
+def _tokens(segments: Iterable[Segment]) -> Iterator[_Token]:
     for segment in segments:
-        takes_over = segment.author is not Author.SMALL and segment.trigger not in NO_TAKEOVER
-        takeover = segment.trigger if takes_over else None
-        for text in segment.texts:
+        takeover = segment.trigger if segment.takes_over else None
+        for text in segment.kept.texts:
             yield _Token(text, segment.author, takeover)
             takeover = None
 

@@ -14,7 +14,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigurationError
-from pipeline.samples import Piece
+from pipeline.samples import Author, Piece
+from pipeline.segments import Segment
 
 if TYPE_CHECKING:
     from pipeline.chat.model import ChatModel
@@ -30,25 +31,16 @@ class ThinkPhase:
     """Whether the prompt has opened it, so that the text begins inside; else the text has the opening tag."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """A part of a text as it is handed over. is_own: by the model that it is handed to."""
-
-    piece: Piece
-    vocabulary_sha256: str
-    is_own: bool
-
-
 def settle_think_phase(opener: ChatModel, other: ChatModel | None = None) -> ThinkPhase:
     """How a job's texts mark the think phase. Raises ConfigurationError for a pair that cannot write one text."""
     model = other if other is not None and not opener.think_end else opener
     phase = ThinkPhase(end=model.think_end, opened=model.starts_in_think)
     for chat in filter(None, (opener, other)):
-        Listener(chat, phase)
+        ThinkTagTranslator(chat, phase)
     return phase
 
 
-class Listener:
+class ThinkTagTranslator:
     """One model among a job's: from the job's texts to its ids, and from its text to the job's.
 
     Raises ConfigurationError where the model marks the think phase in another way than the job and its text cannot be
@@ -72,22 +64,24 @@ class Listener:
                 )
             self._tags = {chat.think_end: phase.end, chat.think_start: THINK_TAGS[phase.end]}
 
-    def output_ids(self, parts: Iterable[Part]) -> list[int]:
+    def output_ids(self, segments: Iterable[Segment], *, own: Author) -> list[int]:
         """What follows this model's prompt: the text so far as its ids.
 
         What it wrote itself, and what was written in its vocabulary, as the very ids; the rest as the ids of its text.
+        own: the author that this model is.
         """
         start = f"{self._chat.think_start}\n" if self._opens else ""
         token_ids = self._chat.encode_output(start) if start else []
         unfinished = 0
-        for index, (as_ids, run) in enumerate(groupby(parts, self._takes_ids)):
-            pieces = [part.piece for part in run]
+        runs = groupby(segments, lambda segment: self._takes_ids(segment, is_own=segment.author is own))
+        for index, (as_ids, run) in enumerate(runs):
+            pieces = [segment.kept for segment in run]
             if as_ids:
                 token_ids += [token_id for piece in pieces for token_id in piece.token_ids]
                 unfinished = _num_unfinished([text for piece in pieces for text in piece.texts])
             else:
                 del token_ids[len(token_ids) - unfinished :]  # no ids of another vocabulary can end that character
-                heard = self._heard("".join(piece.text for piece in pieces), is_start=index == 0)
+                heard = self._from_job("".join(piece.text for piece in pieces), is_start=index == 0)
                 token_ids += self._chat.encode_output(heard)
         return token_ids
 
@@ -96,26 +90,31 @@ class Listener:
         """Whether its text differs from the job's."""
         return self._translates
 
-    def say(self, text: str) -> str:
+    def from_job(self, text: str) -> str:
+        """A text of the job's as this model writes it, in the middle of an output."""
+        for own, shared in self._tags.items():
+            text = text.replace(shared, own)
+        return text
+
+    def to_job(self, text: str) -> str:
         """The job's text for what one of this model's tokens added."""
         for own, shared in self._tags.items():
             text = text.replace(own, shared)
         return text
 
-    def said(self, piece: Piece) -> Piece:
+    def piece_to_job(self, piece: Piece) -> Piece:
         """A piece of this model's with the job's text."""
         if not self._translates:
             return piece
-        return Piece(token_ids=piece.token_ids, texts=tuple(map(self.say, piece.texts)))
+        return Piece(token_ids=piece.token_ids, texts=tuple(map(self.to_job, piece.texts)))
 
-    def _takes_ids(self, part: Part) -> bool:
-        if part.vocabulary_sha256 != self._chat.vocabulary_sha256:
+    def _takes_ids(self, segment: Segment, *, is_own: bool) -> bool:
+        if segment.vocabulary_sha256 != self._chat.vocabulary_sha256:
             return False
-        return part.is_own or not (self._translates or self._is_opened)
+        return is_own or not (self._translates or self._is_opened)
 
-    def _heard(self, text: str, *, is_start: bool) -> str:
-        for own, shared in self._tags.items():
-            text = text.replace(shared, own)
+    def _from_job(self, text: str, *, is_start: bool) -> str:
+        text = self.from_job(text)
         start = self._chat.think_start
         if is_start and self._is_opened and text.lstrip().startswith(start):
             return text.lstrip().removeprefix(start).removeprefix("\n")

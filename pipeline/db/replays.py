@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import TypeAlias
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, RowMapping, TextClause, text
 
+from pipeline.db.context_cache import aside_columns, segment_columns, stored_aside, stored_segment
 from pipeline.errors import NotFound
 from pipeline.jobs.config import JobConfig
-from pipeline.results.replay import StoredSample, StoredSegment, StoredStep
-from pipeline.samples import Author, FinishReason, SampleState, SegmentFinish
+from pipeline.results.stored import StoredSample, StoredStep
+from pipeline.samples import Author, FinishReason, SampleState
+from pipeline.segments import StoredAside, StoredSegment, signal_values
+from pipeline.signals import Signal, SignalValues
 
 _BATCH = 100
+_NOT_OF_THE_ROW = {"config", "think_end", "problem", "sample_id", "segments", "asides", "steps"}
+_SAMPLE_COLUMNS = ", ".join(f"s.{each.name}" for each in fields(StoredSample) if each.name not in _NOT_OF_THE_ROW)
+_STEP_COLUMNS = ", ".join(f"t.{each.name}" for each in fields(StoredStep))
 
-
-def _columns(of: type[Any], table: str) -> str:
-    return ", ".join(f"{table}.{field.name}" for field in fields(of))
-
-
-_SELECT = text("""
-    SELECT s.id AS sample_id, s.job_id, j.config, j.think_end, p.external_id AS problem, s.sample_index, s.state,
-           s.policy_state, s.next_max_tokens, s.next_trigger, s.next_cue, s.num_segments, s.num_takeovers,
-           s.tokens_small, s.tokens_large, s.tokens_inserted, s.discarded_small, s.discarded_large, s.finish_reason,
-           s.max_tokens
+_SELECT = text(f"""
+    SELECT s.id AS sample_id, j.config, j.think_end, p.external_id AS problem, {_SAMPLE_COLUMNS}
     FROM samples s JOIN jobs j ON j.id = s.job_id JOIN problems p ON p.id = s.problem_id
     WHERE s.id = ANY(:ids) ORDER BY s.id
 """)
 _SELECT_SEGMENTS = text(f"""
-    SELECT g.sample_id, {_columns(StoredSegment, "g")} FROM segments g
+    SELECT g.sample_id, {segment_columns("g")} FROM segments g JOIN engines e ON e.id = g.engine_id
     WHERE g.sample_id = ANY(:ids) ORDER BY g.sample_id, g.segment_index
 """)
+_SELECT_ASIDES = text(f"""
+    SELECT a.sample_id, {aside_columns("a")} FROM asides a JOIN engines e ON e.id = a.engine_id
+    WHERE a.sample_id = ANY(:ids) ORDER BY a.sample_id, a.aside_index
+""")
+_SELECT_SIGNALS = text("""
+    SELECT n.sample_id, n.kind, n.index, n.name, n.places, n.values FROM signals n WHERE n.sample_id = ANY(:ids)
+""")
 _SELECT_STEPS = text(f"""
-    SELECT t.sample_id, {_columns(StoredStep, "t")} FROM steps t
+    SELECT t.sample_id, {_STEP_COLUMNS} FROM steps t
     WHERE t.sample_id = ANY(:ids) ORDER BY t.sample_id, t.step_index
 """)
 _SELECT_COMPLETE = text("SELECT id FROM samples WHERE job_id = :job AND state IN ('finished', 'graded') ORDER BY id")
@@ -57,18 +63,20 @@ def stream_complete_samples(connection: Connection, job_id: int) -> Iterator[Sto
 
 
 def _load(connection: Connection, sample_ids: list[int]) -> list[StoredSample]:
-    segments: dict[int, list[StoredSegment]] = {}
-    steps: dict[int, list[StoredStep]] = {}
-    for row in connection.execute(_SELECT_SEGMENTS, {"ids": sample_ids}).mappings():
-        values = dict(row)
-        values |= {
-            "author": Author(row["author"]),
-            "finish": SegmentFinish(row["finish"]) if row["finish"] else None,
-        }
-        segments.setdefault(values.pop("sample_id"), []).append(StoredSegment(**values))
-    for row in connection.execute(_SELECT_STEPS, {"ids": sample_ids}).mappings():
+    signals = _load_signals(connection, sample_ids)
+    segments: dict[int, list[StoredSegment]] = defaultdict(list)
+    asides: dict[int, list[StoredAside]] = defaultdict(list)
+    steps: dict[int, list[StoredStep]] = defaultdict(list)
+    for row in _rows(connection, _SELECT_SEGMENTS, sample_ids):
+        read = signals.get((row["sample_id"], "segment", row["segment_index"]), {})
+        num_tokens = len(row["token_ids"]) + len(row["discarded_ids"])
+        segments[row["sample_id"]].append(stored_segment(row, signals=_values(read, num_tokens)))
+    for row in _rows(connection, _SELECT_ASIDES, sample_ids):
+        read = signals.get((row["sample_id"], "aside", row["aside_index"]), {})
+        asides[row["sample_id"]].append(stored_aside(row, signals=_values(read, len(row["token_ids"]))))
+    for row in _rows(connection, _SELECT_STEPS, sample_ids):
         values = {**row, "author": Author(row["author"])}
-        steps.setdefault(values.pop("sample_id"), []).append(StoredStep(**values))
+        steps[values.pop("sample_id")].append(StoredStep(**values))
     return [
         StoredSample(
             **{
@@ -77,8 +85,29 @@ def _load(connection: Connection, sample_ids: list[int]) -> list[StoredSample]:
                 "state": SampleState(row["state"]),
                 "finish_reason": FinishReason(row["finish_reason"]) if row["finish_reason"] else None,
             },
-            segments=tuple(segments.get(row["sample_id"], ())),
-            steps=tuple(steps.get(row["sample_id"], ())),
+            segments=tuple(segments[row["sample_id"]]),
+            asides=tuple(asides[row["sample_id"]]),
+            steps=tuple(steps[row["sample_id"]]),
         )
-        for row in connection.execute(_SELECT, {"ids": sample_ids}).mappings()
+        for row in _rows(connection, _SELECT, sample_ids)
     ]
+
+
+def _rows(connection: Connection, statement: TextClause, sample_ids: list[int]) -> Sequence[RowMapping]:
+    return connection.execute(statement, {"ids": sample_ids}).mappings().all()
+
+
+_Place: TypeAlias = tuple[int, str, int]
+"""Sample, kind and index."""
+
+
+def _load_signals(connection: Connection, sample_ids: list[int]) -> dict[_Place, dict[str, RowMapping]]:
+    """Rows of signals by what they are of, and by name."""
+    found: dict[_Place, dict[str, RowMapping]] = defaultdict(dict)
+    for row in _rows(connection, _SELECT_SIGNALS, sample_ids):
+        found[row["sample_id"], row["kind"], row["index"]][row["name"]] = row
+    return found
+
+
+def _values(rows: Mapping[str, RowMapping], num_tokens: int) -> SignalValues:
+    return {Signal(name): signal_values(row["places"], row["values"], num_tokens) for name, row in rows.items()}

@@ -286,10 +286,10 @@ def stream_results(connection: Connection, job_id: int, *, only_final: bool, bat
 
 
 _SELECT_SEGMENTS = text("""
-    SELECT g.segment_index, g.author, g.trigger, g.cue, g.text, g.discarded_text, cardinality(g.token_ids) AS tokens,
-           cardinality(g.discarded_ids) AS tokens_discarded, g.tokens_generated, g.prompt_tokens, g.cached_tokens,
-           g.finish, g.wait_seconds, g.queue_seconds, g.first_token_seconds, g.write_seconds, g.worker_id, e.model,
-           g.committed_at
+    SELECT g.segment_index, g.author, g.trigger, g.cue, g.takes_over, g.text, g.discarded_text,
+           cardinality(g.token_ids) AS tokens, cardinality(g.discarded_ids) AS tokens_discarded, g.tokens_generated,
+           g.prompt_tokens, g.cached_tokens, g.finish, g.wait_seconds, g.queue_seconds, g.first_token_seconds,
+           g.write_seconds, g.worker_id, e.model, g.committed_at
     FROM segments g JOIN engines e ON e.id = g.engine_id WHERE g.sample_id = :sample ORDER BY g.segment_index
 """)
 

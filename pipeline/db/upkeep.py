@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from pipeline.db.hops import RUNNABLE_COLUMNS, Runnable, runnable, select_runnable
+from pipeline.db.runnable import RUNNABLE_COLUMNS, Runnable, runnable, select_runnable
 from pipeline.jobs.config import JobState
 from pipeline.samples import SUSPECT_AFTER
 

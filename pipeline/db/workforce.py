@@ -122,27 +122,27 @@ def renew_worker(
         raise LeaseLost(worker_id)
 
 
-_CLOSE_BOOKS = text("""
+_FINALIZE_COUNTERS = text("""
     UPDATE workers SET num_in_flight = 0, tokens_generated = :tokens_generated, tokens_committed = :tokens_committed,
         tokens_dropped = :tokens_dropped, prompt_tokens = :prompt_tokens, cached_tokens = :cached_tokens
     WHERE id = :worker
 """)
 
 
-def close_books(connection: Connection, worker_id: int, counters: WorkerCounters) -> None:
+def finalize_counters(connection: Connection, worker_id: int, counters: WorkerCounters) -> None:
     """Book the last counters of a life whose lease has lapsed."""
-    connection.execute(_CLOSE_BOOKS, asdict(counters) | {"worker": worker_id})
+    connection.execute(_FINALIZE_COUNTERS, asdict(counters) | {"worker": worker_id})
 
 
-_AMEND_BOOKS = text("""
+_SETTLE_LATE_TOKENS = text("""
     UPDATE workers SET tokens_committed = tokens_committed + :tokens, tokens_dropped = tokens_dropped - :tokens
     WHERE id = :worker
 """)
 
 
-def amend_books(connection: Connection, worker_id: int, *, tokens: int) -> None:
-    """Book tokens of a closed life as committed that were taken for dropped: the commit's answer came too late."""
-    connection.execute(_AMEND_BOOKS, {"worker": worker_id, "tokens": tokens})
+def settle_late_tokens(connection: Connection, worker_id: int, *, tokens: int) -> None:
+    """Count tokens of a closed row as committed that were taken for dropped: the commit's answer came too late."""
+    connection.execute(_SETTLE_LATE_TOKENS, {"worker": worker_id, "tokens": tokens})
 
 
 _END = text("""

@@ -18,9 +18,9 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.policies.baselines import SingleModelPolicy
-from pipeline.policies.protocol import Policy, PolicyState, SampleContext, Transition, Watcher
+from pipeline.policies.protocol import Policy, PolicyState, SampleContext, Transition, Watcher, asks_of
 from pipeline.policies.reading.reader import Reader, TextState
-from pipeline.policies.requests import Answered, Event, Finish, Generate, Insert, Take, Trigger, Written
+from pipeline.policies.requests import Answered, Ask, Event, Finish, Generate, Insert, Take, Trigger, Written
 from pipeline.policies.step_delegation import text_reader
 from pipeline.policies.turns import fires, most_tokens, readings_of, whole_characters
 from pipeline.samples import FinishReason, ModelRole
@@ -115,6 +115,10 @@ class Guarded:
     def roles(self) -> frozenset[ModelRole]:
         return self._policy.roles
 
+    @property
+    def asks(self) -> tuple[Ask, ...]:
+        return asks_of(self._policy)
+
     def start(self, context: SampleContext) -> Transition:
         return self._wrap(self._policy.start(context))
 
@@ -171,6 +175,10 @@ class Exiting:
     @property
     def roles(self) -> frozenset[ModelRole]:
         return self._policy.roles | {self._exit.answer_role}
+
+    @property
+    def asks(self) -> tuple[Ask, ...]:
+        return asks_of(self._policy)
 
     def start(self, context: SampleContext) -> Transition:
         return self._wrap(context, self._policy.start(context), text=TextState(), num_tokens=0)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-from pipeline.policies.requests import Event, Finish, Insert, Request, Take
+from pipeline.policies.requests import Ask, Event, Finish, Insert, Request, Take
 from pipeline.samples import ModelRole
 from pipeline.signals import Readings
 
@@ -99,3 +99,12 @@ class Policy(Protocol):
     def advance(self, context: SampleContext, state: PolicyState, event: Event) -> Transition:
         """What to keep of what was written, and what to do next."""
         ...
+
+
+def asks_of(policy: Policy) -> tuple[Ask, ...]:
+    """One Ask of each kind that a policy makes, where it has such a list as ``asks``.
+
+    Its question, turn, opening and labels are tried on the model of its role when a worker takes up the job, so that
+    none of a job's samples is begun that could not be asked.
+    """
+    return tuple(getattr(policy, "asks", ()))

@@ -1,128 +1,57 @@
 """Replay: what is stored of a sample is fed through its policy again, and every decision is compared.
 
-A policy is a pure function of what the models wrote, so that a stored run decides the same again, to the token, or
-something is wrong with what is stored or with the policy. Replay needs no model: ids are checked against the hash that
-was stored with them.
+A policy is a pure function of what the models wrote and of what was read of it, so that a stored run decides the same
+again, to the token, or something is wrong with what is stored or with the policy. Replay needs no model: ids and
+readings are checked against the hash that was stored with them, and never measured again.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, assert_never
 
 import orjson
 
-from pipeline.chat.steps import SegmentText, split_steps
+from pipeline.chat.steps import split_steps
 from pipeline.chat.translation import first_prompt_tokens
 from pipeline.errors import PipelineError
-from pipeline.jobs.config import JobConfig
-from pipeline.policies.base import Finish, Generate, Insert, Keep, PolicyState, SampleContext, Transition, Written
-from pipeline.samples import FINAL_STATES, Author, FinishReason, ModelRole, Piece, SampleState, SegmentFinish
-
-WRITTEN_COLUMNS = ("segment_index", "author", "trigger", "cue", "token_ids", "text", "discarded_ids", "discarded_text",
-                   "token_lengths", "finish", "tokens_generated", "seed")  # fmt: skip
-"""Columns of a segment that say what was written; ``content_sha256`` is of them."""
-
-
-def segment_sha256(row: Mapping[str, Any]) -> str:
-    """The hash of what a segment's row says was written. row: has at least WRITTEN_COLUMNS."""
-    return hashlib.sha256(orjson.dumps([row[column] for column in WRITTEN_COLUMNS])).hexdigest()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredSegment:
-    """A row of segments, as far as replay reads it."""
-
-    segment_index: int
-    author: Author
-    trigger: str
-    cue: str
-    token_ids: Sequence[int]
-    text: str
-    discarded_ids: Sequence[int]
-    discarded_text: str
-    token_lengths: Sequence[int]
-    finish: SegmentFinish | None
-    tokens_generated: int
-    prompt_tokens: int
-    seed: int | None
-    content_sha256: str | None
-
-    @property
-    def sha256(self) -> str:
-        return segment_sha256({column: getattr(self, column) for column in WRITTEN_COLUMNS})
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """What each token added, the discarded ones included."""
-        written, texts, start = self.text + self.discarded_text, [], 0
-        for length in self.token_lengths:
-            texts.append(written[start : start + length])
-            start += length
-        return tuple(texts)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredStep:
-    """A row of steps."""
-
-    step_index: int
-    text: str
-    author: Author
-    tokens_small: int
-    tokens_large: int
-    tokens_inserted: int
-    start_token: int
-    sentence_class: str
-    trigger: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredSample:
-    """A sample with its segments and steps, in order, and what of its job decides."""
-
-    sample_id: int
-    job_id: int
-    config: JobConfig
-    think_end: str | None
-    problem: str
-    sample_index: int
-    state: SampleState
-    policy_state: PolicyState | None
-    next_max_tokens: int | None
-    next_trigger: str | None
-    next_cue: str | None
-    num_segments: int
-    num_takeovers: int
-    tokens_small: int
-    tokens_large: int
-    tokens_inserted: int
-    discarded_small: int
-    discarded_large: int
-    finish_reason: FinishReason | None
-    segments: tuple[StoredSegment, ...]
-    steps: tuple[StoredStep, ...]
-    max_tokens: int | None = None
-    """Its own budget, where that is larger than its job's."""
+from pipeline.policies.protocol import PolicyState, Reading, SampleContext, Transition
+from pipeline.policies.requests import (
+    Answered,
+    Ask,
+    Finish,
+    Generate,
+    Insert,
+    Request,
+    Take,
+    Written,
+    request_to_json,
+)
+from pipeline.results.stored import StoredSample, StoredStep
+from pipeline.samples import FINAL_STATES, Author, Piece, SampleState, SegmentFinish
+from pipeline.segments import StoredAside, StoredSegment
+from pipeline.signals import Readings, SignalValues
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Divergence:
     """The first place where what is stored is not what the policy decides.
 
-    segment_index: None where it is about the sample as a whole. what: the thing that differs, e.g. "kept tokens".
+    segment_index, aside_index: where it is; both None where it is about the sample as a whole. what: the thing that
+    differs, e.g. "kept tokens".
     """
 
     segment_index: int | None
     what: str
     stored: Any
     replayed: Any
+    aside_index: int | None = None
 
     def __str__(self) -> str:
         place = "the sample" if self.segment_index is None else f"segment {self.segment_index}"
+        place = place if self.aside_index is None else f"aside {self.aside_index}"
         return f"{place}: {self.what}: stored {self.stored!r}, replayed {self.replayed!r}"
 
 
@@ -133,23 +62,26 @@ class Replay:
     sample_id: int
     job_id: int
     num_segments: int
+    num_asides: int
     num_steps: int
     divergence: Divergence | None
 
     def __str__(self) -> str:
-        counted = f"{self.num_segments} segments and {self.num_steps} steps"
+        asides = f", {self.num_asides} asides" if self.num_asides else ""
+        counted = f"{self.num_segments} segments{asides} and {self.num_steps} steps"
         if self.divergence is None:
             return f"sample {self.sample_id}: {counted} are what the policy decides"
         return f"sample {self.sample_id}, {counted}, diverges at {self.divergence}"
 
 
 def replay(sample: StoredSample) -> Replay:
-    """Feed a sample's segments through its policy; says the first divergence. A sample at work is replayed so far.
+    """Feed what was written of a sample through its policy; says the first divergence. A sample at work is replayed so
+    far.
 
     Raises PipelineError where the sample was written before what replay needs was stored.
     """
     divergence = None
-    if sample.segments or sample.num_segments:
+    if sample.segments or sample.num_segments or sample.asides or sample.num_asides:
         try:
             _Replayer(sample).run()
         except _Diverged as found:
@@ -158,6 +90,7 @@ def replay(sample: StoredSample) -> Replay:
         sample_id=sample.sample_id,
         job_id=sample.job_id,
         num_segments=len(sample.segments),
+        num_asides=len(sample.asides),
         num_steps=len(sample.steps),
         divergence=divergence,
     )
@@ -169,12 +102,20 @@ class _Diverged(Exception):
         self.divergence = divergence
 
 
-def _compare(segment_index: int | None, **pairs: tuple[Any, Any]) -> None:
-    """what=(stored, replayed), …: raises at the first that differ."""
+def _compare(at: StoredSegment | StoredAside | int | None, /, **pairs: tuple[Any, Any]) -> None:
+    """what=(stored, replayed), …: raises at the first that differ. at: what they are about, or a segment's place."""
     for what, (stored, replayed) in pairs.items():
         if stored != replayed:
-            what = what.replace("_", " ")
-            raise _Diverged(Divergence(segment_index=segment_index, what=what, stored=stored, replayed=replayed))
+            segment_index = at.segment_index if isinstance(at, StoredSegment) else None
+            raise _Diverged(
+                Divergence(
+                    segment_index=at if isinstance(at, int) else segment_index,
+                    aside_index=at.aside_index if isinstance(at, StoredAside) else None,
+                    what=what.replace("_", " "),
+                    stored=stored,
+                    replayed=replayed,
+                )
+            )
 
 
 class _Replayer:
@@ -197,132 +138,239 @@ class _Replayer:
             think_end=sample.think_end,
             num_prompt_tokens=first_prompt_tokens(lengths) or 0,
         )
-        self._index = 0
+        self._num_segments = 0
+        self._num_asides = 0
         self._num_takeovers = 0
         self._kept: Counter[Author] = Counter()
         self._discarded: Counter[Author] = Counter()
+        self._aside: Counter[Author] = Counter()
+        self._taken: Counter[Author] = Counter()
 
     def run(self) -> None:
         transition = self._policy.start(self._context)
-        decisions = transition.decisions
         while True:
-            *inserts, last = decisions
-            for insert in inserts:
-                assert isinstance(insert, Insert)
-                self._check_inserted(self._next_segment(insert.trigger), insert)
-            if self._index >= len(self._sample.segments) or isinstance(last, Finish):
+            self._check_parts(transition.insert)
+            following = self._follow(transition.then, transition.state)
+            if following is None:
                 break
-            assert isinstance(last, Generate)
-            transition = self._check_written(self._next_segment(last.trigger), last, transition.state)
-            decisions = transition.decisions[1:]
-            ahead = decisions[-1]
-            goes_to_large = isinstance(ahead, Generate) and ahead.role is ModelRole.LARGE
-            self._num_takeovers += last.role is ModelRole.SMALL and goes_to_large
+            transition = following
         self._check_counts()
-        self._check_end(last, transition.state)
+        self._check_end(transition)
         self._check_steps()
+
+    def _follow(self, then: Request | Finish, state: PolicyState) -> Transition | None:
+        """What the policy makes of what was written for its request; None where nothing more is stored."""
+        sample = self._sample
+        if self._num_segments == len(sample.segments) and self._num_asides == len(sample.asides):
+            return None
+        match then:
+            case Finish():
+                return None
+            case Generate():
+                return self._check_written(self._next_segment(then.trigger), then, state)
+            case Ask():
+                return self._check_answered(self._next_aside(then.purpose), then, state)
+            case _:
+                assert_never(then)
 
     def _next_segment(self, trigger: str) -> StoredSegment:
         """The segment that stands where the policy wants one."""
-        index = self._index
+        index = self._num_segments
         if index >= len(self._sample.segments):
             raise _Diverged(Divergence(segment_index=index, what="segment", stored=None, replayed=trigger))
         segment = self._sample.segments[index]
         _compare(index, place=(segment.segment_index, index))
-        self._index += 1
+        self._num_segments += 1
         return segment
 
-    def _check_inserted(self, segment: StoredSegment, insert: Insert) -> None:
+    def _next_aside(self, purpose: str) -> StoredAside:
+        """The aside that stands where the policy asks."""
+        index = self._num_asides
+        if index >= len(self._sample.asides):
+            raise _Diverged(
+                Divergence(segment_index=None, aside_index=index, what="aside", stored=None, replayed=purpose)
+            )
+        aside = self._sample.asides[index]
+        _compare(aside, place=(aside.aside_index, index), after_segment=(aside.after_segment, self._num_segments))
+        self._num_asides += 1
+        return aside
+
+    # What the policy puts in.
+
+    def _check_parts(self, parts: Sequence[Take | Insert]) -> None:
+        for part in parts:
+            match part:
+                case Insert():
+                    segment = self._next_segment(part.trigger)
+                    _compare(segment, author=(segment.author, Author.INSERTED), text=(segment.text, part.text))
+                    _compare(segment, trigger=(segment.trigger, part.trigger), taken_from=(segment.taken_from, None))
+                case Take():
+                    segment = self._next_segment("take")
+                    self._check_taken(segment, part)
+                case _:
+                    assert_never(part)
+            self._check_no_request(segment)
+
+    def _check_taken(self, segment: StoredSegment, take: Take) -> None:
+        _compare(segment, taken_from=(segment.taken_from, take.index))
+        if not 0 <= take.index < self._num_asides:
+            raise _Diverged(
+                Divergence(segment_index=segment.segment_index, what="aside", stored=None, replayed=take.index)
+            )
+        aside = self._sample.asides[take.index]
+        head = aside.piece.head(take.num_tokens)
         _compare(
-            segment.segment_index,
-            author=(segment.author, Author.INSERTED),
-            trigger=(segment.trigger, insert.trigger),
-            text=(segment.text, insert.text),
+            segment,
+            author=(segment.author, aside.author),
+            trigger=(segment.trigger, aside.purpose),
+            taken_tokens=(tuple(segment.token_ids), head.token_ids),
+            text=(segment.text, head.text),
+        )
+        self._taken[segment.author] += len(segment.token_ids)
+
+    def _check_no_request(self, segment: StoredSegment) -> None:
+        """It was put in by the policy, not written for a request."""
+        _compare(
+            segment,
+            takeover=(segment.takes_over, False),
             discarded_tokens=(len(segment.discarded_ids), 0),
             finish=(segment.finish, None),
+            tokens_generated=(segment.tokens_generated, 0),
         )
-        self._check_row(segment)
+        self._check_hash(segment)
         self._kept[segment.author] += len(segment.token_ids)
 
+    # What was written for its requests.
+
     def _check_written(self, segment: StoredSegment, asked: Generate, state: PolicyState) -> Transition:
-        index = segment.segment_index
         _compare(
-            index,
+            segment,
             author=(segment.author, Author(asked.role.value)),
             trigger=(segment.trigger, asked.trigger),
             cue=(segment.cue, asked.cue),
+            takeover=(segment.takes_over, asked.takes_over),
+            taken_from=(segment.taken_from, None),
         )
-        if segment.finish is None:
-            raise _Diverged(Divergence(segment_index=index, what="finish", stored=None, replayed="of a request"))
         token_ids = (*segment.token_ids, *segment.discarded_ids)
         _compare(
-            index,
+            segment,
             tokens_with_a_length=(len(segment.token_lengths), len(token_ids)),
             characters=(len(segment.text + segment.discarded_text), sum(segment.token_lengths)),
         )
         piece = Piece(token_ids=token_ids, texts=segment.texts)
-        self._check_request(segment, piece, asked, state)
-        event = Written(role=asked.role, piece=piece, finish=segment.finish, start_token=self._kept.total())
+        event = Written(
+            role=asked.role,
+            piece=piece,
+            finish=self._check_request(segment, piece, asked, state),
+            start_token=self._kept.total(),
+            signals=segment.signals,
+        )
         transition = self._policy.advance(self._context, state, event)
-        keep = transition.decisions[0]
-        assert isinstance(keep, Keep)
-        _compare(index, kept_tokens=(len(segment.token_ids), keep.num_tokens))
-        self._check_row(segment)
-        self._kept[segment.author] += keep.num_tokens
+        _compare(segment, kept_tokens=(len(segment.token_ids), transition.keep))
+        self._check_reading(segment, transition.reading)
+        self._kept[segment.author] += len(segment.token_ids)
         self._discarded[segment.author] += len(segment.discarded_ids)
+        self._num_takeovers += segment.takes_over
         return transition
 
-    def _check_request(self, segment: StoredSegment, piece: Piece, asked: Generate, state: PolicyState) -> None:
-        """Whether the request ended where, and as, it had to."""
-        ended_by_eos = segment.finish is SegmentFinish.EOS
-        watcher = self._policy.watcher(self._context, state)
-        ended_by_watcher = watcher is not None and any(map(watcher.feed, piece.texts))
+    def _check_answered(self, aside: StoredAside, asked: Ask, state: PolicyState) -> Transition:
         _compare(
-            segment.segment_index,
-            ended_by_the_watcher=(segment.finish is SegmentFinish.WATCH, ended_by_watcher),
-            tokens_generated=(segment.tokens_generated, len(piece) + ended_by_eos),
-            is_longer_than_asked=(segment.tokens_generated > asked.max_tokens, False),
+            aside,
+            author=(aside.author, Author(asked.role.value)),
+            purpose=(aside.purpose, asked.purpose),
+            question=(aside.question, asked.question),
+            turn=(aside.turn, asked.turn),
+            opening=(aside.opening, asked.opening),
+            after_asides=([list(pair) for pair in aside.after_asides], [list(pair) for pair in asked.after]),
+            is_greedy=(aside.seed is None, asked.greedy or not aside.tokens_generated),
+            tokens_with_a_length=(len(aside.token_lengths), len(aside.token_ids)),
+            characters=(len(aside.text), sum(aside.token_lengths)),
         )
+        event = Answered(
+            index=aside.aside_index,
+            role=asked.role,
+            piece=aside.piece,
+            finish=self._check_request(aside, aside.piece, asked, state),
+            start_token=self._kept.total(),
+            top=tuple(aside.top),
+            labels=aside.labels,
+            signals=aside.signals,
+        )
+        transition = self._policy.advance(self._context, state, event)
+        _compare(aside, kept_tokens=(None, transition.keep))
+        self._check_reading(aside, transition.reading)
+        self._aside[aside.author] += len(aside.token_ids)
+        return transition
 
-    def _check_row(self, segment: StoredSegment) -> None:
-        if segment.content_sha256 is not None:
-            _compare(segment.segment_index, hash_of_what_was_written=(segment.content_sha256, segment.sha256))
+    def _check_request(
+        self, stored: StoredSegment | StoredAside, piece: Piece, asked: Request, state: PolicyState
+    ) -> SegmentFinish:
+        """Whether the request ended where, and as, it had to; how it did."""
+        if stored.finish is None:
+            _compare(stored, finish=(None, "of a request"))
+        watcher = self._policy.watcher(self._context, state)
+        texts = zip(piece.texts, _readings(stored.signals, len(piece)), strict=True)
+        ended_by_watcher = watcher is not None and any(watcher.feed(text, readings) for text, readings in texts)
+        finish = SegmentFinish(stored.finish or SegmentFinish.LENGTH)
+        _compare(
+            stored,
+            ended_by_the_watcher=(finish is SegmentFinish.WATCH, ended_by_watcher),
+            tokens_generated=(stored.tokens_generated, len(piece) + (finish is SegmentFinish.EOS)),
+            is_longer_than_asked=(stored.tokens_generated > asked.max_tokens, False),
+            signals=(sorted(stored.signals), sorted(asked.signals)),
+        )
+        return finish
+
+    def _check_reading(self, stored: StoredSegment | StoredAside, reading: Reading | None) -> None:
+        _compare(
+            stored,
+            value=(stored.value, reading.value if reading else None),
+            threshold=(stored.threshold, reading.threshold if reading else None),
+            outcome=(stored.outcome, reading.outcome if reading else None),
+        )
+        self._check_hash(stored)
+
+    def _check_hash(self, stored: StoredSegment | StoredAside) -> None:
+        if stored.content_sha256 is not None:
+            _compare(stored, hash_of_what_was_written=(stored.content_sha256, stored.sha256))
+
+    # The sample as a whole.
 
     def _check_counts(self) -> None:
         sample = self._sample
-        if self._index < len(sample.segments):
-            surplus = sample.segments[self._index]
-            raise _Diverged(
-                Divergence(segment_index=self._index, what="segment", stored=surplus.trigger, replayed=None)
-            )
+        for surplus in sample.segments[self._num_segments :]:
+            _compare(surplus, segment=(surplus.trigger, None))
+        for aside in sample.asides[self._num_asides :]:
+            _compare(aside, aside=(aside.purpose, None))
         _compare(
             None,
-            number_of_segments=(sample.num_segments, self._index),
+            number_of_segments=(sample.num_segments, self._num_segments),
+            number_of_asides=(sample.num_asides, self._num_asides),
             takeovers=(sample.num_takeovers, self._num_takeovers),
             tokens_small=(sample.tokens_small, self._kept[Author.SMALL]),
             tokens_large=(sample.tokens_large, self._kept[Author.LARGE]),
             tokens_inserted=(sample.tokens_inserted, self._kept[Author.INSERTED]),
             discarded_small=(sample.discarded_small, self._discarded[Author.SMALL]),
             discarded_large=(sample.discarded_large, self._discarded[Author.LARGE]),
+            aside_small=(sample.aside_small, self._aside[Author.SMALL]),
+            aside_large=(sample.aside_large, self._aside[Author.LARGE]),
+            taken_small=(sample.taken_small, self._taken[Author.SMALL]),
+            taken_large=(sample.taken_large, self._taken[Author.LARGE]),
         )
 
-    def _check_end(self, last: Any, state: PolicyState) -> None:
-        """last: what the policy decided after the last segment."""
+    def _check_end(self, last: Transition) -> None:
+        """last: the policy's, after all that is stored."""
         sample = self._sample
-        reason = last.reason if isinstance(last, Finish) else None
+        reason = last.then.reason if isinstance(last.then, Finish) else None
+        request = None if isinstance(last.then, Finish) else _as_stored(request_to_json(last.then))
         is_complete = sample.state in (SampleState.FINISHED, SampleState.GRADED)
-        if reason is None and is_complete:
-            reason = FinishReason.CONTEXT  # a worker found no room for what the policy asked for
         if is_complete or sample.state not in FINAL_STATES:
             _compare(None, finish_reason=(sample.finish_reason, reason))
         if sample.state is not SampleState.FAILED:
-            _compare(None, policy_state=(sample.policy_state, orjson.loads(orjson.dumps(state))))
-        if isinstance(last, Generate) and not is_complete and sample.state not in FINAL_STATES:
             _compare(
                 None,
-                next_max_tokens=(sample.next_max_tokens, last.max_tokens),
-                next_trigger=(sample.next_trigger, last.trigger),
-                next_cue=(sample.next_cue, last.cue),
+                policy_state=(sample.policy_state, _as_stored(last.state)),
+                next_request=(sample.next_request, request),
             )
 
     def _check_steps(self) -> None:
@@ -330,13 +378,20 @@ class _Replayer:
         if sample.finish_reason is None:
             _compare(None, number_of_steps=(len(sample.steps), 0))
             return
-        texts = [
-            SegmentText(author=segment.author, trigger=segment.trigger, texts=segment.texts[: len(segment.token_ids)])
-            for segment in sample.segments
-        ]
-        steps = split_steps(texts, sample.config.cues)
+        steps = split_steps(sample.segments, sample.config.cues)
         _compare(None, number_of_steps=(len(sample.steps), len(steps)))
         for stored, step in zip(sample.steps, steps, strict=True):
             for field in fields(StoredStep):
                 pair = (getattr(stored, field.name), getattr(step, field.name))
                 _compare(None, **{f"step_{step.step_index}_{field.name}": pair})
+
+
+def _readings(signals: SignalValues, num_tokens: int) -> Iterable[Readings | None]:
+    """What a watcher is given with each token: None where no signal was asked for."""
+    if not signals:
+        return [None] * num_tokens
+    return [{signal: values[place] for signal, values in signals.items()} for place in range(num_tokens)]
+
+
+def _as_stored(value: Any) -> Any:
+    return orjson.loads(orjson.dumps(value))

@@ -458,6 +458,7 @@ class SegmentReport:
     author: Author
     trigger: str
     cue: str
+    takes_over: bool
     text: str
     discarded_text: str
     tokens: int

@@ -221,7 +221,7 @@ def run_writer(role_name: str, phases: Phases) -> int:
     role = ModelRole(role_name)
     pass_after(phases, "claiming", writing, "claim_samples")
     pass_after(phases, "claimed", writing.Writer, "_claim")
-    pass_after(phases, "committing", writing, "commit_hops")
+    pass_after(phases, "committing", writing, "commit_samples")
     base = open_base(load_settings(), WorkerKind(role.value))
     pass_before(phases, "committed", base.publisher, "publish")
     _through_relay(base.publisher, phases)

@@ -130,10 +130,10 @@ class MemberHolder:
         self._writer.reconcile(worker_id)
 
     def lease_lost(self) -> None:
-        self._writer.retire()
+        self._writer.lease_lost()
 
     def lease_renewed_as(self, worker_id: int) -> None:
-        self._writer.adopt(Identity(worker_id=worker_id, engine_id=self._engine_id))
+        self._writer.lease_renewed_as(Identity(worker_id=worker_id, engine_id=self._engine_id))
 
 
 class Crew:

@@ -73,16 +73,27 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Aside:
+    epoch: int
+    worker: int
+    author: str
+    tokens: int
+    after_segment: int
+
+
+@dataclass(frozen=True, slots=True)
 class Written:
-    """One hop, as far as the model cares."""
+    """One commit, as far as the model cares: all that one claim wrote."""
 
     sample: int
     epoch: int
     to_state: str
-    segment: Segment | None
+    segments: tuple[Segment, ...]
+    asides: tuple[Aside, ...]
     index: int
-    """Of the segment."""
-    is_takeover: bool
+    """Of the first segment."""
+    first_aside: int
+    num_takeovers: int
     count: int
     """Of the policy's state."""
     finish_reason: str | None
@@ -110,6 +121,7 @@ class Sample:
     error_class: str | None = None
     score: float | None = None
     segments: list[Segment] = field(default_factory=list)
+    asides: list[Aside] = field(default_factory=list)
     events: list[tuple[str, str, int]] = field(default_factory=list)
 
     def move(self, state: str) -> None:
@@ -138,6 +150,14 @@ class Sample:
 
     def tokens(self, author: str, *, kept: bool) -> int:
         return sum((g.kept if kept else g.discarded) for g in self.segments if g.author == author)
+
+    @property
+    def writers(self) -> set[tuple[int, int]]:
+        """The claims and workers under which something is stored."""
+        return {(g.epoch, g.worker) for g in self.segments} | {(a.epoch, a.worker) for a in self.asides}
+
+    def aside_tokens(self, author: str) -> int:
+        return sum(a.tokens for a in self.asides if a.author == author)
 
 
 @dataclass(slots=True)
@@ -196,7 +216,7 @@ class Model:
         writer = {"ready": s.small_worker, "awaiting_large": s.large_worker}.get(s.state)
         home = self.workers[writer] if writer is not None else None
         queue = home.queue if home is not None and home.ended is None else None
-        return (s.id, s.epoch, s.state, queue, bool(s.segments), s.is_suspect)
+        return (s.id, s.epoch, s.state, queue, bool(s.segments or s.asides), s.is_suspect)
 
     # -- workers -----------------------------------------------------------------------------------------------------
 
@@ -236,7 +256,7 @@ class Model:
             else:
                 s.large_worker = worker
                 s.move("assisting")
-            taken[s.id] = (s.epoch, len(s.segments), s.count, s.max_tokens)
+            taken[s.id] = (s.epoch, len(s.segments), len(s.asides), s.count, s.max_tokens)
         return taken
 
     def commit(self, worker: int, hops: Sequence[Written]) -> tuple[frozenset[tuple[int, int]], Runnables]:
@@ -246,7 +266,7 @@ class Model:
             if s.epoch == hop.epoch and s.holder == worker:
                 self._store(s, hop)
                 stored.add((s.id, hop.epoch))
-            elif any(g.epoch == hop.epoch and g.worker == worker for g in s.segments):
+            elif (hop.epoch, worker) in s.writers:
                 stored.add((s.id, hop.epoch))
         return frozenset(stored), self.runnables({sample for sample, _ in stored})
 
@@ -259,11 +279,12 @@ class Model:
         s.num_rescues = s.num_attempts = 0
         s.count = hop.count
         s.next_role = {"ready": "small", "awaiting_large": "large"}.get(hop.to_state)
-        s.num_takeovers += hop.is_takeover
+        s.num_takeovers += hop.num_takeovers
         s.finish_reason = hop.finish_reason
-        if hop.segment is not None:
-            assert hop.index == len(s.segments), "the model itself would leave a gap"
-            s.segments.append(hop.segment)
+        assert hop.index == len(s.segments), "the model itself would leave a gap"
+        assert not hop.asides or hop.first_aside == len(s.asides), "likewise"
+        s.segments += hop.segments
+        s.asides += hop.asides
 
     def release(self, worker: int, epochs: Mapping[int, int]) -> Runnables:
         mine = [s for s in self.samples.values() if s.holder == worker and epochs.get(s.id) == s.epoch]
@@ -473,7 +494,9 @@ class Model:
         for s in cut:
             for segment in s.segments:
                 self.workers[segment.worker].withdrawn += segment.kept + segment.discarded
-            s.segments = []
+            for aside in s.asides:
+                self.workers[aside.worker].withdrawn += aside.tokens
+            s.segments, s.asides = [], []
             s.epoch += 1
             s.move("pending")
             s.max_tokens = max_tokens
@@ -546,6 +569,7 @@ class Model:
                     s.num_attempts, not self.is_due(s), s.next_role, s.max_tokens, s.num_takeovers, s.count,
                     s.finish_reason, s.error_class, s.score, len(s.segments), s.tokens("small", kept=True),
                     s.tokens("large", kept=True), s.tokens("small", kept=False), s.tokens("large", kept=False),
+                    len(s.asides), s.aside_tokens("small"), s.aside_tokens("large"),
                 )
                 for s in self.samples.values()
             },
@@ -553,6 +577,11 @@ class Model:
                 (s.id, index): (g.epoch, g.worker, g.author, g.kept, g.discarded)
                 for s in self.samples.values()
                 for index, g in enumerate(s.segments)
+            },
+            "asides": {
+                (s.id, index): (a.epoch, a.worker, a.author, a.tokens, a.after_segment)
+                for s in self.samples.values()
+                for index, a in enumerate(s.asides)
             },
         }  # fmt: skip
 

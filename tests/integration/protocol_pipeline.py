@@ -17,20 +17,23 @@ from celery import Celery
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
 
-from pipeline.db import hops, upkeep, workforce
+from pipeline.db import claims, commits, upkeep, workforce
 from pipeline.db import job_control as control
+from pipeline.db.claims import ClaimedSample
+from pipeline.db.commits import Committed, SampleCommit
 from pipeline.db.grading import TextGrade, begin_grade, end_grade, store_grades, time_out_grades
-from pipeline.db.hops import ClaimedSample, Hop, Runnable, SegmentRecord
+from pipeline.db.runnable import Runnable
 from pipeline.db.submissions import insert_job, put_problem_set
 from pipeline.db.workforce import Registration, WorkerCounters
 from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec
 from pipeline.policies import parse_policy
 from pipeline.problems import Problem, ProblemSet, content_sha256
 from pipeline.samples import Author, FinishReason, GradeStatus, ModelRole, Piece, SampleState, SegmentFinish
+from pipeline.segments import WrittenAside, WrittenSegment
 from pipeline.workforce import WorkerEnd, WorkerKind
 from tests.integration import protocol_model as pm
 from tests.integration.interleaving import Actor, Op, perform, run_against_each_other, seen
-from tests.integration.protocol_model import AGE_S, LOST, MINUTE, REFUSED, TTL_S, Model, Segment, Written
+from tests.integration.protocol_model import AGE_S, LOST, MINUTE, REFUSED, TTL_S, Aside, Model, Segment, Written
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
 
@@ -143,11 +146,14 @@ DUMP = text("""
              ELSE to_jsonb(published_at) END,
         num_rescues, num_attempts, coalesce(not_before > clock_timestamp(), false), next_role, max_tokens,
         num_takeovers, policy_state->'count', finish_reason, error_class, score, num_segments, tokens_small,
-        tokens_large, discarded_small, discarded_large))
+        tokens_large, discarded_small, discarded_large, num_asides, aside_small, aside_large))
      FROM samples WHERE job_id = ANY(:jobs)) AS samples,
     (SELECT json_agg(json_build_array(g.sample_id, g.segment_index, g.epoch, g.worker_id, g.author,
         cardinality(g.token_ids), cardinality(g.discarded_ids)))
-     FROM segments g JOIN samples s ON s.id = g.sample_id WHERE s.job_id = ANY(:jobs)) AS segments
+     FROM segments g JOIN samples s ON s.id = g.sample_id WHERE s.job_id = ANY(:jobs)) AS segments,
+    (SELECT json_agg(json_build_array(a.sample_id, a.aside_index, a.epoch, a.worker_id, a.author,
+        cardinality(a.token_ids), a.after_segment))
+     FROM asides a JOIN samples s ON s.id = a.sample_id WHERE s.job_id = ANY(:jobs)) AS asides
 """)
 
 
@@ -160,6 +166,7 @@ def read(connection: Connection, model: Model) -> dict[str, dict[Any, Any]]:
         "workers": {key: tuple(rest) for key, *rest in row.workers or []},
         "samples": {key: tuple(rest) for key, *rest in row.samples or []},
         "segments": {(sample, index): tuple(rest) for sample, index, *rest in row.segments or []},
+        "asides": {(sample, index): tuple(rest) for sample, index, *rest in row.asides or []},
     }
 
 
@@ -184,7 +191,13 @@ def see_settled(answer: upkeep.Settled | None) -> Any:
 
 def see_claims(answer: Sequence[ClaimedSample]) -> dict[int, tuple[Any, ...]]:
     return {
-        s.sample_id: (s.epoch, len(s.context), s.policy_state["count"] if s.policy_state else None, s.budget)
+        s.sample_id: (
+            s.epoch,
+            len(s.context.segments),
+            len(s.context.asides),
+            s.policy_state["count"] if s.policy_state else None,
+            s.budget,
+        )
         for s in answer
     }
 
@@ -205,7 +218,7 @@ class Pipeline:
         self.model = Model()
         self.post = Post()
         self.hands: list[Hand] = []
-        self.sent: list[tuple[int, list[Hop]]] = []
+        self.sent: list[tuple[int, list[SampleCommit]]] = []
         """Every commit of every worker: any may arrive once more."""
         self.readings: dict[tuple[int, int], None] = {}
         """Every text that graders have read: sample and epoch."""
@@ -306,7 +319,7 @@ class Pipeline:
 
         return Op(
             f"worker {worker} claims {epochs}",
-            lambda c: hops.claim_samples(c, worker_id=worker, role=hand.role, epochs=epochs, job_id=job),
+            lambda c: claims.claim_samples(c, worker_id=worker, role=hand.role, epochs=epochs, job_id=job),
             lambda model: model.claim(worker, epochs, job),
             learn,
             see_claims,
@@ -319,44 +332,59 @@ class Pipeline:
         works = list(hand.works.values())
         chosen = works if how_many % 3 == 0 else [works[what % len(works)]]
         outcomes = [OUTCOMES[(what + i) % len(OUTCOMES)] for i in range(len(chosen))]
-        return self.committing(hand, [self.hop(hand, *pair) for pair in zip(chosen, outcomes, strict=True)])
+        return self.committing(hand, [self.made_of(hand, *pair) for pair in zip(chosen, outcomes, strict=True)])
 
-    def hop(self, hand: Hand, work: ClaimedSample, outcome: str) -> Hop:
-        """What a worker makes of a sample."""
-        bare = Hop(sample_id=work.sample_id, epoch=work.epoch, to_state=TO_STATE[outcome])
+    def made_of(self, hand: Hand, work: ClaimedSample, outcome: str) -> SampleCommit:
+        """What a worker makes of a sample: up to three segments and an aside under one claim, or an aside alone."""
+        bare = SampleCommit(sample_id=work.sample_id, epoch=work.epoch, to_state=TO_STATE[outcome])
         if bare.to_state is SampleState.FAILED:
             return replace(bare, error_class="internal", error="it broke")
-        num_tokens = 2 + work.epoch % 2
-        piece = Piece(token_ids=tuple(range(num_tokens)), texts=("x",) * num_tokens)
-        segment = SegmentRecord(
-            author=Author(hand.role.value), trigger="start", cue="", piece=piece, num_kept=2,
-            finish=SegmentFinish.WATCH, tokens_generated=num_tokens,
-        )  # fmt: skip
+        num_segments = (work.epoch + work.sample_id) % 4
+        segments = tuple(self.segment(hand, work, index) for index in range(num_segments))
+        asides = (self.aside(hand, work),) if work.epoch % 2 or not segments else ()
         return replace(
             bare,
-            segments=(segment,),
-            num_segments_before=len(work.context),
-            is_takeover=hand.role is ModelRole.SMALL and bare.to_state is SampleState.AWAITING_LARGE,
-            policy_state={"count": len(work.context) + 1},
+            segments=segments,
+            num_segments_before=len(work.context.segments),
+            asides=asides,
+            policy_state={"count": len(work.context.segments) + 1},
             finish_reason=FINISH_REASON.get(outcome),
         )
 
-    def committing(self, hand: Hand, group: list[Hop]) -> Op:
+    @staticmethod
+    def segment(hand: Hand, work: ClaimedSample, index: int) -> WrittenSegment:
+        """The index-th that a worker writes under one claim."""
+        num_tokens = 2 + work.epoch % 2
+        return WrittenSegment(
+            author=Author(hand.role.value), trigger="start", piece=letters(num_tokens), num_kept=2,
+            finish=SegmentFinish.WATCH, tokens_generated=num_tokens, vocabulary_sha256="v",
+            takes_over=hand.role is ModelRole.LARGE and index == 0,
+        )  # fmt: skip
+
+    @staticmethod
+    def aside(hand: Hand, work: ClaimedSample) -> WrittenAside:
+        return WrittenAside(
+            author=Author(hand.role.value), aside_index=len(work.context.asides), purpose="rate",
+            after_segment=len(work.context.segments), piece=letters(1), finish=SegmentFinish.LENGTH,
+            tokens_generated=1, labels={"yes": -0.5, "no": None}, top=(-0.5,), vocabulary_sha256="v",
+        )  # fmt: skip
+
+    def committing(self, hand: Hand, group: list[SampleCommit]) -> Op:
         worker = hand.worker_id
         self.sent.append((worker, group))
 
-        def learn(answer: hops.Committed) -> None:
-            hand.drop({hop.sample_id: hop.epoch for hop in group})
+        def learn(answer: Committed) -> None:
+            hand.drop(dict(commit.claim for commit in group))
             self.publish(answer.samples)
 
         return self.commit(worker, group, learn)
 
-    def commit(self, worker: int, group: list[Hop], learn: Callable[[hops.Committed], None]) -> Op:
-        model_hops = [modelled(worker, hop) for hop in group]
+    def commit(self, worker: int, group: list[SampleCommit], learn: Callable[[Committed], None]) -> Op:
+        modelled_group = [modelled(worker, commit) for commit in group]
         return Op(
-            f"worker {worker} commits {[(hop.sample_id, hop.epoch, hop.to_state.value) for hop in group]}",
-            lambda c: hops.commit_hops(c, worker_id=worker, engine_id=self.engine_id, hops=group),
-            lambda model: model.commit(worker, model_hops),
+            f"worker {worker} commits {[(one.sample_id, one.epoch, one.to_state.value) for one in group]}",
+            lambda c: commits.commit_samples(c, worker_id=worker, engine_id=self.engine_id, commits=group),
+            lambda model: model.commit(worker, modelled_group),
             learn,
             lambda answer: (answer.claims, see_runnables(answer.samples)),
         )
@@ -380,7 +408,7 @@ class Pipeline:
 
         return Op(
             f"worker {worker} releases {epochs}",
-            lambda c: hops.release_samples(c, worker_id=worker, epochs=epochs),
+            lambda c: claims.release_samples(c, worker_id=worker, epochs=epochs),
             lambda model: model.release(worker, epochs),
             learn,
             see_runnables,
@@ -393,7 +421,7 @@ class Pipeline:
         worker, epochs = hand.worker_id, self._some(hand, which, how_many)
 
         def run(connection: Connection) -> None:
-            hops.defer_samples(
+            claims.defer_samples(
                 connection, worker_id=worker, epochs=epochs, error="busy", max_attempts=pm.LATEST_ATTEMPT
             )
             connection.execute(STRETCH, {"ids": list(epochs), "delay": dt.timedelta(seconds=DELAY_S)})
@@ -424,8 +452,8 @@ class Pipeline:
 
         def run(connection: Connection) -> tuple[dict[int, int], list[Runnable]]:
             workforce.renew_worker(connection, worker, ttl=TTL, counters=WorkerCounters())
-            held = hops.held_epochs(connection, worker)
-            return held, hops.release_samples(connection, worker_id=worker, epochs=strays(held))
+            held = claims.held_epochs(connection, worker)
+            return held, claims.release_samples(connection, worker_id=worker, epochs=strays(held))
 
         def predict(model: Model) -> Any:
             if model.renew(worker) == LOST:
@@ -710,7 +738,7 @@ class Pipeline:
     def write_all(self, hand: Hand, *outcomes: str) -> None:
         if hand.works:
             pairs = zip(hand.works.values(), itertools.cycle(outcomes), strict=False)
-            self.do(self.committing(hand, [self.hop(hand, *pair) for pair in pairs]))
+            self.do(self.committing(hand, [self.made_of(hand, *pair) for pair in pairs]))
 
     def grade_all(self, *, begins: bool = True, ends: bool = True) -> None:
         for sample in list(self.model.samples.values()):
@@ -724,21 +752,25 @@ class Pipeline:
                 connection.execute(statement)
 
 
-def modelled(worker: int, hop: Hop) -> Written:
-    """A hop as the model knows it."""
-    segment = None
-    if hop.segments:
-        [record] = hop.segments
-        discarded = len(record.piece) - record.num_kept
-        segment = Segment(hop.epoch, worker, record.author.value, record.num_kept, discarded)
+def letters(num_tokens: int) -> Piece:
+    return Piece(token_ids=tuple(range(num_tokens)), texts=("x",) * num_tokens)
+
+
+def modelled(worker: int, commit: SampleCommit) -> Written:
+    """A commit as the model knows it."""
     return Written(
-        sample=hop.sample_id,
-        epoch=hop.epoch,
-        to_state=hop.to_state.value,
-        segment=segment,
-        index=hop.num_segments_before,
-        is_takeover=hop.is_takeover,
-        count=hop.policy_state["count"] if hop.policy_state else 0,
-        finish_reason=hop.finish_reason,
-        error_class=hop.error_class,
+        sample=commit.sample_id,
+        epoch=commit.epoch,
+        to_state=commit.to_state.value,
+        segments=tuple(
+            Segment(commit.epoch, worker, g.author.value, g.num_kept, len(g.piece) - g.num_kept)
+            for g in commit.segments
+        ),
+        asides=tuple(Aside(commit.epoch, worker, a.author.value, len(a.piece), a.after_segment) for a in commit.asides),
+        index=commit.num_segments_before,
+        first_aside=commit.asides[0].aside_index if commit.asides else -1,
+        num_takeovers=sum(g.takes_over for g in commit.segments),
+        count=commit.policy_state["count"] if commit.policy_state else 0,
+        finish_reason=commit.finish_reason,
+        error_class=commit.error_class,
     )

@@ -10,7 +10,7 @@ import redis
 from celery.contrib.testing.worker import start_worker
 from kombu.transport.redis import QoS
 
-from pipeline.db.hops import Runnable
+from pipeline.db.runnable import Runnable
 from pipeline.embedded import Connections
 from pipeline.samples import SampleState
 from workers.broker import queues

@@ -18,8 +18,10 @@ from pipeline.db.replays import get_stored_sample
 from pipeline.db.session import transaction
 from pipeline.embedded import Connections
 from pipeline.policies import parse_policy
-from pipeline.results.replay import StoredSample, replay, segment_sha256
+from pipeline.results.replay import replay
+from pipeline.results.stored import StoredSample
 from pipeline.samples import Author, FinishReason, ModelRole, SampleState
+from pipeline.signals import Signal
 from tests.integration.crew import LARGE, SMALL, Crew, Engines, make_crew
 from tests.permuted import permute_vocabulary
 
@@ -240,6 +242,9 @@ def test_replay_command_says_what_a_changed_row_is(
 
 
 def test_hash_is_of_every_column_that_says_what_was_written(stored: StoredSample) -> None:
-    row = {name: getattr(stored.segments[0], name) for name in type(stored.segments[0]).__dataclass_fields__}
-    assert segment_sha256(row) == stored.segments[0].content_sha256
-    assert segment_sha256(row | {"seed": 1}) != stored.segments[0].content_sha256
+    segment = stored.segments[0]
+    assert segment.sha256 == segment.content_sha256
+    assert replace(segment, seed=1).sha256 != segment.content_sha256
+    assert replace(segment, value=0.5).sha256 != segment.content_sha256
+    assert replace(segment, signals={Signal.LOGPROB: (-0.5,)}).sha256 != segment.content_sha256
+    assert replace(segment, write_seconds=1.0, epoch=9).sha256 == segment.content_sha256

@@ -15,15 +15,16 @@ from sqlalchemy import Engine, make_url, text
 from pipeline.chat.steps import Step
 from pipeline.chat.translation import ThinkPhase
 from pipeline.db import migrate
+from pipeline.db.claims import defer_samples, held_epochs, release_samples
 from pipeline.db.grants import GRANTS, create_logins, grant_roles
-from pipeline.db.hops import defer_samples, fix_think_phase, get_job_config, held_epochs, release_samples
+from pipeline.db.job_configs import fix_think_phase, get_job_config
 from pipeline.db.reports import select_progress
 from pipeline.db.revision import require_current
+from pipeline.db.rollups import Rollup, postpone_rollup
 from pipeline.db.session import open_database, session, transaction
 from pipeline.db.tables import METADATA
-from pipeline.db.totals import Lot, postpone_lot
 from pipeline.db.upkeep import mark_followed, try_to_lead
-from pipeline.db.workforce import WorkerCounters, amend_books, close_books, end_worker, renew_worker
+from pipeline.db.workforce import WorkerCounters, end_worker, finalize_counters, renew_worker, settle_late_tokens
 from pipeline.embedded import EMBEDDED_LOGINS, Connections
 from pipeline.errors import ConfigurationError
 from pipeline.logins import DatabaseRole, Login
@@ -329,8 +330,8 @@ def test_each_worker_does_its_work_with_the_rights_of_its_role_alone(
         )
         assert len(held_epochs(connection, worker)) == 1
         renew_worker(connection, worker, ttl=TTL, counters=WorkerCounters())
-        close_books(connection, worker, WorkerCounters())
-        amend_books(connection, worker, tokens=1)
+        finalize_counters(connection, worker, WorkerCounters())
+        settle_late_tokens(connection, worker, tokens=1)
         end_worker(connection, worker, WorkerCounters())
 
     for grader_version in ("1", "2"):  # the second one changes a grade of a sample that is graded
@@ -351,10 +352,10 @@ def test_each_worker_does_its_work_with_the_rights_of_its_role_alone(
     upkeep.round()  # ends the samples of a cancel whose client died
     assert refresher.count_jobs() == 1
     with transaction(db_engine) as connection:
-        connection.execute(text("UPDATE lots SET changed_at = '2001-01-01'"))
+        connection.execute(text("UPDATE rollups SET changed_at = '2001-01-01'"))
     assert refresher.refresh_rollups() == 1
     with transaction(logins[DatabaseRole.UPKEEP]) as connection:
-        postpone_lot(connection, Lot(job, 0), by=TTL)
+        postpone_rollup(connection, Rollup(job, 0), by=TTL)
     with transaction(db_engine) as connection:
         states = set(connection.execute(text("SELECT state FROM samples")).scalars())
         assert states == {"graded", "failed", "cancelled"}

@@ -43,7 +43,7 @@ from tests.integration.rows import count_ended
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
 from workers.engine.base import GenerateRequest
-from workers.engine.scripted import ScriptedEngine
+from workers.engine.scripted import Script, ScriptedEngine
 from workers.grading.grader import grade_samples
 from workers.writing.writer import Identity, Writer
 
@@ -86,7 +86,7 @@ class Member:
         self.engine.close()
 
 
-def hire(db_engine: DbEngine, role: ModelRole, *, step_s: float = 0.0) -> Member:
+def hire(db_engine: DbEngine, role: ModelRole, *, step_s: float = 0.0, script: Script = go_on) -> Member:
     with transaction(db_engine) as connection:
         engine_id = put_engine(
             connection, kind="scripted", version="1", model=role.value, model_fingerprint="f",
@@ -99,7 +99,7 @@ def hire(db_engine: DbEngine, role: ModelRole, *, step_s: float = 0.0) -> Member
                 queue=f"{role.value}.own", max_in_flight=64, ttl=dt.timedelta(minutes=5),
             ),
         )  # fmt: skip
-    engine = ScriptedEngine(go_on, CHAT.decode_stream, step_s=step_s, max_model_len=2048, max_in_flight=64)
+    engine = ScriptedEngine(script, CHAT.decode_stream, step_s=step_s, max_model_len=2048, max_in_flight=64)
     writer = Writer(
         role=role,
         engine=engine,

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, text
 from pipeline import Client, Problem, ProblemSet
 from pipeline.cli import main
 from pipeline.db import job_control as control
-from pipeline.db.hops import ClaimedSample
+from pipeline.db.claims import ClaimedSample
 from pipeline.db.session import open_database, transaction
 from pipeline.db.tables import METADATA
 from pipeline.db.upkeep import admit_samples, close_jobs, overdue_samples
@@ -123,7 +123,9 @@ def test_resumed_job_is_published_at_once_and_goes_on_behind_its_last_segment(
     published = overdue_samples(connection, age=dt.timedelta(hours=1))
     assert [sample.sample_id for sample in published] == [sample.sample_id for sample in samples]
     again = claim(connection, worker, {sample.sample_id: sample.epoch for sample in published})
-    assert [(len(sample.context), sample.trigger) for sample in again] == [(1, "reflection")] * 2
+    assert [(len(sample.context.segments), sample.next_request["trigger"]) for sample in again] == [
+        (1, "reflection")
+    ] * 2
 
 
 def test_claim_that_takes_a_paused_job_for_running_holds_nothing_in_the_end(
@@ -291,7 +293,7 @@ def test_failed_samples_are_tried_again_from_their_last_segment_and_the_job_runs
 ) -> None:
     failed = {
         "state": "failed", "error_class": "engine_died", "num_rescues": 2, "num_attempts": 3, "epoch": 5,
-        "num_segments": 1, "next_role": "large", "next_max_tokens": 9, "next_trigger": "verify", "policy_state": "{}",
+        "num_segments": 1, "next_role": "large", "next_request": '{"trigger": "verify"}', "policy_state": "{}",
     }  # fmt: skip
     job, [sample, _, _] = ended_job(connection, [failed, {"problem": 1, "score": 1.0}, {"problem": 2, "score": 0.0}])
     change = client.retry(job)
@@ -363,7 +365,7 @@ def require_begins_anew(connection: Connection, sample: int, workers: list[int])
         assert every(connection, f"SELECT * FROM {table} WHERE sample_id = :id", id=sample) == []
     row = one(connection, "SELECT * FROM samples WHERE id = :id", id=sample)
     zero = ["num_segments", "num_takeovers", "tokens_small", "tokens_large", "tokens_inserted", "discarded_small"]
-    gone = ["policy_state", "next_role", "next_trigger", "finish_reason", "score", "ended_at", "finished_at", "error"]
+    gone = ["policy_state", "next_role", "next_request", "finish_reason", "score", "ended_at", "finished_at", "error"]
     assert [row[name] for name in zero] == [0] * len(zero)
     assert [row[name] for name in gone] == [None] * len(gone)
     assert row["state"] == "pending"

@@ -1,4 +1,4 @@
-"""The views of revision 0004, the kept totals and their speed, on cases small enough to count by hand."""
+"""Views of numbers, the kept totals and their speed, on cases small enough to count by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from pipeline.db import totals
+from pipeline.db import rollups
 from pipeline.db.grading import begin_grade, end_grade
 from pipeline.db.reports import get_stats
 from pipeline.db.upkeep import close_jobs
@@ -129,15 +129,15 @@ def job_with_takeovers(connection: Connection) -> int:
     by = writers(connection)
     small, large = by["small"], by["large"]
     add_segment(connection, ids[0], 0, "small", "s" * 8, **small)
-    add_segment(connection, ids[0], 1, "large", "l" * 2, trigger="reflection", **large)
+    add_segment(connection, ids[0], 1, "large", "l" * 2, trigger="reflection", takes_over=True, **large)
     add_segment(connection, ids[0], 2, "small", "s" * 2, trigger="resume", **small)
     add_segment(connection, ids[0], 3, "inserted", "i" * 2, trigger="too_much_reflection", **small)
-    add_segment(connection, ids[0], 4, "large", "l" * 4, trigger="too_much_reflection", **large)
+    add_segment(connection, ids[0], 4, "large", "l" * 4, trigger="too_much_reflection", takes_over=True, **large)
     add_segment(connection, ids[0], 5, "small", "s" * 2, trigger="resume", **small)
     add_segment(connection, ids[1], 0, "large", "l" * 4, trigger="start", **large)
     add_segment(connection, ids[1], 1, "small", "s" * 6, trigger="resume", **small)
     add_segment(connection, ids[2], 0, "small", "s" * 2, **small)
-    add_segment(connection, ids[2], 1, "large", "l", trigger="reflection", **large)
+    add_segment(connection, ids[2], 1, "large", "l", trigger="reflection", takes_over=True, **large)
     return job
 
 
@@ -148,7 +148,6 @@ def test_takeovers_have_a_place_and_what_followed(connection: Connection) -> Non
     assert found == [
         ("reflection", 2, 8, 0.4, "too_much_reflection", 4, 1.0),
         ("too_much_reflection", 4, 14, 0.7, "end", 2, 1.0),
-        ("start", 4, 0, 0.0, "end", 6, 0.0),
         ("reflection", 1, 2, pytest.approx(2 / 3), None, 0, None),
     ]
 
@@ -159,7 +158,6 @@ def test_takeover_flow_leaves_out_what_is_still_open(connection: Connection) -> 
     told = [(row["trigger"], row["followed_by"], row["num_takeovers"], row["mean_tokens_between"]) for row in found]
     assert told == [
         ("reflection", "too_much_reflection", 1, 4),
-        ("start", "end", 1, 6),
         ("too_much_reflection", "end", 1, 2),
     ]
     assert (found[0]["mean_position"], found[0]["mean_tokens"], found[0]["accuracy"]) == (0.4, 2, 1.0)
@@ -170,7 +168,7 @@ def test_delegation_along_the_sample_adds_up_to_the_large_models_tokens(connecti
     assert [row["tokens"] for row in found] == [3.0] * 10  # 2 of the first sample, 1 of the second
     # First sample: tokens 8-9 and 14-17 of 20, two a tenth. Second: tokens 0-3 of 10, one a tenth.
     assert [row["tokens_large"] for row in found] == [1, 1, 1, 1, 2, 0, 0, 2, 2, 0]
-    assert [row["num_takeovers"] for row in found] == [1, 0, 0, 0, 1, 0, 0, 1, 0, 0]
+    assert [row["num_takeovers"] for row in found] == [0, 0, 0, 0, 1, 0, 0, 1, 0, 0]  # the second was opened by large
     assert found[4]["share_large"] == pytest.approx(2 / 3)
 
 
@@ -358,11 +356,11 @@ def seconds(connection: Connection, query: str, **params: Any) -> float:
 def test_summary_of_100_000_samples_answers_in_a_second(connection: Connection) -> None:
     job = add_job(connection, add_problem_set(connection, 5_000), num_samples=20)
     add_many_samples(connection, job, 20)
-    connection.execute(text("SELECT make_lots(:job)"), {"job": job})  # as a submission does
+    connection.execute(text("SELECT create_rollups(:job)"), {"job": job})  # as a submission does
     query = "SELECT * FROM job_summary WHERE job_id = :job"
     assert one(connection, query, job=job)["samples_total"] == 100_000
-    for lot in totals.resting_lots(connection, quiet=dt.timedelta(0), limit=1000):  # as upkeep does while the job runs
-        assert totals.count_lot(connection, lot)
+    for rollup in rollups.refreshable_rollups(connection, quiet=dt.timedelta(0), limit=1000):  # as upkeep does
+        assert rollups.refresh_rollup(connection, rollup)
     assert min(seconds(connection, query, job=job) for _ in range(3)) < 1
     assert list(close_jobs(connection)) == count_ended(connection) == [job]
     before = num_scans(connection, "samples")

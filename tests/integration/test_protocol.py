@@ -15,6 +15,9 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import IntegrityError
 
 from pipeline.db import migrate
+from pipeline.db.claims import ClaimedSample, claim_samples, defer_samples, held_epochs, release_samples
+from pipeline.db.commits import SampleCommit, commit_samples
+from pipeline.db.context_cache import EMPTY, Context, ContextCache
 from pipeline.db.grading import (
     Gradable,
     TextGrade,
@@ -25,18 +28,6 @@ from pipeline.db.grading import (
     select_ungraded,
     store_grades,
     time_out_grades,
-)
-from pipeline.db.hops import (
-    ClaimedSample,
-    ContextMemory,
-    ContextSegment,
-    Hop,
-    SegmentRecord,
-    claim_samples,
-    commit_hops,
-    defer_samples,
-    held_epochs,
-    release_samples,
 )
 from pipeline.db.job_control import cancel_job, cancel_samples
 from pipeline.db.revision import newest_revision
@@ -56,6 +47,7 @@ from pipeline.db.workforce import Registration, WorkerCounters, end_worker, put_
 from pipeline.errors import LeaseLost
 from pipeline.jobs.config import JobConfig, JobState, ModelSpec
 from pipeline.policies import parse_policy
+from pipeline.policies.requests import Generate, request_from_json
 from pipeline.problems import Problem, ProblemSet, content_sha256
 from pipeline.samples import (
     TRANSITIONS,
@@ -68,7 +60,9 @@ from pipeline.samples import (
     SampleState,
     SegmentFinish,
 )
+from pipeline.segments import WrittenSegment
 from pipeline.workforce import WorkerEnd, WorkerKind
+from tests.pieces import stored
 
 T = TypeVar("T")
 TTL = dt.timedelta(minutes=5)
@@ -135,35 +129,39 @@ def claim(
     return claim_samples(connection, worker_id=worker, role=role, epochs=epochs)
 
 
-def written(sample: ClaimedSample, to_state: SampleState, *, kept: int = 2) -> Hop:
+NEXT = Generate(role=ModelRole.LARGE, max_tokens=20, trigger="reflection", takes_over=True)
+
+
+def written(sample: ClaimedSample, to_state: SampleState, *, kept: int = 2) -> SampleCommit:
     piece = Piece(token_ids=(5, 6, 7), texts=("one", " two", " three"))
-    return Hop(
+    return SampleCommit(
         sample_id=sample.sample_id,
         epoch=sample.epoch,
         to_state=to_state,
         segments=(
-            SegmentRecord(
+            WrittenSegment(
                 author=Author.SMALL,
                 trigger="start",
-                cue="",
                 piece=piece,
                 num_kept=kept,
                 finish=SegmentFinish.WATCH,
                 tokens_generated=3,
+                vocabulary_sha256="v",
             ),
         ),
-        num_segments_before=len(sample.context),
+        num_segments_before=len(sample.context.segments),
         policy_state={"count": 1},
-        next_max_tokens=20,
-        next_trigger="reflection",
+        next_request=NEXT,
         finish_reason=FinishReason.EOS if to_state is SampleState.FINISHED else None,
     )
 
 
-def commit(connection: Connection, worker: int, *hops: Hop) -> list[int]:
+def commit(connection: Connection, worker: int, *commits: SampleCommit) -> list[int]:
     return [
         s.sample_id
-        for s in commit_hops(connection, worker_id=worker, engine_id=make_engine(connection), hops=hops).samples
+        for s in commit_samples(
+            connection, worker_id=worker, engine_id=make_engine(connection), commits=commits
+        ).samples
     ]
 
 
@@ -247,24 +245,24 @@ def test_resumed_sample_brings_its_context(connection: Connection) -> None:
     make_job(connection, num_problems=1)
     small, large = make_worker(connection), make_worker(connection, ModelRole.LARGE)
     [sample] = claim(connection, small, admit_all(connection))
-    [runnable] = commit_hops(
+    [runnable] = commit_samples(
         connection,
         worker_id=small,
         engine_id=make_engine(connection),
-        hops=[written(sample, SampleState.AWAITING_LARGE)],
+        commits=[written(sample, SampleState.AWAITING_LARGE)],
     ).samples
     assert (runnable.state, runnable.model, runnable.resumed) == (SampleState.AWAITING_LARGE, "L", True)
     [resumed] = claim(connection, large, {runnable.sample_id: runnable.epoch}, ModelRole.LARGE)
-    assert [segment.piece for segment in resumed.context] == [Piece(token_ids=(5, 6), texts=("one", " two"))]
-    assert (resumed.policy_state, resumed.max_tokens, resumed.trigger) == ({"count": 1}, 20, "reflection")
+    assert [segment.kept for segment in resumed.context.segments] == [Piece(token_ids=(5, 6), texts=("one", " two"))]
+    assert (resumed.policy_state, request_from_json(resumed.next_request)) == ({"count": 1}, NEXT)
 
 
 def hop_over(
-    connection: Connection, worker: int, epochs: dict[int, int], to_state: SampleState, memory: ContextMemory
+    connection: Connection, worker: int, epochs: dict[int, int], to_state: SampleState, cache: ContextCache
 ) -> tuple[ClaimedSample, dict[int, int]]:
     """Claim one sample, write a segment and commit it; what was claimed, and sample id → epoch for who goes on."""
     role = ModelRole.SMALL if to_state is SampleState.AWAITING_LARGE else ModelRole.LARGE
-    [claimed] = claim_samples(connection, worker_id=worker, role=role, epochs=epochs, memory=memory)
+    [claimed] = claim_samples(connection, worker_id=worker, role=role, epochs=epochs, cache=cache)
     commit(connection, worker, written(claimed, to_state))
     return claimed, {claimed.sample_id: claimed.epoch}
 
@@ -272,18 +270,18 @@ def hop_over(
 def test_claim_reads_only_the_segments_that_came_after_what_is_remembered(connection: Connection) -> None:
     make_job(connection, num_problems=1)
     small, large = make_worker(connection), make_worker(connection, ModelRole.LARGE)
-    epochs, memory, others = admit_all(connection), ContextMemory(), ContextMemory()
+    epochs, cache, others = admit_all(connection), ContextCache(), ContextCache()
     for _ in range(3):
-        _, epochs = hop_over(connection, small, epochs, SampleState.AWAITING_LARGE, memory)
+        _, epochs = hop_over(connection, small, epochs, SampleState.AWAITING_LARGE, cache)
         _, epochs = hop_over(connection, large, epochs, SampleState.READY, others)
     connection.execute(text("UPDATE segments SET text = 'new text' WHERE segment_index = 0"))
-    [remembered] = claim_samples(connection, worker_id=small, role=ModelRole.SMALL, epochs=epochs, memory=memory)
-    assert [segment.piece.text for segment in remembered.context] == ["one two"] * 6
-    assert memory.recall(remembered.sample_id) == remembered.context
-    release_samples(connection, worker_id=small, epochs={remembered.sample_id: remembered.epoch})
-    epochs = {remembered.sample_id: remembered.epoch + 1}
+    [cached] = claim_samples(connection, worker_id=small, role=ModelRole.SMALL, epochs=epochs, cache=cache)
+    assert [segment.kept.text for segment in cached.context.segments] == ["one two"] * 6
+    assert cache.recall(cached.sample_id) == cached.context
+    release_samples(connection, worker_id=small, epochs={cached.sample_id: cached.epoch})
+    epochs = {cached.sample_id: cached.epoch + 1}
     [read] = claim_samples(connection, worker_id=small, role=ModelRole.SMALL, epochs=epochs)
-    assert [segment.piece.text for segment in read.context] == ["new tex"] + ["one two"] * 5
+    assert [segment.kept.text for segment in read.context.segments] == ["new tex"] + ["one two"] * 5
 
 
 @pytest.mark.parametrize("num_new", [1, 3, 4])
@@ -293,45 +291,42 @@ def test_what_is_remembered_of_a_sample_that_was_begun_anew_is_not_used(connecti
         (make_worker(connection), SampleState.AWAITING_LARGE),
         (make_worker(connection, ModelRole.LARGE), SampleState.READY),
     ] * 2
-    epochs, memory = admit_all(connection), ContextMemory()
+    epochs, cache = admit_all(connection), ContextCache()
     for worker, to_state in ways:
-        claimed, epochs = hop_over(connection, worker, epochs, to_state, memory)
-    assert len(memory.recall(claimed.sample_id)) == 3
+        claimed, epochs = hop_over(connection, worker, epochs, to_state, cache)
+    assert len(cache.recall(claimed.sample_id).segments) == 3
     connection.execute(text("DELETE FROM segments"))
     connection.execute(text("UPDATE samples SET num_segments = 0"))
     for worker, to_state in ways[:num_new]:
-        _, epochs = hop_over(connection, worker, epochs, to_state, ContextMemory())
+        _, epochs = hop_over(connection, worker, epochs, to_state, ContextCache())
     connection.execute(text("UPDATE segments SET text = 'begun anew'"))
     worker, to_state = ways[num_new % 2]
     role = ModelRole.SMALL if to_state is SampleState.AWAITING_LARGE else ModelRole.LARGE
-    [again] = claim_samples(connection, worker_id=worker, role=role, epochs=epochs, memory=memory)
-    assert [segment.piece.text for segment in again.context] == ["begun a"] * num_new
+    [again] = claim_samples(connection, worker_id=worker, role=role, epochs=epochs, cache=cache)
+    assert [segment.kept.text for segment in again.context.segments] == ["begun a"] * num_new
 
 
-def test_memory_of_contexts_is_bounded_and_drops_what_was_not_used_for_longest() -> None:
-    memory, context = ContextMemory(max_tokens=25), (segment_of(tokens=9),)
-    memory.keep(1, context)
-    memory.keep(2, context)
-    memory.keep(1, context)
-    memory.keep(3, context)
-    assert [memory.recall(i) for i in (1, 2, 3)] == [context, (), context]
-    memory.forget(3)
-    memory.keep(4, context)
-    assert [memory.recall(i) for i in (1, 3, 4)] == [context, (), context]
+def test_cache_of_contexts_is_bounded_and_drops_what_was_not_used_for_longest() -> None:
+    cache, context = ContextCache(max_tokens=25), context_of(tokens=9)
+    cache.keep(1, context)
+    cache.keep(2, context)
+    cache.keep(1, context)
+    cache.keep(3, context)
+    assert [cache.recall(i) for i in (1, 2, 3)] == [context, EMPTY, context]
+    cache.forget(3)
+    cache.keep(4, context)
+    assert [cache.recall(i) for i in (1, 3, 4)] == [context, EMPTY, context]
 
 
-def test_memory_of_contexts_has_a_bound_for_samples_too() -> None:
-    memory, context = ContextMemory(max_samples=2), (segment_of(tokens=1),)
+def test_cache_of_contexts_has_a_bound_for_samples_too() -> None:
+    cache, context = ContextCache(max_samples=2), context_of(tokens=1)
     for sample_id in (1, 2, 3):
-        memory.keep(sample_id, context)
-    assert [memory.recall(i) for i in (1, 2, 3)] == [(), context, context]
+        cache.keep(sample_id, context)
+    assert [cache.recall(i) for i in (1, 2, 3)] == [EMPTY, context, context]
 
 
-def segment_of(*, tokens: int) -> ContextSegment:
-    piece = Piece(token_ids=tuple(range(tokens)), texts=("x",) * tokens)
-    return ContextSegment(
-        author=Author.SMALL, trigger="start", piece=piece, vocabulary_sha256="v", prompt_tokens=1, epoch=1
-    )
+def context_of(*, tokens: int) -> Context:
+    return Context(segments=(stored(Author.SMALL, ["x"] * tokens),))
 
 
 def test_sample_goes_home_to_the_worker_that_has_its_context_cached(connection: Connection) -> None:
@@ -340,8 +335,8 @@ def test_sample_goes_home_to_the_worker_that_has_its_context_cached(connection: 
     [sample] = claim(connection, small, admit_all(connection))
     commit(connection, small, written(sample, SampleState.AWAITING_LARGE))
     [taken] = claim(connection, large, {sample.sample_id: sample.epoch}, ModelRole.LARGE)
-    [back] = commit_hops(
-        connection, worker_id=large, engine_id=make_engine(connection), hops=[written(taken, SampleState.READY)]
+    [back] = commit_samples(
+        connection, worker_id=large, engine_id=make_engine(connection), commits=[written(taken, SampleState.READY)]
     ).samples
     assert back.home_queue == "small.own"
     end_worker(connection, small, WorkerCounters())
@@ -581,7 +576,7 @@ def test_failed_sample_keeps_what_a_retry_needs(connection: Connection) -> None:
     [sample] = claim(connection, small, admit_all(connection))
     commit(connection, small, written(sample, SampleState.AWAITING_LARGE))
     [taken] = claim(connection, large, epochs_of(connection, sample.sample_id), ModelRole.LARGE)
-    failing = Hop(
+    failing = SampleCommit(
         sample_id=taken.sample_id,
         epoch=taken.epoch,
         to_state=SampleState.FAILED,
@@ -597,7 +592,7 @@ def test_failed_sample_keeps_what_a_retry_needs(connection: Connection) -> None:
     [again] = admit_samples(connection, ahead=1.0)
     assert again.state is SampleState.AWAITING_LARGE
     [resumed] = claim(connection, large, {again.sample_id: again.epoch}, ModelRole.LARGE)
-    assert (resumed.policy_state, resumed.max_tokens, resumed.trigger) == ({"count": 1}, 20, "reflection")
+    assert (resumed.policy_state, request_from_json(resumed.next_request)) == ({"count": 1}, NEXT)
 
 
 def test_released_sample_is_runnable_under_a_new_epoch(connection: Connection) -> None:

@@ -15,8 +15,9 @@ from sqlalchemy import Connection, TextClause, bindparam, text
 from sqlalchemy import Engine as DbEngine
 from sqlalchemy.exc import IntegrityError
 
-from pipeline.db import hops, upkeep, workforce
-from pipeline.db.hops import Committed, Hop, Runnable
+from pipeline.db import claims, commits, upkeep, workforce
+from pipeline.db.commits import Committed, SampleCommit
+from pipeline.db.runnable import Runnable
 from pipeline.db.session import transaction
 from tests.integration.test_protocol_machine import quick_engine, run_machine
 from tests.integration.test_protocol_pairs import run_pair
@@ -45,20 +46,20 @@ class Mutation:
 SLOW_CLOCK = dt.timedelta(minutes=5)
 
 MUTATIONS = [
-    Mutation("commit without fence", hops, "_COMMIT", "s.epoch = hop.epoch AND s.holder_id = :worker",
-             "s.epoch >= hop.epoch AND :worker > 0", r"worker \d+ commits|no transition from"),
-    Mutation("commit without epoch", hops, "_COMMIT", "s.epoch = hop.epoch AND", "",
+    Mutation("commit without fence", commits, "_COMMIT", "s.epoch = written.epoch AND s.holder_id = :worker",
+             "s.epoch >= written.epoch AND :worker > 0", r"worker \d+ commits|no transition from"),
+    Mutation("commit without epoch", commits, "_COMMIT", "s.epoch = written.epoch AND", "",
              "commits .* against .* commits", pair="commit, late commit"),
-    Mutation("commit without holder", hops, "_COMMIT", "AND s.holder_id = :worker", "",
+    Mutation("commit without holder", commits, "_COMMIT", "AND s.holder_id = :worker", "",
              r"worker \d+ commits|no transition from"),
     Mutation("lease by the worker's clock", workforce, "_RENEW", "expires_at = clock_timestamp() + :ttl",
              "expires_at = CAST(:worker_clock AS timestamptz) + :ttl", r"after worker \d+ renews:\s+workers"),
-    Mutation("claim without a lock on its worker", hops, "_CLAIM", " FOR SHARE", "",
+    Mutation("claim without a lock on its worker", claims, "_CLAIM", " FOR SHARE", "",
              "claims .* lapses .* gave what neither order gives", pair="claim, lapse"),
     Mutation("settle without a new epoch", upkeep, "_RESCUE", "epoch = s.epoch + 1, holder_id", "holder_id",
              "settle"),
-    Mutation("repeated commit taken for a stale one", hops, "_STORED_BEFORE", "WHERE g.worker_id = :worker",
-             "WHERE g.worker_id = -:worker", r"worker \d+ commits"),
+    Mutation("repeated commit taken for a stale one", commits, "_STORED_BEFORE", "g.worker_id = :worker",
+             "g.worker_id = -:worker", r"worker \d+ commits"),
     Mutation("settle locks the keys of its workers", upkeep, "_UNSETTLED", "FOR NO KEY UPDATE", "FOR UPDATE",
              "gave what neither order gives", pair="commit, lapse"),  # it passes over the worker that commits
     Mutation("settle waits for what it only publishes", upkeep, "_ORPHANED", " SKIP LOCKED", "",
@@ -117,11 +118,11 @@ def test_writer_tells_others_only_what_they_find(desk: Desk, monkeypatch: pytest
 
 
 def test_publishing_before_the_commit_is_caught(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    def commit_together(self: Writer, group: Sequence[Hop]) -> Committed:
+    def commit_together(self: Writer, group: Sequence[SampleCommit]) -> Committed:
         def statement(connection: Connection) -> Committed:
             identity = self._identity
-            committed = hops.commit_hops(
-                connection, worker_id=identity.worker_id, engine_id=identity.engine_id, hops=group
+            committed = commits.commit_samples(
+                connection, worker_id=identity.worker_id, engine_id=identity.engine_id, commits=group
             )
             self._publisher.publish(committed.samples)
             return committed

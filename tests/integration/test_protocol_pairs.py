@@ -112,7 +112,7 @@ def commit_late(machine: ProtocolMachine) -> Op:
     """Of what the first worker wrote before it lost its samples and had them again."""
     hand = machine.hands[0]
     works = [replace(work, epoch=work.epoch - 2) for work in hand.works.values()]
-    return machine.committing(hand, [machine.hop(hand, work, "finish") for work in works])
+    return machine.committing(hand, [machine.made_of(hand, work, "finish") for work in works])
 
 
 def grade(machine: ProtocolMachine) -> Op:

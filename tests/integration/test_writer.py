@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 from celery import Celery
 from pydantic import SecretStr
@@ -18,15 +17,17 @@ from sqlalchemy import Connection, make_url, text
 from sqlalchemy import Engine as DbEngine
 
 from pipeline.chat.model import ChatModel
-from pipeline.db.hops import ClaimedSample, Committed, Hop, _hop_row, claim_samples, commit_hops, held_epochs
+from pipeline.db.claims import ClaimedSample, claim_samples, held_epochs
+from pipeline.db.commits import Committed, SampleCommit, commit_samples
 from pipeline.db.job_control import cancel_job, cancel_samples
 from pipeline.db.session import open_database, transaction
 from pipeline.db.submissions import insert_job, put_problem_set
 from pipeline.db.upkeep import admit_samples, overdue_samples, settle_workers
-from pipeline.db.workforce import Registration, close_books, put_engine, register_worker
+from pipeline.db.workforce import Registration, finalize_counters, put_engine, register_worker
 from pipeline.errors import EngineUnavailable
 from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec
 from pipeline.policies import parse_policy
+from pipeline.policies.requests import Generate
 from pipeline.problems import Problem, ProblemSet, content_sha256
 from pipeline.samples import ModelRole, SampleState
 from pipeline.workforce import WorkerKind
@@ -305,7 +306,7 @@ def test_engine_that_is_busy_delays_its_samples_and_fails_them_in_the_end(db_eng
 
 
 def test_worker_that_cannot_store_any_more_ends(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.writing.writer.commit_hops", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("workers.writing.writer.commit_samples", lambda *_, **__: 1 / 0)
     threading.Thread(target=desk.writer.write, args=(desk.message,), daemon=True).start()
     assert desk.deaths.wait(timeout=20)
     assert desk.one("SELECT count(*) FROM samples WHERE state = 'drafting'") == (2,), "nothing is given up silently"
@@ -325,42 +326,52 @@ def test_claim_whose_answer_was_lost_is_handed_back_by_the_second_heartbeat(desk
             connection, worker_id=desk.worker_id, role=ModelRole.SMALL, epochs=desk.message.epochs, job_id=desk.job_id
         )
     held = {sample.sample_id: sample.epoch for sample in claimed}
-    desk.writer.release_strays([], held)
+    desk.writer.release_orphaned([], held)
     assert desk.one("SELECT count(*) FROM samples WHERE state = 'drafting'") == (2,), "it may be a claim under way"
-    desk.writer.release_strays([], held)
+    desk.writer.release_orphaned([], held)
     assert desk.one("SELECT count(*), min(epoch) FROM samples WHERE state = 'ready'") == (2, 2)
 
 
 def test_what_is_being_written_is_no_stray(slow_desk: Desk) -> None:
     thread = slow_desk.write_in_background()
     soon(lambda: len(slow_desk.writer.in_flight()) == 2)
-    held = {work.sample.sample_id: work.sample.epoch for work in slow_desk.writer.in_flight()}
+    held = dict(active.claim for active in slow_desk.writer.in_flight())
     for _ in range(3):
-        slow_desk.writer.release_strays([], held)
+        slow_desk.writer.release_orphaned([], held)
     assert slow_desk.one("SELECT count(*) FROM samples WHERE state = 'drafting'") == (2,)
     thread.join(timeout=60)
 
 
 def test_policy_state_with_a_character_that_postgres_cannot_store_is_stored_without_it(desk: Desk) -> None:
     with transaction(desk.db_engine) as connection:
-        row = _hop_row(Hop(sample_id=1, epoch=1, to_state=SampleState.READY, policy_state={"tail": ["a\x00b"]}))
-        stored = connection.execute(
-            text("SELECT CAST(:row AS jsonb)"), {"row": orjson.dumps(row).decode()}
-        ).scalar_one()
-    assert stored["policy_state"] == {"tail": ["a\ufffdb"]}
+        claimed, *_ = claim_samples(
+            connection, worker_id=desk.worker_id, role=ModelRole.SMALL, epochs=desk.message.epochs, job_id=desk.job_id
+        )
+        commit = SampleCommit(
+            sample_id=claimed.sample_id,
+            epoch=claimed.epoch,
+            to_state=SampleState.READY,
+            policy_state={"tail": ["a\x00b"]},
+            next_request=Generate(role=ModelRole.SMALL, max_tokens=1, trigger="c\x00d"),
+        )
+        commit_samples(
+            connection, worker_id=desk.worker_id, engine_id=desk.writer._identity.engine_id, commits=[commit]
+        )
+    stored = desk.one("SELECT policy_state, next_request->>'trigger' FROM samples WHERE policy_state IS NOT NULL")
+    assert stored == ({"tail": ["a\ufffdb"]}, "c\ufffdd")
 
 
 def test_commit_whose_answer_comes_after_the_lease_was_lost_is_booked_in_the_life_it_was_made_in(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def commit_and_lose_the_lease(connection: Connection, **values: Any) -> Committed:
-        committed = commit_hops(connection, **values)
-        desk.writer.retire()
+        committed = commit_samples(connection, **values)
+        desk.writer.lease_lost()
         with transaction(desk.db_engine) as other:
-            close_books(other, desk.worker_id, desk.writer.counters().closed())
+            finalize_counters(other, desk.worker_id, desk.writer.counters().closed())
         return committed
 
-    monkeypatch.setattr("workers.writing.writer.commit_hops", commit_and_lose_the_lease)
+    monkeypatch.setattr("workers.writing.writer.commit_samples", commit_and_lose_the_lease)
     one_sample = SamplesMessage(job_id=desk.message.job_id, samples=desk.message.samples[:1])  # two may be two commits
     desk.writer.write(one_sample)
     desk.writer.reconcile(desk.worker_id)

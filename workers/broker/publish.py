@@ -15,7 +15,7 @@ from celery import Celery
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
-from pipeline.db.hops import Runnable
+from pipeline.db.runnable import Runnable
 from pipeline.samples import ModelRole, SampleState
 from workers.broker import queues
 from workers.broker.messages import MAX_SAMPLES, MAX_SHARED, JobMessage, SamplesMessage

@@ -5,8 +5,9 @@ from __future__ import annotations
 from sqlalchemy import Engine as DbEngine
 
 from pipeline.db.grading import gradable_samples
-from pipeline.db.hops import get_job_config, select_runnable
+from pipeline.db.job_configs import get_job_config
 from pipeline.db.reports import select_progress
+from pipeline.db.runnable import select_runnable
 from pipeline.db.session import transaction
 from pipeline.errors import NotFound, ServiceUnavailable
 from pipeline.grading import make_grader

@@ -20,8 +20,8 @@ from pipeline.db.session import transaction
 from pipeline.db.workforce import (
     Registration,
     WorkerCounters,
-    close_books,
     end_worker,
+    finalize_counters,
     register_worker,
     renew_worker,
 )
@@ -123,7 +123,7 @@ class LeaseKeeper:
         """Finalize the counters of the registration that lapsed, and begin a new one."""
         total = self._holder.counters().closed()
         with transaction(self._db_engine) as connection:
-            close_books(connection, self.worker_id, total.since(self._before))
+            finalize_counters(connection, self.worker_id, total.since(self._before))
             worker_id = register_worker(connection, self._registration)
             check_current(connection)
         # Not before the commit's answer: where that is lost, a registration that nobody knows of lapses; this repeats.

@@ -148,10 +148,10 @@ class WriterProcess:
             self._die(reason)
 
     def lease_lost(self) -> None:
-        self._writer.retire()
+        self._writer.lease_lost()
 
     def lease_renewed_as(self, worker_id: int) -> None:
-        self._writer.adopt(self._identity(worker_id))
+        self._writer.lease_renewed_as(self._identity(worker_id))
 
     def _die(self, reason: WorkerEnd = WorkerEnd.ENGINE_DIED) -> None:
         """The engine is gone: give the lease up, so that the samples go back at once, and end for the supervisor."""

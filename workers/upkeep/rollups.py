@@ -16,8 +16,9 @@ from sqlalchemy import Connection, text
 from sqlalchemy import Engine as DbEngine
 from sqlalchemy.exc import DBAPIError
 
+from pipeline.db.rollups import Rollup, compact_lengths, postpone_rollup, refresh_rollup, refreshable_rollups
 from pipeline.db.session import transaction
-from pipeline.db.totals import Lot, count_job, count_lot, fold_lengths, postpone_lot, resting_lots, uncounted_jobs
+from pipeline.db.totals import count_job, uncounted_jobs
 from pipeline.errors import ServiceUnavailable
 
 log = structlog.get_logger()
@@ -80,19 +81,19 @@ class RollupRefresher:
     def refresh_rollups(self) -> int:
         """Count a few parts of running jobs, and compact what they add up to; returns how many were counted."""
         with transaction(self._db_engine) as connection:
-            lots = resting_lots(connection, quiet=ROLLUP_QUIET, limit=BATCH_SIZE)
-        counted = [lot for lot in lots if self._refresh(lot)]
-        for job_id in {lot.job_id for lot in counted}:
+            rollups = refreshable_rollups(connection, quiet=ROLLUP_QUIET, limit=BATCH_SIZE)
+        refreshed = [rollup for rollup in rollups if self._refresh(rollup)]
+        for job_id in {rollup.job_id for rollup in refreshed}:
             with transaction(self._db_engine) as connection:
-                fold_lengths(connection, job_id)
-        return len(counted)
+                compact_lengths(connection, job_id)
+        return len(refreshed)
 
-    def _refresh(self, lot: Lot) -> bool:
-        counted = self._try(lambda connection: count_lot(connection, lot), lot.job_id)
-        if counted is None:
+    def _refresh(self, rollup: Rollup) -> bool:
+        refreshed = self._try(lambda connection: refresh_rollup(connection, rollup), rollup.job_id)
+        if refreshed is None:
             with transaction(self._db_engine) as connection:
-                postpone_lot(connection, lot, by=RETRY_AFTER)
-        return bool(counted)
+                postpone_rollup(connection, rollup, by=RETRY_AFTER)
+        return bool(refreshed)
 
     def _try(self, count: Callable[[Connection], bool], job_id: int) -> bool | None:
         """Whether it was counted; None where that failed or took too long."""

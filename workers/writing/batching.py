@@ -1,4 +1,4 @@
-"""Doing much at once: one thread handles what many hand in, and while it handles some, the next gather."""
+"""Batches: one thread handles what many threads hand in, and while it handles some, the next gather."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ log = structlog.get_logger()
 
 _T = TypeVar("_T")
 
-_LOOK_S = 0.01
-"""Between two looks in a pause whether enough things wait."""
+_POLL_S = 0.01
+"""Poll interval while waiting for a batch to fill."""
 
 
-class Gatherer(Generic[_T]):
+class Batcher(Generic[_T]):
     """A thread that calls ``handle`` with what was handed in since its last call, in that order.
 
     most: in one call. pause_s: after a call with more than one thing the next one begins so long after its beginning,
@@ -65,7 +65,7 @@ class Gatherer(Generic[_T]):
         not_before = 0.0
         while (first := self._items.get()) is not None:
             while (left := not_before - time.monotonic()) > 0 and self._items.qsize() + 1 < self._enough:
-                time.sleep(min(left, _LOOK_S))
+                time.sleep(min(left, _POLL_S))
             begun = time.monotonic()
             group, is_last = self._gather(first)
             self._handle(group)

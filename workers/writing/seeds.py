@@ -16,5 +16,21 @@ def segment_seed(
     role: ModelRole,
 ) -> int:
     """The seed of one segment's noise, in [0, 2**63): the same whoever writes it, whenever."""
-    key = f"{job_seed}\x1f{problem_id}\x1f{sample_index}\x1f{segment_index}\x1f{role.value}"
+    return _seed(job_seed, problem_id, sample_index, segment_index, role)
+
+
+def aside_seed(
+    *,
+    job_seed: int,
+    problem_id: str,
+    sample_index: int,
+    aside_index: int,
+    role: ModelRole,
+) -> int:
+    """The seed of one aside's noise, likewise."""
+    return _seed(job_seed, problem_id, sample_index, f"aside{aside_index}", role)
+
+
+def _seed(job_seed: int, problem_id: str, sample_index: int, place: int | str, role: ModelRole) -> int:
+    key = f"{job_seed}\x1f{problem_id}\x1f{sample_index}\x1f{place}\x1f{role.value}"
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) >> 1

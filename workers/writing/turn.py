@@ -1,133 +1,60 @@
-"""One sample on its way through a worker: from the claim to the request, from the answer to the hop.
+"""One sample in a worker's hands: from the claim to requests, from their results to the commit.
 
-Pure: no engine, no database. ``workers.writing.writer`` calls these between its stages.
+Pure: no engine, no database. ``workers.writing.writer`` calls these between its stages. What the policy asks of the
+role that this worker has is carried out at once; what was written is gathered, and committed once when the role
+changes, at the end, or after so much that a crash would cost too much.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable
+from typing import Any, TypeAlias, assert_never
 
-from pipeline.chat.model import ChatModel
-from pipeline.chat.prompts import render_user_message
-from pipeline.chat.steps import SegmentText, split_steps
-from pipeline.chat.translation import Listener, Part, ThinkPhase
-from pipeline.db.hops import ClaimedSample, Hop, SegmentRecord, storable
-from pipeline.errors import BadProblem, EngineError, PipelineError, PromptTooLong
-from pipeline.jobs.config import JobConfig
-from pipeline.policies.base import (
-    Decision,
+from pipeline.chat.steps import split_steps
+from pipeline.db.claims import ClaimedSample
+from pipeline.db.commits import SampleCommit
+from pipeline.errors import BadProblem, DamagedRow, EngineError, PipelineError, PromptTooLong
+from pipeline.policies.protocol import Reading, SampleContext, Transition
+from pipeline.policies.requests import (
+    Answered,
+    Ask,
     Finish,
     Generate,
     Insert,
-    Keep,
-    Policy,
-    PolicyState,
-    SampleContext,
-    Watcher,
+    Request,
+    Take,
     Written,
+    request_from_json,
 )
-from pipeline.policies.reading.cues import CueLists
-from pipeline.samples import (
-    RUNNABLE_STATE,
-    Author,
-    ErrorClass,
-    FinishReason,
-    ModelRole,
-    Piece,
-    SampleState,
-)
-from workers.engine.base import GenerateRequest, GenerateResult, Sampling
-from workers.writing.seeds import segment_seed
+from pipeline.samples import RUNNABLE_STATE, Author, ErrorClass, Piece, SampleState, SegmentFinish
+from pipeline.segments import WrittenAside, WrittenSegment, storable
+from workers.engine.base import GenerateRequest, GenerateResult
+from workers.writing.active import ActiveSample
+from workers.writing.job_setup import JobSetup
+from workers.writing.latch import Latch
+from workers.writing.requests import engine_request
 
-MAX_PROMPTS = 1024
+STAY_TOKENS = 2048
+STAY_DECISIONS = 64
+"""A claim ends after so many tokens or requests, whoever writes next: a crash costs at most so much."""
 
+_EMPTY = Piece(token_ids=(), texts=())
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobSetup:
-    """What all samples of a job share in one worker."""
-
-    config: JobConfig
-    policy: Policy
-    think_end: str
-    listener: Listener
-    sampling: Sampling
-    prompts: dict[int, list[int]] = field(default_factory=dict)
-    """Rendered prompts by problem id, at most MAX_PROMPTS: a sample comes again after each takeover."""
-
-    @classmethod
-    def of(cls, config: JobConfig, think: ThinkPhase, chat: ChatModel) -> JobSetup:
-        """Raises ConfigurationError where the model cannot write this job's texts."""
-        sampling = config.sampling
-        return cls(
-            config=config,
-            policy=config.build_policy(),
-            think_end=think.end,
-            listener=Listener(chat, think),
-            sampling=Sampling(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-            ),
-        )
+Step: TypeAlias = GenerateRequest | SampleCommit
+"""What comes next of a claimed sample: another request to the engine, or its end here."""
 
 
-class Countdown:
-    """Waits until a number of things have happened; while some have not, more may be added."""
-
-    def __init__(self, count: int) -> None:
-        self._left = count
-        self._lock = threading.Lock()
-        self._done = threading.Event()
-        if count == 0:
-            self._done.set()
-
-    def add(self) -> None:
-        with self._lock:
-            self._left += 1
-
-    def tick(self) -> None:
-        with self._lock:
-            self._left -= 1
-            if self._left == 0:
-                self._done.set()
-
-    def wait(self, timeout_s: float | None = None) -> bool:
-        return self._done.wait(timeout_s)
+# From the claim to the first request.
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Work:
-    """A claimed sample in this process."""
+def begin(sample: ClaimedSample, setup: JobSetup, latch: Latch) -> tuple[ActiveSample, Step]:
+    """What a claimed sample needs first.
 
-    sample: ClaimedSample
-    setup: JobSetup
-    context: SampleContext
-    role: ModelRole
-    state: PolicyState
-    generate: Generate
-    inserted: tuple[SegmentRecord, ...]
-    """What the policy put in before anybody wrote."""
-    request: GenerateRequest
-    countdown: Countdown
-    abandoned: bool = False
-    """Taken away (cancelled, rescued, handed back): whatever it still gives is dropped."""
-    committing: bool = False
-    """Its hop is on the way to the database, which decides from here on."""
-
-
-def prepare(
-    sample: ClaimedSample,
-    setup: JobSetup,
-    *,
-    role: ModelRole,
-    chat: ChatModel,
-    countdown: Countdown,
-    max_model_len: int,
-) -> Work | Hop:
-    """The request that goes on with a sample, or the hop that ends it because its model's context is full."""
-    prompt_ids = _prompt_ids(sample, setup, chat)
+    Raises DamagedRow for a row that nobody can go on with, and PromptTooLong where the model has no room for the first
+    word.
+    """
+    prompt_ids = setup.prompt_ids(sample.problem_id, sample.problem)
     context = SampleContext(
         job_seed=setup.config.seed,
         problem_id=sample.problem.external_id,
@@ -136,150 +63,231 @@ def prepare(
         think_end=setup.think_end,
         num_prompt_tokens=sample.num_prompt_tokens or len(prompt_ids),
     )
-    state, generate, inserted = _next(sample, setup.policy, context, role, chat)
-    token_ids = [*prompt_ids, *output_ids(sample, setup, inserted, role=role, chat=chat)]
-    room = max_model_len - len(token_ids)
-    if room <= 0:
-        return _context_full(sample, setup.config.cues, chat.name, len(token_ids), max_model_len)
-    segment_index = len(sample.context) + len(inserted)
-    seed = segment_seed(
-        job_seed=context.job_seed,
-        problem_id=context.problem_id,
-        sample_index=context.sample_index,
-        segment_index=segment_index,
-        role=role,
+    first = _first_transition(sample, setup, context)
+    active = ActiveSample(
+        sample=sample, setup=setup, context=context, prompt_ids=prompt_ids, state=first.state, latch=latch
     )
-    request = GenerateRequest(
-        request_id=f"{sample.sample_id}-{sample.epoch}",
-        prompt_ids=token_ids,
-        max_tokens=min(generate.max_tokens, room),
-        sampling=setup.sampling,
-        seed=seed,
-        priority=-1 if sample.context else 0,  # resumed samples first: they end sooner and free their cache
-        watcher=_listening(setup.policy.watcher(context, state), setup.listener),
+    _insert(active, first.insert)
+    return active, _go_on(active, first.then, may_stay=True)
+
+
+def _first_transition(sample: ClaimedSample, setup: JobSetup, context: SampleContext) -> Transition:
+    """How a claim begins: as the policy starts, or where the sample's last commit left it."""
+    if sample.policy_state is None and sample.next_request is None:
+        first = setup.policy.start(context)
+        if first.keep is not None or (not isinstance(first.then, Finish) and first.then.role is not setup.role):
+            raise PipelineError(f"the policy opens with {first}, but a {setup.role} worker has the sample")
+        return first
+    request = request_from_json(sample.next_request)
+    if sample.policy_state is None or request.role is not setup.role:
+        raise DamagedRow(f"the stored request {request} is not one that a {setup.role} worker can go on with")
+    return Transition(state=sample.policy_state, then=request)
+
+
+# From a result to what comes next.
+
+
+def apply_result(
+    active: ActiveSample, result: GenerateResult, *, may_stay: bool = True, ended_at: float | None = None
+) -> Step:
+    """What the policy makes of what was written.
+
+    may_stay: whether another request may be carried out in this claim. ended_at: when the result came, by
+    ``time.monotonic``.
+    """
+    active.num_tokens += result.num_generated_tokens
+    active.ended_at = ended_at
+    return _go_on(active, _advance(active, result), may_stay=may_stay)
+
+
+def _go_on(active: ActiveSample, then: Request | Finish, *, may_stay: bool) -> Step:
+    """Carry out what the policy decided last, as far as this worker can."""
+    while not isinstance(then, Finish):
+        if then.role is not active.setup.role or not (may_stay and _stays(active)):
+            return _commit(active, RUNNABLE_STATE[then.role], then=then)
+        active.request = then
+        active.num_requests += 1
+        active.engine_request = engine_request(active, then)
+        if active.engine_request is not None:
+            return active.engine_request
+        then = _advance(active, None)
+    return _commit(active, SampleState.FINISHED, then=then)
+
+
+def _stays(active: ActiveSample) -> bool:
+    return active.num_requests < STAY_DECISIONS and active.num_tokens < STAY_TOKENS
+
+
+def _advance(active: ActiveSample, result: GenerateResult | None) -> Request | Finish:
+    """Gather what was written and take the policy's next step. result: None where the context had no room."""
+    request = active.request
+    match request:
+        case Generate():
+            transition = _keep(active, request, result)
+        case Ask():
+            transition = _answer(active, request, result)
+        case None:
+            raise PipelineError("a result came for a sample that has asked for nothing")
+        case _:
+            assert_never(request)
+    active.state = transition.state
+    _insert(active, transition.insert)
+    return transition.then
+
+
+def _keep(active: ActiveSample, request: Generate, result: GenerateResult | None) -> Transition:
+    event = Written(
+        role=request.role,
+        piece=_piece(active, result),
+        finish=result.finish if result else SegmentFinish.LENGTH,
+        start_token=active.num_kept,
+        signals=result.signals if result else dict.fromkeys(request.signals, ()),
     )
-    return Work(
-        sample=sample,
-        setup=setup,
-        context=context,
-        role=role,
-        state=state,
-        generate=generate,
-        inserted=inserted,
-        request=request,
-        countdown=countdown,
-    )
-
-
-def _prompt_ids(sample: ClaimedSample, setup: JobSetup, chat: ChatModel) -> list[int]:
-    known = setup.prompts.get(sample.problem_id)
-    if known is not None:
-        return known
-    try:
-        token_ids = chat.prompt_ids(render_user_message(setup.config.prompt_template, sample.problem))
-    except Exception as error:  # a template may break on a problem in any way
-        raise BadProblem(sample.problem.external_id, error) from error
-    if len(setup.prompts) >= MAX_PROMPTS:
-        setup.prompts.clear()
-    setup.prompts[sample.problem_id] = token_ids
-    return token_ids
-
-
-def _next(
-    sample: ClaimedSample,
-    policy: Policy,
-    context: SampleContext,
-    role: ModelRole,
-    chat: ChatModel,
-) -> tuple[PolicyState, Generate, tuple[SegmentRecord, ...]]:
-    if sample.policy_state is not None:
-        generate = Generate(
-            role=role,
-            max_tokens=sample.max_tokens or 1,
-            trigger=sample.trigger or "",
-            cue=sample.cue,
+    transition = active.setup.policy.advance(active.context, active.state, event)
+    if transition.keep is None or not 0 <= transition.keep <= len(event.piece):
+        raise PipelineError(f"the policy keeps {transition.keep} of {len(event.piece)} tokens that were written")
+    active.segments.append(
+        WrittenSegment(
+            author=Author(request.role.value),
+            trigger=request.trigger,
+            cue=request.cue,
+            takes_over=request.takes_over,
+            piece=event.piece,
+            num_kept=transition.keep,
+            finish=event.finish,
+            vocabulary_sha256=active.setup.chat.vocabulary_sha256,
+            signals=event.signals,
+            **_reading(transition.reading),
+            **_costs(active, result),
         )
-        return sample.policy_state, generate, ()
-    first = policy.start(context)
-    *before, generate_first = first.decisions
-    if not isinstance(generate_first, Generate) or generate_first.role is not role:
-        raise PipelineError(f"the policy opens with {generate_first}, but a {role} worker has the sample")
-    return first.state, generate_first, insertions(before, chat)
+    )
+    return transition
 
 
-def insertions(decisions: Sequence[Decision], chat: ChatModel) -> tuple[SegmentRecord, ...]:
-    """The segments of the policy's own sentences."""
-    records = []
-    for decision in decisions:
-        if isinstance(decision, Insert):
-            piece = chat.piece(chat.encode_text(decision.text))
-            records.append(
-                SegmentRecord(
-                    author=Author.INSERTED,
-                    trigger=decision.trigger,
-                    cue="",
-                    piece=piece,
-                    num_kept=len(piece),
-                )
-            )
-    return tuple(records)
-
-
-def output_ids(
-    sample: ClaimedSample, setup: JobSetup, inserted: Sequence[SegmentRecord], *, role: ModelRole, chat: ChatModel
-) -> list[int]:
-    """All kept output as this worker's ids, as they were generated wherever that can be: the prefix cache has those."""
-    parts = [
-        Part(
-            piece=segment.piece,
-            vocabulary_sha256=segment.vocabulary_sha256,
-            is_own=segment.author.value == role.value,
+def _answer(active: ActiveSample, request: Ask, result: GenerateResult | None) -> Transition:
+    event = Answered(
+        index=active.num_asides,
+        role=request.role,
+        piece=_piece(active, result),
+        finish=result.finish if result else SegmentFinish.LENGTH,
+        start_token=active.num_kept,
+        top=result.top if result else (),
+        labels=result.labels if result else {},
+        signals=result.signals if result else dict.fromkeys(request.signals, ()),
+    )
+    transition = active.setup.policy.advance(active.context, active.state, event)
+    if transition.keep is not None:
+        raise PipelineError(f"the policy keeps {transition.keep} tokens of an answer; only Take keeps any")
+    active.asides.append(
+        WrittenAside(
+            author=Author(request.role.value),
+            aside_index=event.index,
+            after_segment=len(active.text),
+            purpose=request.purpose,
+            question=request.question,
+            turn=request.turn,
+            opening=request.opening,
+            after_asides=request.after,
+            piece=event.piece,
+            finish=event.finish,
+            top=event.top,
+            labels=event.labels,
+            vocabulary_sha256=active.setup.chat.vocabulary_sha256,
+            signals=event.signals,
+            **_reading(transition.reading),
+            **_costs(active, result),
         )
-        for segment in sample.context
-    ]
-    parts += [Part(piece=record.piece, vocabulary_sha256=chat.vocabulary_sha256, is_own=True) for record in inserted]
-    return setup.listener.output_ids(parts)
+    )
+    return transition
 
 
-class _Translated:
-    """A watcher that reads the job's text while the model writes its own."""
-
-    def __init__(self, watcher: Watcher, listener: Listener) -> None:
-        self._watcher = watcher
-        self._listener = listener
-
-    def feed(self, text: str) -> bool:
-        return self._watcher.feed(self._listener.say(text))
+def _piece(active: ActiveSample, result: GenerateResult | None) -> Piece:
+    return active.setup.translator.piece_to_job(result.piece) if result else _EMPTY
 
 
-def _listening(watcher: Watcher | None, listener: Listener) -> Watcher | None:
-    return _Translated(watcher, listener) if watcher and listener.translates else watcher
+def _reading(reading: Reading | None) -> dict[str, Any]:
+    if reading is None:
+        return {}
+    if not (math.isfinite(reading.value) and math.isfinite(reading.threshold)):
+        raise PipelineError(f"the policy decided by {reading}, which is no number that can be stored")
+    return {"value": float(reading.value), "threshold": float(reading.threshold), "outcome": reading.outcome}
 
 
-def _context_full(sample: ClaimedSample, cues: CueLists, model: str, num_tokens: int, max_model_len: int) -> Hop:
-    if not sample.context:
-        return failed(sample, PromptTooLong(model, num_tokens, max_model_len))
-    return Hop(
-        sample_id=sample.sample_id,
-        epoch=sample.epoch,
-        to_state=SampleState.FINISHED,
-        num_segments_before=len(sample.context),
-        policy_state=sample.policy_state,
-        finish_reason=FinishReason.CONTEXT,
-        steps=tuple(split_steps(_segment_texts(sample, ()), cues)),
+def _costs(active: ActiveSample, result: GenerateResult | None) -> dict[str, Any]:
+    """What a request cost; nothing where the engine never had it. Only a claim's first one has waited for a worker."""
+    waited = {"wait_seconds": active.sample.wait_seconds} if active.num_requests == 1 else {}
+    if result is None or active.engine_request is None:
+        return waited
+    return waited | {
+        "tokens_generated": result.num_generated_tokens,
+        "prompt_tokens": result.num_prompt_tokens,
+        "cached_tokens": result.num_cached_tokens,
+        "seed": active.engine_request.seed,
+        "queue_seconds": result.queue_seconds,
+        "first_token_seconds": result.first_token_seconds,
+        "write_seconds": result.total_seconds,
+        "ended_at": active.ended_at,
+    }
+
+
+def _insert(active: ActiveSample, parts: Iterable[Take | Insert]) -> None:
+    """Put into the text what the policy puts in."""
+    for part in parts:
+        match part:
+            case Insert():
+                active.segments.append(_inserted(active.setup, part))
+            case Take():
+                active.segments.append(active.take(part.index, part.num_tokens))
+            case _:
+                assert_never(part)
+
+
+def _inserted(setup: JobSetup, insert: Insert) -> WrittenSegment:
+    token_ids = setup.chat.encode_text(setup.translator.from_job(storable(insert.text)))
+    piece = setup.translator.piece_to_job(setup.chat.piece(token_ids))
+    return WrittenSegment(
+        author=Author.INSERTED,
+        trigger=insert.trigger,
+        piece=piece,
+        num_kept=len(piece),
+        vocabulary_sha256=setup.chat.vocabulary_sha256,
     )
 
 
-def failed(sample: ClaimedSample, error: BaseException) -> Hop:
-    """The hop that sets a sample aside with its error, at its last committed segment."""
-    return set_aside(Hop(sample_id=sample.sample_id, epoch=sample.epoch, to_state=SampleState.FAILED), error)
+# Commits.
 
 
-def set_aside(hop: Hop, error: BaseException) -> Hop:
-    """The hop that ends a sample with an error instead of storing what was to be stored."""
-    return Hop(
-        sample_id=hop.sample_id,
-        epoch=hop.epoch,
+def _commit(active: ActiveSample, to_state: SampleState, *, then: Request | Finish) -> SampleCommit:
+    """All that was gathered, and the state it leads to."""
+    is_finished = isinstance(then, Finish)
+    return SampleCommit(
+        sample_id=active.sample.sample_id,
+        epoch=active.sample.epoch,
+        to_state=to_state,
+        segments=tuple(active.segments),
+        num_segments_before=len(active.sample.context.segments),
+        asides=tuple(active.asides),
+        policy_state=active.state,
+        next_request=None if isinstance(then, Finish) else then,
+        finish_reason=then.reason if isinstance(then, Finish) else None,
+        steps=split_steps(active.text, active.setup.config.cues) if is_finished else (),
+    )
+
+
+def commit_gathered(active: ActiveSample) -> SampleCommit | None:
+    """What was gathered before the request that runs now, which somebody carries out again; None where that is
+    nothing."""
+    if active.request is None or not (active.segments or active.asides):
+        return None
+    return _commit(active, RUNNABLE_STATE[active.setup.role], then=active.request)
+
+
+def failed(claim: tuple[int, int], error: BaseException) -> SampleCommit:
+    """What sets a sample aside with its error, at its last committed segment. claim: sample id and epoch."""
+    sample_id, epoch = claim
+    return SampleCommit(
+        sample_id=sample_id,
+        epoch=epoch,
         to_state=SampleState.FAILED,
         error_class=error_class(error),
         error=storable(f"{type(error).__name__}: {error}"),
@@ -296,85 +304,3 @@ _ERROR_CLASSES: tuple[tuple[type[BaseException], ErrorClass], ...] = (
 def error_class(error: BaseException) -> ErrorClass:
     """What kind of failure an error is: the first line of the table that fits, else a fault of the pipeline."""
     return next((kind for raised, kind in _ERROR_CLASSES if isinstance(error, raised)), ErrorClass.INTERNAL)
-
-
-def conclude(work: Work, result: GenerateResult, chat: ChatModel) -> Hop:
-    """What the policy makes of what was written: the segments to store and the state they lead to."""
-    start_token = sum(len(segment.piece) for segment in work.sample.context)
-    start_token += sum(len(record.piece) for record in work.inserted)
-    piece = work.setup.listener.said(result.piece)
-    event = Written(role=work.role, piece=piece, finish=result.finish, start_token=start_token)
-    transition = work.setup.policy.advance(work.context, work.state, event)
-    keep, *between, last = transition.decisions
-    if not isinstance(keep, Keep) or not isinstance(last, Generate | Finish):
-        raise PipelineError(
-            f"the policy answered {transition.decisions}; it must begin with Keep and end with one of Generate, Finish"
-        )
-    segments = (
-        *work.inserted,
-        _record(work, result, piece, keep.num_tokens),
-        *insertions(between, chat),
-    )
-    if isinstance(last, Finish):
-        return _hop(work, segments, SampleState.FINISHED, transition.state, finish=last)
-    return _hop(work, segments, RUNNABLE_STATE[last.role], transition.state, generate=last)
-
-
-def _hop(
-    work: Work,
-    segments: tuple[SegmentRecord, ...],
-    to_state: SampleState,
-    policy_state: PolicyState,
-    *,
-    generate: Generate | None = None,
-    finish: Finish | None = None,
-) -> Hop:
-    steps = split_steps(_segment_texts(work.sample, segments), work.setup.config.cues) if finish else ()
-    return Hop(
-        sample_id=work.sample.sample_id,
-        epoch=work.sample.epoch,
-        to_state=to_state,
-        segments=segments,
-        num_segments_before=len(work.sample.context),
-        is_takeover=work.role is ModelRole.SMALL and to_state is SampleState.AWAITING_LARGE,
-        policy_state=policy_state,
-        next_max_tokens=generate.max_tokens if generate else None,
-        next_trigger=generate.trigger if generate else None,
-        next_cue=generate.cue if generate else None,
-        finish_reason=finish.reason if finish else None,
-        steps=tuple(steps),
-    )
-
-
-def _record(work: Work, result: GenerateResult, piece: Piece, num_kept: int) -> SegmentRecord:
-    return SegmentRecord(
-        author=Author(work.role.value),
-        trigger=work.generate.trigger,
-        cue=work.generate.cue,
-        piece=piece,
-        num_kept=num_kept,
-        finish=result.finish,
-        tokens_generated=result.num_generated_tokens,
-        prompt_tokens=result.num_prompt_tokens,
-        cached_tokens=result.num_cached_tokens,
-        seed=work.request.seed,
-        wait_seconds=work.sample.wait_seconds,
-        queue_seconds=result.queue_seconds,
-        first_token_seconds=result.first_token_seconds,
-        write_seconds=result.total_seconds,
-    )
-
-
-def _segment_texts(sample: ClaimedSample, new: Sequence[SegmentRecord]) -> list[SegmentText]:
-    before = [
-        SegmentText(author=segment.author, trigger=segment.trigger, texts=segment.piece.texts)
-        for segment in sample.context
-    ]
-    return before + [
-        SegmentText(
-            author=record.author,
-            trigger=record.trigger,
-            texts=record.piece.texts[: record.num_kept],
-        )
-        for record in new
-    ]

@@ -1,20 +1,20 @@
-"""The part of a small or large worker that writes: claim → load → generate → conclude → record → publish.
+"""The part of a small or large worker that writes: claim → load → generate → advance → commit → publish.
 
-Task threads hand their messages in and wait; one claimer thread claims what they name; the engine's thread hands
-results over; one recorder thread stores them. Both do many samples in one transaction: while one is under way the next
-ones gather. Nothing here decides what is written (the policy does) or who may write (the epoch does).
+Task threads hand their messages in and wait; the claimer claims what they name; the engine's thread hands results over;
+the advancer asks the policies what comes next, and what the same role does next goes to the engine again; the recorder
+stores what was gathered. Claimer and recorder do many samples in one transaction: while one is under way the next ones
+gather. Nothing here decides what is written (the policy does) or who may write (the epoch does).
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import structlog
 from sqlalchemy import Connection
@@ -23,34 +23,26 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from pipeline.chat.model import ChatModel
 from pipeline.chat.translation import settle_think_phase
-from pipeline.db.hops import (
-    ClaimedSample,
-    Committed,
-    ContextMemory,
-    Hop,
-    claim_samples,
-    commit_hops,
-    defer_samples,
-    fix_think_phase,
-    get_job_config,
-    held_epochs,
-    release_samples,
-)
+from pipeline.db.claims import ClaimedSample, claim_samples, defer_samples, held_epochs, release_samples
+from pipeline.db.commits import Committed, SampleCommit, commit_samples
+from pipeline.db.context_cache import ContextCache
+from pipeline.db.job_configs import fix_think_phase, get_job_config
 from pipeline.db.session import transaction
-from pipeline.db.workforce import WorkerCounters, amend_books
-from pipeline.errors import (
-    EngineDied,
-    EngineRefused,
-    EngineUnavailable,
-    ServiceUnavailable,
-)
+from pipeline.db.workforce import WorkerCounters, settle_late_tokens
+from pipeline.errors import EngineDied, EngineRefused, EngineUnavailable, ServiceUnavailable
+from pipeline.policies.requests import Generate
 from pipeline.samples import RUNNABLE_STATE, ModelRole
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
-from workers.engine.base import Engine, GenerateResult
-from workers.writing.batching import Gatherer
+from workers.engine.base import Engine, GenerateRequest, GenerateResult
+from workers.writing.active import ActiveSample
+from workers.writing.batching import Batcher
 from workers.writing.cache_room import CacheRoom
-from workers.writing.turn import Countdown, JobSetup, Work, conclude, failed, prepare, set_aside
+from workers.writing.in_flight import InFlight
+from workers.writing.job_setup import JobSetup
+from workers.writing.latch import Latch
+from workers.writing.token_ledger import TokenLedger
+from workers.writing.turn import Step, apply_result, begin, commit_gathered, failed
 
 log = structlog.get_logger()
 
@@ -63,13 +55,13 @@ MAX_MESSAGES = 16
 COMMIT_EVERY_S = 0.25
 """Time between two commits of several samples, where FULL_GROUP do not wait before. A commit and the message after it
 cost some 10 ms of CPU however many samples they have, and of more than a hundred in flight a few can wait: on two cores
-this is worth a third of a job's speed over 0.05 s. A sample that is alone does not wait."""
+this is worth a third of a job's speed over 0.05 s. A sample that is alone does not wait, nor does one that stays."""
 FULL_GROUP = 20
 """Samples that make a commit worth its cost."""
 CLAIM_EVERY_S = 0.01
 """Least time between two claims of several messages."""
-REMEMBERED = 16
-"""Samples whose contexts a writer remembers, for each one that it can have in flight."""
+CACHED = 16
+"""Samples whose contexts a writer caches, for each one that it can have in flight."""
 RETRY_PAUSE_S = 0.5
 """Between two tries to reach Postgres."""
 
@@ -83,8 +75,35 @@ class Identity:
 
 
 class Outcome(NamedTuple):
-    work: Work
+    """What the engine made of a sample's request."""
+
+    active: ActiveSample
     result: GenerateResult | Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The sample goes back to its last commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deferral:
+    """So does it, for later: the engine refuses it for the moment."""
+
+    error: EngineUnavailable
+
+
+Ending: TypeAlias = SampleCommit | Release | Deferral | None
+"""How a claim ends here; None: nothing is to be done, somebody else has the sample."""
+
+
+class Ended(NamedTuple):
+    """A claim that ends. num_tokens: generated under it."""
+
+    claim: tuple[int, int]
+    latch: Latch
+    num_tokens: int
+    ending: Ending
 
 
 @dataclass(slots=True, eq=False)
@@ -92,14 +111,14 @@ class _Call:
     """A message that a task waits on. under_way: the claim, and each sample that it got."""
 
     message: SamplesMessage
-    under_way: Countdown = field(default_factory=lambda: Countdown(1))
+    under_way: Latch = field(default_factory=lambda: Latch(1))
     num_claimed: int = 0
     answer: str = ""
 
     def end_claim(self, reason: str | None = None) -> None:
         """Nothing more is claimed for it. reason: why nothing was."""
         self.answer = reason or f"{self.num_claimed} of {len(self.message.samples)} written"
-        self.under_way.tick()
+        self.under_way.count_down()
 
 
 class Writer:
@@ -128,28 +147,13 @@ class Writer:
         self._identity = identity
         self._on_engine_death = on_engine_death
         self._max_attempts = max_attempts
-        self._lock = threading.Lock()
-        self._in_flight: dict[int, Work] = {}
-        self._beginning: dict[int, int] = {}
-        """Claimed and not yet in flight: sample id → epoch."""
-        self._strays: dict[int, int] = {}
-        """Held by the last heartbeat, and neither beginning nor in flight."""
-        self._life = 0
-        """Counts the times that the lease was lost."""
-        self._late_tokens: Counter[int] = Counter()
-        """Committed by a life whose lease was lost before the answer came: worker id → tokens to amend its books by."""
-        self._committed_tokens = 0
-        self._dropped_tokens = 0
+        self._in_flight = InFlight()
+        self._ledger = TokenLedger()
         self._cache_room = CacheRoom(max_in_flight=engine.max_in_flight, ahead=admit_ahead)
-        self._stopping = False
-        """Nothing more is claimed."""
-        self._num_claiming = 0
-        """Claims under way."""
-        self._drained = False
-        """Nothing more is handed to the engine."""
+        self._room_lock = threading.Lock()
         self._setup = lru_cache(maxsize=64)(self._load_setup)
-        self._memory = ContextMemory(max_samples=REMEMBERED * engine.max_in_flight)
-        self._recorder = Gatherer(
+        self._cache = ContextCache(max_samples=CACHED * engine.max_in_flight)
+        self._recorder = Batcher(
             "recorder",
             self._record,
             most=MAX_GROUP,
@@ -157,20 +161,22 @@ class Writer:
             enough=FULL_GROUP,
             on_failure=on_engine_death,
         )
-        self._claimer = Gatherer(
+        self._advancer = Batcher("advancer", self._advance, most=MAX_GROUP, pause_s=0.0, on_failure=on_engine_death)
+        self._claimer = Batcher(
             "claimer", self._claim_for, most=MAX_MESSAGES, pause_s=CLAIM_EVERY_S, on_failure=on_engine_death
         )
 
-    # -- task threads ------------------------------------------------------------------------------------------------
+    # Task threads.
 
     def write(self, message: SamplesMessage) -> str:
-        """Claim what a message names, write one segment of each, and return when all are stored or dropped."""
+        """Claim what a message names, write each sample as far as this role does, and return when all of it is stored
+        or dropped."""
         call = _Call(message)
         self._claimer.put(call)
         call.under_way.wait()
         return call.answer
 
-    # -- the claimer's thread ----------------------------------------------------------------------------------------
+    # The claimer's thread.
 
     def _claim_for(self, calls: Sequence[_Call]) -> None:
         """Claim what some messages name and begin to write it; messages of one job in one transaction."""
@@ -178,14 +184,10 @@ class Writer:
         for call in calls:
             by_job.setdefault(call.message.job_id, []).append(call)
         for job_id, group in by_job.items():
-            with self._lock:
-                stopping = self._stopping
-                self._num_claiming += not stopping
             reason: str | None = "stopping"
-            if not stopping:
+            if self._in_flight.begin_claiming():
                 reason = self._claim_of_job(job_id, group)
-                with self._lock:
-                    self._num_claiming -= 1
+                self._in_flight.end_claiming()
             for call in group:
                 call.end_claim(reason)
 
@@ -201,8 +203,7 @@ class Writer:
         except (ServiceUnavailable, DBAPIError) as error:
             log.warning("nothing claimed", reason=str(error))
             return "Postgres is away"
-        with self._lock:
-            self._beginning.update({sample.sample_id: sample.epoch for sample in claimed})
+        self._in_flight.claimed((sample.sample_id, sample.epoch) for sample in claimed)
         for sample in claimed:
             _, call = named[sample.sample_id]
             call.num_claimed += 1
@@ -218,40 +219,27 @@ class Writer:
                 role=self.role,
                 epochs=epochs,
                 job_id=job_id,
-                memory=self._memory,
+                cache=self._cache,
             )
 
-    def _begin(self, sample: ClaimedSample, countdown: Countdown) -> None:
+    def _begin(self, sample: ClaimedSample, latch: Latch) -> None:
         """Hand a sample to the engine; whatever goes wrong with this one sample ends this one sample."""
+        claim = sample.sample_id, sample.epoch
+        ending: Ending
         try:
-            setup = self._setup(sample.job_id)
-            work = prepare(
-                sample,
-                setup,
-                role=self.role,
-                chat=self._chat,
-                countdown=countdown,
-                max_model_len=self.engine.max_model_len,
-            )
+            active, step = begin(sample, self._setup(sample.job_id), latch)
         except Exception as error:
-            log.exception("sample not prepared", sample_id=sample.sample_id)
-            work = failed(sample, error)
-        if isinstance(work, Hop):
-            self._store_at_once(work)
-            countdown.tick()
-        with self._lock:
-            if self._beginning.get(sample.sample_id) == sample.epoch:
-                del self._beginning[sample.sample_id]
-            if isinstance(work, Hop):
-                return
-            if not self._drained:
-                self._in_flight[sample.sample_id] = work
-            is_late = self._drained
-        if is_late:
-            self._give_back({sample.sample_id: sample.epoch})
-            countdown.tick()
-            return
-        self.engine.submit(work.request, lambda result: self._recorder.put(Outcome(work, result)))
+            log.exception("sample not begun", sample_id=sample.sample_id)
+            ending = failed(claim, error)
+        else:
+            if isinstance(step, GenerateRequest):
+                if self._in_flight.started(active):
+                    self._submit(active, step)
+                    return
+                ending = Release()
+            else:
+                ending = step
+        self._recorder.put(Ended(claim, latch, 0, ending))
 
     def _load_setup(self, job_id: int) -> JobSetup:
         config = self._patiently(lambda connection: get_job_config(connection, job_id))
@@ -263,94 +251,120 @@ class Writer:
             )
         phase = settle_think_phase(self._chat)
         think = self._patiently(lambda connection: fix_think_phase(connection, job_id, phase))
-        return JobSetup.of(config, think, self._chat)
+        return JobSetup.of(config, think, self._chat, role=self.role, max_model_len=self.engine.max_model_len)
 
-    def _store_at_once(self, hop: Hop) -> None:
-        self._publisher.publish(self._commit([hop]).samples)
+    def _submit(self, active: ActiveSample, request: GenerateRequest) -> None:
+        self.engine.submit(request, lambda result: self._advancer.put(Outcome(active, result)))
+        if active.abandoned or active.handed_back:  # since it was looked at: whoever said so found nothing to abort
+            self.engine.abort(request.request_id)
 
-    # -- the recorder's thread ---------------------------------------------------------------------------------------
+    # The advancer's thread.
 
-    def _record(self, group: Sequence[Outcome]) -> None:
-        """Store a group of outcomes, tell who goes on, and let the waiting tasks end."""
-        concluded = [(outcome.result, self._conclude(outcome)) for outcome in group]
-        hops = [hop for _, hop in concluded if hop is not None]
-        identity, life = self._identity, self._life
-        committed = self._commit(hops)
-        self._book(concluded, committed.claims, identity, life)
-        with self._lock:
-            for work, _ in group:
-                if self._in_flight.get(work.sample.sample_id) is work:
-                    del self._in_flight[work.sample.sample_id]
-        self._publisher.publish(committed.samples)
-        for work, _ in group:
-            work.countdown.tick()
-        for hop in hops:
-            if hop.to_state not in RUNNABLE_STATE.values():
-                self._memory.forget(hop.sample_id)
+    def _advance(self, group: Sequence[Outcome]) -> None:
+        """Carry samples on by what the engine made of their requests."""
+        for active, result in group:
+            if isinstance(result, GenerateResult):
+                self._ledger.receive(result.num_generated_tokens)
+                if isinstance(active.request, Generate):
+                    with self._room_lock:
+                        self._cache_room.ended(result)
+            step = self._next_step(active, result)
+            if isinstance(step, GenerateRequest):
+                self._submit(active, step)
+            else:
+                active.committing = True
+                self._recorder.put(Ended(active.claim, active.latch, active.num_tokens, step))
 
-    def _conclude(self, outcome: Outcome) -> Hop | None:
-        """The hop to commit; None where there is nothing to store: the sample was taken away or goes back."""
-        work, result = outcome
-        if work.abandoned:
-            return None
-        work.committing = True
+    def _next_step(self, active: ActiveSample, result: GenerateResult | Exception) -> Step | Ending:
+        if active.abandoned or active.handed_back:
+            active.num_tokens += result.num_generated_tokens if isinstance(result, GenerateResult) else 0
+            return None if active.abandoned else commit_gathered(active) or Release()
         if isinstance(result, EngineDied):
             self._on_engine_death()
             return None
         if isinstance(result, EngineUnavailable):
-            self._defer(work, result)
-            return None
+            return commit_gathered(active) or Deferral(result)
         if isinstance(result, Exception):
-            return failed(work.sample, result)
+            return failed(active.claim, result)
         try:
-            return conclude(work, result, self._chat)
+            may_stay = not self._in_flight.is_stopping
+            return apply_result(active, result, may_stay=may_stay, ended_at=time.monotonic())
         except Exception as error:
-            log.exception("sample not concluded", sample_id=work.sample.sample_id)
-            return failed(work.sample, error)
+            log.exception("sample not carried on", sample_id=active.sample.sample_id)
+            return failed(active.claim, error)
 
-    def _commit(self, hops: Sequence[Hop]) -> Committed:
-        """Store hops. One that Postgres refuses for its content is set aside with the reason, and no other with it."""
-        if not hops:
+    # The recorder's thread.
+
+    def _record(self, group: Sequence[Ended]) -> None:
+        """Store how a group of claims ended, tell who goes on, and let the waiting tasks end."""
+        commits = [ended.ending for ended in group if isinstance(ended.ending, SampleCommit)]
+        generation, identity = self._ledger.generation, self._identity
+        committed = self._commit(commits)
+        stored = sum(commit.tokens_generated for commit in commits if commit.claim in committed.claims)
+        self._ledger.settle(
+            received=sum(ended.num_tokens for ended in group),
+            committed=stored,
+            generation=generation,
+            worker_id=identity.worker_id,
+        )
+        self._give_back(dict(ended.claim for ended in group if isinstance(ended.ending, Release)))
+        for ended in group:
+            if isinstance(ended.ending, Deferral):
+                self._defer(ended.claim, ended.ending.error)
+        self._in_flight.ended(ended.claim for ended in group)
+        self._publisher.publish(committed.samples)
+        for ended in group:
+            ended.latch.count_down()
+        for commit in commits:
+            if commit.to_state not in RUNNABLE_STATE.values():
+                self._cache.forget(commit.sample_id)
+
+    def _commit(self, commits: Sequence[SampleCommit]) -> Committed:
+        """Store commits. One that Postgres refuses for its content is set aside with the reason, no other with it."""
+        if not commits:
             return Committed(claims=frozenset(), samples=[])
         try:
-            return self._commit_together(hops)
+            return self._commit_together(commits)
         except (DataError, IntegrityError) as error:
-            if len(hops) == 1:
-                return self._set_aside(hops[0], error.orig or error)
-        one_by_one = [self._commit([hop]) for hop in hops]
+            if len(commits) == 1:
+                return self._set_aside(commits[0], error.orig or error)
+        one_by_one = [self._commit([commit]) for commit in commits]
         return Committed(
             claims=frozenset(claim for committed in one_by_one for claim in committed.claims),
             samples=[sample for committed in one_by_one for sample in committed.samples],
         )
 
-    def _set_aside(self, hop: Hop, error: BaseException) -> Committed:
-        log.error("hop not stored", sample_id=hop.sample_id, reason=str(error))
-        return replace(self._commit_together([set_aside(hop, error)]), claims=frozenset())
+    def _set_aside(self, commit: SampleCommit, error: BaseException) -> Committed:
+        log.error("commit refused", sample_id=commit.sample_id, reason=str(error))
+        return replace(self._commit_together([failed(commit.claim, error)]), claims=frozenset())
 
-    def _commit_together(self, hops: Sequence[Hop]) -> Committed:
+    def _commit_together(self, commits: Sequence[SampleCommit]) -> Committed:
         identity = self._identity
         return self._patiently(
-            lambda connection: commit_hops(
+            lambda connection: commit_samples(
                 connection,
                 worker_id=identity.worker_id,
                 engine_id=identity.engine_id,
-                hops=hops,
+                commits=commits,
             )
         )
 
     def _give_back(self, epochs: Mapping[int, int]) -> None:
+        """epochs: sample id → epoch."""
+        if not epochs:
+            return
         worker_id = self._identity.worker_id
         released = self._patiently(lambda connection: release_samples(connection, worker_id=worker_id, epochs=epochs))
         self._publisher.publish(released)
 
-    def _defer(self, work: Work, error: EngineUnavailable) -> None:
+    def _defer(self, claim: tuple[int, int], error: EngineUnavailable) -> None:
         worker_id = self._identity.worker_id
-        log.warning("sample deferred", sample_id=work.sample.sample_id, reason=str(error))
+        log.warning("sample deferred", sample_id=claim[0], reason=str(error))
         self._patiently(
             lambda connection: defer_samples(
                 connection,
                 worker_id=worker_id,
-                epochs={work.sample.sample_id: work.sample.epoch},
+                epochs=dict([claim]),
                 error=f"{type(error).__name__}: {error}",
                 max_attempts=self._max_attempts,
             )
@@ -369,67 +383,37 @@ class Writer:
                 log.warning("writer waits for Postgres", reason=str(error))
                 time.sleep(RETRY_PAUSE_S)
 
-    def _book(
-        self,
-        concluded: Sequence[tuple[GenerateResult | Exception, Hop | None]],
-        stored: Set[tuple[int, int]],
-        identity: Identity,
-        life: int,
-    ) -> None:
-        """Every token is committed, in a segment that was stored, or dropped. stored: claims; life: when it was sent.
-
-        Where the lease was lost before the commit's answer came, the books of that life are closed with all these
-        tokens as dropped, sooner or later: what was committed after all is added there after that, by the lease keeper.
-        """
-        generated = committed = 0
-        for result, hop in concluded:
-            generated += result.num_generated_tokens if isinstance(result, GenerateResult) else 0
-            if hop is not None and (hop.sample_id, hop.epoch) in stored:
-                committed += sum(segment.tokens_generated for segment in hop.segments)
-        with self._lock:
-            for result, _ in concluded:
-                if isinstance(result, GenerateResult):
-                    self._cache_room.ended(result)
-            is_late = self._life != life
-            self._committed_tokens += 0 if is_late else committed
-            self._dropped_tokens += generated if is_late else generated - committed
-            if is_late and committed:
-                self._late_tokens[identity.worker_id] += committed
-
-    # -- the lease keeper's thread -----------------------------------------------------------------------------------
+    # The lease keeper's thread.
 
     def counters(self) -> WorkerCounters:
-        """Totals for the heartbeat."""
-        with self._lock:
-            committed, dropped = self._committed_tokens, self._dropped_tokens
+        """Totals for the heartbeat. The accounts are read first: the engine has counted what is in them."""
+        accounts = self._ledger.accounts()
         stats = self.engine.stats()
-        with self._lock:
+        with self._room_lock:
             num_slots = self._cache_room.num_slots(stats)
         return WorkerCounters(
             num_in_flight=len(self._in_flight),
             num_slots=num_slots,
             tokens_generated=stats.num_generated_tokens,
-            tokens_committed=committed,
-            tokens_dropped=dropped + stats.num_lost_tokens,
+            tokens_committed=accounts.committed,
+            tokens_dropped=accounts.dropped + stats.num_lost_tokens,
             prompt_tokens=stats.num_prompt_tokens,
             cached_tokens=stats.num_cached_tokens,
         )
 
-    def retire(self) -> None:
-        """The lease was lost: what was in flight is abandoned, and what is stored under it from now on is amended."""
-        with self._lock:
-            self._life += 1
+    def lease_lost(self) -> None:
+        """What was in flight is abandoned; what a commit stored whose answer comes after this is late."""
+        self._ledger.lease_lost()
         self._abandon(self.in_flight())
 
-    def adopt(self, identity: Identity) -> None:
+    def lease_renewed_as(self, identity: Identity) -> None:
         """Go on under a new identity after the lease was lost."""
         self._abandon(self.in_flight())
         self._identity = identity
 
-    def in_flight(self) -> list[Work]:
+    def in_flight(self) -> list[ActiveSample]:
         """What is being written now."""
-        with self._lock:
-            return list(self._in_flight.values())
+        return self._in_flight.samples()
 
     def reconcile(self, worker_id: int) -> None:
         """After a heartbeat under this id: compare what the database says this worker holds with what is written."""
@@ -439,71 +423,56 @@ class Writer:
         lost = self.abandon_lost(before, held)
         if lost:
             log.info("samples abandoned", samples=lost)
-        self.release_strays(before, held)
-        self._amend_books()
+        self.release_orphaned(before, held)
+        self._settle_late_tokens()
 
-    def _amend_books(self) -> None:
-        """Once a later life has renewed its lease, the books of the earlier ones are closed."""
-        with self._lock:
-            late = self._late_tokens.copy()
+    def _settle_late_tokens(self) -> None:
+        """Once a later generation has renewed its lease, the rows of the earlier ones are closed and can be mended."""
+        late = self._ledger.late_tokens()
         if not late:
             return
         with transaction(self._db_engine) as connection:
             for worker_id, tokens in late.items():
-                amend_books(connection, worker_id, tokens=tokens)
-        with self._lock:
-            self._late_tokens -= late  # a zero does not stay
+                settle_late_tokens(connection, worker_id, tokens=tokens)
+        self._ledger.late_settled(late)
 
-    def abandon_lost(self, before: Sequence[Work], held: dict[int, int]) -> int:
-        """Abort what the database no longer gives to this worker (cancelled, rescued); returns how many.
-
-        before: ``in_flight`` taken before held (sample id → epoch) was read, so that a claim made between the two is
-        not taken for lost.
-        """
-        lost = [work for work in before if held.get(work.sample.sample_id) != work.sample.epoch and not work.committing]
+    def abandon_lost(self, before: Sequence[ActiveSample], held: Mapping[int, int]) -> int:
+        """Abort what the database no longer gives to this worker; returns how many. See ``InFlight.find_lost``."""
+        lost = self._in_flight.find_lost(before, held)
         self._abandon(lost)
         return len(lost)
 
-    def release_strays(self, before: Sequence[Work], held: Mapping[int, int]) -> None:
-        """Hand back what the database says this worker holds and nobody here writes: a claim whose answer was lost.
+    def release_orphaned(self, before: Sequence[ActiveSample], held: Mapping[int, int]) -> None:
+        """Hand back claims whose answer was lost. See ``InFlight.find_orphaned``."""
+        orphaned = self._in_flight.find_orphaned(before, held)
+        if orphaned:
+            log.warning("orphaned claims handed back", samples=list(orphaned))
+            self._give_back(orphaned)
 
-        before, held: as for ``abandon_lost``. Two looks in a row, so that a claim under way is not taken for one.
-        """
-        with self._lock:
-            known = {work.sample.sample_id: work.sample.epoch for work in before} | self._beginning
-            now_held = {work.sample.sample_id: work.sample.epoch for work in self._in_flight.values()} | known
-        strays = {sample_id: epoch for sample_id, epoch in held.items() if now_held.get(sample_id) != epoch}
-        lost = {sample_id: epoch for sample_id, epoch in strays.items() if self._strays.get(sample_id) == epoch}
-        self._strays = strays
-        if lost:
-            log.warning("stray samples handed back", samples=list(lost))
-            self._give_back(lost)
+    def _abandon(self, samples: Sequence[ActiveSample]) -> None:
+        for active in samples:
+            active.abandoned = True
+            self.engine.abort(active.request_id)
 
-    def _abandon(self, works: Sequence[Work]) -> None:
-        for work in works:
-            work.abandoned = True
-            self.engine.abort(work.request.request_id)
-
-    # -- stopping ----------------------------------------------------------------------------------------------------
+    # Stopping.
 
     def drain(self, timeout_s: float) -> None:
-        """Take nothing new; let requests run on for so long, then hand the rest back and drop their tokens."""
-        with self._lock:
-            self._stopping = True
+        """Take nothing new; let requests run on for so long, then hand the rest back: what is gathered is stored, what
+        is being written is dropped."""
+        self._in_flight.stop()
         deadline = time.monotonic() + timeout_s
-        while (self._in_flight or self._num_claiming) and time.monotonic() < deadline:
+        while not self._in_flight.is_idle and time.monotonic() < deadline:
             time.sleep(0.05)
-        with self._lock:
-            self._drained = True
-        rest = self.in_flight()
+        rest = self._in_flight.drain()
+        for active in rest:
+            active.handed_back = True
+            self.engine.abort(active.request_id)
         if rest:
-            self._abandon(rest)
-            self._give_back({work.sample.sample_id: work.sample.epoch for work in rest})
             log.info("samples handed back", samples=len(rest))
 
     def close(self) -> None:
         """End once all that was claimed is stored."""
-        self._claimer.close(timeout_s=30)
-        self._recorder.close(timeout_s=30)
+        for batcher in (self._claimer, self._advancer, self._recorder):
+            batcher.close(timeout_s=30)
         with suppress(ServiceUnavailable):
-            self._amend_books()
+            self._settle_late_tokens()

@@ -8,10 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.chat.steps import NO_TAKEOVER
 from pipeline.results.page import charts
 from pipeline.results.reports import Comparison, Job, JobStats, Result, SampleReport
-from pipeline.samples import Author
 from pipeline.texts import visible
 
 
@@ -119,7 +117,7 @@ def read_steps(report: SampleReport) -> list[ReadStep]:
         Span(
             author=part.author.value,
             text=part.text,
-            trigger=part.trigger if part.author is not Author.SMALL and part.trigger not in NO_TAKEOVER else "",
+            trigger=part.trigger if part.takes_over else "",
             cue=part.cue,
         )
         for part in report.segments

@@ -3,26 +3,28 @@ from collections.abc import Iterable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.chat.steps import SegmentText, Step
+from pipeline.chat.steps import Step
 from pipeline.chat.steps import split_steps as split_steps_by
 from pipeline.policies.reading.cues import CueLists, SentenceClass
 from pipeline.samples import Author
+from pipeline.segments import WrittenSegment
+from tests.pieces import written
 
 
-def split_steps(segments: Iterable[SegmentText]) -> tuple[Step, ...]:
+def split_steps(segments: Iterable[WrittenSegment]) -> tuple[Step, ...]:
     return split_steps_by(segments, CueLists())
 
 
-def segment(author: Author, text: str, trigger: str) -> SegmentText:
+def segment(author: Author, text: str, trigger: str, *, takes_over: bool = False) -> WrittenSegment:
     """Tokens are separated by | in text."""
-    return SegmentText(author=author, texts=text.split("|"), trigger=trigger)
+    return written(author, text.split("|"), trigger=trigger, takes_over=takes_over)
 
 
 def test_a_sample_is_split_at_its_breaks() -> None:
     steps = split_steps(
         [
             segment(Author.SMALL, "Start| at| 3|.\n\n|Add| 4|:| 8|.\n\n", "start"),
-            segment(Author.LARGE, "Wait|,| 7|.\n\n", "reflection"),
+            segment(Author.LARGE, "Wait|,| 7|.\n\n", "reflection", takes_over=True),
             segment(Author.SMALL, "So| 7|.", "resume"),
         ]
     )
@@ -48,7 +50,7 @@ def test_a_step_may_have_several_authors() -> None:
         [
             segment(Author.SMALL, "So", "start"),
             segment(Author.INSERTED, "Let| me| check|:", "too_much_reflection"),
-            segment(Author.LARGE, " 3| +| 4", "too_much_reflection"),
+            segment(Author.LARGE, " 3| +| 4", "too_much_reflection", takes_over=True),
             segment(Author.SMALL, " =| 7|.", "resume"),
         ]
     )
@@ -68,8 +70,8 @@ def test_a_break_of_two_authors_is_a_break() -> None:
 
 
 def test_only_the_first_tokens_give_the_class() -> None:
-    (early,) = split_steps([SegmentText(author=Author.SMALL, texts=["x "] * 19 + ["wait"], trigger="start")])
-    (late,) = split_steps([SegmentText(author=Author.SMALL, texts=["x "] * 20 + ["wait"], trigger="start")])
+    (early,) = split_steps([written(Author.SMALL, ["x "] * 19 + ["wait"])])
+    (late,) = split_steps([written(Author.SMALL, ["x "] * 20 + ["wait"])])
     assert (early.sentence_class, late.sentence_class) == (SentenceClass.REFLECTION, SentenceClass.STATEMENT)
 
 
@@ -80,26 +82,25 @@ def test_a_large_model_alone_takes_nothing_over() -> None:
 
 def test_an_empty_output_has_no_steps() -> None:
     assert split_steps([]) == ()
-    assert split_steps([SegmentText(author=Author.SMALL, texts=[], trigger="start")]) == ()
+    assert split_steps([written(Author.SMALL, [])]) == ()
 
 
 SEGMENTS = st.lists(
     st.builds(
-        SegmentText,
-        author=st.sampled_from(Author),
-        texts=st.lists(
-            st.sampled_from(["a", " b", "\n", "\n\n", ".\n\n", "", "\n\n ", " \n", "a\n\nb", "é"]), max_size=12
-        ),
+        written,
+        st.sampled_from(Author),
+        st.lists(st.sampled_from(["a", " b", "\n", "\n\n", ".\n\n", "", "\n\n ", " \n", "a\n\nb", "é"]), max_size=12),
         trigger=st.sampled_from(["start", "resume", "verify", "reflection"]),
+        takes_over=st.booleans(),
     ),
     max_size=8,
 )
 
 
 @given(segments=SEGMENTS)
-def test_steps_are_the_whole_output(segments: list[SegmentText]) -> None:
+def test_steps_are_the_whole_output(segments: list[WrittenSegment]) -> None:
     steps = split_steps(segments)
-    texts = [text for segment in segments for text in segment.texts]
+    texts = [text for segment in segments for text in segment.kept.texts]
     assert "".join(step.text for step in steps) == "".join(texts)
     assert [step.start_token for step in steps] == [0, *(step.end_token for step in steps)][: len(steps)]
     assert sum(step.end_token - step.start_token for step in steps) == len(texts)
@@ -108,7 +109,7 @@ def test_steps_are_the_whole_output(segments: list[SegmentText]) -> None:
         (Author.LARGE, sum(step.tokens_large for step in steps)),
         (Author.INSERTED, sum(step.tokens_inserted for step in steps)),
     ):
-        assert counted == sum(len(segment.texts) for segment in segments if segment.author is author)
+        assert counted == sum(len(segment.kept) for segment in segments if segment.author is author)
     for step in steps:
         assert step.text == "".join(texts[step.start_token : step.end_token])
     for step in steps[:-1]:

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pipeline.chat.model import ChatModel
-from pipeline.chat.translation import Listener, Part, ThinkPhase, first_prompt_tokens, settle_think_phase
+from pipeline.chat.translation import ThinkPhase, ThinkTagTranslator, first_prompt_tokens, settle_think_phase
 from pipeline.errors import ConfigurationError
-from pipeline.samples import Piece
+from pipeline.samples import Author, Piece
+from pipeline.segments import WrittenSegment
+from tests.pieces import written
 
 CORPUS = ["What is 1 + 2?\n\nWait, reason step by step: the answer is 3.\n\n", "é € 😀 中文"] * 20
 
@@ -43,8 +45,15 @@ def make_chat(
     return ChatModel.load(folder)
 
 
-def part(chat: ChatModel, text: str, *, own: bool = False) -> Part:
-    return Part(piece=chat.piece(chat.encode_text(text)), vocabulary_sha256=chat.vocabulary_sha256, is_own=own)
+OWN, OTHER = Author.SMALL, Author.LARGE
+
+
+def part(chat: ChatModel, text: str, *, own: bool = False) -> WrittenSegment:
+    return segment(chat, chat.piece(chat.encode_text(text)), own=own)
+
+
+def segment(chat: ChatModel, piece: Piece, *, own: bool) -> WrittenSegment:
+    return written(OWN if own else OTHER, piece, vocabulary_sha256=chat.vocabulary_sha256)
 
 
 def decoded(chat: ChatModel, token_ids: list[int]) -> str:
@@ -69,22 +78,22 @@ def other(folder: Path) -> ChatModel:
 def test_same_vocabulary_gets_the_very_ids(chat: ChatModel) -> None:
     letter_by_letter = chat.piece([token_id for letter in "Wait" for token_id in chat.encode_text(letter)])
     assert list(letter_by_letter.token_ids) != chat.encode_text("Wait")
-    listener = Listener(chat, settle_think_phase(chat))
+    translator = ThinkTagTranslator(chat, settle_think_phase(chat))
     for own in (True, False):
-        parts = [Part(piece=letter_by_letter, vocabulary_sha256=chat.vocabulary_sha256, is_own=own)]
-        assert listener.output_ids(parts) == list(letter_by_letter.token_ids)
+        parts = [segment(chat, letter_by_letter, own=own)]
+        assert translator.output_ids(parts, own=OWN) == list(letter_by_letter.token_ids)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.text(max_size=12)), max_size=6))
 def test_each_model_keeps_its_own_ids_and_hears_every_character(
-    chat: ChatModel, other: ChatModel, written: list[tuple[bool, str]]
+    chat: ChatModel, other: ChatModel, texts: list[tuple[bool, str]]
 ) -> None:
-    parts = [part(chat, text, own=True) if own else part(other, text) for own, text in written]
-    token_ids = Listener(chat, settle_think_phase(chat, other)).output_ids(parts)
-    assert decoded(chat, token_ids) == "".join(text for _, text in written)
+    parts = [part(chat, text, own=True) if own else part(other, text) for own, text in texts]
+    token_ids = ThinkTagTranslator(chat, settle_think_phase(chat, other)).output_ids(parts, own=OWN)
+    assert decoded(chat, token_ids) == "".join(text for _, text in texts)
     left = iter(token_ids)
-    for own in (own for own in parts if own.is_own):
+    for own in (part for part in parts if part.author is OWN):
         assert all(token_id in left for token_id in own.piece.token_ids), "its own ids, in their order"
 
 
@@ -96,11 +105,11 @@ def test_unfinished_character_goes_to_no_other_vocabulary_and_on_in_its_own(chat
     assert begun.text == "a"
     ended = chat.decode_stream(token_ids[:cut])
     assert "".join(map(ended.step, token_ids[cut:])) == "🜁b"
-    parts = [Part(piece=begun, vocabulary_sha256=chat.vocabulary_sha256, is_own=True), part(other, "c")]
+    parts = [segment(chat, begun, own=True), part(other, "c")]
     phase = settle_think_phase(chat, other)
-    assert decoded(chat, Listener(chat, phase).output_ids(parts)) == "ac"
-    assert decoded(other, Listener(other, phase).output_ids(parts)) == "ac"
-    assert Listener(chat, phase).output_ids(parts[:1]) == token_ids[:cut]
+    assert decoded(chat, ThinkTagTranslator(chat, phase).output_ids(parts, own=OWN)) == "ac"
+    assert decoded(other, ThinkTagTranslator(other, phase).output_ids(parts, own=OWN)) == "ac"
+    assert ThinkTagTranslator(chat, phase).output_ids(parts[:1], own=OWN) == token_ids[:cut]
 
 
 @settings(max_examples=100, deadline=None)
@@ -119,11 +128,11 @@ def test_think_tags_are_translated_both_ways(folder: Path, chat: ChatModel) -> N
     mistral = make_chat(folder / "mistral", tags=("[THINK]", "[/THINK]"))
     phase = settle_think_phase(chat, mistral)
     assert phase == ThinkPhase(end="</think>", opened=True)
-    listener = Listener(mistral, phase)
-    heard = listener.output_ids([part(chat, "So.\n</think>\n\nIt is 3.")])
+    translator = ThinkTagTranslator(mistral, phase)
+    heard = translator.output_ids([part(chat, "So.\n</think>\n\nIt is 3.")], own=OWN)
     assert decoded(mistral, heard) == "So.\n[/THINK]\n\nIt is 3."
     assert mistral.tokenizer.token_to_id("[/THINK]") in heard
-    said = listener.said(mistral.piece(mistral.encode_text("So.[/THINK]3")))
+    said = translator.piece_to_job(mistral.piece(mistral.encode_text("So.[/THINK]3")))
     assert said.text == "So.</think>3"
     assert said.token_ids == tuple(mistral.encode_text("So.[/THINK]3"))
 
@@ -137,23 +146,25 @@ def test_pair_that_cannot_write_one_text_is_refused(folder: Path, chat: ChatMode
 def test_template_that_does_not_open_the_think_phase_is_given_the_tag(folder: Path, chat: ChatModel) -> None:
     closed = make_chat(folder / "closed", opens=False)
     assert (closed.starts_in_think, closed.think_end) == (False, "</think>")
-    opened = Listener(closed, settle_think_phase(chat, closed))
-    assert decoded(closed, opened.output_ids([part(chat, "So.")])) == "<think>\nSo."
-    not_opened = Listener(chat, settle_think_phase(closed, chat))
-    assert decoded(chat, not_opened.output_ids([part(closed, "<think>\nSo.")])) == "So."
+    opened = ThinkTagTranslator(closed, settle_think_phase(chat, closed))
+    assert decoded(closed, opened.output_ids([part(chat, "So.")], own=OWN)) == "<think>\nSo."
+    not_opened = ThinkTagTranslator(chat, settle_think_phase(closed, chat))
+    assert decoded(chat, not_opened.output_ids([part(closed, "<think>\nSo.")], own=OWN)) == "So."
 
 
 def test_model_without_think_tags_takes_the_others(folder: Path, chat: ChatModel) -> None:
     plain = make_chat(folder / "plain", tags=None)
     assert settle_think_phase(plain, chat) == ThinkPhase(end="</think>", opened=True)
     assert settle_think_phase(plain) == ThinkPhase(end="", opened=False)
-    listener = Listener(plain, settle_think_phase(plain, chat))
-    assert decoded(plain, listener.output_ids([part(chat, "So.</think>")])) == "So.</think>"
+    translator = ThinkTagTranslator(plain, settle_think_phase(plain, chat))
+    assert decoded(plain, translator.output_ids([part(chat, "So.</think>")], own=OWN)) == "So.</think>"
 
 
 def test_end_of_another_models_turn_is_letters_here(chat: ChatModel, other: ChatModel) -> None:
     end = chat.tokenizer.token_to_id("<|end|>")
-    heard = Listener(chat, settle_think_phase(chat, other)).output_ids([part(other, "a<|end|>b</think>c")])
+    heard = ThinkTagTranslator(chat, settle_think_phase(chat, other)).output_ids(
+        [part(other, "a<|end|>b</think>c")], own=OWN
+    )
     assert end not in heard
     assert decoded(chat, heard) == "a<|end|>b</think>c"
     assert chat.tokenizer.token_to_id("</think>") in heard

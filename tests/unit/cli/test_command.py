@@ -284,9 +284,9 @@ def sample_report(*, complete: bool) -> SampleReport:
         num_segments=2, subject=None, level=None, error_class=None, error=None, finished_at=None,
     )  # fmt: skip
     segment = SegmentReport(
-        segment_index=0, author=Author.SMALL, trigger="start", cue="", text="so", discarded_text="", tokens=5,
-        tokens_discarded=0, tokens_generated=5, prompt_tokens=1, cached_tokens=0, finish="eos", wait_seconds=None,
-        queue_seconds=None, first_token_seconds=None, write_seconds=None, worker_id=1, model="S",
+        segment_index=0, author=Author.SMALL, trigger="start", cue="", takes_over=False, text="so", discarded_text="",
+        tokens=5, tokens_discarded=0, tokens_generated=5, prompt_tokens=1, cached_tokens=0, finish="eos",
+        wait_seconds=None, queue_seconds=None, first_token_seconds=None, write_seconds=None, worker_id=1, model="S",
         committed_at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
     )  # fmt: skip
     step = StepReport(

@@ -41,7 +41,8 @@ POLICY = "speculative-thinking:improved"
 
 def segment(index: int, author: str, text: str, trigger: str = "resume", cue: str = "") -> SegmentReport:
     return SegmentReport(
-        segment_index=index, author=Author(author), trigger=trigger, cue=cue, text=text, discarded_text="",
+        segment_index=index, author=Author(author), trigger=trigger, cue=cue, takes_over=author == "large", text=text,
+        discarded_text="",
         tokens=len(text), tokens_discarded=0, tokens_generated=len(text), prompt_tokens=1, cached_tokens=0,
         finish="eos",
         wait_seconds=None, queue_seconds=None, first_token_seconds=None, write_seconds=None, worker_id=1, model="S",
@@ -224,6 +225,7 @@ def test_steps_are_cut_from_segments_whoever_wrote_them() -> None:
 
 
 def test_sample_without_fitting_steps_is_one_step() -> None:
-    segments = [segment(0, "small", "one"), segment(1, "inserted", "two", trigger="too_much_reflection")]
+    check = "too_much_reflection"
+    segments = [segment(0, "small", "one"), segment(1, "inserted", "two", check), segment(2, "large", "three", check)]
     (whole,) = read_steps(sample(segments, [step(0, "other")]))
-    assert whole.spans == spans(("small", "one"), ("inserted", "two", "too_much_reflection"))
+    assert whole.spans == spans(("small", "one"), ("inserted", "two"), ("large", "three", check))

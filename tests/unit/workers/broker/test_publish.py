@@ -8,7 +8,7 @@ import pytest
 from celery import Celery
 from kombu.transport import memory
 
-from pipeline.db.hops import Runnable
+from pipeline.db.runnable import Runnable
 from pipeline.samples import SampleState
 from workers.broker.app import CONFIG
 from workers.broker.publish import MAX_FOLLOWED, Publisher

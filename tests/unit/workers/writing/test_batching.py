@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 
-from workers.writing.batching import Gatherer
+from workers.writing.batching import Batcher
 
 
 def gatherer(
     handle: Callable[[list[int]], None], *, most: int = 100, pause_s: float = 0.0, enough: int | None = None
-) -> Gatherer[int]:
-    return Gatherer("gatherer", handle, most=most, pause_s=pause_s, enough=enough, on_failure=lambda: None)
+) -> Batcher[int]:
+    return Batcher("batcher", handle, most=most, pause_s=pause_s, enough=enough, on_failure=lambda: None)
 
 
 class Handler:
@@ -82,7 +82,7 @@ def test_pause_ends_once_enough_wait() -> None:
 
 def test_failure_is_told_and_ends_the_thread() -> None:
     told = threading.Event()
-    gathering: Gatherer[int] = Gatherer("failing", lambda group: [][1], most=9, pause_s=0.0, on_failure=told.set)
+    gathering: Batcher[int] = Batcher("failing", lambda group: [][1], most=9, pause_s=0.0, on_failure=told.set)
     gathering.put(1)
     assert told.wait(10)
     gathering.close(10)

@@ -1,0 +1,178 @@
+"""What claimed samples have so far: their segments and asides, from this process's cache and from the database."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, RowMapping, text
+
+from pipeline.samples import Author, SegmentFinish
+from pipeline.segments import ASIDE_COLUMNS, SEGMENT_COLUMNS, StoredAside, StoredSegment
+
+_Stored = TypeVar("_Stored", StoredSegment, StoredAside)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """Everything that is stored of what a sample's models wrote, each kind in order."""
+
+    segments: tuple[StoredSegment, ...] = ()
+    asides: tuple[StoredAside, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """What it takes in memory, an empty record as one token."""
+        in_segments = sum(1 + len(segment.token_ids) for segment in self.segments)
+        return in_segments + sum(1 + len(aside.token_ids) for aside in self.asides)
+
+
+EMPTY = Context()
+
+
+class ContextCache:
+    """The contexts that this process has loaded, so that a claim reads only what came after. Thread-safe.
+
+    A cache; claims revalidate it against the database. Entries of samples that another worker finished age out.
+    max_tokens, max_samples: most that it holds (about 100 bytes per token); what was not used for longest goes first.
+    """
+
+    def __init__(self, max_tokens: int = 1_000_000, max_samples: int = 10_000) -> None:
+        self._max_tokens = max_tokens
+        self._max_samples = max_samples
+        self._num_tokens = 0
+        self._contexts: OrderedDict[int, tuple[Context, int]] = OrderedDict()
+        """By sample id, each with its number of tokens."""
+        self._lock = threading.Lock()
+
+    def recall(self, sample_id: int) -> Context:
+        """As it was last kept; an empty one where it was not."""
+        with self._lock:
+            return self._contexts.get(sample_id, (EMPTY, 0))[0]
+
+    def keep(self, sample_id: int, context: Context) -> None:
+        with self._lock:
+            self._forget(sample_id)
+            num_tokens = context.num_tokens
+            self._contexts[sample_id] = context, num_tokens
+            self._num_tokens += num_tokens
+            while self._num_tokens > self._max_tokens or len(self._contexts) > self._max_samples:
+                self._forget(next(iter(self._contexts)))
+
+    def forget(self, sample_id: int) -> None:
+        """Nobody will go on with this sample."""
+        with self._lock:
+            self._forget(sample_id)
+
+    def _forget(self, sample_id: int) -> None:
+        _, num_tokens = self._contexts.pop(sample_id, (EMPTY, 0))
+        self._num_tokens -= num_tokens
+
+
+def load_contexts(
+    connection: Connection, sample_ids: Sequence[int], cache: ContextCache, *, with_asides: Collection[int] = ()
+) -> dict[int, Context]:
+    """The contexts of claimed samples: what is cached of each, and what was stored after it; they are cached now.
+
+    with_asides: the samples that have any.
+    The last record of each kind that is cached is read again. Its epoch tells whether it, and all before it, are still
+    those that are stored: a sample that was begun anew has others in their places.
+    """
+    cached = {sample_id: cache.recall(sample_id) for sample_id in sample_ids}
+    contexts = _load(connection, cached, with_asides)
+    stale = {sample_id: EMPTY for sample_id in sample_ids if sample_id not in contexts}
+    contexts |= _load(connection, stale, with_asides)
+    for sample_id, context in contexts.items():
+        cache.keep(sample_id, context)
+    return contexts
+
+
+def _load(connection: Connection, cached: Mapping[int, Context], with_asides: Collection[int]) -> dict[int, Context]:
+    """The contexts of those samples whose cached ones are still true."""
+    segment_starts = {sample_id: len(context.segments) - 1 for sample_id, context in cached.items()}
+    aside_starts = {
+        sample_id: len(context.asides) - 1
+        for sample_id, context in cached.items()
+        if sample_id in with_asides or context.asides
+    }
+    segments = _load_segments(connection, segment_starts)
+    asides = _load_asides(connection, aside_starts)
+    contexts = {}
+    for sample_id, context in cached.items():
+        new_segments, new_asides = segments.get(sample_id, ()), asides.get(sample_id, ())
+        if _begins_with(new_segments, context.segments) and _begins_with(new_asides, context.asides):
+            contexts[sample_id] = Context(
+                segments=context.segments[:-1] + new_segments, asides=context.asides[:-1] + new_asides
+            )
+    return contexts
+
+
+def _begins_with(loaded: tuple[_Stored, ...], cached: tuple[_Stored, ...]) -> bool:
+    return not cached or (bool(loaded) and loaded[0].epoch == cached[-1].epoch)
+
+
+def segment_columns(alias: str) -> str:
+    """What to select of segments AS alias, joined with their engines e, to make StoredSegments."""
+    return ", ".join(f"{alias}.{name}" for name in SEGMENT_COLUMNS) + ", e.vocabulary_sha256"
+
+
+def aside_columns(alias: str) -> str:
+    """What to select of asides AS alias, joined with their engines e, to make StoredAsides."""
+    return ", ".join(f"{alias}.{name}" for name in ASIDE_COLUMNS) + ", e.vocabulary_sha256"
+
+
+_LOAD_SEGMENTS = text(f"""
+    SELECT g.sample_id, {segment_columns("g")}
+    FROM unnest(CAST(:ids AS bigint[]), CAST(:starts AS integer[])) AS wanted(id, start)
+    JOIN segments g ON g.sample_id = wanted.id AND g.segment_index >= wanted.start
+    JOIN engines e ON e.id = g.engine_id
+    ORDER BY g.sample_id, g.segment_index
+""")
+_LOAD_ASIDES = text(f"""
+    SELECT a.sample_id, {aside_columns("a")}
+    FROM unnest(CAST(:ids AS bigint[]), CAST(:starts AS integer[])) AS wanted(id, start)
+    JOIN asides a ON a.sample_id = wanted.id AND a.aside_index >= wanted.start
+    JOIN engines e ON e.id = a.engine_id
+    ORDER BY a.sample_id, a.aside_index
+""")
+
+
+def _load_segments(connection: Connection, starts: Mapping[int, int]) -> dict[int, tuple[StoredSegment, ...]]:
+    """starts: sample id → the first segment_index of interest."""
+    if not starts:
+        return {}
+    rows = connection.execute(_LOAD_SEGMENTS, {"ids": list(starts), "starts": list(starts.values())}).mappings()
+    return {sample_id: tuple(map(stored_segment, group)) for sample_id, group in _by_sample(rows)}
+
+
+def _load_asides(connection: Connection, starts: Mapping[int, int]) -> dict[int, tuple[StoredAside, ...]]:
+    """starts: sample id → the first aside_index of interest."""
+    if not starts:
+        return {}
+    rows = connection.execute(_LOAD_ASIDES, {"ids": list(starts), "starts": list(starts.values())}).mappings()
+    return {sample_id: tuple(map(stored_aside, group)) for sample_id, group in _by_sample(rows)}
+
+
+def _by_sample(rows: Iterable[RowMapping]) -> Iterable[tuple[int, Iterable[RowMapping]]]:
+    return groupby(rows, lambda row: int(row["sample_id"]))
+
+
+def stored_segment(row: RowMapping, **more: Any) -> StoredSegment:
+    """A row of ``segment_columns`` and its sample_id. more: fields that are no columns of it."""
+    return StoredSegment(**_fields(row), **more)
+
+
+def stored_aside(row: RowMapping, **more: Any) -> StoredAside:
+    """A row of ``aside_columns`` and its sample_id. more: fields that are no columns of it."""
+    return StoredAside(**_fields(row), **more)
+
+
+def _fields(row: RowMapping) -> dict[str, Any]:
+    values = dict(row)
+    del values["sample_id"]
+    finish = values["finish"]
+    return values | {"author": Author(values["author"]), "finish": SegmentFinish(finish) if finish else None}

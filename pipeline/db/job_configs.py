@@ -1,0 +1,28 @@
+"""What a worker reads of a job: its frozen configuration, and how its texts mark the think phase."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, text
+
+from pipeline.chat.translation import ThinkPhase
+from pipeline.jobs.config import JobConfig
+
+
+def get_job_config(connection: Connection, job_id: int) -> JobConfig:
+    """The frozen configuration of a job."""
+    config = connection.execute(text("SELECT config FROM jobs WHERE id = :job"), {"job": job_id}).scalar_one()
+    return JobConfig.model_validate(config)
+
+
+_FIX_THINK_PHASE = text("""
+    UPDATE jobs SET think_end = :end, think_opened = :opened WHERE id = :job AND think_end IS NULL
+""")
+
+
+def fix_think_phase(connection: Connection, job_id: int, phase: ThinkPhase) -> ThinkPhase:
+    """How a job's texts mark the think phase: as was settled before, else from now on as phase says."""
+    values = {"job": job_id, "end": phase.end, "opened": phase.opened}
+    connection.execute(_FIX_THINK_PHASE, values)
+    found = text("SELECT think_end, think_opened FROM jobs WHERE id = :job")
+    row = connection.execute(found, values).one()
+    return ThinkPhase(end=row.think_end, opened=row.think_opened)

@@ -1,0 +1,75 @@
+"""What all samples of a job share in one worker: its policy, its sampling, and how its model is spoken to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pipeline.chat.model import ChatModel
+from pipeline.chat.prompts import render_user_message
+from pipeline.chat.translation import ThinkPhase, ThinkTagTranslator
+from pipeline.errors import BadProblem
+from pipeline.jobs.config import JobConfig
+from pipeline.policies.protocol import Policy, asks_of
+from pipeline.problems import Problem
+from pipeline.samples import ModelRole
+from workers.engine.base import Sampling
+from workers.writing.questions import Questions
+
+MAX_PROMPTS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSetup:
+    """One job in one worker."""
+
+    config: JobConfig
+    policy: Policy
+    role: ModelRole
+    chat: ChatModel
+    max_model_len: int
+    think_end: str
+    translator: ThinkTagTranslator
+    questions: Questions
+    sampling: Sampling
+    _prompts: dict[int, list[int]] = field(default_factory=dict)
+    """Rendered prompts by problem id, at most MAX_PROMPTS: a sample comes again after each takeover."""
+
+    @classmethod
+    def of(
+        cls, config: JobConfig, think: ThinkPhase, chat: ChatModel, *, role: ModelRole, max_model_len: int
+    ) -> JobSetup:
+        """Raises ConfigurationError where the model cannot write this job's texts, or cannot be asked what its policy
+        asks, and where what another package brings is not what the job froze."""
+        config.check_same_versions()
+        policy = config.build_policy()
+        translator = ThinkTagTranslator(chat, think)
+        questions = Questions(chat, translator)
+        for ask in asks_of(policy):
+            if ask.role is role:
+                questions.get(ask)
+        sampling = config.sampling
+        return cls(
+            config=config,
+            policy=policy,
+            role=role,
+            chat=chat,
+            max_model_len=max_model_len,
+            think_end=think.end,
+            translator=translator,
+            questions=questions,
+            sampling=Sampling(temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k),
+        )
+
+    def prompt_ids(self, problem_id: int, problem: Problem) -> list[int]:
+        """The rendered prompt of a problem. Raises BadProblem."""
+        known = self._prompts.get(problem_id)
+        if known is not None:
+            return known
+        try:
+            token_ids = self.chat.prompt_ids(render_user_message(self.config.prompt_template, problem))
+        except Exception as error:  # a template may break on a problem in any way
+            raise BadProblem(problem.external_id, error) from error
+        if len(self._prompts) >= MAX_PROMPTS:
+            self._prompts.clear()
+        self._prompts[problem_id] = token_ids
+        return token_ids
