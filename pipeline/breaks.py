@@ -31,3 +31,8 @@ class BreakFinder:
             trailing += self.newlines
         self.newlines = min(trailing, BREAK_NEWLINES) if core == text else 0
         return trailing >= BREAK_NEWLINES
+
+
+def is_newlines(text: str) -> bool:
+    """Whether a token adds nothing to a break before it but more newlines: a run of them is one break."""
+    return not text.strip(" \t\n")

@@ -9,12 +9,13 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, text
 
 from pipeline.db.states import COMPLETE
 from pipeline.db.totals import lock_graded_job, mark_stale
+from pipeline.plugins import Origin
 from pipeline.samples import GradeStatus
 
 GRADING_TRIES = 2
@@ -30,12 +31,15 @@ class Ungraded:
     """Of this text: a sample that is drawn again gets another one, and a grade of the old text is refused."""
     job_id: int
     grader: str
+    grader_origin: Origin | None
+    """The package that the job had its grader from; None: this program."""
     output: str
     reference: str | None
 
 
 _SELECT_UNGRADED = text(f"""
-    SELECT s.id AS sample_id, s.epoch, s.job_id, j.config->>'grader' AS grader, r.answer AS reference,
+    SELECT s.id AS sample_id, s.epoch, s.job_id, j.config->>'grader' AS grader,
+           j.config->'plugins'->'grader' AS grader_origin, r.answer AS reference,
            (SELECT string_agg(g.text, '' ORDER BY g.segment_index) FROM segments g WHERE g.sample_id = s.id) AS output
     FROM samples s JOIN jobs j ON j.id = s.job_id LEFT JOIN reference_answers r ON r.problem_id = s.problem_id
     WHERE s.id = ANY(:ids) AND s.job_id = :job AND s.state IN {COMPLETE} ORDER BY s.id
@@ -45,7 +49,14 @@ _SELECT_UNGRADED = text(f"""
 def select_ungraded(connection: Connection, sample_ids: Sequence[int], *, job_id: int) -> list[Ungraded]:
     """The complete ones among some samples of a job. Graded ones are there too: they may be graded again."""
     rows = connection.execute(_SELECT_UNGRADED, {"ids": list(sample_ids), "job": job_id}).mappings()
-    return [Ungraded(**{**row, "output": row["output"] or ""}) for row in rows]
+    return [
+        Ungraded(**{**row, "output": row["output"] or "", "grader_origin": _origin(row["grader_origin"])})
+        for row in rows
+    ]
+
+
+def _origin(stored: Any) -> Origin | None:
+    return None if stored is None else Origin.model_validate(stored)
 
 
 _BEGIN = text("""

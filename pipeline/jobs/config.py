@@ -134,10 +134,10 @@ class JobConfig(BaseModel):
         guards = [] if self.guard is None else [self.guard]
         return compose(self.policy.build(), exit=self.exit, guards=guards)
 
-    def check_same_versions(self) -> None:
-        """Raises ConfigurationError where a prompt template or grader is not the one that was frozen."""
-        for kind, frozen in self.plugins.items():
-            check_same_version(frozen, find_origin(_PLUGIN_GROUPS[kind], frozen.name))
+    def check_same_version(self, kind: Literal["prompt_template", "grader"]) -> None:
+        """Raises ConfigurationError where the prompt template or grader here is not the one that was frozen."""
+        if kind in self.plugins:
+            check_same_version(self.plugins[kind], find_origin(_PLUGIN_GROUPS[kind], self.plugins[kind].name))
 
     def model(self, role: ModelRole) -> ModelSpec | None:
         return self.small if role is ModelRole.SMALL else self.large

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pipeline.breaks import is_newlines
 from pipeline.policies.protocol import SampleContext, Transition
 from pipeline.policies.reading.handback import HandBack, HandBackFrom
 from pipeline.policies.reading.reader import Reader
@@ -111,7 +112,7 @@ class _DraftWatcher:
 
     def feed(self, text: str, readings: Readings | None = None) -> bool:
         self.reader.feed(text)
-        begins = self.reader.at_break and not self._in_break
+        begins = self.reader.at_break and not (self._in_break and is_newlines(text))
         if text:
             self._in_break = self.reader.at_break
         if not begins:

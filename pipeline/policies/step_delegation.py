@@ -66,8 +66,3 @@ _NO_CUES = cue_finder(CueLists(verify=(), negative=(), positive=()))
 def text_reader(context: SampleContext, text: TextState) -> Reader:
     """A reader that follows breaks and the think phase, and no cues."""
     return Reader(text, _NO_CUES, window_tokens=1, think_end=context.think_end)
-
-
-def goes_on_break(text: str) -> bool:
-    """Whether a token after a break belongs to the same run of newlines, if it ends with a break, too."""
-    return not text.strip(" \t\n")

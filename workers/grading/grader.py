@@ -6,7 +6,7 @@ import datetime as dt
 import time
 import traceback
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import structlog
@@ -25,12 +25,19 @@ from pipeline.db.grading import (
 from pipeline.db.session import transaction
 from pipeline.errors import GradingError
 from pipeline.grading import Grade, Grader, answer_part, make_grader
+from pipeline.plugins import Origin, PluginGroup, check_same_version, find_origin
 from pipeline.samples import GradeStatus
 from workers.broker.messages import SamplesMessage
 
 log = structlog.get_logger()
 
-_grader = lru_cache(maxsize=None)(make_grader)
+
+@cache
+def _grader(name: str, origin: Origin | None) -> Grader:
+    """A job's grader. Raises ConfigurationError where its package is not the one that the job was submitted with."""
+    if origin is not None:
+        check_same_version(origin, find_origin(PluginGroup.GRADERS, name))
+    return make_grader(name)
 
 
 def grade_samples(db_engine: DbEngine, message: SamplesMessage, *, time_limit_s: float) -> str:
@@ -56,14 +63,14 @@ def grade_samples(db_engine: DbEngine, message: SamplesMessage, *, time_limit_s:
 
 def _grade_instantly(connection: Connection, ungraded: Sequence[Ungraded]) -> set[int]:
     """Grade those samples of a job that nobody has graded or begun to, where its grader needs no time; their ids."""
-    if not ungraded or not (grader := _grader(ungraded[0].grader)).is_instant:
+    if not ungraded or not (grader := _grader(ungraded[0].grader, ungraded[0].grader_origin)).is_instant:
         return set()
     grades = [_run(grader, sample) for sample in ungraded]
     return store_grades(connection, grades, grader=grader.name, version=grader.version)
 
 
 def _grade_one(db_engine: DbEngine, sample: Ungraded, patience: dt.timedelta) -> bool:
-    grader = _grader(sample.grader)
+    grader = _grader(sample.grader, sample.grader_origin)
     with transaction(db_engine) as connection:
         if not begin_grade(
             connection,

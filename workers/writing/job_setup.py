@@ -40,7 +40,7 @@ class JobSetup:
     ) -> JobSetup:
         """Raises ConfigurationError where the model cannot write this job's texts, or cannot be asked what its policy
         asks, and where what another package brings is not what the job froze."""
-        config.check_same_versions()
+        config.check_same_version("prompt_template")
         policy = config.build_policy()
         translator = ThinkTagTranslator(chat, think)
         questions = Questions(chat, translator)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
+from pipeline.breaks import is_newlines
 from pipeline.policies.reading.reader import Reader, SentenceEndFinder
 from pipeline.signals import Readings
 
@@ -63,7 +64,7 @@ class HandBackWatcher:
         """The number of tokens at which the step has just ended, where that hands back."""
         if self._handback != "break":
             return None
-        ends = self.reader.at_break and not (self._at_break and not text.strip(" \t\n"))
+        ends = self.reader.at_break and not (self._at_break and is_newlines(text))
         if text:
             self._at_break = self.reader.at_break
         return self._num_read if ends else None

@@ -88,6 +88,10 @@ def test_a_run_of_newlines_is_one_break() -> None:
     assert takeovers(context(), 1.0, "a|\n|\n|\n|\n| b|.\n\n|\n| c") == [3, 7]
 
 
+def test_a_step_of_one_token_ends_with_a_break_of_its_own() -> None:
+    assert takeovers(context(), 1.0, "a|.\n\n|)\n\n| c") == [2, 3]
+
+
 def test_nothing_is_taken_over_after_the_think_phase() -> None:
     assert takeovers(context(), 1.0, "a|.\n\n|</think>|\n\n|b|.\n\n|c") == [2]
 

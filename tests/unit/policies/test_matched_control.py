@@ -1,0 +1,123 @@
+"""The control is fair: matched to a job of any preset, it calls the large model as often, for as long."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from random import Random
+
+import pytest
+
+from pipeline.breaks import BreakFinder
+from pipeline.jobs.matching import matched_values
+from pipeline.policies import PolicySpec, parse_policy, policy_names
+from pipeline.policies.protocol import SampleContext
+from pipeline.policies.requests import Generate, Insert, Written
+from pipeline.samples import ModelRole, Piece, SegmentFinish
+from pipeline.signals import Signal
+
+SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
+NUM_SAMPLES, MAX_TOKENS = 40, 1000
+PRESETS = [name for name in policy_names() if name not in ("small-only", "large-only")]
+PLAIN = [f" w{index}" for index in range(80)]
+WORDS = {
+    SMALL: [*PLAIN, *[".\n\n"] * 12, *["\n"] * 4, " wait", " check", " yes"],
+    LARGE: [*PLAIN, *[". So"] * 4, *[".\n\n"] * 4, " wait", " check"],
+}
+
+
+@dataclass
+class Job:
+    """What is counted of a job's samples, as the database counts it."""
+
+    takeovers: Counter[str] = field(default_factory=Counter)
+    """Segments that took over, by trigger."""
+    num_calls: int = 0
+    """Times that large wrote right after small."""
+    num_breaks: int = 0
+    """Breaks that small wrote in the kept think phase; a run of newlines is one, by the author of its last token."""
+
+
+def run(spec: PolicySpec, *, seed: int) -> Job:
+    """A job on a pair of models that draw their words and doubts at random."""
+    job = Job()
+    for index in range(NUM_SAMPLES):
+        write_sample(job, spec, Random(f"{seed}/{index}"), index)
+    return job
+
+
+def write_sample(job: Job, spec: PolicySpec, draws: Random, index: int) -> None:
+    context = SampleContext(
+        job_seed=7,
+        problem_id="p",
+        sample_index=index,
+        max_tokens=MAX_TOKENS,
+        think_end="</think>",
+        num_prompt_tokens=0,
+    )
+    policy = spec.build()
+    kept: list[tuple[str, ModelRole | None]] = []
+    last_writer: ModelRole | None = None
+    transition = policy.start(context)
+    while isinstance(transition.then, Generate):
+        request, watcher = transition.then, policy.watcher(context, transition.state)
+        job.takeovers[request.trigger] += request.takes_over
+        job.num_calls += last_writer is SMALL and request.role is LARGE
+        texts: list[str] = []
+        doubts: list[float | None] = []
+        finish = SegmentFinish.LENGTH
+        while len(texts) < request.max_tokens and finish is SegmentFinish.LENGTH:
+            texts.append(draws.choice(WORDS[request.role]))
+            doubts.append(draws.uniform(0, 1.2))
+            if watcher is not None and watcher.feed(texts[-1], {Signal.FIRST_ENTROPY: doubts[-1]}):
+                finish = SegmentFinish.WATCH
+        piece = Piece(token_ids=tuple(range(len(texts))), texts=tuple(texts))
+        signals = {Signal.FIRST_ENTROPY: tuple(doubts)}
+        event = Written(role=request.role, piece=piece, finish=finish, start_token=len(kept), signals=signals)
+        transition, last_writer = policy.advance(context, transition.state, event), request.role
+        kept += [(text, request.role) for text in texts[: transition.keep]]
+        kept += [(insert.text, None) for insert in transition.insert if isinstance(insert, Insert)]
+    job.num_breaks += count_breaks(kept)
+
+
+def count_breaks(kept: list[tuple[str, ModelRole | None]]) -> int:
+    finder = BreakFinder()
+    ends = [finder.feed(text) for text, _ in kept]
+    later = [*zip(ends[1:], kept[1:], strict=True)]
+    return sum(
+        end and author is SMALL and not (goes_on and not text.strip("\n"))
+        for end, (_, author), (goes_on, (text, _)) in zip(ends, kept, later, strict=False)
+    )
+
+
+def is_likely(seen: int, *, trials: int, rate: float) -> bool:
+    """Within four and a half standard deviations of the binomial: false once in 150,000 fair runs."""
+    return abs(seen - trials * rate) <= 4.5 * math.sqrt(trials * rate * (1 - rate))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_random_calls_the_large_model_as_often_as_the_preset_it_is_matched_to(name: str) -> None:
+    spec = parse_policy(name)
+    job = run(spec, seed=1)
+    takeovers = {trigger: count for trigger, count in job.takeovers.items() if count}
+    assert sum(takeovers.values()) == job.num_calls
+    values = matched_values(spec, num_breaks=job.num_breaks, takeovers=takeovers)
+    assert 0.02 < values["rate"] < 0.98
+    control = run(parse_policy("random", values), seed=2)
+    assert control.num_breaks > 500
+    assert set(+control.takeovers) == {"random"}
+    assert is_likely(control.num_calls, trials=control.num_breaks, rate=job.num_calls / job.num_breaks)
+
+
+def test_an_opening_is_no_takeover_and_is_not_matched() -> None:
+    spec = parse_policy("speculative-thinking:improved", {"opening_tokens": 50})
+    job = run(spec, seed=1)
+    assert job.takeovers["opening"] == 0
+    assert sum(job.takeovers.values()) == job.num_calls
+
+
+def test_a_wrong_rate_would_be_seen() -> None:
+    job = run(parse_policy("random", {"rate": 0.3}), seed=1)
+    assert is_likely(job.num_calls, trials=job.num_breaks, rate=0.3)
+    assert not is_likely(job.num_calls, trials=job.num_breaks, rate=0.36)
