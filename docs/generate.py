@@ -1,0 +1,328 @@
+"""Writes docs/reference/ from the code and from a migrated database: `make docs-reference`.
+
+Settings and policies come from the docstrings of their fields, commands from their help, tables and views from the
+comments in the database, errors from their classes. tests/integration/test_docs_reference.py makes the pages again and
+compares.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import tempfile
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from sqlalchemy import Connection, text
+
+from pipeline import errors
+from pipeline.cli.app import app
+from pipeline.policies import parse_policy, policy_names
+from pipeline.settings import Settings
+
+REFERENCE = Path(__file__).parent / "reference"
+MARK = "<!-- Made by docs/generate.py. Change the code, not this page. -->"
+
+RELATIONS_SQL = """
+    SELECT c.oid, c.relname AS name, obj_description(c.oid, 'pg_class') AS comment FROM pg_class c
+    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = :kind AND c.relname <> 'alembic_version'
+    ORDER BY c.relname"""
+COLUMNS_SQL = """
+    SELECT attname AS name, format_type(atttypid, atttypmod) AS type, attnotnull AS not_null,
+           col_description(attrelid, attnum) AS comment
+    FROM pg_attribute WHERE attrelid = :oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum"""
+
+
+def main() -> None:
+    """Write every page, with the comments of a fresh database."""
+    with migrated_database() as connection:
+        written = pages(connection)
+    for name, page in written.items():
+        (REFERENCE / name).write_text(page)
+        print(f"wrote {REFERENCE / name}")
+
+
+def pages(connection: Connection) -> Mapping[str, str]:
+    """Every page by its file's name."""
+    return {
+        "commands.md": commands_page(),
+        "errors.md": errors_page(),
+        "policies.md": policies_page(),
+        "settings.md": settings_page(),
+        "tables.md": relations_page(connection, "r", "Tables", TABLES_INTRODUCTION),
+        "views.md": relations_page(connection, "v", "Views", VIEWS_INTRODUCTION),
+    }
+
+
+# Markdown
+
+
+def page(title: str, *parts: str) -> str:
+    return "\n\n".join([MARK, f"# {title}", *(part.strip("\n") for part in parts)]) + "\n"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    lines += [f"| {' | '.join(cell(value) for value in row)} |" for row in rows]
+    return "\n".join(lines)
+
+
+def cell(value: str) -> str:
+    """A value on one line, without what would end a table's cell."""
+    return " ".join(plain(value).split()).replace("|", "\\|")
+
+
+def plain(docstring: str) -> str:
+    """A docstring's double backticks are Markdown's single ones."""
+    return docstring.replace("``", "`")
+
+
+# Fields of pydantic models
+
+
+class Described(NamedTuple):
+    """A field with its docstring, '' where it has none."""
+
+    name: str
+    field: FieldInfo
+    docstring: str
+
+
+def described_fields(model: type[BaseModel]) -> Iterator[Described]:
+    docstrings: dict[str, str] = {}
+    for parent in reversed(model.__mro__):
+        if parent is not BaseModel and issubclass(parent, BaseModel) and parent.__module__.startswith("pipeline."):
+            docstrings |= field_docstrings(parent)
+    for name, field in model.model_fields.items():
+        yield Described(name, field, docstrings.get(name, ""))
+
+
+def field_docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """The strings that stand under a class's own fields."""
+    (defined,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
+    assert isinstance(defined, ast.ClassDef)
+    found = {}
+    for statement, following in zip(defined.body, defined.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
+            value = ast.literal_eval(following.value)
+            found[ast.unparse(statement.target)] = inspect.cleandoc(value)
+    return found
+
+
+def default(field: FieldInfo) -> str:
+    if field.default_factory is not None:
+        return "see meaning"
+    value = field.default
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ", ".join(f"`{item}`" for item in value)
+    return f"`{value}`" if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def allowed(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+    """The choices of a Literal or the bounds of a number; '' where any value will do."""
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(annotation))
+    signs = {"ge": "≥", "gt": "&gt;", "le": "≤", "lt": "&lt;"}
+    bounds = [
+        f"{signs[type(bound).__name__.lower()]} {next(iter(vars_of(bound).values())):g}"
+        for bound in metadata
+        if type(bound).__name__.lower() in signs
+    ]
+    if bounds:
+        return ", ".join(bounds)
+    inner = [
+        allowed(part, getattr(part, "__metadata__", ())) for part in get_args(annotation) if part is not type(None)
+    ]
+    return ", ".join(text for text in inner if text)
+
+
+def vars_of(bound: Any) -> dict[str, Any]:
+    return {name: getattr(bound, name) for name in bound.__dataclass_fields__}
+
+
+# Settings
+
+SETTINGS_INTRODUCTION = """\
+Each process reads its settings once, from environment variables. `specthink … --help` lists the options that set some of
+them. A wrong value stops the process with the variable's name and what it should be."""
+
+
+def settings_page() -> str:
+    parts = [
+        f"## {part.name.capitalize()}\n\n{plain(inspect.getdoc(part.field.annotation) or '')}\n\n"
+        + settings_table(part.field.annotation, f"SPECTHINK_{part.name.upper()}__")
+        for part in described_fields(Settings)
+        if is_model(part.field.annotation)
+    ]
+    return page("Settings", SETTINGS_INTRODUCTION, "## General", settings_table(Settings, "SPECTHINK_"), *parts)
+
+
+def settings_table(model: Any, prefix: str) -> str:
+    rows = [
+        [f"`{prefix}{name.upper()}`", default(field), allowed(field.annotation, field.metadata), meaning(field, words)]
+        for name, field, words in described_fields(model)
+        if not is_model(field.annotation)
+    ]
+    return table(["variable", "default", "allowed", "meaning"], rows)
+
+
+def meaning(field: FieldInfo, docstring: str) -> str:
+    origin = f" Default from: {field.description}." if field.description else ""
+    return docstring + origin
+
+
+def is_model(annotation: Any) -> bool:
+    return inspect.isclass(annotation) and issubclass(annotation, BaseModel)
+
+
+# Policies
+
+POLICIES_INTRODUCTION = """\
+Every number of every policy, with where its default comes from. `specthink clone JOB --set policy.n1=30` changes one.
+"Paper" is arXiv 2504.12329 where nothing else is named, "code" its released code, and "ours" a choice made here.
+[Policies](../policies/index.md) says what each policy does."""
+
+
+def policies_page() -> str:
+    parts = []
+    for name in policy_names():
+        spec = type(parse_policy(name))
+        fields = [given for given in described_fields(spec) if given.name not in ("name", "preset")]
+        rows = [
+            [f"`{field.name}`", policy_default(field), allowed(field.field.annotation, field.field.metadata), field[2]]
+            for field in fields
+        ]
+        numbers = table(["field", "default", "allowed", "meaning and origin"], rows) if rows else "It has no numbers."
+        parts.append(f"## {name}\n\n{plain(inspect.getdoc(spec) or '')}\n\n{numbers}")
+    return page("Policies and their numbers", POLICIES_INTRODUCTION, *parts)
+
+
+def policy_default(described: Described) -> str:
+    value = described.field.default
+    if isinstance(value, BaseModel):
+        return "; ".join(f"{name}: {', '.join(words)}" for name, words in value.model_dump().items())
+    return default(described.field)
+
+
+# Commands
+
+
+def commands_page() -> str:
+    command: Any = typer.main.get_command(app)
+    context = command.make_context("specthink", [], resilient_parsing=True)
+    parts = [plain(command.help), parameters(command)]
+    parts += [part for name in command.list_commands(context) for part in command_parts(command, context, name)]
+    return page("Commands", *parts)
+
+
+def command_parts(group: Any, parent: Any, name: str) -> Iterator[str]:
+    command = group.get_command(parent, name)
+    context = command.make_context(f"{parent.command_path} {name}", [], parent=None, resilient_parsing=True)
+    if hasattr(command, "list_commands"):
+        for inner in command.list_commands(context):
+            yield from command_parts(command, context, inner)
+        return
+    usage = " ".join(command.collect_usage_pieces(context))
+    yield f"## {context.info_name}\n\n`{context.info_name} {usage}`\n\n{plain(inspect.cleandoc(command.help or ''))}"
+    yield parameters(command)
+
+
+def parameters(command: Any) -> str:
+    rows = [
+        [names_of(parameter), shown_default(parameter), parameter.help or ""]
+        for parameter in command.params
+        if parameter.name != "help" and not getattr(parameter, "hidden", False)
+    ]
+    return table(["option", "default", "meaning"], rows)
+
+
+def names_of(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return f"`{(parameter.metavar or parameter.name.upper()).strip('[]').removesuffix('...')}`"
+    return ", ".join(f"`{name}`" for name in [*parameter.opts, *parameter.secondary_opts] if name.startswith("--"))
+
+
+def shown_default(parameter: Any) -> str:
+    if isinstance(parameter.show_default, str):
+        return parameter.show_default
+    value = parameter.default
+    if value is None or value is False or callable(value) or type(value).__name__ == "Sentinel":
+        return "required" if parameter.required else ""
+    return "on" if value is True else f"`{value}`"
+
+
+# Errors
+
+ERRORS_INTRODUCTION = """\
+Every error that specthink raises on purpose. The command line prints its message and nothing else, and ends with the
+exit code. [Troubleshooting](../troubleshooting.md) goes from a message to its remedy."""
+
+
+def errors_page() -> str:
+    tree = (errors.__doc__ or "").partition("\n\n")[2].strip()
+    rows = [
+        [f"`{name}`", str(kind.exit_code), (inspect.getdoc(kind) or "").partition("\n\n")[0]]
+        for name, kind in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(kind, errors.PipelineError)
+    ]
+    return page("Errors", ERRORS_INTRODUCTION, f"```text\n{tree}\n```", table(["error", "exit code", "meaning"], rows))
+
+
+# Tables and views
+
+TABLES_INTRODUCTION = """\
+The tables hold every fact once. They may change from version to version; the [views](views.md) are the stable face.
+"Not null" stands in the third column. A column without a meaning says it by its name."""
+VIEWS_INTRODUCTION = """\
+The views are the stable face of the database: they answer on whatever is finished at that moment, and their columns stay.
+"Right" means a score of at least 0.5. The [SQL cookbook](../sql-cookbook.md) asks them thirty questions."""
+
+
+def relations_page(connection: Connection, kind: str, title: str, introduction: str) -> str:
+    parts = []
+    for relation in connection.execute(text(RELATIONS_SQL), {"kind": kind}):
+        columns = connection.execute(text(COLUMNS_SQL), {"oid": relation.oid})
+        rows = [
+            [f"`{column.name}`", column.type, *(["yes" if column.not_null else ""] * (kind == "r")), column.comment or ""]
+            for column in columns
+        ]
+        names = ["column", "type", *(["not null"] * (kind == "r")), "meaning"]
+        parts.append(f"## {relation.name}\n\n{plain(relation.comment or '')}\n\n{table(names, rows)}")
+    return page(title, introduction, *parts)
+
+
+class migrated_database:  # noqa: N801  (used like contextlib's functions)
+    """A connection to a fresh, migrated database, which is gone afterwards."""
+
+    def __enter__(self) -> Connection:
+        from pipeline.db.migrate import upgrade
+        from pipeline.db.session import open_database
+        from pipeline.embedded import start
+
+        self._folder = tempfile.TemporaryDirectory(prefix="specthink-docs-")
+        self._state_dir = Path(self._folder.name) / "state"
+        self._db_engine = open_database(start(self._state_dir, die_with_parent=True).connections.database_url)
+        upgrade(self._db_engine)
+        self._connection = self._db_engine.connect()
+        return self._connection
+
+    def __exit__(self, *error: object) -> None:
+        from pipeline.embedded import stop
+
+        self._connection.close()
+        self._db_engine.dispose()
+        stop(self._state_dir)
+        self._folder.cleanup()
+
+
+if __name__ == "__main__":
+    main()
