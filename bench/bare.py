@@ -136,7 +136,7 @@ class BareEngine(Child):
 
 def serve(arrangement: Arrangement, model: str) -> None:
     read = batches()
-    from workers.engine.vllm.adapter import engine_arguments, set_environment
+    from workers.engine.vllm.arguments import engine_arguments, set_environment
 
     settings = EngineSettings()
     set_environment(model, settings)

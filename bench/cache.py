@@ -35,7 +35,7 @@ from pipeline.embedded import Program
 IN_FLIGHT = 128
 SEEDS = {"one large worker": 1, "two large workers": 2, "two, no affinity": 3, "quarter": 1, "quarter, no admission": 1}
 """By arm."""
-CACHE = "SPECTHINK_ENGINE__CPU_KV_CACHE_GIB"
+CACHE = "SPECTHINK_ENGINE__VLLM__CPU_KV_CACHE_GIB"
 BYTES_PER_TOKEN = 2 * 2 * 64 * 4
 """Of the small demo model's cache: keys and values, 2 layers, width 64, float32."""
 

@@ -20,12 +20,13 @@ from pipeline.chat.model import ChatModel
 from pipeline.chat.prompts import render_user_message
 from pipeline.chat.translation import settle_think_phase
 from pipeline.policies import make_policy, parse_policy
-from pipeline.policies.base import Finish, Generate, Insert, Keep, SampleContext, Transition, Written
+from pipeline.policies.protocol import SampleContext, Transition
+from pipeline.policies.requests import Finish, Generate, Insert, Written
 from pipeline.problems import Problem
 from pipeline.samples import ModelRole
 from pipeline.settings import EngineSettings
 from workers.engine.base import Engine, GenerateRequest, GenerateResult, Sampling
-from workers.engine.vllm.adapter import load_engine
+from workers.engine.loading import load_engine
 from workers.writing.seeds import segment_seed
 
 
@@ -118,14 +119,14 @@ class Text:
 
     def _decide(self, transition: Transition, written: GenerateResult | None) -> None:
         self._state = transition.state
-        for decision in transition.decisions:
-            if isinstance(decision, Keep):
-                assert written is not None
-                self._add(list(written.piece.token_ids[: decision.num_tokens]))
-            elif isinstance(decision, Insert):
-                self._add(self._chat.encode_text(decision.text))
-            else:
-                self._next: Generate | Finish = decision
+        if transition.keep is not None:
+            assert written is not None
+            self._add(list(written.piece.token_ids[: transition.keep]))
+        for insert in transition.insert:
+            assert isinstance(insert, Insert)
+            self._add(self._chat.encode_text(insert.text))
+        assert isinstance(transition.then, Generate | Finish)
+        self._next: Generate | Finish = transition.then
 
     def _add(self, token_ids: list[int]) -> None:
         self.token_ids += token_ids
@@ -161,8 +162,11 @@ LOOPS = {"one_by_one": one_by_one, "lock_step": lock_step}
 
 def serve() -> None:
     read = batches()
-    engines = {role: load_engine(str(MODELS[role]), None, role, EngineSettings()) for role in ModelRole}
-    chat = ChatModel.load(MODELS["small"])
+    chats = {role: ChatModel.load(MODELS[role]) for role in ModelRole}
+    engines = {
+        role: load_engine(chats[role], revision=None, role=role, settings=EngineSettings()) for role in ModelRole
+    }
+    chat = chats[ModelRole.SMALL]
     for batch, reply in read:
         job = LoopJob(**batch["job"] | {"samples": [tuple(sample) for sample in batch["job"]["samples"]]})
         start = time.perf_counter()

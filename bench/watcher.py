@@ -12,7 +12,7 @@ from random import Random
 
 from bench.measurement import Report, Spread
 from pipeline.policies import make_policy, parse_policy
-from pipeline.policies.base import SampleContext
+from pipeline.policies.protocol import SampleContext
 
 NUM_TOKENS = 20_000
 REPEATS = 7

@@ -6,6 +6,7 @@ PipelineError
 ├── ProblemSetError                a problem file is refused whole; carries its first faults, each with its line
 ├── NotFound                       a job, sample or problem set that does not exist
 ├── NotComparable                  jobs that were not asked or graded alike
+├── DamagedRow                     what is stored cannot be what this program stored; the sample fails
 ├── BadProblem(problem_id)         it cannot be made into a prompt; the sample fails
 ├── JobError(job_id)
 ├── LeaseLost(worker_id)           this worker's lease lapsed: stop work, write nothing
@@ -59,6 +60,10 @@ class NotComparable(PipelineError):
     """Jobs that were not asked the same or not graded alike: a difference would say nothing about their policies."""
 
     exit_code = 2
+
+
+class DamagedRow(PipelineError):
+    """A stored value that this program cannot have written: it is refused, never replaced by a default."""
 
 
 class BadProblem(PipelineError):

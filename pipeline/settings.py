@@ -5,6 +5,7 @@ Every name is the environment variable without its prefix: ``SPECTHINK_STATE_DIR
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -32,16 +33,18 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class EngineSettings(_Part):
-    """One vLLM engine per small or large worker."""
+class EngineKind(StrEnum):
+    """What runs the models."""
+
+    VLLM = "vllm"  # in the worker's process, or in one beside it
+
+
+class VllmSettings(_Part):
+    """What only vLLM is told."""
 
     process: Literal["inline", "separate"] | None = None
     """inline: the engine is stepped by a thread of the worker process. separate: it has processes of its own.
     None: inline on a CPU (starts in half the time, a third of the hop cost on two cores), separate on a GPU."""
-    max_model_len: Annotated[int, Field(ge=16)] | None = None
-    """Most tokens of prompt and output; None: what the model's configuration says."""
-    max_in_flight: Annotated[int, Field(ge=1)] = 128
-    """Samples that one worker writes at the same time."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of the GPU's memory; two workers on one GPU need shares that sum below 1."""
     cpu_kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
@@ -52,10 +55,22 @@ class EngineSettings(_Part):
     """Numbers of weights and activations, in vLLM's words; auto: the checkpoint's own, though on a GPU float32 becomes
     what vLLM prefers."""
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+
+
+class EngineSettings(_Part):
+    """One engine per small or large worker."""
+
+    kind: EngineKind = EngineKind.VLLM
+    """Each kind has a part of its own for what it alone is told."""
+    max_model_len: Annotated[int, Field(ge=16)] | None = None
+    """Most tokens of prompt and output; None: what the model's configuration says."""
+    max_in_flight: Annotated[int, Field(ge=1)] = 128
+    """Samples that one worker writes at the same time."""
     max_attempts: Annotated[int, Field(ge=1)] = 8
     """A sample that the engine refuses for the moment (out of memory, say) is tried so often, after 1, 2, 4 … 60 s."""
     stall_after_s: Seconds = 120.0
     """A worker whose engine gives no token for so long while requests run ends with an error."""
+    vllm: VllmSettings = VllmSettings()
 
 
 class LeaseSettings(_Part):

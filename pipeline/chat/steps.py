@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from pipeline.breaks import BreakFinder
 from pipeline.policies.reading.cues import CueLists, SentenceClass, classify
-from pipeline.policies.reading.reader import BreakFinder
 from pipeline.samples import Author
 
 CLASS_TOKENS = 20

@@ -225,8 +225,8 @@ def _become_writer(
     arguments += ["--revision", revision] if revision else []
     engine = {
         "SPECTHINK_ENGINE__MAX_IN_FLIGHT": max_in_flight,
-        "SPECTHINK_ENGINE__GPU_MEMORY_UTILIZATION": device_share,
-        "SPECTHINK_ENGINE__PROCESS": engine_process,
+        "SPECTHINK_ENGINE__VLLM__GPU_MEMORY_UTILIZATION": device_share,
+        "SPECTHINK_ENGINE__VLLM__PROCESS": engine_process,
     }
     _become(context, arguments, engine, state_dir)
 

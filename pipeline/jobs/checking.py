@@ -17,7 +17,8 @@ from pipeline.errors import ConfigurationError
 from pipeline.jobs.config import JobConfig, ModelSpec
 from pipeline.jobs.recipes import Recipe
 from pipeline.policies import make_policy
-from pipeline.policies.base import Generate, SampleContext
+from pipeline.policies.protocol import SampleContext
+from pipeline.policies.requests import Finish
 from pipeline.problems import ColumnNames, ProblemSet, check_prompt_lengths, check_storable, load_problem_set
 from pipeline.problems.files import check_text
 from pipeline.samples import ModelRole
@@ -144,8 +145,10 @@ def first_role(config: JobConfig) -> ModelRole:
         think_end="",
         num_prompt_tokens=0,
     )
-    decisions = make_policy(config.policy).start(context).decisions
-    return next(decision.role for decision in decisions if isinstance(decision, Generate))
+    first = make_policy(config.policy).start(context).then
+    if isinstance(first, Finish):
+        raise ConfigurationError(f"policy {config.policy.name!r} ends a sample before anything is written")
+    return first.role
 
 
 def versions_of(config: JobConfig) -> dict[str, str]:

@@ -8,8 +8,8 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import Field, ValidationError
 
 from pipeline.errors import ConfigurationError
-from pipeline.policies.base import Policy
 from pipeline.policies.baselines import LargeOnlySpec, SingleModelPolicy, SmallOnlySpec
+from pipeline.policies.protocol import Policy
 from pipeline.policies.random_delegation import RandomDelegationPolicy, RandomDelegationSpec, matched_rate
 from pipeline.policies.speculative_thinking.improved import SpeculativeThinkingPolicy, SpeculativeThinkingSpec
 from pipeline.policies.speculative_thinking.paper import PaperPolicy, PaperSpec

@@ -6,8 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.policies.base import Finish, Generate, Keep, PolicyState, SampleContext, Transition, Watcher, Written
-from pipeline.policies.endings import finish_reason
+from pipeline.policies.protocol import PolicyState, SampleContext, Transition, Watcher
+from pipeline.policies.requests import Event, Finish, Generate, Trigger
+from pipeline.policies.turns import finish_reason, written_by
 from pipeline.samples import ModelRole
 
 
@@ -38,20 +39,19 @@ class SingleModelPolicy:
         return frozenset({self._role})
 
     def start(self, context: SampleContext) -> Transition:
-        return Transition(state={"max_tokens": context.max_tokens}, decisions=(self._generate(context.max_tokens),))
+        return Transition(state={"max_tokens": context.max_tokens}, then=self._generate(context.max_tokens))
 
     def watcher(self, context: SampleContext, state: PolicyState) -> Watcher | None:
         return None
 
-    def advance(self, context: SampleContext, state: PolicyState, event: Written) -> Transition:
-        if event.role is not self._role:
-            raise ValueError(f"the {self._role} model was to write, but {event.role} did")
-        keep = Keep(num_tokens=len(event.piece))
-        remaining = context.max_tokens - event.start_token - len(event.piece)
+    def advance(self, context: SampleContext, state: PolicyState, event: Event) -> Transition:
+        event = written_by(self._role, event)
+        keep = len(event.piece)
+        remaining = context.max_tokens - event.start_token - keep
         reason = finish_reason(event, asked=state["max_tokens"], remaining=remaining)
         if reason is not None:
-            return Transition(state={}, decisions=(keep, Finish(reason=reason)))
-        return Transition(state={"max_tokens": remaining}, decisions=(keep, self._generate(remaining)))
+            return Transition(state={}, keep=keep, then=Finish(reason=reason))
+        return Transition(state={"max_tokens": remaining}, keep=keep, then=self._generate(remaining))
 
     def _generate(self, max_tokens: int) -> Generate:
-        return Generate(role=self._role, max_tokens=max_tokens, trigger="start")
+        return Generate(role=self._role, max_tokens=max_tokens, trigger=Trigger.START)

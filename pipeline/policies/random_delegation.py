@@ -11,23 +11,15 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.policies.base import (
-    Decision,
-    Finish,
-    Generate,
-    Keep,
-    PolicyState,
-    SampleContext,
-    Transition,
-    Watcher,
-    Written,
-)
-from pipeline.policies.endings import finish_reason, whole_characters
+from pipeline.policies.protocol import PolicyState, SampleContext, Transition, Watcher
 from pipeline.policies.reading.cues import CueLists, cue_finder
 from pipeline.policies.reading.handback import HandBack, HandBackFrom, HandBackWatcher
 from pipeline.policies.reading.reader import Reader, TextState
+from pipeline.policies.requests import Event, Finish, Generate, Trigger, Written
 from pipeline.policies.speculative_thinking.rules import Tokens
+from pipeline.policies.turns import finish_reason, whole_characters, written_by
 from pipeline.samples import FinishReason, ModelRole, SegmentFinish
+from pipeline.signals import Readings
 
 
 class RandomDelegationSpec(BaseModel):
@@ -74,7 +66,7 @@ class _State(BaseModel):
     role: ModelRole
     """Who writes now, and below: how much was asked for and why."""
     max_tokens: int
-    trigger: str
+    trigger: Trigger
     text: TextState = TextState()
     num_draws: int = 0
     """Breaks decided about so far."""
@@ -94,8 +86,8 @@ class RandomDelegationPolicy:
         return frozenset(ModelRole)
 
     def start(self, context: SampleContext) -> Transition:
-        state = _State(role=ModelRole.SMALL, max_tokens=context.max_tokens, trigger="start")
-        return _transition(state)
+        state = _State(role=ModelRole.SMALL, max_tokens=context.max_tokens, trigger=Trigger.START)
+        return _go(state)
 
     def watcher(self, context: SampleContext, state: PolicyState) -> Watcher | None:
         stored = _State.model_validate(state)
@@ -103,10 +95,9 @@ class RandomDelegationPolicy:
             return self._takeover_watcher(context, stored)
         return self._draft_watcher(context, stored) if stored.text.thinking else None
 
-    def advance(self, context: SampleContext, state: PolicyState, event: Written) -> Transition:
+    def advance(self, context: SampleContext, state: PolicyState, event: Event) -> Transition:
         stored = _State.model_validate(state)
-        if event.role is not stored.role:
-            raise ValueError(f"the {stored.role} model was to write, but {event.role} did")
+        event = written_by(stored.role, event)
         if event.role is ModelRole.SMALL:
             return self._after_draft(context, stored, event)
         return self._after_takeover(context, stored, event)
@@ -115,39 +106,37 @@ class RandomDelegationPolicy:
         watcher = self._draft_watcher(context, state)
         is_drawn = any(map(watcher.feed, event.piece.texts))
         num_kept = watcher.reader.position
-        keep = Keep(num_tokens=num_kept)
         remaining = context.max_tokens - event.start_token - num_kept
         if is_drawn:
             reason = FinishReason.LENGTH if remaining <= 0 else None
         else:
             reason = finish_reason(event, asked=state.max_tokens, remaining=remaining)
         if reason is not None:
-            return _transition(None, keep, Finish(reason=reason))
+            return _end(num_kept, reason)
         update = {"max_tokens": remaining, "text": watcher.reader.state, "num_draws": watcher.num_draws}
         if is_drawn:
             update |= {
                 "role": ModelRole.LARGE,
                 "max_tokens": min(self._spec.tokens, remaining),
-                "trigger": "random",
+                "trigger": Trigger.RANDOM,
             }
-        return _transition(state.model_copy(update=update), keep)
+        return _go(state.model_copy(update=update), num_kept)
 
     def _after_takeover(self, context: SampleContext, state: _State, event: Written) -> Transition:
         watcher = self._takeover_watcher(context, state)
         handed_back = any(map(watcher.feed, event.piece.texts))
         num_kept = whole_characters(event.piece.texts, watcher.num_kept if handed_back else len(event.piece))
-        keep = Keep(num_tokens=num_kept)
         remaining = context.max_tokens - event.start_token - num_kept
         reason = FinishReason.LENGTH if remaining <= 0 else None
         if not handed_back and (event.finish is not SegmentFinish.EOS or not context.think_end):
             reason = finish_reason(event, asked=state.max_tokens, remaining=remaining)
         if reason is not None:
-            return _transition(None, keep, Finish(reason=reason))
+            return _end(num_kept, reason)
         reader = self._reader(context, state)
         for text in event.piece.texts[:num_kept]:
             reader.feed(text)
-        update = {"role": ModelRole.SMALL, "max_tokens": remaining, "trigger": "resume", "text": reader.state}
-        return _transition(state.model_copy(update=update), keep)
+        update = {"role": ModelRole.SMALL, "max_tokens": remaining, "trigger": Trigger.RESUME, "text": reader.state}
+        return _go(state.model_copy(update=update), num_kept)
 
     def _reader(self, context: SampleContext, state: _State) -> Reader:
         return Reader(state.text, _NO_CUES, window_tokens=1, think_end=context.think_end)
@@ -173,7 +162,7 @@ class _DraftWatcher:
         self._rate = rate
         self._in_break = state.text.at_break
 
-    def feed(self, text: str) -> bool:
+    def feed(self, text: str, readings: Readings | None = None) -> bool:
         self.reader.feed(text)
         begins = self.reader.at_break and not self._in_break
         if text:
@@ -190,8 +179,11 @@ def _draw(context: SampleContext, number: int) -> float:
     return int.from_bytes(hashlib.sha256(source.encode()).digest()[:7]) / 2**56
 
 
-def _transition(state: _State | None, *decisions: Decision) -> Transition:
-    if state is None:
-        return Transition(state={}, decisions=decisions)
-    request = Generate(role=state.role, max_tokens=state.max_tokens, trigger=state.trigger)
-    return Transition(state=state.model_dump(mode="json"), decisions=(*decisions, request))
+def _go(state: _State, keep: int | None = None) -> Transition:
+    takes_over = state.role is ModelRole.LARGE
+    then = Generate(role=state.role, max_tokens=state.max_tokens, trigger=state.trigger, takes_over=takes_over)
+    return Transition(state=state.model_dump(mode="json"), keep=keep, then=then)
+
+
+def _end(keep: int, reason: FinishReason) -> Transition:
+    return Transition(state={}, keep=keep, then=Finish(reason=reason))

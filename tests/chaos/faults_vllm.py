@@ -25,7 +25,7 @@ from tests.chaos.field import Broken, Field, Missed
 from tests.chaos.models import MODELS, REPOSITORY
 from tests.chaos.worker import ENGINE_VARIABLE, Order, pass_before
 from tests.chaos.workload import ChaosJob, Ending, Workload
-from workers.engine.vllm.adapter import set_environment
+from workers.engine.vllm.arguments import set_environment
 
 NUM_PROBLEMS, NUM_SAMPLES = 12, 2
 JOB_SEED = 1
@@ -38,9 +38,9 @@ MODULES = (
 
 def vllm_engine(role: ModelRole, chat: Any, model: str, phases: Any) -> Any:
     """In the worker's process: vLLM, and a phase at each step that brought something."""
-    from workers.engine.vllm.adapter import load_engine
+    from workers.engine.loading import load_engine
 
-    engine = load_engine(str(MODELS[role]), None, role, load_settings().engine)
+    engine = load_engine(chat, revision=None, role=role, settings=load_settings().engine)
     pass_before(phases, "generating", engine, "_handle")
     return engine
 
@@ -62,17 +62,17 @@ class DemoPair(Workload):
     environment: Mapping[str, str] = MappingProxyType(
         {
             ENGINE_VARIABLE: f"{__name__}:vllm_engine",
-            "SPECTHINK_ENGINE__PROCESS": "inline",
-            "SPECTHINK_ENGINE__DTYPE": "float32",  # in bfloat16 a text may depend on what runs beside it
+            "SPECTHINK_ENGINE__VLLM__PROCESS": "inline",
+            "SPECTHINK_ENGINE__VLLM__DTYPE": "float32",  # in bfloat16 a text may depend on what runs beside it
             "SPECTHINK_ENGINE__STALL_AFTER_S": str(STALL_AFTER_S),
-            "SPECTHINK_ENGINE__CPU_KV_CACHE_GIB": "0.5",
+            "SPECTHINK_ENGINE__VLLM__CPU_KV_CACHE_GIB": "0.5",
             "SPECTHINK_ENGINE__MAX_IN_FLIGHT": "12",  # so that the first small worker leaves some to the second
             "SPECTHINK_LEASE__TTL_S": "4",
             "SPECTHINK_LEASE__RENEW_INTERVAL_S": "0.8",
         }
     )
     own_environment: Mapping[str, Mapping[str, str]] = MappingProxyType(
-        {"small-2": {"SPECTHINK_ENGINE__PROCESS": "separate"}}
+        {"small-2": {"SPECTHINK_ENGINE__VLLM__PROCESS": "separate"}}
     )
     imports = f"{__name__}:import_all"
     start_timeout_s = 120.0

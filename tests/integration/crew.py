@@ -35,13 +35,14 @@ from pipeline.policies import PolicySpec, SpeculativeThinkingSpec
 from pipeline.policies.reading.cues import CueLists
 from pipeline.problems import load_problem_set
 from pipeline.samples import RUNNABLE_STATE, ModelRole
-from pipeline.settings import EngineSettings, LeaseSettings
+from pipeline.settings import EngineSettings, LeaseSettings, VllmSettings
 from pipeline.workforce import WorkerKind
 from tests.conftest import TEMPLATE, with_database
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
 from workers.engine.base import Engine, EngineStats
-from workers.engine.vllm.adapter import InlineEngine, load_engine
+from workers.engine.loading import load_engine
+from workers.engine.vllm.inline import InlineEngine
 from workers.processes.lease import LeaseKeeper
 from workers.writing.writer import Identity, Writer
 
@@ -67,12 +68,11 @@ _stepping = threading.Lock()
 def load_inline(model: Path, role: ModelRole) -> InlineEngine:
     """An engine of its own; the engines of this process step in turn: vLLM keeps what a step needs in globals."""
     settings = EngineSettings(
-        process="inline",
         max_model_len=1024,
         max_in_flight=128,
-        cpu_kv_cache_gib=0.1,
+        vllm=VllmSettings(process="inline", cpu_kv_cache_gib=0.1),
     )
-    engine = load_engine(str(model), None, role, settings)
+    engine = load_engine(ChatModel.load(model), revision=None, role=role, settings=settings)
     assert isinstance(engine, InlineEngine)
     get_output = engine._client.get_output
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,10 +19,11 @@ import pytest
 from pipeline.chat.model import ChatModel
 from pipeline.errors import ConfigurationError, EngineDied, EngineError, PromptTooLong
 from pipeline.samples import ModelRole, SegmentFinish
-from pipeline.settings import EngineSettings
+from pipeline.settings import EngineSettings, VllmSettings
+from pipeline.signals import Readings
 from workers.engine.base import Engine, GenerateRequest, GenerateResult, Sampling
+from workers.engine.loading import load_engine
 from workers.engine.scripted import ScriptedEngine
-from workers.engine.vllm.adapter import load_engine
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -95,13 +97,21 @@ def engine(request: pytest.FixtureRequest, model: Path) -> Iterator[Engine]:
             step_s=0.001,
         )
     else:
-        engine = load_engine(str(model), None, ModelRole.SMALL, settings(process=request.param))
+        engine = load(model, process=request.param)
     yield engine
     engine.close()
 
 
-def settings(**overrides: object) -> EngineSettings:
-    return EngineSettings.model_validate({"max_in_flight": MAX_IN_FLIGHT, "cpu_kv_cache_gib": 0.25} | overrides)
+def settings(*, max_model_len: int | None = None, **vllm: Any) -> EngineSettings:
+    return EngineSettings(
+        max_in_flight=MAX_IN_FLIGHT,
+        max_model_len=max_model_len,
+        vllm=VllmSettings.model_validate({"cpu_kv_cache_gib": 0.25} | vllm),
+    )
+
+
+def load(model: Path, **vllm: Any) -> Engine:
+    return load_engine(ChatModel.load(model), revision=None, role=ModelRole.SMALL, settings=settings(**vllm))
 
 
 class Answer:
@@ -135,7 +145,7 @@ class WatchFor:
         self._num_tokens = num_tokens
         self._ends = ends
 
-    def feed(self, text: str) -> bool:
+    def feed(self, text: str, readings: Readings | None = None) -> bool:
         self.seen.append(text)
         if len(self.seen) < self._num_tokens:
             return False
@@ -216,7 +226,7 @@ def test_watcher_ends_the_request_soon(engine: Engine) -> None:
 
 def test_watcher_that_fails_costs_its_own_request_only(engine: Engine) -> None:
     class Broken:
-        def feed(self, text: str) -> bool:
+        def feed(self, text: str, readings: Readings | None = None) -> bool:
             raise RuntimeError("no")
 
     other = submit(engine, max_tokens=100)
@@ -403,14 +413,15 @@ def _name(process: psutil.Process) -> str:
 
 LOAD_AND_TELL = """
 import json, sys, threading, psutil
+from pipeline.chat.model import ChatModel
 from pipeline.samples import ModelRole
 from pipeline.settings import EngineSettings
 from workers.engine.base import GenerateRequest, Sampling
-from workers.engine.vllm.adapter import load_engine
+from workers.engine.loading import load_engine
 
 def main():
     settings = EngineSettings.model_validate_json(sys.argv[2])
-    engine = load_engine(sys.argv[1], None, ModelRole.SMALL, settings)
+    engine = load_engine(ChatModel.load(sys.argv[1]), revision=None, role=ModelRole.SMALL, settings=settings)
     def tell(outcome):
         print(json.dumps(type(outcome).__name__), flush=True)
     for number in range(3):
@@ -485,21 +496,23 @@ def test_killed_engine_process_is_found_and_told(worker: subprocess.Popen[str]) 
 
 def test_model_that_is_not_there_is_a_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="missing-model"):
-        load_engine(str(tmp_path / "missing-model"), None, ModelRole.SMALL, settings())
+        load(tmp_path / "missing-model")
 
 
 LOAD_AND_FAIL = """
 import json, sys
+from pipeline.chat.model import ChatModel
 from pipeline.errors import ConfigurationError
 from pipeline.samples import ModelRole
 from pipeline.settings import EngineSettings
-from workers.engine.vllm.adapter import load_engine
+from workers.engine.loading import load_engine
 
 def main():
     for line in sys.stdin:
         model, settings = json.loads(line)
+        settings = EngineSettings.model_validate(settings)
         try:
-            load_engine(model, None, ModelRole.SMALL, EngineSettings(**settings))
+            load_engine(ChatModel.load(model), revision=None, role=ModelRole.SMALL, settings=settings)
             print("LOADED", flush=True)
         except ConfigurationError as error:
             print("ERROR", error, flush=True)
@@ -520,10 +533,10 @@ def load_and_fail(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
     ) as process:
         assert process.stdin is not None
 
-        def ask(model: Path, **overrides: object) -> str:
+        def ask(model: Path, **options: Any) -> str:
             assert process.stdin is not None
             assert process.stdout is not None
-            process.stdin.write(json.dumps([str(model), settings(**overrides).model_dump(mode="json")]) + "\n")
+            process.stdin.write(json.dumps([str(model), settings(**options).model_dump(mode="json")]) + "\n")
             process.stdin.flush()
             return next(line for line in process.stdout if line.startswith(("ERROR", "LOADED")))
 

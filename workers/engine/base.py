@@ -1,18 +1,18 @@
 """The seam between the workers and an inference engine.
 
-An engine takes token ids and gives token ids; text exists so that a watcher can read along. ``Engine`` is what the
+An engine takes token ids and gives token ids; text exists so that a stop rule can read along. ``Engine`` is what the
 worker loop sees; ``VllmEngine`` (workers/engine/vllm/adapter.py) is the real one, ``ScriptedEngine``
 (workers/engine/scripted.py) answers from a script in unit tests and in measurements of everything but the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.policies.base import Watcher
 from pipeline.samples import Piece, SegmentFinish
+from pipeline.signals import NUM_TOP, Readings, Signal, SignalValues
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,13 +25,26 @@ class Sampling:
     """0: off."""
 
 
+class StopRule(Protocol):
+    """Reads a request's text as it streams and says when to end it."""
+
+    def feed(self, text: str, readings: Readings | None = None) -> bool:
+        """text: what the next token added. readings: its signals, None where the request asks for none. True: end the
+        request now. Not called again after that."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateRequest:
     """One request: go on after these ids.
 
     request_id: unique in the process. prompt_ids: the rendered prompt and all kept output, as this model's ids.
-    priority: lower goes first. watcher: reads each token's text; its True ends the request.
+    priority: lower goes first. watcher: reads each token's text and signals; its True ends the request.
     seed: fixes the request's noise, None for none.
+    signals: what to read of each token. think_end_id: the closing think tag's id, for FIRST_MARGIN; None where the tag
+        is no single token.
+    labels: by name the ids that count for it; the log-probability of each as the first token is read. reads_top: so are
+        those of the most likely first tokens.
     """
 
     request_id: str
@@ -40,7 +53,24 @@ class GenerateRequest:
     sampling: Sampling
     seed: int | None = None
     priority: int = 0
-    watcher: Watcher | None = field(default=None, compare=False)
+    watcher: StopRule | None = field(default=None, compare=False)
+    signals: frozenset[Signal] = frozenset()
+    think_end_id: int | None = None
+    labels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    reads_top: bool = False
+
+    @property
+    def reads_first(self) -> bool:
+        """Whether the distribution of the first token is part of the answer."""
+        return self.reads_top or bool(self.labels)
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the most likely tokens the engine must report with each token; 1 where only the drawn one
+        matters, None where no log-probability does."""
+        if self.reads_first or self.signals - {Signal.LOGPROB}:
+            return NUM_TOP
+        return 1 if self.signals else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +82,10 @@ class GenerateResult:
     num_prompt_tokens: given; num_cached_tokens: of these, found in the prefix cache (not computed).
     queue_seconds: from submit to the engine's first work on it; first_token_seconds: from submit to the first token
     here; total_seconds: from submit to the end.
+    signals: those that were asked for, each with one entry per token of the piece.
+    labels: log-probability of each label as the first token, all its ids together; None where none of them was among
+        the most likely. top: of the most likely first tokens, greatest first; () where it was not asked for, or no
+        token came.
     """
 
     request_id: str
@@ -63,6 +97,9 @@ class GenerateResult:
     queue_seconds: float
     first_token_seconds: float
     total_seconds: float
+    signals: SignalValues = field(default_factory=dict)
+    labels: Mapping[str, float | None] = field(default_factory=dict)
+    top: tuple[float, ...] = ()
 
 
 Done = Callable[["GenerateResult | Exception"], None]

@@ -6,11 +6,14 @@ Neither class locks: an engine touches each from one thread at a time. Time is `
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from pipeline.breaks import BREAK_NEWLINES, BreakFinder
 from pipeline.samples import Piece, SegmentFinish
+from pipeline.signals import SPARSE_SIGNALS
 from workers.engine.base import Done, EngineStats, GenerateRequest, GenerateResult
+from workers.engine.readings import LogprobRows, SignalReader, Top, read_labels, read_top
 
 
 class DecodeStream(Protocol):
@@ -24,12 +27,14 @@ class DecodeStream(Protocol):
 class Running:
     """A request between submit and its result.
 
-    Text is made only where a watcher reads along, else once at the end: a step of the engine brings a token for each
-    of some hundred requests, and this is the code that runs per token.
+    Text is made only where a watcher or a signal needs it, else once at the end: a step of the engine brings a token
+    for each of some hundred requests, and this is the code that runs per token.
     """
 
     __slots__ = (
         "_decoder",
+        "_first",
+        "_signals",
         "_texts",
         "_token_ids",
         "_watching",
@@ -37,12 +42,14 @@ class Running:
         "first_token_at",
         "num_cached_tokens",
         "num_generated_tokens",
+        "reads_logprobs",
         "request",
         "scheduled_at",
         "submitted_at",
     )
 
-    def __init__(self, request: GenerateRequest, done: Done, decoder: DecodeStream) -> None:
+    def __init__(self, request: GenerateRequest, done: Done, decoder: DecodeStream, *, newlines: int = 0) -> None:
+        """newlines: that the text before it ends with."""
         self.request = request
         self.done = done
         self.submitted_at = time.monotonic()
@@ -55,15 +62,27 @@ class Running:
         self._token_ids: list[int] = []
         self._texts: list[str] = []
         self._watching = request.watcher is not None
+        self.reads_logprobs = request.num_logprobs is not None
+        self._first: Top | None = None
+        self._signals = (
+            SignalReader(request.signals, think_end_id=request.think_end_id, newlines=newlines)
+            if request.signals
+            else None
+        )
 
     @property
     def token_ids(self) -> Sequence[int]:
         """Written so far, without EOS."""
         return self._token_ids
 
-    def take(self, token_ids: Sequence[int]) -> bool:
-        """Add what one step wrote, without EOS. True: the watcher ends the request."""
+    def take(self, token_ids: Sequence[int], rows: LogprobRows | None = None) -> bool:
+        """Add what one step wrote, without EOS. True: the watcher ends the request.
+
+        rows: of what the step drew, EOS included, where the request asks for log-probabilities and it drew anything.
+        """
         self._token_ids += token_ids
+        if self.reads_logprobs and (rows is not None or token_ids):
+            return self._take_rows(token_ids, rows)
         return self._watching and self._read_along(token_ids)
 
     def result(self, finish: SegmentFinish) -> GenerateResult:
@@ -78,6 +97,9 @@ class Running:
             queue_seconds=(self.scheduled_at or self.first_token_at or now) - self.submitted_at,
             first_token_seconds=(self.first_token_at or now) - self.submitted_at,
             total_seconds=now - self.submitted_at,
+            signals=self._signals.values if self._signals else {},
+            labels=read_labels(self._first, self.request.labels),
+            top=read_top(self._first) if self.request.reads_top else (),
         )
 
     def _read_along(self, token_ids: Sequence[int]) -> bool:
@@ -90,11 +112,42 @@ class Running:
                 self._watching = False  # never asked again; the tokens after it still get their text
         return not self._watching
 
+    def _take_rows(self, token_ids: Sequence[int], rows: LogprobRows | None) -> bool:
+        if rows is None:
+            raise LookupError("no log-probabilities came with its tokens")
+        if self._first is None and self.request.reads_first:
+            self._first = rows.top(0)
+        if self._signals is None:
+            return self._watching and self._read_along(token_ids)
+        for row, token_id in enumerate(token_ids):
+            self._read_signals(self._signals, token_id, rows, row)
+        return self.request.watcher is not None and not self._watching
+
+    def _read_signals(self, signals: SignalReader, token_id: int, rows: LogprobRows, row: int) -> None:
+        """Each token gets its text and readings, those after the watcher's word too; it is not asked again."""
+        text = self._decoder.step(token_id)
+        self._texts.append(text)
+        readings = signals.read(text, rows, row)
+        watcher = self.request.watcher
+        if self._watching and watcher is not None and watcher.feed(text, readings):
+            self._watching = False
+
     def _piece(self) -> Piece:
         step = self._decoder.step
         texts = self._texts
         texts += [step(token_id) for token_id in self._token_ids[len(texts) :]]
         return Piece(token_ids=tuple(self._token_ids), texts=tuple(texts))
+
+
+def newlines_before(request: GenerateRequest, decode_stream: Callable[[Sequence[int]], DecodeStream]) -> int:
+    """Newlines that a prompt ends with, as far as a break needs them; 0 where no signal asks for breaks."""
+    if not request.signals & SPARSE_SIGNALS:
+        return 0
+    before, end = request.prompt_ids[:-BREAK_NEWLINES], request.prompt_ids[-BREAK_NEWLINES:]
+    breaks, stream = BreakFinder(), decode_stream(before)
+    for token_id in end:
+        breaks.feed(stream.step(token_id))
+    return breaks.newlines
 
 
 class Tally:

@@ -11,15 +11,30 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from pipeline.samples import SegmentFinish
+from pipeline.signals import NUM_TOP
 from workers.engine.base import EngineInfo, GenerateRequest
+from workers.engine.readings import Top
 from workers.engine.running import DecodeStream
 from workers.engine.threaded import Ended, ThreadedEngine
 
-Script: TypeAlias = Callable[[GenerateRequest], Iterable[int]]
-"""What follows a request's prompt_ids, without EOS: where the ids end, the engine generates EOS. May be lazy."""
+
+class Drawn(NamedTuple):
+    """A token with the distribution it was drawn from.
+
+    token_id: None for EOS. logprob: its own. top: id → log-probability of the most likely ones, the greatest first.
+    """
+
+    token_id: int | None
+    logprob: float
+    top: Mapping[int, float]
+
+
+Script: TypeAlias = Callable[[GenerateRequest], Iterable[int | Drawn]]
+"""What follows a request's prompt_ids, without EOS: where it ends, the engine generates EOS. May be lazy. A bare id was
+certain."""
 
 _Entry: TypeAlias = tuple[int, int, str, GenerateRequest]
 """priority, order of arrival, core id, request"""
@@ -56,7 +71,7 @@ class ScriptedEngine(ThreadedEngine[GenerateRequest]):
         self._step_s = step_s
         self._prefixes = _PrefixCache(block_size)
         self._waiting: list[_Entry] = []  # a heap
-        self._writing: dict[str, Iterator[int]] = {}
+        self._writing: dict[str, Iterator[int | Drawn]] = {}
         self._thread.start()
 
     def _prepare(self, request: GenerateRequest) -> GenerateRequest:
@@ -109,17 +124,38 @@ class ScriptedEngine(ThreadedEngine[GenerateRequest]):
             self._prefixes.add(request.prompt_ids)
             self._writing[core_id] = iter(self._script(request))
 
-    def _write(self, core_id: str, token_id: int | None) -> Ended | None:
+    def _write(self, core_id: str, drawn: int | Drawn | None) -> Ended | None:
         running = self._running[core_id]
+        token_id = drawn.token_id if isinstance(drawn, Drawn) else drawn
+        rows = _Row.of(drawn) if running.reads_logprobs else None
         running.num_generated_tokens += 1
         running.first_token_at = running.first_token_at or time.monotonic()
         self._tally.generated(1)
         if token_id is None:
-            return self._take(running, (), SegmentFinish.EOS)
+            return self._take(running, (), SegmentFinish.EOS, rows)
         length = running.num_generated_tokens
         room = self._max_model_len - len(running.request.prompt_ids)
         is_last = length >= min(running.request.max_tokens, room)
-        return self._take(running, (token_id,), SegmentFinish.LENGTH if is_last else None)
+        return self._take(running, (token_id,), SegmentFinish.LENGTH if is_last else None, rows)
+
+
+class _Row:
+    """The one row of a step."""
+
+    def __init__(self, drawn: Drawn) -> None:
+        self._drawn = drawn
+
+    @classmethod
+    def of(cls, drawn: int | Drawn | None) -> _Row:
+        if isinstance(drawn, Drawn):
+            return cls(drawn)
+        return cls(Drawn(drawn, 0.0, {} if drawn is None else {drawn: 0.0}))
+
+    def drawn(self, row: int) -> float:
+        return self._drawn.logprob
+
+    def top(self, row: int) -> Top:
+        return Top(list(self._drawn.top)[:NUM_TOP], list(self._drawn.top.values())[:NUM_TOP])
 
 
 class _PrefixCache:

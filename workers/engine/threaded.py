@@ -15,7 +15,9 @@ import structlog
 from pipeline.errors import EngineDied, EngineError, PipelineError, PromptTooLong
 from pipeline.samples import SegmentFinish
 from workers.engine.base import Done, EngineInfo, EngineStats, GenerateRequest, GenerateResult
-from workers.engine.running import DecodeStream, Running, Tally
+from workers.engine.failures import one_line
+from workers.engine.readings import LogprobRows
+from workers.engine.running import DecodeStream, Running, Tally, newlines_before
 
 log = structlog.get_logger()
 
@@ -80,7 +82,8 @@ class ThreadedEngine(ABC, Generic[T]):
         except PipelineError as error:
             done(error)
             return
-        running = Running(request, done, self._decode_stream(request.prompt_ids))
+        newlines = newlines_before(request, self._decode_stream)
+        running = Running(request, done, self._decode_stream(request.prompt_ids), newlines=newlines)
         refusal: PipelineError | None
         with self._changed:
             refusal = self._death
@@ -145,15 +148,22 @@ class ThreadedEngine(ABC, Generic[T]):
 
     # What a subclass calls
 
-    def _take(self, running: Running, token_ids: Sequence[int], finish: SegmentFinish | None) -> Ended | None:
-        """Add what a step wrote, without EOS. What ended, and how; None where the request goes on."""
+    def _take(
+        self,
+        running: Running,
+        token_ids: Sequence[int],
+        finish: SegmentFinish | None,
+        rows: LogprobRows | None = None,
+    ) -> Ended | None:
+        """Add what a step wrote, without EOS. What ended, and how; None where the request goes on. rows: of what it
+        drew, EOS included."""
         try:
-            if running.take(token_ids):
+            if running.take(token_ids, rows):
                 return running, SegmentFinish.WATCH
         except Exception as error:  # a watcher's fault must not take the engine with it
             request_id = running.request.request_id
-            log.exception("watcher failed", model=self._name, request_id=request_id)
-            return running, EngineError(self._name, f"the watcher of request {request_id} failed: {error!r}")
+            log.exception("request not read along", model=self._name, request_id=request_id)
+            return running, EngineError(self._name, f"request {request_id} could not be read along: {error!r}")
         return None if finish is None else (running, finish)
 
     def _release(self, core_id: str) -> Running:
@@ -217,8 +227,3 @@ class ThreadedEngine(ABC, Generic[T]):
             self._core_ids.clear()
         for running in failed:
             self._deliver(running, death)
-
-
-def one_line(error: BaseException) -> str:
-    """An error for a message: its kind and text, at most 500 characters."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]

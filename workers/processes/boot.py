@@ -37,7 +37,7 @@ from workers.broker.app import make_app
 from workers.broker.publish import ASSIST, DRAFT, GRADE, MAX_FOLLOWED, Publisher
 from workers.broker.tasks import add_follow_task, add_samples_task
 from workers.engine.base import Engine
-from workers.engine.vllm.adapter import load_engine
+from workers.engine.loading import load_engine
 from workers.grading.grader import grade_samples
 from workers.processes.lease import LeaseKeeper
 from workers.processes.shutdown import EarlySignals
@@ -153,7 +153,7 @@ def run_writer(
     """A small or large worker, until it is told to stop. Raises ConfigurationError when the model cannot be loaded."""
     base = open_base(settings, WorkerKind(role.value))
     chat = ChatModel.load(model, revision=revision)
-    engine = load_engine(model, revision=revision, role=role, settings=settings.engine)
+    engine = load_engine(chat, revision=revision, role=role, settings=settings.engine)
     return WriterProcess(base, role, engine, chat, name or served_name(model)).run()
 
 

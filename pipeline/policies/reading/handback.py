@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field
 
 from pipeline.policies.reading.reader import Reader, SentenceEndFinder
+from pipeline.signals import Readings
 
 HandBack: TypeAlias = Literal["sentence", "tokens"]
 """sentence: a takeover ends at the end of a sentence or at a break, so that small does not go on with a torn word or
@@ -33,7 +34,7 @@ class HandBackWatcher:
         self._num_read = 0
         self._ending = SentenceEndFinder() if handback == "sentence" else None
 
-    def feed(self, text: str) -> bool:
+    def feed(self, text: str, readings: Readings | None = None) -> bool:
         self._num_read += 1
         self.reader.feed(text)
         end = None if self._ending is None else self._end_of_sentence(self._ending, text)

@@ -1,8 +1,6 @@
 """Reading along: breaks, open windows, cues and the end of the think phase, token by token.
 
-A break is two newlines. Tokenizers merge it with other characters, so it is found in the text: a token ends with a
-break where the text so far ends with two newlines (blanks after them in the same token do not matter). A break in the
-middle of a token is at no token boundary, and so is none. The start of the output is none either.
+What a break is: ``pipeline.breaks``.
 """
 
 from __future__ import annotations
@@ -11,10 +9,8 @@ import re
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.breaks import BreakFinder
 from pipeline.policies.reading.cues import Cue, CueFinder, CueStream
-
-BREAK_NEWLINES = 2
-"""Newlines that make a break."""
 
 
 class TextState(BaseModel):
@@ -36,28 +32,6 @@ class TextState(BaseModel):
     @property
     def at_break(self) -> bool:
         return bool(self.windows) and self.windows[-1] == 0
-
-
-class BreakFinder:
-    """Finds the breaks of a text that comes token by token."""
-
-    __slots__ = ("newlines",)
-
-    def __init__(self, newlines: int = 0) -> None:
-        self.newlines = newlines
-
-    def feed(self, text: str) -> bool:
-        """Whether the text so far ends with a break."""
-        if "\n" not in text:
-            if text:
-                self.newlines = 0
-            return False
-        core = text.rstrip(" \t")
-        trailing = len(core) - len(core.rstrip("\n"))
-        if trailing == len(core):
-            trailing += self.newlines
-        self.newlines = min(trailing, BREAK_NEWLINES) if core == text else 0
-        return trailing >= BREAK_NEWLINES
 
 
 class SentenceEndFinder:

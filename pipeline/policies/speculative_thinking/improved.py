@@ -24,25 +24,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.policies.base import (
-    Decision,
-    Finish,
-    Generate,
-    Insert,
-    Keep,
-    PolicyState,
-    SampleContext,
-    Transition,
-    Watcher,
-    Written,
-)
-from pipeline.policies.endings import finish_reason, whole_characters
+from pipeline.policies.protocol import PolicyState, SampleContext, Transition, Watcher
 from pipeline.policies.reading.cues import Cue, CueKind, CueStream, SentenceClass, cue_finder
 from pipeline.policies.reading.handback import HandBack, HandBackFrom, HandBackWatcher
 from pipeline.policies.reading.loops import LoopGuard
 from pipeline.policies.reading.reader import Reader, TextState
+from pipeline.policies.requests import Event, Finish, Generate, Insert, Trigger, Written
 from pipeline.policies.speculative_thinking.rules import SHORT_TAKEOVERS, ReflectionState, Rules, Tokens, most_tokens
+from pipeline.policies.turns import finish_reason, whole_characters, written_by
 from pipeline.samples import FinishReason, ModelRole, SegmentFinish
+from pipeline.signals import Readings
 
 
 class SpeculativeThinkingSpec(Rules):
@@ -86,7 +77,7 @@ class _State(ReflectionState):
     role: ModelRole
     """Who writes now, and below: how much was asked for and why."""
     max_tokens: int
-    trigger: str
+    trigger: Trigger
     limit: int = 0
     """Most tokens of the takeover now under way."""
     inserted: bool = False
@@ -99,7 +90,7 @@ class _Takeover:
     """Where and why the small model is interrupted: its first num_kept tokens stay."""
 
     num_kept: int
-    trigger: str
+    trigger: Trigger
     cue: str = ""
 
 
@@ -120,13 +111,13 @@ class SpeculativeThinkingPolicy:
         state = _State(
             role=ModelRole.LARGE if opening else ModelRole.SMALL,
             max_tokens=min(opening or context.max_tokens, context.max_tokens),
-            trigger="opening" if opening else "start",
+            trigger=Trigger.OPENING if opening else Trigger.START,
             limit=opening,
             text=TextState(),
             n3=self._spec.n3,
             threshold=self._spec.threshold,
         )
-        return _transition(state, Generate(role=state.role, max_tokens=state.max_tokens, trigger=state.trigger))
+        return _go(state)
 
     def watcher(self, context: SampleContext, state: PolicyState) -> Watcher | None:
         stored = _State.model_validate(state)
@@ -136,10 +127,9 @@ class SpeculativeThinkingPolicy:
             return self._draft_watcher(context, stored)
         return None
 
-    def advance(self, context: SampleContext, state: PolicyState, event: Written) -> Transition:
+    def advance(self, context: SampleContext, state: PolicyState, event: Event) -> Transition:
         stored = _State.model_validate(state)
-        if event.role is not stored.role:
-            raise ValueError(f"the {stored.role} model was to write, but {event.role} did")
+        event = written_by(stored.role, event)
         if event.role is ModelRole.SMALL:
             return self._after_draft(context, stored, event)
         return self._after_takeover(context, stored, event)
@@ -153,7 +143,7 @@ class SpeculativeThinkingPolicy:
             return self._go_on(context, state, watcher.reader.state, event)
         takeover = watcher.takeover(hand_over_loops=self._spec.repetition == "hand_over")
         if takeover is None:
-            return _transition(None, Keep(num_tokens=watcher.reader.position), Finish(reason=FinishReason.REPETITION))
+            return _end(watcher.reader.position, FinishReason.REPETITION)
         reader = self._reader(context, state)
         for text in event.piece.texts[: takeover.num_kept]:
             reader.feed(text)
@@ -161,23 +151,23 @@ class SpeculativeThinkingPolicy:
 
     def _go_on(self, context: SampleContext, state: _State, text: TextState, event: Written) -> Transition:
         """Nothing interrupted the small model: the sample ends, or it goes on where its request was cut short."""
-        keep = Keep(num_tokens=len(event.piece))
-        remaining = context.max_tokens - event.start_token - len(event.piece)
+        keep = len(event.piece)
+        remaining = context.max_tokens - event.start_token - keep
         reason = finish_reason(event, asked=state.max_tokens, remaining=remaining)
         if reason is not None:
-            return _transition(None, keep, Finish(reason=reason))
+            return _end(keep, reason)
         state = state.model_copy(update={"max_tokens": remaining, "text": text})
-        return _transition(state, keep, Generate(role=state.role, max_tokens=remaining, trigger=state.trigger))
+        return _go(state, keep)
 
     def _take_over(
         self, context: SampleContext, state: _State, reader: Reader, takeover: _Takeover, event: Written
     ) -> Transition:
-        keep = Keep(num_tokens=takeover.num_kept)
-        remaining = context.max_tokens - event.start_token - takeover.num_kept
+        keep = takeover.num_kept
+        remaining = context.max_tokens - event.start_token - keep
         if remaining <= 0:
-            return _transition(None, keep, Finish(reason=FinishReason.LENGTH))
+            return _end(keep, FinishReason.LENGTH)
         room = remaining - most_tokens(self._spec.inserted_sentence)
-        may_check = takeover.trigger != "repetition" and reader.state.at_break
+        may_check = takeover.trigger is not Trigger.REPETITION and reader.state.at_break
         if state.reflections >= state.threshold and may_check and room >= 1:
             return self._check_all(state, reader, takeover, keep, room)
         limit = self._spec.n1 if takeover.trigger in SHORT_TAKEOVERS else self._spec.n2
@@ -191,25 +181,25 @@ class SpeculativeThinkingPolicy:
                 "text": reader.state,
             }
         )
-        return _transition(state, keep, _generate_large(state, takeover.cue))
+        return _go(state, keep, cue=takeover.cue)
 
-    def _check_all(self, state: _State, reader: Reader, takeover: _Takeover, keep: Keep, room: int) -> Transition:
+    def _check_all(self, state: _State, reader: Reader, takeover: _Takeover, keep: int, room: int) -> Transition:
         """R3: insert the sentence and let the large model look for wrong steps."""
-        insert = Insert(text=self._spec.inserted_sentence, trigger="too_much_reflection")
+        insert = Insert(text=self._spec.inserted_sentence, trigger=Trigger.TOO_MUCH_REFLECTION)
         reader.close_windows()
         reader.feed(insert.text)
         state = state.model_copy(
             update={
                 "role": ModelRole.LARGE,
                 "max_tokens": min(state.n3, room),
-                "trigger": insert.trigger,
+                "trigger": Trigger.TOO_MUCH_REFLECTION,
                 "limit": state.n3,
                 "inserted": True,
                 "text": reader.state,
                 **state.after_check(self._spec),
             }
         )
-        return _transition(state, keep, insert, _generate_large(state, takeover.cue))
+        return _go(state, keep, insert, cue=takeover.cue)
 
     # The large model wrote.
 
@@ -218,29 +208,28 @@ class SpeculativeThinkingPolicy:
         handed_back = any(map(watcher.feed, event.piece.texts))
         num_kept = whole_characters(event.piece.texts, watcher.num_kept if handed_back else len(event.piece))
         text, reflections = self._read_kept(context, state, event.piece.texts[:num_kept], inserted=state.inserted)
-        keep = Keep(num_tokens=num_kept)
         remaining = context.max_tokens - event.start_token - num_kept
         if remaining <= 0:
-            return _transition(None, keep, Finish(reason=FinishReason.LENGTH))
+            return _end(num_kept, FinishReason.LENGTH)
         if not handed_back:
             ends = event.finish is SegmentFinish.EOS and not context.think_end  # no think phase to go on with
             reason = FinishReason.EOS if ends else None
             if event.finish is SegmentFinish.LENGTH:
                 reason = finish_reason(event, asked=state.max_tokens, remaining=remaining)
             if reason is not None:
-                return _transition(None, keep, Finish(reason=reason))
+                return _end(num_kept, reason)
         state = state.model_copy(
             update={
                 "role": ModelRole.SMALL,
                 "max_tokens": remaining,
-                "trigger": "resume",
+                "trigger": Trigger.RESUME,
                 "limit": 0,
                 "inserted": False,
                 "text": text,
                 "reflections": state.reflections + reflections,
             }
         )
-        return _transition(state, keep, Generate(role=state.role, max_tokens=remaining, trigger=state.trigger))
+        return _go(state, num_kept)
 
     def _read_kept(
         self, context: SampleContext, state: _State, texts: Sequence[str], *, inserted: bool
@@ -290,7 +279,7 @@ class _DraftWatcher:
         self._every_break = every_break
         self._cue: Cue | None = None
 
-    def feed(self, text: str) -> bool:
+    def feed(self, text: str, readings: Readings | None = None) -> bool:
         self._cue = self.reader.feed(text)
         if self._cue is not None or (self._every_break and self.reader.at_break):
             return True
@@ -306,14 +295,14 @@ class _DraftWatcher:
         if self._cue is not None:
             return _Takeover(
                 num_kept=self.reader.cue_break,
-                trigger="verify" if self._cue.kind is CueKind.VERIFY else self._cue.sentence_class.value,
+                trigger=Trigger.VERIFY if self._cue.kind is CueKind.VERIFY else Trigger(self._cue.sentence_class),
                 cue=self._cue.words,
             )
         if self._every_break and self.reader.at_break:
-            return _Takeover(num_kept=self.reader.position, trigger="every_break")
+            return _Takeover(num_kept=self.reader.position, trigger=Trigger.EVERY_BREAK)
         if self._guard is None or not (hand_over_loops and self.reader.thinking):
             return None
-        return _Takeover(num_kept=self._guard.first_block_end(), trigger="repetition")
+        return _Takeover(num_kept=self._guard.first_block_end(), trigger=Trigger.REPETITION)
 
 
 class _TakeoverWatcher:
@@ -335,7 +324,7 @@ class _TakeoverWatcher:
     def num_kept(self) -> int:
         return self._back.num_kept
 
-    def feed(self, text: str) -> bool:
+    def feed(self, text: str, readings: Readings | None = None) -> bool:
         self._num_read += 1
         if self._verify is not None:
             self._look_for_verify(self._verify, text)
@@ -357,9 +346,11 @@ def _is_reflective(cue: Cue | None) -> bool:
     return cue is not None and cue.sentence_class is SentenceClass.REFLECTION
 
 
-def _generate_large(state: _State, cue: str) -> Generate:
-    return Generate(role=ModelRole.LARGE, max_tokens=state.max_tokens, trigger=state.trigger, cue=cue)
+def _go(state: _State, keep: int | None = None, *insert: Insert, cue: str = "") -> Transition:
+    takes_over = state.role is ModelRole.LARGE and state.trigger is not Trigger.OPENING
+    then = Generate(role=state.role, max_tokens=state.max_tokens, trigger=state.trigger, takes_over=takes_over, cue=cue)
+    return Transition(state=state.model_dump(mode="json"), keep=keep, insert=insert, then=then)
 
 
-def _transition(state: _State | None, *decisions: Decision) -> Transition:
-    return Transition(state={} if state is None else state.model_dump(mode="json"), decisions=decisions)
+def _end(keep: int, reason: FinishReason) -> Transition:
+    return Transition(state={}, keep=keep, then=Finish(reason=reason))

@@ -24,21 +24,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.policies.base import (
-    Decision,
-    Finish,
-    Generate,
-    Insert,
-    Keep,
-    PolicyState,
-    SampleContext,
-    Transition,
-    Watcher,
-    Written,
-)
-from pipeline.policies.endings import finish_reason, whole_characters
+from pipeline.breaks import BreakFinder
+from pipeline.policies.protocol import PolicyState, SampleContext, Transition, Watcher
 from pipeline.policies.reading.cues import LooseReading, SentenceClass, read_loosely
-from pipeline.policies.reading.reader import BreakFinder
+from pipeline.policies.requests import Event, Finish, Generate, Insert, Trigger, Written
 from pipeline.policies.speculative_thinking.rules import (
     SHORT_TAKEOVERS,
     Count,
@@ -47,7 +36,9 @@ from pipeline.policies.speculative_thinking.rules import (
     Tokens,
     most_tokens,
 )
+from pipeline.policies.turns import finish_reason, whole_characters, written_by
 from pipeline.samples import FinishReason, ModelRole, SegmentFinish
+from pipeline.signals import Readings
 
 
 class PaperSpec(Rules):
@@ -84,7 +75,7 @@ class _State(ReflectionState):
     role: ModelRole
     """Who writes now, and below: how much was asked for and why."""
     max_tokens: int
-    trigger: str
+    trigger: Trigger
     newlines: int = 0
     """How many newlines the kept text ends with, two at most."""
     ages: tuple[int, ...] = ()
@@ -108,11 +99,11 @@ class PaperPolicy:
         state = _State(
             role=ModelRole.LARGE if opening else ModelRole.SMALL,
             max_tokens=min(opening or context.max_tokens, context.max_tokens),
-            trigger="opening" if opening else "start",
+            trigger=Trigger.OPENING if opening else Trigger.START,
             n3=self._spec.n3,
             threshold=self._spec.threshold,
         )
-        return _transition(state, _generate(state))
+        return _go(state)
 
     def watcher(self, context: SampleContext, state: PolicyState) -> Watcher | None:
         stored = _State.model_validate(state)
@@ -120,10 +111,9 @@ class PaperPolicy:
             return self._draft_watcher(stored)
         return self._takeover_watcher() if stored.trigger in SHORT_TAKEOVERS else None
 
-    def advance(self, context: SampleContext, state: PolicyState, event: Written) -> Transition:
+    def advance(self, context: SampleContext, state: PolicyState, event: Event) -> Transition:
         stored = _State.model_validate(state)
-        if event.role is not stored.role:
-            raise ValueError(f"the {stored.role} model was to write, but {event.role} did")
+        event = written_by(stored.role, event)
         if event.role is ModelRole.SMALL:
             return self._after_draft(context, stored, event)
         return self._after_takeover(context, stored, event)
@@ -135,23 +125,23 @@ class PaperPolicy:
         found = any(map(watcher.feed, event.piece.texts)) or (event.finish is SegmentFinish.EOS and watcher.end())
         if found:
             return self._take_over(context, state, watcher, event)
-        keep = Keep(num_tokens=len(event.piece))
-        remaining = context.max_tokens - event.start_token - len(event.piece)
+        keep = len(event.piece)
+        remaining = context.max_tokens - event.start_token - keep
         reason = finish_reason(event, asked=state.max_tokens, remaining=remaining)
         if reason is not None:
-            return _transition(None, keep, Finish(reason=reason))
+            return _end(keep, reason)
         state = state.model_copy(update={"max_tokens": remaining, **watcher.sentences.fields})
-        return _transition(state, keep, _generate(state))
+        return _go(state, keep)
 
     def _take_over(self, context: SampleContext, state: _State, watcher: _DraftWatcher, event: Written) -> Transition:
-        keep = Keep(num_tokens=max(0, watcher.break_at))
-        remaining = context.max_tokens - event.start_token - keep.num_tokens
+        keep = max(0, watcher.break_at)
+        remaining = context.max_tokens - event.start_token - keep
         if remaining <= 0:
-            return _transition(None, keep, Finish(reason=FinishReason.LENGTH))
+            return _end(keep, FinishReason.LENGTH)
         reading = watcher.reading
         is_reflection = reading is not None and reading.sentence_class is SentenceClass.REFLECTION
         breaks = BreakFinder(state.newlines)
-        for text in event.piece.texts[: keep.num_tokens]:
+        for text in event.piece.texts[:keep]:
             breaks.feed(text)
         state = state.model_copy(
             update={
@@ -167,23 +157,23 @@ class PaperPolicy:
         trigger, cue = _trigger(reading)
         asked = {"role": ModelRole.LARGE, "max_tokens": min(self._spec.n2, remaining), "trigger": trigger}
         state = state.model_copy(update=asked)  # R1's are ended at n1 by the watcher
-        return _transition(state, keep, _generate(state, cue))
+        return _go(state, keep, cue=cue)
 
-    def _check_all(self, state: _State, keep: Keep, room: int, reading: LooseReading | None) -> Transition:
+    def _check_all(self, state: _State, keep: int, room: int, reading: LooseReading | None) -> Transition:
         """R3: insert the sentence and let the large model look for wrong steps."""
-        insert = Insert(text=self._spec.inserted_sentence, trigger="too_much_reflection")
+        insert = Insert(text=self._spec.inserted_sentence, trigger=Trigger.TOO_MUCH_REFLECTION)
         sentences = _Sentences(state.model_copy(update={"ages": ()}), self._spec)
         sentences.feed(insert.text)
         state = state.model_copy(
             update={
                 "role": ModelRole.LARGE,
                 "max_tokens": min(state.n3, room),
-                "trigger": insert.trigger,
+                "trigger": Trigger.TOO_MUCH_REFLECTION,
                 **sentences.fields,
                 **state.after_check(self._spec),
             }
         )
-        return _transition(state, keep, insert, _generate(state, _trigger(reading)[1]))
+        return _go(state, keep, insert, cue=_trigger(reading)[1])
 
     # The large model wrote.
 
@@ -196,18 +186,17 @@ class PaperPolicy:
         sentences = _Sentences(state, self._spec)
         readings = [sentences.feed(text) for text in texts[:num_kept]]
         readings.append(sentences.end())
-        keep = Keep(num_tokens=num_kept)
         remaining = context.max_tokens - event.start_token - num_kept
         reason = finish_reason(event, asked=state.max_tokens, remaining=remaining)
         if handed_back:
             reason = FinishReason.LENGTH if remaining <= 0 else None
         if reason is not None:
-            return _transition(None, keep, Finish(reason=reason))
+            return _end(num_kept, reason)
         state = state.model_copy(
             update={
                 "role": ModelRole.SMALL,
                 "max_tokens": remaining,
-                "trigger": "resume",
+                "trigger": Trigger.RESUME,
                 "newlines": sentences.newlines,
                 "ages": (0,) if sentences.at_break else (),
                 "texts": (),
@@ -215,7 +204,7 @@ class PaperPolicy:
                 + sum(reading.sentence_class is SentenceClass.REFLECTION for reading in readings if reading),
             }
         )
-        return _transition(state, keep, _generate(state))
+        return _go(state, num_kept)
 
     # Watchers.
 
@@ -303,7 +292,7 @@ class _DraftWatcher:
         """After a True: tokens before the break's end; negative where that is before the state."""
         return self.sentences.num_read if self._every_break else self.sentences.start
 
-    def feed(self, text: str) -> bool:
+    def feed(self, text: str, readings: Readings | None = None) -> bool:
         reading = self.sentences.feed(text)
         if self._every_break:
             return self.sentences.at_break
@@ -328,7 +317,7 @@ class _TakeoverWatcher:
         self._limit = spec.n1
         self._texts: list[str] = []
 
-    def feed(self, text: str) -> bool:
+    def feed(self, text: str, readings: Readings | None = None) -> bool:
         self.num_read += 1
         window = min(self._spec.window_tokens, self._spec.n1)
         if self.num_read <= window:
@@ -338,18 +327,20 @@ class _TakeoverWatcher:
         return self.num_read >= self._limit
 
 
-def _trigger(reading: LooseReading | None) -> tuple[str, str]:
+def _trigger(reading: LooseReading | None) -> tuple[Trigger, str]:
     """Why large takes over, and the words that say so."""
     if reading is None:
-        return "every_break", ""
+        return Trigger.EVERY_BREAK, ""
     if reading.verify:
-        return "verify", reading.verify
-    return reading.sentence_class.value, reading.cue
+        return Trigger.VERIFY, reading.verify
+    return Trigger(reading.sentence_class), reading.cue
 
 
-def _generate(state: _State, cue: str = "") -> Generate:
-    return Generate(role=state.role, max_tokens=state.max_tokens, trigger=state.trigger, cue=cue)
+def _go(state: _State, keep: int | None = None, *insert: Insert, cue: str = "") -> Transition:
+    takes_over = state.role is ModelRole.LARGE and state.trigger is not Trigger.OPENING
+    then = Generate(role=state.role, max_tokens=state.max_tokens, trigger=state.trigger, takes_over=takes_over, cue=cue)
+    return Transition(state=state.model_dump(mode="json"), keep=keep, insert=insert, then=then)
 
 
-def _transition(state: _State | None, *decisions: Decision) -> Transition:
-    return Transition(state={} if state is None else state.model_dump(mode="json"), decisions=decisions)
+def _end(keep: int, reason: FinishReason) -> Transition:
+    return Transition(state={}, keep=keep, then=Finish(reason=reason))

@@ -39,22 +39,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.policies.base import (
-    Decision,
-    Finish,
-    Generate,
-    Insert,
-    Keep,
-    PolicyState,
-    SampleContext,
-    Transition,
-    Watcher,
-    Written,
-)
-from pipeline.policies.endings import whole_characters
+from pipeline.policies.protocol import PolicyState, SampleContext, Transition, Watcher
 from pipeline.policies.reading.cues import LooseReading, SentenceClass, read_loosely
+from pipeline.policies.requests import Event, Finish, Generate, Insert, Trigger, Written
 from pipeline.policies.speculative_thinking.rules import ReflectionState, Rules, Tokens, most_tokens
+from pipeline.policies.turns import whole_characters, written_by
 from pipeline.samples import FinishReason, ModelRole, SegmentFinish
+from pipeline.signals import Readings
 
 BREAK = "\n\n"
 
@@ -95,7 +86,7 @@ class _State(ReflectionState):
     """What is being written: a draft or a peek by small, the others by large. answer: to a peek; verify: R2; check:
     R3."""
     max_tokens: int
-    trigger: str
+    trigger: Trigger
     cue: str = ""
     eos_at: int | None = None
     """Output tokens before the last end of sequence that was kept."""
@@ -107,7 +98,13 @@ class _State(ReflectionState):
 
     @property
     def generate(self) -> Generate:
-        return Generate(role=self.role, max_tokens=self.max_tokens, trigger=self.trigger, cue=self.cue)
+        return Generate(
+            role=self.role,
+            max_tokens=self.max_tokens,
+            trigger=self.trigger,
+            takes_over=self.phase in ("answer", "check"),  # R2 goes on where large's answer to the peek brought it in
+            cue=self.cue,
+        )
 
 
 class CodePolicy:
@@ -125,31 +122,30 @@ class CodePolicy:
         state = _State(
             phase="opening" if spec.opening_tokens else "draft",
             max_tokens=min(spec.opening_tokens or spec.draft_tokens, context.max_tokens),
-            trigger="opening" if spec.opening_tokens else "start",
+            trigger=Trigger.OPENING if spec.opening_tokens else Trigger.START,
             n3=spec.n3,
             threshold=spec.threshold,
         )
-        return _transition(state, state.generate)
+        return _go(state)
 
     def watcher(self, context: SampleContext, state: PolicyState) -> Watcher | None:
         return BreakWatcher() if _State.model_validate(state).phase == "draft" else None
 
-    def advance(self, context: SampleContext, state: PolicyState, event: Written) -> Transition:
+    def advance(self, context: SampleContext, state: PolicyState, event: Event) -> Transition:
         stored = _State.model_validate(state)
-        if event.role is not stored.role:
-            raise ValueError(f"the {stored.role} model was to write, but {event.role} did")
+        event = written_by(stored.role, event)
         if stored.phase == "draft":
             return self._after_draft(context, stored, event)
         if event.finish is SegmentFinish.WATCH:  # nobody watches the others: it was cut short, and is asked for again
-            return _transition(stored, Keep(num_tokens=0), stored.generate)
+            return _go(stored, 0)
         if stored.phase == "peek":
             return self._after_peek(context, stored, event)
-        keep = Keep(num_tokens=_kept(event))
+        keep = _kept(event)
         if _has_no_room(stored, event):
-            return _transition(None, keep, Finish(reason=FinishReason.CONTEXT))
+            return _end(FinishReason.CONTEXT, keep)
         if stored.phase == "answer":
             return self._after_answer(context, stored, event)
-        end = event.start_token + keep.num_tokens
+        end = event.start_token + keep
         return self._end_round(context, _read_end(stored, event, end), end, keep)
 
     # The small model wrote.
@@ -160,36 +156,44 @@ class CodePolicy:
         num_kept = next((count for count, text in enumerate(texts, 1) if watcher.feed(text)), None)
         if num_kept is None:
             if event.finish is SegmentFinish.WATCH:
-                return _transition(state, Keep(num_tokens=0), state.generate)
+                return _go(state, 0)
             if event.finish is SegmentFinish.EOS:
-                return _transition(None, Keep(num_tokens=len(texts)), Finish(reason=FinishReason.EOS))
+                return _end(FinishReason.EOS, len(texts))
             num_kept = _kept(event)
             if _has_no_room(state, event):
-                return _transition(None, Keep(num_tokens=num_kept), Finish(reason=FinishReason.CONTEXT))
-        keep, end = Keep(num_tokens=num_kept), event.start_token + num_kept
+                return _end(FinishReason.CONTEXT, num_kept)
+        end = event.start_token + num_kept
         if BREAK not in "".join(texts[:num_kept][-self._spec.break_within :]):
-            return self._end_round(context, state, end, keep)
+            return self._end_round(context, state, end, num_kept)
         if state.reflections >= state.threshold:
-            return self._check_all(context, state, end, keep)
-        return self._ask(context, state, end, [keep], phase="peek", max_tokens=self._spec.n1, trigger="peek")
+            return self._check_all(context, state, end, num_kept)
+        return self._ask(context, state, end, num_kept, phase="peek", max_tokens=self._spec.n1, trigger=Trigger.PEEK)
 
-    def _check_all(self, context: SampleContext, state: _State, end: int, keep: Keep) -> Transition:
+    def _check_all(self, context: SampleContext, state: _State, end: int, keep: int) -> Transition:
         """R3: insert the sentence and let the large model look for wrong steps."""
-        insert = Insert(text=self._spec.inserted_sentence, trigger="too_much_reflection")
+        insert = Insert(text=self._spec.inserted_sentence, trigger=Trigger.TOO_MUCH_REFLECTION)
         end += most_tokens(insert.text)
         if end >= context.max_tokens:
-            return _transition(None, keep, Finish(reason=FinishReason.LENGTH))
+            return _end(FinishReason.LENGTH, keep)
         n3 = state.n3
         state = state.model_copy(update=state.after_check(self._spec))
-        return self._ask(context, state, end, [keep, insert], phase="check", max_tokens=n3, trigger=insert.trigger)
+        return self._ask(
+            context,
+            state,
+            end,
+            keep,
+            insert,
+            phase="check",
+            max_tokens=n3,
+            trigger=Trigger.TOO_MUCH_REFLECTION,
+        )
 
     def _after_peek(self, context: SampleContext, state: _State, event: Written) -> Transition:
-        keep = Keep(num_tokens=0)
         if _has_no_room(state, event):
-            return _transition(None, keep, Finish(reason=FinishReason.CONTEXT))
+            return _end(FinishReason.CONTEXT, 0)
         reading = self._read(event.piece.text)
         if reading.sentence_class is SentenceClass.STATEMENT and not self._spec.every_break:
-            return self._end_round(context, state, event.start_token, keep, trigger="sample_again")
+            return self._end_round(context, state, event.start_token, 0, trigger=Trigger.SAMPLE_AGAIN)
         ended = event.finish is SegmentFinish.EOS
         if not self._spec.choose_large:
             peek = _Peek(text=event.piece.text, num_tokens=len(event.piece), ended=ended)
@@ -199,10 +203,10 @@ class CodePolicy:
             context,
             state,
             event.start_token,
-            [keep],
+            0,
             phase="answer",
             max_tokens=self._spec.n1,
-            trigger="every_break" if is_statement else reading.sentence_class.value,
+            trigger=Trigger.EVERY_BREAK if is_statement else Trigger(reading.sentence_class),
             cue=reading.cue,
         )
 
@@ -214,74 +218,81 @@ class CodePolicy:
         if state.peek is not None and not _disagree(self._read(state.peek.text), reading):
             return self._keep_peek(context, state, state.peek, event)
         end = event.start_token + num_kept
-        return self._after_choice(context, _read_end(state, event, end), reading, end, [Keep(num_tokens=num_kept)])
+        return self._after_choice(context, _read_end(state, event, end), reading, end, num_kept)
 
     def _keep_peek(self, context: SampleContext, state: _State, peek: _Peek, event: Written) -> Transition:
         end = event.start_token
-        decisions: list[Decision] = [Keep(num_tokens=0)]
+        insert: tuple[Insert, ...] = ()
         if peek.text:
             end += peek.num_tokens
-            decisions.append(Insert(text=peek.text, trigger="peek_kept"))
+            insert = (Insert(text=peek.text, trigger=Trigger.PEEK_KEPT),)
         if peek.ended:
             state = state.model_copy(update={"eos_at": end})
-        return self._after_choice(context, state, self._read(peek.text), end, decisions)
+        return self._after_choice(context, state, self._read(peek.text), end, 0, *insert)
 
     def _after_choice(
-        self, context: SampleContext, state: _State, reading: LooseReading, end: int, decisions: list[Decision]
+        self, context: SampleContext, state: _State, reading: LooseReading, end: int, keep: int, *insert: Insert
     ) -> Transition:
         """Count what was kept, and let the large model verify (R2)."""
         is_reflection = reading.sentence_class is SentenceClass.REFLECTION
         state = state.model_copy(update={"reflections": state.reflections + is_reflection, "peek": None})
         if not reading.verify:
-            return self._end_round(context, state, end, *decisions)
+            return self._end_round(context, state, end, keep, *insert)
         return self._ask(
             context,
             state,
             end,
-            decisions,
+            keep,
+            *insert,
             phase="verify",
             max_tokens=self._spec.n2,
-            trigger="verify",
+            trigger=Trigger.VERIFY,
             cue=reading.verify,
         )
 
     # Rounds.
 
     def _end_round(
-        self, context: SampleContext, state: _State, end: int, *decisions: Decision, trigger: str | None = None
+        self,
+        context: SampleContext,
+        state: _State,
+        end: int,
+        keep: int,
+        *insert: Insert,
+        trigger: Trigger | None = None,
     ) -> Transition:
         """Where the loop's end and its top meet: stop, or let small write the next draft. end: output tokens kept.
 
         trigger: of the draft; by default it goes on as the last one, or after the large model.
         """
         if state.eos_at is not None and end - state.eos_at < self._spec.n1:
-            return _transition(None, *decisions, Finish(reason=FinishReason.EOS))
+            return _end(FinishReason.EOS, keep, *insert)
         if context.num_prompt_tokens + end > context.max_tokens:
-            return _transition(None, *decisions, Finish(reason=FinishReason.LENGTH))
+            return _end(FinishReason.LENGTH, keep, *insert)
         if trigger is None:
-            trigger = state.trigger if state.phase == "draft" else "resume"
+            trigger = state.trigger if state.phase == "draft" else Trigger.RESUME
         max_tokens = self._spec.draft_tokens
-        return self._ask(context, state, end, decisions, phase="draft", max_tokens=max_tokens, trigger=trigger)
+        return self._ask(context, state, end, keep, *insert, phase="draft", max_tokens=max_tokens, trigger=trigger)
 
     def _ask(
         self,
         context: SampleContext,
         state: _State,
         end: int,
-        decisions: tuple[Decision, ...] | list[Decision],
-        *,
+        keep: int,
+        *insert: Insert,
         phase: str,
         max_tokens: int,
-        trigger: str,
+        trigger: Trigger,
         cue: str = "",
     ) -> Transition:
         """The next request, clamped to what max_tokens leaves. end: output tokens kept, at most."""
         room = context.max_tokens - end
         if room < 1:
-            return _transition(None, *decisions, Finish(reason=FinishReason.LENGTH))
+            return _end(FinishReason.LENGTH, keep, *insert)
         asked = {"phase": phase, "max_tokens": min(max_tokens, room), "trigger": trigger, "cue": cue}
         state = state.model_copy(update=asked)
-        return _transition(state, *decisions, state.generate)
+        return _go(state, keep, *insert)
 
     def _read(self, text: str) -> LooseReading:
         return read_loosely(text, self._spec.cues)
@@ -295,7 +306,7 @@ class BreakWatcher:
     def __init__(self) -> None:
         self._last = ""
 
-    def feed(self, text: str) -> bool:
+    def feed(self, text: str, readings: Readings | None = None) -> bool:
         found = BREAK in self._last + text
         self._last = text[-1:] or self._last
         return found
@@ -326,5 +337,9 @@ def _disagree(small: LooseReading, large: LooseReading) -> bool:
             return False
 
 
-def _transition(state: _State | None, *decisions: Decision) -> Transition:
-    return Transition(state={} if state is None else state.model_dump(mode="json"), decisions=decisions)
+def _go(state: _State, keep: int | None = None, *insert: Insert) -> Transition:
+    return Transition(state=state.model_dump(mode="json"), keep=keep, insert=insert, then=state.generate)
+
+
+def _end(reason: FinishReason, keep: int, *insert: Insert) -> Transition:
+    return Transition(state={}, keep=keep, insert=insert, then=Finish(reason=reason))

@@ -9,12 +9,13 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.policies.reading.cues import CueLists, SentenceClass
+from pipeline.policies.reading.cues import CueLists
+from pipeline.policies.requests import Trigger
 
 Tokens = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 
-SHORT_TAKEOVERS = frozenset({SentenceClass.REFLECTION.value, SentenceClass.AFFIRMATION.value, "every_break"})
+SHORT_TAKEOVERS = frozenset({Trigger.REFLECTION, Trigger.AFFIRMATION, Trigger.EVERY_BREAK})
 """Triggers of takeovers of n1 tokens."""
 
 

@@ -122,7 +122,7 @@ def test_import_of_the_package_is_lazy_and_gives_every_public_name() -> None:
         (["results", "1", "--format", "xlsx"], 2, "xlsx"),
         (["frobnicate"], 2, "frobnicate"),
         (["worker", "small"], 2, "--model"),
-        (["worker", "small", "--model", "m", "--engine-process", "both"], 2, "SPECTHINK_ENGINE__PROCESS"),
+        (["worker", "small", "--model", "m", "--engine-process", "both"], 2, "SPECTHINK_ENGINE__VLLM__PROCESS"),
     ],
 )
 def test_errors_name_the_remedy_and_have_their_exit_code(
@@ -184,8 +184,8 @@ def test_worker_options_become_settings_of_the_worker_process(
     assert run("--state-dir", str(tmp_path / "a"), "worker", "large", *options.split()) == 0
     assert became == [[sys.executable, *["-m", "workers", "large", "--model", "m", "--name", "n", "--revision", "r"]]]
     assert os.environ["SPECTHINK_ENGINE__MAX_IN_FLIGHT"] == "9"
-    assert os.environ["SPECTHINK_ENGINE__GPU_MEMORY_UTILIZATION"] == "0.3"
-    assert os.environ["SPECTHINK_ENGINE__PROCESS"] == "separate"
+    assert os.environ["SPECTHINK_ENGINE__VLLM__GPU_MEMORY_UTILIZATION"] == "0.3"
+    assert os.environ["SPECTHINK_ENGINE__VLLM__PROCESS"] == "separate"
     assert os.environ["SPECTHINK_STATE_DIR"] == str(tmp_path / "a")
 
 

@@ -1,8 +1,10 @@
 import pytest
 
 from pipeline.policies import LargeOnlySpec, Policy, SmallOnlySpec, make_policy
-from pipeline.policies.base import Finish, Generate, Keep, SampleContext, Written
+from pipeline.policies.protocol import SampleContext
+from pipeline.policies.requests import Finish, Generate, Written
 from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
+from tests.decisions import Keep, decided
 
 CONTEXT = SampleContext(
     job_seed=1, problem_id="2", sample_index=3, max_tokens=10, think_end="</think>", num_prompt_tokens=5
@@ -22,7 +24,7 @@ def written(role: ModelRole, num_tokens: int, finish: SegmentFinish, start_token
 def test_one_model_writes_from_the_start_unwatched(policy: Policy, role: ModelRole) -> None:
     start = policy.start(CONTEXT)
     assert policy.roles == {role}
-    assert start.decisions == (Generate(role=role, max_tokens=10, trigger="start"),)
+    assert decided(start) == (Generate(role=role, max_tokens=10, trigger="start"),)
     assert policy.watcher(CONTEXT, start.state) is None
 
 
@@ -42,16 +44,16 @@ def test_the_sample_ends_as_its_model_does(
 ) -> None:
     state = policy.start(CONTEXT).state
     after = policy.advance(CONTEXT, state, written(role, num_tokens, finish))
-    assert after.decisions == (Keep(num_tokens=num_tokens), Finish(reason=reason))
+    assert decided(after) == (Keep(num_tokens=num_tokens), Finish(reason=reason))
 
 
 @BOTH
 def test_a_request_that_was_cut_short_goes_on_within_the_budget(policy: Policy, role: ModelRole) -> None:
     state = policy.start(CONTEXT).state
     after = policy.advance(CONTEXT, state, written(role, 4, SegmentFinish.WATCH))
-    assert after.decisions == (Keep(num_tokens=4), Generate(role=role, max_tokens=6, trigger="start"))
+    assert decided(after) == (Keep(num_tokens=4), Generate(role=role, max_tokens=6, trigger="start"))
     end = policy.advance(CONTEXT, after.state, written(role, 6, SegmentFinish.LENGTH, start_token=4))
-    assert end.decisions == (Keep(num_tokens=6), Finish(reason=FinishReason.LENGTH))
+    assert decided(end) == (Keep(num_tokens=6), Finish(reason=FinishReason.LENGTH))
 
 
 @BOTH

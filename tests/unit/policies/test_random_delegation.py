@@ -1,8 +1,10 @@
 import pytest
 
 from pipeline.policies import RandomDelegationSpec, make_policy, matched_rate
-from pipeline.policies.base import Decision, Finish, Generate, Keep, Policy, PolicyState, SampleContext, Written
+from pipeline.policies.protocol import Policy, PolicyState, SampleContext
+from pipeline.policies.requests import Finish, Generate, Written
 from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
+from tests.decisions import Decision, Keep, decided
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
 EOS, LENGTH, WATCH = SegmentFinish.EOS, SegmentFinish.LENGTH, SegmentFinish.WATCH
@@ -36,7 +38,7 @@ def advance(
     piece = Piece(token_ids=tuple(range(len(texts))), texts=texts)
     event = Written(role=role, piece=piece, finish=finish, start_token=start_token)
     transition = policy.advance(of or context(), state, event)
-    return transition.state, transition.decisions
+    return transition.state, decided(transition)
 
 
 def takeovers(of: SampleContext, rate: float, text: str = STEPS) -> list[int]:
@@ -95,7 +97,7 @@ def test_what_is_written_late_changes_nothing() -> None:
     state = policy.start(context()).state
     early = advance(policy, state, SMALL, "a|.\n\n")
     assert advance(policy, state, SMALL, "a|.\n\n|b|.\n\n", EOS) == early
-    assert early[1] == (Keep(num_tokens=2), Generate(role=LARGE, max_tokens=20, trigger="random"))
+    assert early[1] == (Keep(num_tokens=2), Generate(role=LARGE, max_tokens=20, takes_over=True, trigger="random"))
 
 
 def test_a_takeover_hands_back_as_the_preset_improved() -> None:
@@ -125,7 +127,7 @@ def test_the_sample_ends_as_its_model_does() -> None:
     assert advance(policy, state, SMALL, "a", LENGTH, of=few)[1][1] == Finish(reason=FinishReason.CONTEXT)
     assert advance(policy, state, SMALL, "a| b|.\n\n", of=few)[1][1] == Finish(reason=FinishReason.LENGTH)
     state, decisions = advance(policy, state, SMALL, "a|.\n\n", of=few)
-    assert decisions[1] == Generate(role=LARGE, max_tokens=1, trigger="random")
+    assert decisions[1] == Generate(role=LARGE, max_tokens=1, takes_over=True, trigger="random")
     ended = advance(policy, state, LARGE, "b", LENGTH, start_token=2, of=few)[1]
     assert ended == (Keep(num_tokens=1), Finish(reason=FinishReason.LENGTH))
 

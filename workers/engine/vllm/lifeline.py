@@ -1,7 +1,7 @@
 """The other side of an engine that has a process of its own: it ends with the worker that started it.
 
 vLLM's engine core does not notice when its parent is killed: it would stay, and hold its memory. The executors here
-run in that process. Imported by workers.engine.vllm.adapter only, and by the engine's process when it starts.
+run in that process. Imported by workers.engine.vllm.arguments only, and by the engine's process when it starts.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from pathlib import Path
 
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from workers.engine.threaded import one_line
-from workers.engine.vllm.adapter import FAILURE_FILE_VARIABLE
+from workers.engine.failures import leave_failure
 
 
 class TiedUniProcExecutor(UniProcExecutor):
@@ -27,7 +25,7 @@ class TiedUniProcExecutor(UniProcExecutor):
         try:
             super()._init_executor()
         except Exception as error:
-            _report(error)
+            leave_failure(error)
             raise
 
 
@@ -39,7 +37,7 @@ class TiedMultiprocExecutor(MultiprocExecutor):
         try:
             super()._init_executor()
         except Exception as error:
-            _report(error)
+            leave_failure(error)
             raise
 
 
@@ -58,9 +56,3 @@ def _end_with_parent() -> None:
         os._exit(1)  # at once: this process may be inside a step, and no one is left to be told
 
     threading.Thread(target=wait_and_end, name="lifeline", daemon=True).start()
-
-
-def _report(error: Exception) -> None:
-    file = os.environ.get(FAILURE_FILE_VARIABLE)
-    if file:
-        Path(file).write_text(one_line(error), encoding="utf-8")

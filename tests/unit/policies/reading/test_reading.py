@@ -2,8 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.breaks import BreakFinder
 from pipeline.policies.reading.cues import CueLists, cue_finder
-from pipeline.policies.reading.reader import BreakFinder, Reader, SentenceEndFinder, TextState
+from pipeline.policies.reading.reader import Reader, SentenceEndFinder, TextState
 
 FINDER = cue_finder(CueLists())
 

@@ -14,8 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.policies import CodeSpec, PaperSpec, SpeculativeThinkingSpec, make_policy
-from pipeline.policies.base import Finish, Generate, Insert, Keep, Policy, SampleContext, Transition, Watcher, Written
+from pipeline.policies.protocol import Policy, SampleContext, Transition, Watcher
+from pipeline.policies.requests import Finish, Generate, Insert, Written
 from pipeline.samples import Author, FinishReason, ModelRole, Piece, SegmentFinish
+from tests.decisions import Keep, decided
 from tests.reference_loops import (
     Answer,
     Asked,
@@ -87,7 +89,7 @@ def drive(policy: Policy, context: SampleContext, engines: Engines, overrun: ran
     transition = policy.start(context)
     while True:
         state = json.loads(json.dumps(transition.state))
-        request = transition.decisions[-1]
+        request = decided(transition)[-1]
         if isinstance(request, Finish):
             protocol.reason = request.reason
             return protocol
@@ -100,8 +102,7 @@ def drive(policy: Policy, context: SampleContext, engines: Engines, overrun: ran
         try:
             answer = engines.write(request.role, protocol.text, start_token, len(protocol.asked), request.max_tokens)
         except ContextFull:
-            protocol.reason = FinishReason.CONTEXT
-            return protocol
+            answer = Answer([], full=True)  # a worker says so with an empty piece
         tokens, finish = read_along(answer, policy.watcher(context, state), overrun)
         event = Written(role=request.role, piece=piece(tokens), finish=finish, start_token=start_token)
         transition = policy.advance(context, state, event)
@@ -129,7 +130,7 @@ def read_along(answer: Answer, watcher: Watcher | None, overrun: random.Random) 
 def carry_out(
     protocol: Protocol, transition: Transition, tokens: list[Token], author: Author, peeked: list[Token]
 ) -> None:
-    keep, *inserts, last = transition.decisions
+    keep, *inserts, last = decided(transition)
     assert isinstance(keep, Keep)
     assert isinstance(last, Generate | Finish)
     protocol.keep(tokens[: keep.num_tokens], author)

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from pipeline.policies import SpeculativeThinkingSpec, make_policy
-from pipeline.policies.base import Finish, Generate, Insert, Keep, SampleContext, Transition, Written
+from pipeline.policies.protocol import SampleContext, Transition
+from pipeline.policies.requests import Finish, Generate, Insert, Written
 from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
+from tests.decisions import Keep, decided
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
 EOS, LENGTH, WATCH = SegmentFinish.EOS, SegmentFinish.LENGTH, SegmentFinish.WATCH
@@ -53,13 +55,13 @@ class Play:
         piece = Piece(token_ids=tuple(range(len(texts))), texts=texts)
         event = Written(role=role, piece=piece, finish=finish, start_token=self.num_output_tokens)
         self.last = self.policy.advance(self.context, self.last.state, event)
-        for decision in self.last.decisions:
+        for decision in decided(self.last):
             if isinstance(decision, Keep):
                 self.output += texts[: decision.num_tokens]
             elif isinstance(decision, Insert):
                 self.output.append(decision.text)
         self.num_output_tokens = len(self.output)
-        return self.last.decisions
+        return decided(self.last)
 
     def small(self, text: str, finish: SegmentFinish = WATCH) -> tuple[object, ...]:
         return self.write(SMALL, text, finish)
@@ -79,7 +81,7 @@ def words(count: int) -> str:
 def test_small_starts_and_both_roles_are_needed() -> None:
     play = Play()
     assert play.policy.roles == {SMALL, LARGE}
-    assert play.last.decisions == (Generate(role=SMALL, max_tokens=1000, trigger="start"),)
+    assert decided(play.last) == (Generate(role=SMALL, max_tokens=1000, trigger="start"),)
 
 
 def test_text_without_a_cue_is_never_interrupted() -> None:
@@ -106,7 +108,7 @@ def test_a_cue_hands_over_at_its_break(sentence: str, trigger: str, cue: str) ->
     assert play.watched(text) == 4 + len(split(sentence)) - (2 if cue == "yes" and "wait" in sentence else 0)
     assert play.small(text) == (
         Keep(num_tokens=4),
-        Generate(role=LARGE, max_tokens=125, trigger=trigger, cue=cue),
+        Generate(role=LARGE, max_tokens=125, takes_over=True, trigger=trigger, cue=cue),
     )
 
 
@@ -196,11 +198,15 @@ def test_large_verifies_in_one_go_over_breaks() -> None:
 
 def test_a_request_is_clamped_to_what_is_left() -> None:
     play = Play(max_tokens=30)
-    assert play.small("a|.\n\n|Wait|,")[1] == Generate(role=LARGE, max_tokens=28, trigger="reflection", cue="wait")
+    assert play.small("a|.\n\n|Wait|,")[1] == Generate(
+        role=LARGE, max_tokens=28, takes_over=True, trigger="reflection", cue="wait"
+    )
     assert resumed(play, play.large(words(28)), 20)
     assert play.small(words(8), LENGTH) == (Keep(num_tokens=8), Finish(reason=FinishReason.LENGTH))
     play = Play(max_tokens=10)
-    assert play.small("a|.\n\n|Wait|,")[1] == Generate(role=LARGE, max_tokens=8, trigger="reflection", cue="wait")
+    assert play.small("a|.\n\n|Wait|,")[1] == Generate(
+        role=LARGE, max_tokens=8, takes_over=True, trigger="reflection", cue="wait"
+    )
     assert play.large(words(8), LENGTH) == (Keep(num_tokens=8), Finish(reason=FinishReason.LENGTH))
 
 
@@ -240,11 +246,13 @@ def test_a_window_of_large_goes_on_in_the_text_of_small() -> None:
     play.large(f"{words(9)}|.\n\n")
     assert play.small("Wait|,") == (
         Keep(num_tokens=0),
-        Generate(role=LARGE, max_tokens=125, trigger="reflection", cue="wait"),
+        Generate(role=LARGE, max_tokens=125, takes_over=True, trigger="reflection", cue="wait"),
     )
     play = taken_over(spec=spec(handback="tokens", n1=4))
     play.large("So| let| me| think")
-    assert play.small(" again|.")[1] == Generate(role=LARGE, max_tokens=125, trigger="verify", cue="think again")
+    assert play.small(" again|.")[1] == Generate(
+        role=LARGE, max_tokens=125, takes_over=True, trigger="verify", cue="think again"
+    )
     play = taken_over(spec=spec(handback="tokens", n1=4))
     play.large(words(4))
     assert play.watched(f"{words(15)}| wait") == 16
@@ -281,7 +289,7 @@ def test_too_much_reflection_inserts_a_sentence_with_growing_numbers() -> None:
     assert [getattr(decision, "max_tokens", None) for decision in sizes] == [5, 10, 10]
     assert takeovers[2] == (
         Insert(text=SENTENCE, trigger="too_much_reflection"),
-        Generate(role=LARGE, max_tokens=5, trigger="too_much_reflection", cue="wait"),
+        Generate(role=LARGE, max_tokens=5, takes_over=True, trigger="too_much_reflection", cue="wait"),
     )
 
 
@@ -304,10 +312,14 @@ def test_the_sentence_is_not_inserted_where_it_has_no_room() -> None:
     play = Play(spec=spec(threshold=1), max_tokens=62)
     reflect(play)
     assert play.num_output_tokens == 13
-    assert play.small("Wait|,")[1:] == (Generate(role=LARGE, max_tokens=49, trigger="reflection", cue="wait"),)
+    assert play.small("Wait|,")[1:] == (
+        Generate(role=LARGE, max_tokens=49, takes_over=True, trigger="reflection", cue="wait"),
+    )
     play = Play(spec=spec(threshold=1), max_tokens=63)
     reflect(play)
-    assert play.small("Wait|,")[2] == Generate(role=LARGE, max_tokens=1, trigger="too_much_reflection", cue="wait")
+    assert play.small("Wait|,")[2] == Generate(
+        role=LARGE, max_tokens=1, takes_over=True, trigger="too_much_reflection", cue="wait"
+    )
 
 
 def test_the_sentence_is_inserted_after_a_break_only() -> None:
@@ -317,7 +329,7 @@ def test_the_sentence_is_inserted_after_a_break_only() -> None:
     assert play.last.state["reflections"] == 1
     assert play.small(" wait|,") == (
         Keep(num_tokens=0),
-        Generate(role=LARGE, max_tokens=125, trigger="reflection", cue="wait"),
+        Generate(role=LARGE, max_tokens=125, takes_over=True, trigger="reflection", cue="wait"),
     )
 
 
@@ -343,7 +355,7 @@ def test_a_loop_may_hand_over() -> None:
     assert play.watched(f"a|{LOOP}") == 320  # looked for every 64 tokens
     assert play.small(f"a|{LOOP}") == (
         Keep(num_tokens=6),
-        Generate(role=LARGE, max_tokens=125, trigger="repetition"),
+        Generate(role=LARGE, max_tokens=125, takes_over=True, trigger="repetition"),
     )
     assert play.watched(words(125)) == 125
 
@@ -362,7 +374,7 @@ def test_a_loop_may_be_left_alone() -> None:
 def test_a_request_that_was_cut_short_goes_on() -> None:
     play = Play()
     play.small("a|.\n\n|Wa", WATCH)
-    assert play.last.decisions[1] == Generate(role=SMALL, max_tokens=997, trigger="start")
+    assert decided(play.last)[1] == Generate(role=SMALL, max_tokens=997, trigger="start")
     assert play.small("it|,")[0] == Keep(num_tokens=0)
     play = taken_over()
     assert resumed(play, play.large("So", WATCH), 1)

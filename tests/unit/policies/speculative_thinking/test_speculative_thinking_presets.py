@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from pipeline.policies import CodeSpec, PaperSpec, SpeculativeThinkingSpec, make_policy
-from pipeline.policies.base import Decision, Finish, Generate, Insert, Keep, SampleContext, Transition, Written
+from pipeline.policies.protocol import SampleContext, Transition
 from pipeline.policies.reading.cues import CueLists, SentenceClass, read_loosely
+from pipeline.policies.requests import Finish, Generate, Insert, Written
 from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
+from tests.decisions import Decision, Keep, decided
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
 EOS, LENGTH, WATCH = SegmentFinish.EOS, SegmentFinish.LENGTH, SegmentFinish.WATCH
@@ -40,16 +42,16 @@ class Play:
 
     def write(self, text: str, finish: SegmentFinish = WATCH) -> tuple[Decision, ...]:
         """The role that was asked writes tokens, separated by |."""
-        request = self.last.decisions[-1]
+        request = decided(self.last)[-1]
         assert isinstance(request, Generate)
         texts = tuple(text.split("|")) if text else ()
         piece = Piece(token_ids=tuple(range(len(texts))), texts=texts)
         event = Written(role=request.role, piece=piece, finish=finish, start_token=self.num_kept)
         self.last = self.policy.advance(self.context, self.last.state, event)
-        keep = self.last.decisions[0]
+        keep = decided(self.last)[0]
         assert isinstance(keep, Keep)
         self.num_kept += keep.num_tokens
-        return self.last.decisions
+        return decided(self.last)
 
     def watched(self, text: str) -> int | None:
         """How many tokens the watcher reads until it ends the request; None: to the end."""
@@ -88,7 +90,7 @@ def test_bare_substrings_are_counted(text: str, sentence_class: SentenceClass, c
 
 def test_code_drafts_peeks_and_samples_a_statement_again() -> None:
     play = Play(CodeSpec())
-    assert asks(play.last.decisions) == (SMALL, 1024, "start")
+    assert asks(decided(play.last)) == (SMALL, 1024, "start")
     assert play.watched(f"{DRAFT}| more") == 3
     assert play.write(f"{DRAFT}| more") == (
         Keep(num_tokens=3),
@@ -183,7 +185,7 @@ def test_code_may_keep_the_peek_where_the_classes_agree(peek: str, answer: str, 
 def test_code_asks_again_for_what_was_cut_short() -> None:
     play = Play(CodeSpec())
     for text in (DRAFT, "wait", "wait"):
-        request = play.last.decisions[-1]
+        request = decided(play.last)[-1]
         state = play.last.state
         assert play.write("wa", WATCH) == (Keep(num_tokens=0), request)
         assert play.last.state == state
@@ -202,7 +204,7 @@ def test_a_small_model_that_does_not_reason_is_led(
     preset: type[CodeSpec] | type[PaperSpec] | type[SpeculativeThinkingSpec],
 ) -> None:
     play = Play(preset(opening_tokens=100, every_break=True))
-    assert asks(play.last.decisions) == (LARGE, 100, "opening")
+    assert asks(decided(play.last)) == (LARGE, 100, "opening")
     assert asks(play.write(words(100), LENGTH))[::2] == (SMALL, "resume")
     assert play.watched(f"{DRAFT}| more") == 3
     decisions = play.write(f"{DRAFT}| more")
@@ -226,7 +228,7 @@ def test_paper_reads_the_whole_sentence_before_it_decides() -> None:
     assert play.watched(text) == 23
     assert play.write(text) == (
         Keep(num_tokens=3),
-        Generate(role=LARGE, max_tokens=125, trigger="affirmation", cue="yes"),
+        Generate(role=LARGE, max_tokens=125, takes_over=True, trigger="affirmation", cue="yes"),
     )
     assert play.watched(words(30)) == 20
     assert asks(play.write(words(20))) == (SMALL, 32_768 - 23, "resume")

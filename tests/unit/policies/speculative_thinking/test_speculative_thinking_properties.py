@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.policies import SpeculativeThinkingSpec, make_policy
-from pipeline.policies.base import Finish, Generate, Insert, Keep, Policy, PolicyState, SampleContext, Written
+from pipeline.policies.protocol import Policy, PolicyState, SampleContext
 from pipeline.policies.reading.cues import CueLists
+from pipeline.policies.requests import Finish, Generate, Insert, Written
 from pipeline.samples import Author, FinishReason, ModelRole, Piece, SegmentFinish
+from tests.decisions import Keep, decided
 
 END = None
 """A model's EOS in its script."""
@@ -96,7 +98,7 @@ def play(policy: Policy, context: SampleContext, small: list[str | None], large:
     engines = {ModelRole.SMALL: Engine(small), ModelRole.LARGE: Engine(large)}
     record = Record()
     transition = policy.start(context)
-    request = transition.decisions[0]
+    request = decided(transition)[0]
     while isinstance(request, Generate):
         record.num_cycles += 1
         assert record.num_cycles <= 2 * context.max_tokens + 2, "no progress"
@@ -108,7 +110,7 @@ def play(policy: Policy, context: SampleContext, small: list[str | None], large:
         event = Written(role=request.role, piece=piece, finish=engine.finish, start_token=len(record.texts))
         record.pieces.append((state, event))
         transition = policy.advance(context, state, event)
-        keep, *inserts, request = transition.decisions
+        keep, *inserts, request = decided(transition)
         assert isinstance(keep, Keep)
         assert 0 <= keep.num_tokens <= len(piece)
         if event.role is ModelRole.LARGE and keep.num_tokens == 0:
@@ -119,7 +121,7 @@ def play(policy: Policy, context: SampleContext, small: list[str | None], large:
             assert isinstance(insert, Insert)
             record.texts += list(insert.text)  # as many tokens as characters: close to the worst case
             record.authors += [Author.INSERTED] * len(insert.text)
-        record.decisions += transition.decisions
+        record.decisions += decided(transition)
     assert len(record.texts) <= context.max_tokens
     return record
 
@@ -168,7 +170,7 @@ def test_the_watcher_and_the_decision_see_the_same_place(
     """A request that the watcher ended is answered by a takeover, a hand-back or a loop's end."""
     policy = make_policy(spec)
     for state, event in play(policy, context, small, large).pieces:
-        next_decision = policy.advance(context, state, event).decisions[-1]
+        next_decision = policy.advance(context, state, event).then
         if event.finish is SegmentFinish.WATCH and isinstance(next_decision, Generate):
             assert next_decision.role is not event.role
 
@@ -261,19 +263,19 @@ def test_requests_that_are_cut_short_give_the_same_takeovers(
         after = policy.advance(
             context, state, Written(role=event.role, piece=head, finish=SegmentFinish.WATCH, start_token=stored)
         )
-        if after.decisions[0] != Keep(num_tokens=cut):
+        if decided(after)[0] != Keep(num_tokens=cut):
             return
         state, stored = after.state, stored + cut
     rest = Piece(token_ids=tuple(range(len(texts) - stored)), texts=texts[stored:])
     last = policy.advance(context, state, Written(role=event.role, piece=rest, finish=event.finish, start_token=stored))
-    keep, whole_keep = last.decisions[0], whole.decisions[0]
+    keep, whole_keep = decided(last)[0], decided(whole)[0]
     assert isinstance(keep, Keep)
     assert isinstance(whole_keep, Keep)
     assert stored + keep.num_tokens == max(whole_keep.num_tokens, stored)
-    if isinstance(whole.decisions[-1], Finish):
-        assert last.decisions[-1] == whole.decisions[-1]
+    if isinstance(decided(whole)[-1], Finish):
+        assert decided(last)[-1] == decided(whole)[-1]
     else:
-        assert getattr(last.decisions[-1], "cue", None) == getattr(whole.decisions[-1], "cue", None)
+        assert getattr(decided(last)[-1], "cue", None) == getattr(decided(whole)[-1], "cue", None)
 
 
 def first_takeover(texts: list[str], window_tokens: int) -> tuple[int, int] | None:
@@ -311,7 +313,7 @@ def test_the_first_takeover_is_where_a_search_of_the_whole_text_finds_it(
     read = next((count for count, text in enumerate(texts, 1) if watcher.feed(text)), None)
     piece = Piece(token_ids=tuple(range(len(texts))), texts=tuple(texts))
     event = Written(role=ModelRole.SMALL, piece=piece, finish=SegmentFinish.WATCH, start_token=0)
-    keep, request = policy.advance(context, state, event).decisions
+    keep, request = decided(policy.advance(context, state, event))
     expected = first_takeover(texts, window_tokens)
     if expected is None:
         assert (read, keep) == (None, Keep(num_tokens=len(texts)))

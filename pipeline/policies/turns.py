@@ -1,11 +1,25 @@
-"""Where writing ends: why a sample is over, and how much of a piece can be kept whole."""
+"""The mechanics that all policies share: whose turn it is, why a sample is over, what of a piece can be kept whole."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import assert_never
 
-from pipeline.policies.base import Written
-from pipeline.samples import FinishReason, SegmentFinish
+from pipeline.policies.requests import Answered, Event, Written
+from pipeline.samples import FinishReason, ModelRole, SegmentFinish
+
+
+def written_by(role: ModelRole, event: Event) -> Written:
+    """The event, where it says that the model of this role wrote. Raises ValueError for any other."""
+    match event:
+        case Written(role=writer) if writer is role:
+            return event
+        case Written(role=writer):
+            raise ValueError(f"the {role} model was to write, but {writer} did")
+        case Answered():
+            raise ValueError(f"the {role} model was to write, but an aside was answered")
+        case _:
+            assert_never(event)
 
 
 def finish_reason(event: Written, *, asked: int, remaining: int) -> FinishReason | None:

@@ -1,0 +1,62 @@
+"""The engine whose core lives in the worker's process: one thread steps it, and takes additions and aborts between."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from pipeline.chat.model import ChatModel
+from workers.engine.base import EngineInfo
+from workers.engine.vllm.adapter import Parts, VllmEngine
+
+if TYPE_CHECKING:
+    from vllm.v1.engine import EngineCoreRequest
+    from vllm.v1.engine.core_client import InprocClient
+
+
+class InlineEngine(VllmEngine):
+    """The core in this process, stepped by the engine's thread."""
+
+    def __init__(self, name: str, info: EngineInfo, chat: ChatModel, parts: Parts) -> None:
+        super().__init__(name, info, chat, parts)
+        self._client: InprocClient = cast("InprocClient", parts.client)
+        self._cpu_threads = parts.cpu_threads
+        self._additions: list[EngineCoreRequest] = []
+        self._aborts: list[str] = []
+        self._thread.start()
+
+    def _run(self) -> None:
+        import torch
+
+        # Where torch was imported before OMP_NUM_THREADS was set, each new thread starts with a thread per core, and
+        # vLLM's attention kernel aborts when the number changes between two calls. vLLM has put a function that does
+        # nothing in the place of torch.set_num_threads.
+        torch._C.set_num_threads(self._cpu_threads)
+        while self._step():
+            pass
+
+    def _step(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._running or self._aborts or self._death)
+            if self._death is not None:
+                return False
+            additions, self._additions = self._additions, []
+            aborts, self._aborts = self._aborts, []
+        for core_request in additions:
+            self._client.add_request(core_request)
+        if aborts:
+            self._client.abort_requests(aborts)
+        self._handle(self._client.get_output())
+        return True
+
+    def _add(self, core_id: str, core_request: EngineCoreRequest) -> None:
+        core_request.request_id = core_id
+        self._additions.append(core_request)
+        self._changed.notify()
+
+    def _drop(self, core_id: str) -> None:
+        self._aborts.append(core_id)
+        self._changed.notify()
+
+    def _shut_down(self) -> None:
+        if not self._thread.is_alive():  # else it hangs in a step, and its memory cannot be taken away
+            self._client.shutdown()
