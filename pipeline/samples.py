@@ -1,6 +1,6 @@
 """Samples: one solution drawn for one problem of one job, and the records it is made of.
 
-A sample moves through the states below; the database refuses any other move (see migrations/).
+A sample moves through the states below; the database refuses any other move (see pipeline/db/sql/).
 """
 
 from __future__ import annotations

@@ -259,13 +259,13 @@ def check_database(connections: Connections) -> Iterator[Finding]:
 def _check_open_database(db_engine: Engine) -> Iterator[Finding]:
     from sqlalchemy import text
 
-    from pipeline.db.revision import current_revision, newest_revision
+    from pipeline.db.revision import current_revision, schema_fault
     from pipeline.db.session import transaction
 
     with transaction(db_engine) as connection:
         number = int(connection.execute(text("SHOW server_version_num")).scalar_one())
         version = str(connection.execute(text("SHOW server_version")).scalar_one())
-        found, wanted = current_revision(connection), newest_revision()
+        found, fault = current_revision(connection), schema_fault(connection)
     is_new_enough = number >= MIN_POSTGRES
     yield Finding(
         check="postgres",
@@ -275,11 +275,11 @@ def _check_open_database(db_engine: Engine) -> Iterator[Finding]:
     )
     yield Finding(
         check="schema",
-        verdict=Verdict.OK if found == wanted else Verdict.FAILURE,
+        verdict=Verdict.FAILURE if fault else Verdict.OK,
         found=f"revision {found or 'none'}",
-        remedy="" if found == wanted else f"this version needs {wanted}: specthink migrate",
+        remedy=f"{fault}: specthink migrate" if fault else "",
     )
-    if found == wanted:
+    if not fault:
         with transaction(db_engine) as connection:
             yield from _check_work(connection)
 

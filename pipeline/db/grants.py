@@ -25,7 +25,10 @@ _LEASE = (
     "tokens_dropped, prompt_tokens, cached_tokens"
 )
 _REGISTRATION = "kind, model, engine_id, host, pid, queue, max_in_flight, expires_at"
-_WORKERS = {"workers": f"SELECT, INSERT ({_REGISTRATION}), UPDATE ({_LEASE})", "alembic_version": "SELECT"}
+_WORKERS = {
+    "workers": f"SELECT, INSERT ({_REGISTRATION}), UPDATE ({_LEASE})",
+    **dict.fromkeys(("alembic_version", "schema_objects"), "SELECT"),
+}
 """What every worker does: find the schema current, register, renew, end."""
 _WRITTEN = (
     "state, epoch, holder_id, small_worker_id, large_worker_id, published_at, not_before, num_rescues, num_attempts, "

@@ -1,7 +1,9 @@
-"""Bringing a database to the newest schema with Alembic, from a checkout or an installed wheel.
+"""Brings a database to the newest schema, from a checkout or an installed wheel.
 
-A migration is one transaction: it happens or it does not. It is refused while workers run, because a worker writes the
-schema that its own code knows; one that starts while a migration runs finds the new schema when it registers.
+Alembic migrates the tables; the views, functions and triggers are made again from their files where these changed
+(``pipeline.db.schema_objects``). All of it is one transaction: it happens or it does not. It is refused while workers
+run, because a worker writes the schema that its own code knows; one that starts while a migration runs finds the new
+schema when it registers.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
 
 from pipeline.db.revision import current_revision, migrations_folder, newest_revision
+from pipeline.db.schema_objects import applied_sha256, create_objects, drop_objects, wanted_sha256
 from pipeline.db.session import transaction
 from pipeline.errors import ConfigurationError, MigrationRefused
 
@@ -44,7 +47,7 @@ def upgrade(
     lock_timeout: dt.timedelta = LOCK_TIMEOUT,
     on_wait: Callable[[str], None] = lambda what: None,
 ) -> str:
-    """Migrate up in one transaction; returns the revision reached. At that revision already, nothing is locked.
+    """Migrate up in one transaction; returns the revision reached. Where nothing is due, nothing is locked.
 
     on_wait: told in a few words when another migration is waited for, for as long as it takes.
 
@@ -53,10 +56,13 @@ def upgrade(
     """
     wanted = newest_revision() if revision == "head" else revision
     with transaction(db_engine) as connection:
-        found = current_revision(connection)
-    if found != wanted:
+        is_due = _is_due(connection, wanted)
+    if is_due:
         with _migrating(db_engine, wanted, lock_timeout, on_wait) as connection:
+            grants = drop_objects(connection)
             command.upgrade(alembic_config(connection), wanted)
+            if wanted == newest_revision():  # the files are written for its tables
+                create_objects(connection, grants)
     return wanted
 
 
@@ -67,9 +73,20 @@ def downgrade(
     lock_timeout: dt.timedelta = LOCK_TIMEOUT,
     on_wait: Callable[[str], None] = lambda what: None,
 ) -> None:
-    """Migrate down in one transaction; refused as upgrade is."""
+    """Migrate down in one transaction; refused as upgrade is.
+
+    The database has no views, functions and triggers then: the version that knows this revision migrates to its own.
+    """
     with _migrating(db_engine, revision, lock_timeout, on_wait) as connection:
+        drop_objects(connection)
         command.downgrade(alembic_config(connection), revision)
+
+
+def _is_due(connection: Connection, wanted: str) -> bool:
+    """Whether the database has other tables than the wanted revision, or other objects than the newest one."""
+    if current_revision(connection) != wanted:
+        return True
+    return wanted == newest_revision() and applied_sha256(connection) != wanted_sha256()
 
 
 @contextmanager
@@ -129,7 +146,7 @@ _MAX_LISTED = 10
 def _require_no_workers(connection: Connection, wanted: str) -> None:
     """Raise MigrationRefused where a worker lives; where none does, none can register before this transaction ends."""
     found = current_revision(connection)
-    if found is None or found == wanted:
+    if found is None or not _is_due(connection, wanted):
         return
     workers = connection.execute(_LIVE_WORKERS).all()
     if not workers:
@@ -144,10 +161,11 @@ def _require_no_workers(connection: Connection, wanted: str) -> None:
         ]
         more = [f"  and {len(workers) - _MAX_LISTED} more"] if len(workers) > _MAX_LISTED else []
         seconds = max(row.left for row in workers).total_seconds()
+        step = f"from revision {found} to {wanted}" if found != wanted else "to this version's views and functions"
         raise MigrationRefused(
             "\n".join(
                 [
-                    f"the database was not migrated from revision {found} to {wanted}: workers run on it",
+                    f"the database was not migrated {step}: workers run on it",
                     *listed,
                     *more,
                     "stop them (they hand back what they write, and the jobs go on later), migrate, and start them "

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine, text
 
+from pipeline.db.schema_objects import applied_sha256, wanted_sha256
 from pipeline.db.session import transaction
 from pipeline.errors import ConfigurationError
 
@@ -44,6 +45,16 @@ def current_revision(connection: Connection) -> str | None:
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
 
+def schema_fault(connection: Connection) -> str | None:
+    """In what the database's schema is not the one that this code was written for; None: it is."""
+    found, wanted = current_revision(connection), newest_revision()
+    if found != wanted:
+        return f"the database is at revision {found}, this version needs {wanted}"
+    if applied_sha256(connection) != wanted_sha256():
+        return f"the database is at revision {found}, with views and functions of another version"
+    return None
+
+
 def require_current(db_engine: Engine) -> None:
     """Raise ConfigurationError unless the database has the schema this code was written for."""
     with transaction(db_engine) as connection:
@@ -55,8 +66,6 @@ def check_current(connection: Connection) -> None:
 
     A worker that asks this after its row was inserted cannot slip past a migration: one of the two sees the other.
     """
-    found, wanted = current_revision(connection), newest_revision()
-    if found != wanted:
-        raise ConfigurationError(
-            f"the database is at revision {found}, this version needs {wanted}: run specthink migrate"
-        )
+    fault = schema_fault(connection)
+    if fault is not None:
+        raise ConfigurationError(f"{fault}: run specthink migrate")

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Double,
     ForeignKey,
     Index,
+    String,
     UniqueConstraint,
     func,
     text,
@@ -605,6 +606,16 @@ class EventRow(Base):
         BigInteger, comment="who holds it after the change, or held it before"
     )
     at: Mapped[Instant] = mapped_column(server_default=func.clock_timestamp())
+
+
+class SchemaObjectsRow(Base):
+    """The views, functions and triggers that the database was given; one row (``pipeline.db.schema_objects``)."""
+
+    __tablename__ = "schema_objects"
+
+    sha256: Mapped[str] = mapped_column(primary_key=True, comment="of the files that create them")
+    names: Mapped[list[str]] = mapped_column(ARRAY(String), comment="in the order of creation, as DROP names them")
+    applied_at: Mapped[Instant] = mapped_column(server_default=func.now())
 
 
 METADATA = Base.metadata

@@ -21,7 +21,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from pipeline.db import migrate
-from pipeline.db.revision import newest_revision
+from pipeline.db.schema_objects import wanted_sha256
 from pipeline.db.session import transaction
 from pipeline.errors import MigrationRefused, PipelineError
 from pipeline.workforce import WorkerKind
@@ -490,10 +490,10 @@ class MigrateAtHead(Fault):
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
         field.at_some_moment(job, rng)
         strike = Strike()
-        before = _revision(field)
+        before = _schema(field)
         done = run_migrate(field)
-        if done.returncode or _revision(field) != before:
-            raise Broken(f"migrate ended with {done.returncode}, {_revision(field)}: {done.stderr[-500:]}")
+        if done.returncode or _schema(field) != before:
+            raise Broken(f"migrate ended with {done.returncode}, {_schema(field)}: {done.stderr[-500:]}")
         return strike
 
 
@@ -504,31 +504,27 @@ class MigrateRefused(Fault):
     timeout_s = 60.0
     lasts_s = 24.0
 
-    def __init__(self) -> None:
-        self._newest = newest_revision()
-        self._before_it = _revision_before(self._newest)
-
     def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
         field.at_some_moment(job, rng)
         strike = Strike()
         self._refuse(field)
         self._stop_workers(field)
-        migrate.downgrade(field.db_engine, self._before_it)
+        _note_objects(field, "of another version")
         done = run_migrate(field)
-        if done.returncode or _revision(field) != self._newest:
+        if done.returncode or _schema(field)[1] != wanted_sha256():
             raise Broken(f"migrate ended with {done.returncode}: {done.stderr[-500:]}")
         self._start_workers(field)
         return strike
 
     def _refuse(self, field: Field) -> None:
-        """Up, as if the newest migration were still due, and down; both with workers alive."""
-        _note_revision(field, self._before_it)
+        """Up, as if the views and functions had changed, and down; both with workers alive."""
+        _note_objects(field, "of another version")
         done = run_migrate(field)
-        _note_revision(field, self._newest)
+        _note_objects(field, wanted_sha256())
         if done.returncode == 0 or "workers run on it" not in done.stderr:
             raise Broken(f"migrate ended with {done.returncode} while workers lived: {done.stderr[-500:]}")
         with suppress(MigrationRefused):
-            migrate.downgrade(field.db_engine, self._before_it)
+            migrate.downgrade(field.db_engine, "base")
             raise Broken("the database was migrated down while workers lived")
 
     def _stop_workers(self, field: Field) -> None:
@@ -546,8 +542,7 @@ class MigrateRefused(Fault):
             field.start_program(name)
 
     def heal(self, field: Field, job: ChaosJob) -> None:
-        if _revision(field) != self._newest:
-            migrate.upgrade(field.db_engine)
+        migrate.upgrade(field.db_engine)
         self._start_workers(field)
 
 
@@ -560,22 +555,15 @@ def run_migrate(field: Field) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def _revision(field: Field) -> str:
-    return str(field.rows("SELECT version_num FROM alembic_version")[0][0])
+def _schema(field: Field) -> tuple[str, str]:
+    """The revision of the tables, and the hash of the views and functions."""
+    ((revision, sha256),) = field.rows("SELECT version_num, sha256 FROM alembic_version, schema_objects")
+    return str(revision), str(sha256)
 
 
-def _note_revision(field: Field, revision: str) -> None:
+def _note_objects(field: Field, sha256: str) -> None:
     with transaction(field.db_engine) as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
-
-
-def _revision_before(revision: str) -> str:
-    from alembic.script import ScriptDirectory
-
-    script = ScriptDirectory.from_config(migrate.alembic_config()).get_revision(revision)
-    if script is None or not isinstance(script.down_revision, str):
-        raise LookupError(f"no single revision comes before {revision}")
-    return script.down_revision
+        connection.execute(text("UPDATE schema_objects SET sha256 = :sha256"), {"sha256": sha256})
 
 
 FAULTS: list[Fault] = [

@@ -6,6 +6,8 @@ import datetime as dt
 import hashlib
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -21,10 +23,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from pydantic import SecretStr
-from sqlalchemy import Connection, Engine, insert, text
+from sqlalchemy import Connection, Engine, insert, make_url, text
+from sqlalchemy.exc import DBAPIError
 
-from pipeline.db import migrate
-from pipeline.db.revision import current_revision, newest_revision
+from pipeline.db import migrate, schema_objects
+from pipeline.db.revision import newest_revision, require_current, schema_fault
+from pipeline.db.schema_objects import applied_sha256, wanted_sha256
 from pipeline.db.session import open_database, transaction
 from pipeline.db.tables import METADATA, SampleRow
 from pipeline.db.workforce import Registration, end_worker, register_worker
@@ -42,20 +46,11 @@ SCRIPTS = list(ScriptDirectory.from_config(migrate.alembic_config()).walk_revisi
 REVISIONS = [script.revision for script in SCRIPTS]
 """Newest first."""
 
-RELEASED = {
-    "0001": "af89a60b184110cc0150fbe13bf8bd13b7f7d5bae2629a80d740fdcee9a2fc5c",
-    "0002": "09c861b349917a6e6eebff7332ed93b5e1e929a71d5c734110607ea269a18f36",
-    "0003": "0e194d3e17b7d1b7683c5ac7fcf923b2f1937bf591631768010cbd5b46d60681",
-    "0004": "a5e422f8e96380cc43efeee284001e97c4fcd380604f1282af40a5c14d3f7d58",
-}
-"""sha256 of the migrations that databases of users have behind them. Never change an entry: write a new migration."""
+RELEASED: Mapping[str, str] = {}
+"""sha256 of the migrations that databases of users have behind them: none before the first release. Never change an
+entry: write a new migration."""
 
-WAY_BACK: Mapping[str, Mapping[tuple[str, str], Mapping[str, str]]] = {
-    "0005": {
-        ("jobs", "state"): {"paused": "running"},
-        ("workers", "end_reason"): {"engine_died": "lapsed", "engine_stalled": "lapsed"},
-    }
-}
+WAY_BACK: Mapping[str, Mapping[tuple[str, str], Mapping[str, str]]] = {}
 """What undoing a revision changes in columns that stay: values that the older schema has no word for."""
 
 NOW = dt.datetime.now(dt.UTC)
@@ -127,7 +122,10 @@ def fill_job(connection: Connection, job: int, worker: int, engine: int) -> None
 def rows_of(db_engine: Engine) -> Rows:
     """All rows of all tables, as JSON."""
     with transaction(db_engine) as connection:
-        tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
+        tables = """
+            SELECT tablename FROM pg_tables WHERE schemaname = 'public'
+              AND tablename NOT IN ('alembic_version', 'schema_objects')  -- of the schema, no data
+        """
         return {
             table: sorted(connection.execute(text(f"SELECT to_jsonb(t) FROM {table} t")).scalars(), key=json.dumps)
             for table in connection.execute(text(tables)).scalars()
@@ -209,6 +207,139 @@ def test_filled_database_goes_down_and_up_again_with_its_data(db_engine: Engine,
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
 
 
+# -- views, functions and triggers -----------------------------------------------------------------------------------
+
+_COMMENTS = """
+    SELECT p.proname || '()' AS name, obj_description(p.oid, 'pg_proc') AS comment FROM pg_proc p
+    WHERE p.pronamespace = 'public'::regnamespace
+    UNION ALL SELECT c.relname, obj_description(c.oid, 'pg_class') FROM pg_class c
+    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'v'
+    UNION ALL SELECT c.relname || '.' || a.attname, col_description(c.oid, a.attnum)
+    FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'v'
+"""
+
+
+def test_every_view_column_and_function_has_a_comment(db_engine: Engine) -> None:
+    with transaction(db_engine) as connection:
+        comments = {row.name: row.comment for row in connection.execute(text(_COMMENTS))}
+    assert len(comments) > 200
+    assert [name for name, comment in comments.items() if not comment] == []
+
+
+def test_each_sql_file_says_who_reads_it_and_holds_its_own_view() -> None:
+    for path in schema_objects.sql_files():
+        sql = path.read_text(encoding="utf-8")
+        assert re.match(r"(--.*\n)*-- Read by: \w", sql), path
+        if path.parent.name == "views":
+            assert schema_objects.created_objects(sql) == [f"VIEW {path.stem}"]
+    assert {path.name for path in schema_objects.sql_files()} == {
+        path.name for path in schema_objects.FOLDER.rglob("*.sql")
+    }
+
+
+def test_listed_objects_are_all_that_the_database_has(db_engine: Engine) -> None:
+    with transaction(db_engine) as connection:
+        (names,) = connection.execute(text("SELECT names FROM schema_objects")).one()
+    found = [name for name in schema_of(db_engine) if name.startswith(("function", "view", "trigger"))]
+    assert sorted(names) == sorted(
+        re.sub(r"^(\w+)", lambda kind: kind[1].upper(), name.split("(")[0]).replace(" of ", " ON ") for name in found
+    )
+
+
+def change_sql(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, before: str, after: str) -> None:
+    """Let the files be another version's, in which one of them says something else."""
+    shutil.copytree(schema_objects.FOLDER, folder)
+    path = folder / name
+    sql = path.read_text(encoding="utf-8")
+    assert before in sql
+    path.write_text(sql.replace(before, after), encoding="utf-8")
+    monkeypatch.setattr(schema_objects, "FOLDER", folder)
+
+
+@pytest.fixture
+def unread_files() -> Iterator[None]:
+    """What was read of the files is forgotten, before and after."""
+    for forget in (False, True):
+        schema_objects.sql_files.cache_clear()
+        schema_objects.wanted_sha256.cache_clear()
+        if not forget:
+            yield
+
+
+@pytest.mark.usefixtures("unread_files")
+def test_changed_sql_file_is_applied_by_the_next_migration(
+    db_engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = schema_of(db_engine)
+    with transaction(db_engine) as connection:
+        fill(connection)
+    rows = rows_of(db_engine)
+    change_sql(monkeypatch, tmp_path / "sql", "views/errors.sql", "max(s.num_attempts + s.num_rescues)", "7")
+    with transaction(db_engine) as connection:
+        assert schema_fault(connection) == (
+            f"the database is at revision {newest_revision()}, with views and functions of another version"
+        )
+    with pytest.raises(ConfigurationError, match="views and functions of another version: run specthink migrate"):
+        require_current(db_engine)
+
+    assert migrate.upgrade(db_engine) == newest_revision()
+    require_current(db_engine)
+    after = schema_of(db_engine)
+    assert {name for name in before | after if before.get(name) != after.get(name)} == {"view errors"}
+    assert rows_of(db_engine) == rows
+
+
+@pytest.mark.usefixtures("unread_files")
+def test_refused_sql_file_leaves_everything_as_it_was(
+    db_engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before, wanted = schema_of(db_engine), wanted_sha256()
+    schema_objects.sql_files.cache_clear()
+    schema_objects.wanted_sha256.cache_clear()
+    change_sql(monkeypatch, tmp_path / "sql", "views/truncation.sql", "c.num_repetition,", "c.no_such_column,")
+    with pytest.raises(DBAPIError, match="no_such_column") as refused:
+        migrate.upgrade(db_engine)
+    assert refused.value.__notes__ == [f"in {tmp_path}/sql/views/truncation.sql"]
+    assert schema_of(db_engine) == before
+    with transaction(db_engine) as connection:
+        assert applied_sha256(connection) == wanted
+
+
+def test_view_of_somebodys_own_on_top_of_ours_is_named_and_kept(db_engine: Engine) -> None:
+    with transaction(db_engine) as connection:
+        connection.execute(text("CREATE VIEW mine AS SELECT job_id, accuracy FROM job_summary"))
+    make_due(db_engine)
+    with pytest.raises(MigrationRefused, match="view mine depends on view job_summary; drop what is yours, migrate"):
+        migrate.upgrade(db_engine)
+    assert is_due(db_engine)
+    with transaction(db_engine) as connection:
+        assert connection.execute(text("SELECT count(*) FROM mine")).scalar_one() == 0
+        connection.execute(text("DROP VIEW mine"))
+    migrate.upgrade(db_engine)
+    require_current(db_engine)
+
+
+def test_grants_on_views_outlive_a_migration(connections: Connections, db_engine: Engine) -> None:
+    role = make_url(connections.database_url.get_secret_value()).database
+    acl = text("""
+        SELECT c.relname, g.grantee, g.privilege_type FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) g
+        WHERE c.relkind = 'v' AND c.relnamespace = 'public'::regnamespace ORDER BY 1, 2, 3
+    """)
+    with transaction(db_engine) as connection:
+        connection.execute(text(f"CREATE ROLE {role}"))
+        connection.execute(text(f"GRANT SELECT ON job_summary TO {role}; GRANT SELECT ON errors TO PUBLIC"))
+        before = connection.execute(acl).all()
+    try:
+        make_due(db_engine)
+        migrate.upgrade(db_engine)
+        with transaction(db_engine) as connection:
+            assert connection.execute(acl).all() == before
+    finally:
+        with transaction(db_engine) as connection:
+            connection.execute(text(f"DROP OWNED BY {role}; DROP ROLE {role}"))
+
+
 def test_released_migrations_are_never_changed() -> None:
     assert REVISIONS[::-1][: len(RELEASED)] == list(RELEASED), (
         "they come first, in order; add new ones at their release"
@@ -221,8 +352,16 @@ def test_released_migrations_are_never_changed() -> None:
 
 # -- beside others ---------------------------------------------------------------------------------------------------
 
-PREVIOUS = REVISIONS[1]
-FIRST = REVISIONS[-1]
+
+def make_due(db_engine: Engine) -> None:
+    """Let the database have the views and functions of another version."""
+    with transaction(db_engine) as connection:
+        connection.execute(text("UPDATE schema_objects SET sha256 = 'of another version'"))
+
+
+def is_due(db_engine: Engine) -> bool:
+    with transaction(db_engine) as connection:
+        return applied_sha256(connection) == "of another version"
 
 
 def soon(condition: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
@@ -230,11 +369,6 @@ def soon(condition: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def revision_of(db_engine: Engine) -> str | None:
-    with transaction(db_engine) as connection:
-        return current_revision(connection)
 
 
 @contextmanager
@@ -268,21 +402,21 @@ def test_migration_that_is_not_due_waits_for_nobody(db_engine: Engine) -> None:
 
 
 def test_migration_is_refused_while_workers_run_and_says_which(db_engine: Engine) -> None:
-    migrate.downgrade(db_engine, PREVIOUS)
+    make_due(db_engine)
     with transaction(db_engine) as connection:
         worker = register_worker(connection, registration())
     for attempt in (lambda: migrate.upgrade(db_engine), lambda: migrate.downgrade(db_engine, "base")):
         with pytest.raises(MigrationRefused, match=f"worker {worker}, small S, process 4711 on gpu-7") as refused:
             attempt()
         assert "stop them" in str(refused.value)
-        assert revision_of(db_engine) == PREVIOUS
+        assert is_due(db_engine)
     with transaction(db_engine) as connection:
         end_worker(connection, worker, Counters())
     assert migrate.upgrade(db_engine) == newest_revision()
 
 
 def test_worker_that_is_silent_for_longer_than_its_lease_loses_it_to_a_migration(db_engine: Engine) -> None:
-    migrate.downgrade(db_engine, PREVIOUS)
+    make_due(db_engine)
     with transaction(db_engine) as connection:
         worker = add_worker(connection, "small", model="S", alive=False)
     migrate.upgrade(db_engine)
@@ -294,7 +428,7 @@ def test_worker_that_is_silent_for_longer_than_its_lease_loses_it_to_a_migration
 
 
 def test_leases_that_ran_out_while_the_database_was_down_count_as_alive(db_engine: Engine) -> None:
-    migrate.downgrade(db_engine, PREVIOUS)
+    make_due(db_engine)
     with transaction(db_engine) as connection:
         worker = register_worker(connection, registration(dt.timedelta(days=7)))
         outage = "UPDATE workers SET renewed_at = renewed_at - :by, expires_at = expires_at - :by WHERE id = :id"
@@ -304,29 +438,34 @@ def test_leases_that_ran_out_while_the_database_was_down_count_as_alive(db_engin
 
 
 def test_second_migration_waits_for_the_first(db_engine: Engine) -> None:
-    migrate.downgrade(db_engine, PREVIOUS)
+    make_due(db_engine)
     told = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         with somebody(db_engine, f"SELECT pg_advisory_xact_lock({migrate.MIGRATION_LOCK})"):
             second = pool.submit(migrate.upgrade, db_engine, on_wait=lambda what: told.set())
             assert told.wait(60)
             assert not second.done()
-            assert revision_of(db_engine) == PREVIOUS
+            assert is_due(db_engine)
         assert second.result(60) == newest_revision()
 
 
 def test_migration_gives_up_on_a_table_in_use_and_says_who_uses_it(db_engine: Engine) -> None:
-    migrate.downgrade(db_engine, FIRST)
+    make_due(db_engine)
     with (
         somebody(db_engine, "SELECT count(*) FROM samples"),
         pytest.raises(MigrationRefused, match=r"a notebook, backend [0-9]+, idle in transaction"),
     ):
         migrate.upgrade(db_engine, lock_timeout=dt.timedelta(seconds=0.3))
-    assert revision_of(db_engine) == FIRST
+    assert is_due(db_engine)
     assert migrate.upgrade(db_engine) == newest_revision()
 
 
-def test_worker_that_registers_during_a_migration_finds_the_schema_changed(db_engine: Engine) -> None:
+def test_worker_that_registers_during_a_migration_finds_the_schema_changed(
+    db_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The migration is a newer version's: what it leaves is not what this one needs."""
+    monkeypatch.setattr(schema_objects, "wanted_sha256", lambda: "of a newer version")
+    make_due(db_engine)
     waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = CAST(:table AS regclass)")
 
     def is_waited_for(table: str) -> bool:
@@ -338,7 +477,7 @@ def test_worker_that_registers_during_a_migration_finds_the_schema_changed(db_en
 
     with ThreadPoolExecutor(2) as pool:
         with somebody(db_engine, "SELECT count(*) FROM samples"):
-            migration = pool.submit(migrate.downgrade, db_engine, FIRST, lock_timeout=dt.timedelta(minutes=2))
+            migration = pool.submit(migrate.upgrade, db_engine, lock_timeout=dt.timedelta(minutes=2))
             soon(lambda: is_waited_for("samples"))
             worker = pool.submit(register)
             soon(lambda: is_waited_for("workers"))
@@ -368,7 +507,7 @@ def test_command_migrate_is_refused_with_the_reason_and_goes_on_once_workers_are
         arguments = [sys.executable, "-m", "pipeline.cli", "migrate", "--lock-timeout", "5"]
         return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
-    migrate.downgrade(db_engine, PREVIOUS)
+    make_due(db_engine)
     with transaction(db_engine) as connection:
         worker = register_worker(connection, registration())
     refused = command()

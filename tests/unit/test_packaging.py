@@ -15,6 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from pydantic import BaseModel
 
+from pipeline.db.schema_objects import sql_files
 from pipeline.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +46,7 @@ def test_wheel_holds_both_packages_and_the_migrations(wheel_names: list[str]) ->
         | python_files("migrations", placed="pipeline/_migrations")
         | {"pipeline/py.typed", "workers/py.typed", "pipeline/_migrations/script.py.mako"}
         | {"pipeline/results/page/page.html.jinja"}
+        | {str(path.relative_to(ROOT)) for path in sql_files()}
     )
     assert expected - set(wheel_names) == set()
 

@@ -1,0 +1,967 @@
+"""All tables.
+
+Lock taken: none that matters, everything is new.
+Way back: drops everything.
+"""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "engines",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("sha256", sa.String(), nullable=False),
+        sa.Column("kind", sa.String(), nullable=False),
+        sa.Column("version", sa.String(), nullable=False),
+        sa.Column("model", sa.String(), nullable=False),
+        sa.Column("model_fingerprint", sa.String(), nullable=False, comment="sha256 of tokenizer and chat template"),
+        sa.Column(
+            "vocabulary_sha256",
+            sa.String(),
+            nullable=False,
+            comment="equal for models whose token ids mean the same text",
+        ),
+        sa.Column("settings", JSONB(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_engines")),
+        sa.UniqueConstraint("sha256", name=op.f("uq_engines_sha256")),
+    )
+    op.create_table(
+        "events",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("job_id", sa.BigInteger(), nullable=False),
+        sa.Column("sample_id", sa.BigInteger(), nullable=True, comment="null: the job itself changed"),
+        sa.Column("from_state", sa.String(), nullable=False),
+        sa.Column("to_state", sa.String(), nullable=False),
+        sa.Column("epoch", sa.Integer(), nullable=True),
+        sa.Column(
+            "worker_id", sa.BigInteger(), nullable=True, comment="who holds it after the change, or held it before"
+        ),
+        sa.Column("at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_events")),
+    )
+    op.create_index("ix_events_job_id", "events", ["job_id"], unique=False)
+    op.create_index("ix_events_sample_id", "events", ["sample_id"], unique=False)
+    op.create_table(
+        "problem_sets",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("name", sa.String(), nullable=False, comment="as first submitted"),
+        sa.Column(
+            "content_sha256", sa.String(), nullable=False, comment="the version: a hash of all problems and answers"
+        ),
+        sa.Column("num_problems", sa.Integer(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_problem_sets")),
+        sa.UniqueConstraint("content_sha256", name=op.f("uq_problem_sets_content_sha256")),
+    )
+    op.create_table(
+        "schema_objects",
+        sa.Column("sha256", sa.String(), nullable=False, comment="of the files that create them"),
+        sa.Column(
+            "names", sa.ARRAY(sa.String()), nullable=False, comment="in the order of creation, as DROP names them"
+        ),
+        sa.Column("applied_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("sha256", name=op.f("pk_schema_objects")),
+    )
+    op.create_table(
+        "jobs",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("name", sa.String(), nullable=False, comment="free text for people"),
+        sa.Column("problem_set_id", sa.BigInteger(), nullable=False),
+        sa.Column(
+            "state",
+            sa.Enum(
+                "running",
+                "paused",
+                "completed",
+                "completed_with_errors",
+                "cancelled",
+                name="state",
+                native_enum=False,
+                create_constraint=True,
+                length=24,
+            ),
+            nullable=False,
+        ),
+        sa.Column(
+            "config", JSONB(), nullable=False, comment="pipeline.jobs.JobConfig as submitted, every value spelled out"
+        ),
+        sa.Column("versions", JSONB(), nullable=False, comment="of the packages at submit"),
+        sa.Column("policy", sa.String(), nullable=False, comment="NAME or NAME:PRESET, as submitted"),
+        sa.Column("small_model", sa.String(), nullable=True),
+        sa.Column("large_model", sa.String(), nullable=True),
+        sa.Column(
+            "first_role",
+            sa.Enum("small", "large", name="first_role", native_enum=False, create_constraint=True, length=24),
+            nullable=False,
+            comment="who opens each sample",
+        ),
+        sa.Column(
+            "think_end",
+            sa.String(),
+            nullable=True,
+            comment="the tag that ends the think phase in its texts, '' for none; null: no worker has had it yet",
+        ),
+        sa.Column(
+            "think_opened",
+            sa.Boolean(),
+            nullable=True,
+            comment="whether the prompt opens the think phase; else the texts have the opening tag",
+        ),
+        sa.Column("num_problems", sa.Integer(), nullable=False),
+        sa.Column("num_samples", sa.Integer(), nullable=False, comment="per problem"),
+        sa.Column("submitted_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column(
+            "first_claimed_at",
+            sa.DateTime(timezone=True),
+            nullable=True,
+            comment="when a worker first took one of its samples",
+        ),
+        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column(
+            "followed_at",
+            sa.DateTime(timezone=True),
+            nullable=True,
+            comment="last sign of the task that shows its progress in Flower",
+        ),
+        sa.Column(
+            "priority",
+            sa.Integer(),
+            server_default="0",
+            nullable=False,
+            comment="jobs with a higher one are admitted first",
+        ),
+        sa.Column(
+            "cloned_from", sa.BigInteger(), nullable=True, comment="the job whose problems and configuration it took"
+        ),
+        sa.CheckConstraint(
+            "(state IN ('running', 'paused')) = (finished_at IS NULL)", name=op.f("ck_jobs_finished_at")
+        ),
+        sa.ForeignKeyConstraint(["cloned_from"], ["jobs.id"], name=op.f("fk_jobs_cloned_from_jobs")),
+        sa.ForeignKeyConstraint(
+            ["problem_set_id"], ["problem_sets.id"], name=op.f("fk_jobs_problem_set_id_problem_sets")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
+    )
+    op.create_index("ix_jobs_running", "jobs", ["id"], unique=False, postgresql_where=sa.text("state = 'running'"))
+    op.create_table(
+        "problems",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("problem_set_id", sa.BigInteger(), nullable=False),
+        sa.Column("position", sa.Integer(), nullable=False, comment="0-based place in the set"),
+        sa.Column("external_id", sa.String(), nullable=False, comment="the id in the submitted file"),
+        sa.Column("prompt", sa.String(), nullable=False, comment="the question's text, before any template"),
+        sa.Column("subject", sa.String(), nullable=True),
+        sa.Column("level", sa.String(), nullable=True),
+        sa.Column("extra", JSONB(), nullable=False, comment="the file's other columns"),
+        sa.ForeignKeyConstraint(
+            ["problem_set_id"], ["problem_sets.id"], name=op.f("fk_problems_problem_set_id_problem_sets")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_problems")),
+        sa.UniqueConstraint("problem_set_id", "external_id", name=op.f("uq_problems_problem_set_id_external_id")),
+        sa.UniqueConstraint("problem_set_id", "position", name=op.f("uq_problems_problem_set_id_position")),
+    )
+    op.create_table(
+        "workers",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column(
+            "kind",
+            sa.Enum(
+                "small", "large", "grade", "upkeep", name="kind", native_enum=False, create_constraint=True, length=24
+            ),
+            nullable=False,
+        ),
+        sa.Column("model", sa.String(), nullable=True, comment="the name jobs use"),
+        sa.Column("engine_id", sa.BigInteger(), nullable=True),
+        sa.Column("host", sa.String(), nullable=False),
+        sa.Column("pid", sa.Integer(), nullable=False),
+        sa.Column(
+            "queue", sa.String(), nullable=False, comment="its own queue, for samples whose context it has cached"
+        ),
+        sa.Column("max_in_flight", sa.Integer(), nullable=False, comment="samples it works on at the same time"),
+        sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("renewed_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column(
+            "expires_at",
+            sa.DateTime(timezone=True),
+            nullable=False,
+            comment="the lease's end, by this database's clock",
+        ),
+        sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column(
+            "end_reason",
+            sa.Enum(
+                "stopped",
+                "lapsed",
+                "engine_died",
+                "engine_stalled",
+                name="end_reason_choice",
+                native_enum=False,
+                create_constraint=True,
+                length=24,
+            ),
+            nullable=True,
+        ),
+        sa.Column("settled_at", sa.DateTime(timezone=True), nullable=True, comment="when all it held was given back"),
+        sa.Column(
+            "num_in_flight",
+            sa.Integer(),
+            server_default="0",
+            nullable=False,
+            comment="samples it writes, at renewed_at",
+        ),
+        sa.Column(
+            "tokens_generated",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="by its engine, EOS included, at renewed_at",
+        ),
+        sa.Column(
+            "tokens_committed",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="of these, in a segment row as kept or discarded, or an EOS",
+        ),
+        sa.Column(
+            "tokens_dropped",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="of these, refused at commit or aborted: generated again by others",
+        ),
+        sa.Column("prompt_tokens", sa.BigInteger(), server_default="0", nullable=False, comment="given to its engine"),
+        sa.Column(
+            "cached_tokens",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="of these, found in the prefix cache",
+        ),
+        sa.Column(
+            "tokens_withdrawn",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="of the committed ones, in segments that a retry with a larger budget took away",
+        ),
+        sa.CheckConstraint("(ended_at IS NULL) = (end_reason IS NULL)", name=op.f("ck_workers_end_reason")),
+        sa.ForeignKeyConstraint(["engine_id"], ["engines.id"], name=op.f("fk_workers_engine_id_engines")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_workers")),
+    )
+    op.create_index(
+        "ix_workers_live", "workers", ["kind", "model"], unique=False, postgresql_where=sa.text("ended_at IS NULL")
+    )
+    op.create_index(
+        "ix_workers_unsettled", "workers", ["id"], unique=False, postgresql_where=sa.text("settled_at IS NULL")
+    )
+    op.create_table(
+        "job_totals",
+        sa.Column("job_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("counted_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column(
+            "stale_at",
+            sa.DateTime(timezone=True),
+            nullable=True,
+            comment="when a grade was last changed after the count; null: the counts hold",
+        ),
+        sa.Column("samples_total", sa.BigInteger(), nullable=False, comment="all samples of the job"),
+        sa.Column("pending", sa.BigInteger(), nullable=False, comment="by state"),
+        sa.Column("ready", sa.BigInteger(), nullable=False, comment="by state"),
+        sa.Column("drafting", sa.BigInteger(), nullable=False, comment="by state"),
+        sa.Column("awaiting_large", sa.BigInteger(), nullable=False, comment="by state"),
+        sa.Column("assisting", sa.BigInteger(), nullable=False, comment="by state"),
+        sa.Column("finished", sa.BigInteger(), nullable=False, comment="by state"),
+        sa.Column("graded", sa.BigInteger(), nullable=False, comment="by state"),
+        sa.Column("failed", sa.BigInteger(), nullable=False, comment="by state"),
+        sa.Column("cancelled", sa.BigInteger(), nullable=False, comment="by state"),
+        sa.Column(
+            "num_length", sa.BigInteger(), nullable=False, comment="complete samples ended by the job's max_tokens"
+        ),
+        sa.Column(
+            "num_context", sa.BigInteger(), nullable=False, comment="complete samples ended by the model's context"
+        ),
+        sa.Column(
+            "num_repetition", sa.BigInteger(), nullable=False, comment="complete samples ended by the loop guard"
+        ),
+        sa.Column("num_scored", sa.BigInteger(), nullable=False, comment="graded samples that have a score"),
+        sa.Column("num_right", sa.BigInteger(), nullable=False, comment="of these, with a score of at least 0.5"),
+        sa.Column("problems_scored", sa.BigInteger(), nullable=False, comment="problems with a scored sample"),
+        sa.Column("takeovers", sa.BigInteger(), nullable=False, comment="times the large model was called in"),
+        sa.Column("tokens_small", sa.BigInteger(), nullable=False, comment="kept, written by the small model"),
+        sa.Column("tokens_large", sa.BigInteger(), nullable=False, comment="kept, written by the large model"),
+        sa.Column("tokens_inserted", sa.BigInteger(), nullable=False, comment="kept, put in by the policy"),
+        sa.Column("discarded_small", sa.BigInteger(), nullable=False, comment="written by the small model, not kept"),
+        sa.Column("discarded_large", sa.BigInteger(), nullable=False, comment="written by the large model, not kept"),
+        sa.Column(
+            "prompt_tokens_small",
+            sa.BigInteger(),
+            nullable=False,
+            comment="of the small model's prompts, computed: not found in the prefix cache",
+        ),
+        sa.Column("prompt_tokens_large", sa.BigInteger(), nullable=False, comment="likewise, large"),
+        sa.Column("accuracy", sa.Double(), nullable=True, comment="mean score of the scored samples"),
+        sa.Column("score_variance", sa.Double(), nullable=True, comment="variance of their scores"),
+        sa.Column(
+            "score_squares",
+            sa.Double(),
+            nullable=True,
+            comment="sum over problems of the squared sum of deviations from the accuracy",
+        ),
+        sa.Column("mean_output_tokens", sa.Double(), nullable=True, comment="mean kept tokens of the complete samples"),
+        sa.Column("p50_output_tokens", sa.Double(), nullable=True, comment="median of the same"),
+        sa.Column("p90_output_tokens", sa.Double(), nullable=True, comment="90th percentile of the same"),
+        sa.Column("takeovers_per_sample", sa.Double(), nullable=True, comment="mean over the complete samples"),
+        sa.Column(
+            "p50_wall_seconds",
+            sa.Double(),
+            nullable=True,
+            comment="from admission to complete text, median of the complete samples",
+        ),
+        sa.Column("p95_wall_seconds", sa.Double(), nullable=True, comment="95th percentile of the same"),
+        sa.Column(
+            "engine_seconds_small",
+            sa.Double(),
+            nullable=True,
+            comment="time in which a small worker had a request of this job, summed over the workers",
+        ),
+        sa.Column("engine_seconds_large", sa.Double(), nullable=True, comment="likewise, large"),
+        sa.Column(
+            "request_seconds_small",
+            sa.Double(),
+            nullable=True,
+            comment="sum of the durations of the small model's requests",
+        ),
+        sa.Column("request_seconds_large", sa.Double(), nullable=True, comment="likewise, large"),
+        sa.Column(
+            "mean_wait_seconds",
+            sa.Double(),
+            nullable=True,
+            comment="from publishing to claim, all segments of a sample together, mean over samples",
+        ),
+        sa.Column("p95_wait_seconds", sa.Double(), nullable=True, comment="95th percentile of the same"),
+        sa.Column(
+            "mean_queue_seconds",
+            sa.Double(),
+            nullable=True,
+            comment="inside the engines before the first work, likewise, mean over samples",
+        ),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_job_totals_job_id_jobs")),
+        sa.PrimaryKeyConstraint("job_id", name=op.f("pk_job_totals")),
+    )
+    op.create_table(
+        "length_counts",
+        sa.Column("job_id", sa.BigInteger(), nullable=False),
+        sa.Column("author", sa.String(), nullable=False, comment="whose tokens: all, small, large or inserted"),
+        sa.Column("finish_reason", sa.String(), nullable=False),
+        sa.Column("verdict", sa.String(), nullable=False, comment="right, wrong or unscored"),
+        sa.Column("tokens", sa.Integer(), nullable=False),
+        sa.Column("n", sa.BigInteger(), nullable=False, comment="samples added, negative for samples taken out"),
+        sa.Column("score", sa.Numeric(), nullable=False, comment="sum of their scores, likewise"),
+        sa.Column(
+            "is_base",
+            sa.Boolean(),
+            server_default="false",
+            nullable=False,
+            comment="the one row of its key that others are folded into",
+        ),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_length_counts_job_id_jobs")),
+    )
+    op.create_index(
+        "ix_length_counts_added", "length_counts", ["job_id"], unique=False, postgresql_where=sa.text("NOT is_base")
+    )
+    op.create_index(
+        "ix_length_counts_base",
+        "length_counts",
+        ["job_id", "author", "finish_reason", "verdict", "tokens"],
+        unique=True,
+        postgresql_where=sa.text("is_base"),
+    )
+    op.create_index("ix_length_counts_job_id", "length_counts", ["job_id", "author"], unique=False)
+    op.create_table(
+        "lots",
+        sa.Column("job_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("first_problem", sa.BigInteger(), autoincrement=False, nullable=False, comment="least problem id"),
+        sa.Column("last_problem", sa.BigInteger(), nullable=False, comment="greatest problem id"),
+        sa.Column(
+            "counted_at",
+            sa.DateTime(timezone=True),
+            nullable=True,
+            comment="since when the counts hold; null: its samples are to be looked at",
+        ),
+        sa.Column(
+            "changed_at",
+            sa.DateTime(timezone=True),
+            nullable=True,
+            comment="when a sample of it last changed while it rested, or stopped to rest",
+        ),
+        sa.Column("pending", sa.BigInteger(), server_default="0", nullable=False, comment="by state"),
+        sa.Column("graded", sa.BigInteger(), server_default="0", nullable=False, comment="by state"),
+        sa.Column("failed", sa.BigInteger(), server_default="0", nullable=False, comment="by state"),
+        sa.Column("cancelled", sa.BigInteger(), server_default="0", nullable=False, comment="by state"),
+        sa.Column(
+            "num_length",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="complete samples ended by the job's max_tokens",
+        ),
+        sa.Column(
+            "num_context",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="complete samples ended by the model's context",
+        ),
+        sa.Column(
+            "num_repetition",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="complete samples ended by the loop guard",
+        ),
+        sa.Column(
+            "num_scored",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="graded samples that have a score",
+        ),
+        sa.Column(
+            "num_right",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="of these, with a score of at least 0.5",
+        ),
+        sa.Column(
+            "scored_truncated",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="complete samples with a score that were ended by max_tokens or the context",
+        ),
+        sa.Column(
+            "scored_eos",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="complete samples with a score that the model ended itself",
+        ),
+        sa.Column(
+            "takeovers",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="times the large model was called in",
+        ),
+        sa.Column(
+            "tokens_small",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="kept, written by the small model",
+        ),
+        sa.Column(
+            "tokens_large",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="kept, written by the large model",
+        ),
+        sa.Column(
+            "tokens_inserted", sa.BigInteger(), server_default="0", nullable=False, comment="kept, put in by the policy"
+        ),
+        sa.Column(
+            "discarded_small",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="written by the small model, not kept",
+        ),
+        sa.Column(
+            "discarded_large",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="written by the large model, not kept",
+        ),
+        sa.Column(
+            "complete_tokens",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="kept tokens of the complete samples",
+        ),
+        sa.Column(
+            "complete_takeovers",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="takeovers of the complete samples",
+        ),
+        sa.Column(
+            "problems_scored",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="problems with a scored sample",
+        ),
+        sa.Column(
+            "prompt_tokens_small",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="of the small model's prompts, computed: not found in the prefix cache",
+        ),
+        sa.Column(
+            "prompt_tokens_large", sa.BigInteger(), server_default="0", nullable=False, comment="likewise, large"
+        ),
+        sa.Column(
+            "num_queued",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="samples with a request that was handed to an engine",
+        ),
+        sa.Column("score_sum", sa.Numeric(), server_default="0", nullable=False, comment="sum of the scores"),
+        sa.Column("score_squares", sa.Numeric(), server_default="0", nullable=False, comment="sum of their squares"),
+        sa.Column(
+            "truncated_scores",
+            sa.Numeric(),
+            server_default="0",
+            nullable=False,
+            comment="sum of the scores of scored_truncated",
+        ),
+        sa.Column(
+            "eos_scores", sa.Numeric(), server_default="0", nullable=False, comment="sum of the scores of scored_eos"
+        ),
+        sa.Column(
+            "problem_squares",
+            sa.Numeric(),
+            server_default="0",
+            nullable=False,
+            comment="sum over them of the square of the problem's summed scores",
+        ),
+        sa.Column(
+            "problem_products",
+            sa.Numeric(),
+            server_default="0",
+            nullable=False,
+            comment="sum over them of the summed scores times the number of scored samples",
+        ),
+        sa.Column(
+            "problem_numbers",
+            sa.Numeric(),
+            server_default="0",
+            nullable=False,
+            comment="sum over them of the square of the number of scored samples",
+        ),
+        sa.Column(
+            "request_seconds_small",
+            sa.Double(),
+            server_default="0",
+            nullable=False,
+            comment="sum of the durations of the small model's requests",
+        ),
+        sa.Column("request_seconds_large", sa.Double(), server_default="0", nullable=False, comment="likewise, large"),
+        sa.Column(
+            "queue_sum",
+            sa.Double(),
+            server_default="0",
+            nullable=False,
+            comment="sum of the seconds inside the engines before the first work",
+        ),
+        sa.Column(
+            "walls",
+            sa.ARRAY(sa.Double()),
+            nullable=True,
+            comment="seconds from admission to complete text, of each complete sample",
+        ),
+        sa.Column(
+            "waits",
+            sa.ARRAY(sa.Double()),
+            nullable=True,
+            comment="seconds from publishing to claim, of each sample that has any, all its segments together",
+        ),
+        sa.Column(
+            "busy",
+            JSONB(),
+            server_default="[]",
+            nullable=False,
+            comment="when each worker had a request of the lot's samples",
+        ),
+        sa.Column(
+            "delegation",
+            JSONB(),
+            server_default="[]",
+            nullable=False,
+            comment="what the large model wrote and the policy put in, by trigger",
+        ),
+        sa.Column(
+            "flow", JSONB(), server_default="[]", nullable=False, comment="takeovers by trigger and by what followed"
+        ),
+        sa.Column(
+            "tenths",
+            JSONB(),
+            server_default="[]",
+            nullable=False,
+            comment="the large model's share by tenth of the complete samples",
+        ),
+        sa.Column(
+            "passes",
+            JSONB(),
+            server_default="[]",
+            nullable=False,
+            comment="problems by number of scored and of right samples",
+        ),
+        sa.Column(
+            "votes",
+            JSONB(),
+            server_default="[]",
+            nullable=False,
+            comment="shares of right majorities by number of votes",
+        ),
+        sa.Column(
+            "step_counts", JSONB(), server_default="[]", nullable=False, comment="steps by class, author and length"
+        ),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_lots_job_id_jobs")),
+        sa.PrimaryKeyConstraint("job_id", "first_problem", name=op.f("pk_lots")),
+    )
+    op.create_index("ix_lots_open", "lots", ["job_id"], unique=False, postgresql_where=sa.text("counted_at IS NULL"))
+    op.create_table(
+        "reference_answers",
+        sa.Column("problem_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("answer", sa.String(), nullable=False),
+        sa.ForeignKeyConstraint(["problem_id"], ["problems.id"], name=op.f("fk_reference_answers_problem_id_problems")),
+        sa.PrimaryKeyConstraint("problem_id", name=op.f("pk_reference_answers")),
+    )
+    op.create_table(
+        "samples",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("job_id", sa.BigInteger(), nullable=False),
+        sa.Column("problem_id", sa.BigInteger(), nullable=False),
+        sa.Column("sample_index", sa.Integer(), nullable=False, comment="0-based among the samples of its problem"),
+        sa.Column(
+            "state",
+            sa.Enum(
+                "pending",
+                "ready",
+                "drafting",
+                "awaiting_large",
+                "assisting",
+                "finished",
+                "graded",
+                "failed",
+                "cancelled",
+                name="state",
+                native_enum=False,
+                create_constraint=True,
+                length=24,
+            ),
+            server_default="pending",
+            nullable=False,
+        ),
+        sa.Column(
+            "epoch",
+            sa.Integer(),
+            server_default="0",
+            nullable=False,
+            comment="raised by every claim and rescue; fences writes",
+        ),
+        sa.Column("holder_id", sa.BigInteger(), nullable=True, comment="the worker that writes now"),
+        sa.Column(
+            "small_worker_id", sa.BigInteger(), nullable=True, comment="the small worker whose cache holds the context"
+        ),
+        sa.Column("large_worker_id", sa.BigInteger(), nullable=True, comment="likewise, large"),
+        sa.Column(
+            "published_at",
+            sa.DateTime(timezone=True),
+            nullable=True,
+            comment="when a message for its present state was last due",
+        ),
+        sa.Column(
+            "num_rescues",
+            sa.Integer(),
+            server_default="0",
+            nullable=False,
+            comment="times its worker died with it since its last commit",
+        ),
+        sa.Column(
+            "num_attempts",
+            sa.Integer(),
+            server_default="0",
+            nullable=False,
+            comment="times an engine refused it for the moment since its last commit",
+        ),
+        sa.Column(
+            "not_before",
+            sa.DateTime(timezone=True),
+            nullable=True,
+            comment="to be claimed no earlier: the delay after a failure",
+        ),
+        sa.Column("max_tokens", sa.Integer(), nullable=True, comment="a larger budget than its job's; null: the job's"),
+        sa.Column(
+            "next_role",
+            sa.Enum("small", "large", name="next_role", native_enum=False, create_constraint=True, length=24),
+            nullable=True,
+            comment="who writes next; null: nobody has written, the job's first_role opens",
+        ),
+        sa.Column("policy_state", JSONB(), nullable=True, comment="of the policy, after the last segment"),
+        sa.Column("next_max_tokens", sa.Integer(), nullable=True, comment="what the policy asks the next writer for"),
+        sa.Column("next_trigger", sa.String(), nullable=True, comment="why the next writer writes"),
+        sa.Column("next_cue", sa.String(), nullable=True),
+        sa.Column("num_segments", sa.Integer(), server_default="0", nullable=False),
+        sa.Column(
+            "num_takeovers",
+            sa.Integer(),
+            server_default="0",
+            nullable=False,
+            comment="times the large model was called in",
+        ),
+        sa.Column(
+            "tokens_small", sa.Integer(), server_default="0", nullable=False, comment="kept, written by the small model"
+        ),
+        sa.Column(
+            "tokens_large", sa.Integer(), server_default="0", nullable=False, comment="kept, written by the large model"
+        ),
+        sa.Column(
+            "tokens_inserted", sa.Integer(), server_default="0", nullable=False, comment="kept, put in by the policy"
+        ),
+        sa.Column(
+            "discarded_small",
+            sa.Integer(),
+            server_default="0",
+            nullable=False,
+            comment="written by the small model, not kept",
+        ),
+        sa.Column(
+            "discarded_large",
+            sa.Integer(),
+            server_default="0",
+            nullable=False,
+            comment="written by the large model, not kept",
+        ),
+        sa.Column(
+            "finish_reason",
+            sa.Enum(
+                "eos",
+                "length",
+                "context",
+                "repetition",
+                name="finish_reason",
+                native_enum=False,
+                create_constraint=True,
+                length=24,
+            ),
+            nullable=True,
+        ),
+        sa.Column("predicted_answer", sa.String(), nullable=True, comment="by the latest grading"),
+        sa.Column(
+            "score", sa.Double(), nullable=True, comment="by the latest grading; null: unscored, which is not wrong"
+        ),
+        sa.Column("error_class", sa.String(), nullable=True, comment="pipeline.samples.ErrorClass"),
+        sa.Column("error", sa.String(), nullable=True, comment="why it was set aside"),
+        sa.Column("admitted_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True, comment="when its text was complete"),
+        sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True, comment="when it reached a final state"),
+        sa.CheckConstraint("(state = 'failed') = (error IS NOT NULL)", name=op.f("ck_samples_error")),
+        sa.CheckConstraint(
+            "(state IN ('drafting', 'assisting')) = (holder_id IS NOT NULL)", name=op.f("ck_samples_holder")
+        ),
+        sa.CheckConstraint(
+            "(state NOT IN ('graded', 'failed', 'cancelled')) = (ended_at IS NULL)", name=op.f("ck_samples_ended_at")
+        ),
+        sa.CheckConstraint(
+            "error_class IN ('bad_input', 'budget', 'engine_refused', 'engine_died', 'timed_out', 'internal')",
+            name=op.f("ck_samples_error_class"),
+        ),
+        sa.CheckConstraint(
+            "state NOT IN ('finished', 'graded') OR finish_reason IS NOT NULL",
+            name=op.f("ck_samples_finish_reason_set"),
+        ),
+        sa.ForeignKeyConstraint(["holder_id"], ["workers.id"], name=op.f("fk_samples_holder_id_workers")),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_samples_job_id_jobs")),
+        sa.ForeignKeyConstraint(["large_worker_id"], ["workers.id"], name=op.f("fk_samples_large_worker_id_workers")),
+        sa.ForeignKeyConstraint(["problem_id"], ["problems.id"], name=op.f("fk_samples_problem_id_problems")),
+        sa.ForeignKeyConstraint(["small_worker_id"], ["workers.id"], name=op.f("fk_samples_small_worker_id_workers")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_samples")),
+        sa.UniqueConstraint(
+            "job_id", "problem_id", "sample_index", name=op.f("uq_samples_job_id_problem_id_sample_index")
+        ),
+    )
+    op.create_index(
+        "ix_samples_admitted",
+        "samples",
+        ["job_id"],
+        unique=False,
+        postgresql_where=sa.text("state IN ('ready', 'drafting', 'awaiting_large', 'assisting')"),
+    )
+    op.create_index(
+        "ix_samples_failed", "samples", ["job_id"], unique=False, postgresql_where=sa.text("state = 'failed'")
+    )
+    op.create_index(
+        "ix_samples_held", "samples", ["holder_id"], unique=False, postgresql_where=sa.text("holder_id IS NOT NULL")
+    )
+    op.create_index(
+        "ix_samples_open",
+        "samples",
+        ["job_id"],
+        unique=False,
+        postgresql_where=sa.text("state NOT IN ('graded', 'failed', 'cancelled')"),
+    )
+    op.create_index(
+        "ix_samples_pending", "samples", ["job_id", "id"], unique=False, postgresql_where=sa.text("state = 'pending'")
+    )
+    op.create_index(
+        "ix_samples_published",
+        "samples",
+        ["published_at"],
+        unique=False,
+        postgresql_where=sa.text("state IN ('ready', 'awaiting_large', 'finished')"),
+    )
+    op.create_index(
+        "ix_samples_suspect",
+        "samples",
+        ["id"],
+        unique=False,
+        postgresql_where=sa.text("num_rescues >= 2 AND state IN ('ready', 'drafting', 'awaiting_large', 'assisting')"),
+    )
+    op.create_table(
+        "grades",
+        sa.Column("sample_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("grader", sa.String(), nullable=False),
+        sa.Column("grader_version", sa.String(), nullable=False),
+        sa.Column(
+            "status",
+            sa.Enum(
+                "running",
+                "done",
+                "timeout",
+                "error",
+                name="status",
+                native_enum=False,
+                create_constraint=True,
+                length=24,
+            ),
+            nullable=False,
+        ),
+        sa.Column("score", sa.Double(), nullable=True),
+        sa.Column("predicted_answer", sa.String(), nullable=True),
+        sa.Column("detail", sa.String(), nullable=True),
+        sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("num_tries", sa.Integer(), server_default="1", nullable=False, comment="times it was begun"),
+        sa.Column("graded_at", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(["sample_id"], ["samples.id"], name=op.f("fk_grades_sample_id_samples")),
+        sa.PrimaryKeyConstraint("sample_id", "grader", "grader_version", name=op.f("pk_grades")),
+    )
+    op.create_index(
+        "ix_grades_failed",
+        "grades",
+        ["sample_id"],
+        unique=False,
+        postgresql_where=sa.text("status IN ('timeout', 'error')"),
+    )
+    op.create_index(
+        "ix_grades_running", "grades", ["started_at"], unique=False, postgresql_where=sa.text("status = 'running'")
+    )
+    op.create_table(
+        "segments",
+        sa.Column("sample_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("segment_index", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column(
+            "author",
+            sa.Enum("small", "large", "inserted", name="author", native_enum=False, create_constraint=True, length=24),
+            nullable=False,
+        ),
+        sa.Column("trigger", sa.String(), nullable=False, comment="why this author wrote here"),
+        sa.Column("cue", sa.String(), nullable=False, comment="the words that pulled the trigger, '' where none did"),
+        sa.Column("token_ids", ARRAY(sa.INTEGER()), nullable=False, comment="kept"),
+        sa.Column("text", sa.String(), nullable=False, comment="kept"),
+        sa.Column(
+            "discarded_ids", ARRAY(sa.INTEGER()), nullable=False, comment="written after the kept ones, not kept"
+        ),
+        sa.Column("discarded_text", sa.String(), nullable=False),
+        sa.Column(
+            "token_lengths", ARRAY(sa.INTEGER()), nullable=False, comment="characters per token, kept then discarded"
+        ),
+        sa.Column(
+            "finish",
+            sa.Enum("eos", "length", "watch", name="finish", native_enum=False, create_constraint=True, length=24),
+            nullable=True,
+            comment="null for inserted ones",
+        ),
+        sa.Column(
+            "tokens_generated", sa.Integer(), nullable=False, comment="as its engine counts: kept, discarded and EOS"
+        ),
+        sa.Column("prompt_tokens", sa.Integer(), nullable=False),
+        sa.Column("cached_tokens", sa.Integer(), nullable=False, comment="of the prompt's, not computed again"),
+        sa.Column("seed", sa.BigInteger(), nullable=True),
+        sa.Column("epoch", sa.Integer(), nullable=False, comment="of the claim under which it was written"),
+        sa.Column("worker_id", sa.BigInteger(), nullable=False),
+        sa.Column("engine_id", sa.BigInteger(), nullable=False),
+        sa.Column(
+            "content_sha256",
+            sa.String(),
+            nullable=True,
+            comment="of what was written, for replay; null: stored before there was one",
+        ),
+        sa.Column("wait_seconds", sa.Double(), nullable=True, comment="from publishing to claim"),
+        sa.Column("queue_seconds", sa.Double(), nullable=True, comment="inside the engine before its first work"),
+        sa.Column("first_token_seconds", sa.Double(), nullable=True, comment="from handing in to the first token"),
+        sa.Column("write_seconds", sa.Double(), nullable=True, comment="from handing in to the end"),
+        sa.Column("committed_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(["engine_id"], ["engines.id"], name=op.f("fk_segments_engine_id_engines")),
+        sa.ForeignKeyConstraint(["sample_id"], ["samples.id"], name=op.f("fk_segments_sample_id_samples")),
+        sa.ForeignKeyConstraint(["worker_id"], ["workers.id"], name=op.f("fk_segments_worker_id_workers")),
+        sa.PrimaryKeyConstraint("sample_id", "segment_index", name=op.f("pk_segments")),
+    )
+    op.create_table(
+        "steps",
+        sa.Column("sample_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("step_index", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("text", sa.String(), nullable=False),
+        sa.Column(
+            "author",
+            sa.Enum("small", "large", "inserted", name="author", native_enum=False, create_constraint=True, length=24),
+            nullable=False,
+            comment="who wrote most of its tokens",
+        ),
+        sa.Column("tokens_small", sa.Integer(), nullable=False),
+        sa.Column("tokens_large", sa.Integer(), nullable=False),
+        sa.Column("tokens_inserted", sa.Integer(), nullable=False),
+        sa.Column("start_token", sa.Integer(), nullable=False, comment="place of its first token in the output"),
+        sa.Column("sentence_class", sa.String(), nullable=False, comment="statement, reflection or affirmation"),
+        sa.Column("trigger", sa.String(), nullable=True, comment="of the takeover that begins in it"),
+        sa.ForeignKeyConstraint(["sample_id"], ["samples.id"], name=op.f("fk_steps_sample_id_samples")),
+        sa.PrimaryKeyConstraint("sample_id", "step_index", name=op.f("pk_steps")),
+    )
+
+
+def downgrade() -> None:
+    for table in (
+        "steps",
+        "segments",
+        "grades",
+        "samples",
+        "reference_answers",
+        "lots",
+        "length_counts",
+        "job_totals",
+        "workers",
+        "problems",
+        "jobs",
+        "schema_objects",
+        "problem_sets",
+        "events",
+        "engines",
+    ):
+        op.drop_table(table)

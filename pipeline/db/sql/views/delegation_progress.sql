@@ -1,0 +1,36 @@
+-- Read by: the report's page, Client.stats.
+
+CREATE VIEW delegation_progress AS
+SELECT j.id AS job_id, d.tenth, d.tokens, coalesce(l.tokens_large, 0) AS tokens_large,
+       coalesce(l.tokens_large, 0) / d.tokens AS share_large, coalesce(l.num_takeovers, 0) AS num_takeovers
+FROM jobs j
+CROSS JOIN LATERAL (
+    SELECT i AS tenth, n.tokens / 10.0::float8 AS tokens
+    FROM (
+        SELECT nullif(t.complete_tokens, 0) AS tokens FROM count_states(j.id) t
+    ) n
+    CROSS JOIN generate_series(1, 10) AS i WHERE n.tokens > 0
+) d
+LEFT JOIN LATERAL (
+    SELECT t.tenth, sum(t.tokens_large) AS tokens_large, sum(t.num_takeovers)::bigint AS num_takeovers
+    FROM (
+        SELECT t.tenth, t.tokens_large, t.num_takeovers
+        FROM lots l CROSS JOIN LATERAL jsonb_to_recordset(l.tenths) AS t (
+            tenth integer, tokens_large float8, num_takeovers bigint
+        )
+        WHERE l.job_id = j.id AND l.counted_at IS NOT NULL
+        UNION ALL
+        SELECT t.tenth, t.tokens_large, t.num_takeovers
+        FROM open_ranges(j.id) r CROSS JOIN LATERAL tell_tenths(j.id, r.first_problem, r.last_problem) t
+    ) t GROUP BY t.tenth
+) l ON l.tenth = d.tenth;
+
+COMMENT ON VIEW delegation_progress IS
+    'How much of the text the large model wrote in each tenth of the complete samples of a job.';
+COMMENT ON COLUMN delegation_progress.job_id IS 'the job';
+COMMENT ON COLUMN delegation_progress.tenth IS '1 to 10: first to last tenth of each sample''s output';
+COMMENT ON COLUMN delegation_progress.tokens IS
+    'kept tokens in that tenth, all samples; fractions, where a token lies in two';
+COMMENT ON COLUMN delegation_progress.tokens_large IS 'of these, written by the large model';
+COMMENT ON COLUMN delegation_progress.share_large IS 'tokens_large over tokens';
+COMMENT ON COLUMN delegation_progress.num_takeovers IS 'pieces of the large model that begin in it';

@@ -1,0 +1,120 @@
+-- Read by: specthink status and watch, Flower's progress task, doctor, Client.progress.
+
+CREATE VIEW job_progress AS
+SELECT j.id AS job_id, j.name, j.state, c.samples_total, c.graded + c.failed + c.cancelled AS samples_done,
+       c.pending, c.ready, c.drafting, c.awaiting_large, c.assisting, c.finished, c.graded, c.failed, c.cancelled,
+       w.small AS live_small_workers, w.large AS live_large_workers, a.samples_ahead,
+       CASE WHEN j.state = 'paused' THEN format('paused: specthink resume %s lets it go on', j.id)
+            WHEN j.state <> 'running' THEN NULL
+            WHEN w.upkeep = 0 THEN 'no live upkeep worker: specthink worker upkeep starts one'
+            ELSE nullif(concat_ws(
+                    '; ',
+                    CASE WHEN w.small = 0 AND (c.ready > 0 OR c.pending > 0 AND j.first_role = 'small')
+                         THEN format('no live small worker serves %1$s: specthink worker small --model %1$s starts one', j.small_model)
+                    END,
+                    CASE WHEN w.large = 0 AND (c.awaiting_large > 0 OR c.pending > 0 AND j.first_role = 'large')
+                         THEN format('no live large worker serves %1$s: specthink worker large --model %1$s starts one', j.large_model)
+                    END,
+                    CASE WHEN w.grade = 0 AND c.finished > 0 THEN 'no live grade worker: specthink worker grade starts one' END,
+                    CASE WHEN a.samples_ahead > 0 AND c.pending > 0
+                         THEN format('samples of older or higher-ranking jobs ahead: %s', a.samples_ahead) END,
+                    CASE WHEN c.awaiting_large > 0 AND w.large > 0 AND h.large >= w.large_slots
+                         THEN format('large pool saturated: %s of %s slots taken, samples waiting for it: %s', h.large, w.large_slots,
+                                     c.awaiting_large) END,
+                    CASE WHEN c.delayed > 0
+                         THEN format('samples waiting to be tried again because an engine refused them: %s, the next in %s s',
+                                     c.delayed, greatest(0, ceil(extract(epoch FROM c.next_try_at - clock_timestamp())))) END,
+                    CASE WHEN c.suspects > 0 AND c.drafting + c.assisting = 0
+                         THEN format('samples tried one by one because their workers died with them: %s', c.suspects) END,
+                    CASE WHEN (c.ready > 0 OR c.pending > 0 AND j.first_role = 'small') AND c.drafting = 0 AND a.samples_ahead = 0
+                              AND w.small > 0 AND h.small >= w.small_slots
+                         THEN format('small pool taken by other jobs: %s of %s slots', h.small, w.small_slots) END,
+                    CASE WHEN c.pending > 0 AND j.first_role = 'large' AND c.awaiting_large = 0 AND c.assisting = 0
+                              AND a.samples_ahead = 0 AND w.large > 0 AND h.large >= w.large_slots
+                         THEN format('large pool taken by other jobs: %s of %s slots', h.large, w.large_slots) END,
+                    CASE WHEN c.finished > 0 AND w.grade > 0 AND c.pending + c.ready + c.drafting + c.awaiting_large + c.assisting = 0
+                         THEN format('complete samples waiting for their grade: %s', c.finished) END
+            ), '')
+       END AS waiting_for,
+       c.takeovers, c.written_small, c.written_large,
+       extract(epoch FROM coalesce(j.finished_at, clock_timestamp()) - j.first_claimed_at)::float8 AS seconds,
+       j.priority
+FROM jobs j
+CROSS JOIN LATERAL (
+    SELECT t.samples_total, t.pending, t.ready, t.drafting, t.awaiting_large, t.assisting, t.finished, t.graded,
+           t.failed, t.cancelled, t.takeovers, t.tokens_small + t.discarded_small AS written_small,
+           t.tokens_large + t.discarded_large AS written_large, 0 AS delayed, NULL AS next_try_at, 0 AS suspects
+    FROM job_totals t WHERE t.job_id = j.id AND t.stale_at IS NULL
+    UNION ALL
+    SELECT t.samples_total, t.pending, t.ready, t.drafting, t.awaiting_large, t.assisting, t.finished, t.graded,
+           t.failed, t.cancelled, t.takeovers, t.tokens_small + t.discarded_small AS written_small,
+           t.tokens_large + t.discarded_large AS written_large, e.delayed, e.next_try_at, e.suspects
+    FROM count_states(j.id) t
+    CROSS JOIN LATERAL (
+        SELECT count(*) FILTER (WHERE s.not_before > clock_timestamp()) AS delayed,
+               min(s.not_before) FILTER (WHERE s.not_before > clock_timestamp()) AS next_try_at,
+               count(*) FILTER (WHERE s.num_rescues >= 2) AS suspects
+        FROM samples s WHERE s.job_id = j.id AND s.state IN ('ready', 'awaiting_large')
+          AND s.state IN ('ready', 'drafting', 'awaiting_large', 'assisting')
+    ) e
+    WHERE NOT EXISTS (SELECT FROM job_totals k WHERE k.job_id = j.id AND k.stale_at IS NULL)
+) c
+CROSS JOIN LATERAL (
+    SELECT count(*) FILTER (WHERE w.kind = 'small' AND w.model = j.small_model) AS small,
+           count(*) FILTER (WHERE w.kind = 'large' AND w.model = j.large_model) AS large,
+           count(*) FILTER (WHERE w.kind = 'grade') AS grade,
+           count(*) FILTER (WHERE w.kind = 'upkeep') AS upkeep,
+           sum(w.max_in_flight) FILTER (WHERE w.kind = 'small' AND w.model = j.small_model) AS small_slots,
+           sum(w.max_in_flight) FILTER (WHERE w.kind = 'large' AND w.model = j.large_model) AS large_slots
+    FROM workers w WHERE w.ended_at IS NULL AND w.expires_at > clock_timestamp()
+) w
+CROSS JOIN LATERAL (
+    SELECT count(*) FILTER (WHERE w.kind = 'small' AND w.model = j.small_model) AS small,
+           count(*) FILTER (WHERE w.kind = 'large' AND w.model = j.large_model) AS large
+    FROM workers w JOIN samples s ON s.holder_id = w.id
+    WHERE j.state = 'running' AND w.ended_at IS NULL AND w.expires_at > clock_timestamp()
+) h
+CROSS JOIN LATERAL (
+    SELECT coalesce(sum(n.pending), 0)::bigint AS samples_ahead
+    FROM jobs o CROSS JOIN LATERAL (
+        SELECT l.pending FROM lots l WHERE l.job_id = o.id AND l.counted_at IS NOT NULL
+        UNION ALL
+        SELECT t.pending FROM open_ranges(o.id) r
+        CROSS JOIN LATERAL tell_samples(o.id, r.first_problem, r.last_problem) t
+    ) n
+    WHERE j.state = 'running' AND o.state = 'running' AND (-o.priority, o.id) < (-j.priority, j.id)
+      AND o.first_role = j.first_role
+      AND CASE j.first_role WHEN 'small' THEN o.small_model = j.small_model ELSE o.large_model = j.large_model END
+) a;
+
+COMMENT ON VIEW job_progress IS
+    'One row per job: its samples by state, the live workers it can use, and what it waits for.';
+COMMENT ON COLUMN job_progress.job_id IS 'the job';
+COMMENT ON COLUMN job_progress.name IS 'free text for people';
+COMMENT ON COLUMN job_progress.state IS 'running, paused, completed, completed_with_errors or cancelled';
+COMMENT ON COLUMN job_progress.samples_total IS 'all samples of the job';
+COMMENT ON COLUMN job_progress.samples_done IS 'in a final state';
+COMMENT ON COLUMN job_progress.pending IS 'stored, not yet admitted';
+COMMENT ON COLUMN job_progress.ready IS 'wait for a small worker';
+COMMENT ON COLUMN job_progress.drafting IS 'a small worker writes';
+COMMENT ON COLUMN job_progress.awaiting_large IS 'wait for a large worker';
+COMMENT ON COLUMN job_progress.assisting IS 'a large worker writes';
+COMMENT ON COLUMN job_progress.finished IS 'complete, wait for their grade';
+COMMENT ON COLUMN job_progress.graded IS 'final: complete and graded';
+COMMENT ON COLUMN job_progress.failed IS 'final until a retry: set aside with an error';
+COMMENT ON COLUMN job_progress.cancelled IS 'final: the job was cancelled';
+COMMENT ON COLUMN job_progress.live_small_workers IS 'workers with a valid lease that serve its small model';
+COMMENT ON COLUMN job_progress.live_large_workers IS 'workers with a valid lease that serve its large model';
+COMMENT ON COLUMN job_progress.samples_ahead IS
+    'samples that wait to be admitted to the same opening model before its own: of running jobs that are older or of '
+    'higher priority';
+COMMENT ON COLUMN job_progress.waiting_for IS
+    'why it does not go on or goes on slowly, with what can be done; null: it runs, or has ended';
+COMMENT ON COLUMN job_progress.takeovers IS 'times the large model was called in so far';
+COMMENT ON COLUMN job_progress.written_small IS
+    'tokens the small model wrote so far, kept or not; booked when a segment ends';
+COMMENT ON COLUMN job_progress.written_large IS
+    'tokens the large model wrote so far, kept or not; booked when a segment ends';
+COMMENT ON COLUMN job_progress.seconds IS
+    'from the first claim of a sample to the job''s end, or until now; pauses included';
+COMMENT ON COLUMN job_progress.priority IS 'jobs with a higher one are admitted first';

@@ -1,0 +1,26 @@
+-- Read by: specthink stats, the report's page, Client.stats.
+
+CREATE VIEW maj_at_k AS
+SELECT j.id AS job_id, t.k, sum(t.num_problems)::bigint AS num_problems,
+       sum(t.share_sum) / sum(t.num_problems)::float8 AS maj_at_k
+FROM jobs j CROSS JOIN LATERAL (
+    SELECT t.k, t.num_problems, t.share_sum
+    FROM lots l CROSS JOIN LATERAL jsonb_to_recordset(l.votes) AS t (
+        k bigint, num_problems bigint, share_sum float8
+    )
+    WHERE l.job_id = j.id AND l.counted_at IS NOT NULL
+    UNION ALL
+    SELECT t.k, t.num_problems, t.share_sum
+    FROM open_ranges(j.id) r CROSS JOIN LATERAL tell_votes(j.id, r.first_problem, r.last_problem) t
+) t GROUP BY j.id, t.k;
+
+COMMENT ON VIEW maj_at_k IS
+    'Probability that the most frequent answer among k samples of a problem is right. The scored samples of a '
+    'problem, in their order, are cut into groups of k (what is left over does not count); each group votes, each '
+    'problem counts once with the mean of its groups, so that every sample counts once and the estimate is unbiased. '
+    'Right answers count as one answer whatever their form, others by their text; a sample without an answer does '
+    'not vote. Of equally frequent answers each is taken with equal probability.';
+COMMENT ON COLUMN maj_at_k.job_id IS 'the job';
+COMMENT ON COLUMN maj_at_k.k IS 'samples that vote, from 1 to the most scored samples of a problem';
+COMMENT ON COLUMN maj_at_k.num_problems IS 'problems with at least k scored samples';
+COMMENT ON COLUMN maj_at_k.maj_at_k IS 'the estimate, 0 to 1';
