@@ -7,19 +7,19 @@ compares.
 
 from __future__ import annotations
 
-import ast
 import inspect
 import tempfile
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any
 
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from sqlalchemy import Connection, text
 
+from docs.fields import Described, allowed, default, described_fields, is_model
 from pipeline import errors
 from pipeline.cli.app import app
 from pipeline.policies import parse_policy, policy_names
@@ -82,88 +82,25 @@ def plain(docstring: str) -> str:
     return docstring.replace("``", "`")
 
 
-# Fields of pydantic models
-
-
-class Described(NamedTuple):
-    """A field with its docstring, '' where it has none."""
-
-    name: str
-    field: FieldInfo
-    docstring: str
-
-
-def described_fields(model: type[BaseModel]) -> Iterator[Described]:
-    docstrings: dict[str, str] = {}
-    for parent in reversed(model.__mro__):
-        if parent is not BaseModel and issubclass(parent, BaseModel) and parent.__module__.startswith("pipeline."):
-            docstrings |= field_docstrings(parent)
-    for name, field in model.model_fields.items():
-        yield Described(name, field, docstrings.get(name, ""))
-
-
-def field_docstrings(model: type[BaseModel]) -> dict[str, str]:
-    """The strings that stand under a class's own fields."""
-    (defined,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
-    assert isinstance(defined, ast.ClassDef)
-    found = {}
-    for statement, following in zip(defined.body, defined.body[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
-            value = ast.literal_eval(following.value)
-            found[ast.unparse(statement.target)] = inspect.cleandoc(value)
-    return found
-
-
-def default(field: FieldInfo) -> str:
-    if field.default_factory is not None:
-        return "see meaning"
-    value = field.default
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, tuple):
-        return ", ".join(f"`{item}`" for item in value)
-    return f"`{value}`" if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:g}"
-
-
-def allowed(annotation: Any, metadata: Iterable[Any] = ()) -> str:
-    """The choices of a Literal or the bounds of a number; '' where any value will do."""
-    if get_origin(annotation) is Literal:
-        return ", ".join(f"`{choice}`" for choice in get_args(annotation))
-    signs = {"ge": "≥", "gt": "&gt;", "le": "≤", "lt": "&lt;"}
-    bounds = [
-        f"{signs[type(bound).__name__.lower()]} {next(iter(vars_of(bound).values())):g}"
-        for bound in metadata
-        if type(bound).__name__.lower() in signs
-    ]
-    if bounds:
-        return ", ".join(bounds)
-    inner = [
-        allowed(part, getattr(part, "__metadata__", ())) for part in get_args(annotation) if part is not type(None)
-    ]
-    return ", ".join(text for text in inner if text)
-
-
-def vars_of(bound: Any) -> dict[str, Any]:
-    return {name: getattr(bound, name) for name in bound.__dataclass_fields__}
-
-
 # Settings
 
 SETTINGS_INTRODUCTION = """\
-Each process reads its settings once, from environment variables. `specthink … --help` lists the options that set some of
-them. A wrong value stops the process with the variable's name and what it should be."""
+Each process reads its settings once, from environment variables. `specthink … --help` lists the options that set some
+of them. A wrong value stops the process with the variable's name and what it should be."""
 
 
 def settings_page() -> str:
-    parts = [
-        f"## {part.name.capitalize()}\n\n{plain(inspect.getdoc(part.field.annotation) or '')}\n\n"
-        + settings_table(part.field.annotation, f"SPECTHINK_{part.name.upper()}__")
-        for part in described_fields(Settings)
-        if is_model(part.field.annotation)
-    ]
-    return page("Settings", SETTINGS_INTRODUCTION, "## General", settings_table(Settings, "SPECTHINK_"), *parts)
+    return page("Settings", SETTINGS_INTRODUCTION, *settings_parts(Settings, "SPECTHINK_", "General"))
+
+
+def settings_parts(model: Any, prefix: str, title: str) -> Iterator[str]:
+    """A part of the settings, then the parts inside it."""
+    introduction = f"{plain(inspect.getdoc(model) or '')}\n\n" if model is not Settings else ""
+    yield f"## {title}\n\n{introduction}{settings_table(model, prefix)}"
+    for name, field, _ in described_fields(model):
+        if is_model(field.annotation):
+            inner = name.capitalize() if model is Settings else f"{title}: {name}"
+            yield from settings_parts(field.annotation, f"{prefix}{name.upper()}__", inner)
 
 
 def settings_table(model: Any, prefix: str) -> str:
@@ -178,10 +115,6 @@ def settings_table(model: Any, prefix: str) -> str:
 def meaning(field: FieldInfo, docstring: str) -> str:
     origin = f" Default from: {field.description}." if field.description else ""
     return docstring + origin
-
-
-def is_model(annotation: Any) -> bool:
-    return inspect.isclass(annotation) and issubclass(annotation, BaseModel)
 
 
 # Policies
@@ -283,8 +216,8 @@ TABLES_INTRODUCTION = """\
 The tables hold every fact once. They may change from version to version; the [views](views.md) are the stable face.
 "Not null" stands in the third column. A column without a meaning says it by its name."""
 VIEWS_INTRODUCTION = """\
-The views are the stable face of the database: they answer on whatever is finished at that moment, and their columns stay.
-"Right" means a score of at least 0.5. The [SQL cookbook](../sql-cookbook.md) asks them thirty questions."""
+The views are the stable face of the database: they answer on whatever is finished at that moment, and their columns
+stay. "Right" means a score of at least 0.5. The [SQL cookbook](../sql-cookbook.md) asks them thirty questions."""
 
 
 def relations_page(connection: Connection, kind: str, title: str, introduction: str) -> str:
@@ -292,7 +225,12 @@ def relations_page(connection: Connection, kind: str, title: str, introduction: 
     for relation in connection.execute(text(RELATIONS_SQL), {"kind": kind}):
         columns = connection.execute(text(COLUMNS_SQL), {"oid": relation.oid})
         rows = [
-            [f"`{column.name}`", column.type, *(["yes" if column.not_null else ""] * (kind == "r")), column.comment or ""]
+            [
+                f"`{column.name}`",
+                column.type,
+                *(["yes" if column.not_null else ""] * (kind == "r")),
+                column.comment or "",
+            ]
             for column in columns
         ]
         names = ["column", "type", *(["not null"] * (kind == "r")), "meaning"]
@@ -300,28 +238,23 @@ def relations_page(connection: Connection, kind: str, title: str, introduction: 
     return page(title, introduction, *parts)
 
 
-class migrated_database:  # noqa: N801  (used like contextlib's functions)
+@contextmanager
+def migrated_database() -> Iterator[Connection]:
     """A connection to a fresh, migrated database, which is gone afterwards."""
+    from pipeline.db.migrate import upgrade
+    from pipeline.db.session import open_database
+    from pipeline.embedded import start, stop
 
-    def __enter__(self) -> Connection:
-        from pipeline.db.migrate import upgrade
-        from pipeline.db.session import open_database
-        from pipeline.embedded import start
-
-        self._folder = tempfile.TemporaryDirectory(prefix="specthink-docs-")
-        self._state_dir = Path(self._folder.name) / "state"
-        self._db_engine = open_database(start(self._state_dir, die_with_parent=True).connections.database_url)
-        upgrade(self._db_engine)
-        self._connection = self._db_engine.connect()
-        return self._connection
-
-    def __exit__(self, *error: object) -> None:
-        from pipeline.embedded import stop
-
-        self._connection.close()
-        self._db_engine.dispose()
-        stop(self._state_dir)
-        self._folder.cleanup()
+    with tempfile.TemporaryDirectory(prefix="specthink-docs-") as folder:
+        state_dir = Path(folder) / "state"
+        db_engine = open_database(start(state_dir, die_with_parent=True).connections.database_url)
+        try:
+            upgrade(db_engine)
+            with db_engine.connect() as connection:
+                yield connection
+        finally:
+            db_engine.dispose()
+            stop(state_dir)
 
 
 if __name__ == "__main__":
