@@ -15,6 +15,8 @@ import typer
 
 from docs.blocks import FENCE, ROOT, Block, blocks, page_names
 from pipeline.cli.app import app
+from pipeline.logins import DatabaseRole
+from pipeline.policies import policy_names
 from pipeline.samples import FINAL_STATES, TRANSITIONS, SampleState
 from pipeline.settings import Settings
 from tests.command_lines import parse
@@ -211,3 +213,14 @@ def test_drawing_is_of_its_source(name: str) -> None:
     nodes = {node for edge in re.findall(r"(\w+) -> (\w+)", source) for node in edge}
     assert labels <= texts
     assert texts <= labels | nodes
+
+
+def test_every_login_has_its_row() -> None:
+    logins = set(re.findall(r"^\| `specthink_(\w+)` \|", PAGES["docs/running.md"], flags=re.MULTILINE))
+    assert logins == {role.value for role in DatabaseRole}
+
+
+def test_every_policy_has_its_row() -> None:
+    rows = re.findall(r"^\| (`.+?`) \|", PAGES["docs/policies/index.md"].partition("\n\n## ")[0], flags=re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([\w:-]+)`", row)}
+    assert named == set(policy_names())
