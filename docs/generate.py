@@ -164,9 +164,17 @@ def command_parts(group: Any, parent: Any, name: str) -> Iterator[str]:
         for inner in command.list_commands(context):
             yield from command_parts(command, context, inner)
         return
-    usage = " ".join(command.collect_usage_pieces(context))
-    yield f"## {context.info_name}\n\n`{context.info_name} {usage}`\n\n{plain(inspect.cleandoc(command.help or ''))}"
+    usage = " ".join([context.info_name, *usage_pieces(command), "[OPTIONS]"])
+    yield f"## {context.info_name}\n\n`{usage}`\n\n{plain(inspect.cleandoc(command.help or ''))}"
     yield parameters(command)
+
+
+def usage_pieces(command: Any) -> Iterator[str]:
+    """Its arguments, in brackets where one may be left out."""
+    for parameter in command.params:
+        if parameter.param_type_name == "argument":
+            name = names_of(parameter).strip("`") + ("..." if parameter.nargs == -1 else "")
+            yield name if parameter.required else f"[{name}]"
 
 
 def parameters(command: Any) -> str:

@@ -116,6 +116,12 @@ def test_files_that_are_named_exist() -> None:
     assert not missing
 
 
+def test_tests_that_stand_for_a_block_exist() -> None:
+    named = {path for block in blocks() for path in re.findall(r"tests/[\w/]+\.py", block.not_run)}
+    assert len(named) > 3
+    assert not [path for path in named if not (ROOT / path).exists()]
+
+
 def test_links_of_pages_outside_the_site_lead_somewhere() -> None:
     for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"):
         for link in re.findall(r"\]\((?!http)([^)]+)\)", PAGES[name]):
