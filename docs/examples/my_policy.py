@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from pipeline.breaks import BreakFinder
-from pipeline.policies.protocol import Policy, PolicyState, SampleContext, Transition
+from pipeline.policies import Policy, PolicySpec
+from pipeline.policies.protocol import PolicyState, SampleContext, Transition
 from pipeline.policies.requests import Event, Finish, Generate, Trigger, Written
 from pipeline.policies.turns import finish_reason, whole_characters, written_by
 from pipeline.samples import FinishReason, ModelRole, SegmentFinish
 from pipeline.signals import Readings
 
 
-class LongStepSpec(BaseModel):
+class LongStepSpec(PolicySpec):
     """Every number of the policy, as a job stores it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["long-step"] = "long-step"
     step_tokens: Annotated[int, Field(ge=1)] = 200
@@ -31,6 +30,10 @@ class LongStepSpec(BaseModel):
 
     def build(self) -> Policy:
         return LongStepPolicy(self)
+
+    def takeover_limit(self, trigger: str) -> int:
+        """So that `random` can be matched to it."""
+        return self.takeover_tokens
 
 
 class _State(BaseModel):
