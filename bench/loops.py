@@ -19,7 +19,7 @@ from bench.stack import MODELS
 from pipeline.chat.model import ChatModel
 from pipeline.chat.prompts import render_user_message
 from pipeline.chat.translation import settle_think_phase
-from pipeline.policies import make_policy, parse_policy
+from pipeline.policies import parse_policy
 from pipeline.policies.protocol import SampleContext, Transition
 from pipeline.policies.requests import Finish, Generate, Insert, Written
 from pipeline.problems import Problem
@@ -75,7 +75,7 @@ class Text:
         problem = Problem(external_id=problem_id, prompt=prompt, answer=None)
         self._chat = chat
         self._prompt_ids = chat.prompt_ids(render_user_message("math", problem))
-        self._policy = make_policy(parse_policy(job.policy))
+        self._policy = parse_policy(job.policy).build()
         self._context = SampleContext(
             job_seed=job.seed,
             problem_id=problem_id,

@@ -11,7 +11,7 @@ import time
 from random import Random
 
 from bench.measurement import Report, Spread
-from pipeline.policies import make_policy, parse_policy
+from pipeline.policies import parse_policy
 from pipeline.policies.protocol import SampleContext
 
 NUM_TOKENS = 20_000
@@ -30,7 +30,7 @@ def text_with_breaks(every: int | None) -> list[str]:
 
 
 def nanoseconds_per_token(texts: list[str]) -> float:
-    policy = make_policy(parse_policy("speculative-thinking:improved"))
+    policy = parse_policy("speculative-thinking:improved").build()
     context = SampleContext(
         job_seed=0, problem_id="p", sample_index=0, max_tokens=10**6, think_end="</think>", num_prompt_tokens=0
     )

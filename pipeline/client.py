@@ -48,7 +48,7 @@ from pipeline.jobs.cloning import changed_config, changed_policy
 from pipeline.jobs.config import MAX_INTEGER, JobConfig, JobState, SamplingSpec
 from pipeline.jobs.matching import matched_values
 from pipeline.jobs.recipes import find_recipe
-from pipeline.policies import make_policy, parse_policy
+from pipeline.policies import parse_policy
 from pipeline.problems import ColumnNames, ProblemSet
 from pipeline.results.replay import Replay, replay
 from pipeline.results.reports import (
@@ -178,7 +178,7 @@ class Client:
         problem_set = read_problems(problems, columns, chosen)
         given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "max_tokens": max_tokens}
         spec = parse_policy(policy, None if matched_to is None else self._matched_values(policy, matched_to))
-        roles = make_policy(spec).roles
+        roles = spec.build().roles
         models = {ModelRole.SMALL: small, ModelRole.LARGE: large}
         used = {role: model for role, model in models.items() if model is not None and role in roles}
         chats = {role: load_chat_model(model) for role, model in used.items()}

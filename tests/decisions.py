@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from pipeline.policies.protocol import Transition
+from pipeline.policies.protocol import PolicyState, Transition
 from pipeline.policies.requests import Ask, Finish, Generate, Insert, Take
 
 
@@ -23,3 +23,10 @@ def decided(transition: Transition) -> tuple[Decision, ...]:
     """What is kept, where something was written; what is put in; what is next."""
     kept = () if transition.keep is None else (Keep(num_tokens=transition.keep),)
     return (*kept, *transition.insert, transition.then)
+
+
+def delegation_state(state: PolicyState) -> dict[str, Any]:
+    """The state of the delegation itself, whatever guards and exits are around it."""
+    while "policy" in state:
+        state = state["policy"]
+    return state

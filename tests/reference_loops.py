@@ -12,8 +12,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.policies import CodeSpec, PaperSpec, SpeculativeThinkingSpec
 from pipeline.policies.reading.cues import CueLists
+from pipeline.policies.speculative_thinking.improved import SpeculativeThinkingSpec
+from pipeline.policies.speculative_thinking.paper import PaperSpec
+from pipeline.policies.speculative_thinking.released_code import CodeSpec
 from pipeline.samples import Author, FinishReason, ModelRole
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE

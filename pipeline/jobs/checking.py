@@ -16,7 +16,6 @@ from pipeline.chat.translation import ThinkPhase, settle_think_phase
 from pipeline.errors import ConfigurationError
 from pipeline.jobs.config import JobConfig, ModelSpec
 from pipeline.jobs.recipes import Recipe
-from pipeline.policies import make_policy
 from pipeline.policies.protocol import SampleContext
 from pipeline.policies.requests import Finish
 from pipeline.problems import ColumnNames, ProblemSet, check_prompt_lengths, check_storable, load_problem_set
@@ -145,7 +144,7 @@ def first_role(config: JobConfig) -> ModelRole:
         think_end="",
         num_prompt_tokens=0,
     )
-    first = make_policy(config.policy).start(context).then
+    first = config.build_policy().start(context).then
     if isinstance(first, Finish):
         raise ConfigurationError(f"policy {config.policy.name!r} ends a sample before anything is written")
     return first.role

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.errors import ConfigurationError
 from pipeline.jobs.config import JobConfig, ModelSpec
-from pipeline.policies import PolicySpec, make_policy, parse_policy, policy_names
+from pipeline.policies import PolicySpec, parse_policy, policy_names
 from pipeline.samples import ModelRole
 
 _FIXED = ("version", "name", "preset", "fingerprint")
@@ -41,7 +41,7 @@ def changed_config(
             raise ConfigurationError(f"a job has no {key!r} to set; it has: {', '.join(known)}")
         _set(values, key.split("."), value)
     checked = JobConfig.model_validate(values | {"small": _ANY, "large": _ANY})
-    roles = make_policy(checked.policy).roles
+    roles = checked.build_policy().roles
     for role in ModelRole:
         if role not in roles:
             values[role.value] = None

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.policies import PolicySpec, make_policy
+from pipeline.plugins import Origin, PluginGroup, check_same_version, find_origin
+from pipeline.policies import AnyPolicySpec, PluginSpec, Policy
+from pipeline.policies.composition import compose
+from pipeline.policies.exits import CutExit
+from pipeline.policies.guards import LoopGuard
 from pipeline.policies.reading.cues import CueLists
 from pipeline.samples import ModelRole
 
@@ -74,7 +78,11 @@ class JobConfig(BaseModel):
     version: Literal[1] = 1
     small: ModelSpec | None = None
     large: ModelSpec | None = None
-    policy: PolicySpec
+    policy: AnyPolicySpec
+    exit: CutExit | None = None
+    """What ends the think phase early; None: nothing."""
+    guard: LoopGuard | None = None
+    """What ends a sample that goes wrong, besides what the policy itself has; None: nothing."""
     sampling: SamplingSpec = SamplingSpec()
     num_samples: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Independent solutions per problem."""
@@ -83,15 +91,45 @@ class JobConfig(BaseModel):
     """A name in pipeline.chat.prompts."""
     grader: str = "math"
     """A name in pipeline.grading; "none" leaves samples unscored."""
+    plugins: dict[Literal["prompt_template", "grader"], Origin] = {}
+    """Where a prompt template or grader of another package comes from; a policy says so itself."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Use the first so many problems only."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_its_plugins(cls, values: Any) -> Any:
+        """A name whose origin is not stored is looked up among the packages that are here."""
+        if not isinstance(values, dict):
+            return values
+        origins = {}
+        for kind, group in _PLUGIN_GROUPS.items():
+            origin = Origin.model_validate(values["plugins"][kind]) if kind in values.get("plugins", {}) else None
+            name = values.get(kind)
+            if name is not None and (origin is None or origin.name != name):
+                origin = find_origin(group, name)
+            if name is not None and origin is not None:
+                origins[kind] = origin
+        return values | {"plugins": origins}
+
     @model_validator(mode="after")
     def _has_a_model_for_each_role(self) -> JobConfig:
-        for role in sorted(make_policy(self.policy).roles):
+        if isinstance(self.policy, PluginSpec) and not self.policy.is_loaded:
+            return self  # it was checked when it was submitted; whoever lists jobs needs no package for that
+        for role in sorted(self.build_policy().roles):
             if self.model(role) is None:
                 raise ValueError(f"policy {self.policy.name!r} needs a {role} model; give --{role} MODEL")
         return self
+
+    def build_policy(self) -> Policy:
+        """The job's policy, with its exit and guard. Raises ConfigurationError where its package is not here."""
+        guards = [] if self.guard is None else [self.guard]
+        return compose(self.policy.build(), exit=self.exit, guards=guards)
+
+    def check_same_versions(self) -> None:
+        """Raises ConfigurationError where a prompt template or grader is not the one that was frozen."""
+        for kind, frozen in self.plugins.items():
+            check_same_version(frozen, find_origin(_PLUGIN_GROUPS[kind], frozen.name))
 
     def model(self, role: ModelRole) -> ModelSpec | None:
         return self.small if role is ModelRole.SMALL else self.large
@@ -99,5 +137,10 @@ class JobConfig(BaseModel):
     @property
     def cues(self) -> CueLists:
         """By which a step's sentence is classed: the policy's own, else the paper's."""
-        cues: CueLists = getattr(self.policy, "cues", CueLists())
-        return cues
+        return CueLists.model_validate(getattr(self.policy, "cues", CueLists()))
+
+
+_PLUGIN_GROUPS: dict[Literal["prompt_template", "grader"], PluginGroup] = {
+    "prompt_template": PluginGroup.PROMPTS,
+    "grader": PluginGroup.GRADERS,
+}

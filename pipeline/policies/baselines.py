@@ -4,42 +4,44 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from pipeline.policies.protocol import PolicyState, SampleContext, Transition, Watcher
 from pipeline.policies.requests import Event, Finish, Generate, Trigger
+from pipeline.policies.specs import PolicySpec
 from pipeline.policies.turns import finish_reason, written_by
 from pipeline.samples import ModelRole
 
 
-class SmallOnlySpec(BaseModel):
+class SmallOnlySpec(PolicySpec):
     """The small model alone."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["small-only"] = "small-only"
 
+    def build(self) -> SingleModelPolicy:
+        return SingleModelPolicy(ModelRole.SMALL)
 
-class LargeOnlySpec(BaseModel):
+
+class LargeOnlySpec(PolicySpec):
     """The large model alone."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["large-only"] = "large-only"
 
+    def build(self) -> SingleModelPolicy:
+        return SingleModelPolicy(ModelRole.LARGE)
+
 
 class SingleModelPolicy:
-    """One model writes from start to end; its state is how much it was asked for."""
+    """One model writes from start to end, or from an exit on; its state is how much it was asked for."""
 
-    def __init__(self, role: ModelRole) -> None:
+    def __init__(self, role: ModelRole, *, trigger: Trigger = Trigger.START) -> None:
         self._role = role
+        self._trigger = trigger
 
     @property
     def roles(self) -> frozenset[ModelRole]:
         return frozenset({self._role})
 
     def start(self, context: SampleContext) -> Transition:
-        return Transition(state={"max_tokens": context.max_tokens}, then=self._generate(context.max_tokens))
+        return self.ask(context.max_tokens)
 
     def watcher(self, context: SampleContext, state: PolicyState) -> Watcher | None:
         return None
@@ -51,7 +53,9 @@ class SingleModelPolicy:
         reason = finish_reason(event, asked=state["max_tokens"], remaining=remaining)
         if reason is not None:
             return Transition(state={}, keep=keep, then=Finish(reason=reason))
-        return Transition(state={"max_tokens": remaining}, keep=keep, then=self._generate(remaining))
+        return self.ask(remaining, keep)
 
-    def _generate(self, max_tokens: int) -> Generate:
-        return Generate(role=self._role, max_tokens=max_tokens, trigger=Trigger.START)
+    def ask(self, max_tokens: int, keep: int | None = None) -> Transition:
+        """Let the model write so many tokens at most."""
+        then = Generate(role=self._role, max_tokens=max_tokens, trigger=self._trigger)
+        return Transition(state={"max_tokens": max_tokens}, keep=keep, then=then)

@@ -1,7 +1,7 @@
 """Random delegation: the control that shows whether the triggers of another policy matter.
 
-The large model takes over at breaks of the small one's text drawn at random, otherwise as Speculative Thinking's preset
-``improved`` hands over and back. Matched to that policy's rate, the two differ only in where the large model is called.
+The large model takes over at breaks of the small one's text drawn at random, and hands back as the policy it is the
+control of. Matched to that policy's rate, the two differ only in where the large model is called.
 """
 
 from __future__ import annotations
@@ -9,23 +9,21 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from pipeline.policies.protocol import PolicyState, SampleContext, Transition, Watcher
-from pipeline.policies.reading.cues import CueLists, cue_finder
-from pipeline.policies.reading.handback import HandBack, HandBackFrom, HandBackWatcher
-from pipeline.policies.reading.reader import Reader, TextState
-from pipeline.policies.requests import Event, Finish, Generate, Trigger, Written
-from pipeline.policies.speculative_thinking.rules import Tokens
-from pipeline.policies.turns import finish_reason, whole_characters, written_by
-from pipeline.samples import FinishReason, ModelRole, SegmentFinish
+from pipeline.policies.protocol import SampleContext, Transition
+from pipeline.policies.reading.handback import HandBack, HandBackFrom
+from pipeline.policies.reading.reader import Reader
+from pipeline.policies.requests import Trigger
+from pipeline.policies.specs import PolicySpec
+from pipeline.policies.step_delegation import StepPolicy, StepState, text_reader
+from pipeline.policies.turns import Tokens, Turn, fires, first_turn
+from pipeline.samples import ModelRole
 from pipeline.signals import Readings
 
 
-class RandomDelegationSpec(BaseModel):
+class RandomDelegationSpec(PolicySpec):
     """Every number of the control. All are ours; a fair control takes rate and tokens from the job it is for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["random"] = "random"
     rate: Annotated[float, Field(ge=0, le=1)] = 0.2
@@ -34,9 +32,15 @@ class RandomDelegationSpec(BaseModel):
     tokens: Tokens = 20
     """Most tokens of a takeover. As n1 of Speculative Thinking."""
     handback: HandBack = "sentence"
-    """Where a takeover ends. As Speculative Thinking's ``improved``."""
+    """Where a takeover ends. As Speculative Thinking's ``improved``; "break" as ``glimpse``."""
     handback_from: HandBackFrom = 0.5
     """Share of its tokens that a takeover has at least written before a sentence's end ends it. As ``improved``."""
+
+    def build(self) -> RandomDelegationPolicy:
+        return RandomDelegationPolicy(self)
+
+    def takeover_limit(self, trigger: str) -> int:
+        return self.tokens
 
 
 def matched_rate(*, num_breaks: int, num_takeovers: int) -> float:
@@ -44,7 +48,7 @@ def matched_rate(*, num_breaks: int, num_takeovers: int) -> float:
 
     num_breaks: breaks that the small model wrote in the think phase of that job's kept text, those at which it was
         taken over included; a run of newlines is one break.
-    num_takeovers: times it was taken over there; an opening is none.
+    num_takeovers: times it was taken over there.
 
     What is matched is how often the large model is called per break, in expectation and over the whole job. Not matched
     are where, which is what the control varies, and how much the large model writes each time: for that, set ``tokens``
@@ -58,96 +62,39 @@ def matched_rate(*, num_breaks: int, num_takeovers: int) -> float:
     return min(1.0, num_takeovers / num_breaks)
 
 
-class _State(BaseModel):
+class _State(StepState):
     """All that is stored of the policy with a sample."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    role: ModelRole
-    """Who writes now, and below: how much was asked for and why."""
-    max_tokens: int
-    trigger: Trigger
-    text: TextState = TextState()
     num_draws: int = 0
     """Breaks decided about so far."""
 
 
-_NO_CUES = cue_finder(CueLists(verify=(), negative=(), positive=()))
-
-
-class RandomDelegationPolicy:
+class RandomDelegationPolicy(StepPolicy[_State]):
     """The policy of a spec. Immutable."""
 
+    _state_type = _State
+
     def __init__(self, spec: RandomDelegationSpec) -> None:
+        super().__init__(tokens=spec.tokens, handback=spec.handback, handback_from=spec.handback_from)
         self._spec = spec
 
-    @property
-    def roles(self) -> frozenset[ModelRole]:
-        return frozenset(ModelRole)
-
     def start(self, context: SampleContext) -> Transition:
-        state = _State(role=ModelRole.SMALL, max_tokens=context.max_tokens, trigger=Trigger.START)
-        return _go(state)
+        return first_turn(_State(role=ModelRole.SMALL, max_tokens=context.max_tokens, trigger=Trigger.START))
 
-    def watcher(self, context: SampleContext, state: PolicyState) -> Watcher | None:
-        stored = _State.model_validate(state)
-        if stored.role is ModelRole.LARGE:
-            return self._takeover_watcher(context, stored)
-        return self._draft_watcher(context, stored) if stored.text.thinking else None
+    def _watch_small(self, context: SampleContext, state: _State) -> _DraftWatcher | None:
+        return self._draft_watcher(context, state) if state.text.thinking else None
 
-    def advance(self, context: SampleContext, state: PolicyState, event: Event) -> Transition:
-        stored = _State.model_validate(state)
-        event = written_by(stored.role, event)
-        if event.role is ModelRole.SMALL:
-            return self._after_draft(context, stored, event)
-        return self._after_takeover(context, stored, event)
-
-    def _after_draft(self, context: SampleContext, state: _State, event: Written) -> Transition:
-        watcher = self._draft_watcher(context, state)
-        is_drawn = any(map(watcher.feed, event.piece.texts))
-        num_kept = watcher.reader.position
-        remaining = context.max_tokens - event.start_token - num_kept
-        if is_drawn:
-            reason = FinishReason.LENGTH if remaining <= 0 else None
-        else:
-            reason = finish_reason(event, asked=state.max_tokens, remaining=remaining)
-        if reason is not None:
-            return _end(num_kept, reason)
-        update = {"max_tokens": remaining, "text": watcher.reader.state, "num_draws": watcher.num_draws}
-        if is_drawn:
-            update |= {
-                "role": ModelRole.LARGE,
-                "max_tokens": min(self._spec.tokens, remaining),
-                "trigger": Trigger.RANDOM,
-            }
-        return _go(state.model_copy(update=update), num_kept)
-
-    def _after_takeover(self, context: SampleContext, state: _State, event: Written) -> Transition:
-        watcher = self._takeover_watcher(context, state)
-        handed_back = any(map(watcher.feed, event.piece.texts))
-        num_kept = whole_characters(event.piece.texts, watcher.num_kept if handed_back else len(event.piece))
-        remaining = context.max_tokens - event.start_token - num_kept
-        reason = FinishReason.LENGTH if remaining <= 0 else None
-        if not handed_back and (event.finish is not SegmentFinish.EOS or not context.think_end):
-            reason = finish_reason(event, asked=state.max_tokens, remaining=remaining)
-        if reason is not None:
-            return _end(num_kept, reason)
-        reader = self._reader(context, state)
-        for text in event.piece.texts[:num_kept]:
-            reader.feed(text)
-        update = {"role": ModelRole.SMALL, "max_tokens": remaining, "trigger": Trigger.RESUME, "text": reader.state}
-        return _go(state.model_copy(update=update), num_kept)
-
-    def _reader(self, context: SampleContext, state: _State) -> Reader:
-        return Reader(state.text, _NO_CUES, window_tokens=1, think_end=context.think_end)
+    def _after_small(self, turn: Turn[_State]) -> Transition:
+        watcher = self._draft_watcher(turn.context, turn.state)
+        is_drawn = fires(watcher, turn.event)
+        update = {"text": watcher.reader.state, "num_draws": watcher.num_draws}
+        if not is_drawn:
+            return turn.carry_on(update)
+        keep = watcher.reader.position
+        return turn.hand_to(ModelRole.LARGE, Trigger.RANDOM, update, keep=keep, max_tokens=self._spec.tokens)
 
     def _draft_watcher(self, context: SampleContext, state: _State) -> _DraftWatcher:
-        return _DraftWatcher(self._reader(context, state), context, state, rate=self._spec.rate)
-
-    def _takeover_watcher(self, context: SampleContext, state: _State) -> HandBackWatcher:
-        spec = self._spec
-        reader = self._reader(context, state)
-        return HandBackWatcher(reader, limit=spec.tokens, handback=spec.handback, handback_from=spec.handback_from)
+        return _DraftWatcher(text_reader(context, state.text), context, state, rate=self._spec.rate)
 
 
 class _DraftWatcher:
@@ -177,13 +124,3 @@ def _draw(context: SampleContext, number: int) -> float:
     """A number in [0, 1) that depends on (job seed, problem, sample index, number) alone."""
     source = f"{context.job_seed}/{context.sample_index}/{number}/{context.problem_id}"
     return int.from_bytes(hashlib.sha256(source.encode()).digest()[:7]) / 2**56
-
-
-def _go(state: _State, keep: int | None = None) -> Transition:
-    takes_over = state.role is ModelRole.LARGE
-    then = Generate(role=state.role, max_tokens=state.max_tokens, trigger=state.trigger, takes_over=takes_over)
-    return Transition(state=state.model_dump(mode="json"), keep=keep, then=then)
-
-
-def _end(keep: int, reason: FinishReason) -> Transition:
-    return Transition(state={}, keep=keep, then=Finish(reason=reason))

@@ -42,6 +42,7 @@ class Trigger(StrEnum):
     PEEK = "peek"  # preset code: small looks ahead
     SAMPLE_AGAIN = "sample_again"  # preset code: small goes on from before its peek
     PEEK_KEPT = "peek_kept"  # preset code: small's peek, put back into the text
+    EXIT = "exit"  # the closing think tag, put in by an exit
     ANSWER = "answer"  # the answer after an exit from the think phase
 
 

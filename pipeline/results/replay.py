@@ -19,7 +19,6 @@ from pipeline.chat.steps import SegmentText, split_steps
 from pipeline.chat.translation import first_prompt_tokens
 from pipeline.errors import PipelineError
 from pipeline.jobs.config import JobConfig
-from pipeline.policies import make_policy
 from pipeline.policies.base import Finish, Generate, Insert, Keep, PolicyState, SampleContext, Transition, Written
 from pipeline.samples import FINAL_STATES, Author, FinishReason, ModelRole, Piece, SampleState, SegmentFinish
 
@@ -188,7 +187,7 @@ class _Replayer:
                 "phase; it was written by an older version"
             )
         self._sample = sample
-        self._policy = make_policy(sample.config.policy)
+        self._policy = sample.config.build_policy()
         lengths = [(segment.prompt_tokens, len(segment.token_ids)) for segment in sample.segments]
         self._context = SampleContext(
             job_seed=sample.config.seed,

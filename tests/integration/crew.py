@@ -31,8 +31,9 @@ from pipeline.db.upkeep import admit_samples, overdue_samples
 from pipeline.db.workforce import Registration, WorkerCounters, put_engine
 from pipeline.embedded import Connections
 from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec
-from pipeline.policies import PolicySpec, SpeculativeThinkingSpec
+from pipeline.policies import PolicySpec
 from pipeline.policies.reading.cues import CueLists
+from pipeline.policies.speculative_thinking.improved import SpeculativeThinkingSpec
 from pipeline.problems import load_problem_set
 from pipeline.samples import RUNNABLE_STATE, ModelRole
 from pipeline.settings import EngineSettings, LeaseSettings, VllmSettings

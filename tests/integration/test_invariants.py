@@ -31,8 +31,9 @@ from pipeline.db.workforce import Registration, end_worker, put_engine, register
 from pipeline.embedded import Connections
 from pipeline.errors import NotFound
 from pipeline.jobs.config import JobConfig, JobState, ModelSpec, SamplingSpec
-from pipeline.policies import PolicySpec, SpeculativeThinkingSpec, parse_policy
+from pipeline.policies import PolicySpec, parse_policy
 from pipeline.policies.reading.cues import CueLists
+from pipeline.policies.speculative_thinking.improved import SpeculativeThinkingSpec
 from pipeline.problems import Problem, ProblemSet, content_sha256
 from pipeline.results.invariants import INVARIANTS, MAX_SHOWN, Invariant, Violation
 from pipeline.samples import ModelRole, SampleState

@@ -16,7 +16,6 @@ from pipeline.chat.translation import Listener, Part, ThinkPhase
 from pipeline.db.hops import ClaimedSample, Hop, SegmentRecord, storable
 from pipeline.errors import BadProblem, EngineError, PipelineError, PromptTooLong
 from pipeline.jobs.config import JobConfig
-from pipeline.policies import make_policy
 from pipeline.policies.base import (
     Decision,
     Finish,
@@ -63,7 +62,7 @@ class JobSetup:
         sampling = config.sampling
         return cls(
             config=config,
-            policy=make_policy(config.policy),
+            policy=config.build_policy(),
             think_end=think.end,
             listener=Listener(chat, think),
             sampling=Sampling(

@@ -10,9 +10,10 @@ from pydantic import Field
 from pipeline.policies.reading.reader import Reader, SentenceEndFinder
 from pipeline.signals import Readings
 
-HandBack: TypeAlias = Literal["sentence", "tokens"]
+HandBack: TypeAlias = Literal["sentence", "break", "tokens"]
 """sentence: a takeover ends at the end of a sentence or at a break, so that small does not go on with a torn word or
-formula; where none comes, at n tokens. tokens: always at n tokens."""
+formula; where none comes, at n tokens. break: at the break that ends its step; where none comes, at n tokens. tokens:
+always at n tokens."""
 
 HandBackFrom: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 """Share of its n tokens that a takeover has at least written before the end of a sentence ends it."""
@@ -21,23 +22,28 @@ HandBackFrom: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 class HandBackWatcher:
     """Ends the large model's request where the small one goes on; ``num_kept`` is that place.
 
-    limit: most tokens of the takeover; may be raised while it is read.
+    limit: most tokens of the takeover; may be raised while it is read. at_break: whether the text before it ends with
+    a break; newlines that only lengthen that one end no step.
     """
 
-    __slots__ = ("_ending", "_from", "_num_read", "limit", "num_kept", "reader")
+    __slots__ = ("_at_break", "_ending", "_from", "_handback", "_num_read", "limit", "num_kept", "reader")
 
-    def __init__(self, reader: Reader, *, limit: int, handback: HandBack, handback_from: float) -> None:
+    def __init__(
+        self, reader: Reader, *, limit: int, handback: HandBack, handback_from: float, at_break: bool = False
+    ) -> None:
         self.num_kept = 0
         self.reader = reader
         self.limit = limit
+        self._handback = handback
         self._from = handback_from
         self._num_read = 0
+        self._at_break = at_break
         self._ending = SentenceEndFinder() if handback == "sentence" else None
 
     def feed(self, text: str, readings: Readings | None = None) -> bool:
         self._num_read += 1
         self.reader.feed(text)
-        end = None if self._ending is None else self._end_of_sentence(self._ending, text)
+        end = self._end_of_sentence(self._ending, text) if self._ending else self._end_of_step(text)
         if not self.reader.thinking or (end is None and self._num_read >= self.limit):
             end = self._num_read
         if end is None:
@@ -52,3 +58,12 @@ class HandBackWatcher:
         end = sentence_end if end is None else end
         least = max(1, math.ceil(self.limit * self._from))
         return end if end is not None and end >= least else None
+
+    def _end_of_step(self, text: str) -> int | None:
+        """The number of tokens at which the step has just ended, where that hands back."""
+        if self._handback != "break":
+            return None
+        ends = self.reader.at_break and not (self._at_break and not text.strip(" \t\n"))
+        if text:
+            self._at_break = self.reader.at_break
+        return self._num_read if ends else None

@@ -1,9 +1,11 @@
-"""The loop guard: small models fail by writing the same again and again."""
+"""Loops: small models fail by writing the same again and again."""
 
 from __future__ import annotations
 
+from pipeline.signals import Readings
 
-class LoopGuard:
+
+class LoopFinder:
     """Finds text that ends in the same block, over and over.
 
     A loop is found where the last tokens are at least num_repeats equal blocks of at most max_block_tokens tokens
@@ -20,7 +22,7 @@ class LoopGuard:
         self._wait = self._interval
         self._texts: list[str] = []
 
-    def feed(self, text: str) -> bool:
+    def feed(self, text: str, readings: Readings | None = None) -> bool:
         """Whether the text so far ends in a loop."""
         self._texts.append(text)
         self._wait -= 1

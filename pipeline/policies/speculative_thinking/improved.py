@@ -18,25 +18,26 @@ one goes on with the windows at that place closed, so that it can be interrupted
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from pipeline.policies.protocol import PolicyState, SampleContext, Transition, Watcher
+from pipeline.policies.composition import compose
+from pipeline.policies.guards import LoopGuard
+from pipeline.policies.protocol import Policy, SampleContext, Transition, Watcher
 from pipeline.policies.reading.cues import Cue, CueKind, CueStream, SentenceClass, cue_finder
 from pipeline.policies.reading.handback import HandBack, HandBackFrom, HandBackWatcher
-from pipeline.policies.reading.loops import LoopGuard
+from pipeline.policies.reading.loops import LoopFinder
 from pipeline.policies.reading.reader import Reader, TextState
-from pipeline.policies.requests import Event, Finish, Generate, Insert, Trigger, Written
-from pipeline.policies.speculative_thinking.rules import SHORT_TAKEOVERS, ReflectionState, Rules, Tokens, most_tokens
-from pipeline.policies.turns import finish_reason, whole_characters, written_by
-from pipeline.samples import FinishReason, ModelRole, SegmentFinish
+from pipeline.policies.requests import Trigger
+from pipeline.policies.speculative_thinking.rules import SHORT_TAKEOVERS, ReflectionState, VerifyingRules
+from pipeline.policies.turns import PairPolicy, Tokens, Turn, fires, first_turn, whole_characters
+from pipeline.samples import ModelRole, SegmentFinish
 from pipeline.signals import Readings
 
 
-class SpeculativeThinkingSpec(Rules):
+class SpeculativeThinkingSpec(VerifyingRules):
     """Every number of the preset ``improved``.
 
     "Paper" is arXiv 2504.12329, "code" its released code, "ours" a choice made here. ``threshold`` counts in the kept
@@ -64,20 +65,27 @@ class SpeculativeThinkingSpec(Rules):
     loop_max_block_tokens: Tokens = 512
     """Longest block that is recognised. Ours: a long paragraph."""
 
-    @model_validator(mode="after")
-    def _verifying_is_longer(self) -> Self:
-        if self.n1 > self.n2:
-            raise ValueError("n2 must be at least n1: a verify cue lets the large model write on")
-        return self
+    def build(self) -> Policy:
+        """In a loop, ``hand_over`` is a rule of the delegation; where that does not apply, a guard ends the sample."""
+        return compose(SpeculativeThinkingPolicy(self), guards=[] if self.repetition == "off" else [self._guard])
+
+    @property
+    def _guard(self) -> LoopGuard:
+        return LoopGuard(
+            role=ModelRole.SMALL,
+            repeats=self.loop_repeats,
+            min_tokens=self.loop_min_tokens,
+            max_block_tokens=self.loop_max_block_tokens,
+        )
+
+    def loop_finder(self) -> LoopFinder | None:
+        """Finds the loops that hand over, where they do."""
+        return self._guard.watcher() if self.repetition == "hand_over" else None
 
 
 class _State(ReflectionState):
     """All that is stored of the policy with a sample; what ``text`` follows is the kept text."""
 
-    role: ModelRole
-    """Who writes now, and below: how much was asked for and why."""
-    max_tokens: int
-    trigger: Trigger
     limit: int = 0
     """Most tokens of the takeover now under way."""
     inserted: bool = False
@@ -94,169 +102,100 @@ class _Takeover:
     cue: str = ""
 
 
-class SpeculativeThinkingPolicy:
+class SpeculativeThinkingPolicy(PairPolicy[_State]):
     """The policy of a spec. Immutable."""
+
+    _state_type = _State
 
     def __init__(self, spec: SpeculativeThinkingSpec) -> None:
         self._spec = spec
         self._finder = cue_finder(spec.cues)
         self._verify_finder = cue_finder(spec.cues, CueKind.VERIFY)
 
-    @property
-    def roles(self) -> frozenset[ModelRole]:
-        return frozenset(ModelRole)
-
     def start(self, context: SampleContext) -> Transition:
-        opening = self._spec.opening_tokens
-        state = _State(
-            role=ModelRole.LARGE if opening else ModelRole.SMALL,
-            max_tokens=min(opening or context.max_tokens, context.max_tokens),
-            trigger=Trigger.OPENING if opening else Trigger.START,
-            limit=opening,
-            text=TextState(),
-            n3=self._spec.n3,
-            threshold=self._spec.threshold,
-        )
-        return _go(state)
-
-    def watcher(self, context: SampleContext, state: PolicyState) -> Watcher | None:
-        stored = _State.model_validate(state)
-        if stored.role is ModelRole.LARGE:
-            return self._takeover_watcher(context, stored)
-        if stored.text.thinking or self._spec.repetition != "off":
-            return self._draft_watcher(context, stored)
-        return None
-
-    def advance(self, context: SampleContext, state: PolicyState, event: Event) -> Transition:
-        stored = _State.model_validate(state)
-        event = written_by(stored.role, event)
-        if event.role is ModelRole.SMALL:
-            return self._after_draft(context, stored, event)
-        return self._after_takeover(context, stored, event)
+        spec = self._spec
+        return first_turn(_State(**spec.first_state(context), limit=spec.opening_tokens, text=TextState()))
 
     # The small model wrote.
 
-    def _after_draft(self, context: SampleContext, state: _State, event: Written) -> Transition:
-        watcher = self._draft_watcher(context, state)
-        found = any(map(watcher.feed, event.piece.texts)) or (event.finish is SegmentFinish.EOS and watcher.end())
+    def _after_small(self, turn: Turn[_State]) -> Transition:
+        watcher = self._draft_watcher(turn.context, turn.state)
+        found = fires(watcher, turn.event) or (turn.event.finish is SegmentFinish.EOS and watcher.end())
         if not found:
-            return self._go_on(context, state, watcher.reader.state, event)
-        takeover = watcher.takeover(hand_over_loops=self._spec.repetition == "hand_over")
-        if takeover is None:
-            return _end(watcher.reader.position, FinishReason.REPETITION)
-        reader = self._reader(context, state)
-        for text in event.piece.texts[: takeover.num_kept]:
+            return turn.carry_on({"text": watcher.reader.state})
+        takeover = watcher.takeover()
+        reader = self._reader(turn.context, turn.state)
+        for text in turn.texts[: takeover.num_kept]:
             reader.feed(text)
-        return self._take_over(context, state, reader, takeover, event)
+        return self._take_over(turn, reader, takeover)
 
-    def _go_on(self, context: SampleContext, state: _State, text: TextState, event: Written) -> Transition:
-        """Nothing interrupted the small model: the sample ends, or it goes on where its request was cut short."""
-        keep = len(event.piece)
-        remaining = context.max_tokens - event.start_token - keep
-        reason = finish_reason(event, asked=state.max_tokens, remaining=remaining)
-        if reason is not None:
-            return _end(keep, reason)
-        state = state.model_copy(update={"max_tokens": remaining, "text": text})
-        return _go(state, keep)
-
-    def _take_over(
-        self, context: SampleContext, state: _State, reader: Reader, takeover: _Takeover, event: Written
-    ) -> Transition:
-        keep = takeover.num_kept
-        remaining = context.max_tokens - event.start_token - keep
-        if remaining <= 0:
-            return _end(keep, FinishReason.LENGTH)
-        room = remaining - most_tokens(self._spec.inserted_sentence)
+    def _take_over(self, turn: Turn[_State], reader: Reader, takeover: _Takeover) -> Transition:
+        spec, keep = self._spec, takeover.num_kept
         may_check = takeover.trigger is not Trigger.REPETITION and reader.state.at_break
-        if state.reflections >= state.threshold and may_check and room >= 1:
-            return self._check_all(state, reader, takeover, keep, room)
-        limit = self._spec.n1 if takeover.trigger in SHORT_TAKEOVERS else self._spec.n2
-        state = state.model_copy(
-            update={
-                "role": ModelRole.LARGE,
-                "max_tokens": min(self._spec.n2, remaining),  # R1's are ended at n1 by the watcher
-                "trigger": takeover.trigger,
-                "limit": limit,
-                "inserted": False,
-                "text": reader.state,
-            }
+        is_due = turn.state.reflections >= turn.state.threshold
+        if is_due and may_check and turn.remaining(keep, spec.check) >= 1:
+            return self._check_all(turn, reader, takeover)
+        limit = spec.n1 if takeover.trigger in SHORT_TAKEOVERS else spec.n2
+        return turn.hand_to(
+            ModelRole.LARGE,
+            takeover.trigger,
+            {"limit": limit, "inserted": False, "text": reader.state},
+            keep=keep,
+            max_tokens=spec.n2,  # R1's are ended at n1 by the watcher
+            cue=takeover.cue,
         )
-        return _go(state, keep, cue=takeover.cue)
 
-    def _check_all(self, state: _State, reader: Reader, takeover: _Takeover, keep: int, room: int) -> Transition:
+    def _check_all(self, turn: Turn[_State], reader: Reader, takeover: _Takeover) -> Transition:
         """R3: insert the sentence and let the large model look for wrong steps."""
-        insert = Insert(text=self._spec.inserted_sentence, trigger=Trigger.TOO_MUCH_REFLECTION)
         reader.close_windows()
-        reader.feed(insert.text)
-        state = state.model_copy(
-            update={
-                "role": ModelRole.LARGE,
-                "max_tokens": min(state.n3, room),
-                "trigger": Trigger.TOO_MUCH_REFLECTION,
-                "limit": state.n3,
-                "inserted": True,
-                "text": reader.state,
-                **state.after_check(self._spec),
-            }
+        reader.feed(self._spec.check.text)
+        state = {"limit": turn.state.n3, "inserted": True, "text": reader.state}
+        return turn.hand_to(
+            ModelRole.LARGE,
+            Trigger.TOO_MUCH_REFLECTION,
+            state | turn.state.after_check(self._spec),
+            keep=takeover.num_kept,
+            insert=[self._spec.check],
+            max_tokens=turn.state.n3,
+            cue=takeover.cue,
         )
-        return _go(state, keep, insert, cue=takeover.cue)
 
     # The large model wrote.
 
-    def _after_takeover(self, context: SampleContext, state: _State, event: Written) -> Transition:
-        watcher = self._takeover_watcher(context, state)
-        handed_back = any(map(watcher.feed, event.piece.texts))
-        num_kept = whole_characters(event.piece.texts, watcher.num_kept if handed_back else len(event.piece))
-        text, reflections = self._read_kept(context, state, event.piece.texts[:num_kept], inserted=state.inserted)
-        remaining = context.max_tokens - event.start_token - num_kept
-        if remaining <= 0:
-            return _end(num_kept, FinishReason.LENGTH)
-        if not handed_back:
-            ends = event.finish is SegmentFinish.EOS and not context.think_end  # no think phase to go on with
-            reason = FinishReason.EOS if ends else None
-            if event.finish is SegmentFinish.LENGTH:
-                reason = finish_reason(event, asked=state.max_tokens, remaining=remaining)
-            if reason is not None:
-                return _end(num_kept, reason)
-        state = state.model_copy(
-            update={
-                "role": ModelRole.SMALL,
-                "max_tokens": remaining,
-                "trigger": Trigger.RESUME,
-                "limit": 0,
-                "inserted": False,
-                "text": text,
-                "reflections": state.reflections + reflections,
-            }
-        )
-        return _go(state, num_kept)
+    def _after_large(self, turn: Turn[_State]) -> Transition:
+        watcher = self._takeover_watcher(turn.context, turn.state)
+        handed_back = fires(watcher, turn.event)
+        keep = whole_characters(turn.texts, watcher.num_kept if handed_back else len(turn.texts))
+        reason = turn.why_not_back(keep, handed_back=handed_back)
+        if reason is not None:
+            return turn.end(reason, keep)
+        text, reflections = self._read_kept(turn, keep)
+        state = {"limit": 0, "inserted": False, "text": text, "reflections": turn.state.reflections + reflections}
+        return turn.hand_to(ModelRole.SMALL, Trigger.RESUME, state, keep=keep)
 
-    def _read_kept(
-        self, context: SampleContext, state: _State, texts: Sequence[str], *, inserted: bool
-    ) -> tuple[TextState, int]:
+    def _read_kept(self, turn: Turn[_State], keep: int) -> tuple[TextState, int]:
         """Read what is kept of a takeover: the state after it, and how many reflective sentences are in it."""
-        reader = self._reader(context, state)
-        cues = [reader.feed(text) for text in texts]
+        reader = self._reader(turn.context, turn.state)
+        cues = [reader.feed(text) for text in turn.texts[:keep]]
         cues.append(reader.end())  # a cue at the end is the large model's, whatever the small one adds to it
-        if not texts and not inserted:
+        if not keep and not turn.state.inserted:
             reader.close_windows()  # the large model has nothing to say here: small passes this place unwatched
         return reader.state, sum(_is_reflective(cue) for cue in cues)
 
     # Readers and watchers.
+
+    def _watch_small(self, context: SampleContext, state: _State) -> Watcher | None:
+        return self._draft_watcher(context, state) if state.text.thinking else None
+
+    def _watch_large(self, context: SampleContext, state: _State) -> Watcher | None:
+        return self._takeover_watcher(context, state)
 
     def _reader(self, context: SampleContext, state: _State) -> Reader:
         return Reader(state.text, self._finder, window_tokens=self._spec.window_tokens, think_end=context.think_end)
 
     def _draft_watcher(self, context: SampleContext, state: _State) -> _DraftWatcher:
         spec = self._spec
-        guard = None
-        if spec.repetition != "off":
-            guard = LoopGuard(
-                num_repeats=spec.loop_repeats,
-                min_tokens=spec.loop_min_tokens,
-                max_block_tokens=spec.loop_max_block_tokens,
-            )
-        return _DraftWatcher(self._reader(context, state), guard, every_break=spec.every_break)
+        return _DraftWatcher(self._reader(context, state), spec.loop_finder(), every_break=spec.every_break)
 
     def _takeover_watcher(self, context: SampleContext, state: _State) -> _TakeoverWatcher:
         spec = self._spec
@@ -269,13 +208,13 @@ class SpeculativeThinkingPolicy:
 
 
 class _DraftWatcher:
-    """Ends the small model's request at a cue inside a window, at every break where that is asked for, or in a loop."""
+    """Ends the small model's request at a cue inside a window; at every break or in a loop, where that is asked for."""
 
-    __slots__ = ("_cue", "_every_break", "_guard", "reader")
+    __slots__ = ("_cue", "_every_break", "_loops", "reader")
 
-    def __init__(self, reader: Reader, guard: LoopGuard | None, *, every_break: bool) -> None:
+    def __init__(self, reader: Reader, loops: LoopFinder | None, *, every_break: bool) -> None:
         self.reader = reader
-        self._guard = guard
+        self._loops = loops
         self._every_break = every_break
         self._cue: Cue | None = None
 
@@ -283,15 +222,15 @@ class _DraftWatcher:
         self._cue = self.reader.feed(text)
         if self._cue is not None or (self._every_break and self.reader.at_break):
             return True
-        return self._guard is not None and self._guard.feed(text)
+        return self._loops is not None and self._loops.feed(text) and self.reader.thinking
 
     def end(self) -> bool:
         """After the last token: whether the end of the text makes a cue certain."""
         self._cue = self.reader.end()
         return self._cue is not None
 
-    def takeover(self, *, hand_over_loops: bool) -> _Takeover | None:
-        """After a True: the takeover it asks for; None where a loop ends the sample."""
+    def takeover(self) -> _Takeover:
+        """After a True: the takeover it asks for."""
         if self._cue is not None:
             return _Takeover(
                 num_kept=self.reader.cue_break,
@@ -300,9 +239,8 @@ class _DraftWatcher:
             )
         if self._every_break and self.reader.at_break:
             return _Takeover(num_kept=self.reader.position, trigger=Trigger.EVERY_BREAK)
-        if self._guard is None or not (hand_over_loops and self.reader.thinking):
-            return None
-        return _Takeover(num_kept=self._guard.first_block_end(), trigger=Trigger.REPETITION)
+        assert self._loops is not None
+        return _Takeover(num_kept=self._loops.first_block_end(), trigger=Trigger.REPETITION)
 
 
 class _TakeoverWatcher:
@@ -344,13 +282,3 @@ class _TakeoverWatcher:
 
 def _is_reflective(cue: Cue | None) -> bool:
     return cue is not None and cue.sentence_class is SentenceClass.REFLECTION
-
-
-def _go(state: _State, keep: int | None = None, *insert: Insert, cue: str = "") -> Transition:
-    takes_over = state.role is ModelRole.LARGE and state.trigger is not Trigger.OPENING
-    then = Generate(role=state.role, max_tokens=state.max_tokens, trigger=state.trigger, takes_over=takes_over, cue=cue)
-    return Transition(state=state.model_dump(mode="json"), keep=keep, insert=insert, then=then)
-
-
-def _end(keep: int, reason: FinishReason) -> Transition:
-    return Transition(state={}, keep=keep, then=Finish(reason=reason))

@@ -20,28 +20,21 @@ text is followed by a sentence of the small one.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pipeline.breaks import BreakFinder
-from pipeline.policies.protocol import PolicyState, SampleContext, Transition, Watcher
+from pipeline.policies.protocol import SampleContext, Transition
 from pipeline.policies.reading.cues import LooseReading, SentenceClass, read_loosely
-from pipeline.policies.requests import Event, Finish, Generate, Insert, Trigger, Written
-from pipeline.policies.speculative_thinking.rules import (
-    SHORT_TAKEOVERS,
-    Count,
-    ReflectionState,
-    Rules,
-    Tokens,
-    most_tokens,
-)
-from pipeline.policies.turns import finish_reason, whole_characters, written_by
-from pipeline.samples import FinishReason, ModelRole, SegmentFinish
+from pipeline.policies.requests import Trigger
+from pipeline.policies.speculative_thinking.rules import SHORT_TAKEOVERS, Count, ReflectionState, VerifyingRules
+from pipeline.policies.turns import PairPolicy, Tokens, Turn, fires, first_turn, whole_characters
+from pipeline.samples import ModelRole, SegmentFinish
 from pipeline.signals import Readings
 
 
-class PaperSpec(Rules):
+class PaperSpec(VerifyingRules):
     """Every number of the preset ``paper``.
 
     ``threshold`` counts the reflective sentences of the running text, those of small that are taken over included.
@@ -62,20 +55,13 @@ class PaperSpec(Rules):
     inserted_sentence: Annotated[str, Field(min_length=1)] = "Let us check whether there are some wrong steps."
     """R3. Paper."""
 
-    @model_validator(mode="after")
-    def _verifying_is_longer(self) -> Self:
-        if self.n1 > self.n2:
-            raise ValueError("n2 must be at least n1: a verify cue lets the large model write on")
-        return self
+    def build(self) -> PaperPolicy:
+        return PaperPolicy(self)
 
 
 class _State(ReflectionState):
     """All that is stored of the policy with a sample."""
 
-    role: ModelRole
-    """Who writes now, and below: how much was asked for and why."""
-    max_tokens: int
-    trigger: Trigger
     newlines: int = 0
     """How many newlines the kept text ends with, two at most."""
     ages: tuple[int, ...] = ()
@@ -84,135 +70,87 @@ class _State(ReflectionState):
     """The tokens since the oldest of these breaks."""
 
 
-class PaperPolicy:
+class PaperPolicy(PairPolicy[_State]):
     """The policy of a spec. Immutable."""
+
+    _state_type = _State
 
     def __init__(self, spec: PaperSpec) -> None:
         self._spec = spec
 
-    @property
-    def roles(self) -> frozenset[ModelRole]:
-        return frozenset(ModelRole)
-
     def start(self, context: SampleContext) -> Transition:
-        opening = self._spec.opening_tokens
-        state = _State(
-            role=ModelRole.LARGE if opening else ModelRole.SMALL,
-            max_tokens=min(opening or context.max_tokens, context.max_tokens),
-            trigger=Trigger.OPENING if opening else Trigger.START,
-            n3=self._spec.n3,
-            threshold=self._spec.threshold,
-        )
-        return _go(state)
-
-    def watcher(self, context: SampleContext, state: PolicyState) -> Watcher | None:
-        stored = _State.model_validate(state)
-        if stored.role is ModelRole.SMALL:
-            return self._draft_watcher(stored)
-        return self._takeover_watcher() if stored.trigger in SHORT_TAKEOVERS else None
-
-    def advance(self, context: SampleContext, state: PolicyState, event: Event) -> Transition:
-        stored = _State.model_validate(state)
-        event = written_by(stored.role, event)
-        if event.role is ModelRole.SMALL:
-            return self._after_draft(context, stored, event)
-        return self._after_takeover(context, stored, event)
+        return first_turn(_State(**self._spec.first_state(context)))
 
     # The small model wrote.
 
-    def _after_draft(self, context: SampleContext, state: _State, event: Written) -> Transition:
-        watcher = self._draft_watcher(state)
-        found = any(map(watcher.feed, event.piece.texts)) or (event.finish is SegmentFinish.EOS and watcher.end())
-        if found:
-            return self._take_over(context, state, watcher, event)
-        keep = len(event.piece)
-        remaining = context.max_tokens - event.start_token - keep
-        reason = finish_reason(event, asked=state.max_tokens, remaining=remaining)
-        if reason is not None:
-            return _end(keep, reason)
-        state = state.model_copy(update={"max_tokens": remaining, **watcher.sentences.fields})
-        return _go(state, keep)
+    def _after_small(self, turn: Turn[_State]) -> Transition:
+        watcher = self._watch_small(turn.context, turn.state)
+        found = fires(watcher, turn.event) or (turn.event.finish is SegmentFinish.EOS and watcher.end())
+        return self._take_over(turn, watcher) if found else turn.carry_on(watcher.sentences.fields)
 
-    def _take_over(self, context: SampleContext, state: _State, watcher: _DraftWatcher, event: Written) -> Transition:
-        keep = max(0, watcher.break_at)
-        remaining = context.max_tokens - event.start_token - keep
-        if remaining <= 0:
-            return _end(keep, FinishReason.LENGTH)
-        reading = watcher.reading
+    def _take_over(self, turn: Turn[_State], watcher: _DraftWatcher) -> Transition:
+        keep, reading = max(0, watcher.break_at), watcher.reading
         is_reflection = reading is not None and reading.sentence_class is SentenceClass.REFLECTION
-        breaks = BreakFinder(state.newlines)
-        for text in event.piece.texts[:keep]:
+        reflections = turn.state.reflections + is_reflection
+        breaks = BreakFinder(turn.state.newlines)
+        for text in turn.texts[:keep]:
             breaks.feed(text)
-        state = state.model_copy(
-            update={
-                "reflections": state.reflections + is_reflection,
-                "newlines": breaks.newlines,
-                "ages": () if is_reflection else (0,),  # the break's sentence counts once
-                "texts": (),
-            }
-        )
-        room = remaining - most_tokens(self._spec.inserted_sentence)
-        if state.reflections >= state.threshold and room >= 1:
-            return self._check_all(state, keep, room, reading)
         trigger, cue = _trigger(reading)
-        asked = {"role": ModelRole.LARGE, "max_tokens": min(self._spec.n2, remaining), "trigger": trigger}
-        state = state.model_copy(update=asked)  # R1's are ended at n1 by the watcher
-        return _go(state, keep, cue=cue)
-
-    def _check_all(self, state: _State, keep: int, room: int, reading: LooseReading | None) -> Transition:
-        """R3: insert the sentence and let the large model look for wrong steps."""
-        insert = Insert(text=self._spec.inserted_sentence, trigger=Trigger.TOO_MUCH_REFLECTION)
-        sentences = _Sentences(state.model_copy(update={"ages": ()}), self._spec)
-        sentences.feed(insert.text)
-        state = state.model_copy(
-            update={
-                "role": ModelRole.LARGE,
-                "max_tokens": min(state.n3, room),
-                "trigger": Trigger.TOO_MUCH_REFLECTION,
-                **sentences.fields,
-                **state.after_check(self._spec),
-            }
+        if reflections >= turn.state.threshold and turn.remaining(keep, self._spec.check) >= 1:
+            return self._check_all(turn, keep, breaks.newlines, cue)
+        ages = () if is_reflection else (0,)  # the break's sentence counts once
+        return turn.hand_to(
+            ModelRole.LARGE,
+            trigger,
+            {"reflections": reflections, "newlines": breaks.newlines, "ages": ages, "texts": ()},
+            keep=keep,
+            max_tokens=self._spec.n2,  # R1's are ended at n1 by the watcher
+            cue=cue,
         )
-        return _go(state, keep, insert, cue=_trigger(reading)[1])
+
+    def _check_all(self, turn: Turn[_State], keep: int, newlines: int, cue: str) -> Transition:
+        """R3: insert the sentence and let the large model look for wrong steps."""
+        at_break = turn.state.model_copy(update={"newlines": newlines, "ages": (), "texts": ()})
+        sentences = _Sentences(at_break, self._spec)
+        sentences.feed(self._spec.check.text)
+        return turn.hand_to(
+            ModelRole.LARGE,
+            Trigger.TOO_MUCH_REFLECTION,
+            sentences.fields | turn.state.after_check(self._spec),
+            keep=keep,
+            insert=[self._spec.check],
+            max_tokens=turn.state.n3,
+            cue=cue,
+        )
 
     # The large model wrote.
 
-    def _after_takeover(self, context: SampleContext, state: _State, event: Written) -> Transition:
-        texts = event.piece.texts
-        watcher = self._takeover_watcher() if state.trigger in SHORT_TAKEOVERS else None
-        handed_back = watcher is not None and any(map(watcher.feed, texts))
-        num_written = watcher.num_read if watcher is not None and handed_back else len(texts)
-        num_kept = whole_characters(texts, num_written) or num_written
-        sentences = _Sentences(state, self._spec)
-        readings = [sentences.feed(text) for text in texts[:num_kept]]
-        readings.append(sentences.end())
-        remaining = context.max_tokens - event.start_token - num_kept
-        reason = finish_reason(event, asked=state.max_tokens, remaining=remaining)
-        if handed_back:
-            reason = FinishReason.LENGTH if remaining <= 0 else None
+    def _after_large(self, turn: Turn[_State]) -> Transition:
+        watcher = self._watch_large(turn.context, turn.state)
+        handed_back = watcher is not None and fires(watcher, turn.event)
+        num_written = watcher.num_read if watcher is not None and handed_back else len(turn.texts)
+        keep = whole_characters(turn.texts, num_written) or num_written
+        reason = turn.why_over(keep, interrupted=handed_back)
         if reason is not None:
-            return _end(num_kept, reason)
-        state = state.model_copy(
-            update={
-                "role": ModelRole.SMALL,
-                "max_tokens": remaining,
-                "trigger": Trigger.RESUME,
-                "newlines": sentences.newlines,
-                "ages": (0,) if sentences.at_break else (),
-                "texts": (),
-                "reflections": state.reflections
-                + sum(reading.sentence_class is SentenceClass.REFLECTION for reading in readings if reading),
-            }
-        )
-        return _go(state, num_kept)
+            return turn.end(reason, keep)
+        sentences = _Sentences(turn.state, self._spec)
+        readings = [*map(sentences.feed, turn.texts[:keep]), sentences.end()]
+        reflections = sum(reading.sentence_class is SentenceClass.REFLECTION for reading in readings if reading)
+        state = {
+            "newlines": sentences.newlines,
+            "ages": (0,) if sentences.at_break else (),
+            "texts": (),
+            "reflections": turn.state.reflections + reflections,
+        }
+        return turn.hand_to(ModelRole.SMALL, Trigger.RESUME, state, keep=keep)
 
     # Watchers.
 
-    def _draft_watcher(self, state: _State) -> _DraftWatcher:
+    def _watch_small(self, context: SampleContext, state: _State) -> _DraftWatcher:
         return _DraftWatcher(_Sentences(state, self._spec), every_break=self._spec.every_break)
 
-    def _takeover_watcher(self) -> _TakeoverWatcher:
-        return _TakeoverWatcher(self._spec)
+    def _watch_large(self, context: SampleContext, state: _State) -> _TakeoverWatcher | None:
+        return _TakeoverWatcher(self._spec) if state.trigger in SHORT_TAKEOVERS else None
 
 
 class _Sentences:
@@ -240,7 +178,7 @@ class _Sentences:
         return self._breaks.newlines
 
     @property
-    def fields(self) -> dict[str, object]:
+    def fields(self) -> dict[str, Any]:
         """The state's fields from which to read on."""
         ages = tuple(self.num_read - start for start in self._starts)
         return {"newlines": self.newlines, "ages": ages, "texts": tuple(self._texts)}
@@ -334,13 +272,3 @@ def _trigger(reading: LooseReading | None) -> tuple[Trigger, str]:
     if reading.verify:
         return Trigger.VERIFY, reading.verify
     return Trigger(reading.sentence_class), reading.cue
-
-
-def _go(state: _State, keep: int | None = None, *insert: Insert, cue: str = "") -> Transition:
-    takes_over = state.role is ModelRole.LARGE and state.trigger is not Trigger.OPENING
-    then = Generate(role=state.role, max_tokens=state.max_tokens, trigger=state.trigger, takes_over=takes_over, cue=cue)
-    return Transition(state=state.model_dump(mode="json"), keep=keep, insert=insert, then=then)
-
-
-def _end(keep: int, reason: FinishReason) -> Transition:
-    return Transition(state={}, keep=keep, then=Finish(reason=reason))

@@ -35,18 +35,21 @@ What cannot be reproduced, and what happens instead:
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.policies.protocol import PolicyState, SampleContext, Transition, Watcher
+from pipeline.policies.protocol import SampleContext, Transition, Watcher
 from pipeline.policies.reading.cues import LooseReading, SentenceClass, read_loosely
-from pipeline.policies.requests import Event, Finish, Generate, Insert, Trigger, Written
-from pipeline.policies.speculative_thinking.rules import ReflectionState, Rules, Tokens, most_tokens
-from pipeline.policies.turns import whole_characters, written_by
+from pipeline.policies.requests import Insert, Trigger
+from pipeline.policies.speculative_thinking.rules import ReflectionState, Rules
+from pipeline.policies.turns import PairPolicy, Tokens, Turn, first_turn, whole_characters
 from pipeline.samples import FinishReason, ModelRole, SegmentFinish
 from pipeline.signals import Readings
 
+Phase: TypeAlias = Literal["opening", "draft", "peek", "answer", "verify", "check"]
+"""What is being written: a draft or a peek by small, the others by large. answer: to a peek; verify: R2; check: R3."""
 BREAK = "\n\n"
 
 
@@ -68,6 +71,9 @@ class CodeSpec(Rules):
     break_within: Annotated[int, Field(ge=1)] = 5
     """The break must be among so many last tokens of the draft. Code: 5."""
 
+    def build(self) -> CodePolicy:
+        return CodePolicy(self)
+
 
 class _Peek(BaseModel):
     """What small peeked at, while large answers; stored only where it may still be kept."""
@@ -82,217 +88,185 @@ class _Peek(BaseModel):
 class _State(ReflectionState):
     """All that is stored of the policy with a sample."""
 
-    phase: Literal["opening", "draft", "peek", "answer", "verify", "check"]
-    """What is being written: a draft or a peek by small, the others by large. answer: to a peek; verify: R2; check:
-    R3."""
-    max_tokens: int
-    trigger: Trigger
+    phase: Phase
     cue: str = ""
     eos_at: int | None = None
     """Output tokens before the last end of sequence that was kept."""
     peek: _Peek | None = None
 
-    @property
-    def role(self) -> ModelRole:
-        return ModelRole.SMALL if self.phase in ("draft", "peek") else ModelRole.LARGE
 
-    @property
-    def generate(self) -> Generate:
-        return Generate(
-            role=self.role,
-            max_tokens=self.max_tokens,
-            trigger=self.trigger,
-            takes_over=self.phase in ("answer", "check"),  # R2 goes on where large's answer to the peek brought it in
-            cue=self.cue,
-        )
-
-
-class CodePolicy:
+class CodePolicy(PairPolicy[_State]):
     """The policy of a spec. Immutable."""
+
+    _state_type = _State
 
     def __init__(self, spec: CodeSpec) -> None:
         self._spec = spec
 
-    @property
-    def roles(self) -> frozenset[ModelRole]:
-        return frozenset(ModelRole)
-
     def start(self, context: SampleContext) -> Transition:
-        spec = self._spec
-        state = _State(
-            phase="opening" if spec.opening_tokens else "draft",
-            max_tokens=min(spec.opening_tokens or spec.draft_tokens, context.max_tokens),
-            trigger=Trigger.OPENING if spec.opening_tokens else Trigger.START,
-            n3=spec.n3,
-            threshold=spec.threshold,
-        )
-        return _go(state)
+        first = self._spec.first_state(context, draft_tokens=self._spec.draft_tokens)
+        return first_turn(_State(**first, phase="opening" if self._spec.opening_tokens else "draft"))
 
-    def watcher(self, context: SampleContext, state: PolicyState) -> Watcher | None:
-        return BreakWatcher() if _State.model_validate(state).phase == "draft" else None
+    def _watch_small(self, context: SampleContext, state: _State) -> Watcher | None:
+        return BreakWatcher() if state.phase == "draft" else None
 
-    def advance(self, context: SampleContext, state: PolicyState, event: Event) -> Transition:
-        stored = _State.model_validate(state)
-        event = written_by(stored.role, event)
-        if stored.phase == "draft":
-            return self._after_draft(context, stored, event)
-        if event.finish is SegmentFinish.WATCH:  # nobody watches the others: it was cut short, and is asked for again
-            return _go(stored, 0)
-        if stored.phase == "peek":
-            return self._after_peek(context, stored, event)
-        keep = _kept(event)
-        if _has_no_room(stored, event):
-            return _end(FinishReason.CONTEXT, keep)
-        if stored.phase == "answer":
-            return self._after_answer(context, stored, event)
-        end = event.start_token + keep
-        return self._end_round(context, _read_end(stored, event, end), end, keep)
+    def _watch_large(self, context: SampleContext, state: _State) -> None:
+        return None
 
     # The small model wrote.
 
-    def _after_draft(self, context: SampleContext, state: _State, event: Written) -> Transition:
-        texts = event.piece.texts
+    def _after_small(self, turn: Turn[_State]) -> Transition:
+        return self._after_draft(turn) if turn.state.phase == "draft" else self._after_peek(turn)
+
+    def _after_draft(self, turn: Turn[_State]) -> Transition:
+        spec, texts, finish = self._spec, turn.texts, turn.event.finish
         watcher = BreakWatcher()
-        num_kept = next((count for count, text in enumerate(texts, 1) if watcher.feed(text)), None)
-        if num_kept is None:
-            if event.finish is SegmentFinish.WATCH:
-                return _go(state, 0)
-            if event.finish is SegmentFinish.EOS:
-                return _end(FinishReason.EOS, len(texts))
-            num_kept = _kept(event)
-            if _has_no_room(state, event):
-                return _end(FinishReason.CONTEXT, num_kept)
-        end = event.start_token + num_kept
-        if BREAK not in "".join(texts[:num_kept][-self._spec.break_within :]):
-            return self._end_round(context, state, end, num_kept)
-        if state.reflections >= state.threshold:
-            return self._check_all(context, state, end, num_kept)
-        return self._ask(context, state, end, num_kept, phase="peek", max_tokens=self._spec.n1, trigger=Trigger.PEEK)
+        keep = next((count for count, text in enumerate(texts, 1) if watcher.feed(text)), None)
+        if keep is None:
+            if finish is SegmentFinish.WATCH:
+                return turn.again(turn.state.cue)
+            if finish is SegmentFinish.EOS:
+                return turn.end(FinishReason.EOS, len(texts))
+            keep = _kept(turn)
+            if _has_no_room(turn):
+                return turn.end(FinishReason.CONTEXT, keep)
+        if BREAK not in "".join(texts[:keep][-spec.break_within :]):
+            return self._end_round(turn, {}, keep)
+        if turn.state.reflections >= turn.state.threshold:
+            return self._check_all(turn, keep)
+        return self._ask(turn, "peek", Trigger.PEEK, {}, keep=keep, max_tokens=spec.n1)
 
-    def _check_all(self, context: SampleContext, state: _State, end: int, keep: int) -> Transition:
+    def _check_all(self, turn: Turn[_State], keep: int) -> Transition:
         """R3: insert the sentence and let the large model look for wrong steps."""
-        insert = Insert(text=self._spec.inserted_sentence, trigger=Trigger.TOO_MUCH_REFLECTION)
-        end += most_tokens(insert.text)
-        if end >= context.max_tokens:
-            return _end(FinishReason.LENGTH, keep)
-        n3 = state.n3
-        state = state.model_copy(update=state.after_check(self._spec))
+        check = self._spec.check
+        if turn.remaining(keep, check) < 1:
+            return turn.end(FinishReason.LENGTH, keep)
+        state = turn.state.after_check(self._spec)
         return self._ask(
-            context,
-            state,
-            end,
-            keep,
-            insert,
-            phase="check",
-            max_tokens=n3,
-            trigger=Trigger.TOO_MUCH_REFLECTION,
+            turn, "check", Trigger.TOO_MUCH_REFLECTION, state, keep=keep, insert=[check], max_tokens=turn.state.n3
         )
 
-    def _after_peek(self, context: SampleContext, state: _State, event: Written) -> Transition:
-        if _has_no_room(state, event):
-            return _end(FinishReason.CONTEXT, 0)
+    def _after_peek(self, turn: Turn[_State]) -> Transition:
+        event = turn.event
+        if event.finish is SegmentFinish.WATCH:  # nobody watches it: it was cut short, and is asked for again
+            return turn.again(turn.state.cue)
+        if _has_no_room(turn):
+            return turn.end(FinishReason.CONTEXT, 0)
         reading = self._read(event.piece.text)
-        if reading.sentence_class is SentenceClass.STATEMENT and not self._spec.every_break:
-            return self._end_round(context, state, event.start_token, 0, trigger=Trigger.SAMPLE_AGAIN)
-        ended = event.finish is SegmentFinish.EOS
-        if not self._spec.choose_large:
-            peek = _Peek(text=event.piece.text, num_tokens=len(event.piece), ended=ended)
-            state = state.model_copy(update={"peek": peek})
         is_statement = reading.sentence_class is SentenceClass.STATEMENT
-        return self._ask(
-            context,
-            state,
-            event.start_token,
-            0,
-            phase="answer",
-            max_tokens=self._spec.n1,
-            trigger=Trigger.EVERY_BREAK if is_statement else Trigger(reading.sentence_class),
-            cue=reading.cue,
-        )
+        if is_statement and not self._spec.every_break:
+            return self._end_round(turn, {}, 0, trigger=Trigger.SAMPLE_AGAIN)
+        state: dict[str, Any] = {}
+        if not self._spec.choose_large:
+            ended = event.finish is SegmentFinish.EOS
+            state["peek"] = _Peek(text=event.piece.text, num_tokens=len(event.piece), ended=ended)
+        trigger = Trigger.EVERY_BREAK if is_statement else Trigger(reading.sentence_class)
+        return self._ask(turn, "answer", trigger, state, keep=0, max_tokens=self._spec.n1, cue=reading.cue)
 
     # The large model wrote.
 
-    def _after_answer(self, context: SampleContext, state: _State, event: Written) -> Transition:
-        num_kept = _kept(event)
-        reading = self._read(event.piece.head(num_kept).text)
-        if state.peek is not None and not _disagree(self._read(state.peek.text), reading):
-            return self._keep_peek(context, state, state.peek, event)
-        end = event.start_token + num_kept
-        return self._after_choice(context, _read_end(state, event, end), reading, end, num_kept)
+    def _after_large(self, turn: Turn[_State]) -> Transition:
+        if turn.event.finish is SegmentFinish.WATCH:  # nobody watches it: it was cut short, and is asked for again
+            return turn.again(turn.state.cue)
+        keep = _kept(turn)
+        if _has_no_room(turn):
+            return turn.end(FinishReason.CONTEXT, keep)
+        if turn.state.phase == "answer":
+            return self._after_answer(turn, keep)
+        return self._end_round(turn, _read_end(turn, keep), keep)
 
-    def _keep_peek(self, context: SampleContext, state: _State, peek: _Peek, event: Written) -> Transition:
-        end = event.start_token
-        insert: tuple[Insert, ...] = ()
-        if peek.text:
-            end += peek.num_tokens
-            insert = (Insert(text=peek.text, trigger=Trigger.PEEK_KEPT),)
-        if peek.ended:
-            state = state.model_copy(update={"eos_at": end})
-        return self._after_choice(context, state, self._read(peek.text), end, 0, *insert)
+    def _after_answer(self, turn: Turn[_State], keep: int) -> Transition:
+        reading, peek = self._read(turn.event.piece.head(keep).text), turn.state.peek
+        if peek is not None and not _disagree(self._read(peek.text), reading):
+            return self._keep_peek(turn, peek)
+        return self._after_choice(turn, _read_end(turn, keep), reading, keep)
+
+    def _keep_peek(self, turn: Turn[_State], peek: _Peek) -> Transition:
+        insert = [Insert(text=peek.text, trigger=Trigger.PEEK_KEPT)] if peek.text else []
+        num_tokens = peek.num_tokens if peek.text else 0
+        state = {"eos_at": turn.event.start_token + num_tokens} if peek.ended else {}
+        return self._after_choice(turn, state, self._read(peek.text), 0, insert=insert, num_inserted=num_tokens)
 
     def _after_choice(
-        self, context: SampleContext, state: _State, reading: LooseReading, end: int, keep: int, *insert: Insert
+        self,
+        turn: Turn[_State],
+        state: dict[str, Any],
+        reading: LooseReading,
+        keep: int,
+        *,
+        insert: Sequence[Insert] = (),
+        num_inserted: int = 0,
     ) -> Transition:
         """Count what was kept, and let the large model verify (R2)."""
         is_reflection = reading.sentence_class is SentenceClass.REFLECTION
-        state = state.model_copy(update={"reflections": state.reflections + is_reflection, "peek": None})
+        state = state | {"reflections": turn.state.reflections + is_reflection, "peek": None}
         if not reading.verify:
-            return self._end_round(context, state, end, keep, *insert)
+            return self._end_round(turn, state, keep, insert=insert, num_inserted=num_inserted)
         return self._ask(
-            context,
+            turn,
+            "verify",
+            Trigger.VERIFY,
             state,
-            end,
-            keep,
-            *insert,
-            phase="verify",
+            keep=keep,
+            insert=insert,
             max_tokens=self._spec.n2,
-            trigger=Trigger.VERIFY,
             cue=reading.verify,
+            room=turn.remaining(keep) - num_inserted,
         )
 
     # Rounds.
 
     def _end_round(
         self,
-        context: SampleContext,
-        state: _State,
-        end: int,
+        turn: Turn[_State],
+        state: dict[str, Any],
         keep: int,
-        *insert: Insert,
+        *,
+        insert: Sequence[Insert] = (),
+        num_inserted: int = 0,
         trigger: Trigger | None = None,
     ) -> Transition:
-        """Where the loop's end and its top meet: stop, or let small write the next draft. end: output tokens kept.
+        """Where the loop's end and its top meet: stop, or let small write the next draft.
 
-        trigger: of the draft; by default it goes on as the last one, or after the large model.
+        num_inserted: tokens of the inserted text. trigger: of the draft; by default it goes on as the last one, or
+        after the large model.
         """
-        if state.eos_at is not None and end - state.eos_at < self._spec.n1:
-            return _end(FinishReason.EOS, keep, *insert)
-        if context.num_prompt_tokens + end > context.max_tokens:
-            return _end(FinishReason.LENGTH, keep, *insert)
+        end = turn.event.start_token + keep + num_inserted
+        eos_at = state.get("eos_at", turn.state.eos_at)
+        if eos_at is not None and end - eos_at < self._spec.n1:
+            return turn.end(FinishReason.EOS, keep, *insert)
+        if turn.context.num_prompt_tokens + end > turn.context.max_tokens:
+            return turn.end(FinishReason.LENGTH, keep, *insert)
         if trigger is None:
-            trigger = state.trigger if state.phase == "draft" else Trigger.RESUME
-        max_tokens = self._spec.draft_tokens
-        return self._ask(context, state, end, keep, *insert, phase="draft", max_tokens=max_tokens, trigger=trigger)
+            trigger = turn.state.trigger if turn.state.phase == "draft" else Trigger.RESUME
+        room = turn.remaining(keep) - num_inserted
+        return self._ask(
+            turn, "draft", trigger, state, keep=keep, insert=insert, max_tokens=self._spec.draft_tokens, room=room
+        )
 
     def _ask(
         self,
-        context: SampleContext,
-        state: _State,
-        end: int,
-        keep: int,
-        *insert: Insert,
-        phase: str,
-        max_tokens: int,
+        turn: Turn[_State],
+        phase: Phase,
         trigger: Trigger,
+        state: dict[str, Any],
+        *,
+        keep: int,
+        max_tokens: int,
+        insert: Sequence[Insert] = (),
         cue: str = "",
+        room: int | None = None,
     ) -> Transition:
-        """The next request, clamped to what max_tokens leaves. end: output tokens kept, at most."""
-        room = context.max_tokens - end
-        if room < 1:
-            return _end(FinishReason.LENGTH, keep, *insert)
-        asked = {"phase": phase, "max_tokens": min(max_tokens, room), "trigger": trigger, "cue": cue}
-        state = state.model_copy(update=asked)
-        return _go(state, keep, *insert)
+        return turn.hand_to(
+            ModelRole.SMALL if phase in ("draft", "peek") else ModelRole.LARGE,
+            trigger,
+            state | {"phase": phase, "cue": cue},
+            keep=keep,
+            insert=insert,
+            max_tokens=max_tokens,
+            cue=cue,
+            room=room,
+        )
 
     def _read(self, text: str) -> LooseReading:
         return read_loosely(text, self._spec.cues)
@@ -312,17 +286,17 @@ class BreakWatcher:
         return found
 
 
-def _kept(event: Written) -> int:
+def _kept(turn: Turn[_State]) -> int:
     """Tokens of what was written up to its last whole character; all where there is none."""
-    return whole_characters(event.piece.texts, len(event.piece)) or len(event.piece)
+    return whole_characters(turn.texts, len(turn.texts)) or len(turn.texts)
 
 
-def _has_no_room(state: _State, event: Written) -> bool:
-    return event.finish is SegmentFinish.LENGTH and len(event.piece) < state.max_tokens
+def _has_no_room(turn: Turn[_State]) -> bool:
+    return turn.event.finish is SegmentFinish.LENGTH and len(turn.texts) < turn.state.max_tokens
 
 
-def _read_end(state: _State, event: Written, end: int) -> _State:
-    return state.model_copy(update={"eos_at": end}) if event.finish is SegmentFinish.EOS else state
+def _read_end(turn: Turn[_State], keep: int) -> dict[str, Any]:
+    return {"eos_at": turn.event.start_token + keep} if turn.event.finish is SegmentFinish.EOS else {}
 
 
 def _disagree(small: LooseReading, large: LooseReading) -> bool:
@@ -335,11 +309,3 @@ def _disagree(small: LooseReading, large: LooseReading) -> bool:
             return is_reflection
         case SentenceClass.STATEMENT:
             return False
-
-
-def _go(state: _State, keep: int | None = None, *insert: Insert) -> Transition:
-    return Transition(state=state.model_dump(mode="json"), keep=keep, insert=insert, then=state.generate)
-
-
-def _end(reason: FinishReason, keep: int, *insert: Insert) -> Transition:
-    return Transition(state={}, keep=keep, insert=insert, then=Finish(reason=reason))

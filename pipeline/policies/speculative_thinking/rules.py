@@ -5,24 +5,25 @@ Source: arXiv 2504.12329 ("paper") and its released code ("code"); "ours" is a c
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from pipeline.policies.protocol import SampleContext
 from pipeline.policies.reading.cues import CueLists
-from pipeline.policies.requests import Trigger
+from pipeline.policies.requests import Insert, Trigger
+from pipeline.policies.specs import PolicySpec
+from pipeline.policies.turns import Tokens, TurnState
+from pipeline.samples import ModelRole
 
-Tokens = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 
 SHORT_TAKEOVERS = frozenset({Trigger.REFLECTION, Trigger.AFFIRMATION, Trigger.EVERY_BREAK})
 """Triggers of takeovers of n1 tokens."""
 
 
-class Rules(BaseModel):
+class Rules(PolicySpec):
     """The numbers that every preset has. The defaults are the released code's; a preset overrides what differs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     cues: CueLists = CueLists()
     """Paper, appendix; the same in every configuration of the code."""
@@ -57,11 +58,45 @@ class Rules(BaseModel):
             raise ValueError("n3 and threshold must not be above n3_max and threshold_max")
         return self
 
+    def first_state(self, context: SampleContext, *, draft_tokens: int | None = None) -> dict[str, Any]:
+        """The fields of every preset's first state: large's opening, or small's draft of draft_tokens at most."""
+        opens = self.opening_tokens > 0
+        return {
+            "role": ModelRole.LARGE if opens else ModelRole.SMALL,
+            "max_tokens": min(self.opening_tokens or draft_tokens or context.max_tokens, context.max_tokens),
+            "trigger": Trigger.OPENING if opens else Trigger.START,
+            "n3": self.n3,
+            "threshold": self.threshold,
+        }
 
-class ReflectionState(BaseModel):
+    def takeover_limit(self, trigger: str) -> int:
+        """R3's growth is left out."""
+        match trigger:
+            case Trigger.VERIFY | Trigger.REPETITION:
+                return self.n2
+            case Trigger.TOO_MUCH_REFLECTION:
+                return self.n3
+            case _:
+                return self.n1
+
+    @property
+    def check(self) -> Insert:
+        """R3's sentence."""
+        return Insert(text=self.inserted_sentence, trigger=Trigger.TOO_MUCH_REFLECTION)
+
+
+class VerifyingRules(Rules):
+    """Rules by which a verify cue in large's own text lets it write on, from n1 up to n2 tokens."""
+
+    @model_validator(mode="after")
+    def _verifying_is_longer(self) -> Self:
+        if self.n1 > self.n2:
+            raise ValueError("n2 must be at least n1: a verify cue lets the large model write on")
+        return self
+
+
+class ReflectionState(TurnState):
     """R3's counter and its numbers for the next time, as every preset stores them with a sample."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     reflections: int = 0
     """Reflective sentences since the last R3."""
@@ -75,8 +110,3 @@ class ReflectionState(BaseModel):
             "n3": min(self.n3 + rules.n3_step, rules.n3_max),
             "threshold": min(self.threshold + rules.threshold_step, rules.threshold_max),
         }
-
-
-def most_tokens(text: str) -> int:
-    """The most tokens a text can become: one for each byte, and a space that some tokenizers put before it."""
-    return len(text.encode()) + 1

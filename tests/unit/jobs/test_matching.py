@@ -11,7 +11,7 @@ from pipeline.policies import parse_policy
 
 def test_rate_and_length_are_the_jobs() -> None:
     spec = parse_policy("speculative-thinking:improved")
-    takeovers = {"reflection": 30, "affirmation": 30, "verify": 30, "too_much_reflection": 10, "start": 50}
+    takeovers = {"reflection": 30, "affirmation": 30, "verify": 30, "too_much_reflection": 10}
     values = matched_values(spec, num_breaks=400, takeovers=takeovers)
     assert values == {
         "rate": 0.25,
@@ -37,11 +37,15 @@ def test_random_can_be_matched_to_random() -> None:
     ("policy", "takeovers", "num_breaks"),
     [
         ("speculative-thinking:improved", {}, 10),
-        ("speculative-thinking:improved", {"opening": 5}, 10),
         ("speculative-thinking:improved", {"verify": 5}, 0),
-        ("large-only", {"start": 5}, 10),
+        ("large-only", {}, 10),
     ],
 )
 def test_job_without_takeovers_cannot_be_matched(policy: str, takeovers: dict[str, int], num_breaks: int) -> None:
     with pytest.raises(ConfigurationError, match="rate to match"):
         matched_values(parse_policy(policy), num_breaks=num_breaks, takeovers=takeovers)
+
+
+def test_a_policy_that_does_not_say_how_long_its_takeovers_are_cannot_be_matched() -> None:
+    with pytest.raises(ConfigurationError, match="'large-only' does not say how long its takeovers are"):
+        matched_values(parse_policy("large-only"), num_breaks=10, takeovers={"my own": 5})

@@ -1,6 +1,7 @@
 import pytest
 
-from pipeline.policies import LargeOnlySpec, Policy, SmallOnlySpec, make_policy
+from pipeline.policies import Policy
+from pipeline.policies.baselines import LargeOnlySpec, SmallOnlySpec
 from pipeline.policies.protocol import SampleContext
 from pipeline.policies.requests import Finish, Generate, Written
 from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
@@ -11,7 +12,7 @@ CONTEXT = SampleContext(
 )
 BOTH = pytest.mark.parametrize(
     ("policy", "role"),
-    [(make_policy(SmallOnlySpec()), ModelRole.SMALL), (make_policy(LargeOnlySpec()), ModelRole.LARGE)],
+    [(SmallOnlySpec().build(), ModelRole.SMALL), (LargeOnlySpec().build(), ModelRole.LARGE)],
 )
 
 

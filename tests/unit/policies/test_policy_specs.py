@@ -2,20 +2,14 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import ConfigurationError
-from pipeline.policies import (
-    CodeSpec,
-    LargeOnlySpec,
-    PaperSpec,
-    PolicySpec,
-    RandomDelegationSpec,
-    SmallOnlySpec,
-    SpeculativeThinkingSpec,
-    make_policy,
-    parse_policy,
-    policy_names,
-)
+from pipeline.policies import AnyPolicySpec, PolicySpec, parse_policy, policy_names
+from pipeline.policies.baselines import LargeOnlySpec, SmallOnlySpec
+from pipeline.policies.random_delegation import RandomDelegationSpec
+from pipeline.policies.speculative_thinking.improved import SpeculativeThinkingSpec
+from pipeline.policies.speculative_thinking.paper import PaperSpec
+from pipeline.policies.speculative_thinking.released_code import CodeSpec
 
-ADAPTER: TypeAdapter[PolicySpec] = TypeAdapter(PolicySpec)
+ADAPTER: TypeAdapter[PolicySpec] = TypeAdapter(AnyPolicySpec)
 SPECS = {
     "speculative-thinking:improved": SpeculativeThinkingSpec(),
     "speculative-thinking:paper": PaperSpec(),
@@ -31,7 +25,7 @@ def test_every_name_is_parsed_made_and_stored() -> None:
     for name, expected in SPECS.items():
         spec = parse_policy(name)
         assert spec == expected
-        assert make_policy(spec).roles
+        assert spec.build().roles
         stored = ADAPTER.validate_json(ADAPTER.dump_json(spec))
         assert (stored, type(stored)) == (spec, type(spec))
 

@@ -1,7 +1,7 @@
 import pytest
 
-from pipeline.policies import RandomDelegationSpec, make_policy, matched_rate
 from pipeline.policies.protocol import Policy, PolicyState, SampleContext
+from pipeline.policies.random_delegation import RandomDelegationSpec, matched_rate
 from pipeline.policies.requests import Finish, Generate, Written
 from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
 from tests.decisions import Decision, Keep, decided
@@ -43,7 +43,7 @@ def advance(
 
 def takeovers(of: SampleContext, rate: float, text: str = STEPS) -> list[int]:
     """Where the large model is called in a text of small's; it is silent each time."""
-    policy = make_policy(RandomDelegationSpec(rate=rate))
+    policy = RandomDelegationSpec(rate=rate).build()
     state, tokens, read = policy.start(of).state, text.split("|"), 0
     places: list[int] = []
     while True:
@@ -93,7 +93,7 @@ def test_nothing_is_taken_over_after_the_think_phase() -> None:
 
 
 def test_what_is_written_late_changes_nothing() -> None:
-    policy = make_policy(RandomDelegationSpec(rate=1.0))
+    policy = RandomDelegationSpec(rate=1.0).build()
     state = policy.start(context()).state
     early = advance(policy, state, SMALL, "a|.\n\n")
     assert advance(policy, state, SMALL, "a|.\n\n|b|.\n\n", EOS) == early
@@ -101,7 +101,7 @@ def test_what_is_written_late_changes_nothing() -> None:
 
 
 def test_a_takeover_hands_back_as_the_preset_improved() -> None:
-    policy = make_policy(RandomDelegationSpec(rate=1.0))
+    policy = RandomDelegationSpec(rate=1.0).build()
     state, _ = advance(policy, policy.start(context()).state, SMALL, "a|.\n\n")
     text = "|".join([" w"] * 9 + [".", " So", " w"])
     watcher = policy.watcher(context(), state)
@@ -112,7 +112,7 @@ def test_a_takeover_hands_back_as_the_preset_improved() -> None:
 
 
 def test_the_large_model_may_be_silent() -> None:
-    policy = make_policy(RandomDelegationSpec(rate=1.0))
+    policy = RandomDelegationSpec(rate=1.0).build()
     state, _ = advance(policy, policy.start(context()).state, SMALL, "a|.\n\n")
     state, decisions = advance(policy, state, LARGE, "", EOS, start_token=2)
     assert decisions == (Keep(num_tokens=0), Generate(role=SMALL, max_tokens=998, trigger="resume"))
@@ -120,7 +120,7 @@ def test_the_large_model_may_be_silent() -> None:
 
 
 def test_the_sample_ends_as_its_model_does() -> None:
-    policy = make_policy(RandomDelegationSpec(rate=1.0))
+    policy = RandomDelegationSpec(rate=1.0).build()
     few = context(max_tokens=3)
     state = policy.start(few).state
     assert advance(policy, state, SMALL, "a", EOS, of=few)[1][1] == Finish(reason=FinishReason.EOS)
@@ -142,6 +142,6 @@ def test_the_rate_of_another_job_is_matched() -> None:
 
 
 def test_the_other_model_is_refused() -> None:
-    policy = make_policy(RandomDelegationSpec())
+    policy = RandomDelegationSpec().build()
     with pytest.raises(ValueError, match="the small model was to write, but large did"):
         advance(policy, policy.start(context()).state, LARGE, "a")

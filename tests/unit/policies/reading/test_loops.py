@@ -1,11 +1,11 @@
 import pytest
 
-from pipeline.policies.reading.loops import LoopGuard
+from pipeline.policies.reading.loops import LoopFinder
 
 
 def first_hit(texts: list[str], **numbers: int) -> tuple[int, int] | None:
     """(tokens read, end of the first block) where a loop is found."""
-    guard = LoopGuard(**{"num_repeats": 4, "min_tokens": 32, "max_block_tokens": 20} | numbers)
+    guard = LoopFinder(**{"num_repeats": 4, "min_tokens": 32, "max_block_tokens": 20} | numbers)
     for count, text in enumerate(texts, 1):
         if guard.feed(text):
             return count, guard.first_block_end()

@@ -13,11 +13,13 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.policies import CodeSpec, PaperSpec, SpeculativeThinkingSpec, make_policy
 from pipeline.policies.protocol import Policy, SampleContext, Transition, Watcher
 from pipeline.policies.requests import Finish, Generate, Insert, Written
+from pipeline.policies.speculative_thinking.improved import SpeculativeThinkingSpec
+from pipeline.policies.speculative_thinking.paper import PaperSpec
+from pipeline.policies.speculative_thinking.released_code import CodeSpec
 from pipeline.samples import Author, FinishReason, ModelRole, Piece, SegmentFinish
-from tests.decisions import Keep, decided
+from tests.decisions import Keep, decided, delegation_state
 from tests.reference_loops import (
     Answer,
     Asked,
@@ -95,7 +97,8 @@ def drive(policy: Policy, context: SampleContext, engines: Engines, overrun: ran
             return protocol
         assert isinstance(request, Generate)
         start_token = len(protocol.ids)
-        numbers = (state["reflections"], state["n3"], state["threshold"])
+        counter = delegation_state(state)
+        numbers = (counter["reflections"], counter["n3"], counter["threshold"])
         protocol.asked.append(
             Asked(request.role, request.max_tokens, request.trigger, request.cue, start_token, *numbers)
         )
@@ -189,7 +192,7 @@ def check_same(
         engine=engines.write,
     )
     expected = sample.run(loop)
-    seen = drive(make_policy(spec), context, engines, overrun)
+    seen = drive(spec.build(), context, engines, overrun)
     assert seen.asked == expected.asked
     assert seen == expected
     assert len(seen.ids) <= context.max_tokens

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.policies import SpeculativeThinkingSpec, make_policy
 from pipeline.policies.protocol import SampleContext, Transition
 from pipeline.policies.requests import Finish, Generate, Insert, Written
+from pipeline.policies.speculative_thinking.improved import SpeculativeThinkingSpec
 from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
-from tests.decisions import Keep, decided
+from tests.decisions import Keep, decided, delegation_state
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
 EOS, LENGTH, WATCH = SegmentFinish.EOS, SegmentFinish.LENGTH, SegmentFinish.WATCH
@@ -32,7 +32,7 @@ class Play:
     output: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.policy = make_policy(self.spec)
+        self.policy = self.spec.build()
         self.context = SampleContext(
             job_seed=1,
             problem_id="2",
@@ -305,7 +305,7 @@ def test_each_reflective_sentence_of_large_counts_once() -> None:
     play = Play(spec=spec(threshold=3))
     play.small("a|.\n\n|check|.")
     play.large("|".join(["Wait|,| wait|,| check|.\n\n"] * 2 + [words(80)] + ["\n\n|hold| on|."]))
-    assert play.last.state["reflections"] == 2  # the third came after the takeover's end
+    assert delegation_state(play.last.state)["reflections"] == 2  # the third came after the takeover's end
 
 
 def test_the_sentence_is_not_inserted_where_it_has_no_room() -> None:
@@ -326,7 +326,7 @@ def test_the_sentence_is_inserted_after_a_break_only() -> None:
     play = Play(spec=spec(threshold=1, handback="tokens", n1=5))
     play.small("a|.\n\n|Wait|,")
     play.large("Wait|,| w|.\n\n|So")
-    assert play.last.state["reflections"] == 1
+    assert delegation_state(play.last.state)["reflections"] == 1
     assert play.small(" wait|,") == (
         Keep(num_tokens=0),
         Generate(role=LARGE, max_tokens=125, takes_over=True, trigger="reflection", cue="wait"),

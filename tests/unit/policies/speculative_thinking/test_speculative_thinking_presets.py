@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
-from pipeline.policies import CodeSpec, PaperSpec, SpeculativeThinkingSpec, make_policy
 from pipeline.policies.protocol import SampleContext, Transition
 from pipeline.policies.reading.cues import CueLists, SentenceClass, read_loosely
 from pipeline.policies.requests import Finish, Generate, Insert, Written
+from pipeline.policies.speculative_thinking.improved import SpeculativeThinkingSpec
+from pipeline.policies.speculative_thinking.paper import PaperSpec
+from pipeline.policies.speculative_thinking.released_code import CodeSpec
 from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
-from tests.decisions import Decision, Keep, decided
+from tests.decisions import Decision, Keep, decided, delegation_state
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
 EOS, LENGTH, WATCH = SegmentFinish.EOS, SegmentFinish.LENGTH, SegmentFinish.WATCH
@@ -29,7 +31,7 @@ class Play:
     asked: list[Generate] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.policy = make_policy(self.spec)
+        self.policy = self.spec.build()
         self.context = SampleContext(
             job_seed=1,
             problem_id="p",
@@ -128,7 +130,7 @@ def test_code_checks_all_before_it_peeks_with_growing_numbers() -> None:
             decisions = play.write(f"wait|{words(19)}", LENGTH)
         assert asks(decisions)[0] is SMALL
     assert seen == [(LARGE, n3, "too_much_reflection") for n3 in (125, 150, 175)]
-    assert play.last.state["threshold"] == 30
+    assert delegation_state(play.last.state)["threshold"] == 30
 
 
 def test_code_looks_at_its_budget_between_two_rounds_only() -> None:
@@ -185,9 +187,10 @@ def test_code_may_keep_the_peek_where_the_classes_agree(peek: str, answer: str, 
 def test_code_asks_again_for_what_was_cut_short() -> None:
     play = Play(CodeSpec())
     for text in (DRAFT, "wait", "wait"):
-        request = decided(play.last)[-1]
+        request = play.last.then
         state = play.last.state
-        assert play.write("wa", WATCH) == (Keep(num_tokens=0), request)
+        assert isinstance(request, Generate)
+        assert play.write("wa", WATCH) == (Keep(num_tokens=0), replace(request, takes_over=False))
         assert play.last.state == state
         play.write(text, EOS)
 

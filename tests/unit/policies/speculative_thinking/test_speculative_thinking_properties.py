@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.policies import SpeculativeThinkingSpec, make_policy
 from pipeline.policies.protocol import Policy, PolicyState, SampleContext
 from pipeline.policies.reading.cues import CueLists
 from pipeline.policies.requests import Finish, Generate, Insert, Written
+from pipeline.policies.speculative_thinking.improved import SpeculativeThinkingSpec
 from pipeline.samples import Author, FinishReason, ModelRole, Piece, SegmentFinish
 from tests.decisions import Keep, decided
 
@@ -130,7 +130,7 @@ def play(policy: Policy, context: SampleContext, small: list[str | None], large:
 def test_every_sample_ends_within_its_budget(
     spec: SpeculativeThinkingSpec, context: SampleContext, small: list[str | None], large: list[str | None]
 ) -> None:
-    record = play(make_policy(spec), context, small, large)
+    record = play(spec.build(), context, small, large)
     assert record.reason is not FinishReason.CONTEXT
     if record.reason is FinishReason.LENGTH:
         assert len(record.texts) == context.max_tokens
@@ -141,7 +141,7 @@ def test_a_large_model_that_is_silent_stops_nothing(
     spec: SpeculativeThinkingSpec, context: SampleContext, small: list[str | None], large: list[str | None]
 ) -> None:
     for silent in ([END], [""], ["", "", END]):
-        play(make_policy(spec), context, small, [*silent])
+        play(spec.build(), context, small, [*silent])
 
 
 @given(spec=SPECS, context=CONTEXTS, small=SCRIPTS, large=SCRIPTS, extra=st.lists(TOKENS, max_size=6))
@@ -152,7 +152,7 @@ def test_what_is_written_after_the_watchers_word_changes_nothing(
     large: list[str | None],
     extra: list[str | None],
 ) -> None:
-    policy = make_policy(spec)
+    policy = spec.build()
     overrun = tuple(text for text in extra if text is not END)
     for state, event in play(policy, context, small, large).pieces:
         if event.finish is not SegmentFinish.WATCH:
@@ -168,7 +168,7 @@ def test_the_watcher_and_the_decision_see_the_same_place(
     spec: SpeculativeThinkingSpec, context: SampleContext, small: list[str | None], large: list[str | None]
 ) -> None:
     """A request that the watcher ended is answered by a takeover, a hand-back or a loop's end."""
-    policy = make_policy(spec)
+    policy = spec.build()
     for state, event in play(policy, context, small, large).pieces:
         next_decision = policy.advance(context, state, event).then
         if event.finish is SegmentFinish.WATCH and isinstance(next_decision, Generate):
@@ -214,7 +214,7 @@ def test_no_cue_of_small_is_left_standing(
     spec: SpeculativeThinkingSpec, context: SampleContext, small: list[str | None], large: list[str | None]
 ) -> None:
     spec = spec.model_copy(update={"repetition": "off"})
-    record = play(make_policy(spec), context, small, large)
+    record = play(spec.build(), context, small, large)
     assert cues_left_standing(record, spec, context.think_end) == []
 
 
@@ -222,7 +222,7 @@ def test_no_cue_of_small_is_left_standing(
 def test_a_takeover_begins_after_a_break_or_where_the_last_one_ended(
     spec: SpeculativeThinkingSpec, context: SampleContext, small: list[str | None], large: list[str | None]
 ) -> None:
-    record = play(make_policy(spec), context, small, large)
+    record = play(spec.build(), context, small, large)
     for index, author in enumerate(record.authors):
         begins = author is Author.LARGE and index > 0 and record.authors[index - 1] is Author.SMALL
         before = "".join(record.texts[:index])
@@ -234,7 +234,7 @@ def test_a_takeover_begins_after_a_break_or_where_the_last_one_ended(
 def test_large_never_writes_after_the_think_phase(
     spec: SpeculativeThinkingSpec, context: SampleContext, small: list[str | None], large: list[str | None]
 ) -> None:
-    record = play(make_policy(spec), context, small, large)
+    record = play(spec.build(), context, small, large)
     for index, author in enumerate(record.authors):
         if context.think_end and context.think_end in "".join(record.texts[:index]):
             assert author is Author.SMALL
@@ -252,7 +252,7 @@ def test_requests_that_are_cut_short_give_the_same_takeovers(
 ) -> None:
     """What small writes up to its first interruption may be stored in any number of pieces."""
     spec = spec.model_copy(update={"repetition": "off"})
-    policy = make_policy(spec)
+    policy = spec.build()
     state, event = play(policy, context, small, large).pieces[0]
     whole = policy.advance(context, state, event)
     stored, texts = 0, event.piece.texts
@@ -303,7 +303,7 @@ def test_the_first_takeover_is_where_a_search_of_the_whole_text_finds_it(
     window_tokens: int, script: list[str | None]
 ) -> None:
     texts = [token for token in script if token is not END]
-    policy = make_policy(SpeculativeThinkingSpec(window_tokens=window_tokens, repetition="off"))
+    policy = SpeculativeThinkingSpec(window_tokens=window_tokens, repetition="off").build()
     context = SampleContext(
         job_seed=0, problem_id="0", sample_index=0, max_tokens=1000, think_end="", num_prompt_tokens=0
     )
