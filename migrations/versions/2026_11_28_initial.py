@@ -715,17 +715,20 @@ def upgrade() -> None:
             nullable=True,
             comment="who writes next; null: nobody has written, the job's first_role opens",
         ),
-        sa.Column("policy_state", JSONB(), nullable=True, comment="of the policy, after the last segment"),
-        sa.Column("next_max_tokens", sa.Integer(), nullable=True, comment="what the policy asks the next writer for"),
-        sa.Column("next_trigger", sa.String(), nullable=True, comment="why the next writer writes"),
-        sa.Column("next_cue", sa.String(), nullable=True),
+        sa.Column("policy_state", JSONB(), nullable=True, comment="of the policy, after the last segment or aside"),
+        sa.Column(
+            "next_request",
+            JSONB(),
+            nullable=True,
+            comment="what the policy asks next (pipeline.policies.requests); null: nothing, or nobody has written",
+        ),
         sa.Column("num_segments", sa.Integer(), server_default="0", nullable=False),
         sa.Column(
             "num_takeovers",
             sa.Integer(),
             server_default="0",
             nullable=False,
-            comment="times the large model was called in",
+            comment="times the large model was called in: its segments with takes_over",
         ),
         sa.Column(
             "tokens_small", sa.Integer(), server_default="0", nullable=False, comment="kept, written by the small model"
@@ -749,6 +752,37 @@ def upgrade() -> None:
             server_default="0",
             nullable=False,
             comment="written by the large model, not kept",
+        ),
+        sa.Column(
+            "num_asides", sa.Integer(), server_default="0", nullable=False, comment="pieces written on side branches"
+        ),
+        sa.Column(
+            "aside_small",
+            sa.Integer(),
+            server_default="0",
+            nullable=False,
+            comment="written in asides by the small model",
+        ),
+        sa.Column(
+            "aside_large",
+            sa.Integer(),
+            server_default="0",
+            nullable=False,
+            comment="written in asides by the large model",
+        ),
+        sa.Column(
+            "taken_small",
+            sa.Integer(),
+            server_default="0",
+            nullable=False,
+            comment="of aside_small, put into the text: in tokens_small too",
+        ),
+        sa.Column(
+            "taken_large",
+            sa.Integer(),
+            server_default="0",
+            nullable=False,
+            comment="of aside_large, put into the text: in tokens_large too",
         ),
         sa.Column(
             "finish_reason",
@@ -836,6 +870,75 @@ def upgrade() -> None:
         postgresql_where=sa.text("num_rescues >= 2 AND state IN ('ready', 'drafting', 'awaiting_large', 'assisting')"),
     )
     op.create_table(
+        "asides",
+        sa.Column("sample_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("aside_index", sa.Integer(), autoincrement=False, nullable=False, comment="from 0 in its sample"),
+        sa.Column(
+            "after_segment", sa.Integer(), nullable=False, comment="segments that were there when it was asked for"
+        ),
+        sa.Column(
+            "author",
+            sa.Enum("small", "large", name="author", native_enum=False, create_constraint=True, length=24),
+            nullable=False,
+        ),
+        sa.Column("purpose", sa.String(), nullable=False, comment="what the policy asked it for"),
+        sa.Column("question", sa.String(), nullable=False, comment="fixed text after the kept text, '' for none"),
+        sa.Column("turn", sa.Boolean(), nullable=False, comment="the question was a new user message"),
+        sa.Column("opening", sa.String(), nullable=False, comment="what the reply was begun with, '' for nothing"),
+        sa.Column(
+            "after_asides",
+            JSONB(),
+            nullable=False,
+            comment="asides whose heads stood before the question: [index, number of tokens] of each",
+        ),
+        sa.Column("token_ids", ARRAY(sa.INTEGER()), nullable=False, comment="as written, without EOS"),
+        sa.Column("text", sa.String(), nullable=False),
+        sa.Column("token_lengths", ARRAY(sa.INTEGER()), nullable=False, comment="characters per token"),
+        sa.Column(
+            "finish",
+            sa.Enum("eos", "length", "watch", name="finish", native_enum=False, create_constraint=True, length=24),
+            nullable=False,
+        ),
+        sa.Column(
+            "top",
+            ARRAY(sa.Double()),
+            nullable=False,
+            comment="log-probabilities of the most likely first tokens, greatest first; empty where nothing was read",
+        ),
+        sa.Column(
+            "labels",
+            JSONB(),
+            nullable=False,
+            comment="log-probability of each label as the first token; null: not among the most likely",
+        ),
+        sa.Column("value", sa.Double(), nullable=True, comment="the number that decided about it, where one did"),
+        sa.Column("threshold", sa.Double(), nullable=True, comment="what value was compared with"),
+        sa.Column("outcome", sa.String(), nullable=True, comment="what was decided by value"),
+        sa.Column("tokens_generated", sa.Integer(), nullable=False, comment="as its engine counts: the ids and EOS"),
+        sa.Column("prompt_tokens", sa.Integer(), nullable=False, comment="kept text, heads of asides and question"),
+        sa.Column("cached_tokens", sa.Integer(), nullable=False, comment="of the prompt's, not computed again"),
+        sa.Column("seed", sa.BigInteger(), nullable=True, comment="null: greedy, or the job draws without seeds"),
+        sa.Column("epoch", sa.Integer(), nullable=False, comment="of the claim under which it was written"),
+        sa.Column("worker_id", sa.BigInteger(), nullable=False),
+        sa.Column("engine_id", sa.BigInteger(), nullable=False),
+        sa.Column("content_sha256", sa.String(), nullable=False, comment="of what was written, for replay"),
+        sa.Column("wait_seconds", sa.Double(), nullable=True, comment="from publishing to claim"),
+        sa.Column("queue_seconds", sa.Double(), nullable=True, comment="inside the engine before its first work"),
+        sa.Column("first_token_seconds", sa.Double(), nullable=True, comment="from handing in to the first token"),
+        sa.Column("write_seconds", sa.Double(), nullable=True, comment="from handing in to the end"),
+        sa.Column(
+            "held_seconds",
+            sa.Double(),
+            nullable=True,
+            comment="from its end to the commit, while more was written under the same claim",
+        ),
+        sa.Column("committed_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(["engine_id"], ["engines.id"], name=op.f("fk_asides_engine_id_engines")),
+        sa.ForeignKeyConstraint(["sample_id"], ["samples.id"], name=op.f("fk_asides_sample_id_samples")),
+        sa.ForeignKeyConstraint(["worker_id"], ["workers.id"], name=op.f("fk_asides_worker_id_workers")),
+        sa.PrimaryKeyConstraint("sample_id", "aside_index", name=op.f("pk_asides")),
+    )
+    op.create_table(
         "grades",
         sa.Column("sample_id", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("grader", sa.String(), nullable=False),
@@ -884,6 +987,19 @@ def upgrade() -> None:
         ),
         sa.Column("trigger", sa.String(), nullable=False, comment="why this author wrote here"),
         sa.Column("cue", sa.String(), nullable=False, comment="the words that pulled the trigger, '' where none did"),
+        sa.Column(
+            "takes_over",
+            sa.Boolean(),
+            server_default="false",
+            nullable=False,
+            comment="the large model was called in here in the place of the small one: this alone is a takeover",
+        ),
+        sa.Column(
+            "taken_from",
+            sa.Integer(),
+            nullable=True,
+            comment="the aside whose head this is: nothing was generated for it; null: written for itself",
+        ),
         sa.Column("token_ids", ARRAY(sa.INTEGER()), nullable=False, comment="kept"),
         sa.Column("text", sa.String(), nullable=False, comment="kept"),
         sa.Column(
@@ -897,8 +1013,11 @@ def upgrade() -> None:
             "finish",
             sa.Enum("eos", "length", "watch", name="finish", native_enum=False, create_constraint=True, length=24),
             nullable=True,
-            comment="null for inserted ones",
+            comment="null for inserted and taken ones",
         ),
+        sa.Column("value", sa.Double(), nullable=True, comment="the number that decided about it, where one did"),
+        sa.Column("threshold", sa.Double(), nullable=True, comment="what value was compared with"),
+        sa.Column("outcome", sa.String(), nullable=True, comment="what was decided by value"),
         sa.Column(
             "tokens_generated", sa.Integer(), nullable=False, comment="as its engine counts: kept, discarded and EOS"
         ),
@@ -906,8 +1025,8 @@ def upgrade() -> None:
         sa.Column("cached_tokens", sa.Integer(), nullable=False, comment="of the prompt's, not computed again"),
         sa.Column("seed", sa.BigInteger(), nullable=True),
         sa.Column("epoch", sa.Integer(), nullable=False, comment="of the claim under which it was written"),
-        sa.Column("worker_id", sa.BigInteger(), nullable=False),
-        sa.Column("engine_id", sa.BigInteger(), nullable=False),
+        sa.Column("worker_id", sa.BigInteger(), nullable=False, comment="that stored it"),
+        sa.Column("engine_id", sa.BigInteger(), nullable=False, comment="its author's"),
         sa.Column(
             "content_sha256",
             sa.String(),
@@ -918,11 +1037,31 @@ def upgrade() -> None:
         sa.Column("queue_seconds", sa.Double(), nullable=True, comment="inside the engine before its first work"),
         sa.Column("first_token_seconds", sa.Double(), nullable=True, comment="from handing in to the first token"),
         sa.Column("write_seconds", sa.Double(), nullable=True, comment="from handing in to the end"),
+        sa.Column(
+            "held_seconds",
+            sa.Double(),
+            nullable=True,
+            comment="from its end to the commit, while more was written under the same claim",
+        ),
         sa.Column("committed_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.ForeignKeyConstraint(["engine_id"], ["engines.id"], name=op.f("fk_segments_engine_id_engines")),
         sa.ForeignKeyConstraint(["sample_id"], ["samples.id"], name=op.f("fk_segments_sample_id_samples")),
         sa.ForeignKeyConstraint(["worker_id"], ["workers.id"], name=op.f("fk_segments_worker_id_workers")),
         sa.PrimaryKeyConstraint("sample_id", "segment_index", name=op.f("pk_segments")),
+    )
+    op.create_table(
+        "signals",
+        sa.Column("sample_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("kind", sa.String(), nullable=False, comment="segment or aside"),
+        sa.Column("index", sa.Integer(), autoincrement=False, nullable=False, comment="segment_index or aside_index"),
+        sa.Column("name", sa.String(), nullable=False, comment="pipeline.signals.Signal"),
+        sa.Column(
+            "places", ARRAY(sa.INTEGER()), nullable=True, comment="tokens that have a value, from 0; null: each has one"
+        ),
+        sa.Column("values", ARRAY(sa.Double()), nullable=False, comment="as the policy saw them; null: out of sight"),
+        sa.CheckConstraint("kind IN ('segment', 'aside')", name=op.f("ck_signals_kind")),
+        sa.ForeignKeyConstraint(["sample_id"], ["samples.id"], name=op.f("fk_signals_sample_id_samples")),
+        sa.PrimaryKeyConstraint("sample_id", "kind", "index", "name", name=op.f("pk_signals")),
     )
     op.create_table(
         "steps",
@@ -949,8 +1088,10 @@ def upgrade() -> None:
 def downgrade() -> None:
     for table in (
         "steps",
+        "signals",
         "segments",
         "grades",
+        "asides",
         "samples",
         "reference_answers",
         "lots",

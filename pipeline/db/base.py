@@ -6,7 +6,7 @@ import datetime as dt
 from enum import StrEnum
 from typing import Annotated, Any
 
-from sqlalchemy import BigInteger, DateTime, Enum, Identity, MetaData
+from sqlalchemy import BigInteger, DateTime, Double, Enum, Identity, MetaData
 from sqlalchemy.dialects.postgresql import ARRAY, INTEGER, JSONB
 from sqlalchemy.orm import DeclarativeBase, mapped_column
 
@@ -21,6 +21,7 @@ NAMING_CONVENTION = {
 Id = Annotated[int, mapped_column(BigInteger, Identity(always=True), primary_key=True)]
 Instant = Annotated[dt.datetime, mapped_column(DateTime(timezone=True))]
 Ids = Annotated[list[int], mapped_column(ARRAY(INTEGER))]
+Floats = Annotated[list[float], mapped_column(ARRAY(Double))]
 
 
 class Base(DeclarativeBase):

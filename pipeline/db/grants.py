@@ -32,9 +32,9 @@ _WORKERS = {
 """What every worker does: find the schema current, register, renew, end."""
 _WRITTEN = (
     "state, epoch, holder_id, small_worker_id, large_worker_id, published_at, not_before, num_rescues, num_attempts, "
-    "policy_state, next_role, next_max_tokens, next_trigger, next_cue, num_segments, num_takeovers, tokens_small, "
-    "tokens_large, tokens_inserted, discarded_small, discarded_large, finish_reason, error_class, error, finished_at, "
-    "ended_at"
+    "policy_state, next_role, next_request, num_segments, num_takeovers, tokens_small, tokens_large, tokens_inserted, "
+    "discarded_small, discarded_large, num_asides, aside_small, aside_large, taken_small, taken_large, finish_reason, "
+    "error_class, error, finished_at, ended_at"
 )
 """What a claim, a commit, a release or a deferral changes of a sample."""
 _GRADE_BOOKS = ", ".join(
@@ -49,8 +49,8 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         "problems": "SELECT",
         "jobs": "SELECT, UPDATE (first_claimed_at, think_end, think_opened)",
         "samples": f"SELECT, UPDATE ({_WRITTEN})",
-        "segments": "SELECT, INSERT",
-        "steps": "INSERT",
+        **dict.fromkeys(("segments", "asides"), "SELECT, INSERT"),
+        **dict.fromkeys(("signals", "steps"), "INSERT"),
     },
     DatabaseRole.GRADER: {
         **_WORKERS,
@@ -64,7 +64,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
     },
     DatabaseRole.UPKEEP: {
         **_WORKERS,
-        **dict.fromkeys(("engines", "problem_sets", "problems", "segments", "steps", "events"), "SELECT"),
+        **dict.fromkeys(("engines", "problem_sets", "problems", "segments", "asides", "steps", "events"), "SELECT"),
         "jobs": "SELECT, UPDATE",
         "job_totals": "SELECT, INSERT, UPDATE",
         "lots": "SELECT, UPDATE",

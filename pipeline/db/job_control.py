@@ -212,7 +212,7 @@ def select_failed(connection: Connection, job_id: int, classes: Sequence[ErrorCl
 
 
 _LOCK_FAILED = text("""
-    SELECT id, num_segments > 0 AND next_role IS NULL AS is_lost FROM samples
+    SELECT id, num_segments + num_asides > 0 AND next_role IS NULL AS is_lost FROM samples
     WHERE job_id = :job AND id = ANY(:ids) AND state = 'failed' ORDER BY id FOR UPDATE
 """)
 _RETRY = text("""
@@ -269,16 +269,20 @@ def retry_cut(connection: Connection, job_id: int, sample_ids: Sequence[int], *,
 
 
 _DELETE_SEGMENTS = text("""
-    WITH gone AS (DELETE FROM segments WHERE sample_id = ANY(:ids) RETURNING worker_id, tokens_generated)
-    SELECT worker_id, sum(tokens_generated)::bigint AS tokens FROM gone GROUP BY worker_id ORDER BY worker_id
+    WITH gone AS (DELETE FROM segments WHERE sample_id = ANY(:ids) RETURNING worker_id, tokens_generated),
+    gone_asides AS (DELETE FROM asides WHERE sample_id = ANY(:ids) RETURNING worker_id, tokens_generated)
+    SELECT g.worker_id, sum(g.tokens_generated)::bigint AS tokens
+    FROM (SELECT * FROM gone UNION ALL SELECT * FROM gone_asides) g GROUP BY g.worker_id ORDER BY g.worker_id
 """)
 _BOOK_WITHDRAWN = text("UPDATE workers SET tokens_withdrawn = tokens_withdrawn + :tokens WHERE id = :worker")
 _DELETE_STEPS = text("DELETE FROM steps WHERE sample_id = ANY(:ids)")
+_DELETE_SIGNALS = text("DELETE FROM signals WHERE sample_id = ANY(:ids)")
 _DELETE_GRADES = text("DELETE FROM grades WHERE sample_id = ANY(:ids)")
 _FORGET_TEXT = text("""
     UPDATE samples SET num_segments = 0, num_takeovers = 0, tokens_small = 0, tokens_large = 0, tokens_inserted = 0,
-        discarded_small = 0, discarded_large = 0, policy_state = NULL, next_role = NULL, next_max_tokens = NULL,
-        next_trigger = NULL, next_cue = NULL, small_worker_id = NULL, large_worker_id = NULL
+        discarded_small = 0, discarded_large = 0, num_asides = 0, aside_small = 0, aside_large = 0, taken_small = 0,
+        taken_large = 0, policy_state = NULL, next_role = NULL, next_request = NULL, small_worker_id = NULL,
+        large_worker_id = NULL
     WHERE id = ANY(:ids)
 """)
 
@@ -290,6 +294,7 @@ def _withdraw(connection: Connection, sample_ids: Sequence[int]) -> None:
         return
     for row in connection.execute(_DELETE_SEGMENTS, ids).all():  # by id, so that no two retries wait in a circle
         connection.execute(_BOOK_WITHDRAWN, {"worker": row.worker_id, "tokens": row.tokens})
+    connection.execute(_DELETE_SIGNALS, ids)
     connection.execute(_DELETE_STEPS, ids)
     connection.execute(_DELETE_GRADES, ids)
     connection.execute(_FORGET_TEXT, ids)

@@ -20,7 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from pipeline.db.base import Base, Id, Ids, Instant, choice
+from pipeline.db.base import Base, Floats, Id, Ids, Instant, choice
 from pipeline.jobs.config import JobState
 from pipeline.samples import (
     SUSPECT_AFTER,
@@ -493,17 +493,30 @@ class SampleRow(Base):
     next_role: Mapped[ModelRole | None] = mapped_column(
         choice(ModelRole, "next_role"), comment="who writes next; null: nobody has written, the job's first_role opens"
     )
-    policy_state: Mapped[dict[str, Any] | None] = mapped_column(comment="of the policy, after the last segment")
-    next_max_tokens: Mapped[int | None] = mapped_column(comment="what the policy asks the next writer for")
-    next_trigger: Mapped[str | None] = mapped_column(comment="why the next writer writes")
-    next_cue: Mapped[str | None]
+    policy_state: Mapped[dict[str, Any] | None] = mapped_column(
+        comment="of the policy, after the last segment or aside"
+    )
+    next_request: Mapped[dict[str, Any] | None] = mapped_column(
+        comment="what the policy asks next (pipeline.policies.requests); null: nothing, or nobody has written"
+    )
     num_segments: Mapped[int] = mapped_column(server_default="0")
-    num_takeovers: Mapped[int] = mapped_column(server_default="0", comment="times the large model was called in")
+    num_takeovers: Mapped[int] = mapped_column(
+        server_default="0", comment="times the large model was called in: its segments with takes_over"
+    )
     tokens_small: Mapped[int] = mapped_column(server_default="0", comment="kept, written by the small model")
     tokens_large: Mapped[int] = mapped_column(server_default="0", comment="kept, written by the large model")
     tokens_inserted: Mapped[int] = mapped_column(server_default="0", comment="kept, put in by the policy")
     discarded_small: Mapped[int] = mapped_column(server_default="0", comment="written by the small model, not kept")
     discarded_large: Mapped[int] = mapped_column(server_default="0", comment="written by the large model, not kept")
+    num_asides: Mapped[int] = mapped_column(server_default="0", comment="pieces written on side branches")
+    aside_small: Mapped[int] = mapped_column(server_default="0", comment="written in asides by the small model")
+    aside_large: Mapped[int] = mapped_column(server_default="0", comment="written in asides by the large model")
+    taken_small: Mapped[int] = mapped_column(
+        server_default="0", comment="of aside_small, put into the text: in tokens_small too"
+    )
+    taken_large: Mapped[int] = mapped_column(
+        server_default="0", comment="of aside_large, put into the text: in tokens_large too"
+    )
     finish_reason: Mapped[FinishReason | None] = mapped_column(choice(FinishReason, "finish_reason"))
     predicted_answer: Mapped[str | None] = mapped_column(comment="by the latest grading")
     score: Mapped[float | None] = mapped_column(comment="by the latest grading; null: unscored, which is not wrong")
@@ -524,21 +537,31 @@ class SegmentRow(Base):
     author: Mapped[Author] = mapped_column(choice(Author, "author"))
     trigger: Mapped[str] = mapped_column(comment="why this author wrote here")
     cue: Mapped[str] = mapped_column(comment="the words that pulled the trigger, '' where none did")
+    takes_over: Mapped[bool] = mapped_column(
+        server_default="false",
+        comment="the large model was called in here in the place of the small one: this alone is a takeover",
+    )
+    taken_from: Mapped[int | None] = mapped_column(
+        comment="the aside whose head this is: nothing was generated for it; null: written for itself"
+    )
     token_ids: Mapped[Ids] = mapped_column(comment="kept")
     text: Mapped[str] = mapped_column(comment="kept")
     discarded_ids: Mapped[Ids] = mapped_column(comment="written after the kept ones, not kept")
     discarded_text: Mapped[str]
     token_lengths: Mapped[Ids] = mapped_column(comment="characters per token, kept then discarded")
     finish: Mapped[SegmentFinish | None] = mapped_column(
-        choice(SegmentFinish, "finish"), comment="null for inserted ones"
+        choice(SegmentFinish, "finish"), comment="null for inserted and taken ones"
     )
+    value: Mapped[float | None] = mapped_column(comment="the number that decided about it, where one did")
+    threshold: Mapped[float | None] = mapped_column(comment="what value was compared with")
+    outcome: Mapped[str | None] = mapped_column(comment="what was decided by value")
     tokens_generated: Mapped[int] = mapped_column(comment="as its engine counts: kept, discarded and EOS")
     prompt_tokens: Mapped[int]
     cached_tokens: Mapped[int] = mapped_column(comment="of the prompt's, not computed again")
     seed: Mapped[int | None] = mapped_column(BigInteger)
     epoch: Mapped[int] = mapped_column(comment="of the claim under which it was written")
-    worker_id: Mapped[int] = mapped_column(ForeignKey("workers.id"))
-    engine_id: Mapped[int] = mapped_column(ForeignKey("engines.id"))
+    worker_id: Mapped[int] = mapped_column(ForeignKey("workers.id"), comment="that stored it")
+    engine_id: Mapped[int] = mapped_column(ForeignKey("engines.id"), comment="its author's")
     content_sha256: Mapped[str | None] = mapped_column(
         comment="of what was written, for replay; null: stored before there was one"
     )
@@ -546,7 +569,74 @@ class SegmentRow(Base):
     queue_seconds: Mapped[float | None] = mapped_column(comment="inside the engine before its first work")
     first_token_seconds: Mapped[float | None] = mapped_column(comment="from handing in to the first token")
     write_seconds: Mapped[float | None] = mapped_column(comment="from handing in to the end")
+    held_seconds: Mapped[float | None] = mapped_column(
+        comment="from its end to the commit, while more was written under the same claim"
+    )
     committed_at: Mapped[Instant] = mapped_column(server_default=func.now())
+
+
+class AsideRow(Base):
+    """A short piece on a side branch of a sample, which a policy asked for. It is never kept by itself.
+
+    A segment that takes its head names it in taken_from. Asides of one after_segment come before that segment.
+    """
+
+    __tablename__ = "asides"
+
+    sample_id: Mapped[int] = mapped_column(ForeignKey("samples.id"), primary_key=True, autoincrement=False)
+    aside_index: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="from 0 in its sample")
+    after_segment: Mapped[int] = mapped_column(comment="segments that were there when it was asked for")
+    author: Mapped[ModelRole] = mapped_column(choice(ModelRole, "author"))
+    purpose: Mapped[str] = mapped_column(comment="what the policy asked it for")
+    question: Mapped[str] = mapped_column(comment="fixed text after the kept text, '' for none")
+    turn: Mapped[bool] = mapped_column(comment="the question was a new user message")
+    opening: Mapped[str] = mapped_column(comment="what the reply was begun with, '' for nothing")
+    after_asides: Mapped[list[list[int]]] = mapped_column(
+        JSONB, comment="asides whose heads stood before the question: [index, number of tokens] of each"
+    )
+    token_ids: Mapped[Ids] = mapped_column(comment="as written, without EOS")
+    text: Mapped[str]
+    token_lengths: Mapped[Ids] = mapped_column(comment="characters per token")
+    finish: Mapped[SegmentFinish] = mapped_column(choice(SegmentFinish, "finish"))
+    top: Mapped[Floats] = mapped_column(
+        comment="log-probabilities of the most likely first tokens, greatest first; empty where nothing was read"
+    )
+    labels: Mapped[dict[str, float | None]] = mapped_column(
+        JSONB, comment="log-probability of each label as the first token; null: not among the most likely"
+    )
+    value: Mapped[float | None] = mapped_column(comment="the number that decided about it, where one did")
+    threshold: Mapped[float | None] = mapped_column(comment="what value was compared with")
+    outcome: Mapped[str | None] = mapped_column(comment="what was decided by value")
+    tokens_generated: Mapped[int] = mapped_column(comment="as its engine counts: the ids and EOS")
+    prompt_tokens: Mapped[int] = mapped_column(comment="kept text, heads of asides and question")
+    cached_tokens: Mapped[int] = mapped_column(comment="of the prompt's, not computed again")
+    seed: Mapped[int | None] = mapped_column(BigInteger, comment="null: greedy, or the job draws without seeds")
+    epoch: Mapped[int] = mapped_column(comment="of the claim under which it was written")
+    worker_id: Mapped[int] = mapped_column(ForeignKey("workers.id"))
+    engine_id: Mapped[int] = mapped_column(ForeignKey("engines.id"))
+    content_sha256: Mapped[str] = mapped_column(comment="of what was written, for replay")
+    wait_seconds: Mapped[float | None] = mapped_column(comment="from publishing to claim")
+    queue_seconds: Mapped[float | None] = mapped_column(comment="inside the engine before its first work")
+    first_token_seconds: Mapped[float | None] = mapped_column(comment="from handing in to the first token")
+    write_seconds: Mapped[float | None] = mapped_column(comment="from handing in to the end")
+    held_seconds: Mapped[float | None] = mapped_column(
+        comment="from its end to the commit, while more was written under the same claim"
+    )
+    committed_at: Mapped[Instant] = mapped_column(server_default=func.now())
+
+
+class SignalRow(Base):
+    """What was read of the tokens of a segment (the discarded ones too) or an aside, where a policy asked for it."""
+
+    __tablename__ = "signals"
+    __table_args__ = (CheckConstraint("kind IN ('segment', 'aside')", name="kind"),)
+
+    sample_id: Mapped[int] = mapped_column(ForeignKey("samples.id"), primary_key=True, autoincrement=False)
+    kind: Mapped[str] = mapped_column(primary_key=True, comment="segment or aside")
+    index: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="segment_index or aside_index")
+    name: Mapped[str] = mapped_column(primary_key=True, comment="pipeline.signals.Signal")
+    places: Mapped[Ids | None] = mapped_column(comment="tokens that have a value, from 0; null: each has one")
+    values: Mapped[Floats] = mapped_column(comment="as the policy saw them; null: out of sight")
 
 
 class StepRow(Base):

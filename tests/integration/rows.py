@@ -126,7 +126,7 @@ def add_segment(
     connection: Connection, sample_id: int, index: int, author: str, written: str, *, trigger: str = "start",
     discarded: str = "", worker_id: int, engine_id: int, **columns: Any,
 ) -> None:  # fmt: skip
-    """A segment with one token per character."""
+    """A segment with one token per character; takes_over: whether it is a takeover."""
     values = {
         "sample_id": sample_id, "segment_index": index, "author": author, "trigger": trigger, "cue": "",
         "token_ids": [ord(letter) for letter in written], "text": written,
@@ -136,6 +136,40 @@ def add_segment(
     }  # fmt: skip
     statement = f"INSERT INTO segments ({', '.join(values)}) VALUES ({', '.join(f':{name}' for name in values)})"
     connection.execute(text(statement), values)
+
+
+def add_aside(
+    connection: Connection, sample_id: int, index: int, author: str, written: str, *, after_segment: int,
+    worker_id: int, engine_id: int, **columns: Any,
+) -> None:  # fmt: skip
+    """An aside with one token per character."""
+    values = {
+        "sample_id": sample_id, "aside_index": index, "after_segment": after_segment, "author": author,
+        "purpose": "rate", "question": "", "turn": False, "opening": "", "after_asides": "[]",
+        "token_ids": [ord(letter) for letter in written], "text": written, "token_lengths": [1] * len(written),
+        "finish": "length", "top": [-0.1, -2.5], "labels": '{"yes": -0.1, "no": null}',
+        "tokens_generated": len(written), "prompt_tokens": 10, "cached_tokens": 0, "epoch": 1,
+        "worker_id": worker_id, "engine_id": engine_id, "content_sha256": "…", **columns,
+    }  # fmt: skip
+    statement = f"INSERT INTO asides ({', '.join(values)}) VALUES ({', '.join(f':{name}' for name in values)})"
+    connection.execute(text(statement), values)
+
+
+def add_signal(
+    connection: Connection, sample_id: int, kind: str, index: int, name: str, values: Sequence[float | None],
+    *, places: Sequence[int] | None = None,
+) -> None:  # fmt: skip
+    """What was read of the tokens of a segment or an aside. places: of a sparse signal."""
+    connection.execute(
+        text("""
+            INSERT INTO signals (sample_id, kind, index, name, places, values)
+            VALUES (:sample, :kind, :index, :name, :places, :values)
+        """),
+        {
+            "sample": sample_id, "kind": kind, "index": index, "name": name, "values": list(values),
+            "places": None if places is None else list(places),
+        },
+    )  # fmt: skip
 
 
 def add_step(connection: Connection, sample_id: int, index: int, author: str, written: str, **columns: Any) -> None:

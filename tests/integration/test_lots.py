@@ -116,13 +116,12 @@ def _write(connection: Connection, chance: random.Random, sample: int, workers: 
         }  # fmt: skip
         add_segment(
             connection, sample, index, author, kept, trigger=chance.choice("pq"), cached_tokens=chance.randrange(10),
+            takes_over=author == "large" and chance.random() < 0.8,
             worker_id=workers["large" if author == "large" else "small"], engine_id=engine, **timings,
         )  # fmt: skip
         add_step(connection, sample, index, author, kept, trigger=chance.choice([None, "p"]))
         tokens[author] += len(kept)
-    takeovers = one(
-        connection, "SELECT count(*) AS n FROM segments WHERE sample_id = :id AND author = 'large'", id=sample
-    )
+    takeovers = one(connection, "SELECT count(*) AS n FROM segments WHERE sample_id = :id AND takes_over", id=sample)
     connection.execute(
         text("""
             UPDATE samples SET num_segments = :num, tokens_small = :small, tokens_large = :large,

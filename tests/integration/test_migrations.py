@@ -39,7 +39,16 @@ from pipeline.jobs.config import JobState
 from pipeline.samples import FINAL_STATES, WRITING_STATE, ErrorClass, SampleState
 from pipeline.settings import LeaseSettings
 from pipeline.workforce import WorkerEnd, WorkerKind
-from tests.integration.rows import add_engine, add_job, add_problem_set, add_segment, add_step, add_worker
+from tests.integration.rows import (
+    add_aside,
+    add_engine,
+    add_job,
+    add_problem_set,
+    add_segment,
+    add_signal,
+    add_step,
+    add_worker,
+)
 from workers.processes.lease import LeaseKeeper
 
 SCRIPTS = list(ScriptDirectory.from_config(migrate.alembic_config()).walk_revisions())
@@ -103,7 +112,7 @@ def fill_job(connection: Connection, job: int, worker: int, engine: int) -> None
             "job_id": job, "problem_id": problem_id, "sample_index": index, "state": state, "epoch": 3,
             "holder_id": worker if state in WRITING_STATE.values() else None, "small_worker_id": worker,
             "published_at": NOW, "num_rescues": 1, "num_attempts": 2, "not_before": NOW, "max_tokens": 99,
-            "policy_state": {"count": 1}, "next_max_tokens": 20, "next_trigger": "reflection", "next_cue": "wait",
+            "policy_state": {"count": 1}, "next_request": {"kind": "generate", "max_tokens": 20},
             "next_role": "large" if state in (SampleState.AWAITING_LARGE, SampleState.ASSISTING) else "small",
             "num_segments": 1, "tokens_small": 3, "discarded_small": 2, "finish_reason": "eos" if is_complete else None,
             "score": 1.0 if state is SampleState.GRADED else None, "error_class": error_class,
@@ -112,6 +121,8 @@ def fill_job(connection: Connection, job: int, worker: int, engine: int) -> None
         }  # fmt: skip
         sample = int(connection.execute(insert(SampleRow).values(**row).returning(SampleRow.id)).scalar_one())
         add_segment(connection, sample, 0, "small", "abc", discarded="de", worker_id=worker, engine_id=engine)
+        add_aside(connection, sample, 0, "large", "7", after_segment=1, worker_id=worker, engine_id=engine)
+        add_signal(connection, sample, "segment", 0, "logprob", [-0.5, -0.25, -1.0, None, -0.125])
         add_step(connection, sample, 0, "small", "abc")
         grade = "INSERT INTO grades (sample_id, grader, grader_version, status) VALUES (:sample, 'math', '1', 'done')"
         connection.execute(text(grade), {"sample": sample})

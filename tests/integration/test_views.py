@@ -93,7 +93,7 @@ def test_view_columns_are_the_fields_of_its_report_each_with_a_comment(connectio
     assert [row["attname"] for row in rows if not row["comment"]] == []
 
 
-def test_views_go_away_with_their_migration_and_come_back(views_engine: Engine) -> None:
+def test_views_go_away_with_a_migration_down_and_come_back(views_engine: Engine) -> None:
     names = "SELECT viewname FROM pg_views WHERE schemaname = 'public'"
     migrate.downgrade(views_engine, "0001")
     with transaction(views_engine) as connection:

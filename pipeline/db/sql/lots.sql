@@ -157,14 +157,14 @@ scored bigint, score_sum float8) LANGUAGE sql STABLE AS $$
                    coalesce(lead(p.trigger) OVER w, CASE WHEN p.is_complete THEN 'end' END) AS followed_by,
                    coalesce(lead(p.start_token) OVER w, p.output_tokens) - p.start_token - p.tokens AS tokens_between
             FROM (
-    SELECT g.sample_id, g.segment_index, g.author, g.trigger, cardinality(g.token_ids) AS tokens,
+    SELECT g.sample_id, g.segment_index, g.author, g.takes_over, g.trigger, cardinality(g.token_ids) AS tokens,
            sum(cardinality(g.token_ids)) OVER (PARTITION BY g.sample_id ORDER BY g.segment_index)
            - cardinality(g.token_ids) AS start_token,
            s.tokens_small + s.tokens_large + s.tokens_inserted AS output_tokens, s.score, s.state IN ('finished',
            'graded') AS is_complete
     FROM samples s CROSS JOIN LATERAL (SELECT * FROM segments WHERE sample_id = s.id OFFSET 0) g
     WHERE s.job_id = job AND s.problem_id BETWEEN first_problem AND last_problem
-) p WHERE p.author = 'large'
+) p WHERE p.takes_over
             WINDOW w AS (PARTITION BY p.sample_id ORDER BY p.segment_index)
         ) t
         WHERE t.followed_by IS NOT NULL GROUP BY t.trigger, t.followed_by
@@ -177,10 +177,10 @@ CREATE FUNCTION tell_tenths(job bigint, first_problem bigint, last_problem bigin
 tokens_large float8, num_takeovers bigint) LANGUAGE sql STABLE AS $$
         SELECT t.tenth, sum(greatest(0, least(p.start_token + p.tokens, t.tenth * t.width)
                                         - greatest(p.start_token, (t.tenth - 1) * t.width)))::float8,
-               count(*) FILTER (WHERE p.start_token >= (t.tenth - 1) * t.width
+               count(*) FILTER (WHERE p.takes_over AND p.start_token >= (t.tenth - 1) * t.width
                                   AND (p.start_token < t.tenth * t.width OR t.tenth = 10))
         FROM (
-    SELECT g.sample_id, g.segment_index, g.author, g.trigger, cardinality(g.token_ids) AS tokens,
+    SELECT g.sample_id, g.segment_index, g.author, g.takes_over, g.trigger, cardinality(g.token_ids) AS tokens,
            sum(cardinality(g.token_ids)) OVER (PARTITION BY g.sample_id ORDER BY g.segment_index)
            - cardinality(g.token_ids) AS start_token,
            s.tokens_small + s.tokens_large + s.tokens_inserted AS output_tokens, s.score, s.state IN ('finished',

@@ -33,4 +33,4 @@ COMMENT ON COLUMN delegation_progress.tokens IS
     'kept tokens in that tenth, all samples; fractions, where a token lies in two';
 COMMENT ON COLUMN delegation_progress.tokens_large IS 'of these, written by the large model';
 COMMENT ON COLUMN delegation_progress.share_large IS 'tokens_large over tokens';
-COMMENT ON COLUMN delegation_progress.num_takeovers IS 'pieces of the large model that begin in it';
+COMMENT ON COLUMN delegation_progress.num_takeovers IS 'takeovers that begin in it';

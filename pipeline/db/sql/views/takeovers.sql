@@ -11,23 +11,24 @@ CROSS JOIN LATERAL (
                AS tokens_between,
            p.score
     FROM (
-        SELECT g.sample_id, g.segment_index, g.author, g.trigger, g.cue, cardinality(g.token_ids) AS tokens,
+        SELECT g.sample_id, g.segment_index, g.takes_over, g.trigger, g.cue, cardinality(g.token_ids) AS tokens,
                sum(cardinality(g.token_ids)) OVER (PARTITION BY g.sample_id ORDER BY g.segment_index)
                - cardinality(g.token_ids) AS start_token,
                s.tokens_small + s.tokens_large + s.tokens_inserted AS output_tokens, s.score,
                s.state IN ('finished', 'graded') AS is_complete
         FROM samples s JOIN segments g ON g.sample_id = s.id WHERE s.job_id = j.id
 ) p
-    WHERE p.author = 'large'
+    WHERE p.takes_over
     WINDOW w AS (PARTITION BY p.sample_id ORDER BY p.segment_index)
 ) l;
 
 COMMENT ON VIEW takeovers IS
-    'Everything the large model wrote, piece by piece: where in the sample, why, and what came after it.';
+    'Every time the large model was called in in the place of the small one: where in the sample, why, and what came '
+    'after it.';
 COMMENT ON COLUMN takeovers.job_id IS 'the job';
 COMMENT ON COLUMN takeovers.sample_id IS 'the sample';
 COMMENT ON COLUMN takeovers.segment_index IS 'the piece''s place among the sample''s segments';
-COMMENT ON COLUMN takeovers.trigger IS 'why the large model wrote; start: it opened the sample';
+COMMENT ON COLUMN takeovers.trigger IS 'why the large model was called in';
 COMMENT ON COLUMN takeovers.cue IS 'the words that pulled the trigger, '''' where none did';
 COMMENT ON COLUMN takeovers.tokens IS 'kept tokens of the piece';
 COMMENT ON COLUMN takeovers.start_token IS 'output tokens before it';
