@@ -43,6 +43,8 @@ def field_docstrings(model: type[BaseModel]) -> dict[str, str]:
 
 
 def default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
     if field.default_factory is not None:
         return "see meaning"
     value = field.default

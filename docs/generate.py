@@ -23,6 +23,8 @@ from docs.fields import Described, allowed, default, described_fields, is_model
 from pipeline import errors
 from pipeline.cli.app import app
 from pipeline.policies import parse_policy, policy_names
+from pipeline.policies.exits import CutExit
+from pipeline.policies.guards import LoopGuard
 from pipeline.settings import Settings
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -126,17 +128,25 @@ Every number of every policy, with where its default comes from. `specthink clon
 
 
 def policies_page() -> str:
-    parts = []
-    for name in policy_names():
-        spec = type(parse_policy(name))
-        fields = [given for given in described_fields(spec) if given.name not in ("name", "preset")]
-        rows = [
-            [f"`{field.name}`", policy_default(field), allowed(field.field.annotation, field.field.metadata), field[2]]
-            for field in fields
+    parts: dict[str, type[BaseModel]] = {name: type(parse_policy(name)) for name in policy_names()}
+    parts |= {"exit: cut": CutExit, "guard: loops": LoopGuard}
+    return page("Policies and their numbers", POLICIES_INTRODUCTION, *(numbers_of(*part) for part in parts.items()))
+
+
+def numbers_of(title: str, spec: type[BaseModel]) -> str:
+    """A section on one policy, exit or guard."""
+    rows = [
+        [
+            f"`{field.name}`",
+            policy_default(field),
+            allowed(field.field.annotation, field.field.metadata),
+            field.docstring,
         ]
-        numbers = table(["field", "default", "allowed", "meaning and origin"], rows) if rows else "It has no numbers."
-        parts.append(f"## {name}\n\n{plain(inspect.getdoc(spec) or '')}\n\n{numbers}")
-    return page("Policies and their numbers", POLICIES_INTRODUCTION, *parts)
+        for field in described_fields(spec)
+        if field.name not in ("name", "preset")
+    ]
+    numbers = table(["field", "default", "allowed", "meaning and origin"], rows) if rows else "It has no numbers."
+    return f"## {title}\n\n{plain(inspect.getdoc(spec) or '')}\n\n{numbers}"
 
 
 def policy_default(described: Described) -> str:
