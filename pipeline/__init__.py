@@ -10,10 +10,14 @@ if TYPE_CHECKING:
     from pipeline.db.readonly_query import Table
     from pipeline.errors import PipelineError
     from pipeline.jobs.config import JobConfig, JobState
+    from pipeline.policies.protocol import Policy, Reading, SampleContext, Transition, Watcher
+    from pipeline.policies.requests import Answered, Ask, Finish, Generate, Insert, Take, Trigger, Written
+    from pipeline.policies.specs import PolicySpec
     from pipeline.problems import ColumnNames, Problem, ProblemSet, load_problem_set
     from pipeline.results.reports import Job, JobChange, JobProgress, JobStats, JobSummary, Result, SampleReport
-    from pipeline.samples import Author, FinishReason, ModelRole, SampleState
+    from pipeline.samples import Author, FinishReason, ModelRole, Piece, SampleState, SegmentFinish
     from pipeline.settings import Settings, load_settings
+    from pipeline.signals import Signal
 
 __all__ = [
     "Author",
@@ -38,6 +42,24 @@ __all__ = [
     "Table",
     "load_problem_set",
     "load_settings",
+    # to write a policy
+    "Answered",
+    "Ask",
+    "Finish",
+    "Generate",
+    "Insert",
+    "Piece",
+    "Policy",
+    "PolicySpec",
+    "Reading",
+    "SampleContext",
+    "SegmentFinish",
+    "Signal",
+    "Take",
+    "Transition",
+    "Trigger",
+    "Watcher",
+    "Written",
 ]
 
 _HOMES = {
@@ -47,8 +69,12 @@ _HOMES = {
     "errors": ("PipelineError",),
     "jobs.config": ("JobConfig", "JobState"),
     "problems": ("ColumnNames", "Problem", "ProblemSet", "load_problem_set"),
-    "samples": ("Author", "FinishReason", "ModelRole", "SampleState"),
+    "policies.protocol": ("Policy", "Reading", "SampleContext", "Transition", "Watcher"),
+    "policies.requests": ("Answered", "Ask", "Finish", "Generate", "Insert", "Take", "Trigger", "Written"),
+    "policies.specs": ("PolicySpec",),
+    "samples": ("Author", "FinishReason", "ModelRole", "Piece", "SampleState", "SegmentFinish"),
     "settings": ("Settings", "load_settings"),
+    "signals": ("Signal",),
 }
 _HOME = {name: f"pipeline.{module}" for module, names in _HOMES.items() for name in names}
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import BaseModel, ConfigDict
 
@@ -86,6 +86,23 @@ def find_plugin(group: PluginGroup, name: str) -> Plugin | None:
     return Plugin(value=value, origin=_origin(point))
 
 
+def own_or_plugin(group: PluginGroup, name: str, own: Mapping[str, Any], *, what: str) -> Any:
+    """What a name stands for: one of this program's own, or what a package brings.
+
+    Raises ConfigurationError that lists the names there are, or where both claim one.
+    """
+    origin = find_origin(group, name)
+    if name in own:
+        if origin is not None:
+            refuse_two(group, name, ["specthink itself", str(origin)])
+        return own[name]
+    plugin = find_plugin(group, name)
+    if plugin is None:
+        known = ", ".join((*own, *plugin_names(group)))
+        raise ConfigurationError(f"there is no {what} {name!r}; there are {known}")
+    return plugin.value
+
+
 def is_file(text: str) -> bool:
     """Whether a name is that of something in a file, as in ``rules.py:MyPolicy``."""
     path, colon, name = text.rpartition(":")
@@ -143,7 +160,7 @@ def _find(group: PluginGroup, name: str) -> EntryPoint | None:
     return found[0] if found else None
 
 
-def refuse_two(group: PluginGroup, name: str, claimants: Sequence[str]) -> None:
+def refuse_two(group: PluginGroup, name: str, claimants: Sequence[str]) -> NoReturn:
     """Raises ConfigurationError: a name means one thing."""
     raise ConfigurationError(f"{name!r} in {group} is claimed by {' and by '.join(claimants)}; uninstall one of them")
 

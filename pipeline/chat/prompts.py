@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigurationError
+from pipeline.plugins import PluginGroup, own_or_plugin, plugin_names
 from pipeline.problems import Problem
 
 CHOICE_LETTERS = "ABCDEFGHIJ"
@@ -82,15 +83,18 @@ _TEMPLATES = {
 
 
 def prompt_template(name: str) -> PromptTemplate:
-    """Raises ConfigurationError with the names there are."""
-    if name not in _TEMPLATES:
-        known = ", ".join(prompt_template_names())
-        raise ConfigurationError(f"there is no prompt template {name!r}; there are {known}")
-    return _TEMPLATES[name]
+    """A template of this program's, or of a package by its entry point in the group "specthink.prompts".
+
+    Raises ConfigurationError with the names there are.
+    """
+    template = own_or_plugin(PluginGroup.PROMPTS, name, _TEMPLATES, what="prompt template")
+    if not isinstance(template, PromptTemplate):
+        raise ConfigurationError(f"the prompt template {name!r} must be a pipeline.chat.prompts.PromptTemplate")
+    return template
 
 
 def prompt_template_names() -> tuple[str, ...]:
-    return tuple(_TEMPLATES)
+    return (*_TEMPLATES, *plugin_names(PluginGroup.PROMPTS))
 
 
 def render_user_message(template_name: str, problem: Problem) -> str:

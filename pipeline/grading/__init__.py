@@ -13,6 +13,7 @@ from pipeline.grading.exact import ExactGrader, NoGrader
 from pipeline.grading.extract import answer_part
 from pipeline.grading.math import MathGrader
 from pipeline.grading.memory import limit_memory
+from pipeline.plugins import PluginGroup, own_or_plugin, plugin_names
 
 __all__ = ["Grade", "Grader", "answer_part", "grader_names", "limit_memory", "make_grader"]
 
@@ -25,11 +26,15 @@ _GRADERS: dict[str, Callable[[], Grader]] = {
 
 
 def make_grader(name: str) -> Grader:
-    """Raises ConfigurationError with the names there are."""
-    if name not in _GRADERS:
-        raise ConfigurationError(f"there is no grader {name!r}; there are {', '.join(grader_names())}")
-    return _GRADERS[name]()
+    """A grader of this program's, or of a package by its entry point in the group "specthink.graders".
+
+    Raises ConfigurationError with the names there are.
+    """
+    grader: Grader = own_or_plugin(PluginGroup.GRADERS, name, _GRADERS, what="grader")()
+    if not callable(getattr(grader, "grade", None)):
+        raise ConfigurationError(f"{name!r} makes no grader: it must return an object with a method grade")
+    return grader
 
 
 def grader_names() -> tuple[str, ...]:
-    return tuple(_GRADERS)
+    return (*_GRADERS, *plugin_names(PluginGroup.GRADERS))

@@ -22,6 +22,7 @@ from pipeline.plugins import (
     refuse_two,
 )
 from pipeline.policies.baselines import LargeOnlySpec, SmallOnlySpec
+from pipeline.policies.glimpse import GlimpseSpec
 from pipeline.policies.protocol import Policy
 from pipeline.policies.random_delegation import RandomDelegationSpec
 from pipeline.policies.specs import PolicySpec
@@ -36,6 +37,7 @@ _OWN: tuple[type[PolicySpec], ...] = (
     SmallOnlySpec,
     LargeOnlySpec,
     RandomDelegationSpec,
+    GlimpseSpec,
 )
 """The first preset of a name is its default."""
 

@@ -27,6 +27,12 @@ def test_presets_that_hand_back_at_n_tokens_are_matched_so() -> None:
     assert values == {"rate": 0.4, "tokens": 20, "handback": "tokens"}
 
 
+def test_steps_are_matched_by_steps() -> None:
+    values = matched_values(parse_policy("glimpse"), num_breaks=50, takeovers={"glimpse": 10})
+    assert values == {"rate": 0.2, "tokens": 512, "handback": "break"}
+    assert parse_policy("random", values).model_dump().items() >= values.items()
+
+
 def test_random_can_be_matched_to_random() -> None:
     spec = parse_policy("random", {"rate": 0.3, "tokens": 33, "handback": "tokens"})
     values = matched_values(spec, num_breaks=100, takeovers={"random": 30})

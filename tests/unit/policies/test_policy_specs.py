@@ -4,6 +4,7 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline.errors import ConfigurationError
 from pipeline.policies import AnyPolicySpec, PolicySpec, parse_policy, policy_names
 from pipeline.policies.baselines import LargeOnlySpec, SmallOnlySpec
+from pipeline.policies.glimpse import GlimpseSpec
 from pipeline.policies.random_delegation import RandomDelegationSpec
 from pipeline.policies.speculative_thinking.improved import SpeculativeThinkingSpec
 from pipeline.policies.speculative_thinking.paper import PaperSpec
@@ -17,6 +18,7 @@ SPECS = {
     "small-only": SmallOnlySpec(),
     "large-only": LargeOnlySpec(),
     "random": RandomDelegationSpec(),
+    "glimpse": GlimpseSpec(),
 }
 
 

@@ -1,0 +1,391 @@
+"""Glimpse: vectors by hand, and the published loop as one would write it with two engines that block."""
+
+from __future__ import annotations
+
+import math
+import random
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.policies.glimpse import GlimpseSpec
+from pipeline.policies.protocol import Reading, SampleContext, Transition
+from pipeline.policies.requests import Finish, Generate, Written
+from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
+from pipeline.signals import Signal
+from tests.decisions import Decision, Keep, decided
+
+SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
+EOS, LENGTH, WATCH = SegmentFinish.EOS, SegmentFinish.LENGTH, SegmentFinish.WATCH
+ENTROPY = frozenset({Signal.FIRST_ENTROPY})
+Token = str | tuple[str, float]
+"""A token's text, with the reading at it, where there is one."""
+
+
+def text_of(token: Token) -> str:
+    return token if isinstance(token, str) else token[0]
+
+
+def reading_of(token: Token) -> float | None:
+    return None if isinstance(token, str) else token[1]
+
+
+@dataclass
+class Play:
+    """One sample, written by hand."""
+
+    spec: GlimpseSpec = field(default_factory=GlimpseSpec)
+    max_tokens: int = 1000
+    think_end: str = "</think>"
+    num_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self.policy = self.spec.build()
+        self.context = SampleContext(
+            job_seed=1,
+            problem_id="p",
+            sample_index=0,
+            max_tokens=self.max_tokens,
+            think_end=self.think_end,
+            num_prompt_tokens=0,
+        )
+        self.last: Transition = self.policy.start(self.context)
+
+    def watched(self, *tokens: Token) -> int | None:
+        watcher = self.policy.watcher(self.context, self.last.state)
+        if watcher is None:
+            return None
+        fed = ((text_of(token), {Signal.FIRST_ENTROPY: reading_of(token)}) for token in tokens)
+        return next((count for count, token in enumerate(fed, 1) if watcher.feed(*token)), None)
+
+    def write(self, *tokens: Token, finish: SegmentFinish = WATCH) -> tuple[Decision, ...]:
+        request = self.last.then
+        assert isinstance(request, Generate)
+        piece = Piece(token_ids=tuple(range(len(tokens))), texts=tuple(map(text_of, tokens)))
+        signals = {Signal.FIRST_ENTROPY: tuple(map(reading_of, tokens))} if request.signals else {}
+        event = Written(role=request.role, piece=piece, finish=finish, start_token=self.num_tokens, signals=signals)
+        self.last = self.policy.advance(self.context, self.last.state, event)
+        self.num_tokens += self.last.keep or 0
+        return decided(self.last)
+
+
+def step_by_large(max_tokens: int = 512) -> Generate:
+    return Generate(role=LARGE, max_tokens=max_tokens, takes_over=True, trigger="glimpse")
+
+
+def resumes(play: Play, *, is_thinking: bool = True) -> Generate:
+    signals = ENTROPY if is_thinking else frozenset()
+    return Generate(role=SMALL, max_tokens=1000 - play.num_tokens, trigger="resume", signals=signals)
+
+
+VECTOR: list[Token] = [("Take", 0.2), " it.", "\n\n", ("Then", 0.3), " go.", "\n\n", ("Wait", 1.7), " so", "\n\n"]
+
+
+def test_small_begins_and_its_first_tokens_are_read() -> None:
+    play = Play()
+    assert play.policy.roles == {SMALL, LARGE}
+    assert decided(play.last) == (Generate(role=SMALL, max_tokens=1000, trigger="start", signals=ENTROPY),)
+
+
+def test_an_uncertain_first_token_hands_its_step_to_large() -> None:
+    play = Play()
+    assert play.watched(*VECTOR) == 7
+    assert play.write(*VECTOR) == (Keep(num_tokens=6), step_by_large())
+    assert play.last.reading == Reading(value=1.7, threshold=1.0, outcome="take_over")
+
+
+@pytest.mark.parametrize("num_equal", [2, 3, 20])
+def test_the_entropy_of_equal_tokens_is_their_numbers_logarithm(num_equal: int) -> None:
+    entropy = round(math.log(num_equal), 5)
+    assert entropy in (0.69315, 1.09861, 2.99573)
+    expected = None if num_equal == 2 else 2
+    assert Play().watched(".\n\n", ("So", entropy), " on") == expected
+
+
+@pytest.mark.parametrize(("entropy", "fires"), [(1.0, True), (0.99999, False)])
+def test_the_threshold_itself_is_uncertain(entropy: float, fires: bool) -> None:
+    play = Play()
+    assert (play.watched(".\n\n", ("So", entropy)) == 2) is fires
+
+
+def test_a_break_of_several_tokens_is_read_once_after_the_last() -> None:
+    play = Play()
+    tokens: list[Token] = ["a", "\n\n", "\n", ("So", 1.5)]
+    assert play.watched(*tokens) == 4
+    assert play.write(*tokens)[0] == Keep(num_tokens=3)
+
+
+def test_newlines_that_begin_a_request_lengthen_the_break_before_it() -> None:
+    play = Play()
+    play.write("a", "\n\n", ("So", 1.5))
+    play.write("b", ".\n\n", finish=WATCH)
+    tokens: list[Token] = [("\n", 2.5), ("So", 0.1), " w"]
+    assert play.watched(*tokens) is None
+    assert play.watched(("\n", 2.5), ("So", 1.1)) == 2
+
+
+def test_the_very_first_token_may_be_uncertain() -> None:
+    play = Play()
+    assert play.watched(("Hm", 1.2)) == 1
+    assert play.write(("Hm", 1.2), "a") == (Keep(num_tokens=0), step_by_large())
+    play = Play(GlimpseSpec(check_start=False))
+    assert play.watched(("Hm", 1.2), "a") is None
+
+
+def test_the_first_token_of_a_request_in_the_middle_of_a_step_decides_nothing() -> None:
+    play = Play()
+    assert play.write("a", " b")[1] == Generate(role=SMALL, max_tokens=998, trigger="start", signals=ENTROPY)
+    assert play.watched((" c", 2.0), ".\n\n", ("So", 1.0)) == 3
+
+
+def test_large_hands_back_at_its_break() -> None:
+    play = Play()
+    play.write(*VECTOR)
+    assert play.watched(" Let", " me", ".\n\n", " So") == 3
+    assert play.write(" Let", " me", ".\n\n", " So") == (Keep(num_tokens=3), resumes(play))
+
+
+def test_newlines_that_lengthen_the_break_do_not_end_larges_step() -> None:
+    play = Play()
+    play.write(*VECTOR)
+    assert play.watched("\n", "Let", "\n", "\n") == 4
+
+
+def test_large_writes_step_tokens_at_most_and_small_goes_on_in_its_step() -> None:
+    play = Play(GlimpseSpec(step_tokens=3))
+    assert play.write(*VECTOR)[1] == step_by_large(3)
+    assert play.watched(" a", " b", " c") == 3
+    assert play.write(" a", " b", " c") == (Keep(num_tokens=3), resumes(play))
+    assert play.watched((" d", 2.0), ".\n\n", ("So", 1.0)) == 3
+
+
+def test_large_may_write_two_steps_in_a_row() -> None:
+    play = Play()
+    play.write(*VECTOR)
+    play.write(" Let", ".\n\n")
+    assert play.watched(("So", 1.2)) == 1
+    assert play.write(("So", 1.2)) == (Keep(num_tokens=0), step_by_large())
+
+
+def test_where_large_has_nothing_to_say_small_passes_unread() -> None:
+    play = Play()
+    play.write(*VECTOR)
+    assert play.write(finish=EOS) == (Keep(num_tokens=0), resumes(play))
+    assert play.watched(("Wait", 1.7), " w", ".\n\n", ("So", 1.0)) == 4
+    assert play.watched(("\n", 1.7), "Wait") is None
+
+
+def test_larges_end_hands_back_while_it_thinks() -> None:
+    play = Play()
+    play.write(*VECTOR)
+    assert play.write(" Let", finish=EOS) == (Keep(num_tokens=1), resumes(play))
+
+
+def test_nothing_is_taken_over_in_the_answer() -> None:
+    play = Play()
+    assert play.watched("a", "</think>", "\n\n", ("So", 2.0), ".\n\n", ("So", 2.0)) is None
+    play.write("a", "</think>", "\n\n")
+    assert play.last.then == Generate(role=SMALL, max_tokens=997, trigger="start")
+    assert play.policy.watcher(play.context, play.last.state) is None
+    assert play.write("8", finish=EOS)[1] == Finish(reason=FinishReason.EOS)
+
+
+def test_large_may_write_the_answer_and_that_is_no_takeover() -> None:
+    play = Play(GlimpseSpec(answer_role=LARGE))
+    assert play.watched("a", "</think>", "\n\n") == 2
+    assert play.write("a", "</think>", "\n\n") == (
+        Keep(num_tokens=2),
+        Generate(role=LARGE, max_tokens=998, trigger="answer"),
+    )
+    assert play.policy.watcher(play.context, play.last.state) is None
+    assert play.write("8", "\n\n", finish=EOS) == (Keep(num_tokens=2), Finish(reason=FinishReason.EOS))
+    play = Play(GlimpseSpec(answer_role=LARGE))
+    play.write(*VECTOR)
+    assert play.write(" so", "</think>")[1] == Generate(role=LARGE, max_tokens=992, trigger="answer")
+
+
+@pytest.mark.parametrize("by_large", [False, True])
+def test_a_full_context_ends_the_sample(by_large: bool) -> None:
+    play = Play()
+    if by_large:
+        play.write(*VECTOR)
+    assert play.write(finish=LENGTH) == (Keep(num_tokens=0), Finish(reason=FinishReason.CONTEXT))
+
+
+def test_requests_are_clamped_to_what_is_left() -> None:
+    play = Play(max_tokens=10)
+    assert play.write(*VECTOR)[1] == step_by_large(4)
+    assert play.write(" a", " b", " c", " d", finish=LENGTH)[1] == Finish(reason=FinishReason.LENGTH)
+
+
+def test_a_missing_reading_is_no_doubt() -> None:
+    assert Play().watched(".\n\n", "So") is None
+
+
+# The published loop.
+
+WORDS = [" a", " b", ",", ".\n\n", ".\n\n", "\n", "\n\n", " So", "x\n", "</think>", "END", "é"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """Two models whose next token, and the doubt about it, depend on the text so far alone."""
+
+    seed: int
+    words: dict[ModelRole, list[str]]
+
+    def next(self, role: ModelRole, text: str) -> str:
+        words = self.words[role]
+        return words[zlib.crc32(f"{self.seed}{role}{text}".encode()) % len(words)]
+
+    def entropy(self, text: str) -> float:
+        return zlib.crc32(f"{self.seed}doubt{text}".encode()) % 300 / 100
+
+
+@dataclass
+class Text:
+    """What is written, and by whom; ``asked`` has each takeover's place and entropy."""
+
+    tokens: list[str] = field(default_factory=list)
+    authors: list[ModelRole] = field(default_factory=list)
+    asked: list[tuple[int, float]] = field(default_factory=list)
+    reason: FinishReason | None = None
+
+    def add(self, token: str, author: ModelRole) -> None:
+        self.tokens.append(token)
+        self.authors.append(author)
+
+    def __str__(self) -> str:
+        return "".join(self.tokens)
+
+    @property
+    def at_break(self) -> bool:
+        return str(self).endswith("\n\n")
+
+
+def glimpse_loop(spec: GlimpseSpec, model: Model, *, max_tokens: int) -> Text:
+    """Look at small's next token before each step, and let large write the step where it is uncertain."""
+    text = Text()
+    at_step, is_thinking = spec.check_start, True
+    while len(text.tokens) < max_tokens:
+        token = model.next(SMALL if is_thinking else spec.answer_role, str(text))
+        if token == "END":
+            text.reason = FinishReason.EOS
+            return text
+        is_newlines = text.at_break and not token.strip("\n")
+        if is_thinking and at_step and not is_newlines and model.entropy(str(text)) >= spec.threshold:
+            text.asked.append((len(text.tokens), model.entropy(str(text))))
+            num_written = write_step(spec, model, text, max_tokens)
+            is_thinking = "</think>" not in text.tokens
+            at_step = num_written > 0 and is_thinking and text.at_break
+            continue
+        text.add(token, SMALL if is_thinking else spec.answer_role)
+        is_thinking = "</think>" not in text.tokens
+        if not is_newlines:
+            at_step = is_thinking and text.at_break
+    text.reason = FinishReason.LENGTH
+    return text
+
+
+def write_step(spec: GlimpseSpec, model: Model, text: Text, max_tokens: int) -> int:
+    """One step of large's; small writes the token after it, or after nothing."""
+    begin = len(text.tokens)
+    while len(text.tokens) < min(max_tokens, begin + spec.step_tokens):
+        token = model.next(LARGE, str(text))
+        if token == "END":
+            break
+        lengthens = text.at_break and not token.strip("\n")
+        text.add(token, LARGE)
+        if token == "</think>" or (text.at_break and not lengthens):
+            break
+    return len(text.tokens) - begin
+
+
+def read_signals(model: Model, text: str, tokens: Sequence[str]) -> tuple[float | None, ...]:
+    """What an engine reads: at a request's first token, and at the first after a run of newlines that is a break."""
+    values: list[float | None] = []
+    for token in tokens:
+        lengthens = text.endswith("\n\n") and not token.strip("\n")
+        starts = not values or (text.endswith("\n\n") and not lengthens)
+        values.append(model.entropy(text) if starts else None)
+        text += token
+    return tuple(values)
+
+
+def stream(model: Model, role: ModelRole, text: str, max_tokens: int) -> tuple[list[str], SegmentFinish]:
+    tokens: list[str] = []
+    while len(tokens) < max_tokens:
+        token = model.next(role, text)
+        if token == "END":
+            return tokens, EOS
+        tokens.append(token)
+        text += token
+    return tokens, LENGTH
+
+
+def drive(spec: GlimpseSpec, model: Model, *, max_tokens: int, overrun: random.Random) -> Text:
+    """Play a sample as a worker does, with requests that the watcher ends a little late."""
+    policy, text = spec.build(), Text()
+    context = SampleContext(
+        job_seed=0,
+        problem_id="p",
+        sample_index=0,
+        max_tokens=max_tokens,
+        think_end="</think>",
+        num_prompt_tokens=0,
+    )
+    transition = policy.start(context)
+    while isinstance(transition.then, Generate):
+        role, before = transition.then.role, len(text.tokens)
+        tokens, finish = stream(model, role, str(text), transition.then.max_tokens)
+        readings = read_signals(model, str(text), tokens) if transition.then.signals else (None,) * len(tokens)
+        watcher = policy.watcher(context, transition.state)
+        for count, (token, value) in enumerate(zip(tokens, readings, strict=True), 1):
+            if watcher is not None and watcher.feed(token, {Signal.FIRST_ENTROPY: value}):
+                end = min(len(tokens), count + overrun.choice([0, 0, 1, 5]))
+                tokens, readings, finish = tokens[:end], readings[:end], WATCH
+                break
+        piece = Piece(token_ids=tuple(range(len(tokens))), texts=tuple(tokens))
+        signals = {Signal.FIRST_ENTROPY: readings} if transition.then.signals else {}
+        event = Written(role=role, piece=piece, finish=finish, start_token=before, signals=signals)
+        transition = policy.advance(context, transition.state, event)
+        assert transition.keep is not None
+        for token in tokens[: transition.keep]:
+            text.add(token, role)
+        if transition.reading is not None:
+            text.asked.append((len(text.tokens), transition.reading.value))
+            assert isinstance(transition.then, Generate)
+            assert transition.then.takes_over
+    text.reason = transition.then.reason if isinstance(transition.then, Finish) else None
+    return text
+
+
+MODELS = st.builds(
+    lambda seed, small, large: Model(seed, {SMALL: [*WORDS, *small], LARGE: [*WORDS, *large]}),
+    st.integers(0, 2**16),
+    *[st.lists(st.sampled_from([" a", " b", ".\n\n", "\n", "END"]), max_size=30)] * 2,
+)
+
+
+@settings(max_examples=1500, derandomize=True, database=None, deadline=None)
+@given(
+    spec=st.builds(
+        GlimpseSpec,
+        threshold=st.sampled_from([0.0, 0.5, 1.0, 2.5, 9.0]),
+        step_tokens=st.sampled_from([1, 3, 512]),
+        check_start=st.booleans(),
+        answer_role=st.sampled_from(ModelRole),
+    ),
+    model=MODELS,
+    max_tokens=st.sampled_from([1, 20, 90]),
+    overrun=st.integers(0, 2**16).map(random.Random),
+)
+def test_glimpse_does_as_the_published_loop(
+    spec: GlimpseSpec, model: Model, max_tokens: int, overrun: random.Random
+) -> None:
+    expected = glimpse_loop(spec, model, max_tokens=max_tokens)
+    assert drive(spec, model, max_tokens=max_tokens, overrun=overrun) == expected
