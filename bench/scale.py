@@ -35,7 +35,7 @@ from bench.scripted_worker import environment, program
 from bench.scripts import ANSWER
 from bench.stack import MODELS, Stack, running_servers
 from pipeline.chat.model import served_name
-from pipeline.db import grading, hops, totals, upkeep
+from pipeline.db import grading, hops, rollups, upkeep
 from pipeline.db import job_control as control
 from pipeline.db.session import transaction
 from pipeline.problems import load_problem_set
@@ -165,7 +165,7 @@ def plans(job: int, ids: Sequence[int], worker: int) -> list[Plan]:
              indexes=frozenset({"ix_samples_open"})),
         Plan(name="late grades", statement=grading._TIME_OUT.text, values={"age": TEN_S, "tries": 2},
              indexes=frozenset({"ix_grades_running"})),
-        Plan(name="resting lots", statement=totals._RESTING.text, values={"quiet": TEN_S, "limit": 4},
+        Plan(name="refreshable rollups", statement=rollups._REFRESHABLE.text, values={"quiet": TEN_S, "limit": 4},
              indexes=frozenset({"uq_samples_job_id_problem_id_sample_index"})),
     ]  # fmt: skip
 
@@ -385,25 +385,25 @@ def measure_ends(report: Report, stack: Stack, first: int, second: int) -> None:
     report.add("totals of the ended job are kept after", time.perf_counter() - start, "s")
 
 
-def count_lots(report: Report, stack: Stack) -> None:
-    """What upkeep does by and by: count every lot that rests. Here by two at a time."""
+def refresh_rollups(report: Report, stack: Stack) -> None:
+    """What upkeep does by and by: refresh every rollup of idle samples. Here two at a time."""
     with transaction(stack.db_engine) as connection:
-        query = "SELECT job_id, first_problem FROM lots ORDER BY job_id, first_problem"
-        lots = [totals.Lot(*row) for row in connection.execute(text(query))]
+        query = "SELECT job_id, first_problem FROM rollups ORDER BY job_id, first_problem"
+        found = [rollups.Rollup(*row) for row in connection.execute(text(query))]
 
-    def count_one(lot: totals.Lot) -> float:
+    def refresh_one(rollup: rollups.Rollup) -> float:
         start = time.perf_counter()
         with transaction(stack.db_engine) as connection:
-            totals.count_lot(connection, lot)
+            rollups.refresh_rollup(connection, rollup)
         return 1000 * (time.perf_counter() - start)
 
     start = time.perf_counter()
     with ThreadPoolExecutor(2) as pool:
-        report.add("counting a lot", Spread.of(list(pool.map(count_one, lots))), "ms")
+        report.add("refreshing a rollup", Spread.of(list(pool.map(refresh_one, found))), "ms")
     with transaction(stack.db_engine) as connection:
-        for job in sorted({lot.job_id for lot in lots}):
-            totals.fold_lengths(connection, job)
-    report.add("counting all lots of both jobs", time.perf_counter() - start, "s")
+        for job in sorted({rollup.job_id for rollup in found}):
+            rollups.compact_lengths(connection, job)
+    report.add("refreshing all rollups of both jobs", time.perf_counter() - start, "s")
 
 
 def vacuum(stack: Stack) -> None:
@@ -422,7 +422,7 @@ def run(report: Report, stack: Stack, folder: Path, num_problems: int, run_s: fl
 
     report.details["load_s"] = timed(load)
     report.details["vacuum_s"] = timed(lambda: vacuum(stack))
-    count_lots(report, stack)
+    refresh_rollups(report, stack)
     measure_views(report, stack, second.id, "running")
     with transaction(stack.db_engine) as connection:
         worker = live_worker(connection)

@@ -42,7 +42,7 @@ SUSPECT_AFTER = 2
 """A sample whose worker died with it so many times without a commit between them is a suspect: it is tried alone."""
 
 FINAL_STATES = frozenset({SampleState.GRADED, SampleState.FAILED, SampleState.CANCELLED})
-RESTING_STATES = FINAL_STATES | {SampleState.PENDING}
+IDLE_STATES = FINAL_STATES | {SampleState.PENDING}
 """Nobody is about to do anything with a sample: what it adds to its job's totals can be kept."""
 
 RUNNABLE_STATE = {

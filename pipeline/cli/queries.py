@@ -348,8 +348,8 @@ specthink sql "SELECT job_id, policy, accuracy, share_large FROM job_summary"
 specthink sql --json "SELECT * FROM token_lengths WHERE job_id = 1 AND author = 'all'"
 
 Views: job_summary, job_progress, job_cost, job_comparison, problem_scores, pass_at_k, maj_at_k, token_lengths,
-length_histogram, budget_curve, truncation, delegation, delegation_progress, takeovers, takeover_flow, step_summary,
-errors.
+length_histogram, budget_curve, truncation, delegation, delegation_progress, takeovers, takeover_flow, aside_summary,
+step_summary, errors.
 """
 
 

@@ -21,6 +21,7 @@ NAMING_CONVENTION = {
 Id = Annotated[int, mapped_column(BigInteger, Identity(always=True), primary_key=True)]
 Instant = Annotated[dt.datetime, mapped_column(DateTime(timezone=True))]
 Ids = Annotated[list[int], mapped_column(ARRAY(INTEGER))]
+Rows = Annotated[list[dict[str, Any]], mapped_column(JSONB)]
 Floats = Annotated[list[float], mapped_column(ARRAY(Double))]
 
 

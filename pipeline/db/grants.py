@@ -67,7 +67,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         **dict.fromkeys(("engines", "problem_sets", "problems", "segments", "asides", "steps", "events"), "SELECT"),
         "jobs": "SELECT, UPDATE",
         "job_totals": "SELECT, INSERT, UPDATE",
-        "lots": "SELECT, UPDATE",
+        "rollups": "SELECT, UPDATE",
         "length_counts": "SELECT, INSERT, UPDATE, DELETE",
         "workers": f"SELECT, INSERT ({_REGISTRATION}), UPDATE",
         "samples": "SELECT, UPDATE",

@@ -101,7 +101,7 @@ _GRADE_OF_EACH_GRADED = """
       AND NOT EXISTS (SELECT FROM grades g WHERE g.sample_id = s.id AND g.status <> 'running')
 """
 
-# -- segments: 0 to n-1, ids and text --------------------------------------------------------------------------------
+# -- segments and asides: 0 to n-1, ids and text ---------------------------------------------------------------------
 
 _SEGMENTS_OF_EACH_SAMPLE = """
     SELECT s.id AS position, format('sample %s', s.id) AS place, CASE
@@ -136,6 +136,59 @@ _TEXT_OF_EACH_SEGMENT = """
         OR n.kept <> length(g.text) OR n.discarded <> length(g.discarded_text)
     )
 """
+_ASIDES_OF_EACH_SAMPLE = """
+    SELECT s.id AS position, format('sample %s', s.id) AS place,
+           format('counts %s asides and has %s, numbered %s to %s', s.num_asides, coalesce(c.n, 0),
+                  coalesce(c.first::text, '-'), coalesce(c.last::text, '-')) AS what
+    FROM samples s LEFT JOIN (
+        SELECT a.sample_id, count(*) AS n, min(a.aside_index) AS first, max(a.aside_index) AS last
+        FROM asides a JOIN samples s ON s.id = a.sample_id WHERE s.job_id = :job GROUP BY a.sample_id
+    ) c ON c.sample_id = s.id
+    WHERE s.job_id = :job AND CASE WHEN s.num_asides = 0 THEN c.n IS NOT NULL
+        ELSE (c.n, c.first, c.last) IS DISTINCT FROM (s.num_asides::bigint, 0, s.num_asides - 1) END
+"""
+_TEXT_OF_EACH_ASIDE = """
+    SELECT a.sample_id AS position, format('sample %s, aside %s', a.sample_id, a.aside_index) AS place,
+           format('%s ids, %s lengths of %s characters, a text of %s, after segment %s of %s',
+                  cardinality(a.token_ids), cardinality(a.token_lengths), n.characters, length(a.text),
+                  a.after_segment, s.num_segments) AS what
+    FROM asides a JOIN samples s ON s.id = a.sample_id
+    CROSS JOIN LATERAL (
+        SELECT coalesce(sum(l), 0) AS characters FROM unnest(a.token_lengths) AS u(l)
+    ) n
+    WHERE s.job_id = :job AND (
+        cardinality(a.token_lengths) <> cardinality(a.token_ids) OR n.characters <> length(a.text)
+        OR a.after_segment < 0 OR a.after_segment > s.num_segments
+    )
+"""
+_HEADS_OF_ASIDES = """
+    SELECT g.sample_id AS position, format('sample %s, segment %s', g.sample_id, g.segment_index) AS place,
+           CASE WHEN a.sample_id IS NULL THEN format('is taken from aside %s, which there is not', g.taken_from)
+                ELSE format('is not the head of aside %s, which %s wrote', g.taken_from, a.author) END AS what
+    FROM segments g JOIN samples s ON s.id = g.sample_id
+    LEFT JOIN asides a ON a.sample_id = g.sample_id AND a.aside_index = g.taken_from
+    WHERE s.job_id = :job AND g.taken_from IS NOT NULL
+      AND (a.author, a.engine_id, a.token_ids[1 : cardinality(g.token_ids)], 0)
+          IS DISTINCT FROM (g.author, g.engine_id, g.token_ids, cardinality(g.discarded_ids))
+"""
+_SIGNALS_OF_EACH_PIECE = """
+    SELECT r.sample_id AS position, format('sample %s, %s %s, signal %s', r.sample_id, r.kind, r.index, r.name)
+           AS place, CASE WHEN p.n IS NULL THEN 'is of no such piece'
+           ELSE format('%s values at %s places of a piece of %s tokens', cardinality(r.values),
+                       coalesce(cardinality(r.places)::text, 'all'), p.n) END AS what
+    FROM signals r JOIN samples s ON s.id = r.sample_id
+    LEFT JOIN LATERAL (
+        SELECT cardinality(g.token_ids) + cardinality(g.discarded_ids) AS n FROM segments g
+        WHERE r.kind = 'segment' AND g.sample_id = r.sample_id AND g.segment_index = r.index
+        UNION ALL
+        SELECT cardinality(a.token_ids) FROM asides a
+        WHERE r.kind = 'aside' AND a.sample_id = r.sample_id AND a.aside_index = r.index
+    ) p ON true
+    WHERE s.job_id = :job AND (
+        p.n IS NULL OR cardinality(r.values) <> coalesce(cardinality(r.places), p.n)
+        OR EXISTS (SELECT FROM unnest(r.places) AS u(place) WHERE u.place < 0 OR u.place >= p.n)
+    )
+"""
 _STEPS_OF_EACH_SAMPLE = """
     WITH output AS (
         SELECT g.sample_id, string_agg(g.text, '' ORDER BY g.segment_index) AS text
@@ -166,7 +219,7 @@ _STEPS_OF_EACH_SAMPLE = """
 
 # -- claims: nobody wrote who had lost the epoch ---------------------------------------------------------------------
 
-_CLAIM_OF_EACH_SEGMENT = """
+_CLAIM_OF_EACH_PIECE = """
     WITH moves AS (
         SELECT e.sample_id, e.from_state, e.to_state, e.epoch, e.worker_id, lead(e.epoch) OVER w AS next_epoch
         FROM events e WHERE e.job_id = :job AND e.sample_id IS NOT NULL
@@ -178,28 +231,40 @@ _CLAIM_OF_EACH_SEGMENT = """
                bool_and(coalesce(m.next_epoch = m.epoch, false)) AS committed
         FROM moves m WHERE m.from_state = ANY(:runnable) AND m.to_state = ANY(:writing)
         GROUP BY m.sample_id, m.epoch
+    ), pieces AS (
+        -- Whoever holds the claim tokenises what is inserted, and takes heads of anybody's asides.
+        SELECT g.sample_id, format('segment %s', g.segment_index) AS name, g.epoch, g.worker_id,
+               CASE WHEN g.author <> 'inserted' AND g.taken_from IS NULL THEN g.author END AS role
+        FROM segments g JOIN samples s ON s.id = g.sample_id WHERE s.job_id = :job
+        UNION ALL
+        SELECT a.sample_id, format('aside %s', a.aside_index), a.epoch, a.worker_id, a.author
+        FROM asides a JOIN samples s ON s.id = a.sample_id WHERE s.job_id = :job
     )
-    SELECT g.sample_id AS position, format('sample %s, segment %s', g.sample_id, g.segment_index) AS place,
+    SELECT g.sample_id AS position, format('sample %s, %s', g.sample_id, g.name) AS place,
            format('written by worker %s at epoch %s, ', g.worker_id, g.epoch) || CASE
                WHEN c.n IS NULL THEN 'which nobody claimed'
                WHEN c.n > 1 THEN format('which was claimed %s times', c.n)
                WHEN c.worker_id IS DISTINCT FROM g.worker_id THEN format('which worker %s claimed', c.worker_id)
-               WHEN g.author NOT IN ('inserted', c.role) THEN format('claimed for the %s model', c.role)
+               WHEN g.role <> c.role THEN format('claimed for the %s model', c.role)
                ELSE 'whose claim ended without a commit' END AS what
-    FROM segments g JOIN samples s ON s.id = g.sample_id
-    LEFT JOIN claims c ON c.sample_id = g.sample_id AND c.epoch = g.epoch
-    WHERE s.job_id = :job AND (
-        c.n IS DISTINCT FROM 1 OR c.worker_id IS DISTINCT FROM g.worker_id OR g.author NOT IN ('inserted', c.role)
-        OR NOT c.committed
-    )
+    FROM pieces g LEFT JOIN claims c ON c.sample_id = g.sample_id AND c.epoch = g.epoch
+    WHERE c.n IS DISTINCT FROM 1 OR c.worker_id IS DISTINCT FROM g.worker_id OR g.role <> c.role OR NOT c.committed
 """
-_EPOCHS_OF_SEGMENTS = """
-    SELECT c.sample_id AS position, format('sample %s, segment %s', c.sample_id, c.segment_index) AS place,
-           format('written at epoch %s, the segment before it at %s', c.epoch, c.before) AS what
+# Asides of one after_segment come before that segment.
+_EPOCHS_OF_PIECES = """
+    SELECT c.sample_id AS position, format('sample %s, %s', c.sample_id, c.name) AS place,
+           format('written at epoch %s, what is before it at %s', c.epoch, c.before) AS what
     FROM (
-        SELECT g.sample_id, g.segment_index, g.epoch,
-               lag(g.epoch) OVER (PARTITION BY g.sample_id ORDER BY g.segment_index) AS before
-        FROM segments g JOIN samples s ON s.id = g.sample_id WHERE s.job_id = :job
+        SELECT p.sample_id, p.name, p.epoch,
+               lag(p.epoch) OVER (PARTITION BY p.sample_id ORDER BY p.segment, p.aside NULLS LAST) AS before
+        FROM (
+            SELECT g.sample_id, format('segment %s', g.segment_index) AS name, g.epoch, g.segment_index AS segment,
+                   NULL AS aside
+            FROM segments g JOIN samples s ON s.id = g.sample_id WHERE s.job_id = :job
+            UNION ALL
+            SELECT a.sample_id, format('aside %s', a.aside_index), a.epoch, a.after_segment, a.aside_index
+            FROM asides a JOIN samples s ON s.id = a.sample_id WHERE s.job_id = :job
+        ) p
     ) c WHERE c.epoch < c.before
 """
 _HOLDERS = """
@@ -220,27 +285,62 @@ _TOKENS_OF_EACH_SEGMENT = """
            format('%s tokens generated by %s; %s kept, %s discarded, ended by %s', g.tokens_generated, g.author,
                   cardinality(g.token_ids), cardinality(g.discarded_ids), coalesce(g.finish, 'nothing')) AS what
     FROM segments g JOIN samples s ON s.id = g.sample_id
-    WHERE s.job_id = :job AND g.tokens_generated <> CASE g.author WHEN 'inserted' THEN 0 ELSE
-        cardinality(g.token_ids) + cardinality(g.discarded_ids) + coalesce((g.finish = 'eos')::integer, 0) END
+    WHERE s.job_id = :job AND g.tokens_generated <> CASE WHEN g.author = 'inserted' OR g.taken_from IS NOT NULL THEN 0
+        ELSE cardinality(g.token_ids) + cardinality(g.discarded_ids) + coalesce((g.finish = 'eos')::integer, 0) END
+"""
+_TOKENS_OF_EACH_ASIDE = """
+    SELECT a.sample_id AS position, format('sample %s, aside %s', a.sample_id, a.aside_index) AS place,
+           format('%s tokens generated by %s; %s ids, ended by %s', a.tokens_generated, a.author,
+                  cardinality(a.token_ids), a.finish) AS what
+    FROM asides a JOIN samples s ON s.id = a.sample_id
+    WHERE s.job_id = :job AND a.tokens_generated <> cardinality(a.token_ids) + (a.finish = 'eos')::integer
+"""
+_TAKEOVERS_OF_EACH_SAMPLE = """
+    SELECT s.id AS position, format('sample %s', s.id) AS place, CASE
+               WHEN c.by_others > 0 THEN format('has %s takeovers by another than the large model', c.by_others)
+               ELSE format('counts %s takeovers and has %s', s.num_takeovers, coalesce(c.n, 0)) END AS what
+    FROM samples s LEFT JOIN (
+        SELECT g.sample_id, count(*) AS n, count(*) FILTER (WHERE g.author <> 'large') AS by_others
+        FROM segments g JOIN samples s ON s.id = g.sample_id WHERE s.job_id = :job AND g.takes_over
+        GROUP BY g.sample_id
+    ) c ON c.sample_id = s.id
+    WHERE s.job_id = :job AND (s.num_takeovers <> coalesce(c.n, 0) OR c.by_others > 0)
 """
 _TOKENS_OF_EACH_SAMPLE = """
     SELECT s.id AS position, format('sample %s', s.id) AS place,
-           format('counts %s, %s, %s tokens (small, large, inserted) and %s, %s discarded; its segments have %s, %s, '
-                  '%s and %s, %s', s.tokens_small, s.tokens_large, s.tokens_inserted, s.discarded_small,
-                  s.discarded_large, coalesce(c.small, 0), coalesce(c.large, 0), coalesce(c.inserted, 0),
-                  coalesce(c.discarded_small, 0), coalesce(c.discarded_large, 0)) AS what
+           format('counts %s, %s, %s tokens (small, large, inserted), %s, %s discarded and %s, %s taken from asides; '
+                  'its segments have %s, %s, %s, %s, %s and %s, %s', s.tokens_small, s.tokens_large, s.tokens_inserted,
+                  s.discarded_small, s.discarded_large, s.taken_small, s.taken_large, coalesce(c.small, 0),
+                  coalesce(c.large, 0), coalesce(c.inserted, 0), coalesce(c.discarded_small, 0),
+                  coalesce(c.discarded_large, 0), coalesce(c.taken_small, 0), coalesce(c.taken_large, 0)) AS what
     FROM samples s LEFT JOIN (
         SELECT g.sample_id, sum(cardinality(g.token_ids)) FILTER (WHERE g.author = 'small') AS small,
                sum(cardinality(g.token_ids)) FILTER (WHERE g.author = 'large') AS large,
                sum(cardinality(g.token_ids)) FILTER (WHERE g.author = 'inserted') AS inserted,
                sum(cardinality(g.discarded_ids)) FILTER (WHERE g.author = 'small') AS discarded_small,
-               sum(cardinality(g.discarded_ids)) FILTER (WHERE g.author = 'large') AS discarded_large
+               sum(cardinality(g.discarded_ids)) FILTER (WHERE g.author = 'large') AS discarded_large,
+               sum(cardinality(g.token_ids)) FILTER (WHERE g.author = 'small' AND g.taken_from IS NOT NULL)
+               AS taken_small,
+               sum(cardinality(g.token_ids)) FILTER (WHERE g.author = 'large' AND g.taken_from IS NOT NULL)
+               AS taken_large
         FROM segments g JOIN samples s ON s.id = g.sample_id WHERE s.job_id = :job GROUP BY g.sample_id
     ) c ON c.sample_id = s.id
     WHERE s.job_id = :job
-      AND (s.tokens_small, s.tokens_large, s.tokens_inserted, s.discarded_small, s.discarded_large)
+      AND (s.tokens_small, s.tokens_large, s.tokens_inserted, s.discarded_small, s.discarded_large, s.taken_small,
+           s.taken_large)
        <> (coalesce(c.small, 0), coalesce(c.large, 0), coalesce(c.inserted, 0), coalesce(c.discarded_small, 0),
-           coalesce(c.discarded_large, 0))
+           coalesce(c.discarded_large, 0), coalesce(c.taken_small, 0), coalesce(c.taken_large, 0))
+"""
+_ASIDE_TOKENS_OF_EACH_SAMPLE = """
+    SELECT s.id AS position, format('sample %s', s.id) AS place,
+           format('counts %s, %s tokens in asides (small, large), its asides have %s, %s', s.aside_small,
+                  s.aside_large, coalesce(c.small, 0), coalesce(c.large, 0)) AS what
+    FROM samples s LEFT JOIN (
+        SELECT a.sample_id, sum(cardinality(a.token_ids)) FILTER (WHERE a.author = 'small') AS small,
+               sum(cardinality(a.token_ids)) FILTER (WHERE a.author = 'large') AS large
+        FROM asides a JOIN samples s ON s.id = a.sample_id WHERE s.job_id = :job GROUP BY a.sample_id
+    ) c ON c.sample_id = s.id
+    WHERE s.job_id = :job AND (s.aside_small, s.aside_large) <> (coalesce(c.small, 0), coalesce(c.large, 0))
 """
 _TOTALS_OF_THE_JOB = """
     SELECT 0 AS position, format('job %s, %s', j.job_id, c.name) AS place,
@@ -255,7 +355,9 @@ _TOTALS_OF_THE_JOB = """
                coalesce(sum(tokens_small), 0) AS tokens_small, coalesce(sum(tokens_large), 0) AS tokens_large,
                coalesce(sum(tokens_inserted), 0) AS tokens_inserted,
                coalesce(sum(discarded_small), 0) AS discarded_small,
-               coalesce(sum(discarded_large), 0) AS discarded_large
+               coalesce(sum(discarded_large), 0) AS discarded_large,
+               coalesce(sum(aside_small), 0) AS aside_small, coalesce(sum(aside_large), 0) AS aside_large,
+               coalesce(sum(taken_small), 0) AS taken_small, coalesce(sum(taken_large), 0) AS taken_large
         FROM samples WHERE job_id = :job
     ) s
     CROSS JOIN LATERAL (VALUES
@@ -266,7 +368,9 @@ _TOTALS_OF_THE_JOB = """
         ('tokens_small', j.tokens_small, s.tokens_small), ('tokens_large', j.tokens_large, s.tokens_large),
         ('tokens_inserted', j.tokens_inserted, s.tokens_inserted),
         ('discarded_small', j.discarded_small, s.discarded_small),
-        ('discarded_large', j.discarded_large, s.discarded_large)
+        ('discarded_large', j.discarded_large, s.discarded_large),
+        ('aside_small', j.aside_small, s.aside_small), ('aside_large', j.aside_large, s.aside_large),
+        ('taken_small', j.taken_small, s.taken_small), ('taken_large', j.taken_large, s.taken_large)
     ) AS c(name, summary, samples)
     WHERE j.job_id = :job AND c.summary IS DISTINCT FROM c.samples
 """
@@ -278,21 +382,28 @@ _TOKENS_OF_EACH_WORKER = """
         SELECT w.id, w.started_at, coalesce(w.ended_at, clock_timestamp()) AS until, w.end_reason, w.tokens_generated,
                w.tokens_committed, w.tokens_dropped, w.tokens_withdrawn
         FROM workers w WHERE w.id IN (
-            SELECT DISTINCT g.worker_id FROM segments g JOIN samples s ON s.id = g.sample_id WHERE s.job_id = :job
+            SELECT g.worker_id FROM segments g JOIN samples s ON s.id = g.sample_id WHERE s.job_id = :job
+            UNION SELECT a.worker_id FROM asides a JOIN samples s ON s.id = a.sample_id WHERE s.job_id = :job
         )
     ), nearby AS (
         SELECT j.id FROM jobs j WHERE EXISTS (
             SELECT FROM mine w WHERE j.first_claimed_at <= w.until
             AND coalesce(j.finished_at, 'infinity') >= w.started_at)
     ), written AS (
-        SELECT g.worker_id, sum(g.tokens_generated) AS tokens
-        FROM nearby j JOIN samples s ON s.job_id = j.id JOIN segments g ON g.sample_id = s.id
-        WHERE g.worker_id IN (SELECT id FROM mine) GROUP BY g.worker_id
+        SELECT p.worker_id, sum(p.tokens_generated) AS tokens
+        FROM (
+            SELECT g.worker_id, g.tokens_generated
+            FROM nearby j JOIN samples s ON s.job_id = j.id JOIN segments g ON g.sample_id = s.id
+            UNION ALL
+            SELECT a.worker_id, a.tokens_generated
+            FROM nearby j JOIN samples s ON s.job_id = j.id JOIN asides a ON a.sample_id = s.id
+        ) p
+        WHERE p.worker_id IN (SELECT id FROM mine) GROUP BY p.worker_id
     )
     SELECT w.id AS position, format('worker %s', w.id) AS place,
-           format('%s; booked %s generated, %s committed (%s of them withdrawn), %s dropped; its segments have %s',
-                  coalesce(w.end_reason, 'alive'), w.tokens_generated, w.tokens_committed, w.tokens_withdrawn,
-                  w.tokens_dropped, c.tokens) AS what
+           format('%s; booked %s generated, %s committed (%s of them withdrawn), %s dropped; its segments and asides '
+                  'have %s', coalesce(w.end_reason, 'alive'), w.tokens_generated, w.tokens_committed,
+                  w.tokens_withdrawn, w.tokens_dropped, c.tokens) AS what
     FROM mine w JOIN written c ON c.worker_id = w.id
     WHERE CASE WHEN w.end_reason = 'stopped'
                THEN c.tokens <> w.tokens_committed - w.tokens_withdrawn
@@ -422,12 +533,19 @@ CHECKS: tuple[Check, ...] = (
     Check(Invariant.ROWS, _GRADE_OF_EACH_GRADED),
     Check(Invariant.SEGMENTS, _SEGMENTS_OF_EACH_SAMPLE),
     Check(Invariant.SEGMENTS, _TEXT_OF_EACH_SEGMENT),
+    Check(Invariant.SEGMENTS, _ASIDES_OF_EACH_SAMPLE),
+    Check(Invariant.SEGMENTS, _TEXT_OF_EACH_ASIDE),
+    Check(Invariant.SEGMENTS, _HEADS_OF_ASIDES),
+    Check(Invariant.SEGMENTS, _SIGNALS_OF_EACH_PIECE),
     Check(Invariant.SEGMENTS, _STEPS_OF_EACH_SAMPLE),
-    Check(Invariant.CLAIMS, _CLAIM_OF_EACH_SEGMENT),
-    Check(Invariant.CLAIMS, _EPOCHS_OF_SEGMENTS),
+    Check(Invariant.CLAIMS, _CLAIM_OF_EACH_PIECE),
+    Check(Invariant.CLAIMS, _EPOCHS_OF_PIECES),
     Check(Invariant.CLAIMS, _HOLDERS),
     Check(Invariant.BOOKS, _TOKENS_OF_EACH_SEGMENT),
+    Check(Invariant.BOOKS, _TOKENS_OF_EACH_ASIDE),
+    Check(Invariant.BOOKS, _TAKEOVERS_OF_EACH_SAMPLE),
     Check(Invariant.BOOKS, _TOKENS_OF_EACH_SAMPLE),
+    Check(Invariant.BOOKS, _ASIDE_TOKENS_OF_EACH_SAMPLE),
     Check(Invariant.BOOKS, _TOTALS_OF_THE_JOB),
     Check(Invariant.BOOKS, _TOKENS_OF_EACH_WORKER),
     Check(Invariant.EVENTS, _MOVES_OF_SAMPLES),

@@ -13,6 +13,7 @@ from pipeline.jobs.config import JobConfig, JobState
 from pipeline.results.comparison import compare
 from pipeline.results.intervals import Interval, cluster_bootstrap
 from pipeline.results.reports import (
+    AsideSummary,
     BudgetPoint,
     Comparison,
     Delegation,
@@ -142,6 +143,7 @@ def get_stats(connection: Connection, job_id: int) -> JobStats:
         delegation=_of_job(connection, Delegation, "delegation", job_id, "author DESC, tokens DESC"),
         delegation_progress=_of_job(connection, DelegationTenth, "delegation_progress", job_id, "tenth"),
         takeover_flow=_of_job(connection, TakeoverFlow, "takeover_flow", job_id, "trigger, num_takeovers DESC"),
+        aside_summary=_of_job(connection, AsideSummary, "aside_summary", job_id, "purpose, author"),
         step_summary=_of_job(connection, StepSummary, "step_summary", job_id, "num_steps DESC"),
         pass_at_k=_of_job(connection, PassAtK, "pass_at_k", job_id, "k"),
         maj_at_k=_of_job(connection, MajAtK, "maj_at_k", job_id, "k"),

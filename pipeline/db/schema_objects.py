@@ -19,10 +19,10 @@ from sqlalchemy.exc import DBAPIError
 from pipeline.errors import MigrationRefused
 
 FOLDER = Path(__file__).with_name("sql")
-FUNCTIONS = ("state_machine", "lots", "totals")
-"""The files of functions and triggers, each after those that it needs."""
+FUNCTIONS = ("state_machine", "rollups", "totals")
+"""The files of types, functions and triggers, each after those that it needs."""
 
-_CREATED = re.compile(r"^CREATE (?:(VIEW|FUNCTION) (\w+)|TRIGGER (\w+)[^;]*? ON (\w+))", re.MULTILINE)
+_CREATED = re.compile(r"^CREATE (?:(VIEW|FUNCTION|TYPE) (\w+)|TRIGGER (\w+)[^;]*? ON (\w+))", re.MULTILINE)
 
 
 @cache

@@ -86,7 +86,7 @@ _INSERT_SAMPLES = text("""
 """)
 
 
-_MAKE_LOTS = text("SELECT make_lots(:job)")  # with the job: nobody has changed a sample before there are lots
+_CREATE_ROLLUPS = text("SELECT create_rollups(:job)")  # with the job: nobody has changed a sample before there are any
 
 
 _INSERT_JOB = text("""
@@ -138,5 +138,5 @@ def insert_job(
     }  # fmt: skip
     with _references_trusted(connection):
         connection.execute(_INSERT_SAMPLES, values)
-    connection.execute(_MAKE_LOTS, {"job": job_id})
+    connection.execute(_CREATE_ROLLUPS, {"job": job_id})
     return job_id

@@ -9,7 +9,6 @@ from sqlalchemy import (
     ARRAY,
     BigInteger,
     CheckConstraint,
-    Double,
     ForeignKey,
     Index,
     String,
@@ -20,7 +19,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from pipeline.db.base import Base, Floats, Id, Ids, Instant, choice
+from pipeline.db.base import Base, Floats, Id, Ids, Instant, Rows, choice
 from pipeline.jobs.config import JobState
 from pipeline.samples import (
     SUSPECT_AFTER,
@@ -117,7 +116,7 @@ class JobRow(Base):
 
 
 class JobTotalsRow(Base):
-    """What was counted of a job that has ended; revision 0007's functions count the same for one that runs."""
+    """What was counted of a job that has ended; count_samples and count_cost count the same for one that runs."""
 
     __tablename__ = "job_totals"
 
@@ -148,6 +147,14 @@ class JobTotalsRow(Base):
     tokens_inserted: Mapped[int] = mapped_column(BigInteger, comment="kept, put in by the policy")
     discarded_small: Mapped[int] = mapped_column(BigInteger, comment="written by the small model, not kept")
     discarded_large: Mapped[int] = mapped_column(BigInteger, comment="written by the large model, not kept")
+    aside_small: Mapped[int] = mapped_column(BigInteger, comment="written in asides by the small model")
+    aside_large: Mapped[int] = mapped_column(BigInteger, comment="written in asides by the large model")
+    taken_small: Mapped[int] = mapped_column(
+        BigInteger, comment="of aside_small, put into the text: in tokens_small too"
+    )
+    taken_large: Mapped[int] = mapped_column(
+        BigInteger, comment="of aside_large, put into the text: in tokens_large too"
+    )
     prompt_tokens_small: Mapped[int] = mapped_column(
         BigInteger, comment="of the small model's prompts, computed: not found in the prefix cache"
     )
@@ -182,137 +189,46 @@ class JobTotalsRow(Base):
     )
 
 
-class LotRow(Base):
-    """What was counted of a part of a job's samples while all of them rest: pending, or in a final state.
+class RollupRow(Base):
+    """What the samples of a part of a job add up to, kept while all of them are idle: pending, or in a final state.
 
-    Revision 0007's functions count the same of samples that do not, and say what each part (JSON) has in it.
+    Each JSON column holds rows of a type of sql/rollups.sql, which says what is in it.
     """
 
-    __tablename__ = "lots"
-    __table_args__ = (Index("ix_lots_open", "job_id", postgresql_where=text("counted_at IS NULL")),)
+    __tablename__ = "rollups"
+    __table_args__ = (Index("ix_rollups_invalid", "job_id", postgresql_where=text("refreshed_at IS NULL")),)
 
     job_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("jobs.id"), primary_key=True, autoincrement=False)
     first_problem: Mapped[int] = mapped_column(
         BigInteger, primary_key=True, autoincrement=False, comment="least problem id"
     )
     last_problem: Mapped[int] = mapped_column(BigInteger, comment="greatest problem id")
-    counted_at: Mapped[Instant | None] = mapped_column(
-        comment="since when the counts hold; null: its samples are to be looked at"
+    refreshed_at: Mapped[Instant | None] = mapped_column(
+        comment="since when the sums hold; null: they do not, its samples are to be looked at"
     )
     changed_at: Mapped[Instant | None] = mapped_column(
-        comment="when a sample of it last changed while it rested, or stopped to rest"
+        comment="when a sample of it last stopped being idle, or changed while it was"
     )
-    pending: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="by state")
-    graded: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="by state")
-    failed: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="by state")
-    cancelled: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="by state")
-    num_length: Mapped[int] = mapped_column(
-        BigInteger, server_default="0", comment="complete samples ended by the job's max_tokens"
+    samples: Mapped[dict[str, Any] | None] = mapped_column(comment="type sample_sums")
+    problems: Mapped[dict[str, Any] | None] = mapped_column(comment="type problem_sums")
+    cost: Mapped[dict[str, Any] | None] = mapped_column(comment="type cost_sums, but for waits")
+    walls: Mapped[Floats | None] = mapped_column(
+        comment="seconds from admission to complete text, of each complete sample"
     )
-    num_context: Mapped[int] = mapped_column(
-        BigInteger, server_default="0", comment="complete samples ended by the model's context"
+    waits: Mapped[Floats | None] = mapped_column(
+        comment="seconds from publishing to claim, of each sample that has any, all its claims together"
     )
-    num_repetition: Mapped[int] = mapped_column(
-        BigInteger, server_default="0", comment="complete samples ended by the loop guard"
-    )
-    num_scored: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="graded samples that have a score")
-    num_right: Mapped[int] = mapped_column(
-        BigInteger, server_default="0", comment="of these, with a score of at least 0.5"
-    )
-    scored_truncated: Mapped[int] = mapped_column(
-        BigInteger,
-        server_default="0",
-        comment="complete samples with a score that were ended by max_tokens or the context",
-    )
-    scored_eos: Mapped[int] = mapped_column(
-        BigInteger, server_default="0", comment="complete samples with a score that the model ended itself"
-    )
-    takeovers: Mapped[int] = mapped_column(
-        BigInteger, server_default="0", comment="times the large model was called in"
-    )
-    tokens_small: Mapped[int] = mapped_column(
-        BigInteger, server_default="0", comment="kept, written by the small model"
-    )
-    tokens_large: Mapped[int] = mapped_column(
-        BigInteger, server_default="0", comment="kept, written by the large model"
-    )
-    tokens_inserted: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="kept, put in by the policy")
-    discarded_small: Mapped[int] = mapped_column(
-        BigInteger, server_default="0", comment="written by the small model, not kept"
-    )
-    discarded_large: Mapped[int] = mapped_column(
-        BigInteger, server_default="0", comment="written by the large model, not kept"
-    )
-    complete_tokens: Mapped[int] = mapped_column(
-        BigInteger, server_default="0", comment="kept tokens of the complete samples"
-    )
-    complete_takeovers: Mapped[int] = mapped_column(
-        BigInteger, server_default="0", comment="takeovers of the complete samples"
-    )
-    problems_scored: Mapped[int] = mapped_column(
-        BigInteger, server_default="0", comment="problems with a scored sample"
-    )
-    prompt_tokens_small: Mapped[int] = mapped_column(
-        BigInteger, server_default="0", comment="of the small model's prompts, computed: not found in the prefix cache"
-    )
-    prompt_tokens_large: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="likewise, large")
-    num_queued: Mapped[int] = mapped_column(
-        BigInteger, server_default="0", comment="samples with a request that was handed to an engine"
-    )
-    score_sum: Mapped[Decimal] = mapped_column(server_default="0", comment="sum of the scores")
-    score_squares: Mapped[Decimal] = mapped_column(server_default="0", comment="sum of their squares")
-    truncated_scores: Mapped[Decimal] = mapped_column(
-        server_default="0", comment="sum of the scores of scored_truncated"
-    )
-    eos_scores: Mapped[Decimal] = mapped_column(server_default="0", comment="sum of the scores of scored_eos")
-    problem_squares: Mapped[Decimal] = mapped_column(
-        server_default="0", comment="sum over them of the square of the problem's summed scores"
-    )
-    problem_products: Mapped[Decimal] = mapped_column(
-        server_default="0", comment="sum over them of the summed scores times the number of scored samples"
-    )
-    problem_numbers: Mapped[Decimal] = mapped_column(
-        server_default="0", comment="sum over them of the square of the number of scored samples"
-    )
-    request_seconds_small: Mapped[float] = mapped_column(
-        server_default="0", comment="sum of the durations of the small model's requests"
-    )
-    request_seconds_large: Mapped[float] = mapped_column(server_default="0", comment="likewise, large")
-    queue_sum: Mapped[float] = mapped_column(
-        server_default="0", comment="sum of the seconds inside the engines before the first work"
-    )
-    walls: Mapped[list[float] | None] = mapped_column(
-        ARRAY(Double), comment="seconds from admission to complete text, of each complete sample"
-    )
-    waits: Mapped[list[float] | None] = mapped_column(
-        ARRAY(Double),
-        comment="seconds from publishing to claim, of each sample that has any, all its segments together",
-    )
-    busy: Mapped[list[dict[str, Any]]] = mapped_column(
-        JSONB, server_default="[]", comment="when each worker had a request of the lot's samples"
-    )
-    delegation: Mapped[list[dict[str, Any]]] = mapped_column(
-        JSONB, server_default="[]", comment="what the large model wrote and the policy put in, by trigger"
-    )
-    flow: Mapped[list[dict[str, Any]]] = mapped_column(
-        JSONB, server_default="[]", comment="takeovers by trigger and by what followed"
-    )
-    tenths: Mapped[list[dict[str, Any]]] = mapped_column(
-        JSONB, server_default="[]", comment="the large model's share by tenth of the complete samples"
-    )
-    passes: Mapped[list[dict[str, Any]]] = mapped_column(
-        JSONB, server_default="[]", comment="problems by number of scored and of right samples"
-    )
-    votes: Mapped[list[dict[str, Any]]] = mapped_column(
-        JSONB, server_default="[]", comment="shares of right majorities by number of votes"
-    )
-    step_counts: Mapped[list[dict[str, Any]]] = mapped_column(
-        JSONB, server_default="[]", comment="steps by class, author and length"
-    )
+    busy: Mapped[Rows | None] = mapped_column(comment="type busy_part, by worker and author")
+    delegation: Mapped[Rows | None] = mapped_column(comment="type delegation_part, by author and trigger")
+    flow: Mapped[Rows | None] = mapped_column(comment="type flow_part, by trigger and what followed")
+    tenths: Mapped[Rows | None] = mapped_column(comment="type tenth_part, by tenth")
+    passes: Mapped[Rows | None] = mapped_column(comment="type pass_part, by scored and right samples of a problem")
+    votes: Mapped[Rows | None] = mapped_column(comment="type vote_part, by number of votes")
+    steps: Mapped[Rows | None] = mapped_column(comment="type step_part, by class, author and length")
 
 
 class LengthCountRow(Base):
-    """How many of a job's samples in counted lots are so long; rows of one key add up."""
+    """How many of a job's samples in valid rollups are so long; rows of one key add up."""
 
     __tablename__ = "length_counts"
     __table_args__ = (
@@ -338,7 +254,7 @@ class LengthCountRow(Base):
     n: Mapped[int] = mapped_column(BigInteger, comment="samples added, negative for samples taken out")
     score: Mapped[Decimal] = mapped_column(comment="sum of their scores, likewise")
     is_base: Mapped[bool] = mapped_column(
-        server_default="false", comment="the one row of its key that others are folded into"
+        server_default="false", comment="the one row of its key that others are added to"
     )
 
     __mapper_args__ = {  # noqa: RUF012  (SQLAlchemy's own protocol; the table has no key)

@@ -22,15 +22,15 @@ INVARIANTS: dict[Invariant, str] = {
         "Every problem has each of its samples once, an ended job has no open one, and a graded sample has a grade."
     ),
     Invariant.SEGMENTS: (
-        "A sample's segments are 0 to n-1 without a gap, ids and text agree, and the steps of a complete one are "
-        "its output."
+        "A sample's segments and asides are 0 to n-1 without a gap, ids and text agree, and the steps of a complete "
+        "one are its output."
     ),
     Invariant.CLAIMS: (
-        "Every segment was written under one claim of the event log that its worker held until it committed."
+        "Every segment and aside was written under one claim of the event log that its worker held until it committed."
     ),
     Invariant.BOOKS: (
-        "Tokens add up: a segment is what it kept and discarded, a sample its segments, a job its samples, "
-        "a worker what it committed."
+        "Tokens add up: a segment is what it kept and discarded, a sample its segments and asides, a job its samples, "
+        "a worker what it committed; takeovers are the segments that take over."
     ),
     Invariant.EVENTS: (
         "Every change of state is legal and in the event log, without a gap, from the first state to the present one."

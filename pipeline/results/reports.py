@@ -123,6 +123,12 @@ class JobSummary:
     tokens_inserted: int
     discarded_small: int
     discarded_large: int
+    aside_small: int
+    aside_large: int
+    taken_small: int
+    taken_large: int
+    written_small: int
+    written_large: int
     seconds: float | None
     tokens_per_second: float | None
     tokens_per_second_small: float | None
@@ -161,9 +167,29 @@ class Delegation:
     trigger: str
     num_segments: int
     num_samples: int
+    num_takeovers: int
     tokens: int
     mean_tokens: float
     tokens_discarded: int
+    share_cached: float | None
+    mean_wait_seconds: float | None
+    mean_queue_seconds: float | None
+    mean_write_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AsideSummary:
+    """A row of the view aside_summary."""
+
+    job_id: int
+    purpose: str
+    author: Author
+    num_asides: int
+    num_samples: int
+    num_taken: int
+    tokens: int
+    tokens_taken: int
+    mean_value: float | None
     share_cached: float | None
     mean_wait_seconds: float | None
     mean_queue_seconds: float | None
@@ -409,6 +435,7 @@ class JobStats:
     delegation: tuple[Delegation, ...]
     delegation_progress: tuple[DelegationTenth, ...]
     takeover_flow: tuple[TakeoverFlow, ...]
+    aside_summary: tuple[AsideSummary, ...]
     step_summary: tuple[StepSummary, ...]
     pass_at_k: tuple[PassAtK, ...]
     maj_at_k: tuple[MajAtK, ...]

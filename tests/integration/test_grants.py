@@ -19,9 +19,9 @@ from pipeline.db.grants import GRANTS, create_logins, grant_roles
 from pipeline.db.hops import defer_samples, fix_think_phase, get_job_config, held_epochs, release_samples
 from pipeline.db.reports import select_progress
 from pipeline.db.revision import require_current
+from pipeline.db.rollups import Rollup, postpone_rollup
 from pipeline.db.session import open_database, session, transaction
 from pipeline.db.tables import METADATA
-from pipeline.db.totals import Lot, postpone_lot
 from pipeline.db.upkeep import mark_followed, try_to_lead
 from pipeline.db.workforce import WorkerCounters, amend_books, close_books, end_worker, renew_worker
 from pipeline.embedded import EMBEDDED_LOGINS, Connections
@@ -36,7 +36,7 @@ from tests.integration.test_protocol import TTL, claim, commit, make_job, make_w
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
 from workers.grading.grader import grade_samples
-from workers.upkeep.rollups import Counter
+from workers.upkeep.rollups import RollupRefresher
 from workers.upkeep.rounds import Upkeep
 
 Ask = Callable[[DatabaseRole, str], list[tuple[object, ...]]]
@@ -299,7 +299,7 @@ def test_each_worker_does_its_work_with_the_rights_of_its_role_alone(
         job = make_job(connection, num_problems=4)
     publisher = Publisher(Celery("grants", broker="memory://", set_as_current=False))
     upkeep = Upkeep(logins[DatabaseRole.UPKEEP], publisher, Settings())
-    counter = Counter(logins[DatabaseRole.UPKEEP])
+    refresher = RollupRefresher(logins[DatabaseRole.UPKEEP])
     with transaction(logins[DatabaseRole.WRITER]) as connection:
         worker = make_worker(connection)
     with session(logins[DatabaseRole.UPKEEP]) as connection:
@@ -349,12 +349,12 @@ def test_each_worker_does_its_work_with_the_rights_of_its_role_alone(
     with transaction(db_engine) as connection:
         connection.execute(text("UPDATE jobs SET state = 'cancelled', finished_at = clock_timestamp()"))
     upkeep.round()  # ends the samples of a cancel whose client died
-    assert counter.count_jobs() == 1
+    assert refresher.count_jobs() == 1
     with transaction(db_engine) as connection:
-        connection.execute(text("UPDATE lots SET changed_at = '2001-01-01'"))
-    assert counter.count_lots() == 1
+        connection.execute(text("UPDATE rollups SET changed_at = '2001-01-01'"))
+    assert refresher.refresh_rollups() == 1
     with transaction(logins[DatabaseRole.UPKEEP]) as connection:
-        postpone_lot(connection, Lot(job, 0), by=TTL)
+        postpone_rollup(connection, Rollup(job, 0), by=TTL)
     with transaction(db_engine) as connection:
         states = set(connection.execute(text("SELECT state FROM samples")).scalars())
         assert states == {"graded", "failed", "cancelled"}

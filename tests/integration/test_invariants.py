@@ -384,7 +384,7 @@ BREAKS: list[tuple[Invariant, str, list[str]]] = [
     ),
     (
         Invariant.CLAIMS,
-        "the segment before it at",
+        "what is before it at",
         [
             f"""
             UPDATE segments g SET epoch = CASE g.epoch WHEN c.low THEN c.high ELSE c.low END

@@ -85,8 +85,8 @@ def fill(connection: Connection) -> None:
     names = ", ".join(name for name in totals if name not in ("job_id", "counted_at"))
     counted = counted.replace("count_samples.*, count_cost.*", names)
     connection.execute(text(f"INSERT INTO job_totals ({', '.join(totals)}) {counted} WHERE finished_at IS NOT NULL"))
-    connection.execute(text("SELECT make_lots(id, 2) FROM jobs"))
-    connection.execute(text("SELECT count_lot(job_id, first_problem) FROM lots"))
+    connection.execute(text("SELECT create_rollups(id, 2) FROM jobs"))
+    connection.execute(text("SELECT refresh_rollup(job_id, first_problem) FROM rollups"))
     length = "INSERT INTO length_counts (job_id, author, finish_reason, verdict, tokens, n, score)"
     connection.execute(text(f"{length} SELECT id, 'all', 'eos', 'right', 3, 1, 1 FROM jobs"))
 

@@ -1,4 +1,4 @@
-"""The views of revision 0004, the kept totals and their speed, on cases small enough to count by hand."""
+"""Views of numbers, the kept totals and their speed, on cases small enough to count by hand."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from pipeline.db import totals
+from pipeline.db import rollups
 from pipeline.db.grading import begin_grade, end_grade
 from pipeline.db.reports import get_stats
 from pipeline.db.upkeep import close_jobs
 from pipeline.samples import GradeStatus
 from tests.integration.rows import (
+    add_aside,
     add_engine,
     add_job,
     add_problem_set,
@@ -230,6 +231,64 @@ def test_cost_counts_overlapping_requests_of_a_worker_once(connection: Connectio
     assert (row["share_length"], row["share_context"], row["share_repetition"]) == (0.5, 0.25, 0)
 
 
+def test_requests_of_a_claim_that_stayed_count_where_they_were_made(connection: Connection) -> None:
+    """Three requests one after the other, committed together at second 9: each ended so long before as it was held."""
+    job = add_job(connection, add_problem_set(connection))
+    end = dt.datetime(2026, 1, 1, 0, 0, 9, tzinfo=dt.UTC)
+    (sample,) = add_samples(connection, job, [{"score": 1.0, "num_asides": 1}])
+    by: dict[str, Any] = {**writers(connection)["small"], "committed_at": end, "queue_seconds": 0.25}
+    add_segment(connection, sample, 0, "small", "s", write_seconds=4.0, held_seconds=5.0, wait_seconds=2.0, **by)
+    add_aside(connection, sample, 0, "small", "a", after_segment=1, write_seconds=1.0, held_seconds=3.0, **by)
+    add_segment(connection, sample, 1, "small", "s", write_seconds=2.0, held_seconds=0.0, **by)
+    add_segment(connection, sample, 2, "small", "a", taken_from=0, tokens_generated=0, prompt_tokens=0, **by)
+    (row,) = rows_of(connection, "job_cost", job, "job_id")
+    assert (row["engine_seconds_small"], row["request_seconds_small"]) == (7, 7)
+    assert (row["prompt_tokens_small"], row["mean_wait_seconds"], row["mean_queue_seconds"]) == (30, 2, 0.75)
+
+
+# Asides.
+
+
+def job_with_asides(connection: Connection) -> int:
+    """Two samples: small tried three tokens in each, and large rated them; the first took two of its three."""
+    job = add_job(connection, add_problem_set(connection, 2), seconds=10)
+    counted = {"num_asides": 2, "aside_small": 3, "aside_large": 1}
+    ids = add_samples(
+        connection,
+        job,
+        [
+            {"problem": 0, "score": 1.0, "tokens_small": 6, "taken_small": 2, "discarded_small": 1, **counted},
+            {"problem": 1, "state": "ready", "tokens_small": 4, **counted},
+        ],
+    )
+    by = writers(connection)
+    for sample in ids:
+        add_segment(connection, sample, 0, "small", "s" * 4, discarded="x" * (sample == ids[0]), **by["small"])
+        add_aside(connection, sample, 0, "small", "abc", after_segment=1, purpose="try", **by["small"])
+        add_aside(connection, sample, 1, "large", "7", after_segment=1, value=0.7, cached_tokens=5, **by["large"])
+    add_segment(connection, ids[0], 1, "small", "ab", trigger="try", taken_from=0, tokens_generated=0, **by["small"])
+    return job
+
+
+def test_summary_counts_each_token_of_asides_once(connection: Connection) -> None:
+    job = job_with_asides(connection)
+    (row,) = rows_of(connection, "job_summary", job, "job_id")
+    names = ("tokens_small", "discarded_small", "aside_small", "taken_small", "written_small")
+    assert [row[name] for name in names] == [10, 1, 6, 2, 15]
+    assert (row["aside_large"], row["taken_large"], row["written_large"]) == (2, 0, 2)
+    assert row["tokens_per_second_small"] == pytest.approx(15 / row["seconds"])
+    (progress,) = rows_of(connection, "job_progress", job, "job_id")
+    assert (progress["written_small"], progress["written_large"]) == (15, 2)
+
+
+def test_asides_by_purpose_and_author(connection: Connection) -> None:
+    rate, attempt = rows_of(connection, "aside_summary", job_with_asides(connection), "purpose")
+    names = ("purpose", "author", "num_asides", "num_samples", "num_taken", "tokens", "tokens_taken")
+    assert [rate[name] for name in names] == ["rate", "large", 2, 2, 0, 2, 0]
+    assert [attempt[name] for name in names] == ["try", "small", 2, 2, 1, 6, 2]
+    assert (rate["mean_value"], rate["share_cached"], attempt["mean_value"]) == (pytest.approx(0.7), 0.5, None)
+
+
 # Kept totals.
 
 
@@ -356,11 +415,11 @@ def seconds(connection: Connection, query: str, **params: Any) -> float:
 def test_summary_of_100_000_samples_answers_in_a_second(connection: Connection) -> None:
     job = add_job(connection, add_problem_set(connection, 5_000), num_samples=20)
     add_many_samples(connection, job, 20)
-    connection.execute(text("SELECT make_lots(:job)"), {"job": job})  # as a submission does
+    connection.execute(text("SELECT create_rollups(:job)"), {"job": job})  # as a submission does
     query = "SELECT * FROM job_summary WHERE job_id = :job"
     assert one(connection, query, job=job)["samples_total"] == 100_000
-    for lot in totals.resting_lots(connection, quiet=dt.timedelta(0), limit=1000):  # as upkeep does while the job runs
-        assert totals.count_lot(connection, lot)
+    for rollup in rollups.refreshable_rollups(connection, quiet=dt.timedelta(0), limit=1000):  # as upkeep does
+        assert rollups.refresh_rollup(connection, rollup)
     assert min(seconds(connection, query, job=job) for _ in range(3)) < 1
     assert list(close_jobs(connection)) == count_ended(connection) == [job]
     before = num_scans(connection, "samples")

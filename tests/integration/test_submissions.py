@@ -73,7 +73,7 @@ def test_problems_and_samples_are_stored_in_order_with_their_answers(connection:
     ]  # fmt: skip
     ids = every(connection, "SELECT id FROM problems ORDER BY position")
     assert ids == sorted(ids, key=lambda row: row["id"])
-    assert one(connection, "SELECT count(*) AS n, min(first_problem) AS first FROM lots") == {"n": 1, "first": 0}
+    assert one(connection, "SELECT count(*) AS n, min(first_problem) AS first FROM rollups") == {"n": 1, "first": 0}
 
 
 @pytest.mark.usefixtures("login")

@@ -33,6 +33,7 @@ VIEWS = {
     "job_progress": reports.JobProgress,
     "token_lengths": reports.TokenLengths,
     "delegation": reports.Delegation,
+    "aside_summary": reports.AsideSummary,
     "pass_at_k": reports.PassAtK,
     "job_comparison": reports.JobComparison,
     "errors": reports.JobErrors,

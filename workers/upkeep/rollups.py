@@ -1,6 +1,6 @@
-"""Counting what samples at rest add up to, beside upkeep's rounds: a dear count must hold no rescue up.
+"""Refreshes rollups in a thread of its own, so that an expensive count never delays a rescue.
 
-Two things are counted, each in a transaction of its own: ended jobs as a whole, and lots of those that run.
+Two things are counted, each in a transaction of its own: ended jobs as a whole, and parts of those that run (rollups).
 """
 
 from __future__ import annotations
@@ -16,85 +16,87 @@ from sqlalchemy import Connection, text
 from sqlalchemy import Engine as DbEngine
 from sqlalchemy.exc import DBAPIError
 
+from pipeline.db.rollups import Rollup, compact_lengths, postpone_rollup, refresh_rollup, refreshable_rollups
 from pipeline.db.session import transaction
-from pipeline.db.totals import Lot, count_job, count_lot, fold_lengths, postpone_lot, resting_lots, uncounted_jobs
+from pipeline.db.totals import count_job, uncounted_jobs
 from pipeline.errors import ServiceUnavailable
 
 log = structlog.get_logger()
 
 GRADES_QUIET = dt.timedelta(seconds=5)
-"""A job that is graded again is counted once its grades have not changed for so long."""
-LOT_QUIET = dt.timedelta(seconds=2)
-"""A lot is counted once none of its samples has stopped to rest, or was graded again, for so long."""
-TICK_S = 1.0
-AT_ONCE = 4
-"""Lots, and jobs, of one look."""
+"""How long the grades of an ended job must stay unchanged before it is counted: it may be graded again."""
+ROLLUP_QUIET = dt.timedelta(seconds=2)
+"""How long the samples of a part must stay settled, and their grades unchanged, before the part is counted."""
+POLL_INTERVAL_S = 1.0
+"""Between two looks for something to count, while there is nothing."""
+BATCH_SIZE = 4
+"""Jobs, and parts, that are looked up at a time."""
 LIMIT_S = 20.0
-"""A count that takes longer is left to the views for a while, which then look at the samples each time."""
-POSTPONED = dt.timedelta(minutes=10)
-"""What could not be counted is tried again after so long."""
+"""A count is given up after this time: until it is tried again, views read the samples themselves."""
+RETRY_AFTER = dt.timedelta(minutes=10)
+"""When a count that failed is tried again."""
 
 
-class Counter:
-    """A thread that counts while there is something to count, and looks every second, from ``start`` to ``stop``."""
+class RollupRefresher:
+    """A thread that counts whatever has settled, from ``start`` to ``stop``."""
 
     def __init__(self, db_engine: DbEngine) -> None:
         self._db_engine = db_engine
         self._stop = threading.Event()
         self._not_before: dict[int, float] = {}
-        """Jobs that could not be counted, and when to try again, by the monotonic clock."""
+        """Jobs that could not be counted: when to try again, by the monotonic clock."""
 
     def start(self) -> None:
         self._stop = threading.Event()
-        threading.Thread(target=self._run, args=(self._stop,), name="counter", daemon=True).start()
+        threading.Thread(target=self._run, args=(self._stop,), name="rollups", daemon=True).start()
 
     def stop(self) -> None:
-        """Ends the thread after what it is at; two that overlap do no harm."""
+        """End the thread after its present count. A second thread that is started before that does no harm."""
         self._stop.set()
 
     def _run(self, stop: threading.Event) -> None:
-        while not stop.wait(TICK_S):
+        while not stop.wait(POLL_INTERVAL_S):
             try:
-                while self.count_jobs() + self.count_lots() and not stop.is_set():
+                while self.count_jobs() + self.refresh_rollups() and not stop.is_set():
                     pass
             except ServiceUnavailable as error:
-                log.warning("counting waits for Postgres", reason=str(error))
+                log.warning("rollups wait for Postgres", reason=str(error))
             except Exception:
-                log.exception("counting failed")
+                log.exception("rollups not refreshed")
 
     def count_jobs(self) -> int:
         """Count a few ended jobs; returns how many were counted."""
         now = time.monotonic()
         self._not_before = {job: due for job, due in self._not_before.items() if due > now}
         with transaction(self._db_engine) as connection:
-            jobs = uncounted_jobs(connection, quiet=GRADES_QUIET, limit=AT_ONCE, but=list(self._not_before))
+            jobs = uncounted_jobs(connection, quiet=GRADES_QUIET, limit=BATCH_SIZE, but=list(self._not_before))
         num_counted = 0
         for job_id in jobs:
             counted = self._try(partial(count_job, job_id=job_id, quiet=GRADES_QUIET), job_id)
             num_counted += bool(counted)
             if counted is None:
-                self._not_before[job_id] = time.monotonic() + POSTPONED.total_seconds()
+                self._not_before[job_id] = time.monotonic() + RETRY_AFTER.total_seconds()
         return num_counted
 
-    def count_lots(self) -> int:
-        """Count a few lots, and fold what they add; returns how many were counted."""
+    def refresh_rollups(self) -> int:
+        """Count a few parts of running jobs, and compact what they add up to; returns how many were counted."""
         with transaction(self._db_engine) as connection:
-            lots = resting_lots(connection, quiet=LOT_QUIET, limit=AT_ONCE)
-        counted = [lot for lot in lots if self._count_lot(lot)]
-        for job_id in {lot.job_id for lot in counted}:
+            rollups = refreshable_rollups(connection, quiet=ROLLUP_QUIET, limit=BATCH_SIZE)
+        refreshed = [rollup for rollup in rollups if self._refresh(rollup)]
+        for job_id in {rollup.job_id for rollup in refreshed}:
             with transaction(self._db_engine) as connection:
-                fold_lengths(connection, job_id)
-        return len(counted)
+                compact_lengths(connection, job_id)
+        return len(refreshed)
 
-    def _count_lot(self, lot: Lot) -> bool:
-        counted = self._try(lambda connection: count_lot(connection, lot), lot.job_id)
-        if counted is None:
+    def _refresh(self, rollup: Rollup) -> bool:
+        refreshed = self._try(lambda connection: refresh_rollup(connection, rollup), rollup.job_id)
+        if refreshed is None:
             with transaction(self._db_engine) as connection:
-                postpone_lot(connection, lot, by=POSTPONED)
-        return bool(counted)
+                postpone_rollup(connection, rollup, by=RETRY_AFTER)
+        return bool(refreshed)
 
     def _try(self, count: Callable[[Connection], bool], job_id: int) -> bool | None:
-        """What it says; None where it failed or took too long."""
+        """Whether it was counted; None where that failed or took too long."""
         started_at = time.monotonic()
         try:
             with transaction(self._db_engine) as connection:

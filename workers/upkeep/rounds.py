@@ -1,13 +1,13 @@
-"""The duties that keep the pipeline moving, done in rounds by one upkeep process at a time (the leader).
+"""The duties that keep the pipeline moving, done in rounds by one upkeep process at a time, the leader.
 
-- settler: ends the lives of workers whose lease ran out and gives back what they held (the rescue)
-- prober: tries samples whose workers died with them one by one, so that the guilty one can be told
-- halter: takes the samples of paused jobs from whoever writes them, and ends those of jobs that are half cancelled
+- settler: ends the registrations of workers whose lease lapsed and gives back the samples they held (the rescue)
+- prober: tries samples whose workers died with them one at a time, to find the one that kills
+- halter: takes the samples of paused jobs from their workers, and ends the samples of jobs that are half cancelled
 - admitter: lets in as many new samples as the live workers have room for
 - republisher: sends messages again for samples that wait too long, unless their queue is long
 - grade reaper: turns gradings that never came back into grades of status "timeout"
 - closer: ends jobs that have no open sample left
-- counter: counts what the resting samples of jobs add up to, in a thread of its own
+- rollup refresher: counts what the settled samples of jobs add up to, in a thread of its own
 - follower: makes sure that each running job is shown in Flower
 """
 
@@ -38,20 +38,20 @@ from pipeline.db.upkeep import (
 from pipeline.errors import ServiceUnavailable
 from pipeline.settings import Settings
 from workers.broker.publish import Publisher
-from workers.upkeep.rollups import Counter
+from workers.upkeep.rollups import RollupRefresher
 
 log = structlog.get_logger()
 
 FOLLOW_AGAIN = dt.timedelta(seconds=15)
-"""A job whose progress task gave no sign for so long gets a new one."""
+"""A job whose progress task was silent for this time gets a new one."""
 FRESH_PER_MESSAGE = 8
 """Fresh samples in one message: small enough that several workers share a small job."""
 
 CANCELLING_S = 0.5
-"""Time of a round in which the samples of cancelled jobs are ended."""
+"""Most time that one round spends on ending the samples of cancelled jobs."""
 
 MAX_DEPTH = 64
-"""A queue with so many messages has not lost them, or nobody reads it: sending again would only fill the broker."""
+"""Messages in a queue above which none is sent again: either none was lost, or nobody reads it."""
 
 
 class Upkeep:
@@ -63,10 +63,10 @@ class Upkeep:
         self._settings = settings.upkeep
         self._ttl_s = settings.lease.ttl_s
         self._silence_s = max(1.0, settings.lease.answer_within_s)
-        """A leader that the server does not hear of for so long leads no more, wherever it hangs."""
+        """The server ends a leader's session that is silent for this time: a leader that hangs stops leading."""
         self._awake_since = time.monotonic()
-        """Since when rounds have come without a gap: who did not look cannot say who was silent."""
-        self._counter = Counter(db_engine)
+        """When the present run of rounds without a gap began: a leader that did not look cannot say who was silent."""
+        self._rollups = RollupRefresher(db_engine)
         self._grade_age = dt.timedelta(seconds=settings.grading.time_limit_s + 5)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
@@ -99,11 +99,11 @@ class Upkeep:
         while not self._stop.is_set() and not try_to_lead(lock):
             self._stop.wait(1.0)
         log.info("upkeep leads")
-        self._counter.start()
+        self._rollups.start()
         try:
             self._do_rounds(lock)
         finally:
-            self._counter.stop()
+            self._rollups.stop()
 
     def _do_rounds(self, lock: Connection) -> None:
         self._awake_since = last = time.monotonic()

@@ -11,7 +11,7 @@ import pytest
 from pipeline.db.schema_objects import FOLDER, sql_files
 from pipeline.jobs.config import JOB_TRANSITIONS, JobState
 from pipeline.samples import (
-    RESTING_STATES,
+    IDLE_STATES,
     RUNNABLE_STATE,
     SUSPECT_AFTER,
     TRANSITIONS,
@@ -41,7 +41,7 @@ def test_state_machine_knows_the_moves_of_the_package(function: str, moves: froz
 
 
 KNOWN_LISTS = [
-    set(SampleState) - RESTING_STATES,
+    set(SampleState) - IDLE_STATES,
     {*RUNNABLE_STATE.values(), *WRITING_STATE.values()},
     set(RUNNABLE_STATE.values()),
     {SampleState.FINISHED, SampleState.GRADED},

@@ -84,8 +84,9 @@ def job(job_id: int, *, scored: bool = True) -> tuple[Job, JobStats]:
         samples_cancelled=0, samples_open=0, num_scored=4 * scored, accuracy=0.5 if scored else None,
         accuracy_low=0.2 if scored else None, accuracy_high=0.8 if scored else None, mean_output_tokens=10.0,
         p50_output_tokens=10.0, p90_output_tokens=20.0, share_large=0.25, takeovers=4, takeovers_per_sample=1.0,
-        tokens_small=30, tokens_large=10, tokens_inserted=0, discarded_small=0, discarded_large=0, seconds=2.0,
-        tokens_per_second=20.0, tokens_per_second_small=15.0, tokens_per_second_large=5.0, submitted_at=NOW,
+        tokens_small=30, tokens_large=10, tokens_inserted=0, discarded_small=0, discarded_large=0, aside_small=0,
+        aside_large=0, taken_small=0, taken_large=0, written_small=30, written_large=10, seconds=2.0,
+        tokens_per_second=20.0,        tokens_per_second_small=15.0, tokens_per_second_large=5.0, submitted_at=NOW,
         first_claimed_at=NOW, finished_at=NOW,
     )  # fmt: skip
     stats = JobStats(
@@ -101,7 +102,7 @@ def job(job_id: int, *, scored: bool = True) -> tuple[Job, JobStats]:
         delegation_progress=(
             DelegationTenth(job_id=job_id, tenth=1, tokens=4.0, tokens_large=1.0, share_large=0.25, num_takeovers=1),
         ),
-        takeover_flow=(), step_summary=(), pass_at_k=(), maj_at_k=(),
+        takeover_flow=(), aside_summary=(), step_summary=(), pass_at_k=(), maj_at_k=(),
         truncation=Truncation(job_id=job_id, num_complete=4, num_truncated=1, share_truncated=0.25, num_length=1,
                               num_context=0, num_repetition=0, accuracy_truncated=0.0, accuracy_eos=0.7),
         errors=(),

@@ -6,7 +6,7 @@ FROM jobs j
 CROSS JOIN LATERAL (
     WITH scored AS (
         SELECT t.tokens, sum(t.n)::bigint AS n, sum(t.score)::float8 AS score
-        FROM lengths(j.id) t WHERE t.author = 'all' AND t.verdict <> 'unscored'
+        FROM job_lengths(j.id) t WHERE t.author = 'all' AND t.verdict <> 'unscored'
         GROUP BY t.tokens HAVING sum(t.n) > 0
     ),
     m AS (SELECT greatest(1, ceil(max(tokens) / 20.0))::integer AS width, coalesce(sum(n),

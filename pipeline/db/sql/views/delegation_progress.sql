@@ -6,23 +6,12 @@ SELECT j.id AS job_id, d.tenth, d.tokens, coalesce(l.tokens_large, 0) AS tokens_
 FROM jobs j
 CROSS JOIN LATERAL (
     SELECT i AS tenth, n.tokens / 10.0::float8 AS tokens
-    FROM (
-        SELECT nullif(t.complete_tokens, 0) AS tokens FROM count_states(j.id) t
-    ) n
+    FROM (SELECT nullif(t.complete_tokens, 0) AS tokens FROM count_states(j.id) t) n
     CROSS JOIN generate_series(1, 10) AS i WHERE n.tokens > 0
 ) d
 LEFT JOIN LATERAL (
     SELECT t.tenth, sum(t.tokens_large) AS tokens_large, sum(t.num_takeovers)::bigint AS num_takeovers
-    FROM (
-        SELECT t.tenth, t.tokens_large, t.num_takeovers
-        FROM lots l CROSS JOIN LATERAL jsonb_to_recordset(l.tenths) AS t (
-            tenth integer, tokens_large float8, num_takeovers bigint
-        )
-        WHERE l.job_id = j.id AND l.counted_at IS NOT NULL
-        UNION ALL
-        SELECT t.tenth, t.tokens_large, t.num_takeovers
-        FROM open_ranges(j.id) r CROSS JOIN LATERAL tell_tenths(j.id, r.first_problem, r.last_problem) t
-    ) t GROUP BY t.tenth
+    FROM job_tenths(j.id) t GROUP BY t.tenth
 ) l ON l.tenth = d.tenth;
 
 COMMENT ON VIEW delegation_progress IS

@@ -12,40 +12,8 @@ SELECT j.id AS job_id, n.complete AS num_complete, c.num_right,
        c.num_context / nullif(n.complete, 0)::float8 AS share_context,
        c.num_repetition / nullif(n.complete, 0)::float8 AS share_repetition
 FROM jobs j
-CROSS JOIN LATERAL (
-    SELECT * FROM (
-        SELECT t.samples_total, t.pending, t.ready, t.drafting, t.awaiting_large, t.assisting, t.finished, t.graded,
-               t.failed, t.cancelled, t.num_length, t.num_context, t.num_repetition, t.num_scored, t.num_right,
-               t.problems_scored, t.takeovers, t.tokens_small, t.tokens_large, t.tokens_inserted, t.discarded_small,
-               t.discarded_large, t.accuracy, t.score_variance, t.score_squares, t.mean_output_tokens,
-               t.p50_output_tokens, t.p90_output_tokens, t.takeovers_per_sample, t.p50_wall_seconds,
-               t.p95_wall_seconds
-        FROM job_totals t WHERE t.job_id = j.id AND t.stale_at IS NULL
-        UNION ALL
-        SELECT t.samples_total, t.pending, t.ready, t.drafting, t.awaiting_large, t.assisting, t.finished, t.graded,
-               t.failed, t.cancelled, t.num_length, t.num_context, t.num_repetition, t.num_scored, t.num_right,
-               t.problems_scored, t.takeovers, t.tokens_small, t.tokens_large, t.tokens_inserted, t.discarded_small,
-               t.discarded_large, t.accuracy, t.score_variance, t.score_squares, t.mean_output_tokens,
-               t.p50_output_tokens, t.p90_output_tokens, t.takeovers_per_sample, t.p50_wall_seconds,
-               t.p95_wall_seconds
-        FROM count_samples(j.id) t
-        WHERE NOT EXISTS (SELECT FROM job_totals k WHERE k.job_id = j.id AND k.stale_at IS NULL)
-    ) u
-) c
-CROSS JOIN LATERAL (
-    SELECT * FROM (
-        SELECT t.prompt_tokens_small, t.prompt_tokens_large, t.engine_seconds_small, t.engine_seconds_large,
-               t.request_seconds_small, t.request_seconds_large, t.mean_wait_seconds, t.p95_wait_seconds,
-               t.mean_queue_seconds
-        FROM job_totals t WHERE t.job_id = j.id AND t.stale_at IS NULL
-        UNION ALL
-        SELECT t.prompt_tokens_small, t.prompt_tokens_large, t.engine_seconds_small, t.engine_seconds_large,
-               t.request_seconds_small, t.request_seconds_large, t.mean_wait_seconds, t.p95_wait_seconds,
-               t.mean_queue_seconds
-        FROM count_cost(j.id) t
-        WHERE NOT EXISTS (SELECT FROM job_totals k WHERE k.job_id = j.id AND k.stale_at IS NULL)
-    ) u
-) k
+CROSS JOIN LATERAL totals_of_samples(j.id) c
+CROSS JOIN LATERAL totals_of_cost(j.id) k
 CROSS JOIN LATERAL (SELECT c.finished + c.graded AS complete) n;
 
 COMMENT ON VIEW job_cost IS
@@ -53,7 +21,7 @@ COMMENT ON VIEW job_cost IS
     'engine, summed over the workers of the role; with one GPU per worker these are GPU seconds. Jobs that ran at '
     'the same time on the same workers share that time, and each counts it: run jobs one after the other to compare '
     'them. Request seconds count every request, however many ran together: divided by the engine seconds they are '
-    'the mean number of requests at work. A wait is counted once per hop; all of a sample''s are added up.';
+    'the mean number of requests at work. A wait is counted once per claim; all of a sample''s are added up.';
 COMMENT ON COLUMN job_cost.job_id IS 'the job';
 COMMENT ON COLUMN job_cost.num_complete IS 'samples with complete text';
 COMMENT ON COLUMN job_cost.num_right IS 'graded samples with a score of at least 0.5';
@@ -71,7 +39,7 @@ COMMENT ON COLUMN job_cost.prompt_tokens_large IS 'likewise, large';
 COMMENT ON COLUMN job_cost.p50_wall_seconds IS 'from admission to complete text, median of the complete samples';
 COMMENT ON COLUMN job_cost.p95_wall_seconds IS '95th percentile of the same';
 COMMENT ON COLUMN job_cost.mean_wait_seconds IS
-    'from publishing to a worker''s claim, all hops of a sample together, mean over samples';
+    'from publishing to a worker''s claim, all claims of a sample together, mean over samples';
 COMMENT ON COLUMN job_cost.p95_wait_seconds IS '95th percentile of the same';
 COMMENT ON COLUMN job_cost.mean_queue_seconds IS
     'inside the engines before their first work, likewise, mean over samples';

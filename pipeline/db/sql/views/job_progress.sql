@@ -7,34 +7,8 @@ SELECT j.id AS job_id, j.name, j.state, c.samples_total, c.graded + c.failed + c
        CASE WHEN j.state = 'paused' THEN format('paused: specthink resume %s lets it go on', j.id)
             WHEN j.state <> 'running' THEN NULL
             WHEN w.upkeep = 0 THEN 'no live upkeep worker: specthink worker upkeep starts one'
-            ELSE nullif(concat_ws(
-                    '; ',
-                    CASE WHEN w.small = 0 AND (c.ready > 0 OR c.pending > 0 AND j.first_role = 'small')
-                         THEN format('no live small worker serves %1$s: specthink worker small --model %1$s starts one', j.small_model)
-                    END,
-                    CASE WHEN w.large = 0 AND (c.awaiting_large > 0 OR c.pending > 0 AND j.first_role = 'large')
-                         THEN format('no live large worker serves %1$s: specthink worker large --model %1$s starts one', j.large_model)
-                    END,
-                    CASE WHEN w.grade = 0 AND c.finished > 0 THEN 'no live grade worker: specthink worker grade starts one' END,
-                    CASE WHEN a.samples_ahead > 0 AND c.pending > 0
-                         THEN format('samples of older or higher-ranking jobs ahead: %s', a.samples_ahead) END,
-                    CASE WHEN c.awaiting_large > 0 AND w.large > 0 AND h.large >= w.large_slots
-                         THEN format('large pool saturated: %s of %s slots taken, samples waiting for it: %s', h.large, w.large_slots,
-                                     c.awaiting_large) END,
-                    CASE WHEN c.delayed > 0
-                         THEN format('samples waiting to be tried again because an engine refused them: %s, the next in %s s',
-                                     c.delayed, greatest(0, ceil(extract(epoch FROM c.next_try_at - clock_timestamp())))) END,
-                    CASE WHEN c.suspects > 0 AND c.drafting + c.assisting = 0
-                         THEN format('samples tried one by one because their workers died with them: %s', c.suspects) END,
-                    CASE WHEN (c.ready > 0 OR c.pending > 0 AND j.first_role = 'small') AND c.drafting = 0 AND a.samples_ahead = 0
-                              AND w.small > 0 AND h.small >= w.small_slots
-                         THEN format('small pool taken by other jobs: %s of %s slots', h.small, w.small_slots) END,
-                    CASE WHEN c.pending > 0 AND j.first_role = 'large' AND c.awaiting_large = 0 AND c.assisting = 0
-                              AND a.samples_ahead = 0 AND w.large > 0 AND h.large >= w.large_slots
-                         THEN format('large pool taken by other jobs: %s of %s slots', h.large, w.large_slots) END,
-                    CASE WHEN c.finished > 0 AND w.grade > 0 AND c.pending + c.ready + c.drafting + c.awaiting_large + c.assisting = 0
-                         THEN format('complete samples waiting for their grade: %s', c.finished) END
-            ), '')
+            ELSE nullif(concat_ws('; ', r.no_small, r.no_large, r.no_grade, r.ahead, r.large_saturated, r.delayed,
+                                  r.suspects, r.small_busy, r.large_busy, r.grading), '')
        END AS waiting_for,
        c.takeovers, c.written_small, c.written_large,
        extract(epoch FROM coalesce(j.finished_at, clock_timestamp()) - j.first_claimed_at)::float8 AS seconds,
@@ -42,23 +16,26 @@ SELECT j.id AS job_id, j.name, j.state, c.samples_total, c.graded + c.failed + c
 FROM jobs j
 CROSS JOIN LATERAL (
     SELECT t.samples_total, t.pending, t.ready, t.drafting, t.awaiting_large, t.assisting, t.finished, t.graded,
-           t.failed, t.cancelled, t.takeovers, t.tokens_small + t.discarded_small AS written_small,
-           t.tokens_large + t.discarded_large AS written_large, 0 AS delayed, NULL AS next_try_at, 0 AS suspects
+           t.failed, t.cancelled, t.takeovers,
+           t.tokens_small + t.discarded_small + t.aside_small - t.taken_small AS written_small,
+           t.tokens_large + t.discarded_large + t.aside_large - t.taken_large AS written_large
     FROM job_totals t WHERE t.job_id = j.id AND t.stale_at IS NULL
     UNION ALL
     SELECT t.samples_total, t.pending, t.ready, t.drafting, t.awaiting_large, t.assisting, t.finished, t.graded,
-           t.failed, t.cancelled, t.takeovers, t.tokens_small + t.discarded_small AS written_small,
-           t.tokens_large + t.discarded_large AS written_large, e.delayed, e.next_try_at, e.suspects
+           t.failed, t.cancelled, t.takeovers,
+           t.tokens_small + t.discarded_small + t.aside_small - t.taken_small,
+           t.tokens_large + t.discarded_large + t.aside_large - t.taken_large
     FROM count_states(j.id) t
-    CROSS JOIN LATERAL (
-        SELECT count(*) FILTER (WHERE s.not_before > clock_timestamp()) AS delayed,
-               min(s.not_before) FILTER (WHERE s.not_before > clock_timestamp()) AS next_try_at,
-               count(*) FILTER (WHERE s.num_rescues >= 2) AS suspects
-        FROM samples s WHERE s.job_id = j.id AND s.state IN ('ready', 'awaiting_large')
-          AND s.state IN ('ready', 'drafting', 'awaiting_large', 'assisting')
-    ) e
     WHERE NOT EXISTS (SELECT FROM job_totals k WHERE k.job_id = j.id AND k.stale_at IS NULL)
 ) c
+CROSS JOIN LATERAL (
+    SELECT count(*) FILTER (WHERE s.not_before > clock_timestamp()) AS delayed,
+           min(s.not_before) FILTER (WHERE s.not_before > clock_timestamp()) AS next_try_at,
+           count(*) FILTER (WHERE s.num_rescues >= 2) AS suspects
+    FROM samples s
+    WHERE j.state = 'running' AND s.job_id = j.id AND s.state IN ('ready', 'awaiting_large')
+      AND s.state IN ('ready', 'drafting', 'awaiting_large', 'assisting')  -- the condition of ix_samples_admitted
+) d
 CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE w.kind = 'small' AND w.model = j.small_model) AS small,
            count(*) FILTER (WHERE w.kind = 'large' AND w.model = j.large_model) AS large,
@@ -76,16 +53,45 @@ CROSS JOIN LATERAL (
 ) h
 CROSS JOIN LATERAL (
     SELECT coalesce(sum(n.pending), 0)::bigint AS samples_ahead
-    FROM jobs o CROSS JOIN LATERAL (
-        SELECT l.pending FROM lots l WHERE l.job_id = o.id AND l.counted_at IS NOT NULL
-        UNION ALL
-        SELECT t.pending FROM open_ranges(o.id) r
-        CROSS JOIN LATERAL tell_samples(o.id, r.first_problem, r.last_problem) t
-    ) n
+    FROM jobs o CROSS JOIN LATERAL count_states(o.id) n
     WHERE j.state = 'running' AND o.state = 'running' AND (-o.priority, o.id) < (-j.priority, j.id)
       AND o.first_role = j.first_role
       AND CASE j.first_role WHEN 'small' THEN o.small_model = j.small_model ELSE o.large_model = j.large_model END
-) a;
+) a
+-- Why a running job does not go on, or goes on slowly; each is null where it does not hold.
+CROSS JOIN LATERAL (
+    SELECT CASE WHEN w.small = 0 AND (c.ready > 0 OR c.pending > 0 AND j.first_role = 'small')
+                THEN format('no live small worker serves %1$s: specthink worker small --model %1$s starts one',
+                            j.small_model) END AS no_small,
+           CASE WHEN w.large = 0 AND (c.awaiting_large > 0 OR c.pending > 0 AND j.first_role = 'large')
+                THEN format('no live large worker serves %1$s: specthink worker large --model %1$s starts one',
+                            j.large_model) END AS no_large,
+           CASE WHEN w.grade = 0 AND c.finished > 0
+                THEN 'no live grade worker: specthink worker grade starts one' END AS no_grade,
+           CASE WHEN a.samples_ahead > 0 AND c.pending > 0
+                THEN format('samples of older or higher-ranking jobs ahead: %s', a.samples_ahead) END AS ahead,
+           CASE WHEN c.awaiting_large > 0 AND w.large > 0 AND h.large >= w.large_slots
+                THEN format('large pool saturated: %s of %s slots taken, samples waiting for it: %s', h.large,
+                            w.large_slots, c.awaiting_large) END AS large_saturated,
+           CASE WHEN d.delayed > 0
+                THEN format('samples waiting to be tried again because an engine refused them: %s, the next in %s s',
+                            d.delayed, greatest(0, ceil(extract(epoch FROM d.next_try_at - clock_timestamp()))))
+                END AS delayed,
+           CASE WHEN d.suspects > 0 AND c.drafting + c.assisting = 0
+                THEN format('samples tried one by one because their workers died with them: %s', d.suspects)
+                END AS suspects,
+           CASE WHEN (c.ready > 0 OR c.pending > 0 AND j.first_role = 'small') AND c.drafting = 0
+                     AND a.samples_ahead = 0 AND w.small > 0 AND h.small >= w.small_slots
+                THEN format('small pool taken by other jobs: %s of %s slots', h.small, w.small_slots)
+                END AS small_busy,
+           CASE WHEN c.pending > 0 AND j.first_role = 'large' AND c.awaiting_large = 0 AND c.assisting = 0
+                     AND a.samples_ahead = 0 AND w.large > 0 AND h.large >= w.large_slots
+                THEN format('large pool taken by other jobs: %s of %s slots', h.large, w.large_slots)
+                END AS large_busy,
+           CASE WHEN c.finished > 0 AND w.grade > 0
+                     AND c.pending + c.ready + c.drafting + c.awaiting_large + c.assisting = 0
+                THEN format('complete samples waiting for their grade: %s', c.finished) END AS grading
+) r;
 
 COMMENT ON VIEW job_progress IS
     'One row per job: its samples by state, the live workers it can use, and what it waits for.';
@@ -112,9 +118,9 @@ COMMENT ON COLUMN job_progress.waiting_for IS
     'why it does not go on or goes on slowly, with what can be done; null: it runs, or has ended';
 COMMENT ON COLUMN job_progress.takeovers IS 'times the large model was called in so far';
 COMMENT ON COLUMN job_progress.written_small IS
-    'tokens the small model wrote so far, kept or not; booked when a segment ends';
+    'tokens the small model wrote so far, kept or not; counted when they are committed';
 COMMENT ON COLUMN job_progress.written_large IS
-    'tokens the large model wrote so far, kept or not; booked when a segment ends';
+    'tokens the large model wrote so far, kept or not; counted when they are committed';
 COMMENT ON COLUMN job_progress.seconds IS
     'from the first claim of a sample to the job''s end, or until now; pauses included';
 COMMENT ON COLUMN job_progress.priority IS 'jobs with a higher one are admitted first';

@@ -9,32 +9,18 @@ SELECT j.id AS job_id, j.name, j.policy, j.small_model, j.large_model, j.state, 
        c.mean_output_tokens, c.p50_output_tokens, c.p90_output_tokens,
        c.tokens_large / nullif(c.tokens_small + c.tokens_large + c.tokens_inserted, 0)::float8 AS share_large,
        c.takeovers, c.takeovers_per_sample, c.tokens_small, c.tokens_large, c.tokens_inserted,
-       c.discarded_small, c.discarded_large, t.seconds,
+       c.discarded_small, c.discarded_large, c.aside_small, c.aside_large, c.taken_small, c.taken_large,
+       written.small AS written_small, written.large AS written_large, t.seconds,
        (c.tokens_small + c.tokens_large + c.tokens_inserted) / t.seconds AS tokens_per_second,
-       (c.tokens_small + c.discarded_small) / t.seconds AS tokens_per_second_small,
-       (c.tokens_large + c.discarded_large) / t.seconds AS tokens_per_second_large,
+       written.small / t.seconds AS tokens_per_second_small,
+       written.large / t.seconds AS tokens_per_second_large,
        j.submitted_at, j.first_claimed_at, j.finished_at
 FROM jobs j
+CROSS JOIN LATERAL totals_of_samples(j.id) c
 CROSS JOIN LATERAL (
-    SELECT * FROM (
-        SELECT t.samples_total, t.pending, t.ready, t.drafting, t.awaiting_large, t.assisting, t.finished, t.graded,
-               t.failed, t.cancelled, t.num_length, t.num_context, t.num_repetition, t.num_scored, t.num_right,
-               t.problems_scored, t.takeovers, t.tokens_small, t.tokens_large, t.tokens_inserted, t.discarded_small,
-               t.discarded_large, t.accuracy, t.score_variance, t.score_squares, t.mean_output_tokens,
-               t.p50_output_tokens, t.p90_output_tokens, t.takeovers_per_sample, t.p50_wall_seconds,
-               t.p95_wall_seconds
-        FROM job_totals t WHERE t.job_id = j.id AND t.stale_at IS NULL
-        UNION ALL
-        SELECT t.samples_total, t.pending, t.ready, t.drafting, t.awaiting_large, t.assisting, t.finished, t.graded,
-               t.failed, t.cancelled, t.num_length, t.num_context, t.num_repetition, t.num_scored, t.num_right,
-               t.problems_scored, t.takeovers, t.tokens_small, t.tokens_large, t.tokens_inserted, t.discarded_small,
-               t.discarded_large, t.accuracy, t.score_variance, t.score_squares, t.mean_output_tokens,
-               t.p50_output_tokens, t.p90_output_tokens, t.takeovers_per_sample, t.p50_wall_seconds,
-               t.p95_wall_seconds
-        FROM count_samples(j.id) t
-        WHERE NOT EXISTS (SELECT FROM job_totals k WHERE k.job_id = j.id AND k.stale_at IS NULL)
-    ) u
-) c
+    SELECT c.tokens_small + c.discarded_small + c.aside_small - c.taken_small AS small,
+           c.tokens_large + c.discarded_large + c.aside_large - c.taken_large AS large
+) written
 CROSS JOIN LATERAL (
     SELECT CASE WHEN c.problems_scored < 2 OR c.score_variance = 0 THEN c.problems_scored
                 ELSE c.num_scored / greatest(1, c.problems_scored / (c.problems_scored - 1.0) * c.score_squares
@@ -88,10 +74,17 @@ COMMENT ON COLUMN job_summary.tokens_large IS 'kept tokens written by the large 
 COMMENT ON COLUMN job_summary.tokens_inserted IS 'kept tokens put in by the policy, all samples';
 COMMENT ON COLUMN job_summary.discarded_small IS 'tokens the small model wrote that were not kept';
 COMMENT ON COLUMN job_summary.discarded_large IS 'tokens the large model wrote that were not kept';
+COMMENT ON COLUMN job_summary.aside_small IS 'tokens the small model wrote in asides, on side branches of the text';
+COMMENT ON COLUMN job_summary.aside_large IS 'likewise, large';
+COMMENT ON COLUMN job_summary.taken_small IS 'of aside_small, put into the text: in tokens_small too';
+COMMENT ON COLUMN job_summary.taken_large IS 'likewise, large';
+COMMENT ON COLUMN job_summary.written_small IS
+    'all tokens the small model wrote, each once: tokens_small + discarded_small + aside_small - taken_small';
+COMMENT ON COLUMN job_summary.written_large IS 'likewise, large';
 COMMENT ON COLUMN job_summary.seconds IS 'from the first claim of a sample to the job''s end, or until now';
 COMMENT ON COLUMN job_summary.tokens_per_second IS 'kept tokens of all authors per second';
-COMMENT ON COLUMN job_summary.tokens_per_second_small IS 'tokens the small model wrote, kept or not, per second';
-COMMENT ON COLUMN job_summary.tokens_per_second_large IS 'tokens the large model wrote, kept or not, per second';
+COMMENT ON COLUMN job_summary.tokens_per_second_small IS 'written_small per second';
+COMMENT ON COLUMN job_summary.tokens_per_second_large IS 'written_large per second';
 COMMENT ON COLUMN job_summary.submitted_at IS 'when the job was submitted';
 COMMENT ON COLUMN job_summary.first_claimed_at IS 'when a worker first took one of its samples';
 COMMENT ON COLUMN job_summary.finished_at IS 'when the job ended';

@@ -6,7 +6,7 @@ FROM jobs j
 CROSS JOIN LATERAL (
     WITH complete AS (
         SELECT t.tokens, t.verdict, sum(t.n)::bigint AS n
-        FROM lengths(j.id) t WHERE t.author = 'all' GROUP BY t.tokens, t.verdict HAVING sum(t.n) > 0
+        FROM job_lengths(j.id) t WHERE t.author = 'all' GROUP BY t.tokens, t.verdict HAVING sum(t.n) > 0
     ),
     m AS (SELECT (max(tokens) + 20) / 20 AS width FROM complete),
     h AS (

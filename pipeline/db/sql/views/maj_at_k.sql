@@ -3,16 +3,7 @@
 CREATE VIEW maj_at_k AS
 SELECT j.id AS job_id, t.k, sum(t.num_problems)::bigint AS num_problems,
        sum(t.share_sum) / sum(t.num_problems)::float8 AS maj_at_k
-FROM jobs j CROSS JOIN LATERAL (
-    SELECT t.k, t.num_problems, t.share_sum
-    FROM lots l CROSS JOIN LATERAL jsonb_to_recordset(l.votes) AS t (
-        k bigint, num_problems bigint, share_sum float8
-    )
-    WHERE l.job_id = j.id AND l.counted_at IS NOT NULL
-    UNION ALL
-    SELECT t.k, t.num_problems, t.share_sum
-    FROM open_ranges(j.id) r CROSS JOIN LATERAL tell_votes(j.id, r.first_problem, r.last_problem) t
-) t GROUP BY j.id, t.k;
+FROM jobs j CROSS JOIN LATERAL job_votes(j.id) t GROUP BY j.id, t.k;
 
 COMMENT ON VIEW maj_at_k IS
     'Probability that the most frequent answer among k samples of a problem is right. The scored samples of a '

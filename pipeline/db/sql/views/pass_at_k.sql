@@ -10,16 +10,7 @@ CROSS JOIN LATERAL (
                exp(sum(ln((t.n - t.c - i.k + 1)::float8 / (t.n - i.k + 1)))
                    FILTER (WHERE t.n - t.c >= i.k) OVER (PARTITION BY t.n, t.c ORDER BY i.k)) END AS pass
     FROM (
-        SELECT p.n, p.c, sum(p.problems) AS problems FROM (
-            SELECT t.n, t.c, t.problems
-            FROM lots l CROSS JOIN LATERAL jsonb_to_recordset(l.passes) AS t (
-                n bigint, c bigint, problems bigint
-            )
-            WHERE l.job_id = j.id AND l.counted_at IS NOT NULL
-            UNION ALL
-            SELECT t.n, t.c, t.problems
-            FROM open_ranges(j.id) r CROSS JOIN LATERAL tell_passes(j.id, r.first_problem, r.last_problem) t
-        ) p GROUP BY p.n, p.c
+        SELECT p.n, p.c, sum(p.problems) AS problems FROM job_passes(j.id) p GROUP BY p.n, p.c
     ) t
     CROSS JOIN LATERAL generate_series(1, t.n) AS i (k)
 ) e

@@ -12,31 +12,18 @@ CROSS JOIN LATERAL (
         FROM (
             SELECT t.sentence_class, t.author, t.tokens, sum(t.num_steps)::float8 AS n,
                    sum(t.num_taken_over) AS num_taken_over, sum(t.scored) AS scored, sum(t.score_sum) AS score_sum
-            FROM (
-                SELECT t.sentence_class, t.author, t.tokens, t.num_steps, t.num_taken_over, t.scored, t.score_sum
-                FROM lots l CROSS JOIN LATERAL jsonb_to_recordset(l.step_counts) AS t (
-                    sentence_class text, author text, tokens integer, num_steps bigint, num_taken_over bigint,
-                    scored bigint,
-                    score_sum float8
-                )
-                WHERE l.job_id = j.id AND l.counted_at IS NOT NULL
-                UNION ALL
-                SELECT t.sentence_class, t.author, t.tokens, t.num_steps, t.num_taken_over, t.scored, t.score_sum
-                FROM open_ranges(j.id) r CROSS JOIN LATERAL tell_step_counts(j.id, r.first_problem, r.last_problem) t
-            ) t GROUP BY t.sentence_class, t.author, t.tokens
+            FROM job_steps(j.id) t GROUP BY t.sentence_class, t.author, t.tokens
         ) b
     )
     SELECT sentence_class, author, sum(n)::bigint AS num_steps, sum(n * tokens)::bigint AS tokens,
            sum(n * tokens) / sum(n) AS mean_tokens,
-           (min(tokens) FILTER (WHERE upto > floor(0.5 * (total - 1)))::float8
-            + (min(tokens) FILTER (WHERE upto > ceil(0.5 * (total - 1)))::float8
-               - min(tokens) FILTER (WHERE upto > floor(0.5 * (total - 1)))::float8)
-              * ((0.5 * (max(total) - 1)) - floor((0.5 * (max(total) - 1))))) AS p50_tokens,
-           (min(tokens) FILTER (WHERE upto > floor(0.9 * (total - 1)))::float8
-            + (min(tokens) FILTER (WHERE upto > ceil(0.9 * (total - 1)))::float8
-               - min(tokens) FILTER (WHERE upto > floor(0.9 * (total - 1)))::float8)
-              * ((0.9 * (max(total) - 1)) - floor((0.9 * (max(total) - 1))))) AS p90_tokens,
-              sum(num_taken_over)::bigint AS num_taken_over,
+           interpolated(min(tokens) FILTER (WHERE upto > floor(0.5 * (total - 1))),
+                        min(tokens) FILTER (WHERE upto > ceil(0.5 * (total - 1))),
+                        0.5 * (max(total) - 1)) AS p50_tokens,
+           interpolated(min(tokens) FILTER (WHERE upto > floor(0.9 * (total - 1))),
+                        min(tokens) FILTER (WHERE upto > ceil(0.9 * (total - 1))),
+                        0.9 * (max(total) - 1)) AS p90_tokens,
+           sum(num_taken_over)::bigint AS num_taken_over,
            sum(score_sum) / nullif(sum(scored), 0)::float8 AS accuracy
     FROM placed GROUP BY sentence_class, author
 ) g

@@ -6,19 +6,7 @@ SELECT j.id AS job_id, t.trigger, t.followed_by, sum(t.num_takeovers)::bigint AS
        (sum(t.tokens) / sum(t.num_takeovers))::float8 AS mean_tokens,
        (sum(t.tokens_between) / sum(t.num_takeovers))::float8 AS mean_tokens_between,
        sum(t.score_sum) / nullif(sum(t.scored), 0)::float8 AS accuracy
-FROM jobs j CROSS JOIN LATERAL (
-    SELECT t.trigger, t.followed_by, t.num_takeovers, t.positions, t.position_sum, t.tokens, t.tokens_between,
-           t.scored, t.score_sum
-    FROM lots l CROSS JOIN LATERAL jsonb_to_recordset(l.flow) AS t (
-        trigger text, followed_by text, num_takeovers bigint, positions bigint, position_sum float8, tokens bigint,
-        tokens_between bigint, scored bigint, score_sum float8
-    )
-    WHERE l.job_id = j.id AND l.counted_at IS NOT NULL
-    UNION ALL
-    SELECT t.trigger, t.followed_by, t.num_takeovers, t.positions, t.position_sum, t.tokens, t.tokens_between,
-           t.scored, t.score_sum
-    FROM open_ranges(j.id) r CROSS JOIN LATERAL tell_flow(j.id, r.first_problem, r.last_problem) t
-) t GROUP BY j.id, t.trigger, t.followed_by;
+FROM jobs j CROSS JOIN LATERAL job_flow(j.id) t GROUP BY j.id, t.trigger, t.followed_by;
 
 COMMENT ON VIEW takeover_flow IS
     'What followed the takeovers of a job: how often a takeover for one reason was followed by one for another, or '

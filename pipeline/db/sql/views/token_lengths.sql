@@ -7,7 +7,7 @@ CROSS JOIN LATERAL (
     WITH cells AS (
         SELECT t.author, coalesce(t.finish_reason, 'all') AS finish_reason, coalesce(t.verdict, 'all') AS verdict,
                t.tokens, sum(t.n)::float8 AS n
-        FROM lengths(j.id) t GROUP BY t.author, t.tokens, CUBE (t.finish_reason, t.verdict) HAVING sum(t.n) > 0
+        FROM job_lengths(j.id) t GROUP BY t.author, t.tokens, CUBE (t.finish_reason, t.verdict) HAVING sum(t.n) > 0
     ),
     placed AS (
         SELECT c.*, sum(c.n) OVER (PARTITION BY c.author, c.finish_reason, c.verdict ORDER BY c.tokens) AS upto,
@@ -16,23 +16,16 @@ CROSS JOIN LATERAL (
     )
     SELECT author, finish_reason, verdict, sum(n)::bigint AS n, sum(n * tokens) / sum(n) AS mean,
            sqrt(greatest(0, sum(n * tokens * tokens) - sum(n * tokens) ^ 2 / sum(n)) / nullif(sum(n) - 1, 0)) AS sd,
-           min(tokens) AS min, (min(tokens) FILTER (WHERE upto > floor(0.5 * (total - 1)))::float8
-            + (min(tokens) FILTER (WHERE upto > ceil(0.5 * (total - 1)))::float8
-               - min(tokens) FILTER (WHERE upto > floor(0.5 * (total - 1)))::float8)
-              * ((0.5 * (max(total) - 1)) - floor((0.5 * (max(total) - 1))))) AS p50,
-              (min(tokens) FILTER (WHERE upto > floor(0.9 * (total - 1)))::float8
-               + (min(tokens) FILTER (WHERE upto > ceil(0.9 * (total - 1)))::float8
-                  - min(tokens) FILTER (WHERE upto > floor(0.9 * (total - 1)))::float8)
-                 * ((0.9 * (max(total) - 1)) - floor((0.9 * (max(total) - 1))))) AS p90,
-                 (min(tokens) FILTER (WHERE upto > floor(0.95 * (total - 1)))::float8
-                  + (min(tokens) FILTER (WHERE upto > ceil(0.95 * (total - 1)))::float8
-                     - min(tokens) FILTER (WHERE upto > floor(0.95 * (total - 1)))::float8)
-                    * ((0.95 * (max(total) - 1)) - floor((0.95 * (max(total) - 1))))) AS p95,
-           (min(tokens) FILTER (WHERE upto > floor(0.99 * (total - 1)))::float8
-            + (min(tokens) FILTER (WHERE upto > ceil(0.99 * (total - 1)))::float8
-               - min(tokens) FILTER (WHERE upto > floor(0.99 * (total - 1)))::float8)
-              * ((0.99 * (max(total) - 1)) - floor((0.99 * (max(total) - 1))))) AS p99, max(tokens) AS max,
-              sum(n * tokens)::bigint AS total
+           min(tokens) AS min,
+           interpolated(min(tokens) FILTER (WHERE upto > floor(0.5 * (total - 1))),
+                        min(tokens) FILTER (WHERE upto > ceil(0.5 * (total - 1))), 0.5 * (max(total) - 1)) AS p50,
+           interpolated(min(tokens) FILTER (WHERE upto > floor(0.9 * (total - 1))),
+                        min(tokens) FILTER (WHERE upto > ceil(0.9 * (total - 1))), 0.9 * (max(total) - 1)) AS p90,
+           interpolated(min(tokens) FILTER (WHERE upto > floor(0.95 * (total - 1))),
+                        min(tokens) FILTER (WHERE upto > ceil(0.95 * (total - 1))), 0.95 * (max(total) - 1)) AS p95,
+           interpolated(min(tokens) FILTER (WHERE upto > floor(0.99 * (total - 1))),
+                        min(tokens) FILTER (WHERE upto > ceil(0.99 * (total - 1))), 0.99 * (max(total) - 1)) AS p99,
+           max(tokens) AS max, sum(n * tokens)::bigint AS total
     FROM placed GROUP BY author, finish_reason, verdict
 ) l;
 

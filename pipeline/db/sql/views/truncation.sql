@@ -4,20 +4,10 @@ CREATE VIEW truncation AS
 SELECT j.id AS job_id, c.finished + c.graded AS num_complete, c.num_length + c.num_context AS num_truncated,
        (c.num_length + c.num_context) / (c.finished + c.graded)::float8 AS share_truncated,
        c.num_length, c.num_context, c.num_repetition,
-       (e.truncated_scores / nullif(c.scored_truncated, 0))::float8 AS accuracy_truncated,
-       (e.eos_scores / nullif(c.scored_eos, 0))::float8 AS accuracy_eos
+       (c.truncated_scores / nullif(c.scored_truncated, 0))::float8 AS accuracy_truncated,
+       (c.eos_scores / nullif(c.scored_eos, 0))::float8 AS accuracy_eos
 FROM jobs j
 CROSS JOIN LATERAL count_states(j.id) c
-CROSS JOIN LATERAL (
-    SELECT sum(a.truncated_scores) AS truncated_scores, sum(a.eos_scores) AS eos_scores
-    FROM (
-        SELECT l.truncated_scores, l.eos_scores
-        FROM lots l WHERE l.job_id = j.id AND l.counted_at IS NOT NULL
-        UNION ALL
-        SELECT t.truncated_scores, t.eos_scores
-        FROM open_ranges(j.id) r CROSS JOIN LATERAL tell_samples(j.id, r.first_problem, r.last_problem) t
-    ) a
-) e
 WHERE c.finished + c.graded > 0;
 
 COMMENT ON VIEW truncation IS

@@ -1,4 +1,4 @@
-"""Counted lots: every view says the same with and without them, at any moment, whoever changes what meanwhile."""
+"""Rollups: every view says the same with and without them, at any moment, whoever changes what meanwhile."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from sqlalchemy import Connection, Engine, text
 
 from pipeline.db.grading import begin_grade, end_grade
 from pipeline.db.job_control import cancel_job, cancel_samples, retry_cut, retry_failed
+from pipeline.db.rollups import Rollup, compact_lengths, refresh_rollup, refreshable_rollups
 from pipeline.db.session import transaction
-from pipeline.db.totals import Lot, count_lot, fold_lengths, resting_lots
 from pipeline.db.upkeep import admit_samples
-from pipeline.samples import RESTING_STATES, GradeStatus, SampleState
+from pipeline.samples import IDLE_STATES, GradeStatus, SampleState
 from tests.integration.rows import (
+    add_aside,
     add_engine,
     add_job,
     add_problem_set,
@@ -65,9 +66,9 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.9g}") if isinstance(value, float) else value
 
 
-def told_without_lots(connection: Connection, job: int) -> dict[str, list[dict[str, Any]]]:
+def told_without_rollups(connection: Connection, job: int) -> dict[str, list[dict[str, Any]]]:
     with connection.begin_nested() as savepoint:
-        connection.execute(text("DELETE FROM lots WHERE job_id = :job"), {"job": job})
+        connection.execute(text("DELETE FROM rollups WHERE job_id = :job"), {"job": job})
         connection.execute(text("DELETE FROM length_counts WHERE job_id = :job"), {"job": job})
         found = told(connection, job)
         savepoint.rollback()
@@ -75,16 +76,17 @@ def told_without_lots(connection: Connection, job: int) -> dict[str, list[dict[s
 
 
 def make_job(connection: Connection, *, seed: int, states: tuple[str, ...]) -> tuple[int, list[int]]:
-    """A job in lots of two problems, with samples in some states and all that may belong to them."""
+    """A job in parts of two problems, with samples in some states and all that may belong to them."""
     chance = random.Random(seed)
     job = add_job(connection, add_problem_set(connection, NUM_PROBLEMS), num_samples=NUM_SAMPLES, seconds=60)
     workers = {role: add_worker(connection, role, model=role) for role in ("small", "large")}
     engine = add_engine(connection, "any")
     ids = []
     for number in range(NUM_PROBLEMS * NUM_SAMPLES):
-        ids += add_samples(connection, job, [_sample(chance, number // NUM_SAMPLES, chance.choice(states), workers)])
+        state = chance.choice(states) if number else "failed"  # so that no view is empty
+        ids += add_samples(connection, job, [_sample(chance, number // NUM_SAMPLES, state, workers)])
         _write(connection, chance, ids[-1], workers, engine)
-    connection.execute(text("SELECT make_lots(:job, :size)"), {"job": job, "size": 2 * NUM_SAMPLES})
+    connection.execute(text("SELECT create_rollups(:job, :size)"), {"job": job, "size": 2 * NUM_SAMPLES})
     connection.commit()
     return job, ids
 
@@ -116,53 +118,72 @@ def _write(connection: Connection, chance: random.Random, sample: int, workers: 
         }  # fmt: skip
         add_segment(
             connection, sample, index, author, kept, trigger=chance.choice("pq"), cached_tokens=chance.randrange(10),
-            takes_over=author == "large" and chance.random() < 0.8,
+            takes_over=author == "large" and index < 4,
             worker_id=workers["large" if author == "large" else "small"], engine_id=engine, **timings,
         )  # fmt: skip
         add_step(connection, sample, index, author, kept, trigger=chance.choice([None, "p"]))
         tokens[author] += len(kept)
+    asides = _write_asides(connection, chance, sample, num, workers, engine)
     takeovers = one(connection, "SELECT count(*) AS n FROM segments WHERE sample_id = :id AND takes_over", id=sample)
     connection.execute(
         text("""
             UPDATE samples SET num_segments = :num, tokens_small = :small, tokens_large = :large,
-                tokens_inserted = :inserted, num_takeovers = :takeovers WHERE id = :id
+                tokens_inserted = :inserted, num_takeovers = :takeovers, num_asides = :num_asides,
+                aside_small = :aside_small, aside_large = :aside_large WHERE id = :id
         """),
-        {"num": num, **tokens, "takeovers": takeovers["n"], "id": sample},
+        {"num": num, **tokens, **asides, "takeovers": takeovers["n"], "id": sample},
     )
 
 
-def count_all(db_engine: Engine) -> int:
-    """Count every lot that rests; returns how many."""
+def _write_asides(
+    connection: Connection, chance: random.Random, sample: int, after: int, workers: dict[str, int], engine: int
+) -> dict[str, int]:
+    """A few asides; returns what they add to their sample's counters."""
+    counters = {"num_asides": chance.choice([0, 0, 1, 3]), "aside_small": 0, "aside_large": 0}
+    for index in range(counters["num_asides"]):
+        author = chance.choice(["small", "large"])
+        written = "x" * chance.randrange(1, 9)
+        add_aside(
+            connection, sample, index, author, written, after_segment=after, cached_tokens=chance.randrange(10),
+            write_seconds=chance.random(), held_seconds=chance.random(), queue_seconds=chance.random(),
+            committed_at=dt.datetime.now(dt.UTC), worker_id=workers[author], engine_id=engine,
+        )  # fmt: skip
+        counters[f"aside_{author}"] += len(written)
+    return counters
+
+
+def refresh_all(db_engine: Engine) -> int:
+    """Refresh every rollup that can be; returns how many."""
     with transaction(db_engine) as connection:
-        lots = resting_lots(connection, quiet=AT_ONCE, limit=100)
+        rollups = refreshable_rollups(connection, quiet=AT_ONCE, limit=100)
     counted = 0
-    for lot in lots:
+    for rollup in rollups:
         with transaction(db_engine) as connection:
-            counted += count_lot(connection, lot)
+            counted += refresh_rollup(connection, rollup)
     return counted
 
 
-def counted_lots(connection: Connection, job: int) -> int:
-    return int(one(connection, "SELECT count(counted_at) AS n FROM lots WHERE job_id = :job", job=job)["n"])
+def valid_rollups(connection: Connection, job: int) -> int:
+    return int(one(connection, "SELECT count(refreshed_at) AS n FROM rollups WHERE job_id = :job", job=job)["n"])
 
 
-RESTING = tuple(state.value for state in RESTING_STATES)
+IDLE = tuple(state.value for state in IDLE_STATES)
 EVERY_STATE = tuple(state.value for state in SampleState)
 MOSTLY_DONE = ("graded",) * 12 + EVERY_STATE
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("states", [RESTING, MOSTLY_DONE], ids=["resting", "mostly done"])
-def test_views_say_the_same_with_counted_lots(
+@pytest.mark.parametrize("states", [IDLE, MOSTLY_DONE], ids=["idle", "mostly done"])
+def test_views_say_the_same_with_valid_rollups(
     db_engine: Engine, connection: Connection, states: tuple[str, ...], seed: int
 ) -> None:
     job, _ = make_job(connection, seed=seed, states=states)
     before = told(connection, job)
-    assert before == told_without_lots(connection, job)
+    assert before == told_without_rollups(connection, job)
     connection.commit()
-    counted = count_all(db_engine)
-    assert counted_lots(connection, job) == counted > 0
-    if states is RESTING:
+    counted = refresh_all(db_engine)
+    assert valid_rollups(connection, job) == counted > 0
+    if states is IDLE:
         assert counted == NUM_PROBLEMS / 2
     assert told(connection, job) == before
     assert all(before[view] for view in VIEWS)
@@ -208,58 +229,58 @@ def test_views_are_right_whatever_changes_and_is_counted(db_engine: Engine, conn
     chance = random.Random(seed)
     for _ in range(12):
         change_at_random(connection, chance, job, ids)
-        assert told(connection, job) == told_without_lots(connection, job)
+        assert told(connection, job) == told_without_rollups(connection, job)
         connection.commit()
         if chance.random() < 0.6:
-            count_all(db_engine)
-            assert told(connection, job) == told_without_lots(connection, job)
+            refresh_all(db_engine)
+            assert told(connection, job) == told_without_rollups(connection, job)
             connection.commit()
         if chance.random() < 0.3:
             with transaction(db_engine) as folding:
-                fold_lengths(folding, job, at_least=1)
+                compact_lengths(folding, job, at_least=1)
 
 
 def test_folding_length_counts_changes_nothing_that_is_told(db_engine: Engine, connection: Connection) -> None:
     job, ids = make_job(connection, seed=1, states=("graded",))
-    count_all(db_engine)
+    refresh_all(db_engine)
     before = told(connection, job)["token_lengths"]
-    assert not fold_lengths(connection, job, at_least=10_000)
-    assert fold_lengths(connection, job, at_least=1)
+    assert not compact_lengths(connection, job, at_least=10_000)
+    assert compact_lengths(connection, job, at_least=1)
     assert told(connection, job)["token_lengths"] == before
     grade_again(connection, ids[0], version="2", score=0.9)
     connection.commit()
-    count_all(db_engine)
-    assert fold_lengths(connection, job, at_least=1)
-    assert told(connection, job) == told_without_lots(connection, job)
+    refresh_all(db_engine)
+    assert compact_lengths(connection, job, at_least=1)
+    assert told(connection, job) == told_without_rollups(connection, job)
     assert one(connection, "SELECT bool_and(is_base) AS folded FROM length_counts") == {"folded": True}
 
 
 def test_cancelling_pending_samples_reopens_their_lots(db_engine: Engine, connection: Connection) -> None:
     job, _ = make_job(connection, seed=1, states=("pending",))
-    assert count_all(db_engine) == NUM_PROBLEMS / 2
+    assert refresh_all(db_engine) == NUM_PROBLEMS / 2
     cancel_job(connection, job)
     assert cancel_samples(connection, job, limit=2 * NUM_SAMPLES) == 2 * NUM_SAMPLES
-    assert counted_lots(connection, job) == NUM_PROBLEMS / 2 - 1
+    assert valid_rollups(connection, job) == NUM_PROBLEMS / 2 - 1
     progress = "SELECT pending, cancelled FROM job_progress WHERE job_id = :job"
     assert one(connection, progress, job=job) == {"pending": 30, "cancelled": 6}
 
 
 def test_lot_is_not_counted_while_a_sample_of_it_changes(db_engine: Engine, connection: Connection) -> None:
     job, ids = make_job(connection, seed=1, states=("graded",))
-    (lot, *_) = sorted(resting_lots(connection, quiet=AT_ONCE, limit=100))
+    (rollup, *_) = sorted(refreshable_rollups(connection, quiet=AT_ONCE, limit=100))
     grade_again(connection, ids[0], version="2", score=0.5)
     with transaction(db_engine) as other:
-        assert not count_lot(other, lot)
+        assert not refresh_rollup(other, rollup)
     connection.commit()
     with transaction(db_engine) as other:
-        assert count_lot(other, lot)
-    assert told(connection, job) == told_without_lots(connection, job)
+        assert refresh_rollup(other, rollup)
+    assert told(connection, job) == told_without_rollups(connection, job)
 
 
 def test_change_waits_for_a_count_and_takes_the_lot_out_again(db_engine: Engine, connection: Connection) -> None:
     job, ids = make_job(connection, seed=1, states=("graded",))
-    lot = Lot(job, 0)
-    assert count_lot(connection, lot)
+    rollup = Rollup(job, 0)
+    assert refresh_rollup(connection, rollup)
 
     def grade() -> None:
         with transaction(db_engine) as other:
@@ -270,8 +291,8 @@ def test_change_waits_for_a_count_and_takes_the_lot_out_again(db_engine: Engine,
         wait_for_a_lock(db_engine)
         connection.commit()
         graded.result(timeout=30)
-    assert one(connection, "SELECT counted_at FROM lots WHERE first_problem = 0") == {"counted_at": None}
-    assert told(connection, job) == told_without_lots(connection, job)
+    assert one(connection, "SELECT refreshed_at FROM rollups WHERE first_problem = 0") == {"refreshed_at": None}
+    assert told(connection, job) == told_without_rollups(connection, job)
 
 
 def wait_for_a_lock(db_engine: Engine) -> None:
@@ -286,7 +307,7 @@ def wait_for_a_lock(db_engine: Engine) -> None:
 
 def test_lot_that_was_changed_just_now_is_left_for_later(db_engine: Engine, connection: Connection) -> None:
     job, ids = make_job(connection, seed=1, states=("graded",))
-    count_all(db_engine)
+    refresh_all(db_engine)
     grade_again(connection, ids[0], version="2", score=0.5)
-    assert resting_lots(connection, quiet=dt.timedelta(minutes=1), limit=100) == []
-    assert resting_lots(connection, quiet=AT_ONCE, limit=100) == [Lot(job, 0)]
+    assert refreshable_rollups(connection, quiet=dt.timedelta(minutes=1), limit=100) == []
+    assert refreshable_rollups(connection, quiet=AT_ONCE, limit=100) == [Rollup(job, 0)]
