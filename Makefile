@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit fuzz chaos check audit format lock clean
+.PHONY: help install demo test test-unit fuzz chaos check docs docs-reference audit format lock clean
 
 # Some images set it. Without bytecode each process compiles all it imports: a worker's start takes 7 s of a core, not 2.5.
 unexport PYTHONDONTWRITEBYTECODE
@@ -47,6 +47,13 @@ check: install ## Check format, lint, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: install ## Build the documentation into build/docs and check its links; the first time this installs MkDocs into .venv/docs
+	@requirements/install-docs
+	@NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --strict --quiet
+
+docs-reference: install ## Write docs/reference anew, after a change of settings, commands, policies, tables or views
+	$(BIN)/python -m docs.generate
+
 audit: install ## Ask a vulnerability service about the locked packages; says so where none can be reached
 	@$(BIN)/python requirements/audit.py
 
@@ -59,8 +66,10 @@ lock: install ## Pin the requirements anew after a change in pyproject.toml; UPG
 	$(COMPILE) $(GPU_LOCK)
 	$(BIN)/uv pip compile requirements/audit.in --generate-hashes --no-annotate --quiet --universal \
 		--python-version 3.11 --custom-compile-command "make lock" -o requirements/audit.txt $(if $(UPGRADE),--upgrade)
+	$(BIN)/uv pip compile requirements/docs.in --generate-hashes --no-annotate --quiet --universal \
+		--python-version 3.11 --custom-compile-command "make lock" -o requirements/docs.txt $(if $(UPGRADE),--upgrade)
 	@requirements/install
 
 clean: ## Remove build outputs and caches; .venv and stored state stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	find pipeline workers migrations tests bench examples -name __pycache__ -prune -exec rm -rf {} +
+	find pipeline workers migrations tests bench examples docs -name __pycache__ -prune -exec rm -rf {} +
