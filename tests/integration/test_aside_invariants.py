@@ -38,10 +38,11 @@ def job(db_engine: Engine) -> int:
     with transaction(db_engine) as connection:
         job = add_job(connection, add_problem_set(connection, 1), seconds=1)
         (sample,) = add_samples(connection, job, [{"state": "pending"}])
-        small, large = (
+        writers: list[dict[str, Any]] = [
             {"worker_id": add_worker(connection, role, model=role), "engine_id": add_engine(connection, role)}
             for role in ("small", "large")
-        )
+        ]
+        small, large = writers
         move(connection, sample, "ready")
         move(connection, sample, "drafting", epoch=1, holder_id=small["worker_id"])
         add_segment(connection, sample, 0, "small", "abc", discarded="d", finish="watch", **small)
@@ -54,7 +55,7 @@ def job(db_engine: Engine) -> int:
         add_aside(
             connection, sample, 1, "large", "7", after_segment=1, finish="eos", tokens_generated=2, epoch=2, **large
         )
-        taken = {"taken_from": 0, "tokens_generated": 0, "epoch": 2, "worker_id": large["worker_id"]}
+        taken: dict[str, Any] = {"taken_from": 0, "tokens_generated": 0, "epoch": 2, "worker_id": large["worker_id"]}
         add_segment(connection, sample, 1, "small", "tri", trigger="try", engine_id=small["engine_id"], **taken)
         add_segment(connection, sample, 2, "large", "xy", trigger="verify", takes_over=True, epoch=2, **large)
         counted = {"num_asides": 2, "num_segments": 3, "tokens_small": 6, "taken_small": 3, "tokens_large": 2}
