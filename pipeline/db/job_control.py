@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, RowMapping, text
 
+from pipeline.db.states import ADMITTED, FINAL, PUBLISHED, waiting_again
 from pipeline.errors import JobError, NotFound
 from pipeline.jobs.config import FINAL_JOB_STATES, JobState
 from pipeline.samples import ErrorClass
@@ -64,8 +65,8 @@ _LOCK_OPEN = """
     SELECT s.id FROM samples s JOIN jobs j ON j.id = s.job_id
     WHERE s.job_id = :job AND j.state = 'cancelled' AND s.state {states} ORDER BY s.id + 0 LIMIT :limit FOR UPDATE OF s
 """
-_LOCK_ADMITTED = text(_LOCK_OPEN.format(states="IN ('ready', 'drafting', 'awaiting_large', 'assisting')"))
-_LOCK_ALL = text(_LOCK_OPEN.format(states="NOT IN ('graded', 'failed', 'cancelled')"))
+_LOCK_ADMITTED = text(_LOCK_OPEN.format(states=f"IN {ADMITTED}"))
+_LOCK_ALL = text(_LOCK_OPEN.format(states=f"NOT IN {FINAL}"))
 _CANCEL_SAMPLES = text("""
     UPDATE samples SET state = 'cancelled', epoch = epoch + 1, holder_id = NULL, ended_at = clock_timestamp()
     WHERE id = ANY(:ids)
@@ -85,9 +86,9 @@ def cancel_samples(connection: Connection, job_id: int, *, limit: int = BATCH) -
     return connection.execute(_CANCEL_SAMPLES, {"ids": ids}).rowcount if ids else 0
 
 
-_AT_WORK = text("""
+_AT_WORK = text(f"""
     SELECT EXISTS (SELECT FROM samples WHERE job_id = :job
-                   AND state IN ('ready', 'drafting', 'awaiting_large', 'assisting'))
+                   AND state IN {ADMITTED})
 """)
 
 
@@ -104,10 +105,10 @@ def count_cancelled(connection: Connection, job_id: int) -> int:
     return int(connection.execute(_COUNT_CANCELLED, {"job": job_id}).scalar_one())
 
 
-_HALF_CANCELLED = text("""
+_HALF_CANCELLED = text(f"""
     SELECT j.id FROM jobs j LEFT JOIN job_totals t ON t.job_id = j.id
     WHERE j.state = 'cancelled' AND t.job_id IS NULL
-      AND EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state NOT IN ('graded', 'failed', 'cancelled'))
+      AND EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state NOT IN {FINAL})
     ORDER BY j.id LIMIT 1
 """)
 
@@ -129,13 +130,13 @@ def pause_job(connection: Connection, job_id: int) -> bool:
     return _change_state(connection, job_id, JobState.PAUSED, verb="paused", allowed=[JobState.RUNNING])
 
 
-_LOCK_TO_RELEASE = text("""
+_LOCK_TO_RELEASE = text(f"""
     SELECT s.id, s.holder_id IS NOT NULL AS is_held FROM samples s JOIN jobs j ON j.id = s.job_id
-    WHERE s.job_id = :job AND j.state = 'paused' AND s.state IN ('ready', 'drafting', 'awaiting_large', 'assisting')
+    WHERE s.job_id = :job AND j.state = 'paused' AND s.state IN {ADMITTED}
     ORDER BY s.id FOR UPDATE OF s
 """)
-_RELEASE = text("""
-    UPDATE samples SET state = CASE WHEN state IN ('ready', 'drafting') THEN 'ready' ELSE 'awaiting_large' END,
+_RELEASE = text(f"""
+    UPDATE samples SET state = {waiting_again("state")},
         epoch = epoch + 1, holder_id = NULL, published_at = clock_timestamp()
     WHERE id = ANY(:ids)
 """)
@@ -153,8 +154,8 @@ def release_job_samples(connection: Connection, job_id: int) -> int:
     return len([row for row in admitted if row.is_held])
 
 
-_LOCK_WAITING = text("""
-    SELECT id, state FROM samples WHERE job_id = :job AND state IN ('ready', 'awaiting_large', 'finished')
+_LOCK_WAITING = text(f"""
+    SELECT id, state FROM samples WHERE job_id = :job AND state IN {PUBLISHED}
     ORDER BY id FOR UPDATE
 """)
 _PUBLISH_AT_ONCE = text("""

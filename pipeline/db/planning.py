@@ -8,6 +8,7 @@ from itertools import groupby
 from sqlalchemy import Connection, text
 
 from pipeline.db.reports import get_job
+from pipeline.db.states import COMPLETE
 from pipeline.planning.measured import MeasuredJob, MeasuredRequest, MeasuredWorker
 from pipeline.planning.pools import Piece, Trajectory
 from pipeline.samples import ModelRole
@@ -21,9 +22,9 @@ TIMED_WORKERS = 4
 """Of each role: all of a worker's requests are needed to see how many ran beside each other."""
 
 # Of complete samples only: what the others would have written is not known. The hash draws the same ones every time.
-_SELECT_TRAJECTORIES = text("""
+_SELECT_TRAJECTORIES = text(f"""
     WITH chosen AS (
-        SELECT id FROM samples WHERE job_id = :job AND state IN ('finished', 'graded')
+        SELECT id FROM samples WHERE job_id = :job AND state IN {COMPLETE}
         ORDER BY hashint8(id) LIMIT :limit
     )
     SELECT g.sample_id, g.author, g.tokens_generated AS tokens, g.prompt_tokens - g.cached_tokens AS computed_tokens,
@@ -45,7 +46,7 @@ _SELECT_REQUESTS = text(f"""
     )
     SELECT g.worker_id, g.tokens_generated AS tokens, g.prompt_tokens - g.cached_tokens AS computed_tokens,
            g.wait_seconds AS wait_s, g.write_seconds - coalesce(g.queue_seconds, 0) AS engine_s,
-           extract(epoch FROM g.committed_at)::float8 AS ended_at,
+           extract(epoch FROM g.committed_at)::float8 - coalesce(g.held_seconds, 0) AS ended_at,
            CASE WHEN held.s <= {MAX_HELD_S} THEN greatest(0.0, held.s) END AS held_s
     FROM timed g LEFT JOIN LATERAL (
         SELECT extract(epoch FROM g.committed_at - p.committed_at)::float8 - g.wait_seconds - g.write_seconds AS s

@@ -10,6 +10,7 @@ from typing import TypeAlias
 from sqlalchemy import Connection, RowMapping, TextClause, text
 
 from pipeline.db.context_cache import aside_columns, segment_columns, stored_aside, stored_segment
+from pipeline.db.states import COMPLETE
 from pipeline.errors import NotFound
 from pipeline.jobs.config import JobConfig
 from pipeline.results.stored import StoredSample, StoredStep
@@ -42,7 +43,7 @@ _SELECT_STEPS = text(f"""
     SELECT t.sample_id, {_STEP_COLUMNS} FROM steps t
     WHERE t.sample_id = ANY(:ids) ORDER BY t.sample_id, t.step_index
 """)
-_SELECT_COMPLETE = text("SELECT id FROM samples WHERE job_id = :job AND state IN ('finished', 'graded') ORDER BY id")
+_SELECT_COMPLETE = text(f"SELECT id FROM samples WHERE job_id = :job AND state IN {COMPLETE} ORDER BY id")
 
 
 def get_stored_sample(connection: Connection, sample_id: int) -> StoredSample:
