@@ -175,9 +175,8 @@ def stored_aside(row: Row[Any], **more: Any) -> StoredAside:
 
 
 def _values(names: Sequence[str], row: Row[Any]) -> dict[str, Any]:
-    values: dict[str, Any] = dict(
-        zip(names, row[1:], strict=True)
-    )  # by their places: names would be looked up one by one
+    # By their places: SQLAlchemy looks names up one by one.
+    values: dict[str, Any] = dict(zip(names, row[1:], strict=True))
     values["author"] = Author(values["author"])
     values["finish"] = SegmentFinish(values["finish"]) if values["finish"] else None
     return values
