@@ -238,8 +238,11 @@ def _when_sent(record: WrittenSegment | WrittenAside, now: float) -> dict[str, A
     return {"engine_id": record.engine_id, "held_seconds": held_seconds}
 
 
+_CARRIED = {base: tuple(each.name for each in fields(base)) for base in (_Segment, _Aside)}
+
+
 def _carried(base: type[_Segment] | type[_Aside], record: WrittenSegment | WrittenAside) -> dict[str, Any]:
-    return {each.name: _plain(getattr(record, each.name)) for each in fields(base)}
+    return {name: _plain(getattr(record, name)) for name in _CARRIED[base]}
 
 
 def _with_hash(row: dict[str, Any], hashed: Sequence[str], signals: SignalValues) -> dict[str, Any]:
@@ -258,6 +261,8 @@ def _sha256(values: Sequence[Any], signals: SignalValues) -> str:
 
 def _plain(value: Any) -> Any:
     """A value as it comes back from the database: there is one zero, and a list for every sequence."""
+    if value is None or isinstance(value, str | int):
+        return value
     if isinstance(value, float):
         return value + 0.0
     if isinstance(value, Mapping):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, RowMapping, text
+from sqlalchemy import Connection, Row, text
 
 from pipeline.samples import Author, SegmentFinish
 from pipeline.segments import ASIDE_COLUMNS, SEGMENT_COLUMNS, StoredAside, StoredSegment
@@ -145,7 +145,7 @@ def _load_segments(connection: Connection, starts: Mapping[int, int]) -> dict[in
     """starts: sample id → the first segment_index of interest."""
     if not starts:
         return {}
-    rows = connection.execute(_LOAD_SEGMENTS, {"ids": list(starts), "starts": list(starts.values())}).mappings()
+    rows = connection.execute(_LOAD_SEGMENTS, {"ids": list(starts), "starts": list(starts.values())})
     return {sample_id: tuple(map(stored_segment, group)) for sample_id, group in _by_sample(rows)}
 
 
@@ -153,26 +153,30 @@ def _load_asides(connection: Connection, starts: Mapping[int, int]) -> dict[int,
     """starts: sample id → the first aside_index of interest."""
     if not starts:
         return {}
-    rows = connection.execute(_LOAD_ASIDES, {"ids": list(starts), "starts": list(starts.values())}).mappings()
+    rows = connection.execute(_LOAD_ASIDES, {"ids": list(starts), "starts": list(starts.values())})
     return {sample_id: tuple(map(stored_aside, group)) for sample_id, group in _by_sample(rows)}
 
 
-def _by_sample(rows: Iterable[RowMapping]) -> Iterable[tuple[int, Iterable[RowMapping]]]:
-    return groupby(rows, lambda row: int(row["sample_id"]))
+def _by_sample(rows: Iterable[Row[Any]]) -> Iterable[tuple[int, Iterable[Row[Any]]]]:
+    return groupby(rows, lambda row: int(row.sample_id))
 
 
-def stored_segment(row: RowMapping, **more: Any) -> StoredSegment:
-    """A row of ``segment_columns`` and its sample_id. more: fields that are no columns of it."""
-    return StoredSegment(**_fields(row), **more)
+_SEGMENT_FIELDS, _ASIDE_FIELDS = (*SEGMENT_COLUMNS, "vocabulary_sha256"), (*ASIDE_COLUMNS, "vocabulary_sha256")
 
 
-def stored_aside(row: RowMapping, **more: Any) -> StoredAside:
-    """A row of ``aside_columns`` and its sample_id. more: fields that are no columns of it."""
-    return StoredAside(**_fields(row), **more)
+def stored_segment(row: Row[Any], **more: Any) -> StoredSegment:
+    """A row of sample_id and ``segment_columns``. more: fields that are no columns of it."""
+    return StoredSegment(**_values(_SEGMENT_FIELDS, row), **more)
 
 
-def _fields(row: RowMapping) -> dict[str, Any]:
-    values = dict(row)
-    del values["sample_id"]
-    finish = values["finish"]
-    return values | {"author": Author(values["author"]), "finish": SegmentFinish(finish) if finish else None}
+def stored_aside(row: Row[Any], **more: Any) -> StoredAside:
+    """A row of sample_id and ``aside_columns``. more: fields that are no columns of it."""
+    return StoredAside(**_values(_ASIDE_FIELDS, row), **more)
+
+
+def _values(names: Sequence[str], row: Row[Any]) -> dict[str, Any]:
+    # By their places: SQLAlchemy looks names up one by one.
+    values: dict[str, Any] = dict(zip(names, row[1:], strict=True))
+    values["author"] = Author(values["author"])
+    values["finish"] = SegmentFinish(values["finish"]) if values["finish"] else None
+    return values

@@ -68,13 +68,13 @@ def _load(connection: Connection, sample_ids: list[int]) -> list[StoredSample]:
     segments: dict[int, list[StoredSegment]] = defaultdict(list)
     asides: dict[int, list[StoredAside]] = defaultdict(list)
     steps: dict[int, list[StoredStep]] = defaultdict(list)
-    for row in _rows(connection, _SELECT_SEGMENTS, sample_ids):
-        read = signals.get((row["sample_id"], "segment", row["segment_index"]), {})
-        num_tokens = len(row["token_ids"]) + len(row["discarded_ids"])
-        segments[row["sample_id"]].append(stored_segment(row, signals=_values(read, num_tokens)))
-    for row in _rows(connection, _SELECT_ASIDES, sample_ids):
-        read = signals.get((row["sample_id"], "aside", row["aside_index"]), {})
-        asides[row["sample_id"]].append(stored_aside(row, signals=_values(read, len(row["token_ids"]))))
+    for found in connection.execute(_SELECT_SEGMENTS, {"ids": sample_ids}):
+        read = signals.get((found.sample_id, "segment", found.segment_index), {})
+        num_tokens = len(found.token_ids) + len(found.discarded_ids)
+        segments[found.sample_id].append(stored_segment(found, signals=_values(read, num_tokens)))
+    for found in connection.execute(_SELECT_ASIDES, {"ids": sample_ids}):
+        read = signals.get((found.sample_id, "aside", found.aside_index), {})
+        asides[found.sample_id].append(stored_aside(found, signals=_values(read, len(found.token_ids))))
     for row in _rows(connection, _SELECT_STEPS, sample_ids):
         values = {**row, "author": Author(row["author"])}
         steps[values.pop("sample_id")].append(StoredStep(**values))

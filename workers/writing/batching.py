@@ -22,8 +22,8 @@ class Batcher(Generic[_T]):
     """A thread that calls ``handle`` with what was handed in since its last call, in that order.
 
     most: in one call. pause_s: after a call with more than one thing the next one begins so long after its beginning,
-    or once ``enough`` things wait, so that calls are fuller when much is handed in; one at a time is never held up.
-    on_failure: called when handle raises, which ends the thread.
+    so that calls are fuller when much is handed in; one at a time is never held up. enough: once so many wait, the next
+    one begins at once. on_failure: called when handle raises, which ends the thread.
     """
 
     def __init__(
@@ -40,6 +40,7 @@ class Batcher(Generic[_T]):
         self._most = most
         self._pause_s = pause_s
         self._enough = min(enough or most, most)
+        self._poll_s = pause_s if enough is None else _POLL_S
         self._on_failure = on_failure
         self._items: queue.SimpleQueue[_T | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -65,7 +66,7 @@ class Batcher(Generic[_T]):
         not_before = 0.0
         while (first := self._items.get()) is not None:
             while (left := not_before - time.monotonic()) > 0 and self._items.qsize() + 1 < self._enough:
-                time.sleep(min(left, _POLL_S))
+                time.sleep(min(left, self._poll_s))
             begun = time.monotonic()
             group, is_last = self._gather(first)
             self._handle(group)
