@@ -1,10 +1,11 @@
-"""Batches: one thread handles what many threads hand in, and while it handles some, the next gather."""
+"""Batches: one thread handles what many threads hand in; what comes while it handles some is handled together."""
 
 from __future__ import annotations
 
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -13,36 +14,43 @@ import structlog
 log = structlog.get_logger()
 
 _T = TypeVar("_T")
+_P = TypeVar("_P")
 
 _POLL_S = 0.01
 """Poll interval while waiting for a batch to fill."""
 
 
-class Batcher(Generic[_T]):
-    """A thread that calls ``handle`` with what was handed in since its last call, in that order.
+class Batcher(Generic[_T, _P]):
+    """A thread that prepares each thing that is handed in, and calls ``handle`` with many of them together.
 
-    most: in one call. pause_s: after a call with more than one thing the next one begins so long after its beginning,
-    so that calls are fuller when much is handed in; one at a time is never held up. enough: once so many wait, the next
-    one begins at once. on_failure: called when handle raises, which ends the thread.
+    prepare: called with each thing as it comes, in a pause too; what comes while ``handle`` runs is prepared after it.
+        None: there is nothing to handle.
+    most: in one call of handle. pause_s: after a call with more than one thing the next one begins so long after its
+        beginning, so that calls are fuller when much is handed in; one at a time is never held up. enough: once so many
+        are prepared, the next one begins at once.
+    on_failure: called when one of the two raises, which ends the thread.
     """
 
     def __init__(
         self,
         name: str,
-        handle: Callable[[list[_T]], None],
+        handle: Callable[[list[_P]], None],
         *,
+        prepare: Callable[[_T], _P | None],
         most: int,
         pause_s: float,
         enough: int | None = None,
         on_failure: Callable[[], None],
     ) -> None:
         self._handle = handle
+        self._prepare = prepare
         self._most = most
         self._pause_s = pause_s
         self._enough = min(enough or most, most)
-        self._poll_s = pause_s if enough is None else _POLL_S
         self._on_failure = on_failure
         self._items: queue.SimpleQueue[_T | None] = queue.SimpleQueue()
+        self._prepared: deque[_P] = deque()
+        self._is_closed = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -64,25 +72,24 @@ class Batcher(Generic[_T]):
 
     def _handle_until_closed(self) -> None:
         not_before = 0.0
-        while (first := self._items.get()) is not None:
-            while (left := not_before - time.monotonic()) > 0 and self._items.qsize() + 1 < self._enough:
-                time.sleep(min(left, self._poll_s))
-            begun = time.monotonic()
-            group, is_last = self._gather(first)
-            self._handle(group)
-            not_before = begun + self._pause_s if len(group) > 1 else 0.0
-            if is_last:
-                return
+        while not self._is_closed or self._prepared:
+            self._prepare_what_waits()
+            left = not_before - time.monotonic()
+            if self._prepared and left > 0 and len(self._prepared) < self._enough and not self._is_closed:
+                time.sleep(min(left, _POLL_S))
+            elif self._prepared:
+                group = [self._prepared.popleft() for _ in range(min(self._most, len(self._prepared)))]
+                begun = time.monotonic()
+                self._handle(group)
+                not_before = begun + self._pause_s if len(group) > 1 else 0.0
 
-    def _gather(self, first: _T) -> tuple[list[_T], bool]:
-        """What waits; True where nothing will come any more."""
-        group = [first]
-        while len(group) < self._most:
-            try:
-                following = self._items.get_nowait()
-            except queue.Empty:
-                break
-            if following is None:
-                return group, True
-            group.append(following)
-        return group, False
+    def _prepare_what_waits(self) -> None:
+        """Prepare what has been handed in by now; wait for something where nothing is prepared."""
+        for _ in range(self._items.qsize() or not self._prepared):
+            item = self._items.get()
+            if item is None:
+                self._is_closed = True
+                return
+            prepared = self._prepare(item)
+            if prepared is not None:
+                self._prepared.append(prepared)

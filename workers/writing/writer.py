@@ -1,9 +1,10 @@
 """The part of a small or large worker that writes: claim → load → generate → advance → commit → publish.
 
-Task threads hand their messages in and wait; the claimer claims what they name; the engine's thread hands results over;
-the advancer asks the policies what comes next, and what the same role does next goes to the engine again; the recorder
-stores what was gathered. Claimer and recorder do many samples in one transaction: while one is under way the next ones
-gather. Nothing here decides what is written (the policy does) or who may write (the epoch does).
+Task threads hand their messages in and wait. The claimer claims what they name. The engine's thread hands results over.
+The recorder asks the policies what comes next: what the same role does next goes to the engine at once, what was
+gathered is stored together with other samples'. One thread does both, since each further one that waits for the
+interpreter costs all others time. Nothing here decides what is written (the policy does) or who may write (the epoch
+does).
 """
 
 from __future__ import annotations
@@ -56,9 +57,6 @@ FULL_GROUP = 20
 """Samples that make a commit worth its cost."""
 CLAIM_EVERY_S = 0.01
 """Least time between two claims of several messages."""
-ADVANCE_EVERY_S = 0.025
-"""Least time between two advances of several samples: a thread that wakes for each result alone costs 0.3 ms of CPU for
-each, a tenth of a hand-over, and of many in flight a few can wait for a token or two."""
 
 
 class Outcome(NamedTuple):
@@ -139,23 +137,22 @@ class Writer:
         self._cache_room = CacheRoom(max_in_flight=engine.max_in_flight, ahead=admit_ahead)
         self._room_lock = threading.Lock()
         self._setup = lru_cache(maxsize=64)(self._load_setup)
-        self._recorder = Batcher(
+        self._recorder: Batcher[Outcome | Ended, Ended] = Batcher(
             "recorder",
             self._record,
+            prepare=self._advance,
             most=MAX_GROUP,
             pause_s=COMMIT_EVERY_S,
             enough=FULL_GROUP,
             on_failure=on_engine_death,
         )
-        self._advancer = Batcher(
-            "advancer",
-            self._advance,
-            most=MAX_GROUP,
-            pause_s=ADVANCE_EVERY_S,
+        self._claimer: Batcher[_Call, _Call] = Batcher(
+            "claimer",
+            self._claim_for,
+            prepare=lambda call: call,
+            most=MAX_MESSAGES,
+            pause_s=CLAIM_EVERY_S,
             on_failure=on_engine_death,
-        )
-        self._claimer = Batcher(
-            "claimer", self._claim_for, most=MAX_MESSAGES, pause_s=CLAIM_EVERY_S, on_failure=on_engine_death
         )
 
     # Task threads.
@@ -235,26 +232,28 @@ class Writer:
         return JobSetup.of(config, think, self._chat, role=self.role, max_model_len=self.engine.max_model_len)
 
     def _submit(self, active: ActiveSample, request: GenerateRequest) -> None:
-        self.engine.submit(request, lambda result: self._advancer.put(Outcome(active, result)))
+        self.engine.submit(request, lambda result: self._recorder.put(Outcome(active, result)))
         if active.abandoned or active.handed_back:  # since it was looked at: whoever said so found nothing to abort
             self.engine.abort(request.request_id)
 
-    # The advancer's thread.
+    # The recorder's thread.
 
-    def _advance(self, group: Sequence[Outcome]) -> None:
-        """Carry samples on by what the engine made of their requests."""
-        for active, result in group:
-            if isinstance(result, GenerateResult):
-                self._ledger.receive(result.num_generated_tokens)
-                if isinstance(active.request, Generate):
-                    with self._room_lock:
-                        self._cache_room.ended(result)
-            step = self._next_step(active, result)
-            if isinstance(step, GenerateRequest):
-                self._submit(active, step)
-            else:
-                active.committing = True
-                self._recorder.put(Ended(active.claim, active.latch, active.num_tokens, step))
+    def _advance(self, item: Outcome | Ended) -> Ended | None:
+        """Carry a sample on by what the engine made of its request. None: the engine has its next one."""
+        if isinstance(item, Ended):
+            return item
+        active, result = item
+        if isinstance(result, GenerateResult):
+            self._ledger.receive(result.num_generated_tokens)
+            if isinstance(active.request, Generate):
+                with self._room_lock:
+                    self._cache_room.ended(result)
+        step = self._next_step(active, result)
+        if isinstance(step, GenerateRequest):
+            self._submit(active, step)
+            return None
+        active.committing = True
+        return Ended(active.claim, active.latch, active.num_tokens, step)
 
     def _next_step(self, active: ActiveSample, result: GenerateResult | Exception) -> Step | Ending:
         if active.abandoned or active.handed_back:
@@ -273,8 +272,6 @@ class Writer:
         except Exception as error:
             log.exception("sample not carried on", sample_id=active.sample.sample_id)
             return failed(active.claim, error)
-
-    # The recorder's thread.
 
     def _record(self, group: Sequence[Ended]) -> None:
         """Store how a group of claims ended, tell who goes on, and let the waiting tasks end."""
@@ -384,7 +381,7 @@ class Writer:
 
     def close(self) -> None:
         """End once all that was claimed is stored."""
-        for batcher in (self._claimer, self._advancer, self._recorder):
-            batcher.close(timeout_s=30)
+        self._claimer.close(timeout_s=30)
+        self._recorder.close(timeout_s=30)
         with suppress(ServiceUnavailable):
             self._settle_late_tokens()

@@ -12,8 +12,10 @@ from workers.writing.batching import Batcher
 
 def gatherer(
     handle: Callable[[list[int]], None], *, most: int = 100, pause_s: float = 0.0, enough: int | None = None
-) -> Batcher[int]:
-    return Batcher("batcher", handle, most=most, pause_s=pause_s, enough=enough, on_failure=lambda: None)
+) -> Batcher[int, int]:
+    return Batcher(
+        "batcher", handle, prepare=lambda item: item, most=most, pause_s=pause_s, enough=enough, on_failure=lambda: None
+    )
 
 
 class Handler:
@@ -82,8 +84,41 @@ def test_pause_ends_once_enough_wait() -> None:
 
 def test_failure_is_told_and_ends_the_thread() -> None:
     told = threading.Event()
-    gathering: Batcher[int] = Batcher("failing", lambda group: [][1], most=9, pause_s=0.0, on_failure=told.set)
+    gathering: Batcher[int, int] = Batcher(
+        "failing", lambda group: [][1], prepare=lambda item: item, most=9, pause_s=0.0, on_failure=told.set
+    )
     gathering.put(1)
     assert told.wait(10)
     gathering.close(10)
     assert not gathering._thread.is_alive()
+
+
+def test_things_are_prepared_in_a_pause_and_what_gives_nothing_is_not_handled() -> None:
+    handler = Handler()
+    prepared: list[int] = []
+    seen = threading.Event()
+
+    def prepare(item: int) -> int | None:
+        prepared.append(item)
+        if item == 5:
+            seen.set()
+        return None if item % 2 else item
+
+    batcher: Batcher[int, int] = Batcher(
+        "batcher", handler, prepare=prepare, most=9, pause_s=60.0, on_failure=lambda: None
+    )
+    batcher.put(0)
+    assert handler.began.wait(10)
+    for item in (2, 4):
+        batcher.put(item)
+    handler.may_end.set()
+    deadline = time.monotonic() + 10
+    while len(handler.groups) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for item in (6, 3, 5):
+        batcher.put(item)
+    assert seen.wait(10)  # the pause of 60 s goes on
+    assert prepared == [0, 2, 4, 6, 3, 5]
+    assert handler.groups == [[0], [2, 4]]
+    batcher.close(10)
+    assert handler.groups == [[0], [2, 4], [6]]
