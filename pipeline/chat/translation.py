@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby, takewhile
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigurationError
@@ -77,8 +77,8 @@ class ThinkTagTranslator:
         for index, (as_ids, run) in enumerate(runs):
             pieces = [segment.kept for segment in run]
             if as_ids:
-                token_ids += [token_id for piece in pieces for token_id in piece.token_ids]
-                unfinished = _num_unfinished([text for piece in pieces for text in piece.texts])
+                token_ids += chain.from_iterable(piece.token_ids for piece in pieces)
+                unfinished = _num_unfinished(pieces)
             else:
                 del token_ids[len(token_ids) - unfinished :]  # no ids of another vocabulary can end that character
                 heard = self._from_job("".join(piece.text for piece in pieces), is_start=index == 0)
@@ -121,12 +121,10 @@ class ThinkTagTranslator:
         return text
 
 
-def _num_unfinished(texts: Sequence[str]) -> int:
+def _num_unfinished(pieces: Sequence[Piece]) -> int:
     """Tokens at the end that begin a character and do not end it."""
-    count = 0
-    while count < len(texts) and not texts[-1 - count]:
-        count += 1
-    return count
+    backwards = (text for piece in reversed(pieces) for text in reversed(piece.texts))
+    return sum(1 for _ in takewhile(lambda text: not text, backwards))
 
 
 def first_prompt_tokens(segments: Iterable[tuple[int, int]]) -> int | None:

@@ -147,8 +147,7 @@ class Guarded:
     def _wrap(self, transition: Transition) -> Transition:
         if isinstance(transition.then, Finish):
             return transition
-        state = _GuardedState(policy=transition.state, writer=_writer(transition))
-        return replace(transition, state=state.model_dump(mode="json"))
+        return replace(transition, state={"policy": transition.state, "writer": _writer(transition)})
 
 
 class _ExitingState(BaseModel):
