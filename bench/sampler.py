@@ -7,15 +7,17 @@ callers.
 
 from __future__ import annotations
 
+import faulthandler
 import json
+import re
 import sys
+import tempfile
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 INTERVAL_S = 0.005
 
@@ -37,6 +39,10 @@ _PARTS = {
 """Part of a file's path → whose time it is; the first that fits."""
 
 
+_THREAD = re.compile(r"^(?:Current thread|Thread) (0x[0-9a-f]+) .*:$", re.MULTILINE)
+_FRAME = re.compile(r'^  File "(.*)", line \d+ in (.*)$', re.MULTILINE)
+
+
 class Sampler:
     """Samples all threads of this process. seconds: CPU time by part; places: the same by part and function."""
 
@@ -45,13 +51,14 @@ class Sampler:
         self.places: dict[str, float] = defaultdict(float)
         self._used: dict[int, float] = {}
         self._known: dict[str, str | None] = {}
+        self._dump = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the sampler
 
     def look(self, *, count: bool) -> None:
         """Note what each thread has used; count: and whose time it was."""
-        frames = sys._current_frames()
+        stacks = self._stacks()
         for thread in threading.enumerate():
             ident = thread.ident
-            if ident is None or thread.native_id is None or ident not in frames:
+            if ident is None or thread.native_id is None or ident not in stacks:
                 continue
             try:
                 used = time.clock_gettime(_cpu_clock(thread.native_id))
@@ -60,16 +67,24 @@ class Sampler:
             spent = used - self._used.get(ident, used)
             self._used[ident] = used
             if count and spent > 0:
-                part, place = self._whose(frames[ident])
+                part, place = self._whose(stacks[ident])
                 self.seconds[part] += spent
                 self.places[f"{part}: {place}"] += spent
 
-    def _whose(self, frame: FrameType | None) -> tuple[str, str]:
-        while frame is not None:
-            part = self._part(frame.f_code.co_filename)
+    def _stacks(self) -> dict[int, str]:
+        """The text of each thread's stack. Frames of a running thread cannot be walked from Python: they change."""
+        self._dump.seek(0)
+        self._dump.truncate()
+        faulthandler.dump_traceback(self._dump)
+        self._dump.seek(0)
+        _, *found = _THREAD.split(self._dump.read().decode(errors="replace"))
+        return {int(ident, 16): stack for ident, stack in zip(found[::2], found[1::2], strict=True)}
+
+    def _whose(self, stack: str) -> tuple[str, str]:
+        for file, function in _FRAME.findall(stack):
+            part = self._part(file)
             if part is not None:
-                return part, f"{Path(frame.f_code.co_filename).name}:{frame.f_code.co_name}"
-            frame = frame.f_back
+                return part, f"{Path(file).name}:{function}"
         return "celery", "an idle thread of its pool"  # waits in the standard library's pool, called by nobody
 
     def _part(self, file: str) -> str | None:
