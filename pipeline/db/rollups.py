@@ -2,7 +2,7 @@
 
 A rollup keeps what the samples of a part of a job add up to while all of them are idle: pending, or in a final state.
 The database invalidates it as soon as one of its samples goes on or changes, so that the views, which add up rollups
-and look at the other samples, are right at any moment (``sql/rollups.sql``).
+and look at the other samples, are right at any moment (``sql/rollups/``).
 """
 
 from __future__ import annotations
