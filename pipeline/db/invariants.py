@@ -47,11 +47,10 @@ def _freeze(connection: Connection) -> None:
 def _check(connection: Connection, invariant: Invariant, job_id: int) -> list[Violation]:
     shown: list[Violation] = []
     total = 0
-    for check in CHECKS:
-        if check.invariant is invariant:
-            rows = connection.execute(_counted(check.statement), PARAMETERS | {"job": job_id}).all()
-            total += rows[0].total if rows else 0
-            shown += [Violation(invariant=invariant, where=row.place, what=row.what) for row in rows]
+    for statement in CHECKS[invariant]:
+        rows = connection.execute(_counted(statement), PARAMETERS | {"job": job_id}).all()
+        total += rows[0].total if rows else 0
+        shown += [Violation(invariant=invariant, where=row.place, what=row.what) for row in rows]
     shown = shown[:MAX_SHOWN]
     if total > len(shown):
         rest = f"{total - len(shown)} more that are not listed"
