@@ -1,4 +1,4 @@
-"""Looks whether a job's invariants hold. It reads only, and sees one snapshot of the database."""
+"""Checks whether a job's invariants hold. It reads only, and sees one snapshot of the database."""
 
 from __future__ import annotations
 

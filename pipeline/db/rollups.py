@@ -65,7 +65,7 @@ def refreshable_rollups(connection: Connection, *, quiet: dt.timedelta, limit: i
 def refresh_rollup(connection: Connection, rollup: Rollup) -> bool:
     """Keep what the samples of a part add up to; False: one of them has gone on, or somebody is at it.
 
-    One per transaction: whoever changes a sample of it waits until the end.
+    One per transaction: a change of its samples waits until the end.
     """
     values = {"job": rollup.job_id, "first": rollup.first_problem}
     return bool(connection.execute(_REFRESH, values).scalar_one())

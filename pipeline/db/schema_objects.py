@@ -67,8 +67,7 @@ def created_objects(sql: str) -> list[str]:
     ]
 
 
-# Of logins that this pipeline knows nothing of, too: whoever was let read a view or call a function
-# is let do so after a migration.
+# Other logins' grants too: a login that could read a view or call a function before a migration can do so after it.
 _GRANTS = text("""
     SELECT 'VIEW ' || c.relname AS object,
            format('GRANT %s ON %I TO %s', g.privilege_type, c.relname,

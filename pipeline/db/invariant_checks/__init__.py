@@ -1,4 +1,4 @@
-"""The statements that look whether a job's invariants hold. ``pipeline.db.invariants`` runs them.
+"""The statements that check whether a job's invariants hold. ``pipeline.db.invariants`` runs them.
 
 Each statement gives one row per place where something is wrong: ``place``, ``what`` and, to list the same ones first
 each time, ``position``. A transaction leaves nothing half done, so most statements hold at any moment; what holds at

@@ -15,7 +15,7 @@ _CLAIM_OF_EACH_PIECE = """
         FROM moves m WHERE m.from_state = ANY(:runnable) AND m.to_state = ANY(:writing)
         GROUP BY m.sample_id, m.epoch
     ), pieces AS (
-        -- Whoever holds the claim tokenises what is inserted, and takes heads of anybody's asides.
+        -- The holder of the claim tokenises what is inserted, and takes heads of any worker's asides.
         SELECT g.sample_id, format('segment %s', g.segment_index) AS name, g.epoch, g.worker_id,
                CASE WHEN g.author <> 'inserted' AND g.taken_from IS NULL THEN g.author END AS role
         FROM segments g JOIN samples s ON s.id = g.sample_id WHERE s.job_id = :job

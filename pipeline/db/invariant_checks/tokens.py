@@ -96,9 +96,9 @@ _TOTALS_OF_THE_JOB = """
     ) AS c(name, summary, samples)
     WHERE j.job_id = :job AND c.summary IS DISTINCT FROM c.samples
 """
-# A worker books what it committed with each heartbeat, after the commit: its row may lag behind its segments and never
-# run ahead of them. One that said goodbye has booked its end, so that both are equal. A worker of two jobs has its
-# segments in both: those of all jobs that ran while it lived are counted.
+# A worker stores its token counters with each heartbeat, after the commit: its row may lag behind its segments and
+# never run ahead of them. One that ended in order has stored its last counters, so that both are equal.
+# A worker of two jobs has its segments in both: those of all jobs that ran while it lived are counted.
 _TOKENS_OF_EACH_WORKER = """
     WITH mine AS (
         SELECT w.id, w.started_at, coalesce(w.ended_at, clock_timestamp()) AS until, w.end_reason, w.tokens_generated,
