@@ -1,4 +1,5 @@
 -- Counts of complete samples by length.
+-- Read by: the totals (totals.sql); the views token_lengths, length_histogram and budget_curve; refresh.sql.
 --
 -- Percentiles cannot be added up. They come from counts by length, whose rows are only added to: refreshing a rollup
 -- adds its samples, invalidating it adds them negatively, and upkeep adds up what came together (compact_lengths).

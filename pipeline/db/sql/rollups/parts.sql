@@ -1,6 +1,6 @@
 -- Rollups: what the samples of a part of a job add up to, kept so that a running job of a million samples is summed up
 -- at once. docs/architecture/rollups.md explains them.
--- Read by: the views; upkeep, which refreshes them (pipeline.db.rollups); a trigger on samples, which invalidates them.
+-- Read by: the other files of this folder; views; the submission of a job, which creates its rollups (jobs.sql).
 --
 -- The problems of a job are cut into parts of about a thousand samples. A sample is idle while it is pending or in a
 -- final state. Once all samples of a part are idle, upkeep keeps their sums (refresh_rollup). A query adds up the valid
@@ -8,8 +8,8 @@
 -- invalidates its rollup in the same transaction, so that a query is right at every moment.
 --
 -- Each kind of sum has one type. aggregate_X looks at the samples of a range of problems; job_X gives the rows of a
--- whole job, from rollups and by aggregate_X; where rows have a key, the same key comes more than once. Whoever changes
--- a type or what it means writes a migration that invalidates the rollups:
+-- whole job, from rollups and by aggregate_X; where rows have a key, the same key comes more than once. A change of
+-- a type, or of what it means, needs a migration that invalidates the rollups:
 --     UPDATE rollups SET refreshed_at = NULL; DELETE FROM length_counts;
 
 CREATE FUNCTION verdict_of(score float8) RETURNS text LANGUAGE sql IMMUTABLE AS $$

@@ -1,4 +1,5 @@
 -- Sums over problems: their scores, how many of their samples are right, and their majority votes.
+-- Read by: the totals (totals.sql); the views pass_at_k and maj_at_k; refresh.sql.
 
 CREATE TYPE problem_sums AS (
     problems_scored bigint, problem_squares numeric, problem_products numeric, problem_numbers numeric

@@ -1,4 +1,5 @@
 -- Refreshing a rollup, and invalidating it when one of its samples changes.
+-- Read by: upkeep, which refreshes rollups (pipeline.db.rollups); a trigger on samples, which invalidates them.
 
 CREATE FUNCTION refresh_rollup(job bigint, first bigint) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE

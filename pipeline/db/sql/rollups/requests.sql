@@ -1,4 +1,5 @@
 -- Sums over requests to engines: what they cost, and when each worker had one.
+-- Read by: the totals (totals.sql); refresh.sql.
 --
 -- Segments, asides and steps are looked up sample by sample, by index (LATERAL with OFFSET 0): few samples are looked
 -- at, whatever the statistics make of the range.

@@ -1,4 +1,5 @@
 -- Sums over samples: by state and end, of scores and tokens, and how long each took.
+-- Read by: the totals (totals.sql); the views job_progress, delegation_progress, step_summary, truncation; refresh.sql.
 
 CREATE TYPE sample_sums AS (
     samples_total bigint, pending bigint, ready bigint, drafting bigint, awaiting_large bigint, assisting bigint,

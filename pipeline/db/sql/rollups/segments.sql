@@ -1,4 +1,5 @@
 -- Sums over segments: what was delegated, when and where in a sample.
+-- Read by: the views takeovers, takeover_flow, delegation and delegation_progress; refresh.sql.
 
 CREATE TYPE delegation_part AS (
     author text, trigger text, num_segments bigint, num_samples bigint, num_takeovers bigint, tokens bigint,
@@ -36,11 +37,11 @@ COMMENT ON FUNCTION job_delegation IS
     'what the large model wrote and the policy put in, by trigger, in a job';
 
 CREATE FUNCTION placed_segments(job bigint, first_problem bigint, last_problem bigint) RETURNS TABLE (
-    sample_id bigint, segment_index integer, author text, takes_over boolean, trigger text, tokens integer,
-    start_token bigint, output_tokens integer, score float8, is_complete boolean
+    sample_id bigint, segment_index integer, author text, takes_over boolean, trigger text, cue text,
+    tokens integer, start_token bigint, output_tokens integer, score float8, is_complete boolean
 ) LANGUAGE sql STABLE AS $$
-    SELECT g.sample_id, g.segment_index, g.author, g.takes_over, g.trigger, cardinality(g.token_ids),
-           sum(cardinality(g.token_ids)) OVER (PARTITION BY g.sample_id ORDER BY g.segment_index)
+    SELECT s.id, g.segment_index, g.author, g.takes_over, g.trigger, g.cue, cardinality(g.token_ids),
+           sum(cardinality(g.token_ids)) OVER (PARTITION BY s.id ORDER BY g.segment_index)
            - cardinality(g.token_ids),
            s.tokens_small + s.tokens_large + s.tokens_inserted, s.score, s.state IN ('finished', 'graded')
     FROM samples s CROSS JOIN LATERAL (SELECT * FROM segments WHERE sample_id = s.id OFFSET 0) g
@@ -49,6 +50,22 @@ $$;
 
 COMMENT ON FUNCTION placed_segments IS
     'the segments of a range of problems with their places in the output';
+
+CREATE FUNCTION placed_takeovers(job bigint, first_problem bigint, last_problem bigint) RETURNS TABLE (
+    sample_id bigint, segment_index integer, trigger text, cue text, tokens integer, start_token integer,
+    "position" float8, followed_by text, tokens_between integer, score float8
+) LANGUAGE sql STABLE AS $$
+    SELECT p.sample_id, p.segment_index, p.trigger, p.cue, p.tokens, p.start_token::integer,
+           p.start_token / nullif(p.output_tokens, 0)::float8,
+           coalesce(lead(p.trigger) OVER w, CASE WHEN p.is_complete THEN 'end' END),
+           (coalesce(lead(p.start_token) OVER w, p.output_tokens) - p.start_token - p.tokens)::integer, p.score
+    FROM placed_segments(job, first_problem, last_problem) p
+    WHERE p.takes_over
+    WINDOW w AS (PARTITION BY p.sample_id ORDER BY p.segment_index)
+$$;
+
+COMMENT ON FUNCTION placed_takeovers IS
+    'the takeovers of a range of problems: where each is in its sample, and what followed it';
 
 CREATE TYPE flow_part AS (
     trigger text, followed_by text, num_takeovers bigint, positions bigint, position_sum float8, tokens bigint,
@@ -61,15 +78,8 @@ COMMENT ON TYPE flow_part IS
 CREATE FUNCTION aggregate_flow(job bigint, first_problem bigint, last_problem bigint) RETURNS SETOF flow_part
 LANGUAGE sql STABLE AS $$
     SELECT t.trigger, t.followed_by, count(*), count(t.position), coalesce(sum(t.position), 0), sum(t.tokens),
-           sum(t.tokens_between)::bigint, count(t.score), coalesce(sum(t.score), 0)
-    FROM (
-        SELECT p.trigger, p.tokens, p.score, p.start_token / nullif(p.output_tokens, 0)::float8 AS position,
-               coalesce(lead(p.trigger) OVER w, CASE WHEN p.is_complete THEN 'end' END) AS followed_by,
-               coalesce(lead(p.start_token) OVER w, p.output_tokens) - p.start_token - p.tokens AS tokens_between
-        FROM placed_segments(job, first_problem, last_problem) p
-        WHERE p.takes_over
-        WINDOW w AS (PARTITION BY p.sample_id ORDER BY p.segment_index)
-    ) t
+           sum(t.tokens_between), count(t.score), coalesce(sum(t.score), 0)
+    FROM placed_takeovers(job, first_problem, last_problem) t
     WHERE t.followed_by IS NOT NULL
     GROUP BY t.trigger, t.followed_by
 $$;

@@ -1,4 +1,5 @@
 -- Sums over steps.
+-- Read by: the view step_summary; refresh.sql.
 
 CREATE TYPE step_part AS (
     sentence_class text, author text, tokens integer, num_steps bigint, num_taken_over bigint, scored bigint,
