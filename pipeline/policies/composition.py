@@ -38,6 +38,11 @@ class Guard(Protocol):
     @property
     def reason(self) -> FinishReason: ...
 
+    @property
+    def min_tokens(self) -> int:
+        """A piece of fewer tokens is never ended."""
+        ...
+
     def watcher(self) -> Watcher:
         """A watcher of one piece; what it has read up to its True is kept."""
         ...
@@ -129,7 +134,7 @@ class Guarded:
 
     def advance(self, context: SampleContext, state: PolicyState, event: Event) -> Transition:
         stored = _GuardedState.model_validate(state)
-        if isinstance(event, Written) and self._watches(stored.writer):
+        if isinstance(event, Written) and self._watches(stored.writer) and len(event.piece) >= self._guard.min_tokens:
             place = _place(self._guard.watcher(), event)
             if place is not None and not self._is_ended(context, stored, event, place):
                 return Transition(state={}, keep=place, then=Finish(reason=self._guard.reason))

@@ -57,8 +57,10 @@ class HandBackWatcher:
         end = self._num_read if self.reader.at_break else None
         sentence_end = ending.feed(text)
         end = sentence_end if end is None else end
+        if end is None:
+            return None
         least = max(1, math.ceil(self.limit * self._from))
-        return end if end is not None and end >= least else None
+        return end if end >= least else None
 
     def _end_of_step(self, text: str) -> int | None:
         """The number of tokens at which the step has just ended, where that hands back."""
