@@ -127,5 +127,5 @@ def test_a_request_for_no_token_cannot_be_made() -> None:
 
 
 def test_small_takes_over_from_nobody() -> None:
-    with pytest.raises(ValidationError, match="'my own'.*only large is called in.*leave takes_over out"):
+    with pytest.raises(ValidationError, match=r"'my own'.*only large is called in.*leave takes_over out"):
         Generate(role=ModelRole.SMALL, max_tokens=1, trigger="my own", takes_over=True)
