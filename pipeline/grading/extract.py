@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 from pipeline.chat.model import THINK_TAGS
 
@@ -12,30 +13,71 @@ MAX_TEXT_CHARS = 20_000
 _TOKEN = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
 
 
+_MATHS_MARK = re.compile(r"\$+|\\[()\[\]]|\*\*|\\(?:q?quad|text|mathrm)\b|\\[,; ]|[{}]")
+_LINK = re.compile(
+    r"\s*(?:(?:,|;|、|，|&|and|or|和|或|及|与|,\s*and|,\s*or)\s*(?:\(?[a-zA-Z][\w\\]{0,6}(?:_\w+)?\)?\s*=)?|\(?[b-hivx2-9]{1,3}[).:])\s*"
+)
+_NAME_BEFORE = re.compile(r"(?<![\w\\])([A-Za-z](?:_\{?\w+\}?)?)\s*=\s*$")
+
+
 def answer_part(output: str) -> str:
     """What follows the last closing think tag; all of it where there is none."""
     ends = [output.rfind(tag) + len(tag) for tag in THINK_TAGS if tag in output]
     return output[max(ends, default=0) :]
 
 
-def last_boxed(text: str) -> str | None:
-    r"""The content of the last complete ``\boxed{…}``, the innermost where they nest; None where there is none.
+class _Box(NamedTuple):
+    """Where a box is in a text: from its command to behind its brace, and its content."""
 
-    One pass over the end of the text. Escaped braces do not count, and a box that is cut off is passed over.
-    """
+    start: int
+    content: str
+    end: int
+
+
+def last_boxed(text: str) -> str | None:
+    r"""The content of the last complete ``\boxed{…}``, the innermost where they nest; None where there is none."""
+    boxes = _boxes(text[-MAX_TEXT_CHARS:])
+    return boxes[-1].content if boxes else None
+
+
+def boxed_answer(text: str) -> str | None:
+    r"""The answer in the last box, and in those before it that are one answer with it: ``\boxed{3}`` and ``\boxed{5}``."""
     text = text[-MAX_TEXT_CHARS:]
-    open_braces: list[int | None] = []  # where a box's content begins; None for any other brace
-    found: tuple[int, int] | None = None
+    boxes = _boxes(text)
+    if not boxes:
+        return None
+    first = len(boxes) - 1
+    while first > 0 and _LINK.fullmatch(_MATHS_MARK.sub(" ", text[boxes[first - 1].end : boxes[first].start])):
+        first -= 1
+    contents = [box.content for box in boxes[first:]]
+    if len(set(contents)) == 1:
+        return contents[-1]
+    labels = [_label_before(text[: box.start]) for box in boxes[first:]]
+    return ", ".join(label + content for label, content in zip(labels, contents, strict=True))
+
+
+def _label_before(text: str) -> str:
+    label = _NAME_BEFORE.search(text[-40:])
+    return f"{label[1]} = " if label else ""
+
+
+def _boxes(text: str) -> list[_Box]:
+    """Every complete box that is in no other, or the innermost of those that nest, in order.
+
+    One pass over the text. Escaped braces do not count, and a box that is cut off is passed over.
+    """
+    open_braces: list[tuple[int, int] | None] = []  # a box's command and where its content begins; None: another brace
+    boxes: list[_Box] = []
     for token in _TOKEN.finditer(text):
         if token["box"]:
-            open_braces.append(token.end())
+            open_braces.append((token.start(), token.end()))
         elif token["open"]:
             open_braces.append(None)
         elif token["close"] and open_braces:
-            start = open_braces.pop()
-            if start is not None and (found is None or found[0] < start):
-                found = (start, token.start())
-    return text[found[0] : found[1]].strip() if found else None
+            begun = open_braces.pop()
+            if begun is not None and (not boxes or boxes[-1].start < begun[0]):
+                boxes.append(_Box(begun[0], text[begun[1] : token.start()].strip(), token.end()))
+    return boxes
 
 
 def last_line(text: str) -> str | None:

@@ -1,16 +1,18 @@
-"""Mathematics: whether two formulas mean the same, by math-verify."""
+"""Mathematics: whether two answers mean the same. Shapes are compared here, formulas by math-verify."""
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version as version_of
-from typing import Any
 
 from pipeline.errors import GradingError
 from pipeline.grading.base import NOT_FOUND, Grade, shown, unscored
-from pipeline.grading.extract import MAX_TEXT_CHARS, last_boxed, normalise
+from pipeline.grading.extract import MAX_TEXT_CHARS, boxed_answer, last_boxed, normalise
+from pipeline.grading.forms import plain_form
+from pipeline.grading.formulas import FormulaComparison, parse_text
+from pipeline.grading.shapes import read_shapes, same_shape
+from pipeline.grading.statements import find_stated, looks_finished
 
 MAX_FORMULA_CHARS = 1_000
 """Longer answers are not parsed: the parser's time grows faster than the text (150 nested braces: 3 s)."""
@@ -18,14 +20,15 @@ MAX_FORMULA_CHARS = 1_000
 
 @cache
 def _math_version() -> str:
-    return f"math/1+math-verify-{version_of('math-verify')}"
+    return f"math/2+math-verify-{version_of('math-verify')}"
 
 
 @dataclass(frozen=True, slots=True)
 class MathGrader:
-    r"""The last ``\boxed{}`` of the answer, else the formula or number in its text that math-verify picks.
+    r"""The last ``\boxed{}`` of the answer, else what its text states, else the formula that math-verify picks.
 
-    math-verify gives up by a signal, so it works in a process's main thread only.
+    Several boxes that are one answer count as one. math-verify gives up by a signal, so it works in a process's main
+    thread only.
     """
 
     timeout_s: int = 5
@@ -41,89 +44,70 @@ class MathGrader:
         return False
 
     def grade(self, answer_text: str, reference: str | None) -> Grade:
-        boxed = last_boxed(answer_text)
+        return self._grade(answer_text, reference, is_finished=looks_finished(answer_text))
+
+    def grade_finished(self, answer_text: str, reference: str | None) -> Grade:
+        """Grade a text that its writer ended: its last formula is its answer, however it reads."""
+        return self._grade(answer_text, reference, is_finished=True)
+
+    def _grade(self, answer_text: str, reference: str | None, *, is_finished: bool) -> Grade:
+        boxed = boxed_answer(answer_text)
         if reference is None:
             return unscored(boxed)
         expected = _bare_reference(reference)
-        if len(expected) > MAX_TEXT_CHARS:
-            raise GradingError(f"the reference answer is longer than {MAX_TEXT_CHARS} characters")
         if boxed is not None:
             return self._grade_formula(boxed, expected)
-        return self._grade_text(answer_text[-MAX_TEXT_CHARS:], expected)
+        text = answer_text[-MAX_TEXT_CHARS:]
+        if (stated := find_stated(text)) is not None:
+            return self._grade_statement(stated, expected)
+        return self._grade_text(text, expected) if is_finished else NOT_FOUND
 
-    def _grade_formula(self, predicted: str, expected: str) -> Grade:
+    def _grade_formula(self, predicted: str, expected: str, detail: str | None = None) -> Grade:
         if not predicted:
             return NOT_FOUND
         if normalise(predicted) == normalise(expected):
-            return Grade(score=1.0, predicted_answer=shown(predicted))
+            return Grade(score=1.0, predicted_answer=shown(predicted), detail=detail)
         if len(predicted) > MAX_FORMULA_CHARS:
-            return Grade(
-                score=0.0, predicted_answer=shown(predicted), detail=f"longer than {MAX_FORMULA_CHARS} characters"
-            )
-        formulas = _parse_answer(rf"\boxed{{{predicted}}}", self.timeout_s)
-        return self._compare(expected, formulas, predicted=predicted, detail=None)
+            too_long = f"longer than {MAX_FORMULA_CHARS} characters"
+            return Grade(score=0.0, predicted_answer=shown(predicted), detail=too_long)
+        comparison = FormulaComparison(timeout_s=self.timeout_s)
+        is_right = _same_answer(expected, predicted, comparison)
+        if not is_right and comparison.broke:
+            detail = f"cannot be compared with the reference: {comparison.broke}"
+        return Grade(score=float(is_right), predicted_answer=shown(predicted), detail=detail)
+
+    def _grade_statement(self, stated: str, expected: str) -> Grade:
+        """A statement may hold more words than the answer: then math-verify picks the formula in it."""
+        grade = self._grade_formula(stated, expected, _NOT_BOXED)
+        if grade.score or len(stated) > MAX_FORMULA_CHARS:
+            return grade
+        picked = self._grade_text(stated, expected)
+        return picked if picked.score or picked.predicted_answer else grade
 
     def _grade_text(self, text: str, expected: str) -> Grade:
-        formulas = _parse_answer(text, self.timeout_s)
+        formulas = parse_text(text, self.timeout_s)
         if not formulas:
             return NOT_FOUND
         predicted = next((part for part in reversed(formulas) if isinstance(part, str)), str(formulas[0]))
-        return self._compare(expected, formulas, predicted=predicted, detail="the answer is not boxed")
+        return self._grade_formula(predicted, expected, _NOT_BOXED)
 
-    def _compare(self, expected: str, formulas: list[Any], *, predicted: str, detail: str | None) -> Grade:
-        """A comparison that breaks on a model's formula is a wrong answer; one that takes too long raises GradingError.
 
-        Errors are raised without their cause, whose message may hold the reference.
-        """
-        from math_verify import verify
-        from math_verify.errors import TimeoutException
+_NOT_BOXED = "the answer is not boxed"
 
-        reference = _parse_reference(expected, self.timeout_s)
-        try:
-            score = float(verify(reference, formulas, timeout_seconds=self.timeout_s, raise_on_error=True))
-        except TimeoutException:
-            raise GradingError("math-verify took too long to compare the answer with the reference") from None
-        except MemoryError:
-            raise GradingError("math-verify ran out of memory") from None
-        except Exception as error:  # sympy raises anything on odd formulas
-            score, detail = 0.0, f"cannot be compared with the reference: {type(error).__name__}"
-        return Grade(score=score, predicted_answer=shown(predicted), detail=detail)
+
+def _same_answer(expected: str, predicted: str, comparison: FormulaComparison) -> bool:
+    reference, answer = plain_form(expected), plain_form(predicted)
+    if not reference:
+        raise GradingError("math-verify finds no formula in the reference answer")
+    return any(
+        same_shape(one, other, comparison.same) for one in read_shapes(reference) for other in read_shapes(answer)
+    )
 
 
 def _bare_reference(reference: str) -> str:
     """A reference may be a whole solution: its box counts, or what follows ``####`` (GSM8K)."""
     boxed = last_boxed(reference)
-    return boxed if boxed is not None else reference.rpartition("####")[2].strip().strip("$").strip()
-
-
-def _parse_answer(text: str, timeout_s: int) -> list[Any]:
-    """The formulas in a model's text; none where math-verify cannot read it, or not in time."""
-    from math_verify import parse
-    from math_verify.errors import TimeoutException
-
-    _quiet()
-    try:
-        formulas: list[Any] = parse(text, parsing_timeout=timeout_s)
-    except (MemoryError, TimeoutException):  # outside of what math-verify guards itself
-        return []
-    except ValueError as error:
-        raise GradingError(f"the math grader works in a process's main thread only: {error}") from error
-    return formulas
-
-
-def _parse_reference(expected: str, timeout_s: int) -> list[Any]:
-    from math_verify import parse
-    from math_verify.errors import TimeoutException
-
-    try:
-        formulas: list[Any] = parse(rf"\boxed{{{expected}}}", parsing_timeout=timeout_s, raise_on_error=True)
-    except (Exception, TimeoutException) as error:  # math-verify passes on what its parts raise
-        raise GradingError(f"math-verify cannot read the reference answer: {type(error).__name__}") from None
-    if not formulas:
-        raise GradingError("math-verify finds no formula in the reference answer")
-    return formulas
-
-
-def _quiet() -> None:
-    """math-verify logs the texts it parses, and reference answers do not belong in a log."""
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+    expected = boxed if boxed is not None else reference.rpartition("####")[2].strip()
+    if len(expected) > MAX_TEXT_CHARS:
+        raise GradingError(f"the reference answer is longer than {MAX_TEXT_CHARS} characters")
+    return expected
