@@ -54,15 +54,13 @@ class ThinkTagTranslator:
         self._is_opened = bool(phase.end) and not phase.opened and chat.starts_in_think
         self._tags = {}
         if self._translates:
-            from pipeline.chat.model import THINK_TAGS
-
             if not chat.tags_are_tokens:
                 raise ConfigurationError(
                     f"{chat.name} ends thinking with {chat.think_end!r}, which its tokenizer writes in several tokens, "
                     f"and the other model with {phase.end!r}: such a pair cannot write one text; take two models with "
                     "the same think tags"
                 )
-            self._tags = {chat.think_end: phase.end, chat.think_start: THINK_TAGS[phase.end]}
+            self._tags = {chat.think_end: phase.end, chat.think_start: phase.start}
 
     def output_ids(self, segments: Iterable[Segment], *, own: Author) -> list[int]:
         """What follows this model's prompt: the text so far as its ids.
