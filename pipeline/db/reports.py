@@ -1,4 +1,4 @@
-"""The statements of reading: progress, summaries, results, one sample in full. Most are selects from the views."""
+"""The statements that read: progress, summaries, results, one sample in full. Most are selects from the views."""
 
 from __future__ import annotations
 

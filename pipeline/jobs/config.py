@@ -123,7 +123,7 @@ class JobConfig(BaseModel):
     @model_validator(mode="after")
     def _has_a_model_for_each_role(self) -> JobConfig:
         if isinstance(self.policy, PluginSpec) and not self.policy.is_loaded:
-            return self  # it was checked when it was submitted; whoever lists jobs needs no package for that
+            return self  # it was checked at submit; listing jobs needs no package
         for role in sorted(self.build_policy().roles):
             if self.model(role) is None:
                 raise ValueError(f"policy {self.policy.name!r} needs a {role} model; give --{role} MODEL")

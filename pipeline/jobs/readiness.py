@@ -1,4 +1,4 @@
-"""From a submission to a job that is ready to be stored: everything checked, so that a bad one is refused whole.
+"""Turns a submission into a job that is ready to be stored; checks everything first and refuses a bad one whole.
 
 It reads files and the tokenizers of local models; what the database knows is handed in.
 """

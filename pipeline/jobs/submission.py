@@ -48,7 +48,7 @@ from pipeline.samples import ModelRole
 
 DEFAULT_POLICY = "speculative-thinking:improved"
 
-# An object of this process, never parsed: whoever parses a set also computes the hash that it is stored under.
+# An object of this process, never parsed: the code that parses a set also computes the hash that it is stored under.
 _MadeSet = Annotated[
     ProblemSet, GetPydanticSchema(lambda source, handler: core_schema.is_instance_schema(ProblemSet)), SkipJsonSchema()
 ]
