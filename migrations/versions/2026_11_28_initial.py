@@ -127,6 +127,12 @@ def upgrade() -> None:
             comment="who opens each sample",
         ),
         sa.Column(
+            "think_start",
+            sa.String(),
+            nullable=True,
+            comment="the tag that opens the think phase in its texts, '' for none; null: no worker has had it yet",
+        ),
+        sa.Column(
             "think_end",
             sa.String(),
             nullable=True,

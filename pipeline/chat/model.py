@@ -31,6 +31,9 @@ _STAND_IN = "\ue000the user's message\ue001"  # private-use characters: no templ
 _ANSWER, _NEXT_MESSAGE = "\ue000the answer\ue001", "\ue000the next message\ue001"
 
 
+_AS_IT_IS = Asking()
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ChatModel:
     """One model's tokenizer and chat template. Thread-safe. Made by ``ChatModel.load``."""
@@ -45,7 +48,7 @@ class ChatModel:
     """The ids that end an answer, ascending: the tokenizer's and those of generation_config.json."""
     max_model_len: int | None
     """Most tokens of prompt and output, where config.json says."""
-    asking: Asking = Asking()
+    asking: Asking = _AS_IT_IS
     """What a job says about how it is asked."""
 
     @classmethod
@@ -76,6 +79,7 @@ class ChatModel:
         if asking == self.asking:
             return self
         asked = replace(self, asking=asking)
+        asked.__dict__.update({name: getattr(self, name) for name in _OF_THE_FILES})
         asked._check_variables()
         if asking.system is not None and asking.system not in asked._render(_STAND_IN):
             raise ConfigurationError(
@@ -91,7 +95,9 @@ class ChatModel:
         unknown = sorted(set(self.asking.template_variables) - known)
         if unknown:
             there_are = f"it has: {', '.join(sorted(known))}" if known else "it has none that can be set"
-            raise ConfigurationError(f"{self.name}: its chat template has no variable {', '.join(unknown)}; {there_are}")
+            raise ConfigurationError(
+                f"{self.name}: its chat template has no variable {', '.join(unknown)}; {there_are}"
+            )
 
     @cached_property
     def known_variables(self) -> frozenset[str]:
@@ -173,11 +179,12 @@ class ChatModel:
 
     @cached_property
     def _encoder(self) -> Encoder:
+        return self._plain_encoder.with_tags((self.think_start, self.think_end) if self.think_end else ())
+
+    @cached_property
+    def _plain_encoder(self) -> Encoder:
         return Encoder(
-            tokenizer=self.tokenizer,
-            special_tokens=self.template_variables,
-            eos_ids=self.eos_ids,
-            think_tags=(self.think_start, self.think_end) if self.think_end else (),
+            tokenizer=self.tokenizer, special_tokens=self.template_variables, eos_ids=self.eos_ids, think_tags=()
         )
 
     @cached_property
@@ -193,9 +200,7 @@ class ChatModel:
             tail=self._frame.rpartition(_STAND_IN)[2],
             chat_template=self.chat_template,
             told=self.asking.think_tags,
-            vocabulary=frozenset(
-                token.content for token in self.tokenizer.get_added_tokens_decoder().values()
-            ),
+            vocabulary=frozenset(token.content for token in self.tokenizer.get_added_tokens_decoder().values()),
         )
 
     @property
@@ -275,6 +280,10 @@ class ChatModel:
     @cached_property
     def _frame_controls(self) -> list[int]:
         return self._encoder.controls_among(self._encoder.encode(self._frame))
+
+
+_OF_THE_FILES = ("vocabulary_sha256", "fingerprint", "_whole_texts", "_plain_encoder")
+"""What no job changes, and takes long to compute."""
 
 
 def _sha256(content: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Think phases: how models mark their thoughts, and what a rendered prompt says about them.
 
-A vocabulary alone says nothing: instruct models often share theirs with a reasoning sibling. What counts is the rendered
-prompt, then the chat template, then what the job says.
+A vocabulary alone says nothing: instruct models often share theirs with a reasoning sibling. What the job names counts
+first, then the rendered prompt, then the chat template.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class ThinkFamily:
 
 
 THINK_FAMILIES = (
-    ThinkFamily(opening="<think>", closing="</think>", source="DeepSeek-R1, Qwen3, QwQ, GLM-4.5, Phi-4: chat templates"),
+    ThinkFamily(
+        opening="<think>", closing="</think>", source="DeepSeek-R1, Qwen3, QwQ, GLM-4.5, Phi-4: chat templates"
+    ),
     ThinkFamily(opening="<seed:think>", closing="</seed:think>", source="Seed-OSS: chat template"),
     ThinkFamily(opening="[THINK]", closing="[/THINK]", source="Magistral: tokenizer and system prompt"),
     ThinkFamily(opening="<thought>", closing="</thought>", source="EXAONE-Deep: chat template"),
-    ThinkFamily(
-        opening="<|START_THINKING|>", closing="<|END_THINKING|>", source="Command A Reasoning: chat template"
-    ),
+    ThinkFamily(opening="<|START_THINKING|>", closing="<|END_THINKING|>", source="Command A Reasoning: chat template"),
     ThinkFamily(
         opening="<|begin_of_thought|>", closing="<|end_of_thought|>", source="OpenThinker, Sky-T1: model cards"
     ),

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 class ThinkPhase:
     """How the texts of a job mark their think phase."""
 
+    start: str
+    """The tag that opens it, e.g. ``<think>``; '' where there is none."""
     end: str
     """The tag that ends it, e.g. ``</think>``; '' where there is none."""
     opened: bool
@@ -34,7 +36,7 @@ class ThinkPhase:
 def settle_think_phase(opener: ChatModel, other: ChatModel | None = None) -> ThinkPhase:
     """How a job's texts mark the think phase. Raises ConfigurationError for a pair that cannot write one text."""
     model = other if other is not None and not opener.think_end else opener
-    phase = ThinkPhase(end=model.think_end, opened=model.starts_in_think)
+    phase = ThinkPhase(start=model.think_start, end=model.think_end, opened=model.starts_in_think)
     for chat in filter(None, (opener, other)):
         ThinkTagTranslator(chat, phase)
     return phase

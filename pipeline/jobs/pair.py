@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.chat.asking import Asking
 from pipeline.chat.translation import ThinkPhase, settle_think_phase
 from pipeline.errors import ConfigurationError
 from pipeline.jobs.config import ModelSpec
@@ -26,12 +27,20 @@ class ModelPair:
 
     models: Mapping[ModelRole, ModelChoice]
     chats: Mapping[ModelRole, ChatModel | None]
+    """As the job asks them."""
+    asking: Mapping[ModelRole, Asking]
 
     @classmethod
     def of(cls, submission: Submission, spec: PolicySpec) -> ModelPair:
         roles = sorted(compose(spec.build(), exit=submission.exit).roles)
         models = {role: model for role in roles if (model := submission.model(role)) is not None}
-        return cls(models=models, chats={role: load_chat_model(model) for role, model in models.items()})
+        asking = {role: submission.asking(role) for role in models}
+        chats = {role: load_chat_model(model) for role, model in models.items()}
+        return cls(
+            models=models,
+            chats={role: None if chat is None else chat.asked(asking[role]) for role, chat in chats.items()},
+            asking=asking,
+        )
 
     @property
     def is_new(self) -> bool:
@@ -51,7 +60,10 @@ class ModelPair:
         """
         from pipeline.chat.model import ChatModel
 
-        known = {role: self.chats[role] or ChatModel.find_cached(_name(model)) for role, model in self.models.items()}
+        known = dict(self.chats)
+        for role, model in self.models.items():
+            cached = None if known[role] else ChatModel.find_cached(_name(model))
+            known[role] = cached.asked(self.asking[role]) if cached else known[role]
         first, *others = (known[role] for role in sorted(known, key=lambda role: role is not opener))
         if first is None or None in others:
             return None

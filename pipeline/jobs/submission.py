@@ -25,12 +25,17 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import ErrorDetails, core_schema
 
+from pipeline.chat.asking import Asking
 from pipeline.chat.translation import ThinkPhase
 from pipeline.errors import ConfigurationError
 from pipeline.jobs.config import (
     JobConfig,
+    MinP,
     ModelSpec,
+    Penalty,
     ProblemLimit,
+    RepetitionPenalty,
+    RoleDrawingSpec,
     SampleCount,
     Seed,
     Temperature,
@@ -112,8 +117,24 @@ class Submission(BaseModel):
     """Tokens are drawn from the most likely ones that have this probability together."""
     top_k: TopK | None = None
     """Tokens are drawn from so many of the most likely ones; 0: from all."""
+    min_p: MinP | None = None
+    """Least probability of a token, as a share of the most likely one's; 0: off."""
+    presence_penalty: Penalty | None = None
+    """Taken from the logit of each token that is in the piece being written; 0: off."""
+    frequency_penalty: Penalty | None = None
+    """The same for each time that it is there; 0: off."""
+    repetition_penalty: RepetitionPenalty | None = None
+    """Divides the logits of the tokens in the prompt and the text so far; 1: off."""
     max_tokens: TokenBudget | None = None
     """Most output tokens per sample, all authors together."""
+    small_sampling: RoleDrawingSpec = RoleDrawingSpec()
+    """Where the small model's tokens are drawn in another way."""
+    large_sampling: RoleDrawingSpec = RoleDrawingSpec()
+    """Where the large model's tokens are drawn in another way."""
+    small_asking: Asking = Asking()
+    """What is said to the small model beside the problem: system message, template variables, think tags."""
+    large_asking: Asking = Asking()
+    """What is said to the large model beside the problem."""
     prompt_template: str | None = None
     """A name in pipeline.chat.prompts."""
     grader: str | None = None
@@ -200,6 +221,9 @@ class Submission(BaseModel):
                 raise ConfigurationError(
                     f"policy {self.policy!r} needs a {role} model, and the job has none; give --set {role}=MODEL"
                 )
+
+    def asking(self, role: ModelRole) -> Asking:
+        return self.small_asking if role is ModelRole.SMALL else self.large_asking
 
     def model(self, role: ModelRole) -> ModelChoice | None:
         return self.small if role is ModelRole.SMALL else self.large

@@ -227,9 +227,10 @@ class Writer:
                 wanted.name,
                 "this worker's model has another tokenizer or chat template than the job was submitted with",
             )
-        phase = settle_think_phase(self._chat)
+        chat = self._chat.asked(config.asking(self.role))
+        phase = settle_think_phase(chat)
         think = self._store.patiently(lambda connection: fix_think_phase(connection, job_id, phase))
-        return JobSetup.of(config, think, self._chat, role=self.role, max_model_len=self.engine.max_model_len)
+        return JobSetup.of(config, think, chat, role=self.role, max_model_len=self.engine.max_model_len)
 
     def _submit(self, active: ActiveSample, request: GenerateRequest) -> None:
         self.engine.submit(request, lambda result: self._recorder.put(Outcome(active, result)))
