@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.chat.asking import Asking
 from pipeline.plugins import Origin, PluginGroup, check_same_version, find_origin
@@ -193,8 +193,14 @@ class JobConfig(BaseModel):
 
     @property
     def cues(self) -> CueLists:
-        """By which a step's sentence is classed: the policy's own, else the paper's."""
-        return CueLists.model_validate(getattr(self.policy, "cues", CueLists()))
+        """By which a step's sentence is classed: the policy's own, else the paper's.
+
+        A plug-in may mean something else by a field of that name; then it has no cue lists.
+        """
+        try:
+            return CueLists.model_validate(getattr(self.policy, "cues", None))
+        except ValidationError:
+            return CueLists()
 
 
 _PLUGIN_GROUPS: dict[Literal["prompt_template", "grader"], PluginGroup] = {

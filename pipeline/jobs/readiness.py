@@ -84,7 +84,7 @@ def make_ready(
     """
     recipe = find_recipe(submission.recipe) if submission.recipe else None
     problems = stored or read_problems(submission, recipe)
-    spec = parse_policy(submission.policy, {**submission.policy_values, **(matched or {})} or None)
+    spec = parse_policy(submission.policy, {**(matched or {}), **submission.policy_values} or None)
     pair = ModelPair.of(submission, spec)
     config = make_config(submission, spec, pair.specs(), recipe)
     check_names(config)

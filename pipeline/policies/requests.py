@@ -65,6 +65,13 @@ class Generate:
     cue: str = ""
     signals: frozenset[Signal] = frozenset()
 
+    def __post_init__(self) -> None:
+        if self.takes_over and self.role is not ModelRole.LARGE:
+            raise ValueError(
+                f"the policy lets {self.role} take over (trigger {self.trigger!r}), but only large is called in in "
+                "the place of small; leave takes_over out of this Generate"
+            )
+
 
 @checked_dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Ask:
