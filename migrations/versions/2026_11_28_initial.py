@@ -30,6 +30,13 @@ def upgrade() -> None:
             comment="equal for models whose token ids mean the same text",
         ),
         sa.Column("settings", JSONB(), nullable=False, comment="as it was started"),
+        sa.Column(
+            "weights_sha256",
+            sa.String(),
+            nullable=True,
+            comment="of a sample of every tensor; null: no files of weights are here",
+        ),
+        sa.Column("revision", sa.String(), nullable=True, comment="of the hub, as the worker was started with"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_engines")),
         sa.UniqueConstraint("sha256", name=op.f("uq_engines_sha256")),
         comment="What an engine was, for the books; stored once per distinct content.",

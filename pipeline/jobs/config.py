@@ -52,6 +52,8 @@ class ModelSpec(BaseModel):
     fingerprint: str | None = None
     """sha256 of its tokenizer and chat template, where the client could read them; a worker whose model differs
     refuses the job's samples."""
+    weights: str | None = None
+    """sha256 of its weights (``pipeline.chat.weights``), likewise."""
 
 
 MAX_INTEGER = 2**31 - 1

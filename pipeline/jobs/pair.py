@@ -29,6 +29,7 @@ class ModelPair:
     chats: Mapping[ModelRole, ChatModel | None]
     """As the job asks them."""
     asking: Mapping[ModelRole, Asking]
+    revisions: Mapping[ModelRole, str | None]
 
     @classmethod
     def of(cls, submission: Submission, spec: PolicySpec) -> ModelPair:
@@ -40,6 +41,7 @@ class ModelPair:
             models=models,
             chats={role: None if chat is None else chat.asked(asking[role]) for role, chat in chats.items()},
             asking=asking,
+            revisions={role: submission.revision(role) for role in models},
         )
 
     @property
@@ -48,7 +50,7 @@ class ModelPair:
         return any(not isinstance(model, ModelSpec) for model in self.models.values())
 
     def specs(self) -> dict[ModelRole, ModelSpec]:
-        return {role: model_spec(model, self.chats[role]) for role, model in self.models.items()}
+        return {role: model_spec(model, self.chats[role], self.revisions[role]) for role, model in self.models.items()}
 
     def known_chats(self) -> list[ChatModel]:
         return [chat for chat in self.chats.values() if chat is not None]
@@ -92,12 +94,17 @@ def load_chat_model(model: ModelChoice) -> ChatModel | None:
     return None
 
 
-def model_spec(model: ModelChoice, chat: ChatModel | None) -> ModelSpec:
-    """The model as the job names it, with its fingerprint where its tokenizer is at hand."""
+def model_spec(model: ModelChoice, chat: ChatModel | None, revision: str | None = None) -> ModelSpec:
+    """The model as the job names it, with its identity where its files are at hand."""
     if isinstance(model, ModelSpec):
-        return model
-    if chat is None:
-        return ModelSpec(name=str(model))
-    from pipeline.chat.files import served_name
+        return model if revision is None else model.model_copy(update={"revision": revision})
+    from pipeline.chat.files import find_folder, served_name
+    from pipeline.chat.weights import weights_sha256
 
-    return ModelSpec(name=served_name(model), fingerprint=chat.fingerprint)
+    folder = find_folder(model, revision)
+    return ModelSpec(
+        name=served_name(model),
+        revision=revision,
+        fingerprint=chat.fingerprint if chat else None,
+        weights=weights_sha256(folder) if folder else None,
+    )

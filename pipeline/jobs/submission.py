@@ -97,6 +97,10 @@ class Submission(BaseModel):
     fingerprinted, and every prompt is measured against its context."""
     large: ModelChoice | None = None
     """The large model: the name workers serve it under, or a local folder."""
+    small_revision: str | None = None
+    """The hub revision that a worker must have been started with; None: any."""
+    large_revision: str | None = None
+    """The same for the large model."""
     policy: str = DEFAULT_POLICY
     """Who writes what: NAME or NAME:PRESET. A model that the policy does not call for is ignored."""
     policy_values: dict[str, Any] = {}
@@ -222,6 +226,9 @@ class Submission(BaseModel):
                     f"policy {self.policy!r} needs a {role} model, and the job has none; give --set {role}=MODEL"
                 )
 
+    def revision(self, role: ModelRole) -> str | None:
+        return self.small_revision if role is ModelRole.SMALL else self.large_revision
+
     def asking(self, role: ModelRole) -> Asking:
         return self.small_asking if role is ModelRole.SMALL else self.large_asking
 
@@ -229,7 +236,7 @@ class Submission(BaseModel):
         return self.small if role is ModelRole.SMALL else self.large
 
 
-_FIXED = ("version", "name", "preset", "fingerprint", "plugin", "plugins")
+_FIXED = ("version", "name", "preset", "fingerprint", "weights", "plugin", "plugins")
 """Keys of a stored configuration that follow from others."""
 
 
