@@ -76,6 +76,10 @@ def submit(
         list[str] | None,
         typer.Option(metavar="PART=COLUMN", help="Name a column: problem=…, answer=…, id=…, subject=…, level=…."),
     ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Let those who generate read this column too; all others are hidden."),
+    ] = None,
     wait: Wait = False,
     state_dir: StateDir = None,
 ) -> None:
@@ -85,6 +89,7 @@ def submit(
     submission = Submission.parse(
         problems=file,
         columns=_columns(column or []),
+        keep=tuple(keep or ()),
         recipe=recipe,
         small=small,
         large=large,

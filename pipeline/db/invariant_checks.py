@@ -20,6 +20,11 @@ from pipeline.samples import FINAL_STATES, RUNNABLE_STATE, TRANSITIONS, WRITING_
 MIN_ANSWER_CHARS = 8
 """Shorter answers are found everywhere by chance: "2" is in every date."""
 
+MIN_HIDDEN_CHARS = 40
+"""Shorter texts of a hidden column may be in a question by chance."""
+TELLING_COLUMNS = "answer|solution|rationale|explanation|cot|canonical|test|gold|target|truth|proof|correct"
+"""A pattern: lower-case names of columns that tell the answer or how to find it."""
+
 CANCELLING = dt.timedelta(minutes=5)
 """A cancelled job's samples follow it in batches, a million in a minute or two; after so long none may be open."""
 
@@ -41,6 +46,8 @@ PARAMETERS: dict[str, object] = {
     "cancelling": CANCELLING,
     "answer_columns": list(USUAL_COLUMNS["answer"]),
     "min_answer_chars": MIN_ANSWER_CHARS,
+    "min_hidden_chars": MIN_HIDDEN_CHARS,
+    "telling_columns": TELLING_COLUMNS,
 }
 """What the statements name beside ``job``, the job's id."""
 
@@ -472,7 +479,7 @@ _MOVES_OF_THE_JOB = """
 # One equal value is chance (a column of options holds the right one in some rows); a column that gives the answer,
 # alone or boxed at the end of a worked solution, for most of the problems that have it is the answers again.
 _ANSWERS_IN_OTHER_COLUMNS = r"""
-    SELECT 0 AS position, format('problems.extra, column %s', c.name) AS place,
+    SELECT 0 AS position, format('problems.shown, column %s', c.name) AS place,
            format('gives the reference answer of %s problems out of %s that have it', c.given, c.n) AS what
     FROM (
         SELECT x.name, count(*) AS n, count(*) FILTER (WHERE x.is_given) AS given,
@@ -483,7 +490,7 @@ _ANSWERS_IN_OTHER_COLUMNS = r"""
                    OR strpos(e.value, format('\boxed{%s}', r.answer)) > 0 AS is_given
             FROM jobs j JOIN problems p ON p.problem_set_id = j.problem_set_id AND p.position < j.num_problems
             JOIN reference_answers r ON r.problem_id = p.id
-            CROSS JOIN LATERAL jsonb_each_text(CASE jsonb_typeof(p.extra) WHEN 'object' THEN p.extra END)
+            CROSS JOIN LATERAL jsonb_each_text(CASE jsonb_typeof(p.shown) WHEN 'object' THEN p.shown END)
                 AS e(key, value)
             WHERE j.id = :job AND e.value <> ''
         ) x GROUP BY x.name
@@ -492,6 +499,25 @@ _ANSWERS_IN_OTHER_COLUMNS = r"""
         (2 * c.given > c.n AND (c.answers > 1 OR (c.n = 1 AND c.longest >= 4)))
         OR (lower(c.name) = ANY(:answer_columns) AND c.given = c.n)
     )
+"""
+_HIDDEN_AND_SHOWN = """
+    SELECT p.position, 'problem ' || p.external_id AS place, format('shows its hidden column %s', c.name) AS what
+    FROM jobs j JOIN problems p ON p.problem_set_id = j.problem_set_id AND p.position < j.num_problems
+    JOIN hidden_columns h ON h.problem_id = p.id
+    CROSS JOIN LATERAL jsonb_object_keys(CASE jsonb_typeof(h.columns) WHEN 'object' THEN h.columns END) AS c(name)
+    WHERE j.id = :job AND p.shown ? c.name
+"""
+# A context or a second wording may be part of a prompt; a worked solution, a rationale or a test may not.
+_HIDDEN_TEXT_IN_PROMPTS = """
+    SELECT p.position, 'problem ' || p.external_id AS place,
+           format('has the text of its hidden column %s where generating workers read', c.key) AS what
+    FROM jobs j JOIN problems p ON p.problem_set_id = j.problem_set_id AND p.position < j.num_problems
+    JOIN hidden_columns h ON h.problem_id = p.id
+    CROSS JOIN LATERAL jsonb_each_text(CASE jsonb_typeof(h.columns) WHEN 'object' THEN h.columns END) AS c(key, value)
+    WHERE j.id = :job AND length(c.value) >= :min_hidden_chars AND lower(c.key) ~ :telling_columns
+      AND (strpos(p.prompt, c.value) > 0 OR EXISTS (
+          SELECT FROM jsonb_path_query(p.shown, 'strict $.**') AS v(value)
+          WHERE jsonb_typeof(v.value) = 'string' AND strpos(v.value #>> '{}', c.value) > 0))
 """
 # Only answers that nobody writes by chance: long enough, and with a digit or a sign ("reflection" is a trigger's name).
 # States in the event log are not searched: those that are no state are illegal moves.
@@ -548,5 +574,7 @@ CHECKS: tuple[Check, ...] = (
     Check(Invariant.EVENTS, _MOVES_OF_STRANGERS),
     Check(Invariant.EVENTS, _MOVES_OF_THE_JOB),
     Check(Invariant.ANSWERS, _ANSWERS_IN_OTHER_COLUMNS),
+    Check(Invariant.ANSWERS, _HIDDEN_AND_SHOWN),
+    Check(Invariant.ANSWERS, _HIDDEN_TEXT_IN_PROMPTS),
     Check(Invariant.ANSWERS, _ANSWERS_IN_OTHER_TABLES),
 )

@@ -37,18 +37,20 @@ def put_problem_set(connection: Connection, problem_set: ProblemSet) -> int:
         found = text("SELECT id FROM problem_sets WHERE content_sha256 = :content_sha256")
         return int(connection.execute(found, values).scalar_one())
     ids = connection.execute(_RESERVE_IDS, {"num": len(problem_set.problems)}).scalars().all()
-    answers = zip(ids, problem_set.problems, strict=True)
+    problems = list(zip(ids, problem_set.problems, strict=True))
     with _references_trusted(connection):
         copy_rows(connection, _COPY_PROBLEMS, _problem_rows(new_id, ids, problem_set.problems))
-        copy_rows(connection, _COPY_ANSWERS, ((i, each.answer) for i, each in answers if each.answer is not None))
+        copy_rows(connection, _COPY_ANSWERS, ((i, each.answer) for i, each in problems if each.answer is not None))
+        copy_rows(connection, _COPY_HIDDEN, ((i, json.dumps(each.hidden)) for i, each in problems if each.hidden))
     return int(new_id)
 
 
 _RESERVE_IDS = text("SELECT nextval(pg_get_serial_sequence('problems', 'id')) FROM generate_series(1, :num) ORDER BY 1")
 _COPY_PROBLEMS = """
-    COPY problems (id, problem_set_id, position, external_id, prompt, subject, level, extra) FROM STDIN
+    COPY problems (id, problem_set_id, position, external_id, prompt, subject, level, shown) FROM STDIN
 """
 _COPY_ANSWERS = "COPY reference_answers (problem_id, answer) FROM STDIN"
+_COPY_HIDDEN = "COPY hidden_columns (problem_id, columns) FROM STDIN"
 
 
 def _problem_rows(
@@ -162,7 +164,7 @@ class ProblemSetSize(NamedTuple):
 
 _SELECT_PROBLEM_SET = text("SELECT name, num_problems FROM problem_sets WHERE id = :problem_set")
 _SELECT_PROBLEMS = text("""
-    SELECT external_id, prompt, subject, level, extra AS metadata FROM problems
+    SELECT external_id, prompt, subject, level, shown AS metadata FROM problems
     WHERE problem_set_id = :problem_set AND position < :limit ORDER BY position
 """)
 _SELECT_SOURCE = text("""

@@ -48,7 +48,7 @@ class ProblemSetRow(Base):
 
 
 class ProblemRow(Base):
-    """One question. Its reference answer is in another table that generating workers need not read."""
+    """One question, with what generating workers read: nothing but what a prompt template shows."""
 
     __tablename__ = "problems"
     __table_args__ = (
@@ -63,7 +63,20 @@ class ProblemRow(Base):
     prompt: Mapped[str] = mapped_column(comment="the question's text, before any template")
     subject: Mapped[str | None] = mapped_column(comment="as in the file, e.g. algebra")
     level: Mapped[str | None] = mapped_column(comment="as in the file, e.g. Level 5")
-    extra: Mapped[dict[str, Any]] = mapped_column(comment="the file's other columns")
+    shown: Mapped[dict[str, Any]] = mapped_column(
+        comment="what a prompt template may show beside the prompt: choices, earlier turns, columns named to be kept"
+    )
+
+
+class HiddenColumnsRow(Base):
+    """All other columns of a problem's row: rationales, tests, sources; generating workers cannot read them."""
+
+    __tablename__ = "hidden_columns"
+
+    problem_id: Mapped[int] = mapped_column(
+        ForeignKey("problems.id"), primary_key=True, autoincrement=False, comment="the problem"
+    )
+    columns: Mapped[dict[str, Any]] = mapped_column(comment="value by column, as in the file")
 
 
 class ReferenceAnswerRow(Base):

@@ -6,7 +6,7 @@ It reads files and the tokenizers of local models; what the database knows is ha
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +27,8 @@ from pipeline.problems import (
     ProblemSet,
     check_prompt_lengths,
     check_storable,
+    content_sha256,
+    hide_columns,
     load_problem_set,
 )
 from pipeline.samples import ModelRole
@@ -125,11 +127,12 @@ def _usual_name(problems: ProblemSet | StoredSet, submission: Submission) -> str
 
 def read_problems(submission: Submission, recipe: Recipe | None) -> ProblemSet:
     """The problems of a submission that names a file or has a set at hand."""
+    keep = submission.keep
     problems, columns = submission.problems, submission.columns or ColumnNames()
     if recipe is not None and columns != ColumnNames():
         raise ConfigurationError(f"the recipe {recipe.name!r} knows its columns ({recipe.published}); name none")
     if isinstance(problems, Path):
-        return recipe.load(problems) if recipe else load_problem_set(problems, columns=columns)
+        return recipe.load(problems) if recipe else load_problem_set(problems, columns=columns, keep=keep)
     if recipe is not None:
         raise ConfigurationError(f"the recipe {recipe.name!r} reads a file; a problem set is past it")
     if isinstance(problems, int):
@@ -137,7 +140,15 @@ def read_problems(submission: Submission, recipe: Recipe | None) -> ProblemSet:
     if columns != ColumnNames():
         raise ConfigurationError("columns are of a file; a problem set has its problems already")
     check_storable(problems)
-    return problems
+    return _hide_columns(problems, keep)
+
+
+def _hide_columns(problems: ProblemSet, keep: Collection[str]) -> ProblemSet:
+    """A set made by hand shows no more than one that is read from a file."""
+    hidden = tuple(hide_columns(problem, keep) for problem in problems.problems)
+    if hidden == problems.problems:
+        return problems
+    return replace(problems, problems=hidden, content_sha256=content_sha256(hidden))
 
 
 def make_config(
@@ -175,7 +186,8 @@ def check_prompts(used: ProblemSet, config: JobConfig, chats: list[ChatModel]) -
     """Render the prompt of every problem, and measure it with each model whose tokenizer is at hand."""
     from pipeline.chat.prompts import render_user_message
 
-    messages = {problem.external_id: render_user_message(config.prompt_template, problem) for problem in used.problems}
+    asked = [problem.as_shown() for problem in used.problems]
+    messages = {problem.external_id: render_user_message(config.prompt_template, problem) for problem in asked}
     for chat in chats:
         if chat.max_model_len is None:
             continue

@@ -1,7 +1,7 @@
 """The four sets of arXiv 2504.12329 as recipes: from a file in the columns they were published in to a problem set.
 
-A recipe says how the paper asked, sampled and graded. The files are the user's own; nothing is fetched. Reference
-solutions that stand beside the answer are left out: they belong in no table that a generating worker can read.
+A recipe says how the paper asked, sampled and graded. The files are the user's own; nothing is fetched. What
+stands beside question and answer is hidden from those who generate.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ _LETTERS = "ABCD"
 class Recipe:
     """How one published set becomes a job.
 
-    columns: of the published file; None takes the usual ones. kept: metadata that stay with a problem, all other
-    columns are left out. convert: a problem as it was read, with all its columns, to what is asked; None: leave it out.
+    columns: of the published file; None takes the usual ones. kept: columns that those who generate may read. convert: a problem as it was read, with all its columns, to what is asked; None: leave it out.
     published: where its columns are described.
     """
 
@@ -50,7 +49,7 @@ class Recipe:
 
     def load(self, path: str | PathLike[str]) -> ProblemSet:
         """The problem set that this recipe makes of a file. Raises ProblemSetError."""
-        read = load_problem_set(path, columns=self.columns)
+        read = load_problem_set(path, columns=self.columns, keep=self.kept)
         problems, places, faults = [], [], []
         for problem, place in zip(read.problems, read.places, strict=True):
             try:
@@ -75,16 +74,14 @@ class Recipe:
     def _checked(self, problem: Problem) -> Problem:
         if problem.answer is None:
             raise ValueError(f"no answer; {self.title} has one for every problem")
-        return replace(
-            problem, metadata={name: problem.metadata[name] for name in self.kept if name in problem.metadata}
-        )
+        return problem
 
 
 def _of_years(*years: int) -> Callable[[Problem], Problem | None]:
     """Leaves out problems whose url names none of these years; files without a url are taken whole."""
 
     def convert(problem: Problem) -> Problem | None:
-        url = str(problem.metadata.get("url", ""))
+        url = str(problem.hidden.get("url", ""))
         return problem if not url or any(str(year) in url for year in years) else None
 
     return convert
@@ -95,7 +92,7 @@ def _shuffle_options(problem: Problem) -> Problem:
 
     The draw depends on the problem's text alone: neither the file's order nor its format matters.
     """
-    answers = [problem.answer, *(problem.metadata.get(column) for column in _GPQA_WRONG)]
+    answers = [problem.answer, *(problem.hidden.get(column) for column in _GPQA_WRONG)]
     missing = [column for column, answer in zip((_GPQA_RIGHT, *_GPQA_WRONG), answers, strict=True) if answer is None]
     if missing:
         raise ValueError(f"{missing[0]!r} is empty")
@@ -130,7 +127,6 @@ RECIPES = {
             title="AIME 2022 to 2024",
             published="id, problem, solution, answer, url",
             columns=ColumnNames(problem="problem", answer="answer"),
-            kept=("url",),
             convert=_of_years(2022, 2023, 2024),
         ),
         Recipe(
@@ -138,7 +134,6 @@ RECIPES = {
             title="GPQA Diamond",
             published="Question, Correct Answer, Incorrect Answer 1 to 3, Subdomain, High-level domain, Record ID",
             columns=ColumnNames(problem="Question", answer=_GPQA_RIGHT, id="Record ID", subject="High-level domain"),
-            kept=("choices", "Subdomain"),
             convert=_shuffle_options,
             prompt_template="paper-choice",
             grader="choice",
@@ -147,7 +142,6 @@ RECIPES = {
             name="amc23",
             title="AMC 2023",
             published="id, question (or problem), answer, url",
-            kept=("url",),
             convert=_of_years(2023),
         ),
     )

@@ -85,6 +85,8 @@ class Submission(BaseModel):
     """What is asked: the path of a .jsonl, .csv or .parquet file, or the number of a stored problem set."""
     columns: ColumnNames | None = None
     """Names of the file's columns where the usual ones do not fit."""
+    keep: tuple[str, ...] = ()
+    """Columns that those who generate may read, besides the prompt and its choices; all others are hidden from them."""
     recipe: str | None = None
     """A name in pipeline.jobs.recipes; the file is then in the columns that this set was published in."""
     small: ModelChoice | None = None

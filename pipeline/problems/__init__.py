@@ -1,6 +1,6 @@
 """Problem sets: named lists of problems, read from JSONL, CSV or Parquet and versioned by their content.
 
-One row of a file, as JSONL (``answer`` may be missing, everything beyond the known columns is kept as metadata)::
+One row of a file, as JSONL (``answer`` may be missing, all other columns are hidden from those who generate)::
 
     {"id": "algebra-7", "problem": "Solve $x + 2 = 5$.", "answer": "3", "subject": "algebra", "level": 1}
 """
@@ -12,6 +12,7 @@ from pipeline.problems.sets import (
     check_prompt_lengths,
     check_storable,
     content_sha256,
+    hide_columns,
     load_problem_set,
 )
 
@@ -22,5 +23,6 @@ __all__ = [
     "check_prompt_lengths",
     "check_storable",
     "content_sha256",
+    "hide_columns",
     "load_problem_set",
 ]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -28,6 +28,9 @@ from pipeline.problems.files import (
 )
 from pipeline.texts import printable
 
+SHOWN = ("choices",)
+"""Metadata that prompt templates show."""
+
 MAX_ID_CHARS = 500
 """Longest id of a problem: Postgres keeps it in an index, whose entries have 2,704 bytes at most."""
 
@@ -38,8 +41,9 @@ class Problem:
 
     external_id: the file's id, else its 0-based row as text; unique in its set, 500 characters at most.
     answer: the reference answer as it was written (a number keeps its form); None: no reference.
-    metadata: all other columns that have a value, as plain JSON values; ``choices`` is a multiple choice's list of
-        texts.
+    metadata: what a prompt template may show beside the prompt, as plain JSON values, and what was named to be kept;
+        those who generate can read it. ``choices`` is a multiple choice's list of texts.
+    hidden: all other columns that have a value; graders and people read them, those who generate cannot.
     """
 
     external_id: str
@@ -48,6 +52,11 @@ class Problem:
     subject: str | None = None
     level: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    hidden: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def as_shown(self) -> Problem:
+        """What those who generate can read of it."""
+        return Problem(external_id=self.external_id, prompt=self.prompt, metadata=self.metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +92,7 @@ USUAL_COLUMNS = {
     "subject": ("subject",),
     "level": ("level",),
 }
-"""By precedence; upper and lower case are the same. A file that has several keeps the later ones as metadata, but for
-those of the answer: a worked solution holds it, and those who generate can read metadata."""
+"""By precedence; upper and lower case are the same."""
 
 
 _ROW_BYTES = 500
@@ -96,12 +104,14 @@ def load_problem_set(
     *,
     name: str | None = None,
     columns: ColumnNames | None = None,
+    keep: Collection[str] = (),
     max_faults: int = 10,
     max_bytes: int = MAX_FILE_BYTES,
     max_line_bytes: int = MAX_LINE_BYTES,
 ) -> ProblemSet:
     """Read a .jsonl, .ndjson, .csv or .parquet file; name: the file's base name where none is given.
 
+    keep: columns that those who generate may read, besides the prompt and its choices; all others are hidden from them.
     A link to a regular file is followed. max_bytes: the largest file; its rows may take three times as much in memory.
     Raises ProblemSetError with the first max_faults faults: a file with any fault is refused whole.
     """
@@ -114,6 +124,7 @@ def load_problem_set(
     problems: tuple[Problem, ...] = ()
     if rows:
         problems, row_faults = _make_problems(rows, columns or ColumnNames(), unit_name(file), max_faults)
+        problems = tuple(hide_columns(problem, keep) for problem in problems)
         faults = sorted([*faults, *row_faults], key=lambda fault: fault.number or 0)
     elif not faults:
         faults = [Fault(number=None, reason="empty: it holds no problem")]
@@ -129,16 +140,26 @@ def load_problem_set(
     )
 
 
+def hide_columns(problem: Problem, keep: Collection[str] = ()) -> Problem:
+    """The problem with those metadata hidden that no prompt template shows and nobody named to be kept."""
+    shown = {name: value for name, value in problem.metadata.items() if name in SHOWN or name in keep}
+    others = {name: value for name, value in problem.metadata.items() if name not in shown}
+    return replace(problem, metadata=shown, hidden={**problem.hidden, **others}) if others else problem
+
+
 def content_sha256(problems: Iterable[Problem]) -> str:
     """A hash of all problems and answers in order.
 
-    CSV has text only, so metadata count in their text form: the level 3 and the level "3" are the same content.
+    What those who generate can read is part of it. CSV has text only, so other columns count in their text form: the level 3 and the level "3" are the same content.
     """
     digest = hashlib.sha256(b"specthink problem set 1\n")
     for problem in problems:
-        metadata = sorted((key, _to_text(value)) for key, value in problem.metadata.items())
-        record = [problem.external_id, problem.prompt, problem.answer, problem.subject, problem.level, metadata]
-        digest.update(json.dumps(record, separators=(",", ":")).encode() + b"\n")
+        shown, hidden = (
+            sorted((key, _to_text(value)) for key, value in columns.items())
+            for columns in (problem.metadata, problem.hidden)
+        )
+        record = [problem.external_id, problem.prompt, problem.answer, problem.subject, problem.level, shown]
+        digest.update(json.dumps(record + [hidden] * bool(hidden), separators=(",", ":")).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -168,8 +189,9 @@ def _check_problem(problem: Problem, seen: set[str]) -> None:
     _check_id(problem.external_id)
     for text in (problem.external_id, problem.prompt, problem.answer, problem.subject, problem.level):
         check_text(text or "")
-    to_plain(problem.metadata)
-    json.dumps(problem.metadata, allow_nan=False)
+    for columns in (problem.metadata, problem.hidden):
+        to_plain(columns)
+        json.dumps(columns, allow_nan=False)
 
 
 def _check_id(external_id: str) -> None:
@@ -293,7 +315,7 @@ def _make_problem(values: dict[str, Any], columns: dict[str, str | None], *, def
     if type(prompt) is not str:
         raise ValueError(f"wrong type: {prompt_column!r} must be text, not {type_name(prompt)}")
     check_text(prompt)
-    used = {*columns.values(), *(name for name in values if name.lower() in USUAL_COLUMNS["answer"])}
+    used = set(columns.values())
     external_id = _text_of(values, columns["id"]) or default_id
     _check_id(external_id)
     return Problem(

@@ -24,7 +24,7 @@ def add_problem_set(connection: Connection, num_problems: int = 4, *, name: str 
     ).scalar_one()
     connection.execute(
         text(
-            "WITH new AS (INSERT INTO problems (problem_set_id, position, external_id, prompt, extra) "
+            "WITH new AS (INSERT INTO problems (problem_set_id, position, external_id, prompt, shown) "
             "SELECT :set, i, 'p' || i, 'What is ' || i || '?', '{}' FROM generate_series(0, :n - 1) AS i "
             "ORDER BY i RETURNING id, position) "
             "INSERT INTO reference_answers (problem_id, answer) SELECT id, position::text FROM new"

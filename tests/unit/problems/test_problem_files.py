@@ -38,11 +38,11 @@ def test_jsonl_row_becomes_a_problem(tmp_path: Path) -> None:
             answer="2.0",
             subject="sums",
             level="3",
-            metadata={"year": 2024, "tags": ["a", 1.5]},
+            hidden={"year": 2024, "tags": ["a", 1.5]},
         ),
     )
     assert type(loaded.problems[0].answer) is str
-    assert type(loaded.problems[0].metadata["year"]) is int
+    assert type(loaded.problems[0].hidden["year"]) is int
 
 
 @pytest.mark.parametrize("written", ["1", "1.0", "1e3", "-0", "12345678901234567890123", "true"])
@@ -63,18 +63,21 @@ def test_usual_columns_are_found(tmp_path: Path, column: str) -> None:
     assert load_problem_set(write(tmp_path, json.dumps({column: "p?"}))).problems[0].prompt == "p?"
 
 
-def test_first_usual_column_wins_and_the_others_are_metadata_but_for_answers(tmp_path: Path) -> None:
+def test_first_usual_column_wins_and_the_others_are_hidden(tmp_path: Path) -> None:
     rows = [{"question": "q", "problem": "p", "solution": "long", "answer": "a"}, {"problem": "p2", "solution": "long"}]
     loaded = load_problem_set(write(tmp_path, "\n".join(map(json.dumps, rows))))
     assert [(problem.prompt, problem.answer) for problem in loaded.problems] == [("p", "a"), ("p2", None)]
-    assert [problem.metadata for problem in loaded.problems] == [{"question": "q"}, {}]
+    assert [problem.hidden for problem in loaded.problems] == [
+        {"question": "q", "solution": "long"},
+        {"solution": "long"},
+    ]
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
     row = {"problem": "p", "text": "t", "gold": "g", "key": "k", "unit": "u"}
     columns = ColumnNames(problem="text", answer="gold", id="key", subject="unit")
     loaded = load_problem_set(write(tmp_path, json.dumps(row)), name="mine", columns=columns)
-    expected = Problem(external_id="k", prompt="t", answer="g", subject="u", metadata={"problem": "p"})
+    expected = Problem(external_id="k", prompt="t", answer="g", subject="u", hidden={"problem": "p"})
     assert (loaded.name, loaded.problems) == ("mine", (expected,))
 
 
