@@ -19,20 +19,20 @@ CHOICE_LETTERS = "ABCDEFGHIJ"
 class PromptTemplate:
     """Text around a problem. version: changes with every change of the text, and is stored with the job.
 
-    instruction: follows the problem after a blank line, or stands before it where leads is set; '' for none.
-    shows_choices: the problem's ``choices`` are listed under it as ``(A) …`` lines.
+    instruction: follows the problem after a blank line, or stands before it where leads is set; '' for none. A problem's
+    ``choices`` are listed under it as ``(A) …`` lines. shows: further columns that it shows; all others are hidden.
     """
 
     name: str
     version: str
     instruction: str
-    shows_choices: bool = False
     leads: bool = False
+    shows: tuple[str, ...] = ()
 
     def render(self, problem: Problem) -> str:
         """Joined, never formatted: braces and template syntax in a problem stay text."""
         parts = [problem.prompt]
-        if self.shows_choices and "choices" in problem.metadata:
+        if "choices" in problem.metadata:
             parts.append(_render_choices(problem))
         if self.instruction:
             parts.insert(0 if self.leads else len(parts), self.instruction)
@@ -42,9 +42,7 @@ class PromptTemplate:
 def _render_choices(problem: Problem) -> str:
     choices = problem.metadata["choices"]
     if not isinstance(choices, Sequence) or isinstance(choices, str):
-        raise BadProblem(
-            problem.external_id, "'choices' must be a list; the template 'free' takes problems without one"
-        )
+        raise BadProblem(problem.external_id, "'choices' must be a list")
     if not 0 < len(choices) <= len(CHOICE_LETTERS):
         reason = f"it has {len(choices)} choices; there must be 1 to {len(CHOICE_LETTERS)}"
         raise BadProblem(problem.external_id, reason)
@@ -56,20 +54,19 @@ _TEMPLATES = {
     for template in (
         PromptTemplate(
             name="math",
-            version="math/1",
+            version="math/2",
             instruction=r"Please reason step by step, and put your final answer within \boxed{}.",
         ),
         PromptTemplate(
             name="choice",
             version="choice/1",
             instruction=r"Please reason step by step, and put the letter of your final answer within \boxed{}.",
-            shows_choices=True,
         ),
-        PromptTemplate(name="free", version="free/1", instruction=""),
+        PromptTemplate(name="free", version="free/2", instruction=""),
         # arXiv 2504.12329 asks so: the instruction, then the problem; the opening think tag is the chat template's.
         PromptTemplate(
             name="paper-math",
-            version="paper-math/1",
+            version="paper-math/2",
             instruction=r"Please reason step by step, and put your final answer within \boxed{}.",
             leads=True,
         ),
@@ -77,7 +74,6 @@ _TEMPLATES = {
             name="paper-choice",
             version="paper-choice/1",
             instruction=r"Please reason step by step, and put the letter of your final answer within \boxed{}.",
-            shows_choices=True,
             leads=True,
         ),
     )

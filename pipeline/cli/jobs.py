@@ -42,7 +42,12 @@ and grades as the paper did; options given beside it win.
 @commands.command(rich_help_panel=PANEL, epilog=_SUBMIT_EXAMPLES)
 def submit(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="Problems: .jsonl, .csv or .parquet.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="Problems: .jsonl, .json, .csv, .tsv or .parquet, a folder of such, or - for standard input."
+        ),
+    ],
     small: Annotated[
         str | None, typer.Option(help="Small model: a folder, or the name workers serve it under.")
     ] = None,
@@ -74,7 +79,19 @@ def submit(
     name: Annotated[str | None, typer.Option(help="Free text for people.")] = None,
     column: Annotated[
         list[str] | None,
-        typer.Option(metavar="PART=COLUMN", help="Name a column: problem=…, answer=…, id=…, subject=…, level=…."),
+        typer.Option(
+            metavar="PART=COLUMN",
+            help="Name a column: problem=…, answer=…, id=…, subject=…, level=…, choices=…; A+B joins two, a.b reaches "
+            "into one, PART= does without.",
+        ),
+    ] = None,
+    answer_as: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORM",
+            help="What the answer column holds: letter, label, index0, index1 or text of a choice; hashes or boxed of a "
+            "worked solution; one-of or all-of a list.",
+        ),
     ] = None,
     keep: Annotated[
         list[str] | None,
@@ -88,7 +105,7 @@ def submit(
 
     submission = Submission.parse(
         problems=file,
-        columns=_columns(column or []),
+        columns=_columns(column or [], answer_as),
         keep=tuple(keep or ()),
         recipe=recipe,
         small=small,
@@ -110,21 +127,21 @@ def submit(
         _announce(client, client.submit(submission), wait=wait)
 
 
-def _columns(given: list[str]) -> ColumnNames:
-    from dataclasses import fields
+def _columns(given: list[str], answer_as: str | None) -> ColumnNames:
+    from pipeline.problems import AnswerForm, ColumnNames
+    from pipeline.problems.columns import PARTS
 
-    from pipeline.problems import ColumnNames
-
-    parts = [field.name for field in fields(ColumnNames)]
     named = {}
     for text in given:
         part, _, column = text.partition("=")
-        if part not in parts or not column:
+        if part not in PARTS or "=" not in text:
             raise typer.BadParameter(
-                f"{text!r}: write PART=COLUMN, PART one of {', '.join(parts)}", param_hint="--column"
+                f"{text!r}: write PART=COLUMN, PART one of {', '.join(PARTS)}", param_hint="--column"
             )
         named[part] = column
-    return ColumnNames(**named)
+    if answer_as is not None and answer_as not in tuple(AnswerForm):
+        raise typer.BadParameter(f"{answer_as!r}: give one of {', '.join(AnswerForm)}", param_hint="--answer-as")
+    return ColumnNames(**named, answer_as=None if answer_as is None else AnswerForm(answer_as))
 
 
 def _announce(client: Client, job: Job, *, wait: bool) -> None:

@@ -13,7 +13,7 @@ import datetime as dt
 from typing import NamedTuple
 
 from pipeline.jobs.config import FINAL_JOB_STATES, JOB_TRANSITIONS
-from pipeline.problems.sets import USUAL_COLUMNS
+from pipeline.problems.columns import USUAL_COLUMNS
 from pipeline.results.invariants import Invariant
 from pipeline.samples import FINAL_STATES, RUNNABLE_STATE, TRANSITIONS, WRITING_STATE
 

@@ -43,7 +43,7 @@ from pipeline.policies.composition import compose
 from pipeline.policies.exits import CutExit
 from pipeline.policies.guards import LoopGuard
 from pipeline.problems import ColumnNames, ProblemSet
-from pipeline.problems.files import check_text
+from pipeline.problems.values import check_text
 from pipeline.samples import ModelRole
 
 DEFAULT_POLICY = "speculative-thinking:improved"

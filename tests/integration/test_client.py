@@ -79,7 +79,7 @@ def test_submit_stores_the_job_and_every_sample(client: Client) -> None:
     assert job.config.small is not None
     assert len(job.config.small.fingerprint or "") == 64
     assert job.versions["sqlalchemy"].startswith("2.")
-    assert job.versions["prompt template"] == "math/1"
+    assert job.versions["prompt template"] == "math/2"
     (progress,) = client.progress(job)
     assert (progress.samples_total, progress.pending) == (15, 15)
     assert count(client, "problems") == 200

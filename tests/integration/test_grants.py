@@ -57,7 +57,8 @@ def prepare(servers: Connections, url: SecretStr) -> Ask:
         connection.execute(text("UPDATE reference_answers SET answer = :answer"), {"answer": SECRET})
         connection.execute(
             text(
-                "INSERT INTO hidden_columns SELECT id, jsonb_build_object('rationale', CAST(:secret AS text)) FROM problems"
+                "INSERT INTO hidden_columns "
+                "SELECT id, jsonb_build_object('rationale', CAST(:secret AS text)) FROM problems"
             ),
             {"secret": SECRET},
         )

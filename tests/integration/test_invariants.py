@@ -292,7 +292,8 @@ GIVE_ANSWERS = """
 ANSWER = r"UPDATE reference_answers SET answer = '\frac{1234}{5678}' WHERE problem_id = " + SOLE
 WORKED = "one and one more of the same kind make two of them"
 HIDE = f"""
-    UPDATE hidden_columns SET columns = columns || jsonb_build_object('{{column}}', '{WORKED}') WHERE problem_id = {SOLE}
+    UPDATE hidden_columns SET columns = columns || jsonb_build_object('{{column}}', '{WORKED}')
+    WHERE problem_id = {SOLE}
 """
 HOLD = """
     UPDATE samples SET state = 'drafting', epoch = epoch + 1, holder_id = {holder}, ended_at = NULL WHERE id = {sample}

@@ -37,7 +37,8 @@ def submit(connection: Connection, login: str, num_problems: int, num_samples: i
     problems = tuple(
         Problem(
             external_id=f"p{number}", prompt=f'"{number}"\tand\\n', answer=str(number) if number % 2 else None,
-            metadata={"source": "a\tb\\c", "number": number} if number else {}, hidden={"proof": number} if number else {},
+            metadata={"source": "a\tb\\c", "number": number} if number else {},
+            hidden={"proof": number} if number else {},
         )
         for number in range(num_problems)
     )  # fmt: skip
@@ -57,7 +58,8 @@ def test_problems_and_samples_are_stored_in_order_with_their_answers(connection:
     rows = every(
         connection,
         "SELECT p.position, p.external_id, p.prompt, p.shown, h.columns, r.answer, s.sample_index FROM samples s "
-        "JOIN problems p ON p.id = s.problem_id LEFT JOIN hidden_columns h ON h.problem_id = p.id LEFT JOIN reference_answers r ON r.problem_id = p.id "
+        "JOIN problems p ON p.id = s.problem_id LEFT JOIN hidden_columns h ON h.problem_id = p.id "
+        "LEFT JOIN reference_answers r ON r.problem_id = p.id "
         "WHERE s.job_id = :job ORDER BY s.id",
         job=job,
     )

@@ -99,7 +99,7 @@ def test_defaults_are_those_of_a_job() -> None:
         "few · speculative-thinking:improved", 2, ModelRole.SMALL,
     )  # fmt: skip
     assert made.think is None  # only workers know models by these names
-    assert made.versions["prompt template"] == "math/1"
+    assert made.versions["prompt template"] == "math/2"
 
 
 def test_given_values_win_over_the_recipe_and_that_over_the_usual(tmp_path: Path) -> None:
