@@ -66,6 +66,10 @@ def upgrade() -> None:
         ),
         sa.Column("num_problems", sa.Integer(), nullable=False, comment="problems in it"),
         sa.Column(
+            "num_references", sa.Integer(), nullable=False, comment="problems in it that have a reference answer"
+        ),
+        sa.Column("has_choices", sa.Boolean(), nullable=False, comment="whether it is a multiple choice"),
+        sa.Column(
             "created_at",
             sa.DateTime(timezone=True),
             server_default=sa.text("now()"),
@@ -469,7 +473,19 @@ def upgrade() -> None:
     op.create_table(
         "reference_answers",
         sa.Column("problem_id", sa.BigInteger(), autoincrement=False, nullable=False, comment="the problem"),
-        sa.Column("answer", sa.String(), nullable=False, comment="as in the file"),
+        sa.Column(
+            "answer",
+            sa.String(),
+            nullable=False,
+            comment="as in the file; of a multiple choice, the letter of the right one",
+        ),
+        sa.Column(
+            "also_accepted",
+            sa.ARRAY(sa.String()),
+            server_default="{}",
+            nullable=False,
+            comment="further answers, each as right as that one",
+        ),
         sa.ForeignKeyConstraint(["problem_id"], ["problems.id"], name=op.f("fk_reference_answers_problem_id_problems")),
         sa.PrimaryKeyConstraint("problem_id", name=op.f("pk_reference_answers")),
         comment="The right answer of a problem; read by graders only.",

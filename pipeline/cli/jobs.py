@@ -34,8 +34,9 @@ specthink submit test.jsonl --recipe math500 --small a/s --large b/l --policy sp
 
 specthink submit problems.jsonl --small a/s --large b/l --policy random --matched-to 1
 
-Recipes: math500, aime, gpqa-diamond, amc23. Each reads your copy of the set in its published columns, and asks, samples
-and grades as the paper did; options given beside it win.
+Recipes of the paper: math500, aime, gpqa-diamond, amc23. Each reads your copy of the set in its published columns, and
+asks, samples and grades as the paper did; options given beside it win. Others: gsm8k, math, svamp, olympiadbench, mmlu,
+mmlu-pro, arc, aqua and more; a wrong name lists them.
 """
 
 
@@ -69,7 +70,7 @@ def submit(
     ] = None,
     grader: Annotated[str | None, typer.Option(show_default="math", help="math, exact, choice or none.")] = None,
     recipe: Annotated[
-        str | None, typer.Option(metavar="NAME", help="One of the paper's sets, in its published columns.")
+        str | None, typer.Option(metavar="NAME", help="A published set, in its published columns.")
     ] = None,
     matched_to: Annotated[
         int | None,
@@ -124,6 +125,7 @@ def submit(
         name=name,
     )
     with connect(context, state_dir) as client:
+        client.on_note(lambda note: typer.echo(note, err=True))
         _announce(client, client.submit(submission), wait=wait)
 
 

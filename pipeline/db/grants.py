@@ -43,7 +43,7 @@ _GRADE_BOOKS = ", ".join(
 )
 """Of a grade, what is no text: a grader that broke may quote the reference answer in its detail."""
 
-_PROBLEM_SET = "name, content_sha256, num_problems"
+_PROBLEM_SET = "name, content_sha256, num_problems, num_references, has_choices"
 _PROBLEM = "id, problem_set_id, position, external_id, prompt, subject, level, shown"
 _SUBMITTED = (
     "name, policy, problem_set_id, state, config, versions, small_model, large_model, first_role, think_end, "
@@ -90,7 +90,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         "problem_sets": f"SELECT, INSERT ({_PROBLEM_SET})",
         "problems": f"SELECT, INSERT ({_PROBLEM})",
         "SEQUENCE problems_id_seq": "USAGE",
-        "reference_answers": "INSERT (problem_id, answer)",
+        "reference_answers": "INSERT (problem_id, answer, also_accepted)",
         "hidden_columns": "INSERT (problem_id, columns)",
         "jobs": f"SELECT, INSERT ({_SUBMITTED}), UPDATE (state, priority, finished_at)",
         "job_totals": "SELECT, DELETE",  # of a job that runs again

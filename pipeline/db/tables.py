@@ -44,6 +44,8 @@ class ProblemSetRow(Base):
     name: Mapped[str] = mapped_column(comment="as first submitted")
     content_sha256: Mapped[str] = mapped_column(unique=True, comment="the version: a hash of all problems and answers")
     num_problems: Mapped[int] = mapped_column(comment="problems in it")
+    num_references: Mapped[int] = mapped_column(comment="problems in it that have a reference answer")
+    has_choices: Mapped[bool] = mapped_column(comment="whether it is a multiple choice")
     created_at: Mapped[Instant] = mapped_column(server_default=func.now(), comment="when it was first submitted")
 
 
@@ -87,7 +89,10 @@ class ReferenceAnswerRow(Base):
     problem_id: Mapped[int] = mapped_column(
         ForeignKey("problems.id"), primary_key=True, autoincrement=False, comment="the problem"
     )
-    answer: Mapped[str] = mapped_column(comment="as in the file")
+    answer: Mapped[str] = mapped_column(comment="as in the file; of a multiple choice, the letter of the right one")
+    also_accepted: Mapped[list[str]] = mapped_column(
+        ARRAY(String), server_default="{}", comment="further answers, each as right as that one"
+    )
 
 
 class JobRow(Base):

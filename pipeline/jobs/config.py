@@ -22,7 +22,7 @@ class JobState(StrEnum):
     RUNNING = "running"  # submitted; its samples are admitted as room allows
     PAUSED = "paused"  # nothing of it is admitted or written until it is resumed
     COMPLETED = "completed"  # final: every sample graded
-    COMPLETED_WITH_ERRORS = "completed_with_errors"  # final: every sample final, some failed
+    COMPLETED_WITH_ERRORS = "completed_with_errors"  # final: every sample final, some failed or none could be scored
     CANCELLED = "cancelled"  # final
 
 

@@ -6,7 +6,7 @@ It reads files and the tokenizers of local models; what the database knows is ha
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -17,13 +17,13 @@ from pipeline.errors import ConfigurationError
 from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec
 from pipeline.jobs.pair import ModelPair
 from pipeline.jobs.recipes import Recipe, find_recipe
+from pipeline.jobs.references import StoredSet, check_references, notes_on
 from pipeline.jobs.submission import SourceJob, Submission, options_checked
 from pipeline.policies import PolicySpec, parse_policy
 from pipeline.policies.protocol import SampleContext
 from pipeline.policies.requests import Finish
 from pipeline.problems import (
     ColumnNames,
-    Problem,
     ProblemSet,
     check_prompt_lengths,
     check_storable,
@@ -37,16 +37,6 @@ if TYPE_CHECKING:
     from pipeline.chat.model import ChatModel
 
 _PACKAGES = ("specthink", "celery", "sqlalchemy", "psycopg", "pydantic", "tokenizers", "math-verify")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredSet:
-    """A problem set that the database has. read: gives its first problems, so many, without reference answers."""
-
-    id: int
-    name: str
-    size: int
-    read: Callable[[int], tuple[Problem, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +56,8 @@ class ReadyJob:
     think: ThinkPhase | None
     versions: dict[str, str]
     cloned_from: int | None
+    notes: tuple[str, ...] = ()
+    """What a person should know of the problems."""
 
 
 def make_ready(
@@ -86,11 +78,13 @@ def make_ready(
     problems = stored or read_problems(submission, recipe)
     spec = parse_policy(submission.policy, {**submission.policy_values, **(matched or {})} or None)
     pair = ModelPair.of(submission, spec)
-    config = make_config(submission, spec, pair.specs(), recipe)
+    config = make_config(submission, spec, pair.specs(), recipe, has_choices=problems.has_choices)
     check_names(config)
     opener = first_role(config)
     size = problems.size if isinstance(problems, StoredSet) else len(problems.problems)
     num_problems = min(config.limit or size, size)
+    if source is None or config.grader != source.config.grader:
+        check_references(problems, num_problems, config.grader)
     if source is None or pair.is_new or opener is not first_role(source.config):
         think = pair.think_phase(opener)
     else:
@@ -107,6 +101,7 @@ def make_ready(
         think=think,
         versions=versions_of(config),
         cloned_from=submission.cloned_from,
+        notes=tuple(notes_on(problems)) if source is None else (),
     )
 
 
@@ -127,12 +122,12 @@ def _usual_name(problems: ProblemSet | StoredSet, submission: Submission) -> str
 
 def read_problems(submission: Submission, recipe: Recipe | None) -> ProblemSet:
     """The problems of a submission that names a file or has a set at hand."""
-    keep = submission.keep
+    keep = (*submission.keep, *_shown_by_template(submission, recipe))
     problems, columns = submission.problems, submission.columns or ColumnNames()
     if recipe is not None and columns != ColumnNames():
         raise ConfigurationError(f"the recipe {recipe.name!r} knows its columns ({recipe.published}); name none")
     if isinstance(problems, Path):
-        return recipe.load(problems) if recipe else load_problem_set(problems, columns=columns, keep=keep)
+        return recipe.load(problems, keep=keep) if recipe else load_problem_set(problems, columns=columns, keep=keep)
     if recipe is not None:
         raise ConfigurationError(f"the recipe {recipe.name!r} reads a file; a problem set is past it")
     if isinstance(problems, int):
@@ -141,6 +136,13 @@ def read_problems(submission: Submission, recipe: Recipe | None) -> ProblemSet:
         raise ConfigurationError("columns are of a file; a problem set has its problems already")
     check_storable(problems)
     return _hide_columns(problems, keep)
+
+
+def _shown_by_template(submission: Submission, recipe: Recipe | None) -> tuple[str, ...]:
+    from pipeline.chat.prompts import prompt_template
+
+    name = submission.prompt_template or (recipe.prompt_template if recipe else None)
+    return prompt_template(name).shows if name else ()
 
 
 def _hide_columns(problems: ProblemSet, keep: Collection[str]) -> ProblemSet:
@@ -152,9 +154,18 @@ def _hide_columns(problems: ProblemSet, keep: Collection[str]) -> ProblemSet:
 
 
 def make_config(
-    submission: Submission, spec: PolicySpec, models: Mapping[ModelRole, ModelSpec], recipe: Recipe | None
+    submission: Submission,
+    spec: PolicySpec,
+    models: Mapping[ModelRole, ModelSpec],
+    recipe: Recipe | None,
+    *,
+    has_choices: bool,
 ) -> JobConfig:
-    """The job's configuration with every value: the submission's, else the recipe's, else the usual one."""
+    """The job's configuration with every value: the submission's, else the recipe's, else the usual one.
+
+    has_choices: whether the problems are a multiple choice, which is asked and graded as one.
+    """
+    usual = "choice" if has_choices else "math"
     given = {"temperature", "top_p", "top_k", "max_tokens"}
     sampling = recipe.sampling if recipe else SamplingSpec()
     with options_checked():
@@ -167,8 +178,8 @@ def make_config(
             sampling=sampling.model_copy(update=submission.model_dump(include=given, exclude_none=True)),
             num_samples=submission.num_samples,
             seed=submission.seed,
-            prompt_template=submission.prompt_template or (recipe.prompt_template if recipe else "math"),
-            grader=submission.grader or (recipe.grader if recipe else "math"),
+            prompt_template=submission.prompt_template or (recipe.prompt_template if recipe else usual),
+            grader=submission.grader or (recipe.grader if recipe else usual),
             limit=submission.limit,
         )
 

@@ -81,7 +81,8 @@ def letter_of(answer: ChoiceAnswer, form: AnswerForm) -> str:
     position = answer.choices.position(answer.text, form)
     if position is None:
         raise ValueError(
-            f"its answer is none of its {len(answer.choices.texts)} choices, or fits two of them; --column choices= if they are none"
+            f"its answer is none of its {len(answer.choices.texts)} choices, or fits two of them; "
+            "--column choices= if they are none"
         )
     if position >= len(LETTERS):
         raise ValueError(f"its answer is choice {position + 1}, and there are letters for {len(LETTERS)}")

@@ -37,6 +37,8 @@ class Choices:
             case AnswerForm.INDEX0 | AnswerForm.INDEX1:
                 number = _WHOLE.fullmatch(answer)
                 return self._within(int(number[1]) - (form is AnswerForm.INDEX1)) if number else None
+            case AnswerForm.FIRST:
+                return 0
             case AnswerForm.TEXT:
                 texts = [text.strip() for text in self.texts]
                 bare = answer if answer in texts else _bare(answer)

@@ -20,6 +20,7 @@ class AnswerForm(StrEnum):
     LABEL = "label"  # of the right choice, as the file labels its choices
     INDEX0 = "index0"  # of the right choice, the first is 0
     INDEX1 = "index1"  # of the right choice, the first is 1
+    FIRST = "first"  # the right choice stands before the wrong ones
     TEXT = "text"  # of the right choice; without choices, the answer itself
     HASHES = "hashes"  # what follows the last #### of a worked solution
     BOXED = "boxed"  # the last \boxed{} of a worked solution

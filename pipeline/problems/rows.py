@@ -14,7 +14,11 @@ from pipeline.problems.messages import looks_like_messages, read_messages
 from pipeline.problems.sets import MAX_ID_CHARS, Problem, SetReading
 from pipeline.problems.values import check_text, text_of, to_plain, type_name
 
-_CHOICE_FORMS = (AnswerForm.LETTER, AnswerForm.LABEL, AnswerForm.INDEX0, AnswerForm.INDEX1, AnswerForm.TEXT)
+MIN_SOLUTION = 20
+"""Characters; a shorter text is no worked solution."""
+_CHOICE_FORMS = (
+    AnswerForm.LETTER, AnswerForm.LABEL, AnswerForm.INDEX0, AnswerForm.INDEX1, AnswerForm.FIRST, AnswerForm.TEXT,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +40,7 @@ def make_problems(
         layout = resolve_columns(columns, present)
         kept = [find_column(name, present, "columns to keep") for name in keep]
         _refuse_bytes(rows, layout.used | {column.name for column in kept})
+        layout = replace(layout, answer_as=layout.answer_as or _mark_of_solutions(rows, layout))
         drafts, faults = _make_drafts(rows, layout, kept, place, max_faults)
         form = _settle(drafts, layout)
     except ValueError as error:
@@ -205,6 +210,17 @@ def _plain(name: str, value: Any) -> Any:
         return to_plain(value)
     except ValueError as error:
         raise ValueError(f"{name!r}: {error}") from error
+
+
+def _mark_of_solutions(rows: Sequence[Row], layout: Layout) -> AnswerForm | None:
+    """How worked solutions mark their answers, where all of a file's answers are such; None where they are not."""
+    if len(layout.answer) != 1 or layout.choices:
+        return None
+    answers = [value for row in rows if (value := layout.answer[0].of(row.values)) is not None]
+    for form, mark in ((AnswerForm.HASHES, "\n####"), (AnswerForm.BOXED, "\\boxed{")):
+        if answers and all(type(value) is str and mark in value and len(value) > MIN_SOLUTION for value in answers):
+            return form
+    return None
 
 
 def _settle(drafts: Sequence[_Draft], layout: Layout) -> AnswerForm | None:

@@ -77,6 +77,14 @@ class ProblemSet:
     places: tuple[str, ...] = field(default=(), compare=False, repr=False)
     reading: SetReading | None = field(default=None, compare=False)
 
+    @property
+    def num_references(self) -> int:
+        return sum(problem.answer is not None for problem in self.problems)
+
+    @property
+    def has_choices(self) -> bool:
+        return any("choices" in problem.metadata for problem in self.problems)
+
     def place(self, index: int) -> str:
         """Where a problem stands, for a person."""
         return self.places[index] if self.places else f"problem {self.problems[index].external_id!r}"

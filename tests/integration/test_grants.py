@@ -185,7 +185,8 @@ def test_writers_cannot_grade_themselves_or_change_a_job(asked: Ask, statement: 
     "statement",
     [
         "INSERT INTO reference_answers SELECT id, '1' FROM problems",
-        "INSERT INTO problem_sets (name, content_sha256, num_problems) VALUES ('n', 's', 1)",
+        "INSERT INTO problem_sets (name, content_sha256, num_problems, num_references, has_choices) "
+        "VALUES ('n', 's', 1, 0, false)",
         "SELECT add_samples(1)",
         "SELECT withdraw_texts('{1}')",
         "SELECT retry_failed_samples(1, '{1}')",

@@ -182,7 +182,8 @@ def asked(servers: Connections) -> Iterator[tuple[Client, Engine]]:
 
 
 WRITES = [
-    "INSERT INTO problem_sets (name, content_sha256, num_problems) VALUES ('x', 'x', 0)",
+    "INSERT INTO problem_sets (name, content_sha256, num_problems, num_references, has_choices) "
+    "VALUES ('x', 'x', 0, 0, false)",
     "UPDATE samples SET state = 'graded'",
     "DELETE FROM jobs",
     "TRUNCATE jobs CASCADE",

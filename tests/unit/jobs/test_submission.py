@@ -11,7 +11,8 @@ import pytest
 from pipeline import ColumnNames, Problem, ProblemSet
 from pipeline.errors import BadProblem, ConfigurationError
 from pipeline.jobs.config import JobConfig, ModelSpec
-from pipeline.jobs.readiness import ReadyJob, StoredSet, make_ready
+from pipeline.jobs.readiness import ReadyJob, make_ready
+from pipeline.jobs.references import StoredSet
 from pipeline.jobs.submission import SourceJob, Submission
 from pipeline.policies import parse_policy
 from pipeline.policies.exits import CutExit
@@ -179,7 +180,7 @@ def stored_set(reads: list[int], *prompts: str) -> StoredSet:
         reads.append(limit)
         return few(*prompts).problems[:limit]
 
-    return StoredSet(id=3, name="few", size=len(prompts), read=read)
+    return StoredSet(id=3, name="few", size=len(prompts), num_references=len(prompts), has_choices=False, read=read)
 
 
 def test_stored_set_is_asked_without_reading_more_than_is_used() -> None:

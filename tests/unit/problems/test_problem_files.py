@@ -112,8 +112,8 @@ def test_every_fault_is_told_with_its_line(tmp_path: Path) -> None:
         "line 2: broken JSON: Invalid control character at at column 20",
         "line 3: not UTF-8: byte 0xe9 at byte 17 of the line",
         "line 5: missing problem: 'problem' is empty",
-        "line 6: duplicate id 'a': line 1 has it; --column id= numbers the rows instead, --column id=COLUMN+COLUMN joins "
-        "columns",
+        "line 6: duplicate id 'a': line 1 has it; --column id= numbers the rows instead, --column id=COLUMN+COLUMN "
+        "joins columns",
         "line 7: a NUL byte at byte 18 of the line",
         "line 8: a NUL byte (written as \\u0000)",
         "line 9: wrong type: 'problem' must be text or a list of messages",
@@ -168,7 +168,13 @@ def test_csv_with_quotes_newlines_and_an_index_column(tmp_path: Path) -> None:
     text = ',problem,answer,choices\r\n0,"two\nlines, ""quoted""",2.50,"[""x"", 2.50]"\r\n1,next,,\r\n'
     loaded = load_problem_set(write(tmp_path, text, "set.csv"))
     assert loaded.problems == (
-        Problem(external_id="0", prompt='two\nlines, "quoted"', answer="B", metadata={"choices": ["x", "2.50"]}, hidden={"answer": "2.50"}),
+        Problem(
+            external_id="0",
+            prompt='two\nlines, "quoted"',
+            answer="B",
+            metadata={"choices": ["x", "2.50"]},
+            hidden={"answer": "2.50"},
+        ),
         Problem(external_id="1", prompt="next"),
     )
     assert loaded.places == ("line 2", "line 4")
@@ -207,7 +213,14 @@ def test_parquet_types_become_text_and_plain_values(tmp_path: Path) -> None:
     }
     loaded = load_problem_set(write_parquet(tmp_path, columns))
     assert loaded.problems == (
-        Problem(external_id="0", prompt="a", answer="B", level="3", metadata={"choices": ["x", "y"]}, hidden={"target": 1.0}),
+        Problem(
+            external_id="0",
+            prompt="a",
+            answer="B",
+            level="3",
+            metadata={"choices": ["x", "y"]},
+            hidden={"target": 1.0},
+        ),
         Problem(external_id="1", prompt="b", level="4"),
     )
 
@@ -215,9 +228,7 @@ def test_parquet_types_become_text_and_plain_values(tmp_path: Path) -> None:
 def test_parquet_faults_have_their_row(tmp_path: Path) -> None:
     columns: dict[str, list[Any]] = {"problem": ["a", None, "c"], "answer": [1, 2, 3]}
     faults = faults_of(write_parquet(tmp_path, columns))
-    assert faults == [
-        "row 2: missing problem: 'problem' is empty",
-    ]
+    assert faults == ["row 2: missing problem: 'problem' is empty"]
 
 
 def test_parquet_of_wrong_type_and_broken_files_are_refused(tmp_path: Path) -> None:
@@ -233,8 +244,8 @@ def test_parquet_of_wrong_type_and_broken_files_are_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize(("name", "reason"), [("set.txt", "unknown ending '.txt'"), ("set", "unknown ending ''")])
 def test_unknown_ending_lists_the_known(tmp_path: Path, name: str, reason: str) -> None:
     (fault,) = faults_of(write(tmp_path, "x", name))
-    assert fault == f"{reason}; it must be one of .csv, .json, .jsonl, .ndjson, .parquet, .tsv, all but .parquet also "
-        "packed as .gz or .zst"
+    known = ".csv, .json, .jsonl, .ndjson, .parquet, .tsv"
+    assert fault == f"{reason}; it must be one of {known}, all but .parquet also packed as .gz or .zst"
 
 
 @pytest.mark.timeout(10)
