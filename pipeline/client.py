@@ -194,9 +194,9 @@ class Client:
             found = reports.get_job(connection, submission.matched_to or 0)
             if not found.is_final:
                 raise JobError(found.id, "it still runs; a job can be matched once it has ended")
-            takeovers = reports.count_takeovers(connection, found.id)
-            num_breaks = reports.count_breaks(connection, found.id)
-        return matched_values(found.config.policy, num_breaks=num_breaks, takeovers=takeovers)
+            written = reports.measure_delegation(connection, found.id)
+        same_exit = submission.exit is not None and submission.exit == found.config.exit
+        return matched_values(written, same_exit=same_exit)
 
     def cancel(self, job: JobRef) -> JobChange:
         """End a running or paused job: from its first moment on nobody claims or stores anything for it.

@@ -85,7 +85,7 @@ class ErrorClass(StrEnum):
     BUDGET = "budget"  # its prompt leaves no room in the model's context
     ENGINE_REFUSED = "engine_refused"  # the engine will not take it, or would not for too many tries
     ENGINE_DIED = "engine_died"  # its worker died with it, again and alone
-    TIMED_OUT = "timed_out"  # likewise, but the engine gave no token for too long
+    TIMED_OUT = "timed_out"  # its engine gave no token for too long, again and alone
     INTERNAL = "internal"  # a fault of the pipeline
 
 

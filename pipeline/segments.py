@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 import orjson
@@ -107,8 +108,43 @@ class WrittenAside(_Aside):
         return None
 
 
+class _KeptOfRow:
+    """What a row of segments keeps."""
+
+    token_ids: Sequence[int]
+    text: str
+    token_lengths: Sequence[int]
+
+    @property
+    def num_kept(self) -> int:
+        return len(self.token_ids)
+
+    @cached_property
+    def kept(self) -> Piece:
+        """What is kept of it."""
+        texts = _split(self.text, self.token_lengths[: self.num_kept])
+        return Piece(token_ids=tuple(self.token_ids), texts=texts)
+
+
 @dataclass(frozen=True, kw_only=True)  # without slots: what is made of a row is made once
-class StoredSegment(_Segment):
+class ContextSegment(_KeptOfRow):
+    """Of a row of segments, what a worker needs that goes on from it. The names are those of ``StoredSegment``."""
+
+    author: Author
+    finish: SegmentFinish | None
+    trigger: str
+    takes_over: bool
+    token_ids: Sequence[int]
+    text: str
+    token_lengths: Sequence[int]
+    tokens_generated: int
+    prompt_tokens: int
+    epoch: int
+    vocabulary_sha256: str = field(metadata=_NO_COLUMN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredSegment(_KeptOfRow, _Segment):
     """A row of segments. ``content_sha256`` is of all columns that say what was written, and of its signals."""
 
     segment_index: int
@@ -132,12 +168,6 @@ class StoredSegment(_Segment):
     def texts(self) -> tuple[str, ...]:
         """What each token added, the discarded ones included."""
         return _split(self.text + self.discarded_text, self.token_lengths)
-
-    @cached_property
-    def kept(self) -> Piece:
-        """What is kept of it."""
-        num_kept = len(self.token_ids)
-        return Piece(token_ids=tuple(self.token_ids), texts=_split(self.text, self.token_lengths[:num_kept]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,12 +193,12 @@ class StoredAside(_Aside):
         return Piece(token_ids=tuple(self.token_ids), texts=_split(self.text, self.token_lengths))
 
 
-Segment: TypeAlias = WrittenSegment | StoredSegment
+Segment: TypeAlias = WrittenSegment | ContextSegment | StoredSegment
 """A part of a sample's text, whether or not it is stored yet."""
 Aside: TypeAlias = WrittenAside | StoredAside
 
 
-def _columns(stored: type[StoredSegment] | type[StoredAside]) -> tuple[str, ...]:
+def _columns(stored: type[ContextSegment] | type[StoredSegment] | type[StoredAside]) -> tuple[str, ...]:
     return tuple(each.name for each in fields(stored) if each.metadata.get("column", True))
 
 
@@ -179,6 +209,8 @@ def _hashed(stored: type[StoredSegment] | type[StoredAside]) -> tuple[str, ...]:
 
 SEGMENT_COLUMNS, ASIDE_COLUMNS = _columns(StoredSegment), _columns(StoredAside)
 """Columns of segments and asides, without sample and worker."""
+CONTEXT_COLUMNS = _columns(ContextSegment)
+"""Columns of segments that a claim reads."""
 SEGMENT_HASHED, ASIDE_HASHED = _hashed(StoredSegment), _hashed(StoredAside)
 """Of these, what ``content_sha256`` is of, beside the signals."""
 
@@ -239,10 +271,12 @@ def _when_sent(record: WrittenSegment | WrittenAside, now: float) -> dict[str, A
 
 
 _CARRIED = {base: tuple(each.name for each in fields(base)) for base in (_Segment, _Aside)}
+_VALUES = {base: attrgetter(*names) for base, names in _CARRIED.items()}
 
 
 def _carried(base: type[_Segment] | type[_Aside], record: WrittenSegment | WrittenAside) -> dict[str, Any]:
-    return {name: _plain(getattr(record, name)) for name in _CARRIED[base]}
+    """The fields of the base class as JSON has them."""
+    return dict(zip(_CARRIED[base], map(_plain, _VALUES[base](record)), strict=True))
 
 
 def _with_hash(row: dict[str, Any], hashed: Sequence[str], signals: SignalValues) -> dict[str, Any]:
@@ -261,7 +295,7 @@ def _sha256(values: Sequence[Any], signals: SignalValues) -> str:
 
 def _plain(value: Any) -> Any:
     """A value as it comes back from the database: there is one zero, and a list for every sequence."""
-    if value is None or isinstance(value, str | int):
+    if value is None or isinstance(value, (str, int)):
         return value
     if isinstance(value, float):
         return value + 0.0

@@ -31,10 +31,6 @@ class LongStepSpec(PolicySpec):
     def build(self) -> Policy:
         return LongStepPolicy(self)
 
-    def takeover_limit(self, trigger: str) -> int:
-        """So that `random` can be matched to it."""
-        return self.takeover_tokens
-
 
 class _State(BaseModel):
     """What is stored with a sample: who writes now, how much was asked for, and how long the step is so far."""

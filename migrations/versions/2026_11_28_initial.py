@@ -198,7 +198,7 @@ def upgrade() -> None:
             "shown",
             JSONB(),
             nullable=False,
-            comment="what a prompt template may show beside the prompt: choices, earlier turns, columns named to be kept",
+            comment="what a prompt template may show beside the prompt: choices, earlier turns, kept columns",
         ),
         sa.ForeignKeyConstraint(
             ["problem_set_id"], ["problem_sets.id"], name=op.f("fk_problems_problem_set_id_problem_sets")
@@ -468,7 +468,7 @@ def upgrade() -> None:
         sa.Column("columns", JSONB(), nullable=False, comment="value by column, as in the file"),
         sa.ForeignKeyConstraint(["problem_id"], ["problems.id"], name=op.f("fk_hidden_columns_problem_id_problems")),
         sa.PrimaryKeyConstraint("problem_id", name=op.f("pk_hidden_columns")),
-        comment="All other columns of a problem's row: rationales, tests, sources; generating workers cannot read them.",
+        comment="All other columns of a problem's row, as rationales and tests; generating workers cannot read them.",
     )
     op.create_table(
         "reference_answers",

@@ -19,8 +19,9 @@ CHOICE_LETTERS = "ABCDEFGHIJ"
 class PromptTemplate:
     """Text around a problem. version: changes with every change of the text, and is stored with the job.
 
-    instruction: follows the problem after a blank line, or stands before it where leads is set; '' for none. A problem's
-    ``choices`` are listed under it as ``(A) …`` lines. shows: further columns that it shows; all others are hidden.
+    instruction: follows the problem after a blank line, or stands before it where leads is set; '' for none. A
+    problem's ``choices`` are listed under it as ``(A) …`` lines. shows: further columns that it shows; all others are
+    hidden.
     """
 
     name: str

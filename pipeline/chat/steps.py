@@ -21,7 +21,7 @@ CLASS_TOKENS = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """The text between two breaks, whoever wrote it.
+    """The text between two breaks, by any author.
 
     author: who wrote most of its tokens; of equals, the one who began.
     trigger: of the first takeover that begins in it, None where none does.

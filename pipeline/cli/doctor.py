@@ -1,4 +1,4 @@
-"""The command doctor: is everything there, reachable, set right, alive?"""
+"""The command doctor: checks servers, schema, versions, workers and waiting jobs."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ Jobs = Annotated[
 def doctor(context: typer.Context, jobs: Jobs = None, as_json: AsJson = False, state_dir: StateDir = None) -> None:
     """Check servers, schema, versions, workers and waiting jobs; 1 if jobs cannot run like this.
 
-    With --job: whether the job's rows, segments, claims, token books and events are as they must be, and its reference
-    answers nowhere else; 1 if anything is not, 3 for an unknown job. It only reads, also while the job runs.
+    With --job: whether the job's rows, segments, claims, token accounts and events are as they must be, and its
+    reference answers nowhere else; 1 if anything is not, 3 for an unknown job. It only reads, also while the job runs.
     """
     settings = settings_of(context, state_dir)
     if jobs:

@@ -32,6 +32,10 @@ specthink submit mmlu.parquet --small a/s --large b/l --prompt choice --grader c
 
 specthink submit test.jsonl --recipe math500 --small a/s --large b/l --policy speculative-thinking:paper
 
+specthink submit problems.jsonl --small a/s --large b/l --set policy.n1=30 --set 'policy.cues.verify=["let me see"]'
+
+specthink submit problems.jsonl --small a/s --large b/l --set exit.thinking_tokens=4000 --set guard.repeats=3
+
 specthink submit problems.jsonl --small a/s --large b/l --policy random --matched-to 1
 
 Recipes of the paper: math500, aime, gpqa-diamond, amc23. Each reads your copy of the set in its published columns, and
@@ -56,8 +60,17 @@ def submit(
         str | None, typer.Option(help="Large model: a folder, or the name workers serve it under.")
     ] = None,
     policy: Annotated[
-        str, typer.Option(metavar="NAME[:PRESET]", help="Who writes what.")
+        str,
+        typer.Option(
+            metavar="NAME[:PRESET]", help="Who writes what; FILE.py:CLASS tries a policy of your own from a file."
+        ),
     ] = "speculative-thinking:improved",
+    values: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a number of policy, exit or guard; may be given again."
+        ),
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Solutions per problem.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of all random draws.")] = 0,
     temperature: Annotated[float | None, typer.Option(show_default="0.6")] = None,
@@ -90,8 +103,8 @@ def submit(
         str | None,
         typer.Option(
             metavar="FORM",
-            help="What the answer column holds: letter, label, index0, index1 or text of a choice; hashes or boxed of a "
-            "worked solution; one-of or all-of a list.",
+            help="What the answer column holds: letter, label, index0, index1 or text of a choice; hashes or boxed of "
+            "a worked solution; one-of or all-of a list.",
         ),
     ] = None,
     keep: Annotated[
@@ -102,7 +115,7 @@ def submit(
     state_dir: StateDir = None,
 ) -> None:
     """Store a job and print its number. Workers do the rest; the command need not stay."""
-    from pipeline.jobs.submission import Submission
+    from pipeline.jobs.submission import Submission, part_values
 
     submission = Submission.parse(
         problems=file,
@@ -113,6 +126,7 @@ def submit(
         large=large,
         policy=policy,
         matched_to=matched_to,
+        **part_values(_changes(values or [])),
         num_samples=samples,
         seed=seed,
         temperature=temperature,

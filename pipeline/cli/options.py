@@ -1,4 +1,4 @@
-"""The options that commands share, and what they stand for."""
+"""The options that commands share, and their conversion to values."""
 
 from __future__ import annotations
 

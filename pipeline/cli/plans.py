@@ -1,4 +1,4 @@
-"""The command that looks ahead: plan."""
+"""The command plan: predicts how long a job takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the command prints: tables for people, JSON for programs."""
+"""Prints tables for people and JSON for programs."""
 
 from __future__ import annotations
 

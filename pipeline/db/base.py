@@ -1,4 +1,4 @@
-"""What all tables share: naming of constraints, and types for choices and instants."""
+"""The declarative base of all tables: names of constraints, and types for choices and instants."""
 
 from __future__ import annotations
 

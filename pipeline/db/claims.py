@@ -75,7 +75,8 @@ _CLAIM = text(f"""
         UPDATE samples s SET state = :writing, epoch = s.epoch + 1, holder_id = :worker,
                {_HOME_IS_HERE}
         FROM mine WHERE s.id = mine.id
-        RETURNING s.*, mine.is_first
+        RETURNING s.id, s.job_id, s.epoch, s.problem_id, s.sample_index, s.policy_state, s.max_tokens, s.next_request,
+                  s.num_segments, s.num_asides, s.published_at, mine.is_first
     )
     SELECT c.id AS sample_id, c.job_id, c.epoch, c.problem_id, c.sample_index, c.policy_state, c.max_tokens AS budget,
            c.next_request, c.num_segments, c.num_asides, c.is_first,

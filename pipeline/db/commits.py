@@ -170,7 +170,7 @@ def commit_samples(
     segment, for a retry.
     """
     values = {
-        "samples": _json(map(_sample_row, commits)),
+        "samples": _storable_json(map(_sample_row, commits)),
         "segments": _json(row for commit in commits for row in _segment_rows(commit)),
         "steps": _json(row for commit in commits for row in _step_rows(commit)),
         "worker": worker_id,
@@ -201,6 +201,13 @@ def _json(rows: Iterable[Mapping[str, Any]]) -> str:
     return orjson.dumps(list(rows)).decode()
 
 
+def _storable_json(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows whose texts nobody has made storable: states and requests are the policy's, and rarely need it."""
+    listed = list(rows)
+    written = _json(listed)
+    return _json(map(_storable_value, listed)) if r"\u0000" in written else written
+
+
 def _stored_before(connection: Connection, refused: Sequence[SampleCommit], worker_id: int) -> set[tuple[int, int]]:
     """The claims under which this worker has stored something."""
     if not refused:
@@ -215,8 +222,8 @@ def _sample_row(commit: SampleCommit) -> dict[str, Any]:
         "sample_id": commit.sample_id,
         "epoch": commit.epoch,
         "to_state": commit.to_state.value,
-        "policy_state": _storable_state(commit.policy_state),
-        "next_request": _storable_state(request_to_json(commit.next_request)) if commit.next_request else None,
+        "policy_state": commit.policy_state,
+        "next_request": request_to_json(commit.next_request) if commit.next_request else None,
         "finish_reason": commit.finish_reason,
         "error_class": commit.error_class,
         "error": commit.error,
@@ -263,14 +270,14 @@ def _signal_rows(commit: SampleCommit) -> list[dict[str, Any]]:
     ]
 
 
-def _storable_state(value: Any) -> Any:
-    """A policy's state with its texts as they are stored: a replay reads them so, too."""
+def _storable_value(value: Any) -> Any:
+    """A JSON value with its texts as they are stored: a replay reads a policy's state so, too."""
     if isinstance(value, str):
         return storable(value)
     if isinstance(value, dict):
-        return {name: _storable_state(each) for name, each in value.items()}
+        return {name: _storable_value(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_storable_state(each) for each in value]
+        return [_storable_value(each) for each in value]
     return value
 
 

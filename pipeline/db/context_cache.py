@@ -12,17 +12,29 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Row, text
 
 from pipeline.samples import Author, SegmentFinish
-from pipeline.segments import ASIDE_COLUMNS, SEGMENT_COLUMNS, StoredAside, StoredSegment
+from pipeline.segments import (
+    ASIDE_COLUMNS,
+    CONTEXT_COLUMNS,
+    SEGMENT_COLUMNS,
+    ContextSegment,
+    StoredAside,
+    StoredSegment,
+)
 
-_Stored = TypeVar("_Stored", StoredSegment, StoredAside)
+_Stored = TypeVar("_Stored", ContextSegment, StoredAside)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """Everything that is stored of what a sample's models wrote, each kind in order."""
 
-    segments: tuple[StoredSegment, ...] = ()
+    segments: tuple[ContextSegment, ...] = ()
     asides: tuple[StoredAside, ...] = ()
+
+    @property
+    def num_kept(self) -> int:
+        """Tokens of its text."""
+        return sum(len(segment.token_ids) for segment in self.segments)
 
     @property
     def num_tokens(self) -> int:
@@ -117,16 +129,20 @@ def _begins_with(loaded: tuple[_Stored, ...], cached: tuple[_Stored, ...]) -> bo
 
 def segment_columns(alias: str) -> str:
     """What to select of segments AS alias, joined with their engines e, to make StoredSegments."""
-    return ", ".join(f"{alias}.{name}" for name in SEGMENT_COLUMNS) + ", e.vocabulary_sha256"
+    return _columns(SEGMENT_COLUMNS, alias)
 
 
 def aside_columns(alias: str) -> str:
     """What to select of asides AS alias, joined with their engines e, to make StoredAsides."""
-    return ", ".join(f"{alias}.{name}" for name in ASIDE_COLUMNS) + ", e.vocabulary_sha256"
+    return _columns(ASIDE_COLUMNS, alias)
+
+
+def _columns(names: Sequence[str], alias: str) -> str:
+    return ", ".join(f"{alias}.{name}" for name in names) + ", e.vocabulary_sha256"
 
 
 _LOAD_SEGMENTS = text(f"""
-    SELECT g.sample_id, {segment_columns("g")}
+    SELECT g.sample_id, {_columns(CONTEXT_COLUMNS, "g")}
     FROM unnest(CAST(:ids AS bigint[]), CAST(:starts AS integer[])) AS wanted(id, start)
     JOIN segments g ON g.sample_id = wanted.id AND g.segment_index >= wanted.start
     JOIN engines e ON e.id = g.engine_id
@@ -141,12 +157,12 @@ _LOAD_ASIDES = text(f"""
 """)
 
 
-def _load_segments(connection: Connection, starts: Mapping[int, int]) -> dict[int, tuple[StoredSegment, ...]]:
+def _load_segments(connection: Connection, starts: Mapping[int, int]) -> dict[int, tuple[ContextSegment, ...]]:
     """starts: sample id → the first segment_index of interest."""
     if not starts:
         return {}
     rows = connection.execute(_LOAD_SEGMENTS, {"ids": list(starts), "starts": list(starts.values())})
-    return {sample_id: tuple(map(stored_segment, group)) for sample_id, group in _by_sample(rows)}
+    return {sample_id: tuple(map(_context_segment, group)) for sample_id, group in _by_sample(rows)}
 
 
 def _load_asides(connection: Connection, starts: Mapping[int, int]) -> dict[int, tuple[StoredAside, ...]]:
@@ -161,7 +177,13 @@ def _by_sample(rows: Iterable[Row[Any]]) -> Iterable[tuple[int, Iterable[Row[Any
     return groupby(rows, lambda row: int(row.sample_id))
 
 
-_SEGMENT_FIELDS, _ASIDE_FIELDS = (*SEGMENT_COLUMNS, "vocabulary_sha256"), (*ASIDE_COLUMNS, "vocabulary_sha256")
+_CONTEXT_FIELDS, _SEGMENT_FIELDS, _ASIDE_FIELDS = (
+    (*names, "vocabulary_sha256") for names in (CONTEXT_COLUMNS, SEGMENT_COLUMNS, ASIDE_COLUMNS)
+)
+
+
+def _context_segment(row: Row[Any]) -> ContextSegment:
+    return ContextSegment(**_values(_CONTEXT_FIELDS, row))
 
 
 def stored_segment(row: Row[Any], **more: Any) -> StoredSegment:

@@ -41,7 +41,8 @@ class Ungraded:
 
 _SELECT_UNGRADED = text(f"""
     SELECT s.id AS sample_id, s.epoch, s.job_id, j.config->>'grader' AS grader,
-           j.config->'plugins'->'grader' AS grader_origin, r.answer AS reference, coalesce(r.also_accepted, '{{}}') AS also_accepted,
+           j.config->'plugins'->'grader' AS grader_origin, r.answer AS reference,
+           coalesce(r.also_accepted, '{{}}') AS also_accepted,
            (SELECT string_agg(g.text, '' ORDER BY g.segment_index) FROM segments g WHERE g.sample_id = s.id) AS output
     FROM samples s JOIN jobs j ON j.id = s.job_id LEFT JOIN reference_answers r ON r.problem_id = s.problem_id
     WHERE s.id = ANY(:ids) AND s.job_id = :job AND s.state IN {COMPLETE} ORDER BY s.id

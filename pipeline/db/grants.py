@@ -1,8 +1,8 @@
 """Who may do what in the database. Granted again after each migration, to exactly what is written here.
 
 Of the workers only graders can read a reference answer, or a column that no prompt shows. The reader can too: there a
-person asks. A submitter writes both and reads neither; what it may do to a text or a score, it does by functions that check it. Events need
-no grant: the triggers that write them have the rights of the schema's owner.
+person asks. A submitter writes both and reads neither; what it may do to a text or a score, it does by functions that
+check it. Events need no grant: the triggers that write them have the rights of the schema's owner.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Looks whether a job's invariants hold. It reads only, and sees one snapshot of the database."""
+"""Checks whether a job's invariants hold. It reads only, and sees one snapshot of the database."""
 
 from __future__ import annotations
 
@@ -47,11 +47,10 @@ def _freeze(connection: Connection) -> None:
 def _check(connection: Connection, invariant: Invariant, job_id: int) -> list[Violation]:
     shown: list[Violation] = []
     total = 0
-    for check in CHECKS:
-        if check.invariant is invariant:
-            rows = connection.execute(_counted(check.statement), PARAMETERS | {"job": job_id}).all()
-            total += rows[0].total if rows else 0
-            shown += [Violation(invariant=invariant, where=row.place, what=row.what) for row in rows]
+    for statement in CHECKS[invariant]:
+        rows = connection.execute(_counted(statement), PARAMETERS | {"job": job_id}).all()
+        total += rows[0].total if rows else 0
+        shown += [Violation(invariant=invariant, where=row.place, what=row.what) for row in rows]
     shown = shown[:MAX_SHOWN]
     if total > len(shown):
         rest = f"{total - len(shown)} more that are not listed"

@@ -242,7 +242,7 @@ def retry_cut(connection: Connection, job_id: int, sample_ids: Sequence[int], *,
     """Let samples that a smaller budget has cut be drawn again with max_tokens; returns how many.
 
     A policy may have looked at what was left of its budget anywhere, so they begin anew: their segments, steps and
-    grades go, and what was generated for them is booked as withdrawn. Raises NotFound, and JobError for a cancelled
+    grades go, and what was generated for them counts as withdrawn. Raises NotFound, and JobError for a cancelled
     job. Samples that are not so (any more) are left alone.
     """
     _reopen_job(connection, job_id)

@@ -1,4 +1,4 @@
-"""The statements of reading: progress, summaries, results, one sample in full. Most are selects from the views."""
+"""The statements that read: progress, summaries, results, one sample in full. Most are selects from the views."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sqlalchemy import Connection, RowMapping, text
 from pipeline.db.states import COMPLETE, FINAL
 from pipeline.errors import NotComparable, NotFound
 from pipeline.jobs.config import JobConfig, JobState
+from pipeline.jobs.matching import DelegatedWriting
 from pipeline.results.comparison import compare
 from pipeline.results.intervals import Interval, cluster_bootstrap
 from pipeline.results.reports import (
@@ -224,8 +225,21 @@ def _caveats(connection: Connection, job_a: int, job_b: int) -> tuple[str, ...]:
     return tuple(caveats)
 
 
-_COUNT_TAKEOVERS = text("""
-    SELECT trigger, count(*) AS n FROM takeovers WHERE job_id = :job GROUP BY trigger
+# Takeovers, tokens and breaks are all of the complete samples: steps are known of those alone.
+# Large that writes on after a takeover belongs to it, until small writes.
+_SUM_LARGE = text("""
+    SELECT count(*) FILTER (WHERE p.takes_over) AS num_takeovers,
+           coalesce(sum(p.tokens) FILTER (WHERE p.num_before > 0 AND p.trigger <> 'answer'), 0) AS takeover_tokens,
+           coalesce(sum(p.tokens) FILTER (WHERE p.num_before = 0 AND p.trigger <> 'answer'), 0) AS opening_tokens,
+           coalesce(sum(p.tokens) FILTER (WHERE p.trigger = 'answer'), 0) AS answer_tokens
+    FROM (
+        SELECT g.author, g.takes_over, g.trigger, cardinality(g.token_ids) AS tokens,
+               count(*) FILTER (WHERE g.takes_over) OVER (PARTITION BY g.sample_id ORDER BY g.segment_index)
+               AS num_before
+        FROM samples s JOIN segments g ON g.sample_id = s.id
+        WHERE s.job_id = :job AND s.state IN ('finished', 'graded')
+    ) p
+    WHERE p.author = 'large'
 """)
 # A break ends a step that another follows; the author of the step's last token wrote it. From the step on that holds
 # the closing think tag there are none.
@@ -233,13 +247,15 @@ _COUNT_BREAKS = text("""
     WITH written AS (
         SELECT g.sample_id, g.author, sum(cardinality(g.token_ids)) OVER w AS end_token,
                sum(cardinality(g.token_ids)) OVER w - cardinality(g.token_ids) AS start_token
-        FROM samples s JOIN segments g ON g.sample_id = s.id WHERE s.job_id = :job
+        FROM samples s JOIN segments g ON g.sample_id = s.id
+        WHERE s.job_id = :job AND s.state IN ('finished', 'graded')
         WINDOW w AS (PARTITION BY g.sample_id ORDER BY g.segment_index)
     ),
     ends AS (
         SELECT t.sample_id, lead(t.start_token) OVER w - 1 AS last_token,
                coalesce(bool_or(j.think_end <> '' AND strpos(t.text, j.think_end) > 0) OVER w, false) AS is_closed
-        FROM jobs j JOIN samples s ON s.job_id = j.id JOIN steps t ON t.sample_id = s.id WHERE j.id = :job
+        FROM jobs j JOIN samples s ON s.job_id = j.id JOIN steps t ON t.sample_id = s.id
+        WHERE j.id = :job AND s.state IN ('finished', 'graded')
         WINDOW w AS (PARTITION BY t.sample_id ORDER BY t.step_index)
     )
     SELECT count(*) FROM ends e JOIN written g ON g.sample_id = e.sample_id
@@ -247,14 +263,11 @@ _COUNT_BREAKS = text("""
 """)
 
 
-def count_takeovers(connection: Connection, job_id: int) -> dict[str, int]:
-    """How often the large model wrote in a job, by trigger."""
-    return {row.trigger: row.n for row in connection.execute(_COUNT_TAKEOVERS, {"job": job_id})}
-
-
-def count_breaks(connection: Connection, job_id: int) -> int:
-    """Breaks that the small model wrote in the think phase of a job's complete samples."""
-    return int(connection.execute(_COUNT_BREAKS, {"job": job_id}).scalar_one())
+def measure_delegation(connection: Connection, job_id: int) -> DelegatedWriting:
+    """What the large model wrote in a job's complete samples, and at how many breaks of the small one it could have."""
+    large = connection.execute(_SUM_LARGE, {"job": job_id}).mappings().one()
+    num_breaks = connection.execute(_COUNT_BREAKS, {"job": job_id}).scalar_one()
+    return DelegatedWriting(num_breaks=int(num_breaks), **{name: int(count) for name, count in large.items()})
 
 
 _SELECT_RESULTS = """

@@ -46,7 +46,7 @@ def current_revision(connection: Connection) -> str | None:
 
 
 def schema_fault(connection: Connection) -> str | None:
-    """In what the database's schema is not the one that this code was written for; None: it is."""
+    """Say how the database's schema differs from the one that this code needs; None: it does not."""
     found, wanted = current_revision(connection), newest_revision()
     if found != wanted:
         return f"the database is at revision {found}, this version needs {wanted}"
@@ -62,7 +62,7 @@ def require_current(db_engine: Engine) -> None:
 
 
 def check_current(connection: Connection) -> None:
-    """Likewise, in a transaction that goes on.
+    """Check the schema as require_current does, in a transaction that goes on.
 
     A worker that asks this after its row was inserted cannot slip past a migration: one of the two sees the other.
     """

@@ -2,7 +2,7 @@
 
 A rollup keeps what the samples of a part of a job add up to while all of them are idle: pending, or in a final state.
 The database invalidates it as soon as one of its samples goes on or changes, so that the views, which add up rollups
-and look at the other samples, are right at any moment (``sql/rollups.sql``).
+and look at the other samples, are right at any moment (``sql/rollups/``).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def refreshable_rollups(connection: Connection, *, quiet: dt.timedelta, limit: i
 def refresh_rollup(connection: Connection, rollup: Rollup) -> bool:
     """Keep what the samples of a part add up to; False: one of them has gone on, or somebody is at it.
 
-    One per transaction: whoever changes a sample of it waits until the end.
+    One per transaction: a change of its samples waits until the end.
     """
     values = {"job": rollup.job_id, "first": rollup.first_problem}
     return bool(connection.execute(_REFRESH, values).scalar_one())

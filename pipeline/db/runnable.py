@@ -1,4 +1,4 @@
-"""Samples that wait for somebody: what a message about them says."""
+"""Says what a message about samples that wait for a worker carries."""
 
 from __future__ import annotations
 

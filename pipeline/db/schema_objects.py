@@ -19,7 +19,19 @@ from sqlalchemy.exc import DBAPIError
 from pipeline.errors import MigrationRefused
 
 FOLDER = Path(__file__).with_name("sql")
-FUNCTIONS = ("state_machine", "rollups", "totals", "jobs")
+FUNCTIONS = (
+    "state_machine",
+    "rollups/parts",
+    "rollups/samples",
+    "rollups/problems",
+    "rollups/requests",
+    "rollups/segments",
+    "rollups/steps",
+    "rollups/lengths",
+    "rollups/refresh",
+    "totals",
+    "jobs",
+)
 """The files of types, functions and triggers, each after those that it needs."""
 
 _CREATED = re.compile(r"^CREATE (?:(VIEW|FUNCTION|TYPE) (\w+)|TRIGGER (\w+)[^;]*? ON (\w+))", re.MULTILINE)
@@ -36,7 +48,7 @@ def wanted_sha256() -> str:
     """Of the names and texts of all files."""
     digest = hashlib.sha256()
     for path in sql_files():
-        digest.update(b"%b\0%b\0" % (path.name.encode(), path.read_bytes()))
+        digest.update(b"%b\0%b\0" % (path.relative_to(FOLDER).as_posix().encode(), path.read_bytes()))
     return digest.hexdigest()
 
 
@@ -55,8 +67,7 @@ def created_objects(sql: str) -> list[str]:
     ]
 
 
-# Of logins that this pipeline knows nothing of, too: whoever was let read a view or call a function
-# is let do so after a migration.
+# Other logins' grants too: a login that could read a view or call a function before a migration can do so after it.
 _GRANTS = text("""
     SELECT 'VIEW ' || c.relname AS object,
            format('GRANT %s ON %I TO %s', g.privilege_type, c.relname,

@@ -51,7 +51,7 @@ def count_job(connection: Connection, job_id: int, *, quiet: dt.timedelta) -> bo
     """Count an ended job and keep its totals; False: they are there, or somebody changes a grade just now.
 
     The count is a statement of its own after the lock on the job's row, so that it sees every grade that was committed
-    before it. One job per transaction: whoever grades a sample of it again waits until the end.
+    before it. One job per transaction: another grading of its samples waits until the end.
     """
     if connection.execute(_LOCK_UNCOUNTED, {"quiet": quiet, "job": job_id}).first() is None:
         return False

@@ -1,4 +1,4 @@
-"""The addresses of Postgres and Redis, wherever they come from."""
+"""Resolves the addresses of Postgres and Redis."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Connections:
     """Where the servers are; each address holds its password."""
 
     database_url: SecretStr
-    """The database as its owner, or as whoever the settings name."""
+    """The database as its owner, or as the login that the settings name."""
     redis_url: SecretStr
     reader_url: SecretStr | None
     """The database as a role that reads what the migrations let it; None where no such role is known."""
@@ -35,7 +35,7 @@ class Connections:
 
     @property
     def submitter_url(self) -> SecretStr:
-        """The database for whoever submits and controls jobs: with the rights of that role alone, where it is known."""
+        """The database with the rights of a submitter alone, where that login is known."""
         return self.role_urls.get(DatabaseRole.SUBMITTER, self.database_url)
 
 
@@ -98,7 +98,7 @@ def resolve_connections(settings: Settings) -> Connections:
 
 
 def resolve_redis(settings: Settings) -> SecretStr:
-    """The broker's address alone, for whoever needs no database. Raises as ``resolve_connections``."""
+    """The broker's address alone, for callers that need no database. Raises as ``resolve_connections``."""
     return settings.redis_url or resolve_connections(settings).redis_url
 
 

@@ -1,6 +1,6 @@
 """The state folder: where everything of one embedded installation lies, its lock, its secrets, its running servers.
 
-lock              held by whoever starts or stops servers here
+lock              held by the process that starts or stops servers here
 alive             held by the supervisord of this folder while it lives
 secrets.json      0600, the passwords, made once
 running.json      0600, the connections; there while servers run
@@ -33,7 +33,7 @@ _SAFE_PATH = re.compile(r"[A-Za-z0-9/._@+-]+")
 _MAX_SOCKET_PATH = 103  # sun_path holds 108 bytes on Linux, 104 elsewhere, with the closing zero
 _LONGEST_SOCKET_NAME = len("/supervisor.sock.4194304")  # supervisord binds a name with its pid, then links it
 LOCK_TIMEOUT_S = 300.0
-"""A start on a busy machine may take a minute; whoever waits for it waits longer."""
+"""A start on a busy machine may take a minute; others wait for it longer than that."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Start one program the way its specification says, by becoming it: ``python -I -S launcher.py SPEC.json``.
+"""Starts one program as its specification says, by becoming it: ``python -I -S launcher.py SPEC.json``.
 
 supervisord runs every program through this file, and is started through it itself. It knows nothing of the pipeline and
 imports the standard library alone, so that it costs a few hundredths of a second. What it adds to a plain exec:

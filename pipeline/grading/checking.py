@@ -1,7 +1,7 @@
 """Has a grader read reference answers, in this process's main thread or in a process of its own.
 
-``python -m pipeline.grading.checking GRADER`` reads a JSON list of references on standard input, and writes a JSON list:
-for each the reason why the grader cannot read it, or null.
+``python -m pipeline.grading.checking GRADER`` reads a JSON list of references on standard input, and writes a JSON
+list: for each the reason why the grader cannot read it, or null.
 """
 
 from __future__ import annotations

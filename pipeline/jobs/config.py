@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.plugins import Origin, PluginGroup, check_same_version, find_origin
 from pipeline.policies import AnyPolicySpec, PluginSpec, Policy
@@ -123,7 +123,7 @@ class JobConfig(BaseModel):
     @model_validator(mode="after")
     def _has_a_model_for_each_role(self) -> JobConfig:
         if isinstance(self.policy, PluginSpec) and not self.policy.is_loaded:
-            return self  # it was checked when it was submitted; whoever lists jobs needs no package for that
+            return self  # it was checked at submit; listing jobs needs no package
         for role in sorted(self.build_policy().roles):
             if self.model(role) is None:
                 raise ValueError(f"policy {self.policy.name!r} needs a {role} model; give --{role} MODEL")
@@ -144,8 +144,14 @@ class JobConfig(BaseModel):
 
     @property
     def cues(self) -> CueLists:
-        """By which a step's sentence is classed: the policy's own, else the paper's."""
-        return CueLists.model_validate(getattr(self.policy, "cues", CueLists()))
+        """By which a step's sentence is classed: the policy's own, else the paper's.
+
+        A plug-in may mean something else by a field of that name; then it has no cue lists.
+        """
+        try:
+            return CueLists.model_validate(getattr(self.policy, "cues", None))
+        except ValidationError:
+            return CueLists()
 
 
 _PLUGIN_GROUPS: dict[Literal["prompt_template", "grader"], PluginGroup] = {

@@ -1,4 +1,4 @@
-"""The models that a submission names, and what can be known of them where it is submitted."""
+"""The models that a submission names, as far as the submitting machine can know them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a submission to a job that is ready to be stored: everything checked, so that a bad one is refused whole.
+"""Turns a submission into a job that is ready to be stored; checks everything first and refuses a bad one whole.
 
 It reads files and the tokenizers of local models; what the database knows is handed in.
 """
@@ -76,7 +76,7 @@ def make_ready(
     """
     recipe = find_recipe(submission.recipe) if submission.recipe else None
     problems = stored or read_problems(submission, recipe)
-    spec = parse_policy(submission.policy, {**submission.policy_values, **(matched or {})} or None)
+    spec = parse_policy(submission.policy, {**(matched or {}), **submission.policy_values} or None)
     pair = ModelPair.of(submission, spec)
     config = make_config(submission, spec, pair.specs(), recipe, has_choices=problems.has_choices)
     check_names(config)

@@ -23,6 +23,8 @@ PAPER_SAMPLING = SamplingSpec(temperature=0.6, top_p=0.95, top_k=50, max_tokens=
 """Paper: 0.6 and 0.95, 32,768 tokens at most; top_k is of its released code."""
 
 _LETTERS = "ABCD"
+_USUAL = ColumnNames()
+_SAMPLING = SamplingSpec()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,14 +40,14 @@ class Recipe:
     name: str
     title: str
     published: str
-    columns: ColumnNames = ColumnNames()
+    columns: ColumnNames = _USUAL
     kept: tuple[str, ...] = ()
     url_years: tuple[int, ...] = ()
     shuffles_choices: bool = False
     has_answers: bool = True
     prompt_template: str = "math"
     grader: str = "math"
-    sampling: SamplingSpec = SamplingSpec()
+    sampling: SamplingSpec = _SAMPLING
 
     def load(self, path: str | PathLike[str], *, keep: Collection[str] = ()) -> ProblemSet:
         """The problem set that this recipe makes of a file. Raises ProblemSetError."""

@@ -48,7 +48,7 @@ from pipeline.samples import ModelRole
 
 DEFAULT_POLICY = "speculative-thinking:improved"
 
-# An object of this process, never parsed: whoever parses a set also computes the hash that it is stored under.
+# An object of this process, never parsed: the code that parses a set also computes the hash that it is stored under.
 _MadeSet = Annotated[
     ProblemSet, GetPydanticSchema(lambda source, handler: core_schema.is_instance_schema(ProblemSet)), SkipJsonSchema()
 ]
@@ -209,6 +209,37 @@ class Submission(BaseModel):
 
 _FIXED = ("version", "name", "preset", "fingerprint", "plugin", "plugins")
 """Keys of a stored configuration that follow from others."""
+
+
+_PARTS: dict[str, tuple[str, type[BaseModel] | None]] = {
+    "policy": ("policy_values", None),
+    "exit": ("exit", CutExit),
+    "guard": ("guard", LoopGuard),
+}
+"""What a submission may set by dotted key: the option that holds it, and what its names are; a policy's are its own."""
+
+
+def part_values(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Options of a submission from dotted keys, e.g. {"policy.n1": "30", "exit.thinking_tokens": 4000}.
+
+    A key's first name is policy, exit or guard; a list of cues has one name more. Values may be text. Raises
+    ConfigurationError for a key that there is not; the names in a policy are checked with the policy.
+    """
+    options: dict[str, dict[str, Any]] = {}
+    for key, value in given.items():
+        part, *path = key.split(".")
+        if part not in _PARTS or not all(path) or not path:
+            raise ConfigurationError(f"there is no {key!r} to set; write policy.NAME, exit.NAME or guard.NAME")
+        option, spec_type = _PARTS[part]
+        if spec_type is not None and path[0] not in spec_type.model_fields:
+            raise ConfigurationError(f"{part} has no {path[0]}; it has: {', '.join(spec_type.model_fields)}")
+        values = options.setdefault(option, {})
+        for name in path[:-1]:
+            values = values.setdefault(name, {})
+            if not isinstance(values, dict):
+                raise ConfigurationError(f"{key!r} and what it lies in are both set; set one of them")
+        values[path[-1]] = value
+    return options
 
 
 def _policy_name(config: JobConfig, given: str) -> str:

@@ -78,7 +78,7 @@ def simulate(model: PipelineModel, trajectories: Sequence[Trajectory]) -> Simula
 
 
 class _Cores:
-    """Cores that are shared: whoever is at work gets an equal part of them, and at most one."""
+    """Shares cores equally among those that work; each gets at most one."""
 
     def __init__(self, count: float | None) -> None:
         self._count = count

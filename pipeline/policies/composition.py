@@ -11,8 +11,9 @@ has no phase to close: there an exit does nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
@@ -37,6 +38,11 @@ class Guard(Protocol):
 
     @property
     def reason(self) -> FinishReason: ...
+
+    @property
+    def min_tokens(self) -> int:
+        """A piece of fewer tokens is never ended."""
+        ...
 
     def watcher(self) -> Watcher:
         """A watcher of one piece; what it has read up to its True is kept."""
@@ -129,7 +135,7 @@ class Guarded:
 
     def advance(self, context: SampleContext, state: PolicyState, event: Event) -> Transition:
         stored = _GuardedState.model_validate(state)
-        if isinstance(event, Written) and self._watches(stored.writer):
+        if isinstance(event, Written) and self._watches(stored.writer) and len(event.piece) >= self._guard.min_tokens:
             place = _place(self._guard.watcher(), event)
             if place is not None and not self._is_ended(context, stored, event, place):
                 return Transition(state={}, keep=place, then=Finish(reason=self._guard.reason))
@@ -151,8 +157,9 @@ class Guarded:
 
 
 class _ExitingState(BaseModel):
-    """policy: of the delegation, in the think phase. text, num_tokens: of the kept text. answer: of the answer's
-    request, once the exit has closed the phase."""
+    """policy: of the delegation, in the think phase. text, num_tokens: of the kept text. asides: the texts, token by
+    token, of those written after all of it, by their numbers. answer: of the answer's request, once the exit has closed
+    the phase."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -160,6 +167,7 @@ class _ExitingState(BaseModel):
     writer: ModelRole | None
     text: TextState = TextState()
     num_tokens: int = 0
+    asides: dict[int, tuple[str, ...]] = {}
     answer: PolicyState | None = None
 
 
@@ -206,15 +214,17 @@ class Exiting:
         watcher = self._phase_watcher(context, state)
         kept = event.piece.texts[: transition.keep or 0]
         is_due = [watcher.feed(text) for text in kept][-1:] == [True]
+        asides = state.asides | ({event.index: event.piece.texts} if isinstance(event, Answered) else {})
         for insert in transition.insert:
-            for text in _inserted_texts(insert, event):
+            for text in _inserted_texts(insert, asides):
                 watcher.reader.feed(text)
         would_go_on = isinstance(event, Written) and _writer(transition) is ModelRole.SMALL and not transition.insert
         if is_due and would_go_on:
             assert isinstance(event, Written)
             return self._close(context, event, len(kept))
         num_tokens = state.num_tokens + watcher.reader.position
-        return self._wrap(context, transition, text=watcher.reader.state, num_tokens=num_tokens)
+        left = {} if kept or transition.insert else asides
+        return self._wrap(context, transition, text=watcher.reader.state, num_tokens=num_tokens, asides=left)
 
     def _close(self, context: SampleContext, event: Written, keep: int) -> Transition:
         """Keep what was thought, put the closing tag after it, and have the answer written."""
@@ -230,12 +240,22 @@ class Exiting:
         state = _ExitingState(policy={}, writer=self._exit.answer_role, answer=transition.state)
         return replace(transition, state=state.model_dump(mode="json"))
 
-    def _wrap(self, context: SampleContext, transition: Transition, *, text: TextState, num_tokens: int) -> Transition:
+    def _wrap(
+        self,
+        context: SampleContext,
+        transition: Transition,
+        *,
+        text: TextState,
+        num_tokens: int,
+        asides: Mapping[int, tuple[str, ...]] = MappingProxyType({}),
+    ) -> Transition:
         then = transition.then
         if isinstance(then, Finish):
             return transition
         writer = _writer(transition)
-        state = _ExitingState(policy=transition.state, writer=writer, text=text, num_tokens=num_tokens)
+        state = _ExitingState(
+            policy=transition.state, writer=writer, text=text, num_tokens=num_tokens, asides=dict(asides)
+        )
         if isinstance(then, Generate) and self._acts(context, state):
             then = replace(then, signals=then.signals | self._exit.signals)
         return replace(transition, state=state.model_dump(mode="json"), then=then)
@@ -269,14 +289,17 @@ def _writer(transition: Transition) -> ModelRole | None:
     return transition.then.role if isinstance(transition.then, Generate) else None
 
 
-def _inserted_texts(insert: Take | Insert, event: Event) -> tuple[str, ...]:
+def _inserted_texts(insert: Take | Insert, asides: Mapping[int, tuple[str, ...]]) -> tuple[str, ...]:
     match insert:
         case Insert(text=text):
             return (text,)
         case Take(index=index, num_tokens=num_tokens):
-            if not isinstance(event, Answered) or event.index != index:
-                raise ValueError(f"an exit cannot follow aside {index}, which was not answered just now")
-            return event.piece.head(num_tokens).texts
+            if index not in asides:
+                raise ValueError(
+                    f"the policy takes aside {index}, but the text went on since it was written; beside an exit, take "
+                    "an aside before anything else is kept or put in, or ask again"
+                )
+            return asides[index][:num_tokens]
 
 
 def _head_of_signals(event: Written, num_tokens: int) -> dict[Signal, tuple[float | None, ...]]:

@@ -17,7 +17,7 @@ steps in a row are equal (a guard does that here).
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -50,12 +50,6 @@ class GlimpseSpec(PolicySpec):
     def build(self) -> GlimpsePolicy:
         return GlimpsePolicy(self)
 
-    def takeover_limit(self, trigger: str) -> int:
-        return self.step_tokens
-
-    def handing_back(self) -> dict[str, Any]:
-        return {"handback": "break"}
-
 
 class _State(StepState):
     """All that is stored of the policy with a sample."""
@@ -70,7 +64,7 @@ class GlimpsePolicy(StepPolicy[_State]):
     _state_type = _State
 
     def __init__(self, spec: GlimpseSpec) -> None:
-        super().__init__(tokens=spec.step_tokens, handback="break")
+        super().__init__(handback="break")
         self._spec = spec
 
     def start(self, context: SampleContext) -> Transition:
@@ -112,6 +106,9 @@ class GlimpsePolicy(StepPolicy[_State]):
             max_tokens=self._spec.step_tokens,
             reading=Reading(value=entropy, threshold=self._spec.threshold, outcome="take_over"),
         )
+
+    def _takeover_limit(self, context: SampleContext, state: _State) -> int:
+        return self._spec.step_tokens
 
     def _after_large(self, turn: Turn[_State]) -> Transition:
         return turn.carry_on({}) if turn.state.trigger is Trigger.ANSWER else super()._after_large(turn)

@@ -7,6 +7,7 @@ control of. Matched to that policy's rate, the two differ only in where the larg
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -18,7 +19,7 @@ from pipeline.policies.reading.reader import Reader
 from pipeline.policies.requests import Trigger
 from pipeline.policies.specs import PolicySpec
 from pipeline.policies.step_delegation import StepPolicy, StepState, text_reader
-from pipeline.policies.turns import Tokens, Turn, fires, first_turn
+from pipeline.policies.turns import Turn, fires, first_turn
 from pipeline.samples import ModelRole
 from pipeline.signals import Readings
 
@@ -30,8 +31,9 @@ class RandomDelegationSpec(PolicySpec):
     rate: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Probability of a takeover at each break that small writes in the think phase. About the share of large's tokens
     in the paper's table, where most takeovers are as long as a step: 0.18 to 0.19."""
-    tokens: Tokens = 20
-    """Most tokens of a takeover. As n1 of Speculative Thinking."""
+    tokens: Annotated[float, Field(ge=1)] = 20
+    """Most tokens of a takeover, their mean where it is no whole number: 2.5 is 2 and 3 in turn, which of them
+    first is drawn. As n1 of Speculative Thinking."""
     handback: HandBack = "sentence"
     """Where a takeover ends. As Speculative Thinking's ``improved``; "break" as ``glimpse``."""
     handback_from: HandBackFrom = 0.5
@@ -40,34 +42,14 @@ class RandomDelegationSpec(PolicySpec):
     def build(self) -> RandomDelegationPolicy:
         return RandomDelegationPolicy(self)
 
-    def takeover_limit(self, trigger: str) -> int:
-        return self.tokens
-
-
-def matched_rate(*, num_breaks: int, num_takeovers: int) -> float:
-    """The rate at which random delegation calls the large model as often as another job's policy did.
-
-    num_breaks: breaks that the small model wrote in the think phase of that job's kept text, those at which it was
-        taken over included; a run of newlines is one break.
-    num_takeovers: times it was taken over there.
-
-    What is matched is how often the large model is called per break, in expectation and over the whole job. Not matched
-    are where, which is what the control varies, and how much the large model writes each time: for that, set ``tokens``
-    to what that job's takeovers were allowed. A rate is one at most: a policy that took over oftener than at every
-    break cannot be matched by this control.
-
-    Raises ValueError for counts that no job can have.
-    """
-    if num_breaks < 1 or num_takeovers < 0:
-        raise ValueError(f"{num_takeovers} takeovers at {num_breaks} breaks give no rate: a break is needed")
-    return min(1.0, num_takeovers / num_breaks)
-
 
 class _State(StepState):
     """All that is stored of the policy with a sample."""
 
     num_draws: int = 0
     """Breaks decided about so far."""
+    num_takeovers: int = 0
+    """Takeovers begun so far."""
 
 
 class RandomDelegationPolicy(StepPolicy[_State]):
@@ -76,7 +58,7 @@ class RandomDelegationPolicy(StepPolicy[_State]):
     _state_type = _State
 
     def __init__(self, spec: RandomDelegationSpec) -> None:
-        super().__init__(tokens=spec.tokens, handback=spec.handback, handback_from=spec.handback_from)
+        super().__init__(handback=spec.handback, handback_from=spec.handback_from)
         self._spec = spec
 
     def start(self, context: SampleContext) -> Transition:
@@ -91,8 +73,18 @@ class RandomDelegationPolicy(StepPolicy[_State]):
         update = {"text": watcher.reader.state, "num_draws": watcher.num_draws}
         if not is_drawn:
             return turn.carry_on(update)
-        keep = watcher.reader.position
-        return turn.hand_to(ModelRole.LARGE, Trigger.RANDOM, update, keep=keep, max_tokens=self._spec.tokens)
+        update["num_takeovers"] = turn.state.num_takeovers + 1
+        limit = self._limit(turn.context, turn.state.num_takeovers + 1)
+        return turn.hand_to(ModelRole.LARGE, Trigger.RANDOM, update, keep=watcher.reader.position, max_tokens=limit)
+
+    def _limit(self, context: SampleContext, number: int) -> int:
+        """Most tokens of a sample's takeover of that number, from 1: they sum up to the mean times the number, rounded
+        up or down as drawn for the sample, so that few takeovers have that mean, too."""
+        tokens, drawn = self._spec.tokens, _draw(context, 0)
+        return math.floor(number * tokens + drawn) - math.floor((number - 1) * tokens + drawn)
+
+    def _takeover_limit(self, context: SampleContext, state: _State) -> int:
+        return self._limit(context, state.num_takeovers)
 
     def _draft_watcher(self, context: SampleContext, state: _State) -> _DraftWatcher:
         return _DraftWatcher(text_reader(context, state.text), context, state, rate=self._spec.rate)

@@ -75,12 +75,6 @@ class PluginSpec(PolicySpec):
     def build(self) -> Policy:
         return self.load().build()
 
-    def takeover_limit(self, trigger: str) -> int:
-        return self.load().takeover_limit(trigger)
-
-    def handing_back(self) -> dict[str, Any]:
-        return self.load().handing_back()
-
     @property
     def _key(self) -> str:
         return self.model_dump_json()

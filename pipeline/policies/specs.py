@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
-
-from pipeline.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pipeline.policies.protocol import Policy
@@ -29,17 +27,3 @@ class PolicySpec(BaseModel):
     def build(self) -> Policy:
         """The policy with these values."""
         raise NotImplementedError
-
-    def takeover_limit(self, trigger: str) -> int:
-        """Most tokens of a takeover with this trigger, for the control that is to match this policy.
-
-        Raises ConfigurationError for a policy whose takeovers have no such limit, or that has none.
-        """
-        raise ConfigurationError(f"policy {self.name!r} does not say how long its takeovers are; it cannot be matched")
-
-    def handing_back(self) -> dict[str, Any]:
-        """How takeovers end, as fields of the control that is to match this policy: its own, else after n tokens."""
-        own: dict[str, Any] = {
-            name: getattr(self, name) for name in ("handback", "handback_from") if name in type(self).model_fields
-        }
-        return own or {"handback": "tokens"}

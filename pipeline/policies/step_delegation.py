@@ -5,6 +5,7 @@ What ``random`` and ``glimpse`` share. They differ in the place, which each find
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TypeVar
 
 from pipeline.policies.protocol import SampleContext, Transition
@@ -28,8 +29,7 @@ StepStateT = TypeVar("StepStateT", bound=StepState)
 class StepPolicy(PairPolicy[StepStateT]):
     """Hands back where a step or sentence of large ends, or after so many tokens."""
 
-    def __init__(self, *, tokens: int, handback: HandBack, handback_from: float = 0.0) -> None:
-        self._tokens = tokens
+    def __init__(self, *, handback: HandBack, handback_from: float = 0.0) -> None:
         self._handback = handback
         self._handback_from = handback_from
 
@@ -50,10 +50,14 @@ class StepPolicy(PairPolicy[StepStateT]):
         """What follows the large model's text. text: the state of the text with what is kept of it."""
         return turn.hand_to(ModelRole.SMALL, Trigger.RESUME, {"text": text}, keep=keep)
 
+    @abstractmethod
+    def _takeover_limit(self, context: SampleContext, state: StepStateT) -> int:
+        """Most tokens of the takeover that this state waits for."""
+
     def _watch_large(self, context: SampleContext, state: StepStateT) -> HandBackWatcher | None:
         return HandBackWatcher(
             text_reader(context, state.text),
-            limit=self._tokens,
+            limit=self._takeover_limit(context, state),
             handback=self._handback,
             handback_from=self._handback_from,
             at_break=state.text.at_break,

@@ -1,4 +1,4 @@
-"""Two jobs compared by their problems: pure arithmetic on what the database gave."""
+"""Compares two jobs problem by problem: pure arithmetic on what the database gave."""
 
 from __future__ import annotations
 

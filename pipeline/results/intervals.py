@@ -1,4 +1,4 @@
-"""Intervals and tests for accuracies: what SQL does not say in one line."""
+"""Computes confidence intervals and tests for accuracies."""
 
 from __future__ import annotations
 

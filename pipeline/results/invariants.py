@@ -1,4 +1,4 @@
-"""What must hold of a job, whatever died while it ran. ``pipeline.db.invariants`` looks whether it does."""
+"""The promises about a job's stored rows. ``pipeline.db.invariants`` checks them."""
 
 from __future__ import annotations
 

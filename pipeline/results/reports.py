@@ -1,4 +1,4 @@
-"""What reading gives: jobs, their progress and statistics, results, one sample in full. Plain frozen values."""
+"""Result types of all read queries: jobs, progress, statistics, results, one sample in full."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sample as it is stored, whole: what a replay reads."""
+"""A whole stored sample, as a replay reads it."""
 
 from __future__ import annotations
 

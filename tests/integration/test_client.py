@@ -40,6 +40,7 @@ from tests.integration.rows import (
     add_step,
     add_worker,
     every,
+    one,
 )
 
 pytestmark = pytest.mark.integration
@@ -264,9 +265,38 @@ def test_random_control_takes_over_as_often_as_the_job_it_is_matched_to(client: 
     matched = job_to_match(connection)
     job = client.submit(small_set("1?"), small="S", large="L", policy="random", matched_to=matched)
     policy = job.config.policy.model_dump()
-    assert (policy["name"], policy["rate"], policy["tokens"]) == ("random", pytest.approx(1 / 3), 20)
-    assert policy["handback"] == "sentence"
+    assert (policy["name"], policy["rate"], policy["tokens"]) == ("random", pytest.approx(1 / 3), 6)
+    assert policy["handback"] == "tokens"
     assert (job.policy, job.name) == ("random", f"few · random matched to job {matched}")
+
+
+def test_samples_without_their_end_do_not_count_for_the_control(client: Client, connection: Connection) -> None:
+    matched = job_to_match(connection)
+    (failed,) = add_samples(connection, matched, [{"problem": 1, "state": "failed", "tokens_large": 2}])
+    by = one(connection, "SELECT worker_id, engine_id FROM segments LIMIT 1")
+    add_segment(connection, failed, 0, "large", "LL", trigger="reflection", takes_over=True, **by)
+    connection.commit()
+    policy = client.submit(small_set("1?"), small="S", large="L", policy="random", matched_to=matched).config.policy
+    assert policy.model_dump()["rate"] == pytest.approx(1 / 3)
+
+
+def test_takeovers_are_as_long_as_they_were_written_not_as_allowed(client: Client, connection: Connection) -> None:
+    """As in the preset ``code``, whose takeover goes on after its first n1 tokens."""
+    matched = job_to_match(connection)
+    by = one(connection, "SELECT worker_id, engine_id, sample_id FROM segments WHERE author = 'large'")
+    add_segment(connection, by.pop("sample_id"), 3, "large", "L" * 30, trigger="verify", **by)
+    connection.commit()
+    policy = client.submit(small_set("1?"), small="S", large="L", policy="random", matched_to=matched).config.policy
+    assert policy.model_dump()["tokens"] == 36
+
+
+def test_numbers_that_are_given_win_over_the_matched_ones(client: Client, connection: Connection) -> None:
+    job = client.submit(
+        small_set("1?"), small="S", large="L", policy="random", matched_to=job_to_match(connection),
+        policy_values={"handback": "break", "tokens": 512},
+    )  # fmt: skip
+    policy = job.config.policy.model_dump()
+    assert (policy["rate"], policy["tokens"], policy["handback"]) == (pytest.approx(1 / 3), 512, "break")
 
 
 def test_only_the_random_policy_is_matched_and_only_to_an_ended_job(client: Client, connection: Connection) -> None:

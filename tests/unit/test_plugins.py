@@ -16,6 +16,7 @@ from pipeline.grading import grader_names, make_grader
 from pipeline.jobs.config import JobConfig, ModelSpec
 from pipeline.policies import PluginSpec, parse_policy, policy_names
 from pipeline.policies.protocol import SampleContext
+from pipeline.policies.reading.cues import CueLists
 from pipeline.policies.requests import Generate
 from pipeline.samples import ModelRole
 
@@ -259,3 +260,11 @@ def test_values_of_a_packages_policy_are_checked(tmp_path: Path) -> None:
         parse_policy(named, {"rate": 1})
     with pytest.raises(ConfigurationError, match="tokens: Input should be a valid integer"):
         parse_policy(named, {"tokens": "many"})
+
+
+@pytest.mark.parametrize("field", ["cues: float = 0.5", 'cues: tuple[str, ...] = ("so",)', "cues: None = None"])
+def test_a_packages_policy_may_mean_something_else_by_cues(tmp_path: Path, field: str) -> None:
+    spec = parse_policy(write(tmp_path, RULES.replace("tokens: int = 7", f"tokens: int = 7\n    {field}")))
+    config = JobConfig(policy=spec, large=ModelSpec(name="m"))
+    for read in (config, JobConfig.model_validate_json(config.model_dump_json())):
+        assert read.cues == CueLists()

@@ -1,9 +1,9 @@
 """Checks every message before Celery or kombu parse any part of it.
 
-Whoever can write to Redis can put anything on a queue, and kombu and Celery trust it: text that is no JSON, a missing
-field or deep nesting ends the worker's loop, a header may name a compression (a bomb), a time to run in a year, or
-tasks to send on, and what Celery refuses by itself it logs in full. So a message of any other form than ours is dropped
-with a line that has its queue, size and reason, never its content.
+A process that can write to Redis can put anything on a queue, and kombu and Celery trust it: text that is no JSON, a
+missing field or deep nesting ends the worker's loop, a header may name a compression (a bomb), a time to run in a year,
+or tasks to send on, and what Celery refuses by itself it logs in full. So a message of any other form than ours is
+dropped with a line that has its queue, size and reason, never its content.
 
 Broadcasts are checked too: a worker answers the questions that Flower asks, and takes no orders (shutdown, revoke, time
 limits, other queues).

@@ -1,4 +1,4 @@
-"""The forms of messages: what a task, and a question to the workers, look like in the broker.
+"""The forms of messages in the broker: of a task, and of a question to the workers.
 
 Strict, and closed to every field that is not ours: a header that names a compression, a time to run or tasks to send on
 has no place in them.

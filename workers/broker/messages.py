@@ -1,4 +1,4 @@
-"""What travels through the broker: ids and epochs, never text, tokens or answers; a payload under 1 KB."""
+"""The payloads of messages: ids and epochs, never text, tokens or answers; a payload under 1 KB."""
 
 from __future__ import annotations
 

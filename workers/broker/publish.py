@@ -1,4 +1,4 @@
-"""Publishing wake-up messages, after the commit that made them true.
+"""Publishes wake-up messages, after the commit that made them true.
 
 A message that cannot be sent is logged and forgotten: the sample is found again by upkeep.
 """

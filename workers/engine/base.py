@@ -1,4 +1,4 @@
-"""The seam between the workers and an inference engine.
+"""The protocol between the workers and an inference engine.
 
 An engine takes token ids and gives token ids; text exists so that a stop rule can read along. ``Engine`` is what the
 worker loop sees; ``VllmEngine`` (workers/engine/vllm/adapter.py) is the real one, ``ScriptedEngine``

@@ -1,4 +1,4 @@
-"""Why an engine failed, in one line; also from the engine's own process to the worker that started it."""
+"""Says in one line why an engine failed; carries it from the engine's own process to the worker, too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choosing an engine by its kind (``SPECTHINK_ENGINE__KIND``)."""
+"""Chooses an engine by its kind (``SPECTHINK_ENGINE__KIND``)."""
 
 from __future__ import annotations
 

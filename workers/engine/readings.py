@@ -1,4 +1,4 @@
-"""From an engine's log-probabilities to readings: plain arithmetic on the most likely tokens, in nats.
+"""Turns an engine's log-probabilities into readings: plain arithmetic on the most likely tokens, in nats.
 
 Readings are rounded here, before anybody sees them: stop rule, policy, database and replay share one value. A value
 that is not finite (an engine may report minus infinity) becomes None, like a value out of sight.

@@ -1,4 +1,4 @@
-"""What every engine does alike, whatever writes the tokens: requests in, results out, aborts, death, totals.
+"""The part that all engines share: requests in, results out, aborts, death, totals.
 
 An engine has one thread of its own. A subclass says how that thread gets tokens, and calls ``_take`` with what came.
 """

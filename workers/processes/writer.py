@@ -6,6 +6,7 @@ Celery signal would swallow.
 
 from __future__ import annotations
 
+import gc
 import math
 import multiprocessing
 import os
@@ -119,6 +120,7 @@ class WriterProcess:
     def run(self) -> int:
         """Run until told to stop; then drain, hand the rest back and give up the lease."""
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        gc.freeze()  # what the model and the imports left stays to the end: no collection need look at it again
         add_samples_task(self._base.app, _TASKS[self._role], self._writer.write)
         on_shutdown(lambda: self._writer.drain(self._base.settings.lease.drain_s))
         self._lease.start(self)

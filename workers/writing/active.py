@@ -59,9 +59,13 @@ class ActiveSample:
         return [*self.sample.context.segments, *self.segments]
 
     @property
+    def num_segments(self) -> int:
+        return len(self.sample.context.segments) + len(self.segments)
+
+    @property
     def num_kept(self) -> int:
         """Tokens of the sample's text."""
-        return sum(len(segment.kept) for segment in self.text)
+        return self.sample.context.num_kept + sum(segment.num_kept for segment in self.segments)
 
     @property
     def num_asides(self) -> int:

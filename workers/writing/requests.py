@@ -60,7 +60,7 @@ def _of_generate(active: ActiveSample) -> dict[str, Any]:
         job_seed=active.context.job_seed,
         problem_id=active.context.problem_id,
         sample_index=active.context.sample_index,
-        segment_index=len(active.text),
+        segment_index=active.num_segments,
         role=setup.role,
     )
     # What was begun goes before what was not: it ends sooner and frees its cache.

@@ -182,7 +182,7 @@ def _answer(active: ActiveSample, request: Ask, result: GenerateResult | None) -
         WrittenAside(
             author=Author(request.role.value),
             aside_index=event.index,
-            after_segment=len(active.text),
+            after_segment=active.num_segments,
             purpose=request.purpose,
             question=request.question,
             turn=request.turn,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, lru_cache
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
@@ -101,7 +101,7 @@ class CueFinder:
 
     def count(self, text: str) -> int:
         """How many cues text holds, each occurrence counted."""
-        folded = fold(text)
+        folded = fold.__wrapped__(text)  # a whole sentence comes once
         return sum(len(pattern.findall(folded)) for _, pattern in self._each)
 
 
@@ -123,7 +123,7 @@ class CueStream:
     def feed(self, text: str) -> Cue | None:
         """The first cue that text makes certain."""
         text = fold(text)
-        if text[:1] == " " == self._text[-1:]:
+        if text[:1] == " " and self._text[-1:] == " ":
             text = text[1:]
         if not text:
             return None
@@ -142,8 +142,9 @@ class CueStream:
 _WHITE_SPACE = re.compile(r"\s{2,}|[^\S ]")
 
 
+@lru_cache(maxsize=16_384)
 def fold(text: str) -> str:
-    """Case-folded, with one space for each run of white space."""
+    """Case-folded, with one space for each run of white space. Tokens come again and again: their forms are kept."""
     return _WHITE_SPACE.sub(" ", text.casefold())
 
 

@@ -45,20 +45,19 @@ class HandBackWatcher:
         self._num_read += 1
         self.reader.feed(text)
         end = self._end_of_sentence(self._ending, text) if self._ending else self._end_of_step(text)
-        if not self.reader.thinking or (end is None and self._num_read >= self.limit):
+        is_over = not self.reader.thinking
+        if is_over or (end is None and self._num_read >= self.limit):
             end = self._num_read
-        if end is None:
-            return False
-        self.num_kept = end
-        return True
+        self.num_kept = end or 0
+        return end is not None
 
     def _end_of_sentence(self, ending: SentenceEndFinder, text: str) -> int | None:
         """The number of tokens at which a sentence or step has just been seen to end, late enough to hand back."""
-        end = self._num_read if self.reader.at_break else None
         sentence_end = ending.feed(text)
-        end = sentence_end if end is None else end
-        least = max(1, math.ceil(self.limit * self._from))
-        return end if end is not None and end >= least else None
+        end = self._num_read if self.reader.at_break else sentence_end
+        if end is None:
+            return None
+        return end if end >= max(1, math.ceil(self.limit * self._from)) else None
 
     def _end_of_step(self, text: str) -> int | None:
         """The number of tokens at which the step has just ended, where that hands back."""

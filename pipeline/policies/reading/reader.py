@@ -58,9 +58,12 @@ class SentenceEndFinder:
         stop = self._STOP.search(self._tail)
         if stop is not None and stop["space"] == "":
             self._open_end = self._num_read
-        elif ended is None and not text.isspace() and (stop or self._FULL_WIDTH_STOP.search(self._tail)):
+        elif ended is None and not text.isspace() and (stop or self._ends_full_width()):
             ended = self._num_read
         return ended
+
+    def _ends_full_width(self) -> bool:
+        return not self._tail.isascii() and self._FULL_WIDTH_STOP.search(self._tail) is not None
 
 
 class Reader:

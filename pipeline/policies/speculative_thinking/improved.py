@@ -200,7 +200,11 @@ class SpeculativeThinkingPolicy(PairPolicy[_State]):
     def _takeover_watcher(self, context: SampleContext, state: _State) -> _TakeoverWatcher:
         spec = self._spec
         back = HandBackWatcher(
-            self._reader(context, state), limit=state.limit, handback=spec.handback, handback_from=spec.handback_from
+            self._reader(context, state),
+            limit=state.limit,
+            handback=spec.handback,
+            handback_from=spec.handback_from,
+            at_break=state.text.at_break,
         )
         extends = state.trigger in SHORT_TAKEOVERS
         verify = CueStream(self._verify_finder, state.text.tail) if extends else None

@@ -69,16 +69,6 @@ class Rules(PolicySpec):
             "threshold": self.threshold,
         }
 
-    def takeover_limit(self, trigger: str) -> int:
-        """R3's growth is left out."""
-        match trigger:
-            case Trigger.VERIFY | Trigger.REPETITION:
-                return self.n2
-            case Trigger.TOO_MUCH_REFLECTION:
-                return self.n3
-            case _:
-                return self.n1
-
     @property
     def check(self) -> Insert:
         """R3's sentence."""

@@ -1,4 +1,4 @@
-"""The page's charts: matplotlib to SVG, text as outlines, so that they look the same everywhere."""
+"""Draws the report's charts as SVG, with text as outlines, so that they look the same everywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page: what is shown where. Its template escapes every text, so that what a model wrote can only be read."""
+"""Builds the HTML report. Its template escapes every text, so that what a model wrote can only be read."""
 
 from __future__ import annotations
 

@@ -2,56 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline.errors import ConfigurationError
-from pipeline.jobs.matching import matched_values
+from pipeline.jobs.matching import DelegatedWriting, matched_values
 from pipeline.policies import parse_policy
+
+WRITTEN = DelegatedWriting(num_breaks=400, num_takeovers=100, takeover_tokens=3_125)
 
 
 def test_rate_and_length_are_the_jobs() -> None:
-    spec = parse_policy("speculative-thinking:improved")
-    takeovers = {"reflection": 30, "affirmation": 30, "verify": 30, "too_much_reflection": 10}
-    values = matched_values(spec, num_breaks=400, takeovers=takeovers)
-    assert values == {
-        "rate": 0.25,
-        "tokens": round((60 * 20 + 40 * 125) / 100),
-        "handback": "sentence",
-        "handback_from": 0.5,
-    }
+    values = matched_values(WRITTEN)
+    assert values == {"rate": 0.25, "tokens": 31.25, "handback": "tokens"}
     assert parse_policy("random", values).model_dump().items() >= values.items()
 
 
-def test_presets_that_hand_back_at_n_tokens_are_matched_so() -> None:
-    values = matched_values(parse_policy("speculative-thinking:paper"), num_breaks=10, takeovers={"reflection": 4})
-    assert values == {"rate": 0.4, "tokens": 20, "handback": "tokens"}
+def test_takeover_at_every_break_is_matched() -> None:
+    assert matched_values(replace(WRITTEN, num_breaks=100))["rate"] == 1
 
 
-def test_steps_are_matched_by_steps() -> None:
-    values = matched_values(parse_policy("glimpse"), num_breaks=50, takeovers={"glimpse": 10})
-    assert values == {"rate": 0.2, "tokens": 512, "handback": "break"}
-    assert parse_policy("random", values).model_dump().items() >= values.items()
-
-
-def test_random_can_be_matched_to_random() -> None:
-    spec = parse_policy("random", {"rate": 0.3, "tokens": 33, "handback": "tokens"})
-    values = matched_values(spec, num_breaks=100, takeovers={"random": 30})
-    assert (values["rate"], values["tokens"], values["handback"]) == (0.3, 33, "tokens")
+def test_answers_match_by_themselves_after_the_same_exit() -> None:
+    written = replace(WRITTEN, answer_tokens=50)
+    assert matched_values(written, same_exit=True) == matched_values(WRITTEN)
 
 
 @pytest.mark.parametrize(
-    ("policy", "takeovers", "num_breaks"),
+    ("change", "reason"),
     [
-        ("speculative-thinking:improved", {}, 10),
-        ("speculative-thinking:improved", {"verify": 5}, 0),
-        ("large-only", {}, 10),
+        ({"num_takeovers": 0}, "0 takeovers at 400 breaks of the small model give no rate to match"),
+        ({"num_breaks": 0}, "100 takeovers at 0 breaks of the small model give no rate to match"),
+        ({"num_breaks": 99}, "100 takeovers at 99 breaks of the small model cannot be matched"),
+        ({"opening_tokens": 7}, "wrote 7 tokens before a sample's first takeover"),
+        ({"answer_tokens": 7}, "wrote 7 tokens of answers"),
+        ({"takeover_tokens": 99}, "takeovers of 99 tokens together cannot be matched"),
     ],
 )
-def test_job_without_takeovers_cannot_be_matched(policy: str, takeovers: dict[str, int], num_breaks: int) -> None:
-    with pytest.raises(ConfigurationError, match="rate to match"):
-        matched_values(parse_policy(policy), num_breaks=num_breaks, takeovers=takeovers)
-
-
-def test_a_policy_that_does_not_say_how_long_its_takeovers_are_cannot_be_matched() -> None:
-    with pytest.raises(ConfigurationError, match="'large-only' does not say how long its takeovers are"):
-        matched_values(parse_policy("large-only"), num_breaks=10, takeovers={"my own": 5})
+def test_job_that_the_control_cannot_match_is_refused(change: dict[str, int], reason: str) -> None:
+    with pytest.raises(ConfigurationError, match=reason):
+        matched_values(replace(WRITTEN, **change))

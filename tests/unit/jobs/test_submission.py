@@ -13,7 +13,7 @@ from pipeline.errors import BadProblem, ConfigurationError
 from pipeline.jobs.config import JobConfig, ModelSpec
 from pipeline.jobs.readiness import ReadyJob, make_ready
 from pipeline.jobs.references import StoredSet
-from pipeline.jobs.submission import SourceJob, Submission
+from pipeline.jobs.submission import SourceJob, Submission, part_values
 from pipeline.policies import parse_policy
 from pipeline.policies.exits import CutExit
 from pipeline.policies.guards import LoopGuard
@@ -119,6 +119,32 @@ def test_numbers_of_the_policy_can_be_set() -> None:
     assert made.policy == "speculative-thinking:code"
     with pytest.raises(ConfigurationError, match="has no n9; it has: "):
         ready(policy_values={"n9": 1})
+
+
+def test_parts_are_set_by_dotted_key_and_may_be_text() -> None:
+    given = {
+        "policy.n1": "30", "policy.cues.verify": ["let me see"], "exit.thinking_tokens": "40", "guard.repeats": "3",
+    }  # fmt: skip
+    asked = Submission.parse(problems=1, small="S", large="L", **part_values(given))
+    spec = parse_policy(asked.policy, asked.policy_values).model_dump()
+    assert (spec["n1"], spec["n2"], spec["cues"]["verify"]) == (30, 125, ("let me see",))
+    assert spec["cues"]["negative"] == parse_policy("speculative-thinking").model_dump()["cues"]["negative"]
+    assert (asked.exit, asked.guard) == (CutExit(thinking_tokens=40), LoopGuard(repeats=3))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"n1": 30}, "there is no 'n1' to set; write policy.NAME, exit.NAME or guard.NAME"),
+        ({"policy": "code"}, "there is no 'policy' to set"),
+        ({"exit.tokens": 30}, "exit has no tokens; it has: name, thinking_tokens, answer_role"),
+        ({"guard.times": 3}, "guard has no times; it has: name, role, repeats"),
+        ({"policy.n1": 3, "policy.n1.x": 1}, "'policy.n1.x' and what it lies in are both set"),
+    ],
+)
+def test_key_of_a_part_that_there_is_not_is_refused(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        part_values(given)
 
 
 def test_exit_and_guard_are_part_of_the_job_and_of_its_clone() -> None:

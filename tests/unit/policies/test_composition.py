@@ -11,9 +11,9 @@ from pipeline.policies.baselines import LargeOnlySpec, SmallOnlySpec
 from pipeline.policies.composition import compose
 from pipeline.policies.exits import CutExit
 from pipeline.policies.guards import LoopGuard
-from pipeline.policies.protocol import SampleContext, Transition
+from pipeline.policies.protocol import PolicyState, SampleContext, Transition
 from pipeline.policies.random_delegation import RandomDelegationSpec
-from pipeline.policies.requests import Finish, Generate, Insert, Written
+from pipeline.policies.requests import Answered, Ask, Event, Finish, Generate, Insert, Take, Written
 from pipeline.policies.speculative_thinking.improved import SpeculativeThinkingSpec
 from pipeline.policies.speculative_thinking.released_code import CodeSpec
 from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
@@ -188,3 +188,41 @@ def test_a_takeover_goes_before_a_guard_at_the_same_token() -> None:
     assert Play(spec.build()).write(texts)[0] == Keep(num_tokens=4)
     quiet = compose(SmallOnlySpec().build(), guards=[GUARD])
     assert Play(quiet).write(texts) == (Keep(num_tokens=16), Finish(reason=FinishReason.REPETITION))
+
+
+class AsksTwice:
+    """Two candidates for the next step, by small; the first of them is taken."""
+
+    roles = frozenset({SMALL})
+
+    def start(self, context: SampleContext) -> Transition:
+        return Transition(state={}, then=Ask(role=SMALL, purpose="candidate", max_tokens=9))
+
+    def watcher(self, context: SampleContext, state: PolicyState) -> None:
+        return None
+
+    def advance(self, context: SampleContext, state: PolicyState, event: Event) -> Transition:
+        if isinstance(event, Written):
+            return Transition(state={}, keep=len(event.piece), then=Finish(reason=FinishReason.EOS))
+        if event.index == 0:
+            return self.start(context)
+        take = Take(index=0, num_tokens=2)
+        return Transition(state={}, insert=(take,), then=Generate(role=SMALL, max_tokens=9, trigger="resume"))
+
+
+def answered(index: int, *texts: str) -> Answered:
+    piece = Piece(token_ids=tuple(range(len(texts))), texts=texts)
+    return Answered(index=index, role=SMALL, piece=piece, finish=LENGTH, start_token=0)
+
+
+@pytest.mark.parametrize(("second", "thinks"), [("on", True), ("</think>", False)])
+def test_an_exit_reads_an_older_aside_that_is_taken(second: str, thinks: bool) -> None:
+    policy = compose(AsksTwice(), exit=CutExit(thinking_tokens=5))
+    context = Play(policy).context
+    state = policy.start(context).state
+    state = policy.advance(context, state, answered(0, "go ", second, "never")).state
+    last = policy.advance(context, state, answered(1, "other")).state
+    watcher = policy.watcher(context, last)
+    assert (watcher is not None) is thinks
+    if watcher is not None:  # two tokens were taken
+        assert [watcher.feed("a") for _ in range(3)] == [False, False, True]

@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline.policies.protocol import Policy, PolicyState, SampleContext
-from pipeline.policies.random_delegation import RandomDelegationSpec, matched_rate
+from pipeline.policies.random_delegation import RandomDelegationSpec
 from pipeline.policies.requests import Finish, Generate, Written
 from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
 from tests.decisions import Decision, Keep, decided
@@ -134,15 +134,6 @@ def test_the_sample_ends_as_its_model_does() -> None:
     assert decisions[1] == Generate(role=LARGE, max_tokens=1, takes_over=True, trigger="random")
     ended = advance(policy, state, LARGE, "b", LENGTH, start_token=2, of=few)[1]
     assert ended == (Keep(num_tokens=1), Finish(reason=FinishReason.LENGTH))
-
-
-def test_the_rate_of_another_job_is_matched() -> None:
-    assert matched_rate(num_breaks=200, num_takeovers=30) == 0.15
-    assert matched_rate(num_breaks=10, num_takeovers=11) == 1.0
-    assert matched_rate(num_breaks=10, num_takeovers=0) == 0.0
-    for breaks, count in ((0, 0), (10, -1)):
-        with pytest.raises(ValueError, match="a break is needed"):
-            matched_rate(num_breaks=breaks, num_takeovers=count)
 
 
 def test_the_other_model_is_refused() -> None:

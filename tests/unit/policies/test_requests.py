@@ -124,3 +124,8 @@ def test_a_request_for_no_token_cannot_be_made() -> None:
         Generate(role=LARGE, max_tokens=0, trigger=Trigger.START)
     with pytest.raises(ValidationError):
         Ask(role=LARGE, purpose="rate", max_tokens=0)
+
+
+def test_small_takes_over_from_nobody() -> None:
+    with pytest.raises(ValidationError, match=r"'my own'.*only large is called in.*leave takes_over out"):
+        Generate(role=ModelRole.SMALL, max_tokens=1, trigger="my own", takes_over=True)

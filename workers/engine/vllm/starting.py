@@ -1,4 +1,4 @@
-"""Loading a model into vLLM, in one of two arrangements (``settings.vllm.process``).
+"""Loads a model into vLLM, in one of two arrangements (``settings.vllm.process``).
 
 inline: the engine core lives in this process. separate: it has a process of its own.
 """

@@ -1,26 +1,8 @@
 -- Read by: the control's matching (pipeline.jobs.matching), people.
 
 CREATE VIEW takeovers AS
-SELECT j.id AS job_id, l.*
-FROM jobs j
-CROSS JOIN LATERAL (
-    SELECT p.sample_id, p.segment_index, p.trigger, p.cue, p.tokens, p.start_token::integer AS start_token,
-           p.start_token / nullif(p.output_tokens, 0)::float8 AS position,
-           coalesce(lead(p.trigger) OVER w, CASE WHEN p.is_complete THEN 'end' END) AS followed_by,
-           (coalesce(lead(p.start_token) OVER w, p.output_tokens) - p.start_token - p.tokens)::integer
-               AS tokens_between,
-           p.score
-    FROM (
-        SELECT g.sample_id, g.segment_index, g.takes_over, g.trigger, g.cue, cardinality(g.token_ids) AS tokens,
-               sum(cardinality(g.token_ids)) OVER (PARTITION BY g.sample_id ORDER BY g.segment_index)
-               - cardinality(g.token_ids) AS start_token,
-               s.tokens_small + s.tokens_large + s.tokens_inserted AS output_tokens, s.score,
-               s.state IN ('finished', 'graded') AS is_complete
-        FROM samples s JOIN segments g ON g.sample_id = s.id WHERE s.job_id = j.id
-) p
-    WHERE p.takes_over
-    WINDOW w AS (PARTITION BY p.sample_id ORDER BY p.segment_index)
-) l;
+SELECT j.id AS job_id, t.*
+FROM jobs j CROSS JOIN LATERAL placed_takeovers(j.id, 0, 9223372036854775807) t;
 
 COMMENT ON VIEW takeovers IS
     'Every time the large model was called in in the place of the small one: where in the sample, why, and what came '

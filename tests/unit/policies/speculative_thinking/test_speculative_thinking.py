@@ -383,3 +383,9 @@ def test_a_request_that_was_cut_short_goes_on() -> None:
 def test_the_other_model_is_refused() -> None:
     with pytest.raises(ValueError, match="the small model was to write, but large did"):
         Play().large("a")
+
+
+def test_newlines_after_a_break_are_no_step_of_large() -> None:
+    play = taken_over(spec=spec(handback="break"))
+    assert play.watched("\n|Then| so|.\n\n|more") == 4
+    assert play.large("\n|Then| so|.\n\n")[0] == Keep(num_tokens=4)

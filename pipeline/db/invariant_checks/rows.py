@@ -1,0 +1,62 @@
+"""Statements on rows: each problem has each of its samples once, and states agree."""
+
+from __future__ import annotations
+
+_SAMPLES_OF_EACH_PROBLEM = """
+    SELECT p.position, 'problem ' || p.external_id AS place,
+           format('has %s samples, numbered %s to %s, instead of 0 to %s once each',
+                  coalesce(c.n, 0), coalesce(c.lowest::text, '-'), coalesce(c.highest::text, '-'), j.num_samples - 1)
+           AS what
+    FROM jobs j JOIN problems p ON p.problem_set_id = j.problem_set_id AND p.position < j.num_problems
+    LEFT JOIN (
+        SELECT problem_id, count(*) AS n, count(DISTINCT sample_index) AS numbers, min(sample_index) AS lowest,
+               max(sample_index) AS highest
+        FROM samples WHERE job_id = :job GROUP BY problem_id
+    ) c ON c.problem_id = p.id
+    WHERE j.id = :job
+      AND (c.n, c.numbers, c.lowest, c.highest) IS DISTINCT FROM (j.num_samples, j.num_samples, 0, j.num_samples - 1)
+"""
+_PROBLEMS_OF_THE_JOB = """
+    SELECT 0 AS position, format('job %s', j.id) AS place,
+           format('asks %s problems, its set has %s of them', j.num_problems, count(p.id)) AS what
+    FROM jobs j LEFT JOIN problems p ON p.problem_set_id = j.problem_set_id AND p.position < j.num_problems
+    WHERE j.id = :job GROUP BY j.id, j.num_problems HAVING count(p.id) <> j.num_problems
+"""
+_STRAY_SAMPLES = """
+    SELECT s.id AS position, format('sample %s', s.id) AS place,
+           format('is of problem %s, which its job does not ask', s.problem_id) AS what
+    FROM samples s JOIN jobs j ON j.id = s.job_id JOIN problems p ON p.id = s.problem_id
+    WHERE s.job_id = :job AND (p.problem_set_id <> j.problem_set_id OR p.position >= j.num_problems)
+"""
+_STATE_OF_THE_JOB = """
+    SELECT 0 AS position, format('job %s', j.id) AS place,
+           format('is %s with %s open, %s graded, %s failed and %s cancelled samples',
+                  j.state, c.open, c.graded, c.failed, c.cancelled) AS what
+    FROM jobs j CROSS JOIN (
+        SELECT count(*) FILTER (WHERE state <> ALL(:final)) AS open,
+               count(*) FILTER (WHERE state = 'graded') AS graded,
+               count(*) FILTER (WHERE state = 'failed') AS failed,
+               count(*) FILTER (WHERE state = 'cancelled') AS cancelled
+        FROM samples WHERE job_id = :job
+    ) c
+    WHERE j.id = :job AND (
+        (j.state = ANY(:final_jobs) AND c.open > 0
+         AND NOT (j.state = 'cancelled' AND j.finished_at > clock_timestamp() - CAST(:cancelling AS interval)))
+        OR (j.state <> 'cancelled' AND c.cancelled > 0)
+        OR (j.state = 'completed' AND c.failed > 0) OR (
+            j.state = 'completed_with_errors' AND c.failed = 0 AND j.config->>'grader' = 'none')
+    )
+"""
+_GRADE_OF_EACH_GRADED = """
+    SELECT s.id AS position, format('sample %s', s.id) AS place, 'is graded, but no grading of it has ended' AS what
+    FROM samples s WHERE s.job_id = :job AND s.state = 'graded'
+      AND NOT EXISTS (SELECT FROM grades g WHERE g.sample_id = s.id AND g.status <> 'running')
+"""
+
+STATEMENTS = (
+    _PROBLEMS_OF_THE_JOB,
+    _SAMPLES_OF_EACH_PROBLEM,
+    _STRAY_SAMPLES,
+    _STATE_OF_THE_JOB,
+    _GRADE_OF_EACH_GRADED,
+)

@@ -1,0 +1,38 @@
+"""The tables. Every fact of the pipeline lives in one of them; comments are stored in the database too."""
+
+from __future__ import annotations
+
+from pipeline.db.base import Base
+from pipeline.db.tables.jobs import HiddenColumnsRow, JobRow, ProblemRow, ProblemSetRow, ReferenceAnswerRow
+from pipeline.db.tables.log import EventRow, SchemaObjectsRow
+from pipeline.db.tables.samples import GradeRow, SampleRow
+from pipeline.db.tables.segments import AsideRow, SegmentRow, SignalRow, StepRow
+from pipeline.db.tables.totals import JobTotalsRow, LengthCountRow, RollupRow
+from pipeline.db.tables.workers import EngineRow, WorkerRow
+
+__all__ = [
+    "AsideRow",
+    "EngineRow",
+    "EventRow",
+    "GradeRow",
+    "HiddenColumnsRow",
+    "JobRow",
+    "JobTotalsRow",
+    "LengthCountRow",
+    "METADATA",
+    "ProblemRow",
+    "ProblemSetRow",
+    "ReferenceAnswerRow",
+    "RollupRow",
+    "SampleRow",
+    "SchemaObjectsRow",
+    "SegmentRow",
+    "SignalRow",
+    "StepRow",
+    "WorkerRow",
+]
+
+METADATA = Base.metadata
+"""All tables, for migrations; each with its class's first line as its comment."""
+for _mapper in Base.registry.mappers:
+    METADATA.tables[_mapper.class_.__tablename__].comment = (_mapper.class_.__doc__ or "").partition("\n")[0]

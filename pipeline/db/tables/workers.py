@@ -1,0 +1,91 @@
+"""Tables of workers and their engines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    func,
+    text,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from pipeline.db.base import Base, Id, Instant, choice
+from pipeline.workforce import WorkerEnd, WorkerKind
+
+
+class EngineRow(Base):
+    """What an engine was, for the books; stored once per distinct content."""
+
+    __tablename__ = "engines"
+
+    id: Mapped[Id] = mapped_column(comment="given by the database")
+    sha256: Mapped[str] = mapped_column(unique=True, comment="of the columns below")
+    kind: Mapped[str] = mapped_column(comment="e.g. vllm")
+    version: Mapped[str] = mapped_column(comment="of the engine's package")
+    model: Mapped[str] = mapped_column(comment="the name that jobs use")
+    model_fingerprint: Mapped[str] = mapped_column(comment="sha256 of tokenizer and chat template")
+    vocabulary_sha256: Mapped[str] = mapped_column(comment="equal for models whose token ids mean the same text")
+    settings: Mapped[dict[str, Any]] = mapped_column(comment="as it was started")
+
+
+class WorkerRow(Base):
+    """One life of one worker process: its lease, and its engine's token counters."""
+
+    __tablename__ = "workers"
+    __table_args__ = (
+        CheckConstraint("(ended_at IS NULL) = (end_reason IS NULL)", name="end_reason"),
+        Index(
+            "ix_workers_live",
+            "kind",
+            "model",
+            postgresql_where=text("ended_at IS NULL"),
+        ),
+        Index("ix_workers_unsettled", "id", postgresql_where=text("settled_at IS NULL")),
+    )
+
+    id: Mapped[Id] = mapped_column(comment="given by the database")
+    kind: Mapped[WorkerKind] = mapped_column(choice(WorkerKind, "kind"), comment="small, large, grade or upkeep")
+    model: Mapped[str | None] = mapped_column(comment="the name jobs use")
+    engine_id: Mapped[int | None] = mapped_column(ForeignKey("engines.id"), comment="null: it has none")
+    host: Mapped[str] = mapped_column(comment="where it runs")
+    pid: Mapped[int] = mapped_column(comment="its process there")
+    queue: Mapped[str] = mapped_column(comment="its own queue, for samples whose context it has cached")
+    max_in_flight: Mapped[int] = mapped_column(comment="samples it works on at the same time")
+    started_at: Mapped[Instant] = mapped_column(server_default=func.now(), comment="when it registered")
+    renewed_at: Mapped[Instant] = mapped_column(server_default=func.now(), comment="when it last renewed its lease")
+    expires_at: Mapped[Instant] = mapped_column(comment="the lease's end, by this database's clock")
+    ended_at: Mapped[Instant | None] = mapped_column(comment="null: it lives, or nobody has noticed that it does not")
+    end_reason: Mapped[WorkerEnd | None] = mapped_column(
+        choice(WorkerEnd, "end_reason_choice"), comment="pipeline.workforce.WorkerEnd"
+    )
+    settled_at: Mapped[Instant | None] = mapped_column(comment="when all it held was given back")
+    num_in_flight: Mapped[int] = mapped_column(server_default="0", comment="samples it writes, at renewed_at")
+    tokens_generated: Mapped[int] = mapped_column(
+        BigInteger,
+        server_default="0",
+        comment="by its engine, EOS included, at renewed_at",
+    )
+    tokens_committed: Mapped[int] = mapped_column(
+        BigInteger,
+        server_default="0",
+        comment="of these, in a segment row as kept or discarded, or an EOS",
+    )
+    tokens_dropped: Mapped[int] = mapped_column(
+        BigInteger,
+        server_default="0",
+        comment="of these, refused at commit or aborted: generated again by others",
+    )
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="given to its engine")
+    cached_tokens: Mapped[int] = mapped_column(
+        BigInteger, server_default="0", comment="of these, found in the prefix cache"
+    )
+    tokens_withdrawn: Mapped[int] = mapped_column(
+        BigInteger,
+        server_default="0",
+        comment="of the committed ones, in segments that a retry with a larger budget took away",
+    )
