@@ -15,6 +15,7 @@ from pipeline.samples import ErrorClass
 
 if TYPE_CHECKING:
     from pipeline.client import Client
+    from pipeline.jobs.few_shot import FewShotFile
     from pipeline.problems import ColumnNames
     from pipeline.results.reports import Job, JobProgress
 
@@ -81,6 +82,19 @@ def submit(
         str | None,
         typer.Option(show_default="math", help="Prompt template: math, choice, free, paper-math or paper-choice."),
     ] = None,
+    prompt_template: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Your own template: a text with {{problem}}, {{choices}} and {{COLUMN}} in it."
+        ),
+    ] = None,
+    few_shot: Annotated[
+        str | None,
+        typer.Option(metavar="FILE:N", help="Show N problems of this file, with their answers, before each problem."),
+    ] = None,
+    few_shot_seed: Annotated[
+        int | None, typer.Option(min=0, show_default="the job's seed", help="Of the draw of those N.")
+    ] = None,
     grader: Annotated[str | None, typer.Option(show_default="math", help="math, exact, choice or none.")] = None,
     recipe: Annotated[
         str | None, typer.Option(metavar="NAME", help="A published set, in its published columns.")
@@ -134,6 +148,8 @@ def submit(
         top_k=top_k,
         max_tokens=max_tokens,
         prompt_template=prompt,
+        prompt_file=prompt_template,
+        few_shot=_few_shot(few_shot, few_shot_seed),
         grader=grader,
         limit=limit,
         name=name,
@@ -141,6 +157,17 @@ def submit(
     with connect(context, state_dir) as client:
         client.on_note(lambda note: typer.echo(note, err=True))
         _announce(client, client.submit(submission), wait=wait)
+
+
+def _few_shot(given: str | None, seed: int | None) -> FewShotFile | None:
+    from pipeline.jobs.few_shot import FewShotFile
+
+    if given is None:
+        return None
+    file, _, count = given.rpartition(":")
+    if not file or not count.isdigit() or not 1 <= int(count) <= 100:
+        raise typer.BadParameter(f"{given!r}: write FILE:N, N from 1 to 100", param_hint="--few-shot")
+    return FewShotFile(file=Path(file), count=int(count), seed=seed)
 
 
 def _columns(given: list[str], answer_as: str | None) -> ColumnNames:

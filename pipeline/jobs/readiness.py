@@ -12,9 +12,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.chat.prompts import make_text_template, prompt_template
 from pipeline.chat.translation import ThinkPhase
 from pipeline.errors import ConfigurationError
 from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec
+from pipeline.jobs.few_shot import FewShot, FewShotFile, draw_examples
 from pipeline.jobs.pair import ModelPair
 from pipeline.jobs.recipes import Recipe, find_recipe
 from pipeline.jobs.references import StoredSet, check_references, notes_on
@@ -31,6 +33,7 @@ from pipeline.problems import (
     hide_columns,
     load_problem_set,
 )
+from pipeline.problems.values import check_text
 from pipeline.samples import ModelRole
 
 if TYPE_CHECKING:
@@ -75,11 +78,13 @@ def make_ready(
     ConfigurationError for anything else that is wrong.
     """
     recipe = find_recipe(submission.recipe) if submission.recipe else None
+    submission = with_template(submission)
     problems = stored or read_problems(submission, recipe)
     spec = parse_policy(submission.policy, {**(matched or {}), **submission.policy_values} or None)
     pair = ModelPair.of(submission, spec)
     config = make_config(submission, spec, pair.specs(), recipe, has_choices=problems.has_choices)
     check_names(config)
+    config = with_examples(config, submission, recipe, problems)
     opener = first_role(config)
     size = problems.size if isinstance(problems, StoredSet) else len(problems.problems)
     num_problems = min(config.limit or size, size)
@@ -106,7 +111,8 @@ def make_ready(
 
 
 def _asks_otherwise(config: JobConfig, source: JobConfig) -> bool:
-    return config.prompt_template != source.prompt_template or config.limit != source.limit
+    asked = ("prompt_template", "template_text", "few_shot", "limit")
+    return any(getattr(config, name) != getattr(source, name) for name in asked)
 
 
 def _used(problems: ProblemSet | StoredSet, num_problems: int) -> ProblemSet:
@@ -139,8 +145,8 @@ def read_problems(submission: Submission, recipe: Recipe | None) -> ProblemSet:
 
 
 def _shown_by_template(submission: Submission, recipe: Recipe | None) -> tuple[str, ...]:
-    from pipeline.chat.prompts import prompt_template
-
+    if submission.template_text is not None and is_own(submission.prompt_template):
+        return make_text_template(submission.prompt_template or "", submission.template_text).shows
     name = submission.prompt_template or (recipe.prompt_template if recipe else None)
     return prompt_template(name).shows if name else ()
 
@@ -181,32 +187,79 @@ def make_config(
             prompt_template=submission.prompt_template or (recipe.prompt_template if recipe else usual),
             grader=submission.grader or (recipe.grader if recipe else usual),
             limit=submission.limit,
+            template_text=submission.template_text if is_own(submission.prompt_template) else None,
+            few_shot=submission.few_shot if isinstance(submission.few_shot, FewShot) else None,
         )
 
 
 def check_names(config: JobConfig) -> None:
     """Raises ConfigurationError for a prompt template or grader that does not exist."""
-    from pipeline.chat.prompts import prompt_template
     from pipeline.grading import make_grader
 
-    prompt_template(config.prompt_template)
+    config.template()
     make_grader(config.grader)
+
+
+OWN = "file:"
+"""What the name of a file's template begins with."""
+
+
+def is_own(template_name: str | None) -> bool:
+    return template_name is not None and template_name.startswith(OWN)
+
+
+def with_template(submission: Submission) -> Submission:
+    """The submission with the text of its prompt file. Raises ConfigurationError for one that cannot be read."""
+    file = submission.prompt_file
+    if file is None:
+        return submission
+    if submission.prompt_template is not None:
+        raise ConfigurationError("give a prompt template by its name or as a file, not both")
+    try:
+        text = file.read_text(encoding="utf-8")
+        check_text(text)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"the prompt template {file} cannot be read: {error}") from error
+    named = {"prompt_template": f"{OWN}{file.name}", "template_text": text.rstrip("\n"), "prompt_file": None}
+    return submission.model_copy(update=named)
+
+
+def with_examples(
+    config: JobConfig, submission: Submission, recipe: Recipe | None, problems: ProblemSet | StoredSet
+) -> JobConfig:
+    """The configuration with examples drawn from the submission's file, where it has one."""
+    wanted = submission.few_shot
+    if not isinstance(wanted, FewShotFile):
+        return config
+    template = config.template()
+    keep = (*submission.keep, *template.shows)
+    if recipe is not None:
+        source = recipe.load(wanted.file, keep=keep)
+    else:
+        source = load_problem_set(wanted.file, columns=submission.columns, keep=keep)
+    asked = problems.read(problems.size) if isinstance(problems, StoredSet) else problems.problems
+    seed = config.seed if wanted.seed is None else wanted.seed
+    examples = draw_examples(
+        source, wanted.count, seed=seed, template=template, asked={problem.prompt for problem in asked}
+    )
+    return config.model_copy(update={"few_shot": examples})
 
 
 def check_prompts(used: ProblemSet, config: JobConfig, chats: list[ChatModel]) -> None:
     """Render the prompt of every problem, and measure it with each model whose tokenizer is at hand."""
-    from pipeline.chat.prompts import render_user_message
-
     asked = [problem.as_shown() for problem in used.problems]
-    messages = {problem.external_id: render_user_message(config.prompt_template, problem) for problem in asked}
+    for column in config.template().shows:
+        if not any(column in problem.metadata for problem in asked):
+            raise ConfigurationError(f"the prompt template shows {column!r}, which no problem has among what is shown")
+    prompts = {problem.external_id: config.prompt(problem) for problem in asked}
     for chat in chats:
         if chat.max_model_len is None:
             continue
         check_prompt_lengths(
             used,
-            lambda message, chat=chat: len(chat.prompt_ids(message)),  # type: ignore[misc]
+            lambda key, chat=chat: len(chat.prompt_ids(prompts[key].message, prompts[key].earlier)),  # type: ignore[misc]
             chat.max_model_len - 1,  # room for one token of output
-            render=lambda problem: messages[problem.external_id],
+            render=lambda problem: problem.external_id,
         )
 
 
@@ -228,9 +281,7 @@ def first_role(config: JobConfig) -> ModelRole:
 
 def versions_of(config: JobConfig) -> dict[str, str]:
     """Versions of what shapes a job at submit: its prompt template, and packages; those not installed are left out."""
-    from pipeline.chat.prompts import prompt_template
-
-    versions = {"prompt template": prompt_template(config.prompt_template).version}
+    versions = {"prompt template": config.template().version}
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)

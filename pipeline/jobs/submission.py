@@ -38,6 +38,7 @@ from pipeline.jobs.config import (
     TopK,
     TopP,
 )
+from pipeline.jobs.few_shot import FewShot, FewShotFile
 from pipeline.policies import parse_policy, policy_names
 from pipeline.policies.composition import compose
 from pipeline.policies.exits import CutExit
@@ -118,6 +119,12 @@ class Submission(BaseModel):
     """Most output tokens per sample, all authors together."""
     prompt_template: str | None = None
     """A name in pipeline.chat.prompts."""
+    prompt_file: Path | None = None
+    """A template of your own: a text with {{problem}}, {{choices}} and {{COLUMN}} in it."""
+    template_text: str | None = None
+    """The text of such a file, as another job has it."""
+    few_shot: FewShotFile | FewShot | None = None
+    """Worked examples before each problem: a file with their number, or those of another job."""
     grader: str | None = None
     """A name in pipeline.grading; "none" leaves samples unscored."""
     limit: ProblemLimit | None = None
