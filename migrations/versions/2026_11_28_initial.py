@@ -73,6 +73,10 @@ def upgrade() -> None:
         ),
         sa.Column("num_problems", sa.Integer(), nullable=False, comment="problems in it"),
         sa.Column(
+            "num_references", sa.Integer(), nullable=False, comment="problems in it that have a reference answer"
+        ),
+        sa.Column("has_choices", sa.Boolean(), nullable=False, comment="whether it is a multiple choice"),
+        sa.Column(
             "created_at",
             sa.DateTime(timezone=True),
             server_default=sa.text("now()"),
@@ -203,14 +207,19 @@ def upgrade() -> None:
         sa.Column("prompt", sa.String(), nullable=False, comment="the question's text, before any template"),
         sa.Column("subject", sa.String(), nullable=True, comment="as in the file, e.g. algebra"),
         sa.Column("level", sa.String(), nullable=True, comment="as in the file, e.g. Level 5"),
-        sa.Column("extra", JSONB(), nullable=False, comment="the file's other columns"),
+        sa.Column(
+            "shown",
+            JSONB(),
+            nullable=False,
+            comment="what a prompt template may show beside the prompt: choices, earlier turns, kept columns",
+        ),
         sa.ForeignKeyConstraint(
             ["problem_set_id"], ["problem_sets.id"], name=op.f("fk_problems_problem_set_id_problem_sets")
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_problems")),
         sa.UniqueConstraint("problem_set_id", "external_id", name=op.f("uq_problems_problem_set_id_external_id")),
         sa.UniqueConstraint("problem_set_id", "position", name=op.f("uq_problems_problem_set_id_position")),
-        comment="One question. Its reference answer is in another table that generating workers need not read.",
+        comment="One question, with what generating workers read: nothing but what a prompt template shows.",
     )
     op.create_table(
         "workers",
@@ -467,9 +476,29 @@ def upgrade() -> None:
     )
     op.create_index("ix_length_counts_job_id", "length_counts", ["job_id", "author"], unique=False)
     op.create_table(
+        "hidden_columns",
+        sa.Column("problem_id", sa.BigInteger(), autoincrement=False, nullable=False, comment="the problem"),
+        sa.Column("columns", JSONB(), nullable=False, comment="value by column, as in the file"),
+        sa.ForeignKeyConstraint(["problem_id"], ["problems.id"], name=op.f("fk_hidden_columns_problem_id_problems")),
+        sa.PrimaryKeyConstraint("problem_id", name=op.f("pk_hidden_columns")),
+        comment="All other columns of a problem's row, as rationales and tests; generating workers cannot read them.",
+    )
+    op.create_table(
         "reference_answers",
         sa.Column("problem_id", sa.BigInteger(), autoincrement=False, nullable=False, comment="the problem"),
-        sa.Column("answer", sa.String(), nullable=False, comment="as in the file"),
+        sa.Column(
+            "answer",
+            sa.String(),
+            nullable=False,
+            comment="as in the file; of a multiple choice, the letter of the right one",
+        ),
+        sa.Column(
+            "also_accepted",
+            sa.ARRAY(sa.String()),
+            server_default="{}",
+            nullable=False,
+            comment="further answers, each as right as that one",
+        ),
         sa.ForeignKeyConstraint(["problem_id"], ["problems.id"], name=op.f("fk_reference_answers_problem_id_problems")),
         sa.PrimaryKeyConstraint("problem_id", name=op.f("pk_reference_answers")),
         comment="The right answer of a problem; read by graders only.",
@@ -1011,6 +1040,7 @@ def downgrade() -> None:
         "samples",
         "rollups",
         "reference_answers",
+        "hidden_columns",
         "length_counts",
         "job_totals",
         "workers",

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
-from pipeline.problems.files import check_text
+from pipeline.problems.values import check_text
 
 ThinkTags: TypeAlias = tuple[Annotated[str, Field(min_length=1)], Annotated[str, Field(min_length=1)]]
 """The opening and the closing think tag."""

@@ -10,7 +10,7 @@ import datetime as dt
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
@@ -116,13 +116,18 @@ class ChatModel:
         except (OSError, ValueError, ConfigurationError):
             return None
 
-    def prompt_ids(self, user_message: str) -> list[int]:
+    def prompt_ids(self, user_message: str, earlier: Sequence[Mapping[str, str]] = ()) -> list[int]:
         """The prompt of one user message up to where the assistant's text begins.
+
+        earlier: messages before it, each with role and content. Raises ConfigurationError for a template that does not
+        show them.
 
         The ids are those of the rendered template, as the model was trained, unless the message itself holds text of
         control tokens (an end of sequence, a think tag): such text is then encoded as the letters it is made of, so
         that a problem cannot end its own turn.
         """
+        if earlier:
+            return self._conversation_ids([*earlier, {"role": "user", "content": user_message}])
         token_ids = self._encoder.encode(self._render(user_message))
         in_message = self._encoder.controls_among(self._encoder.encode(user_message))
         if not in_message and self._encoder.controls_among(token_ids) == self._frame_controls:
@@ -132,6 +137,29 @@ class ChatModel:
         for index, part in enumerate(self._frame.split(_STAND_IN)):
             joined += message_ids if index else []
             joined += self._encoder.encode(part)
+        return joined
+
+    def _conversation_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """As ``prompt_ids`` for several messages: control tokens are those of the template alone."""
+        places = [f"\ue000message {index}\ue001" for index in range(len(messages))]
+        frame = self._render_messages(
+            [{"role": message["role"], "content": place} for message, place in zip(messages, places, strict=True)]
+        )
+        parts = re.split("|".join(map(re.escape, places)), frame)
+        if re.findall("\ue000message \\d+\ue001", frame) != places:
+            raise ConfigurationError(
+                f"{self.name}: its chat template does not show each message of a conversation once, in order"
+            )
+        contents = [message["content"] for message in messages]
+        token_ids = self._encoder.encode(self._render_messages([dict(message) for message in messages]))
+        in_contents = any(self._encoder.controls_among(self._encoder.encode(content)) for content in contents)
+        if not in_contents and self._encoder.controls_among(token_ids) == self._encoder.controls_among(
+            self._encoder.encode(frame)
+        ):
+            return token_ids
+        joined = self._encoder.encode(parts[0])
+        for content, part in zip(contents, parts[1:], strict=True):
+            joined += self._encoder.encode_letters(content) + self._encoder.encode(part)
         return joined
 
     def turn_ids(self, question: str, opening: str = "") -> list[int]:
@@ -260,7 +288,9 @@ class ChatModel:
         import jinja2
 
         if self.asking.system is not None:
-            messages = [{"role": "system", "content": self.asking.system}, *messages]
+            own = [message for message in messages[:1] if message["role"] == "system"]
+            told = "\n\n".join([self.asking.system, *(message["content"] for message in own)])
+            messages = [{"role": "system", "content": told}, *messages[len(own) :]]
         variables = {**self.template_variables, **self.asking.template_variables}
         try:
             return self._template.render(messages=messages, add_generation_prompt=True, **variables)

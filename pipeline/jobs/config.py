@@ -8,12 +8,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.chat.asking import Asking
+from pipeline.chat.prompts import Prompt, PromptTemplate, make_prompt, make_text_template, prompt_template
+from pipeline.jobs.few_shot import FewShot
 from pipeline.plugins import Origin, PluginGroup, check_same_version, find_origin
 from pipeline.policies import AnyPolicySpec, PluginSpec, Policy
 from pipeline.policies.composition import compose
 from pipeline.policies.exits import CutExit
 from pipeline.policies.guards import LoopGuard
 from pipeline.policies.reading.cues import CueLists
+from pipeline.problems import Problem
 from pipeline.samples import ModelRole
 
 
@@ -23,7 +26,7 @@ class JobState(StrEnum):
     RUNNING = "running"  # submitted; its samples are admitted as room allows
     PAUSED = "paused"  # nothing of it is admitted or written until it is resumed
     COMPLETED = "completed"  # final: every sample graded
-    COMPLETED_WITH_ERRORS = "completed_with_errors"  # final: every sample final, some failed
+    COMPLETED_WITH_ERRORS = "completed_with_errors"  # final: every sample final, some failed or none could be scored
     CANCELLED = "cancelled"  # final
 
 
@@ -137,7 +140,11 @@ class JobConfig(BaseModel):
     """Independent solutions per problem."""
     seed: Seed = 0
     prompt_template: str = "math"
-    """A name in pipeline.chat.prompts."""
+    """A name in pipeline.chat.prompts; "file:NAME" for a file's."""
+    template_text: str | None = None
+    """The text of the file's template."""
+    few_shot: FewShot | None = None
+    """Worked examples before each problem; None: none."""
     grader: str = "math"
     """A name in pipeline.grading; "none" leaves samples unscored."""
     plugins: dict[Literal["prompt_template", "grader"], Origin] = {}
@@ -174,6 +181,16 @@ class JobConfig(BaseModel):
         """The job's policy, with its exit and guard. Raises ConfigurationError where its package is not here."""
         guards = [] if self.guard is None else [self.guard]
         return compose(self.policy.build(), exit=self.exit, guards=guards)
+
+    def template(self) -> PromptTemplate:
+        """Raises ConfigurationError for a name that there is not here."""
+        if self.template_text is not None:
+            return make_text_template(self.prompt_template, self.template_text)
+        return prompt_template(self.prompt_template)
+
+    def prompt(self, problem: Problem) -> Prompt:
+        """What is asked of a problem. Raises ConfigurationError, and BadProblem for choices that cannot be shown."""
+        return make_prompt(self.template(), problem, self.few_shot.messages() if self.few_shot else ())
 
     def check_same_version(self, kind: Literal["prompt_template", "grader"]) -> None:
         """Raises ConfigurationError where the prompt template or grader here is not the one that was frozen."""

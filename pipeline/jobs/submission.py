@@ -43,12 +43,13 @@ from pipeline.jobs.config import (
     TopK,
     TopP,
 )
+from pipeline.jobs.few_shot import FewShot, FewShotFile
 from pipeline.policies import parse_policy, policy_names
 from pipeline.policies.composition import compose
 from pipeline.policies.exits import CutExit
 from pipeline.policies.guards import LoopGuard
 from pipeline.problems import ColumnNames, ProblemSet
-from pipeline.problems.files import check_text
+from pipeline.problems.values import check_text
 from pipeline.samples import ModelRole
 
 DEFAULT_POLICY = "speculative-thinking:improved"
@@ -90,6 +91,8 @@ class Submission(BaseModel):
     """What is asked: the path of a .jsonl, .csv or .parquet file, or the number of a stored problem set."""
     columns: ColumnNames | None = None
     """Names of the file's columns where the usual ones do not fit."""
+    keep: tuple[str, ...] = ()
+    """Columns that those who generate may read, besides the prompt and its choices; all others are hidden from them."""
     recipe: str | None = None
     """A name in pipeline.jobs.recipes; the file is then in the columns that this set was published in."""
     small: ModelChoice | None = None
@@ -141,6 +144,12 @@ class Submission(BaseModel):
     """What is said to the large model beside the problem."""
     prompt_template: str | None = None
     """A name in pipeline.chat.prompts."""
+    prompt_file: Path | None = None
+    """A template of your own: a text with {{problem}}, {{choices}} and {{COLUMN}} in it."""
+    template_text: str | None = None
+    """The text of such a file, as another job has it."""
+    few_shot: FewShotFile | FewShot | None = None
+    """Worked examples before each problem: a file with their number, or those of another job."""
     grader: str | None = None
     """A name in pipeline.grading; "none" leaves samples unscored."""
     limit: ProblemLimit | None = None

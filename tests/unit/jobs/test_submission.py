@@ -13,7 +13,8 @@ from pipeline import ColumnNames, Problem, ProblemSet
 from pipeline.chat.asking import Asking
 from pipeline.errors import BadProblem, ConfigurationError
 from pipeline.jobs.config import JobConfig, ModelSpec
-from pipeline.jobs.readiness import ReadyJob, StoredSet, make_ready
+from pipeline.jobs.readiness import ReadyJob, make_ready
+from pipeline.jobs.references import StoredSet
 from pipeline.jobs.submission import SourceJob, Submission, part_values
 from pipeline.policies import parse_policy
 from pipeline.policies.exits import CutExit
@@ -103,7 +104,7 @@ def test_defaults_are_those_of_a_job() -> None:
         "few · speculative-thinking:improved", 2, ModelRole.SMALL,
     )  # fmt: skip
     assert made.think is None  # only workers know models by these names
-    assert made.versions["prompt template"] == "math/1"
+    assert made.versions["prompt template"] == "math/2"
 
 
 def test_given_values_win_over_the_recipe_and_that_over_the_usual(tmp_path: Path) -> None:
@@ -209,7 +210,7 @@ def stored_set(reads: list[int], *prompts: str) -> StoredSet:
         reads.append(limit)
         return few(*prompts).problems[:limit]
 
-    return StoredSet(id=3, name="few", size=len(prompts), read=read)
+    return StoredSet(id=3, name="few", size=len(prompts), num_references=len(prompts), has_choices=False, read=read)
 
 
 def test_stored_set_is_asked_without_reading_more_than_is_used() -> None:
