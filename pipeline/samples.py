@@ -98,6 +98,13 @@ class FinishReason(StrEnum):
     REPETITION = "repetition"  # the loop guard ended it
 
 
+class CutSamples(StrEnum):
+    """What a sample counts as that was cut off before it stated an answer."""
+
+    WRONG = "wrong"  # it has given none in what it was given
+    UNSCORED = "unscored"  # it is left out of every mean
+
+
 class SegmentFinish(StrEnum):
     """Why one request to an engine ended."""
 

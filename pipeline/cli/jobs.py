@@ -20,7 +20,7 @@ from pipeline.cli.asking import (
 )
 from pipeline.cli.options import JobId, StateDir, Wait, connect, make_group, settings_of
 from pipeline.cli.render import console, counted
-from pipeline.samples import ErrorClass
+from pipeline.samples import CutSamples, ErrorClass
 
 if TYPE_CHECKING:
     from pipeline.client import Client
@@ -109,6 +109,9 @@ def submit(
         int | None, typer.Option(min=0, show_default="the job's seed", help="Of the draw of those N.")
     ] = None,
     grader: Annotated[str | None, typer.Option(show_default="math", help="math, exact, choice or none.")] = None,
+    cut_samples: Annotated[
+        CutSamples, typer.Option(help="What a sample counts as that was cut before it stated an answer.")
+    ] = CutSamples.WRONG,
     recipe: Annotated[
         str | None, typer.Option(metavar="NAME", help="A published set, in its published columns.")
     ] = None,
@@ -194,6 +197,7 @@ def submit(
         prompt_file=prompt_template,
         few_shot=_few_shot(few_shot, few_shot_seed),
         grader=grader,
+        cut_samples=cut_samples,
         limit=limit,
         name=name,
     )

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 from pipeline.db.states import COMPLETE
 from pipeline.db.totals import lock_graded_job, mark_stale
 from pipeline.plugins import Origin
-from pipeline.samples import GradeStatus
+from pipeline.samples import FinishReason, GradeStatus
 
 GRADING_TRIES = 2
 """A grading that does not come back is begun once more: its grader may have been killed."""
@@ -37,12 +37,21 @@ class Ungraded:
     reference: str | None
     also_accepted: tuple[str, ...] = ()
     """Further answers, each as right as the reference."""
+    finish_reason: FinishReason | None = None
+    cut_samples: str | None = None
+    """How the job counts samples that were cut before they stated an answer; None: as wrong."""
+    think_start: str | None = None
+    think_end: str | None = None
+    """How the job's texts mark the think phase; None where nobody has settled it."""
+    think_opened: bool = False
 
 
 _SELECT_UNGRADED = text(f"""
     SELECT s.id AS sample_id, s.epoch, s.job_id, j.config->>'grader' AS grader,
            j.config->'plugins'->'grader' AS grader_origin, r.answer AS reference,
            coalesce(r.also_accepted, '{{}}') AS also_accepted,
+           s.finish_reason, j.config->>'cut_samples' AS cut_samples,
+           j.think_start, j.think_end, coalesce(j.think_opened, false) AS think_opened,
            (SELECT string_agg(g.text, '' ORDER BY g.segment_index) FROM segments g WHERE g.sample_id = s.id) AS output
     FROM samples s JOIN jobs j ON j.id = s.job_id LEFT JOIN reference_answers r ON r.problem_id = s.problem_id
     WHERE s.id = ANY(:ids) AND s.job_id = :job AND s.state IN {COMPLETE} ORDER BY s.id
@@ -59,6 +68,7 @@ def select_ungraded(connection: Connection, sample_ids: Sequence[int], *, job_id
                 "output": row["output"] or "",
                 "grader_origin": _origin(row["grader_origin"]),
                 "also_accepted": tuple(row["also_accepted"]),
+                "finish_reason": FinishReason(row["finish_reason"]) if row["finish_reason"] else None,
             }
         )
         for row in rows

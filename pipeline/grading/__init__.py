@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pipeline.errors import ConfigurationError
 from pipeline.grading.base import Grade, Grader, check_reference, grade_any
 from pipeline.grading.choice import ChoiceGrader
+from pipeline.grading.ends import Ending, grade_output
 from pipeline.grading.exact import ExactGrader, NoGrader
 from pipeline.grading.extract import answer_part
 from pipeline.grading.math import MathGrader
@@ -16,11 +17,13 @@ from pipeline.grading.memory import limit_memory
 from pipeline.plugins import PluginGroup, own_or_plugin, plugin_names
 
 __all__ = [
+    "Ending",
     "Grade",
     "Grader",
     "answer_part",
     "check_reference",
     "grade_any",
+    "grade_output",
     "grader_names",
     "limit_memory",
     "make_grader",

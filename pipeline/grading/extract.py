@@ -20,10 +20,32 @@ _LINK = re.compile(
 _NAME_BEFORE = re.compile(r"(?<![\w\\])([A-Za-z](?:_\{?\w+\}?)?)\s*=\s*$")
 
 
-def answer_part(output: str) -> str:
-    """What follows the last closing think tag; all of it where there is none."""
-    ends = [output.rfind(tag) + len(tag) for tag in OPENING_OF if tag in output]
+def answer_part(output: str, *, end: str | None = None) -> str:
+    """What follows the last closing think tag; all of it where there is none; nothing of a text that still thinks.
+
+    end: the job's closing tag, where it is none of those known here.
+    """
+    if is_thinking(output, end=end):
+        return ""
+    ends = [output.rfind(tag) + len(tag) for tag in {*OPENING_OF, *filter(None, [end])} if tag in output]
     return output[max(ends, default=0) :]
+
+
+def is_thinking(output: str, *, start: str | None = None, end: str | None = None, opened: bool = False) -> bool:
+    """Whether a text ends inside its think phase.
+
+    start, end: the job's tags; "" where it has no think phase, None where that is not known: then a text thinks that
+    begins with an opening tag. opened: whether the prompt had opened it.
+    """
+    if end == "":
+        return False
+    openings, closings = ([start] if start else [], [end]) if end else ([], list(OPENING_OF))
+    last_end = max(output.rfind(tag) for tag in closings)
+    if opened and last_end < 0:
+        return True
+    if any(output.rfind(opening) > last_end for opening in openings):
+        return True
+    return last_end < 0 and output.lstrip().startswith(tuple(openings or OPENING_OF.values()))
 
 
 class _Box(NamedTuple):

@@ -36,6 +36,8 @@ class FormulaComparison:
     _parsed: dict[tuple[str, bool], list[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        import math_verify  # noqa: F401  # seconds at the first time, and no part of what a formula may take
+
         self._deadline = time.monotonic() + 5 * self.timeout_s  # the longest that a single formula takes: read two, compare three
 
     def same(self, reference: Shape, predicted: Shape) -> bool:

@@ -10,7 +10,8 @@ from pipeline.errors import GradingError
 from pipeline.grading.base import NOT_FOUND, Grade, shown, unscored
 from pipeline.grading.extract import MAX_TEXT_CHARS, boxed_answer, last_boxed, normalise
 from pipeline.grading.forms import plain_form
-from pipeline.grading.formulas import FormulaComparison, parse_text
+from pipeline.grading.formulas import FormulaComparison, parse_reference, parse_text
+from pipeline.grading.numbers import find_number
 from pipeline.grading.shapes import read_shapes, same_shape
 from pipeline.grading.statements import find_stated, looks_finished
 
@@ -49,6 +50,17 @@ class MathGrader:
     def grade_finished(self, answer_text: str, reference: str | None) -> Grade:
         """Grade a text that its writer ended: its last formula is its answer, however it reads."""
         return self._grade(answer_text, reference, is_finished=True)
+
+    def states_answer(self, answer_text: str) -> bool:
+        return last_boxed(answer_text) is not None or find_stated(answer_text) is not None
+
+    def check_reference(self, reference: str) -> None:
+        """Raises GradingError for a reference that holds nothing to compare with, or is too long."""
+        expected = plain_form(_bare_reference(reference))
+        if not expected:
+            raise GradingError("math-verify finds no formula in the reference answer")
+        if find_number(expected) is None and len(expected) <= MAX_FORMULA_CHARS:
+            parse_reference(expected, self.timeout_s)
 
     def _grade(self, answer_text: str, reference: str | None, *, is_finished: bool) -> Grade:
         boxed = boxed_answer(answer_text)

@@ -17,7 +17,7 @@ from pipeline.policies.exits import CutExit
 from pipeline.policies.guards import LoopGuard
 from pipeline.policies.reading.cues import CueLists
 from pipeline.problems import Problem
-from pipeline.samples import ModelRole
+from pipeline.samples import CutSamples, ModelRole
 
 
 class JobState(StrEnum):
@@ -147,6 +147,8 @@ class JobConfig(BaseModel):
     """Worked examples before each problem; None: none."""
     grader: str = "math"
     """A name in pipeline.grading; "none" leaves samples unscored."""
+    cut_samples: CutSamples = CutSamples.WRONG
+    """What a sample counts as that was cut before it stated an answer."""
     plugins: dict[Literal["prompt_template", "grader"], Origin] = {}
     """Where a prompt template or grader of another package comes from; a policy says so itself."""
     limit: ProblemLimit | None = None

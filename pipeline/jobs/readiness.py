@@ -192,6 +192,7 @@ def make_config(
             seed=submission.seed,
             prompt_template=submission.prompt_template or (recipe.prompt_template if recipe else usual),
             grader=submission.grader or (recipe.grader if recipe else usual),
+            cut_samples=submission.cut_samples,
             limit=submission.limit,
             template_text=submission.template_text if is_own(submission.prompt_template) else None,
             few_shot=submission.few_shot if isinstance(submission.few_shot, FewShot) else None,

@@ -50,7 +50,7 @@ from pipeline.policies.exits import CutExit
 from pipeline.policies.guards import LoopGuard
 from pipeline.problems import ColumnNames, ProblemSet
 from pipeline.problems.values import check_text
-from pipeline.samples import ModelRole
+from pipeline.samples import CutSamples, ModelRole
 
 DEFAULT_POLICY = "speculative-thinking:improved"
 
@@ -152,6 +152,8 @@ class Submission(BaseModel):
     """Worked examples before each problem: a file with their number, or those of another job."""
     grader: str | None = None
     """A name in pipeline.grading; "none" leaves samples unscored."""
+    cut_samples: CutSamples = CutSamples.WRONG
+    """What a sample counts as that was cut before it stated an answer."""
     limit: ProblemLimit | None = None
     """Use the first so many problems only."""
     name: str | None = None

@@ -24,9 +24,9 @@ from pipeline.db.grading import (
 )
 from pipeline.db.session import transaction
 from pipeline.errors import GradingError
-from pipeline.grading import Grade, Grader, answer_part, grade_any, make_grader
+from pipeline.grading import Ending, Grade, Grader, grade_output, make_grader
 from pipeline.plugins import Origin, PluginGroup, check_same_version, find_origin
-from pipeline.samples import GradeStatus
+from pipeline.samples import CutSamples, GradeStatus
 from workers.broker.messages import SamplesMessage
 
 log = structlog.get_logger()
@@ -87,16 +87,29 @@ def _grade_one(db_engine: DbEngine, sample: Ungraded, patience: dt.timedelta) ->
         return end_grade(connection, **grade._asdict(), grader=grader.name, version=grader.version)
 
 
+def _grade(grader: Grader, sample: Ungraded) -> Grade:
+    ending = Ending(
+        finish_reason=sample.finish_reason,
+        think_start=sample.think_start,
+        think_end=sample.think_end,
+        think_opened=sample.think_opened,
+    )
+    return grade_output(
+        grader,
+        sample.output,
+        (sample.reference, *sample.also_accepted),
+        ending=ending,
+        cut_samples=CutSamples(sample.cut_samples or CutSamples.WRONG),
+    )
+
+
 def _run(grader: Grader, sample: Ungraded) -> TextGrade:
     """A grader that breaks leaves its sample unscored, which is not wrong.
 
     Of an error that is not ours only the class and the place are told: its text may hold the reference answer.
     """
     try:
-        status, grade = (
-            GradeStatus.DONE,
-            grade_any(grader, answer_part(sample.output), (sample.reference, *sample.also_accepted)),
-        )
+        status, grade = GradeStatus.DONE, _grade(grader, sample)
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"

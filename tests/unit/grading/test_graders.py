@@ -119,7 +119,7 @@ def test_math_says_that_it_needs_the_main_thread() -> None:
 
     def grade() -> None:
         try:
-            make_grader("math").grade(r"\boxed{5}", "6")
+            make_grader("math").grade(r"\boxed{x}", "x+1")
         except GradingError as error:
             caught.append(error)
 
@@ -191,7 +191,7 @@ def test_stored_answers_are_short_and_storable() -> None:
 def test_versions_name_what_a_grade_depends_on() -> None:
     from importlib.metadata import version
 
-    assert make_grader("math").version == f"math/1+math-verify-{version('math-verify')}"
+    assert make_grader("math").version == f"math/2+math-verify-{version('math-verify')}"
     assert {make_grader(name).name for name in grader_names()} == set(grader_names())
 
 
