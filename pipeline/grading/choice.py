@@ -17,7 +17,7 @@ _WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|math
 _LEADING_LETTER = re.compile(r"([A-Za-z])(?![A-Za-z])")
 _NAMED_LETTER = re.compile(r"(?i:option|choice|answer)\s*:?\s*([A-Za-z])(?![A-Za-z])")
 _SKIP = r"[\s*_$({\[<\"'`\\]*+(?:(?:text|textbf|mathbf|mathrm|boxed)\{\(?+)*+[\s*_$({\[\"'`]*+"
-_NOUN = r"(?i:(?:correct|right|final|best|my)?[ \t]*+(?:answer|choice|option|alternative|letter)s?+)"
+_NOUN = r"(?i:(?:answer|choice|option|alternative|letter)s?+)"
 _IS = r"(?i:is|are|would[ \t]++be|must[ \t]++be|should[ \t]++be|will[ \t]++be|:|=|->|→)"
 _FILL = r"(?i:therefore|thus|then|clearly|option|choice|letter|answer|indeed|definitely|statement|just|simply|only|most[ \t]++likely|probably)"
 _LETTER = r"(?:\(?([A-Z])\)?|\(([a-z])\)|([a-z])(?=[\s*_$)}\]\"'`]*+(?:[.)]|$)))(?![\w'’])"
