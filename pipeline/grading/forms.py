@@ -6,7 +6,7 @@ import re
 
 from pipeline.grading.characters import plain_characters
 
-_SPACE = r"(?:\\[,!;: ]|\\thinspace|\\(?:q?quad)\b|~|[\u2009\u202f\u00a0\u2008\u2007])"
+_SPACE = r"(?:(?<!\\)\\[,!;: ]|\\thinspace|\\(?:q?quad)\b|~|[\u2009\u202f\u00a0\u2008\u2007])"
 _THOUSANDS = re.compile(rf"(?<=\d)(?:\s*\{{,\}}\s*|,?{_SPACE}+)(?=\d{{3}}(?!\d))")
 _GROUPED = re.compile(r"(?<![\d.])(\d{1,3})((?: \d{3})+)(?![\d])")
 _OTHER_SPACE = re.compile(rf"{_SPACE}+|\\hspace\*?\{{[^{{}}]*\}}|\\phantom\{{[^{{}}]*\}}")
@@ -17,6 +17,11 @@ _FRACTIONS = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _LETTER = re.compile(r"\\(?:mathrm|text|operatorname|rm|mathbf|mathit)\s*\{\s*([a-zA-Z]|exp|ln|log|sin|cos|tan)\s*\}")
 _FUNCTIONS = re.compile(r"\\(?:mathrm|text|operatorname)\s*\{\s*(ln|log|sin|cos|tan|exp)\s*\}")
 _LINK_TEXT = re.compile(r",?\s*\\text(?:rm|bf|it)?\s*\{\s*(?:and|or|和|或)\s*\}")
+_LINK_IN_TEXT = re.compile(r"\\text\s*\{([^{}]*?)\b(?:and|or)\b([^{}]*)\}")
+_EMPTY_TEXT = re.compile(r"\\text\s*\{\s*\}")
+_LABEL_TEXT = re.compile(r"^\\text\s*\{\s*((?:the\s+)?(?:final\s+)?answer(?:\s+is)?\s*:?)\s*\}", re.IGNORECASE)
+_ROOT = re.compile(r"\\sqrt\s*\(([^()]*)\)")
+_IMAGINARY = re.compile(r"(?<=\d)i(?![a-zA-Z])")
 _LINK_WORD = re.compile(r"(?<![A-Za-z\\])(?:,\s*)?(?:and|or|或者|以及|和|或|与|及)(?![A-Za-z])")
 _ANY_TEXT = re.compile(r"\\(?:textrm|textbf|textit|textsf|texttt|mbox|mathrm|mathbf|mathit|mathsf|textnormal|bm|boldsymbol)(?=\s*\{)")
 _WHOLE_TEXT = re.compile(r"\\text\s*\{\s*([^{}]*)\s*\}")
@@ -44,7 +49,11 @@ def plain_form(text: str) -> str:
     text = _FUNCTIONS.sub(r"\\\1 ", text)
     text = _LETTER.sub(r"\1", text) if not _WHOLE_TEXT.fullmatch(text.strip()) else text
     text = _ANY_TEXT.sub(r"\\text", text)
-    text = _LINK_WORD.sub(",", _LINK_TEXT.sub(",", text))
+    text = _LABEL_TEXT.sub("", text.strip())
+    text = _ROOT.sub(r"\\sqrt{\1}", text.replace(r"\langle", "(").replace(r"\rangle", ")"))
+    text = _IMAGINARY.sub(" i", text)
+    text = _LINK_IN_TEXT.sub(r"\\text{\1},\\text{\2}", _LINK_TEXT.sub(",", text))
+    text = _LINK_WORD.sub(",", _EMPTY_TEXT.sub("", text))
     text = _QUALIFIER.sub("", text) or text
     if whole := _WHOLE_TEXT.fullmatch(text.strip()):
         text = whole[1]

@@ -94,17 +94,17 @@ class FormulaComparison:
         points = {name: _POINTS[index % len(_POINTS)] + index // len(_POINTS) for index, name in enumerate(names)}
         rounded = reference.has(Float) or formula.has(Float)
 
-        def values() -> tuple[Any, Any]:
-            return tuple(abs(x) for x in (reference.doit().subs(points).evalf(_DIGITS) - formula.doit().subs(points).evalf(_DIGITS), reference.doit().subs(points).evalf(_DIGITS)))  # type: ignore[return-value]
+        def distance() -> float:
+            one, other = (value.doit().subs(points).evalf(_DIGITS) for value in (reference, formula))
+            size = max(abs(one), abs(other))
+            return float(abs(one - other) / size) if size else 0.0
 
         try:
-            apart, size = (float(value) for value in timeout(timeout_seconds=self.timeout_s)(values)())
+            apart = timeout(timeout_seconds=self.timeout_s)(distance)()
         except (TypeError, ValueError, AttributeError, ArithmeticError, NotImplementedError):
-            return True  # no number, or one too large: math-verify's word stands
-        if apart != apart or size != size:
-            return True
+            return True  # no number: math-verify's word stands
         tolerance = _ROUNDED if rounded or names else _EXACT
-        return apart <= tolerance * size or apart == 0 or _is_percentage(reference, formula)
+        return not apart > tolerance or _is_percentage(reference, formula)
 
     def _parse(self, text: str, *, is_reference: bool) -> list[Any]:
         key = (text, is_reference)
@@ -173,13 +173,22 @@ def parse_text(text: str, timeout_s: int) -> list[Any]:
     return _parse(text, timeout_s, [LatexExtractionConfig(), ExprExtractionConfig()])
 
 
+def _as_written() -> list[Any]:
+    """How math-verify reads one formula: without its list of units, to which c, m and s belong."""
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import LatexExtractionConfig
+
+    form = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all", equations=False)
+    return [LatexExtractionConfig(boxed_match_priority=0, normalization_config=form)]
+
+
 def _parse(text: str, timeout_s: int, how: list[Any] | None = None) -> list[Any]:
-    from math_verify import LatexExtractionConfig, parse
+    from math_verify import parse
     from math_verify.errors import TimeoutException
 
     _quiet()
     try:
-        formulas: list[Any] = parse(text, how or [LatexExtractionConfig()], parsing_timeout=timeout_s)
+        formulas: list[Any] = parse(text, how or _as_written(), parsing_timeout=timeout_s)
     except (MemoryError, TimeoutException):  # outside of what math-verify guards itself
         return []
     except ValueError as error:
@@ -189,11 +198,12 @@ def _parse(text: str, timeout_s: int, how: list[Any] | None = None) -> list[Any]
 
 def parse_reference(expected: str, timeout_s: int) -> list[Any]:
     """The formula of a reference. Raises GradingError, without its text, where math-verify cannot read it."""
-    from math_verify import LatexExtractionConfig, parse
+    from math_verify import parse
     from math_verify.errors import TimeoutException
 
+    _quiet()
     try:
-        formulas: list[Any] = parse(rf"\boxed{{{expected}}}", [LatexExtractionConfig()], parsing_timeout=timeout_s, raise_on_error=True)
+        formulas: list[Any] = parse(rf"\boxed{{{expected}}}", _as_written(), parsing_timeout=timeout_s, raise_on_error=True)
     except (Exception, TimeoutException) as error:  # math-verify passes on what its parts raise
         raise GradingError(f"math-verify cannot read the reference answer: {type(error).__name__}") from None
     if not formulas:

@@ -51,7 +51,8 @@ def same_number(one: PlainNumber, other: PlainNumber) -> bool:
         return _near(one.value, other.value, rounded)
     if one.is_percent or other.is_percent:
         percent, bare = (one, other) if one.is_percent else (other, one)
-        return _near(percent.value, bare.value, rounded) or _near(percent.value / 100, bare.value, rounded)
+        as_written = abs(bare.value) >= 1 and _near(percent.value, bare.value, rounded)
+        return as_written or _near(percent.value / 100, bare.value, rounded)
     return _near(one.value, other.value, rounded)
 
 

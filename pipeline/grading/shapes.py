@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from pipeline.grading.forms import bare_letters
@@ -36,6 +36,8 @@ class Shape:
     parts: tuple[Shape, ...] = ()
     label: str | None = None
     marks: str = ""
+    whole: str = ""
+    """Of a formula with a label: with it."""
 
 
 SameFormula = Callable[[Shape, Shape], bool]
@@ -53,7 +55,7 @@ _ARRAY = re.compile(r"^[(\[|]?\s*\\begin\{array\}\s*\{[^{}]*\}(.*)\\end\{array\}
 _RATIO = re.compile(r"^[^:(){}\[\]]+(?::[^:(){}\[\]]+)+$")
 _GROUPS_OF_THREE = re.compile(r"^-?\d{1,3}(?:,\d{3})+(?:\.\d+)?$")
 _DOTS = re.compile(r"^(?:\\[lcd]?dots|\.\.\.+)$")
-_FRENCH = re.compile(r"^\]([^\[\]]*)\[$")
+_FRENCH = re.compile(r"^([\]\[])([^\[\]()]*,[^\[\]()]*)([\]\[])$")
 _OPEN, _CLOSE = "([{", ")]}"
 _ONE = {"<": ")", "\\lt": ")", "\\le": "]", "\\leq": "]", "\\leqslant": "]", "<=": "]"}
 _TWO = {">": "(", "\\gt": "(", "\\ge": "[", "\\geq": "[", "\\geqslant": "[", ">=": "["}
@@ -62,8 +64,10 @@ _TWO = {">": "(", "\\gt": "(", "\\ge": "[", "\\geq": "[", "\\geqslant": "[", ">=
 def read_shapes(text: str) -> Iterator[Shape]:
     """What a text may be: 100,200,300 is a list of three numbers, or one."""
     text = text.strip()
-    yield _read(text, 0)
-    if _GROUPS_OF_THREE.match(text):
+    is_grouped = _GROUPS_OF_THREE.match(text) is not None
+    if not (is_grouped and re.search(r",0", text)):  # 1,000 is no list of 1 and 000
+        yield _read(text, 0)
+    if is_grouped:
         yield Shape(kind=ShapeKind.ATOM, text=text.replace(",", ""))
 
 
@@ -74,7 +78,9 @@ def _read(text: str, depth: int) -> Shape:
     if (labelled := _LABEL.match(text)) and "=" not in _outside(labelled[2]):
         inner = _read(labelled[2], depth + 1)
         return Shape(kind=inner.kind, text=text, parts=inner.parts or (inner,), marks=inner.marks, label=_plain_label(labelled[1])) \
-            if inner.kind is not ShapeKind.ATOM else Shape(kind=ShapeKind.ATOM, text=inner.text, label=_plain_label(labelled[1]))
+            if inner.kind is not ShapeKind.ATOM else Shape(kind=ShapeKind.ATOM, text=inner.text, label=_plain_label(labelled[1]), whole=text)
+    if text[:1] in "[]" and (shape := _bracketed(text, depth)) is not None:
+        return shape
     for read in (_matrix, _union, _list, _interval, _bracketed, _ratio, _signs):
         if (shape := read(text, depth)) is not None:
             return shape
@@ -159,7 +165,11 @@ def _flat(shape: Shape | None) -> Shape | None:
 
 def _union(text: str, depth: int) -> Shape | None:
     parts = _split(text, _cup)
-    return _many(ShapeKind.UNION, text, parts, depth) if len(parts) > 1 else None
+    union = _many(ShapeKind.UNION, text, parts, depth) if len(parts) > 1 else None
+    if union is not None and all(part.kind is ShapeKind.SET for part in union.parts):
+        members = tuple(member for part in union.parts for member in part.parts)
+        return Shape(kind=ShapeKind.SET, text=text, parts=members, marks="{}")
+    return union
 
 
 def _relations(text: str) -> list[str]:
@@ -206,11 +216,13 @@ def _many_of(text: str, parts: Sequence[str], depth: int, marks: str, label: str
 
 
 def _bracketed(text: str, depth: int) -> Shape | None:
-    if french := _FRENCH.match(text):
-        return _many(ShapeKind.TUPLE, text, _split(french[1], _comma), depth, "()")
+    if (french := _FRENCH.match(text)) and (french[1], french[3]) != ("[", "]"):
+        marks = ("[" if french[1] == "[" else "(") + ("]" if french[3] == "]" else ")")
+        return _many(ShapeKind.TUPLE, text, _split(french[2], _comma), depth, marks)
     for start, end, kind, marks in (
-        (r"\{", r"\}", ShapeKind.SET, "{}"), ("{", "}", ShapeKind.SET, "{}"), (r"\langle", r"\rangle", ShapeKind.TUPLE, "()"),
-    ):  # fmt: skip
+        (r"\{", r"\}", ShapeKind.SET, "{}"),
+        ("{", "}", ShapeKind.SET, "{}"),
+    ):
         inner = text[len(start) : -len(end)]
         if text.startswith(start) and text.endswith(end) and len(text) > len(start) + len(end) and _closes_at_end(text, start):
             if start == "{" and len(_split(inner, _comma)) < 2:
@@ -228,7 +240,7 @@ def _bracketed(text: str, depth: int) -> Shape | None:
 def _closes_at_end(text: str, start: str) -> bool:
     """Whether the bracket that a text begins with is closed by its last one."""
     depth = 0
-    plain = text.replace(r"\{", "{").replace(r"\}", "}").replace(r"\langle", "(").replace(r"\rangle", ")")
+    plain = text.replace(r"\{", "{").replace(r"\}", "}")
     for index, character in enumerate(plain):
         depth += (character in _OPEN) - (character in _CLOSE)
         if depth == 0:
@@ -272,6 +284,10 @@ def same_shape(reference: Shape, predicted: Shape, same_formula: SameFormula) ->
         return False
     one, other = reference.kind, predicted.kind
     if one is ShapeKind.ATOM and other is ShapeKind.ATOM:
+        if "=" in reference.text or "=" in predicted.text:  # an equation is compared with all of the other
+            reference, predicted = _whole(reference), _whole(predicted)
+        elif is_dots(reference) or is_dots(predicted):
+            return is_dots(reference) and is_dots(predicted)
         return same_formula(reference, predicted)
     if bare_letters(reference.text) == bare_letters(predicted.text):
         return True
@@ -309,7 +325,15 @@ def _labels_agree(reference: Shape, predicted: Shape) -> bool:
 
 
 def _has_dots(parts: Sequence[Shape]) -> bool:
-    return any(_DOTS.match(part.text.strip()) for part in parts)
+    return any(is_dots(part) for part in parts)
+
+
+def is_dots(shape: Shape) -> bool:
+    return _DOTS.match(shape.text.strip()) is not None
+
+
+def _whole(shape: Shape) -> Shape:
+    return replace(shape, text=shape.whole) if shape.whole else shape
 
 
 def _in_order(parts: Sequence[Shape], others: Sequence[Shape], same_formula: SameFormula) -> bool:
