@@ -13,7 +13,9 @@ from pipeline.grading.statements import looks_finished
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _CYRILLIC = str.maketrans("АВСЕНКМОРТХ", "ABCEHKMOPTX")
-_WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mathit|boxed|fbox|rm|bf)\b|\\[()\[\],; ]|[\s{}()\[\]$*_`\"'.:<>|]")
+_WRAPPER = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mathit|boxed|fbox|rm|bf)\b|\\[()\[\],; ]|[\s{}()\[\]$*_`\"'.:<>|]"
+)
 _LEADING_LETTER = re.compile(r"([A-Za-z])(?![A-Za-z])")
 _NAMED_LETTER = re.compile(r"(?i:option|choice|answer)\s*:?\s*([A-Za-z])(?![A-Za-z])")
 _SKIP = r"[\s*_$({\[<\"'`\\]*+(?:(?:text|textbf|mathbf|mathrm|boxed)\{\(?+)*+[\s*_$({\[\"'`]*+"
@@ -30,7 +32,9 @@ _STATED = re.compile(
     rf"|{_NOUN}\s++{_SKIP}([A-Z])(?![\w'’])\s*+[*_)]*+\s*+(?i:is|as|would[ \t]++be)\s++(?i:the[ \t]++|my[ \t]++|therefore[ \t]++|thus[ \t]++)*+(?i:correct|right|best|final|answer|true)",
     re.MULTILINE,
 )
-_IS_RIGHT = re.compile(r"(?<![\w'\\])\(?([A-Z])\)?[*_]*+[ \t]++(?i:is)[ \t]++(?i:the[ \t]++)?+(?i:(?:correct|right|best|final)[ \t]*+(?i:answer|choice|option|one)?+|answer)(?!\w)")
+_IS_RIGHT = re.compile(
+    r"(?<![\w'\\])\(?([A-Z])\)?[*_]*+[ \t]++(?i:is)[ \t]++(?i:the[ \t]++)?+(?i:(?:correct|right|best|final)[ \t]*+(?i:answer|choice|option|one)?+|answer)(?!\w)"
+)
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _REFUSED = re.compile(r"(?i:\bnot|n't|isn't|wrong|incorrect|never|cannot\s+be|eliminate[sd]?)[\s*_(\[:]*$")
 _OPTION = re.compile(r"(?i:option|choice)[ \t]*+[*_(\[]*+([A-Z])(?![\w'’])")

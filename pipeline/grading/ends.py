@@ -62,7 +62,9 @@ def checked(grade: Grade, grader: Grader) -> Grade:
     try:
         number = float(score)
     except (TypeError, ValueError):
-        raise GradingError(f"the grader {grader.name!r} gave a score that is no number: {type(score).__name__}") from None
+        raise GradingError(
+            f"the grader {grader.name!r} gave a score that is no number: {type(score).__name__}"
+        ) from None
     if math.isnan(number) or not 0.0 <= number <= 1.0:
         raise GradingError(f"the grader {grader.name!r} gave the score {number}; a score is from 0 to 1")
     return replace(grade, score=number)
@@ -76,9 +78,7 @@ class _Finished:
         self.grade = grade
 
 
-def _without_answer(
-    references: Sequence[str | None], ending: Ending, cut_samples: CutSamples, reason: str
-) -> Grade:
+def _without_answer(references: Sequence[str | None], ending: Ending, cut_samples: CutSamples, reason: str) -> Grade:
     if all(reference is None for reference in references):
         return Grade(score=None, predicted_answer=None, detail=f"no reference answer; {reason}")
     how = f" ({ending.finish_reason})" if ending.finish_reason is not None else ""

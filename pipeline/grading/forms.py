@@ -23,9 +23,13 @@ _LABEL_TEXT = re.compile(r"^\\text\s*\{\s*((?:the\s+)?(?:final\s+)?answer(?:\s+i
 _ROOT = re.compile(r"\\sqrt\s*\(([^()]*)\)")
 _IMAGINARY = re.compile(r"(?<=\d)i(?![a-zA-Z])")
 _LINK_WORD = re.compile(r"(?<![A-Za-z\\])(?:,\s*)?(?:and|or|或者|以及|和|或|与|及)(?![A-Za-z])")
-_ANY_TEXT = re.compile(r"\\(?:textrm|textbf|textit|textsf|texttt|mbox|mathrm|mathbf|mathit|mathsf|textnormal|bm|boldsymbol)(?=\s*\{)")
+_ANY_TEXT = re.compile(
+    r"\\(?:textrm|textbf|textit|textsf|texttt|mbox|mathrm|mathbf|mathit|mathsf|textnormal|bm|boldsymbol)(?=\s*\{)"
+)
 _WHOLE_TEXT = re.compile(r"\\text\s*\{\s*([^{}]*)\s*\}")
-_QUALIFIER = re.compile(r"[,;\s]*(?:\\text\s*\{\s*|\(\s*)?\b(?:where|for (?:all|any|every|some)|such that)\b.*$", re.DOTALL)
+_QUALIFIER = re.compile(
+    r"[,;\s]*(?:\\text\s*\{\s*|\(\s*)?\b(?:where|for (?:all|any|every|some)|such that)\b.*$", re.DOTALL
+)
 _LABEL = re.compile(
     r"^(?:\s*(?:[*_#>]+\s*)*(?:the\s+)?(?:(?:final|correct|right)\s+)?(?:answer|result|solution|ans)\s*(?:[*_]+\s*)?(?:is|are|[:=])\s*(?:[*_]+\s*)?:?"
     r"|\s*(?:所以|因此)?(?:最终|最后)?的?(?:答案|结果)\s*(?:是|为)?\s*[:,]?)",
@@ -69,7 +73,12 @@ def _unwrapped(text: str) -> str:
         text = _LABEL.sub("", text).strip()
         for start, end in _PAIRS:
             inner = text[len(start) : -len(end)]
-            if len(text) > len(start) + len(end) and text.startswith(start) and text.endswith(end) and start not in inner:
+            if (
+                len(text) > len(start) + len(end)
+                and text.startswith(start)
+                and text.endswith(end)
+                and start not in inner
+            ):
                 text = inner.strip()
         if (box := _WRAPPED_BOX.match(text)) and _balanced(box[1]):
             text = box[1]

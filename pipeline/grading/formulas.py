@@ -14,7 +14,19 @@ from pipeline.grading.numbers import find_number, same_number
 from pipeline.grading.shapes import Shape
 from pipeline.grading.units import Unit, without_unit
 
-_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "twelve": 12, "sixteen": 16}
+_BASES = {
+    "two": 2,
+    "three": 3,
+    "four": 4,
+    "five": 5,
+    "six": 6,
+    "seven": 7,
+    "eight": 8,
+    "nine": 9,
+    "ten": 10,
+    "twelve": 12,
+    "sixteen": 16,
+}
 _BASED = re.compile(
     r"^\(?([0-9A-F]+)\)?\s*(?:_\s*\{?\s*(?:\\text\s*\{)?\s*\(?(\d+|[a-z]+)\)?\s*\}*|(?:\\text\s*\{)?\s*\(?\s*(?:in\s+)?base[- ](\d+|[a-z]+)\s*\)?\s*\}?)$"
 )
@@ -38,7 +50,9 @@ class FormulaComparison:
     def __post_init__(self) -> None:
         import math_verify  # noqa: F401  # seconds at the first time, and no part of what a formula may take
 
-        self._deadline = time.monotonic() + 5 * self.timeout_s  # the longest that a single formula takes: read two, compare three
+        self._deadline = (
+            time.monotonic() + 5 * self.timeout_s
+        )  # the longest that a single formula takes: read two, compare three
 
     def same(self, reference: Shape, predicted: Shape) -> bool:
         """Whether two formulas mean the same. Raises GradingError where the reference cannot be read, or time is up."""
@@ -55,7 +69,11 @@ class FormulaComparison:
     def _same_value(self, expected: str, found: str, expected_unit: Unit | None, found_unit: Unit | None) -> bool:
         one, other = find_number(expected), find_number(found)
         if one is not None and other is not None:
-            return same_number(*_in_one_unit(one, other, expected_unit, found_unit)) if _units_fit(expected_unit, found_unit) else False
+            return (
+                same_number(*_in_one_unit(one, other, expected_unit, found_unit))
+                if _units_fit(expected_unit, found_unit)
+                else False
+            )
         if not _units_agree(expected_unit, found_unit):
             return False
         if _WORDS.match(expected) or _WORDS.match(found):
@@ -109,7 +127,9 @@ class FormulaComparison:
     def _parse(self, text: str, *, is_reference: bool) -> list[Any]:
         key = (text, is_reference)
         if key not in self._parsed:
-            self._parsed[key] = parse_reference(text, self.timeout_s) if is_reference else parse_answer(text, self.timeout_s)
+            self._parsed[key] = (
+                parse_reference(text, self.timeout_s) if is_reference else parse_answer(text, self.timeout_s)
+            )
         return self._parsed[key]
 
 
@@ -178,7 +198,9 @@ def _as_written() -> list[Any]:
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig
 
-    form = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all", equations=False)
+    form = NormalizationConfig(
+        basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all", equations=False
+    )
     return [LatexExtractionConfig(boxed_match_priority=0, normalization_config=form)]
 
 
@@ -203,7 +225,9 @@ def parse_reference(expected: str, timeout_s: int) -> list[Any]:
 
     _quiet()
     try:
-        formulas: list[Any] = parse(rf"\boxed{{{expected}}}", _as_written(), parsing_timeout=timeout_s, raise_on_error=True)
+        formulas: list[Any] = parse(
+            rf"\boxed{{{expected}}}", _as_written(), parsing_timeout=timeout_s, raise_on_error=True
+        )
     except (Exception, TimeoutException) as error:  # math-verify passes on what its parts raise
         raise GradingError(f"math-verify cannot read the reference answer: {type(error).__name__}") from None
     if not formulas:

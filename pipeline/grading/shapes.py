@@ -48,7 +48,9 @@ _LABEL = re.compile(
     r"(?::=|=|\\approx|\\in(?![a-zA-Z])|\\equiv)\s*(?=\S)(.*)$",
     re.DOTALL,
 )
-_RELATION = re.compile(r"\\leqslant|\\geqslant|\\leq(?![a-z])|\\geq(?![a-z])|\\le(?![a-z])|\\ge(?![a-z])|\\lt(?![a-z])|\\gt(?![a-z])|<=|>=|<|>")
+_RELATION = re.compile(
+    r"\\leqslant|\\geqslant|\\leq(?![a-z])|\\geq(?![a-z])|\\le(?![a-z])|\\ge(?![a-z])|\\lt(?![a-z])|\\gt(?![a-z])|<=|>=|<|>"
+)
 _VARIABLE = re.compile(r"(?:[a-zA-Z]|\\(?:theta|alpha|beta|lambda|gamma|phi|omega))(?:_\{?\w+\}?)?")
 _MATRIX = re.compile(r"^\\begin\{([pbvBV]?)matrix\}(.*)\\end\{\1matrix\}$", re.DOTALL)
 _ARRAY = re.compile(r"^[(\[|]?\s*\\begin\{array\}\s*\{[^{}]*\}(.*)\\end\{array\}\s*[)\]|]?$", re.DOTALL)
@@ -77,8 +79,17 @@ def _read(text: str, depth: int) -> Shape:
         return Shape(kind=ShapeKind.ATOM, text=text)
     if (labelled := _LABEL.match(text)) and "=" not in _outside(labelled[2]):
         inner = _read(labelled[2], depth + 1)
-        return Shape(kind=inner.kind, text=text, parts=inner.parts or (inner,), marks=inner.marks, label=_plain_label(labelled[1])) \
-            if inner.kind is not ShapeKind.ATOM else Shape(kind=ShapeKind.ATOM, text=inner.text, label=_plain_label(labelled[1]), whole=text)
+        return (
+            Shape(
+                kind=inner.kind,
+                text=text,
+                parts=inner.parts or (inner,),
+                marks=inner.marks,
+                label=_plain_label(labelled[1]),
+            )
+            if inner.kind is not ShapeKind.ATOM
+            else Shape(kind=ShapeKind.ATOM, text=inner.text, label=_plain_label(labelled[1]), whole=text)
+        )
     if text[:1] in "[]" and (shape := _bracketed(text, depth)) is not None:
         return shape
     for read in (_matrix, _union, _list, _interval, _bracketed, _ratio, _signs):
@@ -99,7 +110,12 @@ def _outside(text: str) -> str:
 def _last_side(text: str) -> str:
     """The last side of a chain of equalities without letters before it, such as 2 + 3 = 5."""
     before, equals, after = text.rpartition("=")
-    if equals and after.strip() and not re.search(r"[A-Za-z]", re.sub(r"\\[a-zA-Z]+", "", before)) and not re.search(r"[<>!\\]$", before):
+    if (
+        equals
+        and after.strip()
+        and not re.search(r"[A-Za-z]", re.sub(r"\\[a-zA-Z]+", "", before))
+        and not re.search(r"[<>!\\]$", before)
+    ):
         return after.strip()
     return text
 
@@ -151,7 +167,11 @@ def _list(text: str, depth: int) -> Shape | None:
 
 def _is_chain_of(parts: Sequence[str]) -> bool:
     """Whether inequalities speak of several unknowns, so that they are no union."""
-    names = {name for part in parts for name in _VARIABLE.findall(re.sub(r"\\(?:le|ge|lt|gt|leq|geq|infty|frac|sqrt|pi)(?![a-z])", " ", part))}
+    names = {
+        name
+        for part in parts
+        for name in _VARIABLE.findall(re.sub(r"\\(?:le|ge|lt|gt|leq|geq|infty|frac|sqrt|pi)(?![a-z])", " ", part))
+    }
     return len(names) > 1
 
 
@@ -224,7 +244,12 @@ def _bracketed(text: str, depth: int) -> Shape | None:
         ("{", "}", ShapeKind.SET, "{}"),
     ):
         inner = text[len(start) : -len(end)]
-        if text.startswith(start) and text.endswith(end) and len(text) > len(start) + len(end) and _closes_at_end(text, start):
+        if (
+            text.startswith(start)
+            and text.endswith(end)
+            and len(text) > len(start) + len(end)
+            and _closes_at_end(text, start)
+        ):
             if start == "{" and len(_split(inner, _comma)) < 2:
                 return _read(inner, depth + 1)
             return _flat(_many(kind, text, _split(inner, _comma), depth, marks))
@@ -253,7 +278,11 @@ def _matrix(text: str, depth: int) -> Shape | None:
     if match is None:
         return None
     body = match[match.lastindex or 0]
-    rows = [_split(row, lambda rest: 1 if rest[0] == "&" else 0) for row in re.split(r"\\\\(?:\[[^\]]*\])?", body) if row.strip()]
+    rows = [
+        _split(row, lambda rest: 1 if rest[0] == "&" else 0)
+        for row in re.split(r"\\\\(?:\[[^\]]*\])?", body)
+        if row.strip()
+    ]
     if len({len(row) for row in rows}) != 1 or "matrix}" in body:
         return None
     is_determinant = match.re is _MATRIX and match[1] in ("v", "V")
@@ -294,7 +323,11 @@ def same_shape(reference: Shape, predicted: Shape, same_formula: SameFormula) ->
     parts, others = reference.parts, predicted.parts
     if {one, other} == {ShapeKind.SET, ShapeKind.ATOM}:
         lone = parts if one is ShapeKind.SET else others
-        return len(lone) == 1 and same_shape(parts[0] if one is ShapeKind.SET else reference, others[0] if other is ShapeKind.SET else predicted, same_formula)
+        return len(lone) == 1 and same_shape(
+            parts[0] if one is ShapeKind.SET else reference,
+            others[0] if other is ShapeKind.SET else predicted,
+            same_formula,
+        )
     if {one, other} == {ShapeKind.RATIO, ShapeKind.ATOM}:
         ratio, atom = (reference, predicted) if one is ShapeKind.RATIO else (predicted, reference)
         return len(ratio.parts) == 2 and same_formula(_as_fraction(ratio), atom)
@@ -302,7 +335,11 @@ def same_shape(reference: Shape, predicted: Shape, same_formula: SameFormula) ->
         return False
     if one in _LOOSE and other in _LOOSE and not _has_dots(parts):
         one_labelled, other_labelled = all(part.label for part in parts), all(part.label for part in others)
-        return _in_order(parts, others, same_formula) if one_labelled != other_labelled else _in_any_order(parts, others, same_formula)
+        return (
+            _in_order(parts, others, same_formula)
+            if one_labelled != other_labelled
+            else _in_any_order(parts, others, same_formula)
+        )
     if {one, other} == {ShapeKind.TUPLE, ShapeKind.LIST}:
         bracketed = reference if one is ShapeKind.TUPLE else predicted
         return bracketed.marks == "()" and bracketed.label is None and _in_order(parts, others, same_formula)
@@ -310,8 +347,10 @@ def same_shape(reference: Shape, predicted: Shape, same_formula: SameFormula) ->
         return False
     if one is ShapeKind.RATIO:
         return _same_ratio(reference, predicted, same_formula)
-    return reference.marks == predicted.marks and _in_order(parts, others, same_formula) or (
-        one in _LOOSE and _in_order(parts, others, same_formula)
+    return (
+        reference.marks == predicted.marks
+        and _in_order(parts, others, same_formula)
+        or (one in _LOOSE and _in_order(parts, others, same_formula))
     )
 
 
@@ -321,7 +360,11 @@ _LOOSE = frozenset({ShapeKind.LIST, ShapeKind.SET, ShapeKind.UNION})
 def _labels_agree(reference: Shape, predicted: Shape) -> bool:
     """Whether not two different unknowns are meant; y and f(x) are one."""
     labels = {label for label in (reference.label, predicted.label) if label is not None}
-    return len(labels) < 2 or all(label == "y" or re.fullmatch(r"[a-zA-Z]\([a-z]\)", label) for label in labels) and "y" in labels
+    return (
+        len(labels) < 2
+        or all(label == "y" or re.fullmatch(r"[a-zA-Z]\([a-z]\)", label) for label in labels)
+        and "y" in labels
+    )
 
 
 def _has_dots(parts: Sequence[Shape]) -> bool:

@@ -17,7 +17,10 @@ _STATED = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _MATHS = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-_STOP = re.compile(r"\s+(?:because|since|as\s+the|so\s+that|which)\b|\.\s+(?=[A-Z\u4e00-\u9fff\"(])|\.\s*I hope|。|！|\n", re.IGNORECASE)
+_STOP = re.compile(
+    r"\s+(?:because|since|as\s+the|so\s+that|which)\b|\.\s+(?=[A-Z\u4e00-\u9fff\"(])|\.\s*I hope|。|！|\n",
+    re.IGNORECASE,
+)
 _SAID = re.compile(r"[.!?。！？$)\]}\"'”’*>|`]\s*$")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 

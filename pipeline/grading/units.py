@@ -16,9 +16,7 @@ class Unit:
 
 
 def _units(kind: str, **scales: tuple[str | int, str]) -> dict[str, Unit]:
-    return {
-        name: Unit(kind, Fraction(scale)) for scale, names in scales.values() for name in names.split() if name
-    }
+    return {name: Unit(kind, Fraction(scale)) for scale, names in scales.values() for name in names.split() if name}
 
 
 _KNOWN: dict[str, Unit] = {
@@ -91,7 +89,10 @@ def _is_unit(pattern: re.Pattern[str], match: re.Match[str], text: str) -> bool:
     words = match[1].replace("/", " ").replace(".", " ").replace("-", " ").split()
     if not words or len(words) > _PROSE or re.search(r"\\[A-Za-z]+\s*$", text[: match.end(1) - len(match[1])]):
         return False
-    known = [word.casefold() in _OTHERS or word.casefold().rstrip("s") in _OTHERS or _find_known(word) is not None for word in words]
+    known = [
+        word.casefold() in _OTHERS or word.casefold().rstrip("s") in _OTHERS or _find_known(word) is not None
+        for word in words
+    ]
     is_number = re.fullmatch(r"-?[\d.,/\s]+", text[: match.start()].strip() or "x") is not None
     if len(words) == 1 and len(words[0]) == 1:
         return False  # 5m and 3x are products

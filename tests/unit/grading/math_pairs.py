@@ -165,7 +165,11 @@ REPORTED: dict[str, tuple[Pair, ...]] = {
         (r"(-\infty,-2) \cup (-2,2) \cup (2,\infty)", r"(-\infty, -2) \cup (-2, 2) \cup (2, \infty)", True),
         (r"(-\infty,-2) \cup (-2,2)", r"(-2,2) \cup (-\infty,-2)", True),
         (r"(-\infty,-2) \cup (-2,2)", r"(-\infty,-2] \cup (-2,2)", False),
-        (r"\begin{pmatrix} -1/3 \\ 2/3 \\ 5/3 \end{pmatrix}", r"\begin{pmatrix} -\frac{1}{3} \\ \frac{2}{3} \\ \frac{5}{3} \end{pmatrix}", True),
+        (
+            r"\begin{pmatrix} -1/3 \\ 2/3 \\ 5/3 \end{pmatrix}",
+            r"\begin{pmatrix} -\frac{1}{3} \\ \frac{2}{3} \\ \frac{5}{3} \end{pmatrix}",
+            True,
+        ),
         (r"\text{(A)}", r"\text{(A)}", True),
         (r"\text{even}", "even", True),
         (r"\text{even}", "odd", False),
