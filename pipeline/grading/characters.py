@@ -1,4 +1,4 @@
-"""Characters that stand for others in formulas: full width, Chinese punctuation, signs that LaTeX writes as commands."""
+"""Characters that stand for others in formulas: full width, Chinese punctuation, signs that are commands in LaTeX."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ _STAND_FOR = {
     "×": r" \times ", "·": r" \cdot ", "⋅": r" \cdot ", "∙": r" \cdot ", "÷": r" \div ", "±": r" \pm ", "∓": r" \mp ",
     "≤": r" \le ", "⩽": r" \le ", "≥": r" \ge ", "⩾": r" \ge ", "≠": r" \ne ", "≈": r" \approx ", "∈": r" \in ",
     "∞": r"\infty ", "π": r"\pi ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "λ": r"\lambda ",
-    "φ": r"\phi ", "ω": r"\omega ", "∪": r" \cup ", "∩": r" \cap ", "∅": r"\emptyset ", "…": r"\ldots ", "⋯": r"\ldots ",
+    "φ": r"\phi ", "ω": r"\omega ", "∪": r" \cup ", "∩": r" \cap ", "∅": r"\emptyset ",
+    "…": r"\ldots ", "⋯": r"\ldots ",
     "°": r"^\circ ", "º": r"^\circ ", "℃": r"^\circ C", "℉": r"^\circ F", "√": r"\sqrt", "′": "'", "’": "'", "‘": "'",
     "“": '"', "”": '"', "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}",
     "¾": r"\frac{3}{4}", "⅕": r"\frac{1}{5}", "⅛": r"\frac{1}{8}", "⅙": r"\frac{1}{6}", "ℝ": r"\mathbb{R}",

@@ -14,26 +14,35 @@ from pipeline.grading.statements import looks_finished
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _CYRILLIC = str.maketrans("АВСЕНКМОРТХ", "ABCEHKMOPTX")
 _WRAPPER = re.compile(
-    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mathit|boxed|fbox|rm|bf)\b|\\[()\[\],; ]|[\s{}()\[\]$*_`\"'.:<>|]"
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mathit|boxed|fbox|rm|bf)\b|\\[()\[\],; ]"
+    r"|[\s{}()\[\]$*_`\"'.:<>|]"
 )
 _LEADING_LETTER = re.compile(r"([A-Za-z])(?![A-Za-z])")
 _NAMED_LETTER = re.compile(r"(?i:option|choice|answer)\s*:?\s*([A-Za-z])(?![A-Za-z])")
 _SKIP = r"[\s*_$({\[<\"'`\\]*+(?:(?:text|textbf|mathbf|mathrm|boxed)\{\(?+)*+[\s*_$({\[\"'`]*+"
 _NOUN = r"(?i:(?:answer|choice|option|alternative|letter)s?+)"
 _IS = r"(?i:is|are|would[ \t]++be|must[ \t]++be|should[ \t]++be|will[ \t]++be|:|=|->|→)"
-_FILL = r"(?i:therefore|thus|then|clearly|option|choice|letter|answer|indeed|definitely|statement|just|simply|only|most[ \t]++likely|probably)"
+_FILL = (
+    r"(?i:therefore|thus|then|clearly|option|choice|letter|answer|indeed|definitely|statement|just|simply|only"
+    r"|most[ \t]++likely|probably)"
+)
 _LETTER = r"(?:\(?([A-Z])\)?|\(([a-z])\)|([a-z])(?=[\s*_$)}\]\"'`]*+(?:[.)]|$)))(?![\w'’])"
+_CHOOSES = r"(?i:\b(?:choose|choosing|pick|select|chose|go[ \t]++with))[ \t]++"
+_RIGHT = r"(?i:correct|right|best|final|answer|true)"
 # Possessive (*+, ++): what follows never begins with what they take, and giving it back again in every way that there
 # is takes hours for "answer" and 20,000 spaces.
 _STATED = re.compile(
-    rf"{_NOUN}(?:[*_]++)?(?:[ \t]++(?i:to|for|of)[ \t][^.\n:]{{0,80}}?)?\s*+(?:{_IS}[*_]*+\s*+:?+)(?:[ \t]*+{_FILL}(?![A-Za-z])[ \t]*+:?+)*+{_SKIP}{_LETTER}"
-    rf"|(?:答案|选项|选择|正确选项)[^A-Za-z\n。]{{0,12}}?([A-Z])(?![A-Za-z])"
-    rf"|(?i:\b(?:choose|choosing|pick|select|chose|go[ \t]++with))[ \t]++(?i:(?:the[ \t]++)?(?:answer|option|choice|letter)[ \t]++)?+{_SKIP}{_LETTER}"
-    rf"|{_NOUN}\s++{_SKIP}([A-Z])(?![\w'’])\s*+[*_)]*+\s*+(?i:is|as|would[ \t]++be)\s++(?i:the[ \t]++|my[ \t]++|therefore[ \t]++|thus[ \t]++)*+(?i:correct|right|best|final|answer|true)",
+    rf"{_NOUN}(?:[*_]++)?(?:[ \t]++(?i:to|for|of)[ \t][^.\n:]{{0,80}}?)?\s*+(?:{_IS}[*_]*+\s*+:?+)"
+    rf"(?:[ \t]*+{_FILL}(?![A-Za-z])[ \t]*+:?+)*+{_SKIP}{_LETTER}"
+    r"|(?:答案|选项|选择|正确选项)[^A-Za-z\n。]{0,12}?([A-Z])(?![A-Za-z])"
+    rf"|{_CHOOSES}(?i:(?:the[ \t]++)?(?:answer|option|choice|letter)[ \t]++)?+{_SKIP}{_LETTER}"
+    rf"|{_NOUN}\s++{_SKIP}([A-Z])(?![\w'’])\s*+[*_)]*+\s*+(?i:is|as|would[ \t]++be)\s++"
+    rf"(?i:the[ \t]++|my[ \t]++|therefore[ \t]++|thus[ \t]++)*+{_RIGHT}",
     re.MULTILINE,
 )
 _IS_RIGHT = re.compile(
-    r"(?<![\w'\\])\(?([A-Z])\)?[*_]*+[ \t]++(?i:is)[ \t]++(?i:the[ \t]++)?+(?i:(?:correct|right|best|final)[ \t]*+(?i:answer|choice|option|one)?+|answer)(?!\w)"
+    r"(?<![\w'\\])\(?([A-Z])\)?[*_]*+[ \t]++(?i:is)[ \t]++(?i:the[ \t]++)?+"
+    r"(?i:(?:correct|right|best|final)[ \t]*+(?i:answer|choice|option|one)?+|answer)(?!\w)"
 )
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _REFUSED = re.compile(r"(?i:\bnot|n't|isn't|wrong|incorrect|never|cannot\s+be|eliminate[sd]?)[\s*_(\[:]*$")
@@ -66,7 +75,7 @@ class ChoiceGrader:
 
 
 def find_letter(text: str) -> str | None:
-    """The chosen letter in upper case: of a box, a statement, or a letter that stands alone, the last of the first kind."""
+    """The chosen letter in upper case: of a box, else of a statement, else the last that stands alone."""
     text = _plain(text)
     if (stated := find_stated_letter(text)) is not None:
         return stated
@@ -81,11 +90,9 @@ def find_letter(text: str) -> str | None:
 
 def find_stated_letter(text: str) -> str | None:
     """The letter that a text says is its answer, not one that it mentions."""
-    if tags := _TAG.findall(text):
-        if (letter := _leading_letter(tags[-1])) is not None:
+    for marked in (*_TAG.findall(text)[-1:], last_boxed(text)):
+        if marked is not None and (letter := _leading_letter(marked)) is not None:
             return letter
-    if (boxed := last_boxed(text)) is not None and (letter := _leading_letter(boxed)) is not None:
-        return letter
     found = [
         (match.start(), next(letter for letter in match.groups() if letter).upper())
         for pattern in (_STATED, _IS_RIGHT)

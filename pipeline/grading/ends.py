@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.errors import GradingError
@@ -46,10 +46,8 @@ def grade_output(
     text = answer_part(output, end=ending.think_end)
     if ending.is_cut and not _states_answer(grader, text):
         return _without_answer(references, ending, cut_samples, "the text was cut before it stated an answer")
-    finished = getattr(grader, "grade_finished", None) if ending.finish_reason is FinishReason.EOS else None
-    if finished is None:
-        return checked(grade_any(grader, text, references), grader)
-    return checked(grade_any(_Finished(grader, finished), text, references), grader)
+    best = grade_any(_Finished(grader) if ending.finish_reason is FinishReason.EOS else grader, text, references)
+    return checked(best, grader)
 
 
 def checked(grade: Grade, grader: Grader) -> Grade:
@@ -71,11 +69,14 @@ def checked(grade: Grade, grader: Grader) -> Grade:
 
 
 class _Finished:
-    """A grader that is told that the text's writer has ended it."""
+    """A grader that is told that the text's writer has ended it, where that makes a difference to it."""
 
-    def __init__(self, grader: Grader, grade: object) -> None:
+    def __init__(self, grader: Grader) -> None:
         self.name, self.version, self.is_instant = grader.name, grader.version, grader.is_instant
-        self.grade = grade
+        self._grade: Callable[[str, str | None], Grade] = getattr(grader, "grade_finished", grader.grade)
+
+    def grade(self, answer_text: str, reference: str | None) -> Grade:
+        return self._grade(answer_text, reference)
 
 
 def _without_answer(references: Sequence[str | None], ending: Ending, cut_samples: CutSamples, reason: str) -> Grade:

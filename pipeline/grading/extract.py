@@ -63,7 +63,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def boxed_answer(text: str) -> str | None:
-    r"""The answer in the last box, and in those before it that are one answer with it: ``\boxed{3}`` and ``\boxed{5}``."""
+    r"""The content of the last box, with those before it that are one answer: ``\boxed{3}`` and ``\boxed{5}``."""
     text = text[-MAX_TEXT_CHARS:]
     boxes = _boxes(text)
     if not boxes:

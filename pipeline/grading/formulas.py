@@ -28,7 +28,8 @@ _BASES = {
     "sixteen": 16,
 }
 _BASED = re.compile(
-    r"^\(?([0-9A-F]+)\)?\s*(?:_\s*\{?\s*(?:\\text\s*\{)?\s*\(?(\d+|[a-z]+)\)?\s*\}*|(?:\\text\s*\{)?\s*\(?\s*(?:in\s+)?base[- ](\d+|[a-z]+)\s*\)?\s*\}?)$"
+    r"^\(?([0-9A-F]+)\)?\s*(?:_\s*\{?\s*(?:\\text\s*\{)?\s*\(?(\d+|[a-z]+)\)?\s*\}*"
+    r"|(?:\\text\s*\{)?\s*\(?\s*(?:in\s+)?base[- ](\d+|[a-z]+)\s*\)?\s*\}?)$"
 )
 _WORDS = re.compile(r"^(?:\\text\s*\{[^{}]*\}|[A-Za-z][A-Za-z'-]{3,}|[A-Za-z]{2,}(?:[\s-]+[A-Za-z]+)+)$")
 _DIGITS = 40
@@ -104,7 +105,7 @@ class FormulaComparison:
     def _near(self, reference: Any, formula: Any) -> bool:
         """Whether two values that math-verify calls equal are so near: it takes 1/2^99 and 1/2^98 for nothing."""
         from math_verify.utils import timeout
-        from sympy import Expr, Float
+        from sympy import Expr, Float  # type: ignore[import-untyped]  # it has no types
 
         if not (isinstance(reference, Expr) and isinstance(formula, Expr)):
             return True
@@ -195,7 +196,7 @@ def parse_text(text: str, timeout_s: int) -> list[Any]:
 
 def _as_written() -> list[Any]:
     """How math-verify reads one formula: without its list of units, to which c, m and s belong."""
-    from latex2sympy2_extended import NormalizationConfig
+    from latex2sympy2_extended import NormalizationConfig  # type: ignore[import-untyped]  # it has no types
     from math_verify import LatexExtractionConfig
 
     form = NormalizationConfig(

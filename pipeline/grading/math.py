@@ -12,7 +12,8 @@ from pipeline.grading.extract import MAX_TEXT_CHARS, boxed_answer, last_boxed, n
 from pipeline.grading.forms import plain_form
 from pipeline.grading.formulas import FormulaComparison, parse_reference, parse_text
 from pipeline.grading.numbers import find_number
-from pipeline.grading.shapes import read_shapes, same_shape
+from pipeline.grading.sameness import same_shape
+from pipeline.grading.shapes import read_shapes
 from pipeline.grading.statements import find_stated, looks_finished
 
 MAX_FORMULA_CHARS = 1_000

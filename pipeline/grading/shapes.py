@@ -1,16 +1,14 @@
 """What an answer is made of: lists, tuples, intervals, sets, matrices, ratios, and formulas at the leaves.
 
-Shapes are compared here, part by part; whether two formulas mean the same is asked of whoever calls.
+Nothing is compared here, and no formula is understood.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
-
-from pipeline.grading.forms import bare_letters
 
 MAX_PARTS = 60
 """Longer lists are one formula: to compare every part with every other would take too long."""
@@ -40,11 +38,10 @@ class Shape:
     """Of a formula with a label: with it."""
 
 
-SameFormula = Callable[[Shape, Shape], bool]
-
 _NAME = r"(?:\\[a-zA-Z]+|[A-Za-z]+)(?:_(?:\{[^{}]*\}|\w))?'*"
 _LABEL = re.compile(
-    rf"^((?:\\angle\s*)?(?:{_NAME}\s*){{1,3}}(?:\([A-Za-z0-9, \\]*\))?|\\text\s*\{{[^{{}}]*\}}|\|[A-Z]{{2}}\||\([a-z](?:\s*,\s*[a-z])+\))\s*"
+    rf"^((?:\\angle\s*)?(?:{_NAME}\s*){{1,3}}(?:\([A-Za-z0-9, \\]*\))?|\\text\s*\{{[^{{}}]*\}}|\|[A-Z]{{2}}\|"
+    r"|\([a-z](?:\s*,\s*[a-z])+\))\s*"
     r"(?::=|=|\\approx|\\in(?![a-zA-Z])|\\equiv)\s*(?=\S)(.*)$",
     re.DOTALL,
 )
@@ -56,7 +53,6 @@ _MATRIX = re.compile(r"^\\begin\{([pbvBV]?)matrix\}(.*)\\end\{\1matrix\}$", re.D
 _ARRAY = re.compile(r"^[(\[|]?\s*\\begin\{array\}\s*\{[^{}]*\}(.*)\\end\{array\}\s*[)\]|]?$", re.DOTALL)
 _RATIO = re.compile(r"^[^:(){}\[\]]+(?::[^:(){}\[\]]+)+$")
 _GROUPS_OF_THREE = re.compile(r"^-?\d{1,3}(?:,\d{3})+(?:\.\d+)?$")
-_DOTS = re.compile(r"^(?:\\[lcd]?dots|\.\.\.+)$")
 _FRENCH = re.compile(r"^([\]\[])([^\[\]()]*,[^\[\]()]*)([\]\[])$")
 _OPEN, _CLOSE = "([{", ")]}"
 _ONE = {"<": ")", "\\lt": ")", "\\le": "]", "\\leq": "]", "\\leqslant": "]", "<=": "]"}
@@ -121,7 +117,7 @@ def _last_side(text: str) -> str:
 
 
 def _split(text: str, length_at: Callable[[str], int], *, only_outside: bool = False) -> list[str]:
-    """The parts of a text between separators that stand in no bracket. length_at: of the separator that begins there."""
+    """The parts of a text between separators that stand in no bracket. length_at: of a separator that begins there."""
     parts, current, depth, index = [], "", 0, 0
     while index < len(text):
         two = text[index : index + 2]
@@ -305,100 +301,3 @@ def _signs(text: str, depth: int) -> Shape | None:
     upper = re.sub(r"\\pm(?![a-zA-Z])", "+", re.sub(r"\\mp(?![a-zA-Z])", "-", text))
     lower = re.sub(r"\\pm(?![a-zA-Z])", "-", re.sub(r"\\mp(?![a-zA-Z])", "+", text))
     return _many(ShapeKind.LIST, text, [upper.lstrip(" +"), lower], depth, "±")
-
-
-def same_shape(reference: Shape, predicted: Shape, same_formula: SameFormula) -> bool:
-    """Whether an answer is the reference, part by part."""
-    if not _labels_agree(reference, predicted):
-        return False
-    one, other = reference.kind, predicted.kind
-    if one is ShapeKind.ATOM and other is ShapeKind.ATOM:
-        if "=" in reference.text or "=" in predicted.text:  # an equation is compared with all of the other
-            reference, predicted = _whole(reference), _whole(predicted)
-        elif is_dots(reference) or is_dots(predicted):
-            return is_dots(reference) and is_dots(predicted)
-        return same_formula(reference, predicted)
-    if bare_letters(reference.text) == bare_letters(predicted.text):
-        return True
-    parts, others = reference.parts, predicted.parts
-    if {one, other} == {ShapeKind.SET, ShapeKind.ATOM}:
-        lone = parts if one is ShapeKind.SET else others
-        return len(lone) == 1 and same_shape(
-            parts[0] if one is ShapeKind.SET else reference,
-            others[0] if other is ShapeKind.SET else predicted,
-            same_formula,
-        )
-    if {one, other} == {ShapeKind.RATIO, ShapeKind.ATOM}:
-        ratio, atom = (reference, predicted) if one is ShapeKind.RATIO else (predicted, reference)
-        return len(ratio.parts) == 2 and same_formula(_as_fraction(ratio), atom)
-    if len(parts) != len(others) or not parts:
-        return False
-    if one in _LOOSE and other in _LOOSE and not _has_dots(parts):
-        one_labelled, other_labelled = all(part.label for part in parts), all(part.label for part in others)
-        return (
-            _in_order(parts, others, same_formula)
-            if one_labelled != other_labelled
-            else _in_any_order(parts, others, same_formula)
-        )
-    if {one, other} == {ShapeKind.TUPLE, ShapeKind.LIST}:
-        bracketed = reference if one is ShapeKind.TUPLE else predicted
-        return bracketed.marks == "()" and bracketed.label is None and _in_order(parts, others, same_formula)
-    if one is not other and not (one in _LOOSE and other in _LOOSE):
-        return False
-    if one is ShapeKind.RATIO:
-        return _same_ratio(reference, predicted, same_formula)
-    return (
-        reference.marks == predicted.marks
-        and _in_order(parts, others, same_formula)
-        or (one in _LOOSE and _in_order(parts, others, same_formula))
-    )
-
-
-_LOOSE = frozenset({ShapeKind.LIST, ShapeKind.SET, ShapeKind.UNION})
-
-
-def _labels_agree(reference: Shape, predicted: Shape) -> bool:
-    """Whether not two different unknowns are meant; y and f(x) are one."""
-    labels = {label for label in (reference.label, predicted.label) if label is not None}
-    return (
-        len(labels) < 2
-        or all(label == "y" or re.fullmatch(r"[a-zA-Z]\([a-z]\)", label) for label in labels)
-        and "y" in labels
-    )
-
-
-def _has_dots(parts: Sequence[Shape]) -> bool:
-    return any(is_dots(part) for part in parts)
-
-
-def is_dots(shape: Shape) -> bool:
-    return _DOTS.match(shape.text.strip()) is not None
-
-
-def _whole(shape: Shape) -> Shape:
-    return replace(shape, text=shape.whole) if shape.whole else shape
-
-
-def _in_order(parts: Sequence[Shape], others: Sequence[Shape], same_formula: SameFormula) -> bool:
-    return all(same_shape(part, other, same_formula) for part, other in zip(parts, others, strict=True))
-
-
-def _in_any_order(parts: Sequence[Shape], others: Sequence[Shape], same_formula: SameFormula) -> bool:
-    left = list(others)
-    for part in parts:
-        found = next((index for index, other in enumerate(left) if same_shape(part, other, same_formula)), None)
-        if found is None:
-            return False
-        del left[found]
-    return True
-
-
-def _as_fraction(ratio: Shape) -> Shape:
-    over, under = ratio.parts
-    return Shape(kind=ShapeKind.ATOM, text=rf"\frac{{{over.text}}}{{{under.text}}}")
-
-
-def _same_ratio(reference: Shape, predicted: Shape, same_formula: SameFormula) -> bool:
-    if reference.marks and predicted.marks and reference.marks != predicted.marks:
-        return False  # 3:00 in the morning and in the afternoon
-    return _in_order(reference.parts, predicted.parts, same_formula)

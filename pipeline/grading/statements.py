@@ -9,9 +9,10 @@ from pipeline.grading.extract import MAX_TEXT_CHARS
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _HASHES = re.compile(r"^\s*####[ \t]*(\S.*)$", re.MULTILINE)
 _MARK = r"(?:\*\*|__|\*)?"
+_VERB = r"(?:is|are|would[ \t]+be|will[ \t]+be|must[ \t]+be|should[ \t]+be|equals|=)(?![A-Za-z])"
 _STATED = re.compile(
     r"(?:(?<![A-Za-z])(?:final\s+answers?|answers?|final\s+result)"
-    rf"{_MARK}(?:[ \t]+(?:to|of|for)\b[^.\n:=]{{0,80}}?)?{_MARK}(?:[ \t]*[:=：]|[ \t]+(?:is|are|would[ \t]+be|will[ \t]+be|must[ \t]+be|should[ \t]+be|equals|=)(?![A-Za-z]))"
+    rf"{_MARK}(?:[ \t]+(?:to|of|for)\b[^.\n:=]{{0,80}}?)?{_MARK}(?:[ \t]*[:=：]|[ \t]+{_VERB})"
     rf"|答案(?:应该|应|就)?(?:是|为|[:：])|^[ \t]*A:|^{_MARK}[ \t]*#*[ \t]*(?:final[ \t]+)?answer{_MARK}[ \t]*$)"
     rf"[ \t]*{_MARK}[ \t]*[:：]?[ \t]*{_MARK}",
     re.IGNORECASE | re.MULTILINE,

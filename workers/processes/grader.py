@@ -45,7 +45,7 @@ class GraderProcess:
         """Until told to stop. Raises what went wrong with the registration."""
         signals.worker_process_init.connect(self._open_child, weak=False)
         signals.worker_ready.connect(self._register, weak=False)
-        make_grader("math").grade(r"\boxed{x}", "x+1")  # imports sympy before the fork: seconds for each child otherwise
+        make_grader("math").grade(r"\boxed{x}", "x+1")  # imports sympy before the fork, not in each child
         time_limit_s = self._settings.grading.time_limit_s
         add_samples_task(self._base.app, GRADE, self._grade, time_limit=time_limit_s)
         self._base.db_engine.dispose()
