@@ -61,6 +61,6 @@ def _others(rest: str) -> str:
 
 
 def looks_finished(text: str) -> bool:
-    """Whether a text reads as if its writer had ended it: a whole sentence, or nothing but a formula on the last line."""
+    """Whether a text reads as if its writer had ended it: with a whole sentence, or a line that is a formula."""
     lines = [line for line in text[-MAX_TEXT_CHARS:].splitlines() if line.strip()]
     return bool(lines) and (_SAID.search(lines[-1]) is not None or _PROSE.search(lines[-1]) is None)

@@ -131,9 +131,9 @@ def test_math_says_that_it_needs_the_main_thread() -> None:
 
 @pytest.mark.parametrize(
     ("answer", "score"),
-    [("So:\n  The  Eiffel\ttower \n\n", 1.0), (r"\boxed{the eiffel tower} indeed", 1.0), ("The Eiffel tower.", 0.0)],
+    [("So:\n  The  Eiffel\ttower \n\n", 1.0), (r"\boxed{the eiffel tower} indeed", 1.0), ("The Eiffel towers.", 0.0)],
 )
-def test_exact_ignores_case_and_white_space_only(answer: str, score: float) -> None:
+def test_exact_ignores_case_and_white_space(answer: str, score: float) -> None:
     assert make_grader("exact").grade(answer, "the Eiffel Tower").score == score
 
 
@@ -164,17 +164,83 @@ def test_choice_finds_no_letter_where_there_is_none(answer: str) -> None:
     assert make_grader("choice").grade(answer, "C").predicted_answer is None
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "The answer is C, since A and D fail.",
+        "The correct answer is **C. Paris**, not D.",
+        "The correct answer is C.\n\nNote that option (D) would need more heat.",
+        "**The correct answer is (C)**.\n\nLet me know if option (D) needs detail.",
+        "So $\\boxed{\\langle H\\rangle \\ll \\Delta E}$.\n\n**Answer: C**",
+        "The correct option is C, i.e. $\\boxed{42}$.",
+        "Therefore, option C is correct. Option D is not.",
+        "C is the correct answer; D is tempting.",
+        "The answer is not A. The answer is C.",
+        "The answer isn't D, the answer is C",
+        "Options A, B and D fail, so the answer must be C",
+        "It is C, not (D)",
+        "A: no. C: yes. So we pick C",
+        "the answer is (c).",
+        "the answer to the question is C",
+        "The answer is therefore C",
+        "My answer is option (C)",
+        "Answer:\n\nC",
+        "### Answer: C",
+        "<answer>C</answer> and so D is wrong",
+        r"\boxed{\text{Option C}}",
+        r"$\mathbf{C}$",
+        "**C**",
+        "c",
+        "(c)",
+        "C. Paris",
+        "答案是C。",
+        "正确答案：（Ｃ）",
+        "答案选 C",
+        "Ответ: С",
+    ],
+)
+def test_choice_takes_a_statement_before_a_mention(answer: str) -> None:
+    assert make_grader("choice").grade(answer, "C") == Grade(score=1.0, predicted_answer="C")
+
+
+@pytest.mark.parametrize("answer", ["The answer is a dog", "The answer is I think unknown", "Nothing fits"])
+def test_choice_takes_no_article_for_a_letter(answer: str) -> None:
+    assert make_grader("choice").grade(answer, "A").predicted_answer in (None, "I")
+
+
 def test_choice_takes_references_as_they_are_written() -> None:
     grader = make_grader("choice")
-    assert [grader.grade(r"\boxed{B}", reference).score for reference in ("B", "(B)", " b ", "B. red", "A")] == [
-        1.0,
-        1.0,
-        1.0,
-        1.0,
-        0.0,
-    ]
+    right = [grader.grade(r"\boxed{B}", reference).score for reference in ("B", "(B)", " b ", "B. red", "1")]
+    assert right == [1.0] * 5
+    assert [grader.grade(r"\boxed{B}", reference).score for reference in ("A", "2", "(C)")] == [0.0] * 3
+    assert grader.grade("The answer is (K).", "K").score == 1.0
     with pytest.raises(GradingError, match="not a letter"):
-        grader.grade(r"\boxed{B}", "1")
+        grader.grade(r"\boxed{B}", "12")
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "score"),
+    [
+        ("No", "No.", 1.0),
+        ("No", "**No**", 1.0),
+        ("No", "So the answer is No.", 1.0),
+        ("No", "The answer is **no**.", 1.0),
+        ("No", r"\boxed{\text{No}}", 1.0),
+        ("No", "Yes", 0.0),
+        ("No", "Nobody", 0.0),
+        ("No", "The answer is Yes, not No", 0.0),
+        ("北京", "北京。", 1.0),
+        ("北京", "答案是：北京。", 1.0),
+        ("北京", "上海", 0.0),
+        ("ABC", "ＡＢＣ", 1.0),
+        ("(A)", "A", 1.0),
+        ("Paris", '"Paris"', 1.0),
+        ("-5", "5", 0.0),
+        ("valid", "invalid", 0.0),
+    ],
+)
+def test_exact_looks_past_marks_and_sentences(reference: str, answer: str, score: float) -> None:
+    assert make_grader("exact").grade(answer, reference).score == score
 
 
 def test_none_leaves_everything_unscored() -> None:
