@@ -38,9 +38,9 @@ class Shape:
     """Of a formula with a label: with it."""
 
 
-_NAME = r"(?:\\[a-zA-Z]+|[A-Za-z]+)(?:_(?:\{[^{}]*\}|\w))?'*"
+_NAME = r"(?:\\[a-zA-Z]++|[A-Za-z]++)(?:_(?:\{[^{}]*+\}|\w))?+'*+"  # possessive: read in one way, in one pass
 _LABEL = re.compile(
-    rf"^((?:\\angle\s*)?(?:{_NAME}\s*){{1,3}}(?:\([A-Za-z0-9, \\]*\))?|\\text\s*\{{[^{{}}]*\}}|\|[A-Z]{{2}}\|"
+    rf"^((?:\\angle\s*)?(?:{_NAME}\s*+){{1,3}}+(?:\([A-Za-z0-9, \\]*\))?|\\text\s*\{{[^{{}}]*\}}|\|[A-Z]{{2}}\|"
     r"|\([a-z](?:\s*,\s*[a-z])+\))\s*"
     r"(?::=|=|\\approx|\\in(?![a-zA-Z])|\\equiv)\s*(?=\S)(.*)$",
     re.DOTALL,
