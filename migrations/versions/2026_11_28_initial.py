@@ -30,6 +30,13 @@ def upgrade() -> None:
             comment="equal for models whose token ids mean the same text",
         ),
         sa.Column("settings", JSONB(), nullable=False, comment="as it was started"),
+        sa.Column(
+            "weights_sha256",
+            sa.String(),
+            nullable=True,
+            comment="of a sample of every tensor; null: no files of weights are here",
+        ),
+        sa.Column("revision", sa.String(), nullable=True, comment="of the hub, as the worker was started with"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_engines")),
         sa.UniqueConstraint("sha256", name=op.f("uq_engines_sha256")),
         comment="What an engine was, for the books; stored once per distinct content.",
@@ -129,6 +136,12 @@ def upgrade() -> None:
             sa.Enum("small", "large", name="first_role", native_enum=False, create_constraint=True, length=24),
             nullable=False,
             comment="who opens each sample",
+        ),
+        sa.Column(
+            "think_start",
+            sa.String(),
+            nullable=True,
+            comment="the tag that opens the think phase in its texts, '' for none; null: no worker has had it yet",
         ),
         sa.Column(
             "think_end",

@@ -9,6 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.cli.asking import (
+    LargeTemplateVariables,
+    RoleSystem,
+    SmallTemplateVariables,
+    System,
+    TemplateVariables,
+    ThinkTagsOption,
+    asking,
+)
 from pipeline.cli.options import JobId, StateDir, Wait, connect, make_group, settings_of
 from pipeline.cli.render import console, counted
 from pipeline.samples import ErrorClass
@@ -60,6 +69,10 @@ def submit(
     large: Annotated[
         str | None, typer.Option(help="Large model: a folder, or the name workers serve it under.")
     ] = None,
+    small_revision: Annotated[
+        str | None, typer.Option(metavar="REVISION", help="Of the hub: only a worker that was started with it writes.")
+    ] = None,
+    large_revision: Annotated[str | None, typer.Option(metavar="REVISION", help="For the large model.")] = None,
     policy: Annotated[
         str,
         typer.Option(
@@ -125,12 +138,32 @@ def submit(
         list[str] | None,
         typer.Option(metavar="COLUMN", help="Let those who generate read this column too; all others are hidden."),
     ] = None,
+    min_p: Annotated[float | None, typer.Option(show_default="0", help="0: off.")] = None,
+    presence_penalty: Annotated[float | None, typer.Option(show_default="0")] = None,
+    frequency_penalty: Annotated[float | None, typer.Option(show_default="0")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(show_default="1", help="1: off.")] = None,
+    small_temperature: Annotated[float | None, typer.Option(show_default="as both")] = None,
+    large_temperature: Annotated[float | None, typer.Option(show_default="as both")] = None,
+    small_top_p: Annotated[float | None, typer.Option(show_default="as both")] = None,
+    large_top_p: Annotated[float | None, typer.Option(show_default="as both")] = None,
+    small_top_k: Annotated[int | None, typer.Option(show_default="as both")] = None,
+    large_top_k: Annotated[int | None, typer.Option(show_default="as both")] = None,
+    system: System = None,
+    small_system: RoleSystem = None,
+    large_system: RoleSystem = None,
+    template_var: TemplateVariables = None,
+    small_template_var: SmallTemplateVariables = None,
+    large_template_var: LargeTemplateVariables = None,
+    think_tags: ThinkTagsOption = None,
+    small_think_tags: ThinkTagsOption = None,
+    large_think_tags: ThinkTagsOption = None,
     wait: Wait = False,
     state_dir: StateDir = None,
 ) -> None:
     """Store a job and print its number. Workers do the rest; the command need not stay."""
     from pipeline.jobs.submission import Submission, part_values
 
+    asked_of_both = asking(system, template_var, think_tags)
     submission = Submission.parse(
         problems=file,
         columns=_columns(column or [], answer_as),
@@ -138,6 +171,8 @@ def submit(
         recipe=recipe,
         small=small,
         large=large,
+        small_revision=small_revision,
+        large_revision=large_revision,
         policy=policy,
         matched_to=matched_to,
         **part_values(_changes(values or [])),
@@ -146,6 +181,14 @@ def submit(
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
+        min_p=min_p,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        repetition_penalty=repetition_penalty,
+        small_sampling={"temperature": small_temperature, "top_p": small_top_p, "top_k": small_top_k},
+        large_sampling={"temperature": large_temperature, "top_p": large_top_p, "top_k": large_top_k},
+        small_asking=asked_of_both | asking(small_system, small_template_var, small_think_tags),
+        large_asking=asked_of_both | asking(large_system, large_template_var, large_think_tags),
         max_tokens=max_tokens,
         prompt_template=prompt,
         prompt_file=prompt_template,

@@ -46,8 +46,8 @@ _GRADE_BOOKS = ", ".join(
 _PROBLEM_SET = "name, content_sha256, num_problems, num_references, has_choices"
 _PROBLEM = "id, problem_set_id, position, external_id, prompt, subject, level, shown"
 _SUBMITTED = (
-    "name, policy, problem_set_id, state, config, versions, small_model, large_model, first_role, think_end, "
-    "think_opened, num_problems, num_samples, cloned_from"
+    "name, policy, problem_set_id, state, config, versions, small_model, large_model, first_role, think_start, "
+    "think_end, think_opened, num_problems, num_samples, cloned_from"
 )
 """What a submission says of a job; the samples are stored by ``add_samples``."""
 
@@ -56,7 +56,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         **_WORKERS,
         "engines": "SELECT, INSERT",
         "problems": "SELECT (id, problem_set_id, position, external_id, prompt, shown)",
-        "jobs": "SELECT, UPDATE (first_claimed_at, think_end, think_opened)",
+        "jobs": "SELECT, UPDATE (first_claimed_at, think_start, think_end, think_opened)",
         "samples": f"SELECT, UPDATE ({_WRITTEN})",
         **dict.fromkeys(("segments", "asides"), "SELECT, INSERT"),
         **dict.fromkeys(("signals", "steps"), "INSERT"),

@@ -96,9 +96,10 @@ def _references_trusted(connection: Connection) -> Iterator[None]:
 _ADD_SAMPLES = text("SELECT add_samples(:job)")
 _INSERT_JOB = text("""
     INSERT INTO jobs (name, policy, problem_set_id, state, config, versions, small_model, large_model, first_role,
-                      think_end, think_opened, num_problems, num_samples, cloned_from)
+                      think_start, think_end, think_opened, num_problems, num_samples, cloned_from)
     VALUES (:name, :policy, :problem_set_id, :state, CAST(:config AS jsonb), CAST(:versions AS jsonb), :small_model,
-            :large_model, :first_role, :think_end, :think_opened, :num_problems, :num_samples, :cloned_from)
+            :large_model, :first_role, :think_start, :think_end, :think_opened, :num_problems, :num_samples,
+            :cloned_from)
     RETURNING id
 """)
 
@@ -131,6 +132,7 @@ def insert_job(
         "small_model": config.small.name if config.small else None,
         "large_model": config.large.name if config.large else None,
         "first_role": first_role.value,
+        "think_start": think.start if think else None,
         "think_end": think.end if think else None,
         "think_opened": think.opened if think else None,
         "num_problems": num_problems,
@@ -182,7 +184,7 @@ _SELECT_PROBLEMS = text("""
     WHERE problem_set_id = :problem_set AND position < :limit ORDER BY position
 """)
 _SELECT_SOURCE = text("""
-    SELECT id, name, policy, problem_set_id, config, think_end, think_opened FROM jobs WHERE id = :job
+    SELECT id, name, policy, problem_set_id, config, think_start, think_end, think_opened FROM jobs WHERE id = :job
 """)
 
 
@@ -211,5 +213,7 @@ def get_source_job(connection: Connection, job_id: int) -> SourceJob:
         policy=row.policy,
         problem_set_id=row.problem_set_id,
         config=JobConfig.model_validate(row.config),
-        think=None if row.think_end is None else ThinkPhase(end=row.think_end, opened=row.think_opened),
+        think=None
+        if row.think_end is None
+        else ThinkPhase(start=row.think_start, end=row.think_end, opened=row.think_opened),
     )

@@ -6,12 +6,14 @@ It reads files and the tokenizers of local models; what the database knows is ha
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.chat.asking import Asking
 from pipeline.chat.prompts import make_text_template, prompt_template
 from pipeline.chat.translation import ThinkPhase
 from pipeline.errors import ConfigurationError
@@ -172,7 +174,7 @@ def make_config(
     has_choices: whether the problems are a multiple choice, which is asked and graded as one.
     """
     usual = "choice" if has_choices else "math"
-    given = {"temperature", "top_p", "top_k", "max_tokens"}
+    given = set(SamplingSpec.model_fields)
     sampling = recipe.sampling if recipe else SamplingSpec()
     with options_checked():
         return JobConfig(
@@ -182,6 +184,10 @@ def make_config(
             exit=submission.exit,
             guard=submission.guard,
             sampling=sampling.model_copy(update=submission.model_dump(include=given, exclude_none=True)),
+            small_sampling=submission.small_sampling,
+            large_sampling=submission.large_sampling,
+            small_asking=_dated(submission.small_asking),
+            large_asking=_dated(submission.large_asking),
             num_samples=submission.num_samples,
             seed=submission.seed,
             prompt_template=submission.prompt_template or (recipe.prompt_template if recipe else usual),
@@ -190,6 +196,11 @@ def make_config(
             template_text=submission.template_text if is_own(submission.prompt_template) else None,
             few_shot=submission.few_shot if isinstance(submission.few_shot, FewShot) else None,
         )
+
+
+def _dated(asking: Asking) -> Asking:
+    """The same with the date that its template shall read: every worker renders it as it is rendered today."""
+    return asking if asking.today else asking.model_copy(update={"today": dt.date.today()})
 
 
 def check_names(config: JobConfig) -> None:

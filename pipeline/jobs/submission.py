@@ -25,12 +25,17 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import ErrorDetails, core_schema
 
+from pipeline.chat.asking import Asking
 from pipeline.chat.translation import ThinkPhase
 from pipeline.errors import ConfigurationError
 from pipeline.jobs.config import (
     JobConfig,
+    MinP,
     ModelSpec,
+    Penalty,
     ProblemLimit,
+    RepetitionPenalty,
+    RoleDrawingSpec,
     SampleCount,
     Seed,
     Temperature,
@@ -95,6 +100,10 @@ class Submission(BaseModel):
     fingerprinted, and every prompt is measured against its context."""
     large: ModelChoice | None = None
     """The large model: the name workers serve it under, or a local folder."""
+    small_revision: str | None = None
+    """The hub revision that a worker must have been started with; None: any."""
+    large_revision: str | None = None
+    """The same for the large model."""
     policy: str = DEFAULT_POLICY
     """Who writes what: NAME or NAME:PRESET. A model that the policy does not call for is ignored."""
     policy_values: dict[str, Any] = {}
@@ -115,8 +124,24 @@ class Submission(BaseModel):
     """Tokens are drawn from the most likely ones that have this probability together."""
     top_k: TopK | None = None
     """Tokens are drawn from so many of the most likely ones; 0: from all."""
+    min_p: MinP | None = None
+    """Least probability of a token, as a share of the most likely one's; 0: off."""
+    presence_penalty: Penalty | None = None
+    """Taken from the logit of each token that is in the piece being written; 0: off."""
+    frequency_penalty: Penalty | None = None
+    """The same for each time that it is there; 0: off."""
+    repetition_penalty: RepetitionPenalty | None = None
+    """Divides the logits of the tokens in the prompt and the text so far; 1: off."""
     max_tokens: TokenBudget | None = None
     """Most output tokens per sample, all authors together."""
+    small_sampling: RoleDrawingSpec = RoleDrawingSpec()
+    """Where the small model's tokens are drawn in another way."""
+    large_sampling: RoleDrawingSpec = RoleDrawingSpec()
+    """Where the large model's tokens are drawn in another way."""
+    small_asking: Asking = Asking()
+    """What is said to the small model beside the problem: system message, template variables, think tags."""
+    large_asking: Asking = Asking()
+    """What is said to the large model beside the problem."""
     prompt_template: str | None = None
     """A name in pipeline.chat.prompts."""
     prompt_file: Path | None = None
@@ -210,11 +235,17 @@ class Submission(BaseModel):
                     f"policy {self.policy!r} needs a {role} model, and the job has none; give --set {role}=MODEL"
                 )
 
+    def revision(self, role: ModelRole) -> str | None:
+        return self.small_revision if role is ModelRole.SMALL else self.large_revision
+
+    def asking(self, role: ModelRole) -> Asking:
+        return self.small_asking if role is ModelRole.SMALL else self.large_asking
+
     def model(self, role: ModelRole) -> ModelChoice | None:
         return self.small if role is ModelRole.SMALL else self.large
 
 
-_FIXED = ("version", "name", "preset", "fingerprint", "plugin", "plugins")
+_FIXED = ("version", "name", "preset", "fingerprint", "weights", "plugin", "plugins")
 """Keys of a stored configuration that follow from others."""
 
 

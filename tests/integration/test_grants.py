@@ -445,7 +445,7 @@ def test_each_worker_does_its_work_with_the_rights_of_its_role_alone(
         claimed = claim(connection, worker, {row.id: row.epoch for row in waiting})
         assert len(claimed) == 4
         get_job_config(connection, job)
-        fix_think_phase(connection, job, ThinkPhase(end="", opened=False))
+        fix_think_phase(connection, job, ThinkPhase(start="", end="", opened=False))
         first, second, third, fourth = claimed
         step = Step(
             step_index=0, text="one two", tokens_small=2, tokens_large=0, tokens_inserted=0, author=Author.SMALL,

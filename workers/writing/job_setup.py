@@ -46,7 +46,6 @@ class JobSetup:
         for ask in asks_of(policy):
             if ask.role is role:
                 questions.get(ask)
-        sampling = config.sampling
         return cls(
             config=config,
             policy=policy,
@@ -56,7 +55,7 @@ class JobSetup:
             think_end=think.end,
             translator=translator,
             questions=questions,
-            sampling=Sampling(temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k),
+            sampling=Sampling(**config.drawing(role).model_dump()),
         )
 
     def prompt_ids(self, problem_id: int, problem: Problem) -> list[int]:

@@ -104,6 +104,9 @@ class JobRow(Base):
     small_model: Mapped[str | None] = mapped_column(comment="null where the policy needs none")
     large_model: Mapped[str | None] = mapped_column(comment="null where the policy needs none")
     first_role: Mapped[ModelRole] = mapped_column(choice(ModelRole, "first_role"), comment="who opens each sample")
+    think_start: Mapped[str | None] = mapped_column(
+        comment="the tag that opens the think phase in its texts, '' for none; null: no worker has had it yet"
+    )
     think_end: Mapped[str | None] = mapped_column(
         comment="the tag that ends the think phase in its texts, '' for none; null: no worker has had it yet"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline import ColumnNames, Problem, ProblemSet
+from pipeline.chat.asking import Asking
 from pipeline.errors import BadProblem, ConfigurationError
 from pipeline.jobs.config import JobConfig, ModelSpec
 from pipeline.jobs.readiness import ReadyJob, make_ready
@@ -95,7 +97,9 @@ def test_wrong_value_is_refused_by_the_name_of_its_field(values: dict[str, Any],
 def test_defaults_are_those_of_a_job() -> None:
     made = ready()
     policy = parse_policy("speculative-thinking:improved")
-    assert made.config == JobConfig(small=ModelSpec(name="S"), large=ModelSpec(name="L"), policy=policy)
+    today = Asking(today=dt.date.today())
+    usual = JobConfig(small=ModelSpec(name="S"), large=ModelSpec(name="L"), policy=policy)
+    assert made.config == usual.model_copy(update={"small_asking": today, "large_asking": today})
     assert (made.name, made.num_problems, made.first_role) == (
         "few · speculative-thinking:improved", 2, ModelRole.SMALL,
     )  # fmt: skip
