@@ -275,8 +275,9 @@ _ENDING = text(f"""
 _CLOSE = text(f"""
     UPDATE jobs j SET finished_at = clock_timestamp(),
         state = CASE WHEN EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state = 'failed')
-                       OR (j.config->>'grader' <> 'none' AND NOT EXISTS (
-                           SELECT FROM samples s WHERE s.job_id = j.id AND s.score IS NOT NULL))
+                       OR j.config->>'grader' <> 'none' AND (
+                           SELECT bool_or(s.state = 'graded') AND count(s.score) = 0
+                           FROM samples s WHERE s.job_id = j.id)
                      THEN 'completed_with_errors' ELSE 'completed' END
     WHERE j.id = ANY(:jobs)
       AND NOT EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state NOT IN {FINAL})
@@ -287,6 +288,7 @@ _CLOSE = text(f"""
 def close_jobs(connection: Connection) -> dict[int, JobState]:
     """End the running jobs that have no open sample left. Index: ix_samples_open.
 
+    A job has errors where a sample failed, and where it has a grader and none of its graded samples has a score.
     The second look, with the job's row locked, sees the samples that a retry opened meanwhile.
     """
     ending = list(connection.execute(_ENDING).scalars())
