@@ -1,8 +1,8 @@
 """A whole run on the demo pair whose reference answers and passwords are unmistakable; then they are looked for
 everywhere: Redis and its files, every broadcast, Flower, logs, the processes, what the command line says, every column.
 
-Reference answers may be in the table reference_answers alone, and what else tells them in hidden_columns: grades keep what
-a grader found in the output, and of its errors only what is written in this repository.
+Reference answers may be in the table reference_answers alone, and what else tells them in hidden_columns: grades keep
+what a grader found in the output, and of its errors only what is written in this repository.
 """
 
 from __future__ import annotations
