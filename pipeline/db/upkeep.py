@@ -117,15 +117,18 @@ _UNSETTLED = text("""
     SELECT id, queue FROM workers WHERE ended_at IS NOT NULL AND settled_at IS NULL
     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 """)
+# Only a sample that was claimed as a suspect can be guilty: of those that become suspects by this death, each may have
+# been beside the one that did it.
 _RESCUE = text(f"""
     WITH held AS (
-        SELECT s.id, s.holder_id, w.end_reason, s.num_rescues + (w.end_reason <> 'stopped')::integer AS deaths
+        SELECT s.id, s.holder_id, w.end_reason, s.num_rescues + (w.end_reason <> 'stopped')::integer AS deaths,
+               s.num_rescues >= {SUSPECT_AFTER} AS was_suspect
         FROM samples s JOIN workers w ON w.id = s.holder_id
         WHERE s.holder_id = ANY(:workers) ORDER BY s.id FOR UPDATE OF s
     ),
     judged AS (
-        SELECT held.*, end_reason <> 'stopped' AND deaths >= {SUSPECT_AFTER}
-               AND count(*) FILTER (WHERE deaths >= {SUSPECT_AFTER}) OVER (PARTITION BY holder_id) = 1 AS is_guilty
+        SELECT held.*, end_reason <> 'stopped' AND was_suspect
+               AND count(*) FILTER (WHERE was_suspect) OVER (PARTITION BY holder_id) = 1 AS is_guilty
         FROM held
     )
     UPDATE samples s SET

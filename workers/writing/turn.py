@@ -37,7 +37,8 @@ from workers.writing.requests import engine_request
 
 STAY_TOKENS = 2048
 STAY_DECISIONS = 64
-"""A claim ends after so many tokens or requests, whoever writes next: a crash costs at most so much."""
+"""A claim ends between two requests once it has so many tokens or requests, whoever writes next. No request is cut for
+that: a crash costs less than so much, and the request that runs."""
 
 _EMPTY = Piece(token_ids=(), texts=())
 

@@ -136,6 +136,16 @@ def test_a_claim_ends_after_so_many_tokens(monkeypatch: pytest.MonkeyPatch) -> N
     assert (commit.to_state, len(commit.segments)) == (SampleState.READY, 2)
 
 
+def test_a_request_may_be_longer_than_what_a_claim_gathers() -> None:
+    setup = setup_of("speculative-thinking:improved", max_model_len=9_000, max_tokens=8_000)
+    active, step = start(setup)
+    assert request_of(step).max_tokens == 8_000 > turn.STAY_TOKENS
+    text = "First add.\n\nThen go on. " * 400
+    assert len(chat_of(ModelRole.SMALL).encode_text(text)) > turn.STAY_TOKENS
+    commit = commit_of(apply_result(active, result_of(request_of(step), text, SegmentFinish.EOS)))
+    assert (commit.to_state, len(commit.segments)) == (SampleState.FINISHED, 1), "one request, one segment"
+
+
 def test_a_claim_ends_after_so_many_requests() -> None:
     active, step = start(setup_of(Moves([then(small())] * 99)))
     count = 0
