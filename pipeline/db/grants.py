@@ -56,7 +56,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         **_WORKERS,
         "engines": "SELECT, INSERT",
         "problems": "SELECT",
-        "jobs": "SELECT, UPDATE (first_claimed_at, think_end, think_opened)",
+        "jobs": "SELECT, UPDATE (think_end, think_opened)",
         "samples": f"SELECT, UPDATE ({_WRITTEN})",
         **dict.fromkeys(("segments", "asides"), "SELECT, INSERT"),
         **dict.fromkeys(("signals", "steps"), "INSERT"),
@@ -90,7 +90,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         "problems": f"SELECT, INSERT ({_PROBLEM})",
         "SEQUENCE problems_id_seq": "USAGE",
         "reference_answers": "INSERT (problem_id, answer)",
-        "jobs": f"SELECT, INSERT ({_SUBMITTED}), UPDATE (state, priority, finished_at)",
+        "jobs": f"SELECT, INSERT ({_SUBMITTED}), UPDATE (state, priority, first_claimed_at, finished_at)",
         "job_totals": "SELECT, DELETE",  # of a job that runs again
         "samples": "SELECT, UPDATE (state, epoch, holder_id, published_at, ended_at)",
         "grades": f"SELECT ({_GRADE_BOOKS})",
