@@ -201,7 +201,7 @@ def stats(context: typer.Context, job: JobId, as_json: AsJson = False, state_dir
     out.print(cost_table([found.cost], title="cost"))
     if found.bootstrap:
         low, high = percent(found.bootstrap.low), percent(found.bootstrap.high)
-        out.print(f"accuracy, 95 % interval by drawing whole problems (bootstrap): {low} … {high}")
+        out.print(f"the interval above is the one to quote; drawing whole problems (bootstrap) gives {low} … {high}")
     if found.truncation and found.truncation.num_truncated:
         cut = found.truncation
         out.print(
@@ -238,8 +238,10 @@ specthink compare 1 2 3
 
 specthink compare 1 4 --anyway
 
-Each job is compared with the first one, problem by problem: the difference with a 95 % interval (normal approximation
-over the differences per problem), and the exact two-sided sign test over the problems that one of them solves better.
+Each job is compared with the first one, problem by problem: the difference with a 95 % interval (Student's t over the
+differences per problem), and the exact two-sided sign test over the problems that one of them solves better. Where the
+jobs have unlike numbers of samples of a problem, the paired t test stands in its place, and no problem is called gained
+or lost.
 """
 
 
@@ -266,6 +268,12 @@ def compare(
     out.print(comparison_table(rows))
     out.print(cost_table([rows[0].cost_a, *(row.cost_b for row in rows)]))
     for row in rows:
+        if row.gained is None:
+            out.print(
+                f"jobs {row.job_a} and {row.job_b} have unlike numbers of samples per problem: means and the t test "
+                "compare them; no problem counts as gained or lost",
+                style="yellow",
+            )
         for name, changed in (("gained", row.gained), ("lost", row.lost)):
             if changed:
                 out.print(f"{name} from job {row.job_a} to {row.job_b}: {_listed([c.problem for c in changed])}")

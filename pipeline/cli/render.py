@@ -175,17 +175,18 @@ def summary_table(jobs: Sequence[JobSummary], *, title: str | None = None) -> Ta
 
 
 def comparison_table(rows: Sequence[Comparison]) -> Table:
-    """One line per pair. p: exact sign test."""
-    columns = ["jobs", "problems", "accuracy", "difference", "95 % interval", "p", "better", "worse", "equal", "tokens",
-               "ratio"]  # fmt: skip
+    """One line per pair. p: exact sign test, or the paired t test (t) where sample counts differ."""
+    columns = ["jobs", "problems", "scored", "accuracy", "difference", "95 % interval", "p", "better", "worse", "equal",
+               "tokens", "ratio"]  # fmt: skip
     shown = [
         [
             f"{row.job_a} → {row.job_b}",
             row.num_problems,
+            f"{row.num_scored_a} → {row.num_scored_b}",
             f"{percent(row.accuracy_a)} → {percent(row.accuracy_b)}",
             percent(row.difference),
             "–" if row.difference_low is None else f"{percent(row.difference_low)} … {percent(row.difference_high)}",
-            "–" if row.p_value is None else "< 0.0001" if row.p_value < 0.0001 else f"{row.p_value:.4f}",
+            _p_value(row),
             row.num_b_better,
             row.num_a_better,
             row.num_equal,
@@ -195,6 +196,13 @@ def comparison_table(rows: Sequence[Comparison]) -> Table:
         for row in rows
     ]
     return table(columns, shown, title="paired by problem")
+
+
+def _p_value(row: Comparison) -> str:
+    if row.p_value is None:
+        return "–"
+    shown = "< 0.0001" if row.p_value < 0.0001 else f"{row.p_value:.4f}"
+    return shown if row.test == "sign" else f"{shown} (t)"
 
 
 def cost_table(costs: Sequence[JobCost], *, title: str = "cost") -> Table:

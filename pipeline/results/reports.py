@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any
 
 from pipeline.jobs.config import FINAL_JOB_STATES, JobConfig, JobState
@@ -361,17 +362,26 @@ class JobComparison:
     job_a: int
     job_b: int
     num_problems: int
+    num_scored_a: int
+    num_scored_b: int
     accuracy_a: float | None
     accuracy_b: float | None
     difference: float | None
     difference_low: float | None
     difference_high: float | None
-    num_b_better: int
-    num_a_better: int
-    num_equal: int
+    num_b_better: int | None
+    num_a_better: int | None
+    num_equal: int | None
     mean_output_tokens_a: float | None
     mean_output_tokens_b: float | None
     token_ratio: float | None
+
+
+class PairedTest(StrEnum):
+    """What gave the p value of a comparison."""
+
+    SIGN = "sign"  # exact, over the problems where one job scores higher; McNemar's with one sample per problem
+    T = "paired t"  # over all differences; where the jobs have different numbers of samples of a problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -389,16 +399,17 @@ class ProblemChange:
 class Comparison(JobComparison):
     """Two jobs in full, paired by the problems' ids in their files.
 
-    difference_low, difference_high: 95 %, normal approximation over the differences per problem, as in the view.
-    p_value: exact two-sided sign test over the problems where one scores higher (with one sample per problem this is
-        McNemar's exact test): how often fair coins would give so uneven a split. None where no problem differs.
-    gained, lost: the problems that changed sides from job_a to job_b.
+    difference_low, difference_high: 95 %, Student's t over the differences per problem, as in the view.
+    p_value: two-sided, of the test. None where no problem differs, or where all differ alike in a t test.
+    gained, lost: the problems that changed sides from job_a to job_b. None, as num_b_better and the like, where a
+        problem has more scored samples in one job than in the other.
     caveats: why the two are not strictly comparable; empty unless the comparison was asked for anyway.
     """
 
+    test: PairedTest
     p_value: float | None
-    gained: tuple[ProblemChange, ...]
-    lost: tuple[ProblemChange, ...]
+    gained: tuple[ProblemChange, ...] | None
+    lost: tuple[ProblemChange, ...] | None
     cost_a: JobCost
     cost_b: JobCost
     caveats: tuple[str, ...] = ()

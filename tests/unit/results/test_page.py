@@ -25,6 +25,7 @@ from pipeline.results.reports import (
     JobStats,
     JobSummary,
     LengthBucket,
+    PairedTest,
     ProblemChange,
     Result,
     SampleReport,
@@ -121,9 +122,11 @@ def job(job_id: int, *, scored: bool = True) -> tuple[Job, JobStats]:
 def comparison() -> Comparison:
     change = ProblemChange(problem="p", score_a=0, score_b=1, mean_output_tokens_a=9, mean_output_tokens_b=9)
     return Comparison(
-        job_a=1, job_b=2, num_problems=2, accuracy_a=0.5, accuracy_b=0.75, difference=0.25, difference_low=-0.1,
+        job_a=1, job_b=2, num_problems=2, num_scored_a=4, num_scored_b=4, accuracy_a=0.5,
+        accuracy_b=0.75, difference=0.25, difference_low=-0.1,
         difference_high=0.6, num_b_better=1, num_a_better=0, num_equal=1, mean_output_tokens_a=10.0,
-        mean_output_tokens_b=5.0, token_ratio=0.5, p_value=0.00001, gained=(change,), lost=(), cost_a=cost(1),
+        mean_output_tokens_b=5.0, token_ratio=0.5, test=PairedTest.SIGN, p_value=0.00001,
+        gained=(change,), lost=(), cost_a=cost(1),
         cost_b=cost(2), caveats=(HOSTILE,),
     )  # fmt: skip
 
