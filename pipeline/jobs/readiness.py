@@ -6,6 +6,7 @@ It reads files and the tokenizers of local models; what the database knows is ha
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -34,6 +35,8 @@ from pipeline.samples import ModelRole
 if TYPE_CHECKING:
     from pipeline.chat.model import ChatModel
 
+_DRAWN_SEEDS = 2**31
+"""A drawn seed is below this: ten digits can be copied by hand."""
 _PACKAGES = ("specthink", "celery", "sqlalchemy", "psycopg", "pydantic", "tokenizers", "math-verify")
 
 
@@ -155,7 +158,7 @@ def make_config(
             guard=submission.guard,
             sampling=sampling.model_copy(update=submission.model_dump(include=given, exclude_none=True)),
             num_samples=submission.num_samples,
-            seed=submission.seed,
+            seed=secrets.randbelow(_DRAWN_SEEDS) if submission.seed is None else submission.seed,
             prompt_template=submission.prompt_template or (recipe.prompt_template if recipe else "math"),
             grader=submission.grader or (recipe.grader if recipe else "math"),
             limit=submission.limit,
