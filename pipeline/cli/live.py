@@ -87,7 +87,7 @@ class ProgressDisplay:
 
     def seconds_left(self, jobs: list[JobProgress]) -> float | None:
         """Until the last sample is done, at the present pace; None while there is none."""
-        open_samples = sum(job.samples_total - job.samples_done for job in jobs)
+        open_samples = sum(job.samples_total - job.samples_done - job.cancelled for job in jobs)
         pace = self._done.per_second
         if open_samples == 0:
             return 0.0

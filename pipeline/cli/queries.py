@@ -18,6 +18,7 @@ from pipeline.cli.render import (
     console,
     cost_table,
     duration,
+    partial_notes,
     percent,
     print_json,
     print_rows,
@@ -31,7 +32,7 @@ from pipeline.texts import visible
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pipeline.results.reports import JobErrors
+    from pipeline.results.reports import JobErrors, WorkerReport
 
 PANEL = "Questions"
 
@@ -80,11 +81,15 @@ def status(
     ]  # fmt: skip
     out.print(table(columns, rows) if rows else "no jobs yet; specthink submit FILE makes one")
     columns = ["worker", "kind", "model", "host", "pid", "writes", "tokens"]
-    rows = [
-        [w.id, w.kind, w.model, w.host, w.pid, f"{w.num_in_flight}/{w.max_in_flight}", w.tokens_generated]
-        for w in workers
-    ]
+    rows = [[w.id, w.kind, w.model, w.host, w.pid, _writes(w), w.tokens_generated] for w in workers]
     out.print(table(columns, rows) if rows else "no live workers; specthink up or specthink worker starts some")
+
+
+def _writes(worker: WorkerReport) -> str:
+    """Slots at work of those there are. A worker holds more: samples that wait for a slot or for their commit."""
+    waiting = max(0, worker.num_in_flight - worker.max_in_flight)
+    more = f" +{waiting} held" if waiting else ""
+    return f"{worker.num_in_flight - waiting}/{worker.max_in_flight}{more}"
 
 
 @commands.command(
@@ -155,6 +160,8 @@ def stats(context: typer.Context, job: JobId, as_json: AsJson = False, state_dir
         return
     out = console()
     out.print(summary_table([found.summary], title=found.summary.name))
+    for note in partial_notes([found.summary]):
+        out.print(note, style="yellow")
     lengths = [
         [
             row.author,
@@ -185,11 +192,11 @@ def stats(context: typer.Context, job: JobId, as_json: AsJson = False, state_dir
         ]  # fmt: skip
         out.print(table(columns, rows, title="delegation"))
     if found.takeover_flow:
-        columns = ["trigger", "followed by", "times", "at", "large's tokens", "tokens between", "accuracy"]
+        columns = ["trigger", "followed by", "times", "at", "large's tokens", "tokens between", "scored", "accuracy"]
         rows = [
             [
                 row.trigger, row.followed_by, row.num_takeovers, percent(row.mean_position), row.mean_tokens,
-                row.mean_tokens_between, percent(row.accuracy),
+                row.mean_tokens_between, row.num_scored, percent(row.accuracy),
             ]
             for row in found.takeover_flow
         ]  # fmt: skip
@@ -206,8 +213,9 @@ def stats(context: typer.Context, job: JobId, as_json: AsJson = False, state_dir
         cut = found.truncation
         out.print(
             f"truncated: {cut.num_truncated} of {cut.num_complete} samples ended by max_tokens ({cut.num_length}) or "
-            f"context ({cut.num_context}); accuracy {percent(cut.accuracy_truncated)} there, "
-            f"{percent(cut.accuracy_eos)} of those that ended themselves",
+            f"context ({cut.num_context}); accuracy {percent(cut.accuracy_truncated)} of "
+            f"{cut.num_scored_truncated} scored there, {percent(cut.accuracy_eos)} of "
+            f"{cut.num_scored_eos} scored that ended themselves",
             style="yellow",
         )
     if found.errors:
@@ -265,6 +273,8 @@ def compare(
         return
     out = console()
     out.print(summary_table(summaries))
+    for note in partial_notes(summaries):
+        out.print(note, style="yellow")
     out.print(comparison_table(rows))
     out.print(cost_table([rows[0].cost_a, *(row.cost_b for row in rows)]))
     for row in rows:

@@ -152,8 +152,9 @@ _SUMMARY_COLUMNS: dict[str, Callable[[JobSummary], Any]] = {
     "job": lambda job: job.job_id,
     "policy": lambda job: job.policy,
     "state": lambda job: job.state.value,
-    "samples": lambda job: f"{job.samples_total - job.samples_open}/{job.samples_total}",
+    "complete": lambda job: f"{job.samples_finished + job.samples_graded}/{job.samples_total}",
     "failed": lambda job: job.samples_failed,
+    "scored": lambda job: job.num_scored,
     "accuracy": lambda job: percent(job.accuracy),
     "95 % interval": lambda job: (
         "–" if job.accuracy_low is None else f"{percent(job.accuracy_low)} … {percent(job.accuracy_high)}"
@@ -172,6 +173,16 @@ def summary_table(jobs: Sequence[JobSummary], *, title: str | None = None) -> Ta
     return table(
         list(_SUMMARY_COLUMNS), [[show(job) for show in _SUMMARY_COLUMNS.values()] for job in jobs], title=title
     )
+
+
+def partial_notes(jobs: Sequence[JobSummary]) -> list[str]:
+    """A sentence for each job whose numbers are of a part of its samples."""
+    return [
+        f"job {job.job_id} is partial: {job.samples_graded} of {job.samples_total} samples are graded, and short texts "
+        "end first; accuracy and lengths favour them"
+        for job in jobs
+        if job.is_partial
+    ]
 
 
 def comparison_table(rows: Sequence[Comparison]) -> Table:

@@ -158,7 +158,7 @@ def _of_job(connection: Connection, report: type[_R], view: str, job_id: int, or
     return _select_view(connection, report, view, f"job_id = :job ORDER BY {order}", job=job_id)
 
 
-def _bootstrap(connection: Connection, job_id: int) -> Interval:
+def _bootstrap(connection: Connection, job_id: int) -> Interval | None:
     problems = problem_scores(connection, job_id)
     return cluster_bootstrap([row.score * row.num_scored for row in problems], [row.num_scored for row in problems])
 

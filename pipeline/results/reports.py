@@ -138,6 +138,11 @@ class JobSummary:
     first_claimed_at: dt.datetime | None
     finished_at: dt.datetime | None
 
+    @property
+    def is_partial(self) -> bool:
+        """Whether samples that may still be graded, or were cancelled, are missing: short texts end first."""
+        return 0 < self.samples_graded < self.samples_total - self.samples_failed
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLengths:
@@ -293,6 +298,7 @@ class TakeoverFlow:
     mean_position: float | None
     mean_tokens: float
     mean_tokens_between: float
+    num_scored: int
     accuracy: float | None
 
 
@@ -322,6 +328,7 @@ class StepSummary:
     p50_tokens: float
     p90_tokens: float
     num_taken_over: int
+    num_scored: int
     accuracy: float | None
 
 
@@ -351,7 +358,9 @@ class Truncation:
     num_length: int
     num_context: int
     num_repetition: int
+    num_scored_truncated: int
     accuracy_truncated: float | None
+    num_scored_eos: int
     accuracy_eos: float | None
 
 

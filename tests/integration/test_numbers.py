@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
+import random
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -59,7 +62,59 @@ def writers(connection: Connection) -> dict[str, dict[str, Any]]:
 # Majority, histogram, budgets.
 
 
-def test_maj_at_k_votes_in_groups_of_k(connection: Connection) -> None:
+def share_of_right(votes: Sequence[str | None]) -> float:
+    """How probably the most frequent vote is "right"; equally frequent ones are equally probable."""
+    counts = Counter(vote for vote in votes if vote is not None)
+    leading = [vote for vote, count in counts.items() if count == max(counts.values())]
+    return leading.count("right") / len(leading) if leading else 0.0
+
+
+def majority(votes: Sequence[str | None], k: int) -> float:
+    """The mean over all subsets of k, written down a second time."""
+    shares = [share_of_right(subset) for subset in itertools.combinations(votes, k)]
+    return sum(shares) / len(shares)
+
+
+def add_votes(connection: Connection, num_samples: int, problems: Sequence[Sequence[str | None]]) -> int:
+    job = add_job(connection, add_problem_set(connection, len(problems)), num_samples=num_samples)
+    rows = [
+        {"problem": p, "predicted_answer": vote, "score": float(vote == "right")}
+        for p, votes in enumerate(problems)
+        for vote in votes
+    ]
+    add_samples(connection, job, rows)
+    return job
+
+
+def test_maj_at_k_of_few_samples_is_the_mean_of_all_subsets(connection: Connection) -> None:
+    drawn = random.Random(7)
+    problems = [drawn.choices(["right", "a", "b", None], k=n) for n in (1, 2, 3, 5, 8, 8, 8)]
+    found = rows_of(connection, "maj_at_k", add_votes(connection, 8, problems), "k")
+    assert [row["k"] for row in found] == list(range(1, 9))
+    for row in found:
+        having = [votes for votes in problems if len(votes) >= row["k"]]
+        assert row["num_problems"] == len(having)
+        assert row["maj_at_k"] == pytest.approx(sum(majority(votes, row["k"]) for votes in having) / len(having))
+
+
+def test_maj_at_k_of_many_samples_draws_subsets(connection: Connection) -> None:
+    drawn = random.Random(8)
+    problems = [drawn.choices(["right", "a", "b", None], weights=[4, 3, 2, 1], k=12) for _ in range(20)]
+    found = rows_of(connection, "maj_at_k", add_votes(connection, 12, problems), "k")
+    exact = [sum(majority(votes, k) for votes in problems) / 20 for k in range(1, 13)]
+    # 64 subsets of each of 20 problems: a standard error of at most 0.5 / sqrt(1280) = 0.014, fourfold here.
+    assert [row["maj_at_k"] for row in found] == pytest.approx(exact, abs=0.056)
+    assert (found[0]["maj_at_k"], found[-1]["maj_at_k"]) == (pytest.approx(exact[0]), pytest.approx(exact[-1]))
+    again = rows_of(connection, "maj_at_k", add_votes(connection, 12, problems), "k")
+    assert [row["maj_at_k"] for row in again] == [row["maj_at_k"] for row in found]
+
+
+def test_maj_at_k_of_many_samples_without_an_answer_or_all_right(connection: Connection) -> None:
+    found = rows_of(connection, "maj_at_k", add_votes(connection, 10, [[None] * 10, ["right"] * 10]), "k")
+    assert [row["maj_at_k"] for row in found] == [0.5] * 10
+
+
+def test_maj_at_k_by_hand(connection: Connection) -> None:
     job = add_job(connection, add_problem_set(connection), num_samples=4)
     answers: dict[int, list[str | None]] = {
         0: ["4", "4.0", "5", "6"],
@@ -80,8 +135,10 @@ def test_maj_at_k_votes_in_groups_of_k(connection: Connection) -> None:
     assert [(row["k"], row["num_problems"]) for row in found] == [(1, 3), (2, 3), (3, 3), (4, 3)]
     by_hand = [
         (2 / 4 + 1 / 4 + 1 / 4) / 3,
-        ((1 + 0) / 2 + (0 + 1 / 2) / 2 + (0 + 1 / 2) / 2) / 3,  # ties are shared; no answer, no vote
-        (1 + 0 + 0) / 3,  # the first three only
+        # Six pairs each. First: 4 with 4.0, four ties, 5 with 6. A sample without an answer does not vote.
+        ((1 + 4 / 2) / 6 + (1 + 2 / 2) / 6 + (3 / 2) / 6) / 3,
+        # Four threes each. First: two with both right, two ties of three. Last: 7 wins two, two ties of three.
+        ((2 + 2 / 3) / 4 + (2 / 2 + 1 / 3) / 4 + (2 * 0 + 2 / 3) / 4) / 3,
         (1 + 1 / 3 + 0) / 3,  # 4 and 4.0 are one answer
     ]
     assert [row["maj_at_k"] for row in found] == pytest.approx(by_hand)
@@ -162,6 +219,7 @@ def test_takeover_flow_leaves_out_what_is_still_open(connection: Connection) -> 
         ("too_much_reflection", "end", 1, 2),
     ]
     assert (found[0]["mean_position"], found[0]["mean_tokens"], found[0]["accuracy"]) == (0.4, 2, 1.0)
+    assert [row["num_scored"] for row in found] == [1, 1]
 
 
 def test_delegation_along_the_sample_adds_up_to_the_large_models_tokens(connection: Connection) -> None:
@@ -180,12 +238,13 @@ def test_steps_by_class_and_author(connection: Connection) -> None:
     add_step(connection, ids[0], 1, "large", "bb", sentence_class="reflection", trigger="reflection")
     add_step(connection, ids[1], 0, "small", "cc")
     found = rows_of(connection, "step_summary", job, "num_steps DESC")
-    names = ("sentence_class", "author", "num_steps", "tokens", "mean_tokens", "num_taken_over", "accuracy")
+    names = ("sentence_class", "author", "num_steps", "tokens", "mean_tokens", "num_scored", "accuracy")
     assert [tuple(row[n] for n in names) for row in found] == [
-        ("statement", "small", 2, 6, 3.0, 0, 0.5),
+        ("statement", "small", 2, 6, 3.0, 2, 0.5),
         ("reflection", "large", 1, 2, 2.0, 1, 1.0),
     ]
     assert [row["steps_per_sample"] for row in found] == [1.0, 0.5]
+    assert [row["num_taken_over"] for row in found] == [0, 1]
 
 
 # Cost.

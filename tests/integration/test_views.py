@@ -357,6 +357,27 @@ def test_errors_are_grouped_with_an_example(connection: Connection) -> None:
     assert told == [("generation", "budget", 2, ids[0], "900 tokens"), ("grading", "timeout", 1, ids[2], "d")]
 
 
+def test_error_of_an_older_grader_version_is_gone(connection: Connection) -> None:
+    """A sample counts once, and only where its newest grade is an error."""
+    job = add_job(connection, add_problem_set(connection))
+    mended, twice, worse = add_samples(connection, job, [{"problem": p} for p in range(3)])
+    grades = [
+        (mended, "1", "error"), (mended, "2", "done"), (twice, "1", "error"), (twice, "2", "error"),
+        (worse, "1", "done"), (worse, "2", "timeout"), (worse, "3", "running"),
+    ]  # fmt: skip
+    for sample, version, status in grades:
+        connection.execute(
+            text(
+                "INSERT INTO grades (sample_id, grader, grader_version, status, graded_at)"
+                " VALUES (:id, 'm', :version, :status, CASE WHEN :status <> 'running' THEN clock_timestamp() END)"
+            ),
+            {"id": sample, "version": version, "status": status},
+        )
+    rows = every(connection, "SELECT * FROM errors WHERE job_id = :job ORDER BY error_class", job=job)
+    told = [(row["error_class"], row["num_samples"], row["example_sample_id"]) for row in rows]
+    assert told == [("error", 1, twice), ("timeout", 1, worse)]
+
+
 def test_truncation_counts_and_compares(connection: Connection) -> None:
     job = add_job(connection, add_problem_set(connection))
     reasons = ["length", "context", "repetition", "eos"]
@@ -367,6 +388,7 @@ def test_truncation_counts_and_compares(connection: Connection) -> None:
     assert (row["num_complete"], row["num_truncated"], row["share_truncated"]) == (4, 2, 0.5)
     assert (row["num_length"], row["num_context"], row["num_repetition"]) == (1, 1, 1)
     assert (row["accuracy_truncated"], row["accuracy_eos"]) == (0.5, 1.0)
+    assert (row["num_scored_truncated"], row["num_scored_eos"]) == (2, 1)
 
 
 def waiting_for(connection: Connection, job_id: int) -> str | None:
@@ -400,4 +422,4 @@ def test_ended_job_waits_for_nothing(connection: Connection) -> None:
     job = add_job(connection, add_problem_set(connection), state="cancelled")
     add_samples(connection, job, [{"state": "cancelled"}, {"score": 1.0}])
     row = one(connection, "SELECT * FROM job_progress WHERE job_id = :job", job=job)
-    assert (row["waiting_for"], row["samples_total"], row["samples_done"], row["cancelled"]) == (None, 2, 2, 1)
+    assert (row["waiting_for"], row["samples_total"], row["samples_done"], row["cancelled"]) == (None, 2, 1, 1)

@@ -91,7 +91,7 @@ def _charts(stats: Sequence[JobStats]) -> Iterator[tuple[str, str, str]]:
     )
     yield (
         "Accuracy against a token budget",
-        "Had every sample been cut there; what is cut counts as wrong.",
+        "At least this, had every sample been cut there: what is cut counts as wrong.",
         charts.budget_curves(stats),
     )
     yield (

@@ -106,7 +106,8 @@ def job(job_id: int, *, scored: bool = True) -> tuple[Job, JobStats]:
         ),
         takeover_flow=(), aside_summary=(), step_summary=(), pass_at_k=(), maj_at_k=(),
         truncation=Truncation(job_id=job_id, num_complete=4, num_truncated=1, share_truncated=0.25, num_length=1,
-                              num_context=0, num_repetition=0, accuracy_truncated=0.0, accuracy_eos=0.7),
+                              num_context=0, num_repetition=0, num_scored_truncated=1, accuracy_truncated=0.0,
+                              num_scored_eos=3, accuracy_eos=0.7),
         errors=(),
     )  # fmt: skip
     return (
