@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
@@ -34,7 +35,8 @@ from pipeline.db.session import open_database, transaction
 from pipeline.errors import ConfigurationError, JobError, NotComparable, PipelineError
 from pipeline.jobs.config import MAX_INTEGER, JobState
 from pipeline.jobs.matching import matched_values
-from pipeline.jobs.readiness import StoredSet, make_ready
+from pipeline.jobs.readiness import make_ready
+from pipeline.jobs.references import StoredSet
 from pipeline.jobs.submission import SourceJob, Submission
 from pipeline.problems import Problem, ProblemSet
 from pipeline.results.replay import Replay, replay
@@ -59,6 +61,8 @@ if TYPE_CHECKING:
     from pipeline.planning.pools import PartCosts
     from pipeline.settings import PlanningSettings
 
+log = logging.getLogger(__name__)
+
 JobRef: TypeAlias = Job | int
 """A job or its id."""
 
@@ -79,6 +83,7 @@ class Client:
     def __init__(self, database_url: SecretStr, reader_url: SecretStr | None = None) -> None:
         self._database_url = database_url
         self._reader_url = reader_url or database_url
+        self._on_note: Callable[[str], None] = log.info
         self._db_engine: Engine = open_database(database_url, application_name="specthink client")
 
     @classmethod
@@ -102,6 +107,10 @@ class Client:
             client.close()
             raise
         return client
+
+    def on_note(self, tell: Callable[[str], None]) -> None:
+        """Have what a submission found in its problem file told by ``tell`` instead of the log."""
+        self._on_note = tell
 
     def close(self) -> None:
         self._db_engine.dispose()
@@ -156,6 +165,8 @@ class Client:
         )
         with self._transaction() as connection:
             job_id = submissions.insert_ready(connection, ready)
+        for note in ready.notes:
+            self._on_note(note)
         return self.job(job_id)
 
     def _stored_set(self, set_id: int) -> StoredSet:
@@ -165,7 +176,14 @@ class Client:
 
         with self._transaction() as connection:
             found = submissions.get_problem_set(connection, set_id)
-        return StoredSet(id=set_id, name=found.name, size=found.num_problems, read=read)
+        return StoredSet(
+            id=set_id,
+            name=found.name,
+            size=found.num_problems,
+            num_references=found.num_references,
+            has_choices=found.has_choices,
+            read=read,
+        )
 
     def _matched_values(self, submission: Submission) -> dict[str, Any]:
         """What random delegation is to be set to. Raises ConfigurationError for another policy, JobError for a job that

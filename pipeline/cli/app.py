@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pipeline.cli import doctor, jobs, plans, queries, servers
+from pipeline.cli import doctor, jobs, models, plans, queries, servers
 from pipeline.cli.options import StateDir
 
 HELP = """Batch evaluation with Speculative Thinking: a small model thinks, a large one takes over where it reflects.
@@ -45,5 +45,5 @@ def common(context: typer.Context, state_dir: StateDir = None) -> None:
     context.obj = state_dir
 
 
-for module in (jobs, queries, plans, servers, doctor):  # help lists them in this order
+for module in (jobs, models, queries, plans, servers, doctor):  # help lists them in this order
     app.add_typer(module.commands)

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from sqlalchemy import make_url
 
 from pipeline.errors import ConfigurationError, PipelineError, QueryRefused, ServiceUnavailable
-from pipeline.problems.files import check_text, footprint
+from pipeline.problems.values import check_text, footprint
 
 MAX_ROWS = 100_000
 """Most rows that a query gives, unless more are asked for."""

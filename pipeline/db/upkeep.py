@@ -275,6 +275,8 @@ _ENDING = text(f"""
 _CLOSE = text(f"""
     UPDATE jobs j SET finished_at = clock_timestamp(),
         state = CASE WHEN EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state = 'failed')
+                       OR (j.config->>'grader' <> 'none' AND NOT EXISTS (
+                           SELECT FROM samples s WHERE s.job_id = j.id AND s.score IS NOT NULL))
                      THEN 'completed_with_errors' ELSE 'completed' END
     WHERE j.id = ANY(:jobs)
       AND NOT EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state NOT IN {FINAL})

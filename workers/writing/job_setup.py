@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pipeline.chat.model import ChatModel
-from pipeline.chat.prompts import render_user_message
 from pipeline.chat.translation import ThinkPhase, ThinkTagTranslator
 from pipeline.errors import BadProblem
 from pipeline.jobs.config import JobConfig
@@ -47,7 +46,6 @@ class JobSetup:
         for ask in asks_of(policy):
             if ask.role is role:
                 questions.get(ask)
-        sampling = config.sampling
         return cls(
             config=config,
             policy=policy,
@@ -57,7 +55,7 @@ class JobSetup:
             think_end=think.end,
             translator=translator,
             questions=questions,
-            sampling=Sampling(temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k),
+            sampling=Sampling(**config.drawing(role).model_dump()),
         )
 
     def prompt_ids(self, problem_id: int, problem: Problem) -> list[int]:
@@ -66,7 +64,8 @@ class JobSetup:
         if known is not None:
             return known
         try:
-            token_ids = self.chat.prompt_ids(render_user_message(self.config.prompt_template, problem))
+            prompt = self.config.prompt(problem)
+            token_ids = self.chat.prompt_ids(prompt.message, prompt.earlier)
         except BadProblem:
             raise
         except Exception as error:  # a template may break on a problem in any way

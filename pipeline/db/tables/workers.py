@@ -31,6 +31,10 @@ class EngineRow(Base):
     model_fingerprint: Mapped[str] = mapped_column(comment="sha256 of tokenizer and chat template")
     vocabulary_sha256: Mapped[str] = mapped_column(comment="equal for models whose token ids mean the same text")
     settings: Mapped[dict[str, Any]] = mapped_column(comment="as it was started")
+    weights_sha256: Mapped[str | None] = mapped_column(
+        comment="of a sample of every tensor; null: no files of weights are here"
+    )
+    revision: Mapped[str | None] = mapped_column(comment="of the hub, as the worker was started with")
 
 
 class WorkerRow(Base):

@@ -133,8 +133,10 @@ def test_template_that_changes_with_the_message_is_followed(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("closing", "generation", "think_end", "starts"),
     [
-        ("", "<|assistant|>", "</think>", False),
-        ("", "<think>\n\n</think>\n\n", "</think>", False),
+        ("", "<|assistant|>", "", False),
+        ("{# </think> #}", "<|assistant|>", "</think>", False),
+        ("", "<think>\n\n</think>\n\n", "", False),
+        ("", "</think>", "", False),
         ("", "<think>", "</think>", True),
     ],
 )

@@ -403,7 +403,7 @@ def test_a_failure_says_what_kind_it_is(error: Exception, kind: ErrorClass) -> N
 
 def test_what_the_policy_puts_in_has_the_models_own_tags(tmp_path: Path) -> None:
     chat = make_chat(tmp_path / "mistral", tags=("[THINK]", "[/THINK]"))
-    translator = ThinkTagTranslator(chat, ThinkPhase(end="</think>", opened=True))
+    translator = ThinkTagTranslator(chat, ThinkPhase(start="<think>", end="</think>", opened=True))
     closing = then(small(), insert=(Insert(text="\n</think>\n\n", trigger="exit"),))
     setup = replace(setup_of(Moves([closing])), chat=chat, translator=translator)
     active, step = start(setup)
