@@ -18,6 +18,7 @@ from pipeline.cli.render import (
     console,
     cost_table,
     duration,
+    overlap_notes,
     partial_notes,
     percent,
     print_json,
@@ -206,6 +207,8 @@ def stats(context: typer.Context, job: JobId, as_json: AsJson = False, state_dir
         rows = [[row.k, row.num_problems, percent(row.pass_at_k), percent(majority[row.k])] for row in found.pass_at_k]
         out.print(table(["k", "problems", "pass@k", "maj@k"], rows, title="pass@k and maj@k"))
     out.print(cost_table([found.cost], title="cost"))
+    for note in overlap_notes([found.cost]):
+        out.print(note, style="yellow")
     if found.bootstrap:
         low, high = percent(found.bootstrap.low), percent(found.bootstrap.high)
         out.print(f"the interval above is the one to quote; drawing whole problems (bootstrap) gives {low} … {high}")
@@ -276,7 +279,10 @@ def compare(
     for note in partial_notes(summaries):
         out.print(note, style="yellow")
     out.print(comparison_table(rows))
-    out.print(cost_table([rows[0].cost_a, *(row.cost_b for row in rows)]))
+    costs = [rows[0].cost_a, *(row.cost_b for row in rows)]
+    out.print(cost_table(costs))
+    for note in overlap_notes(costs):
+        out.print(note, style="yellow")
     for row in rows:
         if row.gained is None:
             out.print(
@@ -367,7 +373,8 @@ specthink sql "SELECT job_id, policy, accuracy, share_large FROM job_summary"
 
 specthink sql --json "SELECT * FROM token_lengths WHERE job_id = 1 AND author = 'all'"
 
-Views: job_summary, job_progress, job_cost, job_comparison, problem_scores, pass_at_k, maj_at_k, token_lengths,
+Views: results, job_summary, job_progress, job_cost, job_comparison, problem_comparison, problem_scores,
+subject_scores, throughput, step_positions, pass_at_k, maj_at_k, token_lengths,
 length_histogram, budget_curve, truncation, delegation, delegation_progress, takeovers, takeover_flow, aside_summary,
 step_summary, errors.
 """

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -236,6 +237,9 @@ class JobCost:
     seconds_per_right: float | None
     small_seconds_per_right: float | None
     large_seconds_per_right: float | None
+    money: float | None
+    money_per_right: float | None
+    overlapping_jobs: Sequence[int]
     prompt_tokens_small: int
     prompt_tokens_large: int
     p50_wall_seconds: float | None
@@ -452,7 +456,10 @@ class Result:
     """One sample with its text.
 
     problem: the problem's id in the submitted file. output: the kept text so far, complete in the states finished and
-    graded. score: None is unscored, which is not wrong.
+    graded. score: None is unscored, which is not wrong. rendered_prompt: what the job's prompt template makes of the
+    problem, before the model's chat template; None where the template is not installed here. reference, also_accepted:
+    the right answers, and metadata: all other columns of the file; None, none, and what the prompt shows where the
+    login may not read the rest.
     """
 
     job_id: int
@@ -478,6 +485,14 @@ class Result:
     error_class: str | None
     error: str | None
     finished_at: dt.datetime | None
+    policy: str = ""
+    small_model: str | None = None
+    large_model: str | None = None
+    seed: int | None = None
+    rendered_prompt: str | None = None
+    reference: str | None = None
+    also_accepted: tuple[str, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,6 +55,26 @@ COLUMNS = {view: [field.name for field in fields(report)] for view, report in VI
         "job_id", "sample_id", "segment_index", "trigger", "cue", "tokens", "start_token", "position", "followed_by",
         "tokens_between", "score",
     ],
+    "results": [
+        "job_id", "sample_id", "problem", "subject", "level", "sample_index", "state", "policy", "small_model",
+        "large_model", "seed", "prompt", "output", "predicted_answer", "score", "finish_reason", "output_tokens",
+        "tokens_small", "tokens_large", "tokens_inserted", "num_takeovers", "error_class", "error", "finished_at",
+    ],
+    "subject_scores": [
+        "job_id", "subject", "num_problems", "num_scored", "num_right", "accuracy", "accuracy_low", "accuracy_high",
+        "mean_output_tokens", "share_large",
+    ],
+    "problem_comparison": [
+        "job_a", "job_b", "problem_id", "problem", "subject", "level", "num_scored_a", "num_scored_b", "score_a",
+        "score_b", "difference", "mean_output_tokens_a", "mean_output_tokens_b",
+    ],
+    "throughput": [
+        "job_id", "minute", "author", "num_requests", "num_samples", "num_workers", "tokens", "tokens_per_second",
+    ],
+    "step_positions": [
+        "job_id", "tenth", "sentence_class", "num_steps", "num_samples", "num_taken_over", "tokens", "mean_tokens",
+        "share_large",
+    ],
 }  # fmt: skip
 """Of every view."""
 
@@ -119,7 +139,7 @@ def test_fresh_job_has_a_summary_of_nothing_and_no_other_rows(connection: Connec
     assert (row["samples_total"], row["samples_open"], row["num_scored"]) == (4, 4, 0)
     nothing = ["accuracy", "accuracy_low", "mean_output_tokens", "share_large", "seconds", "tokens_per_second"]
     assert [row[name] for name in nothing] == [None] * len(nothing)
-    for view in sorted(COLUMNS.keys() - {"job_summary", "job_progress", "job_cost"}):
+    for view in sorted(COLUMNS.keys() - {"job_summary", "job_progress", "job_cost", "results"}):
         assert every(connection, f"SELECT * FROM {view}") == []
 
 

@@ -72,7 +72,8 @@ def cost(job_id: int) -> JobCost:
     return JobCost(
         job_id=job_id, num_complete=4, num_right=2, engine_seconds_small=3.0, engine_seconds_large=1.0,
         request_seconds_small=6.0, request_seconds_large=1.0, seconds_per_right=2.0, small_seconds_per_right=1.5,
-        large_seconds_per_right=0.5, prompt_tokens_small=1, prompt_tokens_large=1, p50_wall_seconds=1.0,
+        large_seconds_per_right=0.5, money=None, money_per_right=None, overlapping_jobs=(),
+        prompt_tokens_small=1, prompt_tokens_large=1, p50_wall_seconds=1.0,
         p95_wall_seconds=2.0, mean_wait_seconds=0.1, p95_wait_seconds=0.2, mean_queue_seconds=0.0, share_length=0.25,
         share_context=0.0, share_repetition=0.0,
     )  # fmt: skip
