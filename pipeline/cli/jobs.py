@@ -86,7 +86,9 @@ def submit(
         ),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Solutions per problem.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of all random draws.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, show_default="a drawn one", help="Of all random draws; stored in the job.")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(show_default="0.6")] = None,
     top_p: Annotated[float | None, typer.Option(show_default="0.95")] = None,
     top_k: Annotated[int | None, typer.Option(show_default="50", help="0: off.")] = None,

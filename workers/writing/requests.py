@@ -10,12 +10,12 @@ from pipeline.errors import PipelineError, PromptTooLong
 from pipeline.policies.protocol import Watcher
 from pipeline.policies.requests import Ask, Generate, Request
 from pipeline.samples import Author, SegmentFinish
+from pipeline.seeds import aside_seed, segment_seed
 from pipeline.segments import Segment
 from pipeline.signals import Readings
 from workers.engine.base import GenerateRequest
 from workers.writing.active import ActiveSample
 from workers.writing.job_setup import JobSetup
-from workers.writing.seeds import aside_seed, segment_seed
 
 
 def engine_request(active: ActiveSample, request: Request) -> GenerateRequest | None:

@@ -14,6 +14,7 @@ from pipeline.errors import BadProblem, DamagedRow, EngineRefused, PipelineError
 from pipeline.policies.protocol import Reading
 from pipeline.policies.requests import Answered, Ask, Event, Finish, Generate, Insert, Take, Written, request_to_json
 from pipeline.samples import Author, ErrorClass, FinishReason, ModelRole, Piece, SampleState, SegmentFinish
+from pipeline.seeds import aside_seed, segment_seed
 from pipeline.signals import Signal
 from tests.turns import (
     Move,
@@ -32,7 +33,6 @@ from tests.turns import (
 from tests.unit.chat.test_translation import make_chat
 from workers.writing import turn
 from workers.writing.latch import Latch
-from workers.writing.seeds import aside_seed, segment_seed
 from workers.writing.turn import apply_result, begin, commit_gathered, error_class, failed
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
