@@ -8,7 +8,7 @@ from pipeline.chat.model import ChatModel
 from pipeline.chat.translation import ThinkPhase, ThinkTagTranslator
 from pipeline.errors import BadProblem
 from pipeline.jobs.config import JobConfig
-from pipeline.policies.protocol import Policy, asks_of
+from pipeline.policies.protocol import Policy
 from pipeline.problems import Problem
 from pipeline.samples import ModelRole
 from workers.engine.base import Sampling
@@ -43,7 +43,7 @@ class JobSetup:
         policy = config.build_policy()
         translator = ThinkTagTranslator(chat, think)
         questions = Questions(chat, translator)
-        for ask in asks_of(policy):
+        for ask in policy.asks:
             if ask.role is role:
                 questions.get(ask)
         return cls(
