@@ -130,7 +130,7 @@ class Turn(Generic[StateT]):
 
 
 class PairPolicy(ABC, Generic[StateT]):
-    """A policy of two models that write in turns. Immutable."""
+    """A policy of two models that write in turns, and ask for no asides. Immutable."""
 
     roles: ClassVar[frozenset[ModelRole]] = frozenset(ModelRole)
     asks: ClassVar[tuple[Ask, ...]] = ()
