@@ -32,7 +32,6 @@ class Trigger(StrEnum):
     RESUME = "resume"  # small goes on after large
     REFLECTION = "reflection"  # a cue of doubt after a break
     AFFIRMATION = "affirmation"  # a cue of agreement after a break
-    STATEMENT = "statement"  # neither of the two
     VERIFY = "verify"  # a cue that announces a check
     TOO_MUCH_REFLECTION = "too_much_reflection"  # so many reflections that large checks all
     EVERY_BREAK = "every_break"  # the policy delegates at every break
