@@ -33,6 +33,12 @@ class JobSetup:
     _prompts: dict[int, list[int]] = field(default_factory=dict)
     """Rendered prompts by problem id, at most MAX_PROMPTS: a sample comes again after each takeover."""
 
+    @property
+    def policy_label(self) -> str:
+        """The policy, as errors name it."""
+        spec = self.config.policy
+        return "policy " + ":".join(str(getattr(spec, part)) for part in ("name", "preset") if hasattr(spec, part))
+
     @classmethod
     def of(
         cls, config: JobConfig, think: ThinkPhase, chat: ChatModel, *, role: ModelRole, max_model_len: int
