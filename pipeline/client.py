@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
 
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, text
@@ -35,6 +35,7 @@ from pipeline.db.session import open_database, transaction
 from pipeline.errors import ConfigurationError, JobError, NotComparable, PipelineError
 from pipeline.jobs.config import MAX_INTEGER, JobState
 from pipeline.jobs.matching import matched_values
+from pipeline.jobs.options import SubmitOptions
 from pipeline.jobs.readiness import make_ready
 from pipeline.jobs.references import StoredSet
 from pipeline.jobs.submission import SourceJob, Submission
@@ -162,7 +163,9 @@ class Client:
 
     # Doing
 
-    def submit(self, problems: Submission | ProblemSet | str | PathLike[str] | int, **options: Any) -> Job:
+    def submit(
+        self, problems: Submission | ProblemSet | str | PathLike[str] | int, **options: Unpack[SubmitOptions]
+    ) -> Job:
         """Store a job and all of its samples in one transaction.
 
         problems: a .jsonl, .csv or .parquet file, a set, or the number of a stored one. options: the fields of
@@ -177,8 +180,9 @@ class Client:
                 raise ConfigurationError(f"a Submission has its options: set {', '.join(options)} in it")
             return self._store(problems)
         source = problems if isinstance(problems, ProblemSet | int) else Path(problems)
-        if isinstance(options.get("matched_to"), Job):
-            options["matched_to"] = options["matched_to"].id
+        matched_to = options.get("matched_to")
+        if isinstance(matched_to, Job):
+            options["matched_to"] = matched_to.id
         return self._store(Submission.parse(problems=source, **options))
 
     def _store(self, submission: Submission, source: SourceJob | None = None) -> Job:
