@@ -211,8 +211,8 @@ def test_comparison_in_full_agrees_with_the_view_and_names_what_changed_sides(
     (found,) = client.compare(*jobs)
     (row,) = client.sql(f"SELECT * FROM job_comparison WHERE job_a = {jobs[0]} AND job_b = {jobs[1]}").as_dicts()
     assert {name: getattr(found, name) for name in row} == pytest.approx(row)
-    assert [change.problem for change in found.gained] == ["p0", "p1", "p2"]
-    assert [(change.problem, change.score_a, change.score_b) for change in found.lost] == [("p4", 1, 0)]
+    assert [change.problem for change in found.gained or ()] == ["p0", "p1", "p2"]
+    assert [(change.problem, change.score_a, change.score_b) for change in found.lost or ()] == [("p4", 1, 0)]
     assert found.p_value == pytest.approx(2 * (1 + 4) / 16)
     assert (found.cost_a.job_id, found.cost_b.num_right, found.caveats) == (jobs[0], 4, ())
 
