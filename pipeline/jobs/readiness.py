@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -41,6 +42,8 @@ from pipeline.samples import ModelRole
 if TYPE_CHECKING:
     from pipeline.chat.model import ChatModel
 
+_DRAWN_SEEDS = 2**31
+"""A drawn seed is below this: ten digits can be copied by hand."""
 _PACKAGES = ("specthink", "celery", "sqlalchemy", "psycopg", "pydantic", "tokenizers", "math-verify")
 
 
@@ -189,7 +192,7 @@ def make_config(
             small_asking=_dated(submission.small_asking),
             large_asking=_dated(submission.large_asking),
             num_samples=submission.num_samples,
-            seed=submission.seed,
+            seed=secrets.randbelow(_DRAWN_SEEDS) if submission.seed is None else submission.seed,
             prompt_template=submission.prompt_template or (recipe.prompt_template if recipe else usual),
             grader=submission.grader or (recipe.grader if recipe else usual),
             limit=submission.limit,

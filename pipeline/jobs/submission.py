@@ -116,8 +116,8 @@ class Submission(BaseModel):
     """An ended job whose takeovers the policy "random" matches in number and length."""
     num_samples: SampleCount = 1
     """Independent solutions per problem."""
-    seed: Seed = 0
-    """Of all random draws."""
+    seed: Seed | None = None
+    """Of all random draws. None draws one, which is stored in the job."""
     temperature: Temperature | None = None
     """How freely tokens are drawn; 0: always the most likely one."""
     top_p: TopP | None = None

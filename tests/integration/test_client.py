@@ -130,7 +130,7 @@ def test_columns_can_be_named(client: Client, tmp_path: Path) -> None:
         ({"small": "S", "large": "L", "prompt_template": "poem"}, "no prompt template 'poem'"),
     ],
 )
-def test_wrong_option_is_refused_and_nothing_is_stored(client: Client, options: dict[str, object], told: str) -> None:
+def test_wrong_option_is_refused_and_nothing_is_stored(client: Client, options: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigurationError, match=told):
         client.submit(PROBLEMS, **options)
     assert (count(client, "jobs"), count(client, "problem_sets")) == (0, 0)

@@ -106,8 +106,9 @@ def test_every_name_is_stored_and_shown_word_for_word(client: Client, data: st.D
 @given(names)
 def test_names_that_must_be_known_are_refused_whatever_is_in_them(client: Client, name: str) -> None:
     for option in ("policy", "grader", "prompt_template", "recipe"):
+        options: dict[str, Any] = {option: name}
         with pytest.raises(ConfigurationError):
-            client.submit(one_problem(), small="S", large="L", **{option: name})
+            client.submit(one_problem(), small="S", large="L", **options)
     with pytest.raises(ConfigurationError):
         parse_policy(f"random,rate={name}x")
 
@@ -120,8 +121,9 @@ def one_problem(**changes: Any) -> ProblemSet:
 @pytest.mark.parametrize("option", ["name", "small", "large"])
 @pytest.mark.parametrize("bad", ["a\0b", "\ud800"])
 def test_names_that_cannot_be_stored_are_refused_by_name(client: Client, option: str, bad: str) -> None:
+    options: dict[str, Any] = {"small": "S", "large": "L"} | {option: bad}
     with pytest.raises(ConfigurationError, match=option):
-        client.submit(one_problem(), **({"small": "S", "large": "L"} | {option: bad}))
+        client.submit(one_problem(), **options)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,58 @@
+"""The options of a submission as keywords, so that an editor completes them and mypy checks them.
+
+``pipeline.jobs.submission.Submission`` says what each means, checks its value and has its default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+from pipeline.chat.asking import Asking
+from pipeline.jobs.config import RoleDrawingSpec
+from pipeline.jobs.few_shot import FewShot, FewShotFile
+from pipeline.jobs.submission import ModelChoice
+from pipeline.policies.exits import CutExit
+from pipeline.policies.guards import LoopGuard
+from pipeline.problems import ColumnNames
+from pipeline.results.reports import Job
+
+
+class SubmitOptions(TypedDict, total=False):
+    """What may be said beside the problems: the fields of Submission by name; matched_to may be a Job."""
+
+    columns: ColumnNames | None
+    keep: tuple[str, ...]
+    recipe: str | None
+    small: ModelChoice | None
+    large: ModelChoice | None
+    small_revision: str | None
+    large_revision: str | None
+    policy: str
+    policy_values: Mapping[str, Any]
+    exit: CutExit | None
+    guard: LoopGuard | None
+    matched_to: Job | int | None
+    num_samples: int
+    seed: int
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    repetition_penalty: float | None
+    max_tokens: int | None
+    small_sampling: RoleDrawingSpec
+    large_sampling: RoleDrawingSpec
+    small_asking: Asking
+    large_asking: Asking
+    prompt_template: str | None
+    prompt_file: Path | str | None
+    template_text: str | None
+    few_shot: FewShotFile | FewShot | None
+    grader: str | None
+    limit: int | None
+    name: str | None
+    cloned_from: int | None
