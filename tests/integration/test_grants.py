@@ -56,10 +56,7 @@ def prepare(servers: Connections, url: SecretStr) -> Ask:
         add_samples(connection, job, [{"state": "ready"}])
         connection.execute(text("UPDATE reference_answers SET answer = :answer"), {"answer": SECRET})
         connection.execute(
-            text(
-                "INSERT INTO hidden_columns "
-                "SELECT id, jsonb_build_object('rationale', CAST(:secret AS text)) FROM problems"
-            ),
+            text("UPDATE hidden_columns SET columns = jsonb_build_object('rationale', CAST(:secret AS text))"),
             {"secret": SECRET},
         )
     db_engine.dispose()
