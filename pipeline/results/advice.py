@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from pipeline.results.reports import Job, JobCost, JobProgress, JobSummary
+if TYPE_CHECKING:  # the command line reads this before it knows whether it has anything to say
+    from pipeline.results.reports import Job, JobCost, JobProgress, JobSummary
 
 ENOUGH_SAMPLES = 20
 """Before so many are complete nothing is said of takeovers that do not come."""
