@@ -20,7 +20,7 @@ from pipeline.cli.asking import (
 )
 from pipeline.cli.options import JobId, StateDir, Wait, connect, make_group, settings_of
 from pipeline.cli.render import console, counted
-from pipeline.samples import ErrorClass
+from pipeline.samples import ErrorClass, ModelRole
 
 if TYPE_CHECKING:
     from pipeline.client import Client
@@ -233,19 +233,43 @@ def _columns(given: list[str], answer_as: str | None) -> ColumnNames:
 
 
 def _announce(client: Client, job: Job, *, wait: bool) -> None:
-    """Print the number of a new job; wait: stay until it has ended."""
+    """Print the number of a new job, and what it lacks; wait: stay until it has ended."""
     typer.echo(job.id)
     sys.stdout.flush()
+    for lack in _unserved(client, job):
+        console(stderr=True).print(lack, style="yellow", soft_wrap=True)
     if wait:
         raise typer.Exit(_follow(client, [job.id]))
 
 
+def _unserved(client: Client, job: Job) -> list[str]:
+    """For each model that the job needs and no live worker serves, a sentence with the command that starts one."""
+    [progress] = client.progress(job)
+    live = {ModelRole.SMALL: progress.live_small_workers, ModelRole.LARGE: progress.live_large_workers}
+    models = {ModelRole.SMALL: job.small_model, ModelRole.LARGE: job.large_model}
+    return [
+        f"job {job.id} waits: no live {role} worker serves {models[role]}: "
+        f"specthink worker {role} --model {models[role]} starts one"
+        for role in ModelRole
+        if role in job.config.build_policy().roles and not live[role]
+    ]
+
+
 def _follow(client: Client, job_ids: list[int]) -> int:
-    """Show progress on stderr until the jobs have ended; the exit code: 1 unless all completed."""
+    """Show progress on stderr until the jobs have ended; the exit code: 1 unless all completed, 130 if interrupted."""
     from pipeline.cli.live import ProgressDisplay
 
-    with ProgressDisplay(client, console(stderr=True)) as display:
-        ended = client.wait(*job_ids, on_progress=display.show)
+    err = console(stderr=True)
+    try:
+        with ProgressDisplay(client, err) as display:
+            ended = client.wait(*job_ids, on_progress=display.show)
+    except KeyboardInterrupt:
+        ids = " ".join(map(str, job_ids))
+        goes_on = f"job {ids} goes on" if len(job_ids) == 1 else f"jobs {ids} go on"
+        err.print(f"{goes_on} without this command; to watch again: specthink watch {ids}", soft_wrap=True)
+        if len(job_ids) == 1:
+            err.print(f"to end it: specthink cancel {ids}")
+        return 130
     return _exit_code(ended)
 
 

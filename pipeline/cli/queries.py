@@ -30,9 +30,10 @@ from pipeline.results.exports import ExportFormat
 from pipeline.texts import visible
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
-    from pipeline.results.reports import JobErrors, WorkerReport
+    from pipeline.results.reports import JobErrors, JobProgress, WorkerReport
 
 PANEL = "Questions"
 
@@ -56,30 +57,7 @@ def status(
         print_json({"jobs": progress, "workers": workers})
         return
     out = console()
-    columns = [
-        "job",
-        "name",
-        "state",
-        "priority",
-        "done",
-        "pending",
-        "ready",
-        "drafting",
-        "large",
-        "to grade",
-        "failed",
-        "time",
-        "",
-    ]
-    rows: list[list[object]] = [
-        [
-            row.job_id, row.name, row.state.value, row.priority, f"{row.samples_done}/{row.samples_total}", row.pending,
-            row.ready, row.drafting, row.awaiting_large + row.assisting, row.finished, row.failed,
-            duration(row.seconds), row.waiting_for or "",
-        ]
-        for row in progress
-    ]  # fmt: skip
-    out.print(table(columns, rows) if rows else "no jobs yet; specthink submit FILE makes one")
+    _print_progress(out, progress)
     for row in progress:
         advice = few_takeovers(jobs[row.job_id], row)
         if advice:
@@ -87,6 +65,36 @@ def status(
     columns = ["worker", "kind", "model", "host", "pid", "writes", "tokens"]
     rows = [[w.id, w.kind, w.model, w.host, w.pid, _writes(w), w.tokens_generated] for w in workers]
     out.print(table(columns, rows) if rows else "no live workers; specthink up or specthink worker starts some")
+
+
+def _print_progress(out: Console, progress: list[JobProgress]) -> None:
+    """A table that fits 80 columns: columns of zeros are left out, what jobs wait for is below."""
+    from pipeline.cli.live import written
+
+    if not progress:
+        out.print("no jobs yet; specthink submit FILE makes one")
+        return
+    columns: dict[str, list[object]] = {
+        "job": [row.job_id for row in progress],
+        "name": [row.name for row in progress],
+        "state": [row.state.value.replace("_", " ") for row in progress],
+        "priority": [row.priority for row in progress],
+        "written": [f"{written(row)}/{row.samples_total}" for row in progress],
+        "small": [row.ready + row.drafting for row in progress],
+        "large": [row.awaiting_large + row.assisting for row in progress],
+        "to grade": [row.finished for row in progress],
+        "failed": [row.failed for row in progress],
+        "time": [duration(row.seconds) for row in progress],
+    }
+    shown = {name: cells for name, cells in columns.items() if name not in _SHOWN_IF_ANY or any(cells)}
+    out.print(table(list(shown), list(zip(*shown.values(), strict=True))))
+    for row in progress:
+        if row.waiting_for:
+            out.print(f"job {row.job_id} waits: {row.waiting_for}", style="yellow")
+
+
+_SHOWN_IF_ANY = ("priority", "small", "large", "to grade", "failed")
+"""Columns of the table of jobs that are left out where all of it is 0."""
 
 
 def _writes(worker: WorkerReport) -> str:

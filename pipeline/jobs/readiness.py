@@ -93,14 +93,14 @@ def make_ready(
     opener = first_role(config)
     size = problems.size if isinstance(problems, StoredSet) else len(problems.problems)
     num_problems = min(config.limit or size, size)
-    if source is None or config.grader != source.config.grader:
-        check_references(problems, num_problems, config.grader)
     if source is None or pair.is_new or opener is not first_role(source.config):
         think = pair.think_phase(opener)
     else:
         think = source.think
     if source is None or pair.is_new or _asks_otherwise(config, source.config):
         check_prompts(_used(problems, num_problems), config, pair.known_chats())
+    if source is None or config.grader != source.config.grader:
+        check_references(problems, num_problems, config.grader)
     return ReadyJob(
         name=submission.name or _usual_name(problems, submission),
         policy=submission.policy,

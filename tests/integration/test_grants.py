@@ -449,7 +449,7 @@ def test_each_worker_does_its_work_with_the_rights_of_its_role_alone(
         first, second, third, fourth = claimed
         step = Step(
             step_index=0, text="one two", tokens_small=2, tokens_large=0, tokens_inserted=0, author=Author.SMALL,
-            sentence_class=SentenceClass.STATEMENT, trigger=None, start_token=0, end_token=2,
+            sentence_class=SentenceClass.STATEMENT, trigger=None, start_token=0,
         )  # fmt: skip
         assert commit(
             connection, worker, replace(written(first, SampleState.FINISHED), steps=(step,)),

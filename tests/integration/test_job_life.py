@@ -21,7 +21,7 @@ from pipeline.db import job_control as control
 from pipeline.db.claims import ClaimedSample
 from pipeline.db.session import open_database, transaction
 from pipeline.db.tables import METADATA
-from pipeline.db.upkeep import admit_samples, close_jobs, overdue_samples
+from pipeline.db.upkeep import admit_samples, close_jobs, mark_first_claims, overdue_samples
 from pipeline.embedded import Connections
 from pipeline.errors import BadProblem, ConfigurationError, JobError, NotFound, ServiceUnavailable
 from pipeline.jobs.config import JobState
@@ -88,6 +88,57 @@ def states(connection: Connection, job: int) -> dict[str, int]:
 def waiting_for(connection: Connection, job: int) -> str | None:
     row = one(connection, "SELECT waiting_for FROM job_progress WHERE job_id = :job", job=job)
     return row["waiting_for"]
+
+
+# The first claim
+
+
+def first_claim(connection: Connection, job: int) -> tuple[dt.datetime | None, dt.datetime | None]:
+    """As the job says it, and as the events do."""
+    row = one(
+        connection,
+        """SELECT j.first_claimed_at,
+                  (SELECT min(at) FROM events WHERE job_id = j.id AND to_state IN ('drafting', 'assisting')) AS at
+           FROM jobs j WHERE j.id = :job""",
+        job=job,
+    )
+    return row["first_claimed_at"], row["at"]
+
+
+def test_first_claim_is_marked_even_where_the_jobs_row_was_locked_meanwhile(
+    life_engine: Engine, connection: Connection
+) -> None:
+    job, worker = make_job(connection), make_worker(connection)
+    published = admit_all(connection)
+    with transaction(life_engine) as follower:
+        follower.execute(text("SELECT 1 FROM jobs WHERE id = :job FOR UPDATE"), {"job": job})
+        assert claim(connection, worker, published)  # does not wait
+        mark_first_claims(connection)  # nor does upkeep
+        assert first_claim(connection, job)[0] is None
+    mark_first_claims(connection)
+    marked, at = first_claim(connection, job)
+    assert marked is not None
+    assert marked == at
+
+
+def test_job_that_ends_before_upkeep_looks_has_its_first_claim(client: Client, connection: Connection) -> None:
+    job, worker = make_job(connection, num_problems=2), make_worker(connection)
+    commit(
+        connection,
+        worker,
+        *(written(s, SampleState.FINISHED) for s in claim(connection, worker, admit_all(connection))),
+    )
+    connection.execute(text("UPDATE samples SET state = 'graded', ended_at = now() WHERE job_id = :job"), {"job": job})
+    assert close_jobs(connection) == {job: JobState.COMPLETED}
+    cancelled = drafted(connection)[0]
+    client.cancel(cancelled)
+    unclaimed = make_job(connection)
+    client.cancel(unclaimed)
+    for ended in (job, cancelled):
+        marked, at = first_claim(connection, ended)
+        assert marked is not None
+        assert marked == at
+    assert first_claim(connection, unclaimed) == (None, None)
 
 
 # Pause and resume

@@ -91,7 +91,9 @@ def _require_progress(active: ActiveSample, num_tokens: int) -> None:
     if not written:
         raise PromptTooLong(setup.chat.name, num_tokens, setup.max_model_len)
     if written[-1].finish is SegmentFinish.LENGTH and not written[-1].tokens_generated:
-        raise PipelineError(f"the policy goes on, but nobody has room in a context of {setup.max_model_len} tokens")
+        raise PipelineError(
+            f"{setup.policy_label} goes on, but nobody has room in a context of {setup.max_model_len} tokens"
+        )
 
 
 class _Translated:
