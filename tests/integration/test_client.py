@@ -105,7 +105,7 @@ def test_results_say_what_was_right_to_a_login_that_may_read_it(connections: Con
         assert client.sample(shown.sample_id).result == shown
     assert (shown.reference, shown.subject, shown.metadata) == ("2", "sums", {"note": "easy"})
     assert (shown.policy, shown.small_model, shown.large_model, shown.seed) == ("small-only", "S", None, 7)
-    assert (shown.rendered_prompt or "").startswith("1+1?\nPlease reason step by step")
+    assert (shown.rendered_prompt or "").startswith("1+1?\n\nPlease reason step by step")
     with Client(connections.submitter_url) as client:
         (hidden,) = client.results(job)
     assert hidden == replace(shown, reference=None, metadata={})
