@@ -156,6 +156,7 @@ def submit(client: Client, policy: str, *, num_samples: int, limit: int | None) 
         large=demo_folder() / "models" / "demo-large",
         policy=policy,
         num_samples=num_samples,
+        seed=0,
         temperature=0.6,
         max_tokens=384,
         limit=limit,

@@ -18,8 +18,6 @@ from pipeline.cli.render import (
     console,
     cost_table,
     duration,
-    overlap_notes,
-    partial_notes,
     percent,
     print_json,
     print_rows,
@@ -27,6 +25,7 @@ from pipeline.cli.render import (
     summary_table,
     table,
 )
+from pipeline.results.advice import few_takeovers, partial_results, shared_time
 from pipeline.results.exports import ExportFormat
 from pipeline.texts import visible
 
@@ -51,14 +50,18 @@ def status(
 ) -> None:
     """How far jobs are, and what they wait for."""
     with connect(context, state_dir) as client:
-        ids = [job] if job is not None else [listed.id for listed in client.jobs(limit)]
-        progress = client.progress(*ids)[::-1]
+        jobs = {listed.id: listed for listed in ([client.job(job)] if job is not None else client.jobs(limit))}
+        progress = client.progress(*jobs)[::-1]
         workers = client.workers()
     if as_json:
         print_json({"jobs": progress, "workers": workers})
         return
     out = console()
     _print_progress(out, progress)
+    for row in progress:
+        advice = few_takeovers(jobs[row.job_id], row)
+        if advice:
+            out.print(advice, style="yellow")
     columns = ["worker", "kind", "model", "host", "pid", "writes", "tokens"]
     rows = [[w.id, w.kind, w.model, w.host, w.pid, _writes(w), w.tokens_generated] for w in workers]
     out.print(table(columns, rows) if rows else "no live workers; specthink up or specthink worker starts some")
@@ -164,12 +167,14 @@ def stats(context: typer.Context, job: JobId, as_json: AsJson = False, state_dir
     """All statistics of a job: accuracy, lengths, takeovers, pass@k, truncation, errors."""
     with connect(context, state_dir) as client:
         found = client.stats(job)
+        listed, (progress,) = client.job(job), client.progress(job)
     if as_json:
         print_json(found)
         return
     out = console()
     out.print(summary_table([found.summary], title=found.summary.name))
-    for note in partial_notes([found.summary]):
+    advice = few_takeovers(listed, progress)
+    for note in [*partial_results([found.summary]), *([advice] if advice else [])]:
         out.print(note, style="yellow")
     lengths = [
         [
@@ -215,7 +220,7 @@ def stats(context: typer.Context, job: JobId, as_json: AsJson = False, state_dir
         rows = [[row.k, row.num_problems, percent(row.pass_at_k), percent(majority[row.k])] for row in found.pass_at_k]
         out.print(table(["k", "problems", "pass@k", "maj@k"], rows, title="pass@k and maj@k"))
     out.print(cost_table([found.cost], title="cost"))
-    for note in overlap_notes([found.cost]):
+    for note in shared_time([found.cost]):
         out.print(note, style="yellow")
     if found.bootstrap:
         low, high = percent(found.bootstrap.low), percent(found.bootstrap.high)
@@ -284,12 +289,12 @@ def compare(
         return
     out = console()
     out.print(summary_table(summaries))
-    for note in partial_notes(summaries):
+    for note in partial_results(summaries):
         out.print(note, style="yellow")
     out.print(comparison_table(rows))
     costs = [rows[0].cost_a, *(row.cost_b for row in rows)]
     out.print(cost_table(costs))
-    for note in overlap_notes(costs):
+    for note in shared_time(costs):
         out.print(note, style="yellow")
     for row in rows:
         if row.gained is None:

@@ -175,16 +175,6 @@ def summary_table(jobs: Sequence[JobSummary], *, title: str | None = None) -> Ta
     )
 
 
-def partial_notes(jobs: Sequence[JobSummary]) -> list[str]:
-    """A sentence for each job whose numbers are of a part of its samples."""
-    return [
-        f"job {job.job_id} is partial: {job.samples_graded} of {job.samples_total} samples are graded, and short texts "
-        "end first; accuracy and lengths favour them"
-        for job in jobs
-        if job.is_partial
-    ]
-
-
 def comparison_table(rows: Sequence[Comparison]) -> Table:
     """One line per pair. p: exact sign test, or the paired t test (t) where sample counts differ."""
     columns = ["jobs", "problems", "scored", "accuracy", "difference", "95 % interval", "p", "better", "worse", "equal",
@@ -234,21 +224,6 @@ def cost_table(costs: Sequence[JobCost], *, title: str = "cost") -> Table:
     if all(cost.money is None for cost in costs):
         columns, rows = columns[:-1], [row[:-1] for row in rows]
     return table(columns, rows, title=title)
-
-
-def overlap_notes(costs: Sequence[JobCost]) -> list[str]:
-    """A sentence for each job whose times and rates are not its own alone."""
-    return [
-        f"* job {cost.job_id} ran at the same time as {_jobs(cost.overlapping_jobs)}: engine seconds, waits and "
-        "tokens/s may be shared with others"
-        for cost in costs
-        if cost.overlapping_jobs
-    ]
-
-
-def _jobs(ids: Sequence[int], most: int = 5) -> str:
-    more = f" and {len(ids) - most} more" if len(ids) > most else ""
-    return f"{'job' if len(ids) == 1 else 'jobs'} {', '.join(map(str, ids[:most]))}{more}"
 
 
 def print_sample(report: SampleReport, out: Console) -> None:

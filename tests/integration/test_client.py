@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from pipeline.logins import DatabaseRole
 from pipeline.problems import content_sha256
 from pipeline.results.reports import JobChange
 from pipeline.samples import Author, ModelRole, SampleState
+from pipeline.settings import PriceSettings
 from tests.integration.rows import (
     add_engine,
     add_job,
@@ -92,6 +94,32 @@ def test_submitting_the_same_problems_again_stores_them_once(client: Client) -> 
     assert (count(client, "problem_sets"), count(client, "problems"), count(client, "samples")) == (1, 200, 400)
     assert (first.num_problems, second.num_problems) == (200, 200)
     assert [job.id for job in client.jobs()] == [second.id, first.id]
+
+
+def test_results_say_what_was_right_to_a_login_that_may_read_it(connections: Connections, tmp_path: Path) -> None:
+    file = tmp_path / "set.csv"
+    file.write_text("problem,answer,subject,note\n1+1?,2,sums,easy\n")
+    with Client(connections.submitter_url, connections.reader_url) as client:
+        job = client.submit(file, small="S", policy="small-only", seed=7)
+        (shown,) = client.results(job)
+        assert client.sample(shown.sample_id).result == shown
+    assert (shown.reference, shown.subject, shown.metadata) == ("2", "sums", {"note": "easy"})
+    assert (shown.policy, shown.small_model, shown.large_model, shown.seed) == ("small-only", "S", None, 7)
+    assert (shown.rendered_prompt or "").startswith("1+1?\n\nPlease reason step by step")
+    with Client(connections.submitter_url) as client:
+        (hidden,) = client.results(job)
+    assert hidden == replace(shown, reference=None, metadata={})
+
+
+def test_prices_reach_the_views(connections: Connections, connection: Connection) -> None:
+    job = add_job(connection, add_problem_set(connection), state="completed")
+    connection.commit()
+    prices = PriceSettings(small_per_hour=1)
+    url = connections.submitter_url
+    for client, money in ((Client(url, prices=prices), 0.0), (Client(url), None)):
+        with client:
+            assert client.stats(job).cost.money == money
+            assert client.sql(f"SELECT money FROM job_cost WHERE job_id = {job}").rows == [(money,)]
 
 
 @pytest.mark.parametrize(

@@ -382,16 +382,16 @@ def test_error_of_an_older_grader_version_is_gone(connection: Connection) -> Non
     job = add_job(connection, add_problem_set(connection))
     mended, twice, worse = add_samples(connection, job, [{"problem": p} for p in range(3)])
     grades = [
-        (mended, "1", "error"), (mended, "2", "done"), (twice, "1", "error"), (twice, "2", "error"),
+        (mended, "9", "error"), (mended, "10", "done"), (twice, "1", "error"), (twice, "2", "error"),
         (worse, "1", "done"), (worse, "2", "timeout"), (worse, "3", "running"),
     ]  # fmt: skip
-    for sample, version, status in grades:
+    for place, (sample, version, status) in enumerate(grades):
         connection.execute(
             text(
                 "INSERT INTO grades (sample_id, grader, grader_version, status, graded_at)"
-                " VALUES (:id, 'm', :version, :status, CASE WHEN :status <> 'running' THEN clock_timestamp() END)"
+                " VALUES (:id, 'm', :version, :status, now() + make_interval(secs => :place))"
             ),
-            {"id": sample, "version": version, "status": status},
+            {"id": sample, "version": version, "status": status, "place": place},
         )
     rows = every(connection, "SELECT * FROM errors WHERE job_id = :job ORDER BY error_class", job=job)
     told = [(row["error_class"], row["num_samples"], row["example_sample_id"]) for row in rows]

@@ -194,6 +194,45 @@ def test_page_shows_the_papers_table_and_the_comparison(hostile_page: str) -> No
         assert shown in text, shown
 
 
+def test_page_shows_what_was_right_and_the_settings() -> None:
+    report = sample([segment(0, "small", "x")], [])
+    right = replace(report, result=replace(report.result, reference="<b>42</b>", also_accepted=("forty-two",)))
+    text = " ".join(Elements(page([right])).text.split())
+    assert "right is <b>42</b> or forty-two" in text
+    assert "problem set 1, p, 2 problems" in text
+    assert '"temperature": 0.6' in text
+
+
+def test_page_marks_partial_and_shared_numbers() -> None:
+    listed, stats = job(1)
+    partial = replace(stats.summary, samples_graded=3, samples_open=1)
+    shared = replace(stats.cost, overlapping_jobs=(9,), money=1.0, money_per_right=0.5)
+    html = render_page(
+        PageData(
+            jobs=(listed,), stats=(replace(stats, summary=partial, cost=shared),), comparisons=(), samples=((),),
+            read_at=NOW,
+        )
+    )  # fmt: skip
+    text = " ".join(Elements(html).text.split())
+    for shown in ("Job 1 is partial: 3 of 4 samples", "4 scored, partial", "2.00*", "0.5000 of money"):
+        assert shown in text, shown
+
+
+def test_comparison_of_unlike_sample_counts_names_nothing_gained() -> None:
+    uneven = replace(comparison(), test=PairedTest.T, gained=None, lost=None, num_b_better=None, num_a_better=None,
+                     num_equal=None)  # fmt: skip
+    found = [job(1), job(2)]
+    html = render_page(
+        PageData(
+            jobs=tuple(row[0] for row in found), stats=tuple(row[1] for row in found), comparisons=(uneven,),
+            samples=((), ()), read_at=NOW,
+        )
+    )  # fmt: skip
+    text = " ".join(Elements(html).text.split())
+    assert "paired t test" in text
+    assert "gained" not in text
+
+
 def test_page_of_a_job_without_scores_has_no_chart_of_accuracy() -> None:
     elements = Elements(page([], scored=False))
     assert len([tag for tag, _ in elements.found if tag == "img"]) == 2
