@@ -21,6 +21,7 @@ _REMEDIES: dict[str, str] = {
     "42703": f"the tables are another version's: {_MIGRATE}",
     "42883": f"the functions are another version's: {_MIGRATE}",
     "25006": "the server takes no writes: name the primary in SPECTHINK_DATABASE_URL, not a standby",
+    "08P01": "a pooler that keeps no sessions may be in between: name the server itself, or a pool in session mode",
     "26000": "a pooler in transaction mode is in between: name the server itself, or a pool in session mode",
     "42P05": "a pooler in transaction mode is in between: name the server itself, or a pool in session mode",
     "22P05": "the database cannot hold this text: it must be created with ENCODING 'UTF8'",
