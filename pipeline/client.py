@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
@@ -25,7 +26,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from pydantic import SecretStr
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, text
 
 from pipeline.db import job_control, planning, replays, reports, submissions
 from pipeline.db.readonly_query import MAX_ROWS, Table, run_query
@@ -34,7 +35,8 @@ from pipeline.db.session import open_database, transaction
 from pipeline.errors import ConfigurationError, JobError, NotComparable, PipelineError
 from pipeline.jobs.config import MAX_INTEGER, JobState
 from pipeline.jobs.matching import matched_values
-from pipeline.jobs.readiness import StoredSet, make_ready
+from pipeline.jobs.readiness import make_ready
+from pipeline.jobs.references import StoredSet
 from pipeline.jobs.submission import SourceJob, Submission
 from pipeline.problems import Problem, ProblemSet
 from pipeline.results.replay import Replay, replay
@@ -57,7 +59,9 @@ from pipeline.settings import Settings, load_settings
 if TYPE_CHECKING:
     from pipeline.planning.answers import Plan
     from pipeline.planning.pools import PartCosts
-    from pipeline.settings import PlanningSettings
+    from pipeline.settings import PlanningSettings, PriceSettings
+
+log = logging.getLogger(__name__)
 
 JobRef: TypeAlias = Job | int
 """A job or its id."""
@@ -65,6 +69,7 @@ JobRef: TypeAlias = Job | int
 MAX_PRIORITY = 1000
 FROZEN_AFTER_S = 10
 """A change of a job on which the client says nothing for so long is undone: upkeep waits for it, for 30 s at most."""
+_SET_PRICE = text("SELECT set_config(:name, :price, true)")
 CANCEL_FOR_S = 1.0
 """For so long a cancel ends samples, some 20,000; upkeep goes on with the rest."""
 
@@ -76,10 +81,19 @@ class Client:
     not exist.
     """
 
-    def __init__(self, database_url: SecretStr, reader_url: SecretStr | None = None) -> None:
+    def __init__(
+        self, database_url: SecretStr, reader_url: SecretStr | None = None, prices: PriceSettings | None = None
+    ) -> None:
+        """prices: of engine hours; None: what a right answer costs is not said."""
+        self._prices = prices.session_values() if prices else {}
         self._database_url = database_url
         self._reader_url = reader_url or database_url
+        self._on_note: Callable[[str], None] = log.info
         self._db_engine: Engine = open_database(database_url, application_name="specthink client")
+        self._reader_engine: Engine = (
+            self._db_engine if self._reader_url == database_url
+            else open_database(self._reader_url, application_name="specthink client")
+        )  # fmt: skip
 
     @classmethod
     def connect(cls, settings: Settings | None = None, *, database_url: str | None = None) -> Self:
@@ -94,8 +108,9 @@ class Client:
         else:
             from pipeline.embedded import resolve_connections
 
-            connections = resolve_connections(settings or load_settings())
-            client = cls(connections.submitter_url, connections.reader_url)
+            settings = settings or load_settings()
+            connections = resolve_connections(settings)
+            client = cls(connections.submitter_url, connections.reader_url, settings.prices)
         try:
             require_current(client._db_engine)
         except PipelineError:
@@ -103,8 +118,13 @@ class Client:
             raise
         return client
 
+    def on_note(self, tell: Callable[[str], None]) -> None:
+        """Have what a submission found in its problem file told by ``tell`` instead of the log."""
+        self._on_note = tell
+
     def close(self) -> None:
         self._db_engine.dispose()
+        self._reader_engine.dispose()
 
     def __enter__(self) -> Self:
         return self
@@ -116,7 +136,21 @@ class Client:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Connection]:
-        with transaction(self._db_engine) as connection:
+        with self._priced(self._db_engine) as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        """A transaction of the reader, who sees what was right, where its login is known."""
+        with self._priced(self._reader_engine) as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _priced(self, db_engine: Engine) -> Iterator[Connection]:
+        """A transaction in which the views find the prices of the settings."""
+        with transaction(db_engine) as connection:
+            for name, price in self._prices.items():
+                connection.execute(_SET_PRICE, {"name": name, "price": price})
             yield connection
 
     @contextlib.contextmanager
@@ -156,6 +190,8 @@ class Client:
         )
         with self._transaction() as connection:
             job_id = submissions.insert_ready(connection, ready)
+        for note in ready.notes:
+            self._on_note(note)
         return self.job(job_id)
 
     def _stored_set(self, set_id: int) -> StoredSet:
@@ -165,7 +201,14 @@ class Client:
 
         with self._transaction() as connection:
             found = submissions.get_problem_set(connection, set_id)
-        return StoredSet(id=set_id, name=found.name, size=found.num_problems, read=read)
+        return StoredSet(
+            id=set_id,
+            name=found.name,
+            size=found.num_problems,
+            num_references=found.num_references,
+            has_choices=found.has_choices,
+            read=read,
+        )
 
     def _matched_values(self, submission: Submission) -> dict[str, Any]:
         """What random delegation is to be set to. Raises ConfigurationError for another policy, JobError for a job that
@@ -323,12 +366,12 @@ class Client:
 
         All rows are of one moment. only_final: leave out samples that are still at work.
         """
-        with self._transaction() as connection:
+        with self._reading() as connection:
             yield from reports.stream_results(connection, _id(job), only_final=only_final, batch=batch)
 
     def sample(self, sample_id: int) -> SampleReport:
         """One sample with its segments, and its steps once it is complete."""
-        with self._transaction() as connection:
+        with self._reading() as connection:
             return reports.get_sample(connection, sample_id)
 
     def replay(self, sample_id: int) -> Replay:
@@ -373,7 +416,7 @@ class Client:
         from pipeline.results.page import PageData, render_page
 
         ids = [_id(job) for job in jobs]
-        with self._transaction() as connection:
+        with self._reading() as connection:
             data = PageData(
                 jobs=tuple(reports.get_job(connection, job) for job in ids),
                 stats=tuple(reports.get_stats(connection, job) for job in ids),
@@ -459,7 +502,7 @@ class Client:
         QueryRefused with the server's message for a query that Postgres refuses, and ConfigurationError for a login
         that READ ONLY does not hold: it could run programs on the server.
         """
-        return run_query(self._reader_url, query, timeout_s=timeout_s, max_rows=max_rows)
+        return run_query(self._reader_url, query, timeout_s=timeout_s, max_rows=max_rows, values=self._prices)
 
 
 def _id(job: JobRef) -> int:

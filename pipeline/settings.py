@@ -141,6 +141,20 @@ class PlanningSettings(_Part):
     """By the same, microseconds per token that it takes in and reads along."""
 
 
+class PriceSettings(_Part):
+    """What an hour of an engine costs, in any currency: the view job_cost and `specthink stats` then say what a right
+    answer costs."""
+
+    small_per_hour: Annotated[float, Field(ge=0)] | None = None
+    """Of a small worker; None: not counted."""
+    large_per_hour: Annotated[float, Field(ge=0)] | None = None
+    """Of a large worker, all of its GPUs together; None: not counted."""
+
+    def session_values(self) -> dict[str, str]:
+        """Those that are set, by the name under which the views find them."""
+        return {f"specthink.{name}": str(price) for name, price in self.model_dump(exclude_none=True).items()}
+
+
 class LoginSettings(_Part):
     """Logins of a database of one's own, as NAME:PASSWORD, or as NAME where somebody else keeps the password.
 
@@ -241,6 +255,7 @@ class Settings(BaseSettings):
     grading: GradingSettings = GradingSettings()
     flower: FlowerSettings = FlowerSettings()
     planning: PlanningSettings = PlanningSettings()
+    prices: PriceSettings = PriceSettings()
     logins: LoginSettings = LoginSettings()
 
 

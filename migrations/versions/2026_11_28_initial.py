@@ -30,6 +30,13 @@ def upgrade() -> None:
             comment="equal for models whose token ids mean the same text",
         ),
         sa.Column("settings", JSONB(), nullable=False, comment="as it was started"),
+        sa.Column(
+            "weights_sha256",
+            sa.String(),
+            nullable=True,
+            comment="of a sample of every tensor; null: no files of weights are here",
+        ),
+        sa.Column("revision", sa.String(), nullable=True, comment="of the hub, as the worker was started with"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_engines")),
         sa.UniqueConstraint("sha256", name=op.f("uq_engines_sha256")),
         comment="What an engine was, for the books; stored once per distinct content.",
@@ -65,6 +72,10 @@ def upgrade() -> None:
             "content_sha256", sa.String(), nullable=False, comment="the version: a hash of all problems and answers"
         ),
         sa.Column("num_problems", sa.Integer(), nullable=False, comment="problems in it"),
+        sa.Column(
+            "num_references", sa.Integer(), nullable=False, comment="problems in it that have a reference answer"
+        ),
+        sa.Column("has_choices", sa.Boolean(), nullable=False, comment="whether it is a multiple choice"),
         sa.Column(
             "created_at",
             sa.DateTime(timezone=True),
@@ -125,6 +136,12 @@ def upgrade() -> None:
             sa.Enum("small", "large", name="first_role", native_enum=False, create_constraint=True, length=24),
             nullable=False,
             comment="who opens each sample",
+        ),
+        sa.Column(
+            "think_start",
+            sa.String(),
+            nullable=True,
+            comment="the tag that opens the think phase in its texts, '' for none; null: no worker has had it yet",
         ),
         sa.Column(
             "think_end",
@@ -190,14 +207,19 @@ def upgrade() -> None:
         sa.Column("prompt", sa.String(), nullable=False, comment="the question's text, before any template"),
         sa.Column("subject", sa.String(), nullable=True, comment="as in the file, e.g. algebra"),
         sa.Column("level", sa.String(), nullable=True, comment="as in the file, e.g. Level 5"),
-        sa.Column("extra", JSONB(), nullable=False, comment="the file's other columns"),
+        sa.Column(
+            "shown",
+            JSONB(),
+            nullable=False,
+            comment="what a prompt template may show beside the prompt: choices, earlier turns, kept columns",
+        ),
         sa.ForeignKeyConstraint(
             ["problem_set_id"], ["problem_sets.id"], name=op.f("fk_problems_problem_set_id_problem_sets")
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_problems")),
         sa.UniqueConstraint("problem_set_id", "external_id", name=op.f("uq_problems_problem_set_id_external_id")),
         sa.UniqueConstraint("problem_set_id", "position", name=op.f("uq_problems_problem_set_id_position")),
-        comment="One question. Its reference answer is in another table that generating workers need not read.",
+        comment="One question, with what generating workers read: nothing but what a prompt template shows.",
     )
     op.create_table(
         "workers",
@@ -265,7 +287,7 @@ def upgrade() -> None:
             sa.Integer(),
             server_default="0",
             nullable=False,
-            comment="samples it writes, at renewed_at",
+            comment="samples it writes, or holds until it can write or commit them, at renewed_at",
         ),
         sa.Column(
             "tokens_generated",
@@ -454,9 +476,29 @@ def upgrade() -> None:
     )
     op.create_index("ix_length_counts_job_id", "length_counts", ["job_id", "author"], unique=False)
     op.create_table(
+        "hidden_columns",
+        sa.Column("problem_id", sa.BigInteger(), autoincrement=False, nullable=False, comment="the problem"),
+        sa.Column("columns", JSONB(), nullable=False, comment="value by column, as in the file"),
+        sa.ForeignKeyConstraint(["problem_id"], ["problems.id"], name=op.f("fk_hidden_columns_problem_id_problems")),
+        sa.PrimaryKeyConstraint("problem_id", name=op.f("pk_hidden_columns")),
+        comment="All other columns of a problem's row, as rationales and tests; generating workers cannot read them.",
+    )
+    op.create_table(
         "reference_answers",
         sa.Column("problem_id", sa.BigInteger(), autoincrement=False, nullable=False, comment="the problem"),
-        sa.Column("answer", sa.String(), nullable=False, comment="as in the file"),
+        sa.Column(
+            "answer",
+            sa.String(),
+            nullable=False,
+            comment="as in the file; of a multiple choice, the letter of the right one",
+        ),
+        sa.Column(
+            "also_accepted",
+            sa.ARRAY(sa.String()),
+            server_default="{}",
+            nullable=False,
+            comment="further answers, each as right as that one",
+        ),
         sa.ForeignKeyConstraint(["problem_id"], ["problems.id"], name=op.f("fk_reference_answers_problem_id_problems")),
         sa.PrimaryKeyConstraint("problem_id", name=op.f("pk_reference_answers")),
         comment="The right answer of a problem; read by graders only.",
@@ -998,6 +1040,7 @@ def downgrade() -> None:
         "samples",
         "rollups",
         "reference_answers",
+        "hidden_columns",
         "length_counts",
         "job_totals",
         "workers",

@@ -68,16 +68,22 @@ def read_model(path_or_hub_id: str | PathLike[str], revision: str | None = None)
     )
 
 
-def find_cached_folder(hub_id: str) -> Path | None:
+def find_cached_folder(hub_id: str, revision: str | None = None) -> Path | None:
     """Where the hub's cache on this machine has a model, without asking the hub; None where it has not."""
     if not _looks_like_hub_id(hub_id):
         return None
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(hub_id, local_files_only=True))
+        return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
     except (OSError, ValueError):
         return None
+
+
+def find_folder(path_or_hub_id: str | PathLike[str], revision: str | None = None) -> Path | None:
+    """Where a model lies on this machine: its folder, else its place in the hub's cache; None where it does not."""
+    folder = Path(path_or_hub_id).expanduser()
+    return folder if folder.is_dir() else find_cached_folder(str(path_or_hub_id), revision)
 
 
 def served_name(path_or_hub_id: str | PathLike[str]) -> str:

@@ -10,13 +10,15 @@ import datetime as dt
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pipeline.chat.asking import GIVEN_BY_PIPELINE, Asking
 from pipeline.chat.files import find_cached_folder, read_model
+from pipeline.chat.thinking import ThinkMarks, ThinkStart, find_marks
 from pipeline.chat.tokens import Encoder, TextStream, WholeTexts
 from pipeline.errors import ConfigurationError
 from pipeline.samples import Piece
@@ -25,15 +27,11 @@ if TYPE_CHECKING:
     from jinja2 import Template
     from tokenizers import Tokenizer
 
-THINK_TAGS = {
-    "</think>": "<think>",
-    "</seed:think>": "<seed:think>",
-    "[/THINK]": "[THINK]",
-}
-"""Closing think tags in use, each with its opening tag."""
-
 _STAND_IN = "\ue000the user's message\ue001"  # private-use characters: no template has them
 _ANSWER, _NEXT_MESSAGE = "\ue000the answer\ue001", "\ue000the next message\ue001"
+
+
+_AS_IT_IS = Asking()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,6 +48,8 @@ class ChatModel:
     """The ids that end an answer, ascending: the tokenizer's and those of generation_config.json."""
     max_model_len: int | None
     """Most tokens of prompt and output, where config.json says."""
+    asking: Asking = _AS_IT_IS
+    """What a job says about how it is asked."""
 
     @classmethod
     def load(cls, path_or_hub_id: str | PathLike[str], revision: str | None = None) -> ChatModel:
@@ -70,6 +70,43 @@ class ChatModel:
             raise ConfigurationError(f"{files.name}: its chat template does not show the user's message")
         return model
 
+    def asked(self, asking: Asking) -> ChatModel:
+        """The same model as a job asks it.
+
+        Raises ConfigurationError for a variable that its template does not have, a system message that the template
+        does not show, and a template that refuses either.
+        """
+        if asking == self.asking:
+            return self
+        asked = replace(self, asking=asking)
+        asked.__dict__.update({name: getattr(self, name) for name in _OF_THE_FILES})
+        asked._check_variables()
+        if asking.system is not None and asking.system not in asked._render(_STAND_IN):
+            raise ConfigurationError(
+                f"{self.name}: its chat template does not show a system message as it is given; put the text into the "
+                "prompt template instead"
+            )
+        if _STAND_IN not in asked._render(_STAND_IN):
+            raise ConfigurationError(f"{self.name}: asked so, its chat template does not show the user's message")
+        return asked
+
+    def _check_variables(self) -> None:
+        known = self.known_variables
+        unknown = sorted(set(self.asking.template_variables) - known)
+        if unknown:
+            there_are = f"it has: {', '.join(sorted(known))}" if known else "it has none that can be set"
+            raise ConfigurationError(
+                f"{self.name}: its chat template has no variable {', '.join(unknown)}; {there_are}"
+            )
+
+    @cached_property
+    def known_variables(self) -> frozenset[str]:
+        """The variables of its template that a job may set."""
+        from jinja2 import meta
+
+        names = meta.find_undeclared_variables(self._template.environment.parse(_plain_jinja(self.chat_template)))
+        return frozenset(names) - GIVEN_BY_PIPELINE - set(self.template_variables) - set(_TEMPLATE_GLOBALS)
+
     @classmethod
     def find_cached(cls, hub_id: str) -> ChatModel | None:
         """A model of the hub's cache on this machine, without asking the hub; None where it is not there whole."""
@@ -79,13 +116,18 @@ class ChatModel:
         except (OSError, ValueError, ConfigurationError):
             return None
 
-    def prompt_ids(self, user_message: str) -> list[int]:
+    def prompt_ids(self, user_message: str, earlier: Sequence[Mapping[str, str]] = ()) -> list[int]:
         """The prompt of one user message up to where the assistant's text begins.
+
+        earlier: messages before it, each with role and content. Raises ConfigurationError for a template that does not
+        show them.
 
         The ids are those of the rendered template, as the model was trained, unless the message itself holds text of
         control tokens (an end of sequence, a think tag): such text is then encoded as the letters it is made of, so
         that a problem cannot end its own turn.
         """
+        if earlier:
+            return self._conversation_ids([*earlier, {"role": "user", "content": user_message}])
         token_ids = self._encoder.encode(self._render(user_message))
         in_message = self._encoder.controls_among(self._encoder.encode(user_message))
         if not in_message and self._encoder.controls_among(token_ids) == self._frame_controls:
@@ -95,6 +137,29 @@ class ChatModel:
         for index, part in enumerate(self._frame.split(_STAND_IN)):
             joined += message_ids if index else []
             joined += self._encoder.encode(part)
+        return joined
+
+    def _conversation_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """As ``prompt_ids`` for several messages: control tokens are those of the template alone."""
+        places = [f"\ue000message {index}\ue001" for index in range(len(messages))]
+        frame = self._render_messages(
+            [{"role": message["role"], "content": place} for message, place in zip(messages, places, strict=True)]
+        )
+        parts = re.split("|".join(map(re.escape, places)), frame)
+        if re.findall("\ue000message \\d+\ue001", frame) != places:
+            raise ConfigurationError(
+                f"{self.name}: its chat template does not show each message of a conversation once, in order"
+            )
+        contents = [message["content"] for message in messages]
+        token_ids = self._encoder.encode(self._render_messages([dict(message) for message in messages]))
+        in_contents = any(self._encoder.controls_among(self._encoder.encode(content)) for content in contents)
+        if not in_contents and self._encoder.controls_among(token_ids) == self._encoder.controls_among(
+            self._encoder.encode(frame)
+        ):
+            return token_ids
+        joined = self._encoder.encode(parts[0])
+        for content, part in zip(contents, parts[1:], strict=True):
+            joined += self._encoder.encode_letters(content) + self._encoder.encode(part)
         return joined
 
     def turn_ids(self, question: str, opening: str = "") -> list[int]:
@@ -142,11 +207,12 @@ class ChatModel:
 
     @cached_property
     def _encoder(self) -> Encoder:
+        return self._plain_encoder.with_tags((self.think_start, self.think_end) if self.think_end else ())
+
+    @cached_property
+    def _plain_encoder(self) -> Encoder:
         return Encoder(
-            tokenizer=self.tokenizer,
-            special_tokens=self.template_variables,
-            eos_ids=self.eos_ids,
-            think_tags=(self.think_start, self.think_end) if self.think_end else (),
+            tokenizer=self.tokenizer, special_tokens=self.template_variables, eos_ids=self.eos_ids, think_tags=()
         )
 
     @cached_property
@@ -156,17 +222,24 @@ class ChatModel:
         return WholeTexts(self.tokenizer) if isinstance(self.tokenizer.decoder, decoders.ByteLevel) else None
 
     @cached_property
+    def think_marks(self) -> ThinkMarks:
+        """How it marks its thoughts, and where its prompt leaves the think phase."""
+        return find_marks(
+            tail=self._frame.rpartition(_STAND_IN)[2],
+            chat_template=self.chat_template,
+            told=self.asking.think_tags,
+            vocabulary=frozenset(token.content for token in self.tokenizer.get_added_tokens_decoder().values()),
+        )
+
+    @property
     def think_end(self) -> str:
-        """The closing think tag, '' for a model without one."""
-        for closing in THINK_TAGS:
-            if self.tokenizer.token_to_id(closing) is not None or closing in self.chat_template:
-                return closing
-        return ""
+        """The closing think tag, '' for a model that does not think in this job."""
+        return self.think_marks.closing if self.think_marks.thinks else ""
 
     @property
     def think_start(self) -> str:
-        """The opening think tag, '' for a model without one."""
-        return THINK_TAGS[self.think_end] if self.think_end else ""
+        """The opening think tag, '' for a model that does not think in this job."""
+        return self.think_marks.opening if self.think_marks.thinks else ""
 
     @property
     def think_end_id(self) -> int | None:
@@ -179,13 +252,10 @@ class ChatModel:
         """Whether each think tag is one token: its text then comes in one piece."""
         return len(self._encoder.think_ids) == 2
 
-    @cached_property
+    @property
     def starts_in_think(self) -> bool:
         """Whether the prompt ends inside the think phase: the template has opened it."""
-        if not self.think_end:
-            return False
-        tail = self._frame.rpartition(_STAND_IN)[2]
-        return tail.rfind(self.think_start) > tail.rfind(self.think_end)
+        return self.think_marks.start is ThinkStart.OPENED
 
     @cached_property
     def vocabulary_sha256(self) -> str:
@@ -217,15 +287,20 @@ class ChatModel:
     def _render_messages(self, messages: list[dict[str, str]]) -> str:
         import jinja2
 
+        if self.asking.system is not None:
+            own = [message for message in messages[:1] if message["role"] == "system"]
+            told = "\n\n".join([self.asking.system, *(message["content"] for message in own)])
+            messages = [{"role": "system", "content": told}, *messages[len(own) :]]
+        variables = {**self.template_variables, **self.asking.template_variables}
         try:
-            return self._template.render(messages=messages, add_generation_prompt=True, **self.template_variables)
+            return self._template.render(messages=messages, add_generation_prompt=True, **variables)
         except jinja2.TemplateError as error:
             told = "a user message" if len(messages) == 1 else f"a conversation of {len(messages)} messages"
             raise ConfigurationError(f"{self.name}: its chat template refuses {told}: {error}") from error
 
     @cached_property
     def _template(self) -> Template:
-        return _compile_template(self.name, self.chat_template)
+        return _compile_template(self.name, self.chat_template, self.asking.today)
 
     @property
     def _frame(self) -> str:
@@ -237,12 +312,28 @@ class ChatModel:
         return self._encoder.controls_among(self._encoder.encode(self._frame))
 
 
+_OF_THE_FILES = ("vocabulary_sha256", "fingerprint", "_whole_texts", "_plain_encoder")
+"""What no job changes, and takes long to compute."""
+
+
 def _sha256(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _compile_template(name: str, chat_template: str) -> Template:
-    """Compiled as transformers does it: chat templates are written against that environment."""
+_TEMPLATE_GLOBALS = ("raise_exception", "strftime_now", "range", "dict", "lipsum", "cycler", "joiner", "namespace")
+"""Names that a template has without anybody giving them."""
+
+
+def _plain_jinja(chat_template: str) -> str:
+    """Without the marks that transformers adds to the language."""
+    return re.sub(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}", r"{%\1 if true %}{% endif \2%}", chat_template)
+
+
+def _compile_template(name: str, chat_template: str, today: dt.date | None) -> Template:
+    """Compiled as transformers does it: chat templates are written against that environment.
+
+    today: what the template takes for the present date; None: the clock's.
+    """
     import jinja2
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -250,16 +341,15 @@ def _compile_template(name: str, chat_template: str) -> Template:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_in_template
-    environment.globals["strftime_now"] = lambda pattern: dt.datetime.now().strftime(pattern)
-    without_marks = re.sub(
-        r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}",
-        r"{%\1 if true %}{% endif \2%}",
-        chat_template,
-    )
+    environment.globals["strftime_now"] = lambda pattern: _now(today).strftime(pattern)
     try:
-        return environment.from_string(without_marks)
+        return environment.from_string(_plain_jinja(chat_template))
     except jinja2.TemplateError as error:
         raise ConfigurationError(f"{name}: its chat template is broken: {error}") from error
+
+
+def _now(today: dt.date | None) -> dt.datetime:
+    return dt.datetime.now() if today is None else dt.datetime.combine(today, dt.time())
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:

@@ -1,15 +1,19 @@
-"""What the model is asked: one named template per kind of answer, each making one user message of a problem.
+"""What the model is asked: a template makes one user message of a problem; a conversation may come before it.
 
-The model's own chat template goes around it (pipeline/chat/model.py). Reference answers never enter here.
+Templates are named, one per kind of answer, or a file's text with fields. The model's own chat template goes around it
+(pipeline/chat/model.py). A problem's reference answer never enters here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import BadProblem, ConfigurationError
-from pipeline.plugins import PluginGroup, own_or_plugin, plugin_names
+from pipeline.plugins import PluginGroup, own_or_plugin
 from pipeline.problems import Problem
 
 CHOICE_LETTERS = "ABCDEFGHIJ"
@@ -19,20 +23,21 @@ CHOICE_LETTERS = "ABCDEFGHIJ"
 class PromptTemplate:
     """Text around a problem. version: changes with every change of the text, and is stored with the job.
 
-    instruction: follows the problem after a blank line, or stands before it where leads is set; '' for none.
-    shows_choices: the problem's ``choices`` are listed under it as ``(A) …`` lines.
+    instruction: follows the problem after a blank line, or stands before it where leads is set; '' for none. A
+    problem's ``choices`` are listed under it as ``(A) …`` lines. shows: further columns that it shows; all others are
+    hidden.
     """
 
     name: str
     version: str
     instruction: str
-    shows_choices: bool = False
     leads: bool = False
+    shows: tuple[str, ...] = ()
 
     def render(self, problem: Problem) -> str:
         """Joined, never formatted: braces and template syntax in a problem stay text."""
         parts = [problem.prompt]
-        if self.shows_choices and "choices" in problem.metadata:
+        if "choices" in problem.metadata:
             parts.append(_render_choices(problem))
         if self.instruction:
             parts.insert(0 if self.leads else len(parts), self.instruction)
@@ -42,13 +47,70 @@ class PromptTemplate:
 def _render_choices(problem: Problem) -> str:
     choices = problem.metadata["choices"]
     if not isinstance(choices, Sequence) or isinstance(choices, str):
-        raise BadProblem(
-            problem.external_id, "'choices' must be a list; the template 'free' takes problems without one"
-        )
+        raise BadProblem(problem.external_id, "'choices' must be a list")
     if not 0 < len(choices) <= len(CHOICE_LETTERS):
         reason = f"it has {len(choices)} choices; there must be 1 to {len(CHOICE_LETTERS)}"
         raise BadProblem(problem.external_id, reason)
     return "\n".join(f"({letter}) {choice}" for letter, choice in zip(CHOICE_LETTERS, choices, strict=False))
+
+
+_FIELD = re.compile(r"\{\{\s*([^{}\n]+?)\s*\}\}")
+MAX_TEMPLATE_CHARS = 65_536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextTemplate(PromptTemplate):
+    """A text with fields: ``{{problem}}``, ``{{choices}}`` and ``{{COLUMN}}`` for a column of the set.
+
+    A field is replaced by its text, once; no field can do anything else. Single braces are text.
+    """
+
+    text: str
+
+    def render(self, problem: Problem) -> str:
+        return _FIELD.sub(lambda match: _field(match[1], problem), self.text)
+
+
+def _field(name: str, problem: Problem) -> str:
+    """A column that a problem does not have is empty."""
+    if name == "problem":
+        return problem.prompt
+    if "choices" in problem.metadata and name == "choices":
+        return _render_choices(problem)
+    value = problem.metadata.get(name, "")
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def make_text_template(name: str, text: str) -> TextTemplate:
+    """Raises ConfigurationError where the text does not show the problem, or cannot be stored."""
+    fields = dict.fromkeys(match[1] for match in _FIELD.finditer(text))
+    if "problem" not in fields:
+        raise ConfigurationError(f"{name} does not show the problem: write {{{{problem}}}} where it is to stand")
+    if len(text) > MAX_TEMPLATE_CHARS:
+        raise ConfigurationError(f"{name} has {len(text):,} characters; {MAX_TEMPLATE_CHARS:,} is the limit")
+    return TextTemplate(
+        name=name,
+        version=f"sha256:{hashlib.sha256(text.encode()).hexdigest()[:12]}",
+        instruction="",
+        shows=tuple(field for field in fields if field not in ("problem", "choices")),
+        text=text,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """message: the user's last one. earlier: the messages before it, each with role and content."""
+
+    message: str
+    earlier: tuple[Mapping[str, str], ...] = ()
+
+
+def make_prompt(template: PromptTemplate, problem: Problem, examples: Sequence[Mapping[str, str]] = ()) -> Prompt:
+    """The whole of what a problem asks: its system text, then examples, its earlier turns, and its question."""
+    turns = problem.metadata.get("turns", [])
+    system = [turn for turn in turns if turn["role"] == "system"]
+    rest = [turn for turn in turns if turn["role"] != "system"]
+    return Prompt(message=template.render(problem), earlier=(*system, *examples, *rest))
 
 
 _TEMPLATES = {
@@ -56,20 +118,19 @@ _TEMPLATES = {
     for template in (
         PromptTemplate(
             name="math",
-            version="math/1",
+            version="math/2",
             instruction=r"Please reason step by step, and put your final answer within \boxed{}.",
         ),
         PromptTemplate(
             name="choice",
             version="choice/1",
             instruction=r"Please reason step by step, and put the letter of your final answer within \boxed{}.",
-            shows_choices=True,
         ),
-        PromptTemplate(name="free", version="free/1", instruction=""),
+        PromptTemplate(name="free", version="free/2", instruction=""),
         # arXiv 2504.12329 asks so: the instruction, then the problem; the opening think tag is the chat template's.
         PromptTemplate(
             name="paper-math",
-            version="paper-math/1",
+            version="paper-math/2",
             instruction=r"Please reason step by step, and put your final answer within \boxed{}.",
             leads=True,
         ),
@@ -77,7 +138,6 @@ _TEMPLATES = {
             name="paper-choice",
             version="paper-choice/1",
             instruction=r"Please reason step by step, and put the letter of your final answer within \boxed{}.",
-            shows_choices=True,
             leads=True,
         ),
     )
@@ -93,10 +153,6 @@ def prompt_template(name: str) -> PromptTemplate:
     if not isinstance(template, PromptTemplate):
         raise ConfigurationError(f"the prompt template {name!r} must be a pipeline.chat.prompts.PromptTemplate")
     return template
-
-
-def prompt_template_names() -> tuple[str, ...]:
-    return (*_TEMPLATES, *plugin_names(PluginGroup.PROMPTS))
 
 
 def render_user_message(template_name: str, problem: Problem) -> str:

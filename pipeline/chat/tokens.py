@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -119,6 +119,12 @@ class Encoder:
     eos_ids: tuple[int, ...]
     think_tags: tuple[str, ...]
 
+    def with_tags(self, think_tags: tuple[str, ...]) -> Encoder:
+        """The same for a model that marks its thoughts so."""
+        changed = replace(self, think_tags=think_tags)
+        changed.__dict__.update({name: getattr(self, name) for name in _OF_THE_TOKENIZER})
+        return changed
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text by itself; text of control tokens becomes their ids."""
         token_ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -210,6 +216,10 @@ class Encoder:
         copy = Tokenizer.from_str(json.dumps(description))
         copy.encode_special_tokens = True  # that is: encode their text, do not recognise them
         return copy
+
+
+_OF_THE_TOKENIZER = ("lead", "_control_ids", "_control_texts", "_literal_tokenizer")
+"""What takes long to compute, and has nothing to do with think tags."""
 
 
 def _is_control(content: str, special: bool) -> bool:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 class ThinkPhase:
     """How the texts of a job mark their think phase."""
 
+    start: str
+    """The tag that opens it, e.g. ``<think>``; '' where there is none."""
     end: str
     """The tag that ends it, e.g. ``</think>``; '' where there is none."""
     opened: bool
@@ -34,7 +36,7 @@ class ThinkPhase:
 def settle_think_phase(opener: ChatModel, other: ChatModel | None = None) -> ThinkPhase:
     """How a job's texts mark the think phase. Raises ConfigurationError for a pair that cannot write one text."""
     model = other if other is not None and not opener.think_end else opener
-    phase = ThinkPhase(end=model.think_end, opened=model.starts_in_think)
+    phase = ThinkPhase(start=model.think_start, end=model.think_end, opened=model.starts_in_think)
     for chat in filter(None, (opener, other)):
         ThinkTagTranslator(chat, phase)
     return phase
@@ -54,15 +56,13 @@ class ThinkTagTranslator:
         self._is_opened = bool(phase.end) and not phase.opened and chat.starts_in_think
         self._tags = {}
         if self._translates:
-            from pipeline.chat.model import THINK_TAGS
-
             if not chat.tags_are_tokens:
                 raise ConfigurationError(
                     f"{chat.name} ends thinking with {chat.think_end!r}, which its tokenizer writes in several tokens, "
                     f"and the other model with {phase.end!r}: such a pair cannot write one text; take two models with "
                     "the same think tags"
                 )
-            self._tags = {chat.think_end: phase.end, chat.think_start: THINK_TAGS[phase.end]}
+            self._tags = {chat.think_end: phase.end, chat.think_start: phase.start}
 
     def output_ids(self, segments: Iterable[Segment], *, own: Author) -> list[int]:
         """What follows this model's prompt: the text so far as its ids.

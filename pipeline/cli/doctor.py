@@ -322,7 +322,21 @@ def _check_open_database(db_engine: Engine) -> Iterator[Finding]:
     )
     if not fault:
         with transaction(db_engine) as connection:
+            yield from _check_grants(connection)
             yield from _check_work(connection)
+
+
+def _check_grants(connection: Any) -> Iterator[Finding]:
+    """Whether a login that writes texts can read reference answers or hidden columns."""
+    from pipeline.db.grants import find_telling_logins
+
+    telling = find_telling_logins(connection)
+    yield Finding(
+        check="grants",
+        verdict=Verdict.FAILURE if telling else Verdict.OK,
+        found=f"{', '.join(telling)} can read what is hidden" if telling else "who generates reads no hidden column",
+        remedy="specthink migrate grants anew; then revoke what PUBLIC or a group still has" if telling else "",
+    )
 
 
 def _check_work(connection: Any) -> Iterator[Finding]:

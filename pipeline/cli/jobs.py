@@ -9,12 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.cli.asking import (
+    LargeTemplateVariables,
+    RoleSystem,
+    SmallTemplateVariables,
+    System,
+    TemplateVariables,
+    ThinkTagsOption,
+    asking,
+)
 from pipeline.cli.options import JobId, StateDir, Wait, connect, make_group, settings_of
 from pipeline.cli.render import console, counted
 from pipeline.samples import ErrorClass, ModelRole
 
 if TYPE_CHECKING:
     from pipeline.client import Client
+    from pipeline.jobs.few_shot import FewShotFile
     from pipeline.problems import ColumnNames
     from pipeline.results.reports import Job, JobProgress
 
@@ -38,21 +48,31 @@ specthink submit problems.jsonl --small a/s --large b/l --set exit.thinking_toke
 
 specthink submit problems.jsonl --small a/s --large b/l --policy random --matched-to 1
 
-Recipes: math500, aime, gpqa-diamond, amc23. Each reads your copy of the set in its published columns, and asks, samples
-and grades as the paper did; options given beside it win.
+Recipes of the paper: math500, aime, gpqa-diamond, amc23. Each reads your copy of the set in its published columns, and
+asks, samples and grades as the paper did; options given beside it win. Others: gsm8k, math, svamp, olympiadbench, mmlu,
+mmlu-pro, arc, aqua and more; a wrong name lists them.
 """
 
 
 @commands.command(rich_help_panel=PANEL, epilog=_SUBMIT_EXAMPLES)
 def submit(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="Problems: .jsonl, .csv or .parquet.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="Problems: .jsonl, .json, .csv, .tsv or .parquet, a folder of such, or - for standard input."
+        ),
+    ],
     small: Annotated[
         str | None, typer.Option(help="Small model: a folder, or the name workers serve it under.")
     ] = None,
     large: Annotated[
         str | None, typer.Option(help="Large model: a folder, or the name workers serve it under.")
     ] = None,
+    small_revision: Annotated[
+        str | None, typer.Option(metavar="REVISION", help="Of the hub: only a worker that was started with it writes.")
+    ] = None,
+    large_revision: Annotated[str | None, typer.Option(metavar="REVISION", help="For the large model.")] = None,
     policy: Annotated[
         str,
         typer.Option(
@@ -66,7 +86,9 @@ def submit(
         ),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Solutions per problem.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of all random draws.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, show_default="a drawn one", help="Of all random draws; stored in the job.")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(show_default="0.6")] = None,
     top_p: Annotated[float | None, typer.Option(show_default="0.95")] = None,
     top_k: Annotated[int | None, typer.Option(show_default="50", help="0: off.")] = None,
@@ -75,9 +97,22 @@ def submit(
         str | None,
         typer.Option(show_default="math", help="Prompt template: math, choice, free, paper-math or paper-choice."),
     ] = None,
+    prompt_template: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Your own template: a text with {{problem}}, {{choices}} and {{COLUMN}} in it."
+        ),
+    ] = None,
+    few_shot: Annotated[
+        str | None,
+        typer.Option(metavar="FILE:N", help="Show N problems of this file, with their answers, before each problem."),
+    ] = None,
+    few_shot_seed: Annotated[
+        int | None, typer.Option(min=0, show_default="the job's seed", help="Of the draw of those N.")
+    ] = None,
     grader: Annotated[str | None, typer.Option(show_default="math", help="math, exact, choice or none.")] = None,
     recipe: Annotated[
-        str | None, typer.Option(metavar="NAME", help="One of the paper's sets, in its published columns.")
+        str | None, typer.Option(metavar="NAME", help="A published set, in its published columns.")
     ] = None,
     matched_to: Annotated[
         int | None,
@@ -87,20 +122,59 @@ def submit(
     name: Annotated[str | None, typer.Option(help="Free text for people.")] = None,
     column: Annotated[
         list[str] | None,
-        typer.Option(metavar="PART=COLUMN", help="Name a column: problem=…, answer=…, id=…, subject=…, level=…."),
+        typer.Option(
+            metavar="PART=COLUMN",
+            help="Name a column: problem=…, answer=…, id=…, subject=…, level=…, choices=…; A+B joins two, a.b reaches "
+            "into one, PART= does without.",
+        ),
     ] = None,
+    answer_as: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORM",
+            help="What the answer column holds: letter, label, index0, index1 or text of a choice; hashes or boxed of "
+            "a worked solution; one-of or all-of a list.",
+        ),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Let those who generate read this column too; all others are hidden."),
+    ] = None,
+    min_p: Annotated[float | None, typer.Option(show_default="0", help="0: off.")] = None,
+    presence_penalty: Annotated[float | None, typer.Option(show_default="0")] = None,
+    frequency_penalty: Annotated[float | None, typer.Option(show_default="0")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(show_default="1", help="1: off.")] = None,
+    small_temperature: Annotated[float | None, typer.Option(show_default="as both")] = None,
+    large_temperature: Annotated[float | None, typer.Option(show_default="as both")] = None,
+    small_top_p: Annotated[float | None, typer.Option(show_default="as both")] = None,
+    large_top_p: Annotated[float | None, typer.Option(show_default="as both")] = None,
+    small_top_k: Annotated[int | None, typer.Option(show_default="as both")] = None,
+    large_top_k: Annotated[int | None, typer.Option(show_default="as both")] = None,
+    system: System = None,
+    small_system: RoleSystem = None,
+    large_system: RoleSystem = None,
+    template_var: TemplateVariables = None,
+    small_template_var: SmallTemplateVariables = None,
+    large_template_var: LargeTemplateVariables = None,
+    think_tags: ThinkTagsOption = None,
+    small_think_tags: ThinkTagsOption = None,
+    large_think_tags: ThinkTagsOption = None,
     wait: Wait = False,
     state_dir: StateDir = None,
 ) -> None:
     """Store a job and print its number. Workers do the rest; the command need not stay."""
     from pipeline.jobs.submission import Submission, part_values
 
+    asked_of_both = asking(system, template_var, think_tags)
     submission = Submission.parse(
         problems=file,
-        columns=_columns(column or []),
+        columns=_columns(column or [], answer_as),
+        keep=tuple(keep or ()),
         recipe=recipe,
         small=small,
         large=large,
+        small_revision=small_revision,
+        large_revision=large_revision,
         policy=policy,
         matched_to=matched_to,
         **part_values(_changes(values or [])),
@@ -109,31 +183,53 @@ def submit(
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
+        min_p=min_p,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        repetition_penalty=repetition_penalty,
+        small_sampling={"temperature": small_temperature, "top_p": small_top_p, "top_k": small_top_k},
+        large_sampling={"temperature": large_temperature, "top_p": large_top_p, "top_k": large_top_k},
+        small_asking=asked_of_both | asking(small_system, small_template_var, small_think_tags),
+        large_asking=asked_of_both | asking(large_system, large_template_var, large_think_tags),
         max_tokens=max_tokens,
         prompt_template=prompt,
+        prompt_file=prompt_template,
+        few_shot=_few_shot(few_shot, few_shot_seed),
         grader=grader,
         limit=limit,
         name=name,
     )
     with connect(context, state_dir) as client:
+        client.on_note(lambda note: typer.echo(note, err=True))
         _announce(client, client.submit(submission), wait=wait)
 
 
-def _columns(given: list[str]) -> ColumnNames:
-    from dataclasses import fields
+def _few_shot(given: str | None, seed: int | None) -> FewShotFile | None:
+    from pipeline.jobs.few_shot import FewShotFile
 
-    from pipeline.problems import ColumnNames
+    if given is None:
+        return None
+    file, _, count = given.rpartition(":")
+    if not file or not count.isdigit() or not 1 <= int(count) <= 100:
+        raise typer.BadParameter(f"{given!r}: write FILE:N, N from 1 to 100", param_hint="--few-shot")
+    return FewShotFile(file=Path(file), count=int(count), seed=seed)
 
-    parts = [field.name for field in fields(ColumnNames)]
+
+def _columns(given: list[str], answer_as: str | None) -> ColumnNames:
+    from pipeline.problems import AnswerForm, ColumnNames
+    from pipeline.problems.columns import PARTS
+
     named = {}
     for text in given:
         part, _, column = text.partition("=")
-        if part not in parts or not column:
+        if part not in PARTS or "=" not in text:
             raise typer.BadParameter(
-                f"{text!r}: write PART=COLUMN, PART one of {', '.join(parts)}", param_hint="--column"
+                f"{text!r}: write PART=COLUMN, PART one of {', '.join(PARTS)}", param_hint="--column"
             )
         named[part] = column
-    return ColumnNames(**named)
+    if answer_as is not None and answer_as not in tuple(AnswerForm):
+        raise typer.BadParameter(f"{answer_as!r}: give one of {', '.join(AnswerForm)}", param_hint="--answer-as")
+    return ColumnNames(**named, answer_as=None if answer_as is None else AnswerForm(answer_as))
 
 
 def _announce(client: Client, job: Job, *, wait: bool) -> None:

@@ -96,7 +96,7 @@ class ProgressDisplay:
 
     def seconds_left(self, jobs: list[JobProgress]) -> float | None:
         """Until the last sample is written, at the present pace; None while there is none."""
-        open_samples = sum(job.samples_total - written(job) for job in jobs)
+        open_samples = sum(job.samples_total - written(job) - job.cancelled for job in jobs)
         pace = self._written.per_second
         if open_samples == 0:
             return 0.0

@@ -18,6 +18,8 @@ from pipeline.cli.render import (
     console,
     cost_table,
     duration,
+    overlap_notes,
+    partial_notes,
     percent,
     print_json,
     print_rows,
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.results.reports import JobErrors, JobProgress
+    from pipeline.results.reports import JobErrors, JobProgress, WorkerReport
 
 PANEL = "Questions"
 
@@ -58,10 +60,7 @@ def status(
     out = console()
     _print_progress(out, progress)
     columns = ["worker", "kind", "model", "host", "pid", "writes", "tokens"]
-    rows = [
-        [w.id, w.kind, w.model, w.host, w.pid, f"{w.num_in_flight}/{w.max_in_flight}", w.tokens_generated]
-        for w in workers
-    ]
+    rows = [[w.id, w.kind, w.model, w.host, w.pid, _writes(w), w.tokens_generated] for w in workers]
     out.print(table(columns, rows) if rows else "no live workers; specthink up or specthink worker starts some")
 
 
@@ -93,6 +92,13 @@ def _print_progress(out: Console, progress: list[JobProgress]) -> None:
 
 _SHOWN_IF_ANY = ("priority", "small", "large", "to grade", "failed")
 """Columns of the table of jobs that are left out where all of it is 0."""
+
+
+def _writes(worker: WorkerReport) -> str:
+    """Slots at work of those there are. A worker holds more: samples that wait for a slot or for their commit."""
+    waiting = max(0, worker.num_in_flight - worker.max_in_flight)
+    more = f" +{waiting} held" if waiting else ""
+    return f"{worker.num_in_flight - waiting}/{worker.max_in_flight}{more}"
 
 
 @commands.command(
@@ -163,6 +169,8 @@ def stats(context: typer.Context, job: JobId, as_json: AsJson = False, state_dir
         return
     out = console()
     out.print(summary_table([found.summary], title=found.summary.name))
+    for note in partial_notes([found.summary]):
+        out.print(note, style="yellow")
     lengths = [
         [
             row.author,
@@ -193,11 +201,11 @@ def stats(context: typer.Context, job: JobId, as_json: AsJson = False, state_dir
         ]  # fmt: skip
         out.print(table(columns, rows, title="delegation"))
     if found.takeover_flow:
-        columns = ["trigger", "followed by", "times", "at", "large's tokens", "tokens between", "accuracy"]
+        columns = ["trigger", "followed by", "times", "at", "large's tokens", "tokens between", "scored", "accuracy"]
         rows = [
             [
                 row.trigger, row.followed_by, row.num_takeovers, percent(row.mean_position), row.mean_tokens,
-                row.mean_tokens_between, percent(row.accuracy),
+                row.mean_tokens_between, row.num_scored, percent(row.accuracy),
             ]
             for row in found.takeover_flow
         ]  # fmt: skip
@@ -207,15 +215,18 @@ def stats(context: typer.Context, job: JobId, as_json: AsJson = False, state_dir
         rows = [[row.k, row.num_problems, percent(row.pass_at_k), percent(majority[row.k])] for row in found.pass_at_k]
         out.print(table(["k", "problems", "pass@k", "maj@k"], rows, title="pass@k and maj@k"))
     out.print(cost_table([found.cost], title="cost"))
+    for note in overlap_notes([found.cost]):
+        out.print(note, style="yellow")
     if found.bootstrap:
         low, high = percent(found.bootstrap.low), percent(found.bootstrap.high)
-        out.print(f"accuracy, 95 % interval by drawing whole problems (bootstrap): {low} … {high}")
+        out.print(f"the interval above is the one to quote; drawing whole problems (bootstrap) gives {low} … {high}")
     if found.truncation and found.truncation.num_truncated:
         cut = found.truncation
         out.print(
             f"truncated: {cut.num_truncated} of {cut.num_complete} samples ended by max_tokens ({cut.num_length}) or "
-            f"context ({cut.num_context}); accuracy {percent(cut.accuracy_truncated)} there, "
-            f"{percent(cut.accuracy_eos)} of those that ended themselves",
+            f"context ({cut.num_context}); accuracy {percent(cut.accuracy_truncated)} of "
+            f"{cut.num_scored_truncated} scored there, {percent(cut.accuracy_eos)} of "
+            f"{cut.num_scored_eos} scored that ended themselves",
             style="yellow",
         )
     if found.errors:
@@ -246,8 +257,10 @@ specthink compare 1 2 3
 
 specthink compare 1 4 --anyway
 
-Each job is compared with the first one, problem by problem: the difference with a 95 % interval (normal approximation
-over the differences per problem), and the exact two-sided sign test over the problems that one of them solves better.
+Each job is compared with the first one, problem by problem: the difference with a 95 % interval (Student's t over the
+differences per problem), and the exact two-sided sign test over the problems that one of them solves better. Where the
+jobs have unlike numbers of samples of a problem, the paired t test stands in its place, and no problem is called gained
+or lost.
 """
 
 
@@ -271,9 +284,20 @@ def compare(
         return
     out = console()
     out.print(summary_table(summaries))
+    for note in partial_notes(summaries):
+        out.print(note, style="yellow")
     out.print(comparison_table(rows))
-    out.print(cost_table([rows[0].cost_a, *(row.cost_b for row in rows)]))
+    costs = [rows[0].cost_a, *(row.cost_b for row in rows)]
+    out.print(cost_table(costs))
+    for note in overlap_notes(costs):
+        out.print(note, style="yellow")
     for row in rows:
+        if row.gained is None:
+            out.print(
+                f"jobs {row.job_a} and {row.job_b} have unlike numbers of samples per problem: means and the t test "
+                "compare them; no problem counts as gained or lost",
+                style="yellow",
+            )
         for name, changed in (("gained", row.gained), ("lost", row.lost)):
             if changed:
                 out.print(f"{name} from job {row.job_a} to {row.job_b}: {_listed([c.problem for c in changed])}")
@@ -357,7 +381,8 @@ specthink sql "SELECT job_id, policy, accuracy, share_large FROM job_summary"
 
 specthink sql --json "SELECT * FROM token_lengths WHERE job_id = 1 AND author = 'all'"
 
-Views: job_summary, job_progress, job_cost, job_comparison, problem_scores, pass_at_k, maj_at_k, token_lengths,
+Views: results, job_summary, job_progress, job_cost, job_comparison, problem_comparison, problem_scores,
+subject_scores, throughput, step_positions, pass_at_k, maj_at_k, token_lengths,
 length_histogram, budget_curve, truncation, delegation, delegation_progress, takeovers, takeover_flow, aside_summary,
 step_summary, errors.
 """

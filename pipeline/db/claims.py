@@ -82,7 +82,7 @@ _CLAIM = text(f"""
            c.next_request, c.num_segments, c.num_asides,
            CASE WHEN isfinite(c.published_at)
                 THEN extract(epoch FROM clock_timestamp() - c.published_at)::float8 END AS wait_seconds,
-           p.external_id, p.prompt, p.subject, p.level, p.extra
+           p.external_id, p.prompt, p.shown
     FROM claimed c JOIN problems p ON p.id = c.problem_id
     ORDER BY c.num_segments + c.num_asides = 0, c.id
 """)
@@ -131,10 +131,7 @@ def _claimed_sample(row: dict[str, Any], context: Context) -> ClaimedSample:
     problem = Problem(
         external_id=row.pop("external_id"),
         prompt=row.pop("prompt"),
-        answer=None,
-        subject=row.pop("subject"),
-        level=row.pop("level"),
-        metadata=row.pop("extra"),
+        metadata=row.pop("shown"),
     )
     lengths = [(segment.prompt_tokens, len(segment.token_ids)) for segment in context.segments]
     return ClaimedSample(problem=problem, context=context, num_prompt_tokens=first_prompt_tokens(lengths), **row)

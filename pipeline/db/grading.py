@@ -35,11 +35,14 @@ class Ungraded:
     """The package that the job had its grader from; None: this program."""
     output: str
     reference: str | None
+    also_accepted: tuple[str, ...] = ()
+    """Further answers, each as right as the reference."""
 
 
 _SELECT_UNGRADED = text(f"""
     SELECT s.id AS sample_id, s.epoch, s.job_id, j.config->>'grader' AS grader,
            j.config->'plugins'->'grader' AS grader_origin, r.answer AS reference,
+           coalesce(r.also_accepted, '{{}}') AS also_accepted,
            (SELECT string_agg(g.text, '' ORDER BY g.segment_index) FROM segments g WHERE g.sample_id = s.id) AS output
     FROM samples s JOIN jobs j ON j.id = s.job_id LEFT JOIN reference_answers r ON r.problem_id = s.problem_id
     WHERE s.id = ANY(:ids) AND s.job_id = :job AND s.state IN {COMPLETE} ORDER BY s.id
@@ -50,7 +53,14 @@ def select_ungraded(connection: Connection, sample_ids: Sequence[int], *, job_id
     """The complete ones among some samples of a job. Graded ones are there too: they may be graded again."""
     rows = connection.execute(_SELECT_UNGRADED, {"ids": list(sample_ids), "job": job_id}).mappings()
     return [
-        Ungraded(**{**row, "output": row["output"] or "", "grader_origin": _origin(row["grader_origin"])})
+        Ungraded(
+            **{
+                **row,
+                "output": row["output"] or "",
+                "grader_origin": _origin(row["grader_origin"]),
+                "also_accepted": tuple(row["also_accepted"]),
+            }
+        )
         for row in rows
     ]
 

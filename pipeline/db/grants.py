@@ -1,8 +1,8 @@
 """Who may do what in the database. Granted again after each migration, to exactly what is written here.
 
-Of the workers only graders can read a reference answer. The reader can too: there a person asks. A submitter writes
-reference answers and reads none; what it may do to a text or a score, it does by functions that check it. Events need
-no grant: the triggers that write them have the rights of the schema's owner.
+Of the workers only graders can read a reference answer, or a column that no prompt shows. The reader can too: there a
+person asks. A submitter writes both and reads neither; what it may do to a text or a score, it does by functions that
+check it. Events need no grant: the triggers that write them have the rights of the schema's owner.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _GRADE_BOOKS = ", ".join(
 )
 """Of a grade, what is no text: a grader that broke may quote the reference answer in its detail."""
 
-_PROBLEM_SET = "name, content_sha256, num_problems"
-_PROBLEM = "id, problem_set_id, position, external_id, prompt, subject, level, extra"
+_PROBLEM_SET = "name, content_sha256, num_problems, num_references, has_choices"
+_PROBLEM = "id, problem_set_id, position, external_id, prompt, subject, level, shown"
 _SUBMITTED = (
-    "name, policy, problem_set_id, state, config, versions, small_model, large_model, first_role, think_end, "
-    "think_opened, num_problems, num_samples, cloned_from"
+    "name, policy, problem_set_id, state, config, versions, small_model, large_model, first_role, think_start, "
+    "think_end, think_opened, num_problems, num_samples, cloned_from"
 )
 """What a submission says of a job; the samples are stored by ``add_samples``."""
 
@@ -55,8 +55,8 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
     DatabaseRole.WRITER: {
         **_WORKERS,
         "engines": "SELECT, INSERT",
-        "problems": "SELECT",
-        "jobs": "SELECT, UPDATE (think_end, think_opened)",
+        "problems": "SELECT (id, problem_set_id, position, external_id, prompt, shown)",
+        "jobs": "SELECT, UPDATE (think_start, think_end, think_opened)",
         "samples": f"SELECT, UPDATE ({_WRITTEN})",
         **dict.fromkeys(("segments", "asides"), "SELECT, INSERT"),
         **dict.fromkeys(("signals", "steps"), "INSERT"),
@@ -64,6 +64,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
     DatabaseRole.GRADER: {
         **_WORKERS,
         "reference_answers": "SELECT",
+        "hidden_columns": "SELECT",
         "problems": "SELECT",
         "segments": "SELECT",
         "jobs": "SELECT, UPDATE (followed_at)",  # to lock a job's row against the count of its totals
@@ -89,7 +90,8 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         "problem_sets": f"SELECT, INSERT ({_PROBLEM_SET})",
         "problems": f"SELECT, INSERT ({_PROBLEM})",
         "SEQUENCE problems_id_seq": "USAGE",
-        "reference_answers": "INSERT (problem_id, answer)",
+        "reference_answers": "INSERT (problem_id, answer, also_accepted)",
+        "hidden_columns": "INSERT (problem_id, columns)",
         "jobs": f"SELECT, INSERT ({_SUBMITTED}), UPDATE (state, priority, first_claimed_at, finished_at)",
         "job_totals": "SELECT, DELETE",  # of a job that runs again
         "samples": "SELECT, UPDATE (state, epoch, holder_id, published_at, ended_at)",
@@ -104,11 +106,17 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
 _READ_VIEWS = (DatabaseRole.UPKEEP, DatabaseRole.SUBMITTER)
 _VIEWS = "SELECT relname FROM pg_class WHERE relkind = 'v' AND relnamespace = 'public'::regnamespace"
 _NEVER: Mapping[DatabaseRole, tuple[tuple[str, str], ...]] = {
-    DatabaseRole.WRITER: (("reference_answers", "SELECT"), ("grades", "SELECT"), ("events", "INSERT")),
-    DatabaseRole.GRADER: (("reference_answers", "UPDATE"), ("events", "INSERT")),
-    DatabaseRole.UPKEEP: (("reference_answers", "SELECT"), ("events", "INSERT")),
+    DatabaseRole.WRITER: (
+        ("reference_answers", "SELECT"),
+        ("hidden_columns", "SELECT"),
+        ("grades", "SELECT"),
+        ("events", "INSERT"),
+    ),
+    DatabaseRole.GRADER: (("reference_answers", "UPDATE"), ("hidden_columns", "UPDATE"), ("events", "INSERT")),
+    DatabaseRole.UPKEEP: (("reference_answers", "SELECT"), ("hidden_columns", "SELECT"), ("events", "INSERT")),
     DatabaseRole.SUBMITTER: (
         ("reference_answers", "SELECT"),
+        ("hidden_columns", "SELECT"),
         ("segments", "INSERT"),
         ("grades", "UPDATE"),
         ("events", "INSERT"),
@@ -146,11 +154,26 @@ def grant_roles(connection: Connection, logins: Mapping[DatabaseRole, str]) -> N
 def _require_no_more(connection: Connection, role: DatabaseRole, login: str) -> None:
     for table, privilege in _NEVER[role]:
         values = {"login": login, "table": table, "privilege": privilege}
-        if connection.execute(text("SELECT has_table_privilege(:login, :table, :privilege)"), values).scalar_one():
+        if connection.execute(text("SELECT has_any_column_privilege(:login, :table, :privilege)"), values).scalar_one():
             raise ConfigurationError(
                 f"the login {login!r} has {privilege} on {table} whatever is granted: it is a superuser, the owner or "
                 f"a member of such a role; use another login for the {role.value}'s role"
             )
+
+
+_TELLING_LOGINS = text("""
+    SELECT r.rolname FROM pg_roles r
+    WHERE r.rolcanlogin AND NOT r.rolsuper AND has_any_column_privilege(r.oid, 'segments', 'INSERT')
+      AND (has_any_column_privilege(r.oid, 'reference_answers', 'SELECT')
+           OR has_any_column_privilege(r.oid, 'hidden_columns', 'SELECT'))
+      AND r.oid <> (SELECT relowner FROM pg_class WHERE oid = 'reference_answers'::regclass)
+    ORDER BY r.rolname
+""")
+
+
+def find_telling_logins(connection: Connection) -> list[str]:
+    """Logins, but for the owner and superusers, that write segments and can read what is hidden from who writes."""
+    return [str(name) for name in connection.execute(_TELLING_LOGINS).scalars()]
 
 
 def create_logins(connection: Connection, logins: Iterable[Login]) -> None:

@@ -15,14 +15,15 @@ def get_job_config(connection: Connection, job_id: int) -> JobConfig:
 
 
 _FIX_THINK_PHASE = text("""
-    UPDATE jobs SET think_end = :end, think_opened = :opened WHERE id = :job AND think_end IS NULL
+    UPDATE jobs SET think_start = :start, think_end = :end, think_opened = :opened
+    WHERE id = :job AND think_end IS NULL
 """)
 
 
 def fix_think_phase(connection: Connection, job_id: int, phase: ThinkPhase) -> ThinkPhase:
     """How a job's texts mark the think phase: as was settled before, else from now on as phase says."""
-    values = {"job": job_id, "end": phase.end, "opened": phase.opened}
+    values = {"job": job_id, "start": phase.start, "end": phase.end, "opened": phase.opened}
     connection.execute(_FIX_THINK_PHASE, values)
-    found = text("SELECT think_end, think_opened FROM jobs WHERE id = :job")
+    found = text("SELECT think_start, think_end, think_opened FROM jobs WHERE id = :job")
     row = connection.execute(found, values).one()
-    return ThinkPhase(end=row.think_end, opened=row.think_opened)
+    return ThinkPhase(start=row.think_start, end=row.think_end, opened=row.think_opened)

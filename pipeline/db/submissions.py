@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,13 +14,15 @@ from pipeline.chat.translation import ThinkPhase
 from pipeline.db.session import copy_rows
 from pipeline.errors import NotFound
 from pipeline.jobs.config import JobConfig, JobState
-from pipeline.jobs.readiness import ReadyJob, StoredSet
+from pipeline.jobs.readiness import ReadyJob
+from pipeline.jobs.references import StoredSet
 from pipeline.jobs.submission import SourceJob
 from pipeline.problems import Problem, ProblemSet
 from pipeline.samples import ModelRole
 
 _PUT_PROBLEM_SET = text("""
-    INSERT INTO problem_sets (name, content_sha256, num_problems) VALUES (:name, :content_sha256, :num_problems)
+    INSERT INTO problem_sets (name, content_sha256, num_problems, num_references, has_choices)
+    VALUES (:name, :content_sha256, :num_problems, :num_references, :has_choices)
     ON CONFLICT DO NOTHING RETURNING id
 """)
 
@@ -31,24 +33,28 @@ def put_problem_set(connection: Connection, problem_set: ProblemSet) -> int:
         "name": problem_set.name,
         "content_sha256": problem_set.content_sha256,
         "num_problems": len(problem_set.problems),
+        "num_references": problem_set.num_references,
+        "has_choices": problem_set.has_choices,
     }
     new_id = connection.execute(_PUT_PROBLEM_SET, values).scalar()
     if new_id is None:
         found = text("SELECT id FROM problem_sets WHERE content_sha256 = :content_sha256")
         return int(connection.execute(found, values).scalar_one())
     ids = connection.execute(_RESERVE_IDS, {"num": len(problem_set.problems)}).scalars().all()
-    answers = zip(ids, problem_set.problems, strict=True)
+    problems = list(zip(ids, problem_set.problems, strict=True))
     with _references_trusted(connection):
         copy_rows(connection, _COPY_PROBLEMS, _problem_rows(new_id, ids, problem_set.problems))
-        copy_rows(connection, _COPY_ANSWERS, ((i, each.answer) for i, each in answers if each.answer is not None))
+        copy_rows(connection, _COPY_ANSWERS, _answer_rows(problems))
+        copy_rows(connection, _COPY_HIDDEN, ((i, json.dumps(each.hidden)) for i, each in problems if each.hidden))
     return int(new_id)
 
 
 _RESERVE_IDS = text("SELECT nextval(pg_get_serial_sequence('problems', 'id')) FROM generate_series(1, :num) ORDER BY 1")
 _COPY_PROBLEMS = """
-    COPY problems (id, problem_set_id, position, external_id, prompt, subject, level, extra) FROM STDIN
+    COPY problems (id, problem_set_id, position, external_id, prompt, subject, level, shown) FROM STDIN
 """
-_COPY_ANSWERS = "COPY reference_answers (problem_id, answer) FROM STDIN"
+_COPY_ANSWERS = "COPY reference_answers (problem_id, answer, also_accepted) FROM STDIN"
+_COPY_HIDDEN = "COPY hidden_columns (problem_id, columns) FROM STDIN"
 
 
 def _problem_rows(
@@ -59,6 +65,12 @@ def _problem_rows(
             problem_id, problem_set_id, position, problem.external_id, problem.prompt, problem.subject, problem.level,
             json.dumps(problem.metadata) if problem.metadata else "{}",
         )  # fmt: skip
+
+
+def _answer_rows(problems: Iterable[tuple[int, Problem]]) -> Iterator[tuple[int, str, list[str]]]:
+    for problem_id, problem in problems:
+        if problem.answer is not None:
+            yield problem_id, problem.answer, list(problem.also_accepted)
 
 
 _TRUST = text("""
@@ -84,9 +96,10 @@ def _references_trusted(connection: Connection) -> Iterator[None]:
 _ADD_SAMPLES = text("SELECT add_samples(:job)")
 _INSERT_JOB = text("""
     INSERT INTO jobs (name, policy, problem_set_id, state, config, versions, small_model, large_model, first_role,
-                      think_end, think_opened, num_problems, num_samples, cloned_from)
+                      think_start, think_end, think_opened, num_problems, num_samples, cloned_from)
     VALUES (:name, :policy, :problem_set_id, :state, CAST(:config AS jsonb), CAST(:versions AS jsonb), :small_model,
-            :large_model, :first_role, :think_end, :think_opened, :num_problems, :num_samples, :cloned_from)
+            :large_model, :first_role, :think_start, :think_end, :think_opened, :num_problems, :num_samples,
+            :cloned_from)
     RETURNING id
 """)
 
@@ -119,6 +132,7 @@ def insert_job(
         "small_model": config.small.name if config.small else None,
         "large_model": config.large.name if config.large else None,
         "first_role": first_role.value,
+        "think_start": think.start if think else None,
         "think_end": think.end if think else None,
         "think_opened": think.opened if think else None,
         "num_problems": num_problems,
@@ -158,15 +172,19 @@ class ProblemSetSize(NamedTuple):
 
     name: str
     num_problems: int
+    num_references: int
+    has_choices: bool
 
 
-_SELECT_PROBLEM_SET = text("SELECT name, num_problems FROM problem_sets WHERE id = :problem_set")
+_SELECT_PROBLEM_SET = text(
+    "SELECT name, num_problems, num_references, has_choices FROM problem_sets WHERE id = :problem_set"
+)
 _SELECT_PROBLEMS = text("""
-    SELECT external_id, prompt, subject, level, extra AS metadata FROM problems
+    SELECT external_id, prompt, subject, level, shown AS metadata FROM problems
     WHERE problem_set_id = :problem_set AND position < :limit ORDER BY position
 """)
 _SELECT_SOURCE = text("""
-    SELECT id, name, policy, problem_set_id, config, think_end, think_opened FROM jobs WHERE id = :job
+    SELECT id, name, policy, problem_set_id, config, think_start, think_end, think_opened FROM jobs WHERE id = :job
 """)
 
 
@@ -175,7 +193,7 @@ def get_problem_set(connection: Connection, problem_set_id: int) -> ProblemSetSi
     row = connection.execute(_SELECT_PROBLEM_SET, {"problem_set": problem_set_id}).first()
     if row is None:
         raise NotFound(f"there is no problem set {problem_set_id}; SELECT id, name FROM problem_sets lists them")
-    return ProblemSetSize(name=row.name, num_problems=row.num_problems)
+    return ProblemSetSize(*row)
 
 
 def select_problems(connection: Connection, problem_set_id: int, *, limit: int) -> tuple[Problem, ...]:
@@ -195,5 +213,7 @@ def get_source_job(connection: Connection, job_id: int) -> SourceJob:
         policy=row.policy,
         problem_set_id=row.problem_set_id,
         config=JobConfig.model_validate(row.config),
-        think=None if row.think_end is None else ThinkPhase(end=row.think_end, opened=row.think_opened),
+        think=None
+        if row.think_end is None
+        else ThinkPhase(start=row.think_start, end=row.think_end, opened=row.think_opened),
     )

@@ -118,15 +118,18 @@ _UNSETTLED = text("""
     SELECT id, queue FROM workers WHERE ended_at IS NOT NULL AND settled_at IS NULL
     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 """)
+# Only a sample that was claimed as a suspect can be guilty: of those that become suspects by this death, each may have
+# been beside the one that did it.
 _RESCUE = text(f"""
     WITH held AS (
-        SELECT s.id, s.holder_id, w.end_reason, s.num_rescues + (w.end_reason <> 'stopped')::integer AS deaths
+        SELECT s.id, s.holder_id, w.end_reason, s.num_rescues + (w.end_reason <> 'stopped')::integer AS deaths,
+               s.num_rescues >= {SUSPECT_AFTER} AS was_suspect
         FROM samples s JOIN workers w ON w.id = s.holder_id
         WHERE s.holder_id = ANY(:workers) ORDER BY s.id FOR UPDATE OF s
     ),
     judged AS (
-        SELECT held.*, end_reason <> 'stopped' AND deaths >= {SUSPECT_AFTER}
-               AND count(*) FILTER (WHERE deaths >= {SUSPECT_AFTER}) OVER (PARTITION BY holder_id) = 1 AS is_guilty
+        SELECT held.*, end_reason <> 'stopped' AND was_suspect
+               AND count(*) FILTER (WHERE was_suspect) OVER (PARTITION BY holder_id) = 1 AS is_guilty
         FROM held
     )
     UPDATE samples s SET
@@ -297,6 +300,9 @@ _CLOSE = text(f"""
     UPDATE jobs j SET finished_at = clock_timestamp(),
         first_claimed_at = coalesce(j.first_claimed_at, {first_claim_of("j")}),
         state = CASE WHEN EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state = 'failed')
+                       OR j.config->>'grader' <> 'none' AND (
+                           SELECT bool_or(s.state = 'graded') AND count(s.score) = 0
+                           FROM samples s WHERE s.job_id = j.id)
                      THEN 'completed_with_errors' ELSE 'completed' END
     WHERE j.id = ANY(:jobs)
       AND NOT EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state NOT IN {FINAL})
@@ -307,6 +313,7 @@ _CLOSE = text(f"""
 def close_jobs(connection: Connection) -> dict[int, JobState]:
     """End the running jobs that have no open sample left. Index: ix_samples_open.
 
+    A job has errors where a sample failed, and where it has a grader and none of its graded samples has a score.
     The second look, with the job's row locked, sees the samples that a retry opened meanwhile.
     """
     ending = list(connection.execute(_ENDING).scalars())

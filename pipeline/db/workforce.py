@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection, text
 
-from pipeline.errors import LeaseLost
+from pipeline.errors import ConfigurationError, LeaseLost
 from pipeline.workforce import WorkerEnd, WorkerKind
 
 
@@ -53,8 +53,10 @@ class WorkerCounters:
 
 
 _PUT_ENGINE = text("""
-    INSERT INTO engines (sha256, kind, version, model, model_fingerprint, vocabulary_sha256, settings)
-    VALUES (:sha256, :kind, :version, :model, :model_fingerprint, :vocabulary_sha256, CAST(:settings AS jsonb))
+    INSERT INTO engines (sha256, kind, version, model, model_fingerprint, vocabulary_sha256, settings, weights_sha256,
+                         revision)
+    VALUES (:sha256, :kind, :version, :model, :model_fingerprint, :vocabulary_sha256, CAST(:settings AS jsonb),
+            :weights_sha256, :revision)
     ON CONFLICT DO NOTHING
 """)
 
@@ -68,6 +70,8 @@ def put_engine(
     model_fingerprint: str,
     vocabulary_sha256: str,
     settings: dict[str, Any],
+    weights_sha256: str | None = None,
+    revision: str | None = None,
 ) -> int:
     """The id of the row with just this content, stored now if it is new."""
     content: dict[str, Any] = {
@@ -77,11 +81,38 @@ def put_engine(
         "model_fingerprint": model_fingerprint,
         "vocabulary_sha256": vocabulary_sha256,
         "settings": settings,
+        "weights_sha256": weights_sha256,
+        "revision": revision,
     }
     sha256 = hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
     values = content | {"sha256": sha256, "settings": orjson.dumps(settings).decode()}
     connection.execute(_PUT_ENGINE, values)
     return int(connection.execute(text("SELECT id FROM engines WHERE sha256 = :sha256"), values).scalar_one())
+
+
+_ANOTHER_OF_THE_NAME = text("""
+    SELECT w.id, w.host FROM workers w JOIN engines e ON e.id = w.engine_id
+    WHERE w.model = :model AND w.ended_at IS NULL AND w.expires_at > clock_timestamp()
+      AND (e.model_fingerprint <> :model_fingerprint OR e.weights_sha256 <> :weights_sha256)
+    ORDER BY w.id LIMIT 1
+""")
+
+
+def refuse_second_identity(
+    connection: Connection, *, model: str, model_fingerprint: str, weights_sha256: str | None
+) -> None:
+    """Raises ConfigurationError where a live worker serves another model under this name.
+
+    Weights that nobody could read are taken for the same. Of two workers that start in the same moment both are let in:
+    the jobs that know their model's identity still go to the right one.
+    """
+    identity = {"model": model, "model_fingerprint": model_fingerprint, "weights_sha256": weights_sha256}
+    other = connection.execute(_ANOTHER_OF_THE_NAME, identity).first()
+    if other is not None:
+        raise ConfigurationError(
+            f"worker {other.id} on {other.host} serves another model as {model!r}: other weights, tokenizer "
+            "or chat template; end it first, or give this one a name of its own with --name-served NAME"
+        )
 
 
 _REGISTER = text("""

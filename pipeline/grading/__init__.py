@@ -7,7 +7,7 @@ time limit and limited memory (``limit_memory``), in that process's main thread.
 from collections.abc import Callable
 
 from pipeline.errors import ConfigurationError
-from pipeline.grading.base import Grade, Grader
+from pipeline.grading.base import Grade, Grader, check_reference, grade_any
 from pipeline.grading.choice import ChoiceGrader
 from pipeline.grading.exact import ExactGrader, NoGrader
 from pipeline.grading.extract import answer_part
@@ -15,7 +15,16 @@ from pipeline.grading.math import MathGrader
 from pipeline.grading.memory import limit_memory
 from pipeline.plugins import PluginGroup, own_or_plugin, plugin_names
 
-__all__ = ["Grade", "Grader", "answer_part", "grader_names", "limit_memory", "make_grader"]
+__all__ = [
+    "Grade",
+    "Grader",
+    "answer_part",
+    "check_reference",
+    "grade_any",
+    "grader_names",
+    "limit_memory",
+    "make_grader",
+]
 
 _GRADERS: dict[str, Callable[[], Grader]] = {
     "math": MathGrader,

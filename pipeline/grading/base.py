@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,6 +42,27 @@ class Grader(Protocol):
         read the reference; never for what a model wrote.
         """
         ...
+
+
+_PROBE = r"\boxed{0}"
+
+
+def check_reference(grader: Grader, reference: str) -> None:
+    """Have a grader read a reference answer. Raises GradingError where it cannot.
+
+    A grader may have a method ``check_reference`` for it; any other grades some answer against it.
+    """
+    check = getattr(grader, "check_reference", None)
+    if check is not None:
+        check(reference)
+    else:
+        grader.grade(_PROBE, reference)
+
+
+def grade_any(grader: Grader, answer_text: str, references: Sequence[str | None]) -> Grade:
+    """The best grade against several references, each of which is right."""
+    grades = [grader.grade(answer_text, reference) for reference in references]
+    return max(grades, key=lambda grade: -1.0 if grade.score is None else grade.score)
 
 
 def shown(answer: str | None) -> str | None:

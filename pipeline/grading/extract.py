@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pipeline.chat.model import THINK_TAGS
+from pipeline.chat.thinking import OPENING_OF
 
 MAX_TEXT_CHARS = 20_000
 """Answers are looked for in so much of the end of a text."""
@@ -14,7 +14,7 @@ _TOKEN = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close>
 
 def answer_part(output: str) -> str:
     """What follows the last closing think tag; all of it where there is none."""
-    ends = [output.rfind(tag) + len(tag) for tag in THINK_TAGS if tag in output]
+    ends = [output.rfind(tag) + len(tag) for tag in OPENING_OF if tag in output]
     return output[max(ends, default=0) :]
 
 

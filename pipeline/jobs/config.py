@@ -7,12 +7,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline.chat.asking import Asking
+from pipeline.chat.prompts import Prompt, PromptTemplate, make_prompt, make_text_template, prompt_template
+from pipeline.jobs.few_shot import FewShot
 from pipeline.plugins import Origin, PluginGroup, check_same_version, find_origin
 from pipeline.policies import AnyPolicySpec, PluginSpec, Policy
 from pipeline.policies.composition import compose
 from pipeline.policies.exits import CutExit
 from pipeline.policies.guards import LoopGuard
 from pipeline.policies.reading.cues import CueLists
+from pipeline.problems import Problem
 from pipeline.samples import ModelRole
 
 
@@ -22,7 +26,7 @@ class JobState(StrEnum):
     RUNNING = "running"  # submitted; its samples are admitted as room allows
     PAUSED = "paused"  # nothing of it is admitted or written until it is resumed
     COMPLETED = "completed"  # final: every sample graded
-    COMPLETED_WITH_ERRORS = "completed_with_errors"  # final: every sample final, some failed
+    COMPLETED_WITH_ERRORS = "completed_with_errors"  # final: every sample final, some failed or none could be scored
     CANCELLED = "cancelled"  # final
 
 
@@ -51,6 +55,8 @@ class ModelSpec(BaseModel):
     fingerprint: str | None = None
     """sha256 of its tokenizer and chat template, where the client could read them; a worker whose model differs
     refuses the job's samples."""
+    weights: str | None = None
+    """sha256 of its weights (``pipeline.chat.weights``), likewise."""
 
 
 MAX_INTEGER = 2**31 - 1
@@ -59,14 +65,17 @@ MAX_INTEGER = 2**31 - 1
 Temperature = Annotated[float, Field(ge=0.0, le=2.0)]
 TopP = Annotated[float, Field(gt=0.0, le=1.0)]
 TopK = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+MinP = Annotated[float, Field(ge=0.0, le=1.0)]
+Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
+RepetitionPenalty = Annotated[float, Field(gt=0.0, le=10.0)]
 TokenBudget = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
 SampleCount = Annotated[int, Field(ge=1, le=10_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 ProblemLimit = Annotated[int, Field(ge=1)]
 
 
-class SamplingSpec(BaseModel):
-    """How tokens are drawn, the same for both roles. Defaults: the released code of arXiv 2504.12329."""
+class DrawingSpec(BaseModel):
+    """How tokens are drawn. Defaults: the released code of arXiv 2504.12329."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -74,6 +83,33 @@ class SamplingSpec(BaseModel):
     top_p: TopP = 0.95
     top_k: TopK = 50
     """0: off."""
+    min_p: MinP = 0.0
+    """Least probability of a token, as a share of the most likely one's; 0: off."""
+    presence_penalty: Penalty = 0.0
+    """Taken from the logit of each token that is in the piece being written; 0: off."""
+    frequency_penalty: Penalty = 0.0
+    """The same for each time that it is there; 0: off."""
+    repetition_penalty: RepetitionPenalty = 1.0
+    """Divides the logits of the tokens in the prompt and the text so far; 1: off."""
+
+
+class RoleDrawingSpec(BaseModel):
+    """How one role's tokens are drawn, where that differs from the other's. None: as the job's sampling says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+
+
+class SamplingSpec(DrawingSpec):
+    """How tokens are drawn for both roles, and how many."""
+
     max_tokens: TokenBudget = 32_768
     """Most output tokens per sample, all authors together."""
 
@@ -92,11 +128,23 @@ class JobConfig(BaseModel):
     guard: LoopGuard | None = None
     """What ends a sample that goes wrong, besides what the policy itself has; None: nothing."""
     sampling: SamplingSpec = SamplingSpec()
+    small_sampling: RoleDrawingSpec = RoleDrawingSpec()
+    """Where the small model draws in another way."""
+    large_sampling: RoleDrawingSpec = RoleDrawingSpec()
+    """Where the large model draws in another way."""
+    small_asking: Asking = Asking()
+    """What is said to the small model beside the problem."""
+    large_asking: Asking = Asking()
+    """What is said to the large model beside the problem."""
     num_samples: SampleCount = 1
     """Independent solutions per problem."""
     seed: Seed = 0
     prompt_template: str = "math"
-    """A name in pipeline.chat.prompts."""
+    """A name in pipeline.chat.prompts; "file:NAME" for a file's."""
+    template_text: str | None = None
+    """The text of the file's template."""
+    few_shot: FewShot | None = None
+    """Worked examples before each problem; None: none."""
     grader: str = "math"
     """A name in pipeline.grading; "none" leaves samples unscored."""
     plugins: dict[Literal["prompt_template", "grader"], Origin] = {}
@@ -134,6 +182,16 @@ class JobConfig(BaseModel):
         guards = [] if self.guard is None else [self.guard]
         return compose(self.policy.build(), exit=self.exit, guards=guards)
 
+    def template(self) -> PromptTemplate:
+        """Raises ConfigurationError for a name that there is not here."""
+        if self.template_text is not None:
+            return make_text_template(self.prompt_template, self.template_text)
+        return prompt_template(self.prompt_template)
+
+    def prompt(self, problem: Problem) -> Prompt:
+        """What is asked of a problem. Raises ConfigurationError, and BadProblem for choices that cannot be shown."""
+        return make_prompt(self.template(), problem, self.few_shot.messages() if self.few_shot else ())
+
     def check_same_version(self, kind: Literal["prompt_template", "grader"]) -> None:
         """Raises ConfigurationError where the prompt template or grader here is not the one that was frozen."""
         if kind in self.plugins:
@@ -141,6 +199,16 @@ class JobConfig(BaseModel):
 
     def model(self, role: ModelRole) -> ModelSpec | None:
         return self.small if role is ModelRole.SMALL else self.large
+
+    def asking(self, role: ModelRole) -> Asking:
+        """How a role's model is asked."""
+        return self.small_asking if role is ModelRole.SMALL else self.large_asking
+
+    def drawing(self, role: ModelRole) -> DrawingSpec:
+        """How a role's tokens are drawn: its own values, and the job's for the rest."""
+        own = self.small_sampling if role is ModelRole.SMALL else self.large_sampling
+        shared = self.sampling.model_dump(exclude={"max_tokens"})
+        return DrawingSpec(**shared | own.model_dump(exclude_none=True))
 
     @property
     def cues(self) -> CueLists:

@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.chat.asking import Asking
 from pipeline.chat.translation import ThinkPhase, settle_think_phase
 from pipeline.errors import ConfigurationError
 from pipeline.jobs.config import ModelSpec
@@ -26,12 +27,22 @@ class ModelPair:
 
     models: Mapping[ModelRole, ModelChoice]
     chats: Mapping[ModelRole, ChatModel | None]
+    """As the job asks them."""
+    asking: Mapping[ModelRole, Asking]
+    revisions: Mapping[ModelRole, str | None]
 
     @classmethod
     def of(cls, submission: Submission, spec: PolicySpec) -> ModelPair:
         roles = sorted(compose(spec.build(), exit=submission.exit).roles)
         models = {role: model for role in roles if (model := submission.model(role)) is not None}
-        return cls(models=models, chats={role: load_chat_model(model) for role, model in models.items()})
+        asking = {role: submission.asking(role) for role in models}
+        chats = {role: load_chat_model(model) for role, model in models.items()}
+        return cls(
+            models=models,
+            chats={role: None if chat is None else chat.asked(asking[role]) for role, chat in chats.items()},
+            asking=asking,
+            revisions={role: submission.revision(role) for role in models},
+        )
 
     @property
     def is_new(self) -> bool:
@@ -39,7 +50,7 @@ class ModelPair:
         return any(not isinstance(model, ModelSpec) for model in self.models.values())
 
     def specs(self) -> dict[ModelRole, ModelSpec]:
-        return {role: model_spec(model, self.chats[role]) for role, model in self.models.items()}
+        return {role: model_spec(model, self.chats[role], self.revisions[role]) for role, model in self.models.items()}
 
     def known_chats(self) -> list[ChatModel]:
         return [chat for chat in self.chats.values() if chat is not None]
@@ -51,7 +62,10 @@ class ModelPair:
         """
         from pipeline.chat.model import ChatModel
 
-        known = {role: self.chats[role] or ChatModel.find_cached(_name(model)) for role, model in self.models.items()}
+        known = dict(self.chats)
+        for role, model in self.models.items():
+            cached = None if known[role] else ChatModel.find_cached(_name(model))
+            known[role] = cached.asked(self.asking[role]) if cached else known[role]
         first, *others = (known[role] for role in sorted(known, key=lambda role: role is not opener))
         if first is None or None in others:
             return None
@@ -80,12 +94,17 @@ def load_chat_model(model: ModelChoice) -> ChatModel | None:
     return None
 
 
-def model_spec(model: ModelChoice, chat: ChatModel | None) -> ModelSpec:
-    """The model as the job names it, with its fingerprint where its tokenizer is at hand."""
+def model_spec(model: ModelChoice, chat: ChatModel | None, revision: str | None = None) -> ModelSpec:
+    """The model as the job names it, with its identity where its files are at hand."""
     if isinstance(model, ModelSpec):
-        return model
-    if chat is None:
-        return ModelSpec(name=str(model))
-    from pipeline.chat.files import served_name
+        return model if revision is None else model.model_copy(update={"revision": revision})
+    from pipeline.chat.files import find_folder, served_name
+    from pipeline.chat.weights import weights_sha256
 
-    return ModelSpec(name=served_name(model), fingerprint=chat.fingerprint)
+    folder = find_folder(model, revision)
+    return ModelSpec(
+        name=served_name(model),
+        revision=revision,
+        fingerprint=chat.fingerprint if chat else None,
+        weights=weights_sha256(folder) if folder else None,
+    )

@@ -6,45 +6,45 @@ It reads files and the tokenizers of local models; what the database knows is ha
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import datetime as dt
+import secrets
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.chat.asking import Asking
+from pipeline.chat.prompts import make_text_template, prompt_template
 from pipeline.chat.translation import ThinkPhase
 from pipeline.errors import ConfigurationError
 from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec
+from pipeline.jobs.few_shot import FewShot, FewShotFile, draw_examples
 from pipeline.jobs.pair import ModelPair
 from pipeline.jobs.recipes import Recipe, find_recipe
+from pipeline.jobs.references import StoredSet, check_references, notes_on
 from pipeline.jobs.submission import SourceJob, Submission, options_checked
 from pipeline.policies import PolicySpec, parse_policy
 from pipeline.policies.protocol import SampleContext
 from pipeline.policies.requests import Finish
 from pipeline.problems import (
     ColumnNames,
-    Problem,
     ProblemSet,
     check_prompt_lengths,
     check_storable,
+    content_sha256,
+    hide_columns,
     load_problem_set,
 )
+from pipeline.problems.values import check_text
 from pipeline.samples import ModelRole
 
 if TYPE_CHECKING:
     from pipeline.chat.model import ChatModel
 
+_DRAWN_SEEDS = 2**31
+"""A drawn seed is below this: ten digits can be copied by hand."""
 _PACKAGES = ("specthink", "celery", "sqlalchemy", "psycopg", "pydantic", "tokenizers", "math-verify")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredSet:
-    """A problem set that the database has. read: gives its first problems, so many, without reference answers."""
-
-    id: int
-    name: str
-    size: int
-    read: Callable[[int], tuple[Problem, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +64,8 @@ class ReadyJob:
     think: ThinkPhase | None
     versions: dict[str, str]
     cloned_from: int | None
+    notes: tuple[str, ...] = ()
+    """What a person should know of the problems."""
 
 
 def make_ready(
@@ -81,11 +83,13 @@ def make_ready(
     ConfigurationError for anything else that is wrong.
     """
     recipe = find_recipe(submission.recipe) if submission.recipe else None
+    submission = with_template(submission)
     problems = stored or read_problems(submission, recipe)
     spec = parse_policy(submission.policy, {**(matched or {}), **submission.policy_values} or None)
     pair = ModelPair.of(submission, spec)
-    config = make_config(submission, spec, pair.specs(), recipe)
+    config = make_config(submission, spec, pair.specs(), recipe, has_choices=problems.has_choices)
     check_names(config)
+    config = with_examples(config, submission, recipe, problems)
     opener = first_role(config)
     size = problems.size if isinstance(problems, StoredSet) else len(problems.problems)
     num_problems = min(config.limit or size, size)
@@ -95,6 +99,8 @@ def make_ready(
         think = source.think
     if source is None or pair.is_new or _asks_otherwise(config, source.config):
         check_prompts(_used(problems, num_problems), config, pair.known_chats())
+    if source is None or config.grader != source.config.grader:
+        check_references(problems, num_problems, config.grader)
     return ReadyJob(
         name=submission.name or _usual_name(problems, submission),
         policy=submission.policy,
@@ -105,11 +111,13 @@ def make_ready(
         think=think,
         versions=versions_of(config),
         cloned_from=submission.cloned_from,
+        notes=tuple(notes_on(problems)) if source is None else (),
     )
 
 
 def _asks_otherwise(config: JobConfig, source: JobConfig) -> bool:
-    return config.prompt_template != source.prompt_template or config.limit != source.limit
+    asked = ("prompt_template", "template_text", "few_shot", "limit")
+    return any(getattr(config, name) != getattr(source, name) for name in asked)
 
 
 def _used(problems: ProblemSet | StoredSet, num_problems: int) -> ProblemSet:
@@ -125,11 +133,12 @@ def _usual_name(problems: ProblemSet | StoredSet, submission: Submission) -> str
 
 def read_problems(submission: Submission, recipe: Recipe | None) -> ProblemSet:
     """The problems of a submission that names a file or has a set at hand."""
+    keep = (*submission.keep, *_shown_by_template(submission, recipe))
     problems, columns = submission.problems, submission.columns or ColumnNames()
     if recipe is not None and columns != ColumnNames():
         raise ConfigurationError(f"the recipe {recipe.name!r} knows its columns ({recipe.published}); name none")
     if isinstance(problems, Path):
-        return recipe.load(problems) if recipe else load_problem_set(problems, columns=columns)
+        return recipe.load(problems, keep=keep) if recipe else load_problem_set(problems, columns=columns, keep=keep)
     if recipe is not None:
         raise ConfigurationError(f"the recipe {recipe.name!r} reads a file; a problem set is past it")
     if isinstance(problems, int):
@@ -137,14 +146,38 @@ def read_problems(submission: Submission, recipe: Recipe | None) -> ProblemSet:
     if columns != ColumnNames():
         raise ConfigurationError("columns are of a file; a problem set has its problems already")
     check_storable(problems)
-    return problems
+    return _hide_columns(problems, keep)
+
+
+def _shown_by_template(submission: Submission, recipe: Recipe | None) -> tuple[str, ...]:
+    if submission.template_text is not None and is_own(submission.prompt_template):
+        return make_text_template(submission.prompt_template or "", submission.template_text).shows
+    name = submission.prompt_template or (recipe.prompt_template if recipe else None)
+    return prompt_template(name).shows if name else ()
+
+
+def _hide_columns(problems: ProblemSet, keep: Collection[str]) -> ProblemSet:
+    """A set made by hand shows no more than one that is read from a file."""
+    hidden = tuple(hide_columns(problem, keep) for problem in problems.problems)
+    if hidden == problems.problems:
+        return problems
+    return replace(problems, problems=hidden, content_sha256=content_sha256(hidden))
 
 
 def make_config(
-    submission: Submission, spec: PolicySpec, models: Mapping[ModelRole, ModelSpec], recipe: Recipe | None
+    submission: Submission,
+    spec: PolicySpec,
+    models: Mapping[ModelRole, ModelSpec],
+    recipe: Recipe | None,
+    *,
+    has_choices: bool,
 ) -> JobConfig:
-    """The job's configuration with every value: the submission's, else the recipe's, else the usual one."""
-    given = {"temperature", "top_p", "top_k", "max_tokens"}
+    """The job's configuration with every value: the submission's, else the recipe's, else the usual one.
+
+    has_choices: whether the problems are a multiple choice, which is asked and graded as one.
+    """
+    usual = "choice" if has_choices else "math"
+    given = set(SamplingSpec.model_fields)
     sampling = recipe.sampling if recipe else SamplingSpec()
     with options_checked():
         return JobConfig(
@@ -154,36 +187,93 @@ def make_config(
             exit=submission.exit,
             guard=submission.guard,
             sampling=sampling.model_copy(update=submission.model_dump(include=given, exclude_none=True)),
+            small_sampling=submission.small_sampling,
+            large_sampling=submission.large_sampling,
+            small_asking=_dated(submission.small_asking),
+            large_asking=_dated(submission.large_asking),
             num_samples=submission.num_samples,
-            seed=submission.seed,
-            prompt_template=submission.prompt_template or (recipe.prompt_template if recipe else "math"),
-            grader=submission.grader or (recipe.grader if recipe else "math"),
+            seed=secrets.randbelow(_DRAWN_SEEDS) if submission.seed is None else submission.seed,
+            prompt_template=submission.prompt_template or (recipe.prompt_template if recipe else usual),
+            grader=submission.grader or (recipe.grader if recipe else usual),
             limit=submission.limit,
+            template_text=submission.template_text if is_own(submission.prompt_template) else None,
+            few_shot=submission.few_shot if isinstance(submission.few_shot, FewShot) else None,
         )
+
+
+def _dated(asking: Asking) -> Asking:
+    """The same with the date that its template shall read: every worker renders it as it is rendered today."""
+    return asking if asking.today else asking.model_copy(update={"today": dt.date.today()})
 
 
 def check_names(config: JobConfig) -> None:
     """Raises ConfigurationError for a prompt template or grader that does not exist."""
-    from pipeline.chat.prompts import prompt_template
     from pipeline.grading import make_grader
 
-    prompt_template(config.prompt_template)
+    config.template()
     make_grader(config.grader)
+
+
+OWN = "file:"
+"""What the name of a file's template begins with."""
+
+
+def is_own(template_name: str | None) -> bool:
+    return template_name is not None and template_name.startswith(OWN)
+
+
+def with_template(submission: Submission) -> Submission:
+    """The submission with the text of its prompt file. Raises ConfigurationError for one that cannot be read."""
+    file = submission.prompt_file
+    if file is None:
+        return submission
+    if submission.prompt_template is not None:
+        raise ConfigurationError("give a prompt template by its name or as a file, not both")
+    try:
+        text = file.read_text(encoding="utf-8")
+        check_text(text)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"the prompt template {file} cannot be read: {error}") from error
+    named = {"prompt_template": f"{OWN}{file.name}", "template_text": text.rstrip("\n"), "prompt_file": None}
+    return submission.model_copy(update=named)
+
+
+def with_examples(
+    config: JobConfig, submission: Submission, recipe: Recipe | None, problems: ProblemSet | StoredSet
+) -> JobConfig:
+    """The configuration with examples drawn from the submission's file, where it has one."""
+    wanted = submission.few_shot
+    if not isinstance(wanted, FewShotFile):
+        return config
+    template = config.template()
+    keep = (*submission.keep, *template.shows)
+    if recipe is not None:
+        source = recipe.load(wanted.file, keep=keep)
+    else:
+        source = load_problem_set(wanted.file, columns=submission.columns, keep=keep)
+    asked = problems.read(problems.size) if isinstance(problems, StoredSet) else problems.problems
+    seed = config.seed if wanted.seed is None else wanted.seed
+    examples = draw_examples(
+        source, wanted.count, seed=seed, template=template, asked={problem.prompt for problem in asked}
+    )
+    return config.model_copy(update={"few_shot": examples})
 
 
 def check_prompts(used: ProblemSet, config: JobConfig, chats: list[ChatModel]) -> None:
     """Render the prompt of every problem, and measure it with each model whose tokenizer is at hand."""
-    from pipeline.chat.prompts import render_user_message
-
-    messages = {problem.external_id: render_user_message(config.prompt_template, problem) for problem in used.problems}
+    asked = [problem.as_shown() for problem in used.problems]
+    for column in config.template().shows:
+        if not any(column in problem.metadata for problem in asked):
+            raise ConfigurationError(f"the prompt template shows {column!r}, which no problem has among what is shown")
+    prompts = {problem.external_id: config.prompt(problem) for problem in asked}
     for chat in chats:
         if chat.max_model_len is None:
             continue
         check_prompt_lengths(
             used,
-            lambda message, chat=chat: len(chat.prompt_ids(message)),  # type: ignore[misc]
+            lambda key, chat=chat: len(chat.prompt_ids(prompts[key].message, prompts[key].earlier)),  # type: ignore[misc]
             chat.max_model_len - 1,  # room for one token of output
-            render=lambda problem: messages[problem.external_id],
+            render=lambda problem: problem.external_id,
         )
 
 
@@ -205,9 +295,7 @@ def first_role(config: JobConfig) -> ModelRole:
 
 def versions_of(config: JobConfig) -> dict[str, str]:
     """Versions of what shapes a job at submit: its prompt template, and packages; those not installed are left out."""
-    from pipeline.chat.prompts import prompt_template
-
-    versions = {"prompt template": prompt_template(config.prompt_template).version}
+    versions = {"prompt template": config.template().version}
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)

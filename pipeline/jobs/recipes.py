@@ -1,22 +1,20 @@
-"""The four sets of arXiv 2504.12329 as recipes: from a file in the columns they were published in to a problem set.
+"""Published sets as recipes: data that say how a file in the columns of its publication becomes a problem set.
 
-A recipe says how the paper asked, sampled and graded. The files are the user's own; nothing is fetched. Reference
-solutions that stand beside the answer are left out: they belong in no table that a generating worker can read.
+The first four are the sets of arXiv 2504.12329, asked, sampled and graded as there. The files are the user's own;
+nothing is fetched. What stands beside question and answer is hidden from those who generate.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from os import PathLike
-from pathlib import Path
-from typing import Any
 
 from pipeline.errors import ConfigurationError, ProblemSetError
 from pipeline.jobs.config import SamplingSpec
-from pipeline.problems import ColumnNames, Problem, ProblemSet, content_sha256, load_problem_set
+from pipeline.problems import AnswerForm, ColumnNames, Problem, ProblemSet, content_sha256, load_problem_set
 
 OPTION_SEED = 0
 """Of the order of a multiple choice's options: the same for every job, so that jobs can be paired by problem."""
@@ -24,134 +22,276 @@ OPTION_SEED = 0
 PAPER_SAMPLING = SamplingSpec(temperature=0.6, top_p=0.95, top_k=50, max_tokens=32_768)
 """Paper: 0.6 and 0.95, 32,768 tokens at most; top_k is of its released code."""
 
-_GPQA_WRONG = tuple(f"Incorrect Answer {number}" for number in (1, 2, 3))
-_GPQA_RIGHT = "Correct Answer"
 _LETTERS = "ABCD"
+_USUAL = ColumnNames()
+_SAMPLING = SamplingSpec()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """How one published set becomes a job.
 
-    columns: of the published file; None takes the usual ones. kept: metadata that stay with a problem, all other
-    columns are left out. convert: a problem as it was read, with all its columns, to what is asked; None: leave it out.
-    published: where its columns are described.
+    columns: of the published file; what is None takes the usual ones. kept: columns that those who generate may read.
+    published: where its columns are described. url_years: leave out problems whose url names none of these years; a
+    file without a url is taken whole. shuffles_choices: the file has the right choice first; their order is drawn for
+    each problem by its text alone, so that neither the file's order nor its format matters.
     """
 
     name: str
     title: str
     published: str
-    columns: ColumnNames | None = None
+    columns: ColumnNames = _USUAL
     kept: tuple[str, ...] = ()
-    convert: Callable[[Problem], Problem | None] | None = None
-    prompt_template: str = "paper-math"
+    url_years: tuple[int, ...] = ()
+    shuffles_choices: bool = False
+    has_answers: bool = True
+    prompt_template: str = "math"
     grader: str = "math"
-    sampling: SamplingSpec = PAPER_SAMPLING
+    sampling: SamplingSpec = _SAMPLING
 
-    def load(self, path: str | PathLike[str]) -> ProblemSet:
+    def load(self, path: str | PathLike[str], *, keep: Collection[str] = ()) -> ProblemSet:
         """The problem set that this recipe makes of a file. Raises ProblemSetError."""
-        read = load_problem_set(path, columns=self.columns)
+        read = load_problem_set(path, name=self.name, columns=self.columns, keep=(*self.kept, *keep))
         problems, places, faults = [], [], []
         for problem, place in zip(read.problems, read.places, strict=True):
+            if not self._is_wanted(problem):
+                continue
             try:
-                made = self.convert(problem) if self.convert else problem
-                if made is not None:
-                    problems.append(self._checked(made))
-                    places.append(place)
+                problems.append(self._made(problem))
+                places.append(place)
             except ValueError as error:
                 faults.append(f"{place}: {error}")
         if not problems and not faults:
             faults = [f"it holds no problem of {self.title}"]
         if faults:
-            raise ProblemSetError(str(path), faults[:10])
-        return ProblemSet(
-            name=self.name,
-            content_sha256=content_sha256(problems),
-            problems=tuple(problems),
-            source=str(Path(path)),
-            places=tuple(places),
-        )
+            raise ProblemSetError(read.source, faults[:10])
+        return replace(read, content_sha256=content_sha256(problems), problems=tuple(problems), places=tuple(places))
 
-    def _checked(self, problem: Problem) -> Problem:
-        if problem.answer is None:
+    def _is_wanted(self, problem: Problem) -> bool:
+        url = str(problem.hidden.get("url", ""))
+        return not (url and self.url_years) or any(str(year) in url for year in self.url_years)
+
+    def _made(self, problem: Problem) -> Problem:
+        if self.has_answers and problem.answer is None:
             raise ValueError(f"no answer; {self.title} has one for every problem")
-        return replace(
-            problem, metadata={name: problem.metadata[name] for name in self.kept if name in problem.metadata}
-        )
+        return _shuffle_choices(problem) if self.shuffles_choices else problem
 
 
-def _of_years(*years: int) -> Callable[[Problem], Problem | None]:
-    """Leaves out problems whose url names none of these years; files without a url are taken whole."""
-
-    def convert(problem: Problem) -> Problem | None:
-        url = str(problem.metadata.get("url", ""))
-        return problem if not url or any(str(year) in url for year in years) else None
-
-    return convert
-
-
-def _shuffle_options(problem: Problem) -> Problem:
-    """The four answers in an order drawn for this problem, and the letter of the right one.
-
-    The draw depends on the problem's text alone: neither the file's order nor its format matters.
-    """
-    answers = [problem.answer, *(problem.metadata.get(column) for column in _GPQA_WRONG)]
-    missing = [column for column, answer in zip((_GPQA_RIGHT, *_GPQA_WRONG), answers, strict=True) if answer is None]
-    if missing:
-        raise ValueError(f"{missing[0]!r} is empty")
-    options = [_option(answer) for answer in answers]
-    if len(set(options)) < len(options):
+def _shuffle_choices(problem: Problem) -> Problem:
+    """The four choices in an order drawn for this problem, and the letter of the first one there."""
+    choices = [choice.strip() for choice in problem.metadata.get("choices", ())]
+    if len(choices) != len(_LETTERS):
+        raise ValueError(f"it has {len(choices)} choices instead of {len(_LETTERS)}")
+    if len(set(choices)) < len(choices):
         raise ValueError("two of its four answers are the same")
-    order = list(range(len(options)))
+    order = list(range(len(choices)))
     seed = hashlib.sha256(f"{OPTION_SEED}\n{problem.prompt}".encode()).digest()
     random.Random(int.from_bytes(seed, "big")).shuffle(order)
-    return replace(
-        problem,
-        answer=_LETTERS[order.index(0)],
-        metadata={**problem.metadata, "choices": [options[index] for index in order]},
+    shuffled = [choices[index] for index in order]
+    return replace(problem, answer=_LETTERS[order.index(0)], metadata={**problem.metadata, "choices": shuffled})
+
+
+_PAPER = (
+    Recipe(
+        name="math500",
+        title="MATH-500",
+        published="problem, solution, answer, subject, level, unique_id",
+        columns=ColumnNames(problem="problem", answer="answer", id="unique_id", subject="subject", level="level"),
+        prompt_template="paper-math",
+        sampling=PAPER_SAMPLING,
+    ),
+    Recipe(
+        name="aime",
+        title="AIME 2022 to 2024",
+        published="id, problem, solution, answer, url",
+        url_years=(2022, 2023, 2024),
+        prompt_template="paper-math",
+        sampling=PAPER_SAMPLING,
+    ),
+    Recipe(
+        name="gpqa-diamond",
+        title="GPQA Diamond",
+        published="Question, Correct Answer, Incorrect Answer 1 to 3, Subdomain, High-level domain, Record ID",
+        columns=ColumnNames(
+            problem="Question",
+            answer="Correct Answer",
+            choices="Correct Answer+Incorrect Answer 1+Incorrect Answer 2+Incorrect Answer 3",
+            id="Record ID",
+            subject="High-level domain",
+            answer_as=AnswerForm.FIRST,
+        ),
+        shuffles_choices=True,
+        prompt_template="paper-choice",
+        grader="choice",
+        sampling=PAPER_SAMPLING,
+    ),
+    Recipe(
+        name="amc23",
+        title="AMC 2023",
+        published="id, question (or problem), answer, url",
+        url_years=(2023,),
+        prompt_template="paper-math",
+        sampling=PAPER_SAMPLING,
+    ),
+)
+
+_MATHEMATICS = (
+    Recipe(
+        name="gsm8k",
+        title="GSM8K",
+        published="question, answer (a solution that ends in #### and the number)",
+        columns=ColumnNames(problem="question", answer="answer", answer_as=AnswerForm.HASHES),
+    ),
+    Recipe(
+        name="math",
+        title="MATH",
+        published="problem, level, type, solution (its answer is boxed)",
+        columns=ColumnNames(
+            problem="problem", answer="solution", subject="type", level="level", answer_as=AnswerForm.BOXED
+        ),
+    ),
+    Recipe(
+        name="aime-1983-2024",
+        title="AIME 1983 to 2024",
+        published="ID, Year, Problem Number, Question, Answer, Part",
+        columns=ColumnNames(problem="Question", answer="Answer", id="ID"),
+    ),
+    Recipe(name="aime25", title="AIME 2025", published="problem (or question), answer, id (or problem_idx)"),
+    Recipe(name="amc", title="AMC 2022 and 2023", published="problem (or prompt), answer, id"),
+    Recipe(name="hmmt", title="HMMT", published="problem_idx, problem, answer, problem_type"),
+    Recipe(name="brumo", title="BRUMO", published="problem_idx, problem, answer, problem_type"),
+    Recipe(name="minerva", title="Minerva Math", published="question (or problem), answer"),
+    Recipe(
+        name="olympiadbench",
+        title="OlympiadBench, open-ended mathematics in text",
+        published="id, context, question, solution, final_answer (a list), is_multiple_answer, subfield, unit",
+        columns=ColumnNames(
+            problem="context+question",
+            answer="final_answer",
+            id="id",
+            subject="subfield",
+            answer_as=AnswerForm.ALL_OF,
+        ),
+    ),
+    Recipe(
+        name="svamp",
+        title="SVAMP",
+        published="ID, Body, Question, Equation, Answer, Type",
+        columns=ColumnNames(problem="Body+Question", answer="Answer", id="ID", subject="Type"),
+    ),
+    Recipe(
+        name="cmath",
+        title="CMATH",
+        published="input, golden, grade, reasoning_step, num_digits",
+        columns=ColumnNames(problem="input", answer="golden", level="grade"),
+    ),
+    Recipe(
+        name="theoremqa",
+        title="TheoremQA",
+        published="Question, Answer, Answer_type, Picture",
+        columns=ColumnNames(problem="Question", answer="Answer", subject="Answer_type"),
+    ),
+)
+
+
+def _choice(name: str, title: str, published: str, columns: ColumnNames) -> Recipe:
+    return Recipe(
+        name=name, title=title, published=published, columns=columns, prompt_template="choice", grader="choice"
     )
 
 
-def _option(answer: Any) -> str:
-    return str(answer).strip()
+_CHOICES = (
+    _choice(
+        "aqua",
+        "AQuA-RAT",
+        "question, options (each begins with its letter), rationale, correct",
+        ColumnNames(problem="question", choices="options", answer="correct", answer_as=AnswerForm.LETTER),
+    ),
+    _choice(
+        "arc",
+        "ARC",
+        "id, question, choices (text and label), answerKey",
+        ColumnNames(problem="question", choices="choices", answer="answerKey", id="id", answer_as=AnswerForm.LABEL),
+    ),
+    _choice(
+        "medmcqa",
+        "MedMCQA",
+        "id, question, opa, opb, opc, opd, cop, exp, subject_name",
+        ColumnNames(
+            problem="question",
+            choices="opa+opb+opc+opd",
+            answer="cop",
+            id="id",
+            subject="subject_name",
+            answer_as=AnswerForm.INDEX0,
+        ),
+    ),
+    _choice(
+        "mmlu",
+        "MMLU",
+        "question, subject (or type), choices, answer (0 to 3)",
+        ColumnNames(problem="question", choices="choices", answer="answer", answer_as=AnswerForm.INDEX0),
+    ),
+    _choice(
+        "mmlu-pro",
+        "MMLU-Pro",
+        "question_id, question, options, answer, answer_index, cot_content, category, src",
+        ColumnNames(
+            problem="question",
+            choices="options",
+            answer="answer",
+            id="question_id",
+            subject="category",
+            answer_as=AnswerForm.LETTER,
+        ),
+    ),
+    _choice(
+        "supergpqa",
+        "SuperGPQA",
+        "uuid, question, options, answer, answer_letter, discipline, field, subfield, difficulty",
+        ColumnNames(
+            problem="question",
+            choices="options",
+            answer="answer_letter",
+            id="uuid",
+            subject="discipline",
+            level="difficulty",
+            answer_as=AnswerForm.LETTER,
+        ),
+    ),
+)
 
+_OTHERS = (
+    Recipe(
+        name="bbh",
+        title="BIG-Bench Hard",
+        published="input (or question), target",
+        columns=ColumnNames(answer="target", choices=""),
+        grader="exact",
+    ),
+    Recipe(
+        name="humaneval",
+        title="HumanEval",
+        published="task_id, prompt, canonical_solution, test, entry_point",
+        columns=ColumnNames(problem="prompt", id="task_id", answer=""),
+        has_answers=False,
+        prompt_template="free",
+        grader="none",
+    ),
+    Recipe(
+        name="livecodebench",
+        title="LiveCodeBench",
+        published="question_content, question_id, platform, starter_code, public_test_cases, difficulty",
+        columns=ColumnNames(
+            problem="question_content", id="question_id", subject="platform", level="difficulty", answer=""
+        ),
+        has_answers=False,
+        prompt_template="free",
+        grader="none",
+    ),
+)
 
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe(
-            name="math500",
-            title="MATH-500",
-            published="problem, solution, answer, subject, level, unique_id",
-            columns=ColumnNames(problem="problem", answer="answer", id="unique_id", subject="subject", level="level"),
-        ),
-        Recipe(
-            name="aime",
-            title="AIME 2022 to 2024",
-            published="id, problem, solution, answer, url",
-            columns=ColumnNames(problem="problem", answer="answer"),
-            kept=("url",),
-            convert=_of_years(2022, 2023, 2024),
-        ),
-        Recipe(
-            name="gpqa-diamond",
-            title="GPQA Diamond",
-            published="Question, Correct Answer, Incorrect Answer 1 to 3, Subdomain, High-level domain, Record ID",
-            columns=ColumnNames(problem="Question", answer=_GPQA_RIGHT, id="Record ID", subject="High-level domain"),
-            kept=("choices", "Subdomain"),
-            convert=_shuffle_options,
-            prompt_template="paper-choice",
-            grader="choice",
-        ),
-        Recipe(
-            name="amc23",
-            title="AMC 2023",
-            published="id, question (or problem), answer, url",
-            kept=("url",),
-            convert=_of_years(2023),
-        ),
-    )
-}
+RECIPES = {recipe.name: recipe for recipe in (*_PAPER, *_MATHEMATICS, *_CHOICES, *_OTHERS)}
 
 
 def recipe_names() -> tuple[str, ...]:

@@ -25,12 +25,17 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import ErrorDetails, core_schema
 
+from pipeline.chat.asking import Asking
 from pipeline.chat.translation import ThinkPhase
 from pipeline.errors import ConfigurationError
 from pipeline.jobs.config import (
     JobConfig,
+    MinP,
     ModelSpec,
+    Penalty,
     ProblemLimit,
+    RepetitionPenalty,
+    RoleDrawingSpec,
     SampleCount,
     Seed,
     Temperature,
@@ -38,12 +43,13 @@ from pipeline.jobs.config import (
     TopK,
     TopP,
 )
+from pipeline.jobs.few_shot import FewShot, FewShotFile
 from pipeline.policies import parse_policy, policy_names
 from pipeline.policies.composition import compose
 from pipeline.policies.exits import CutExit
 from pipeline.policies.guards import LoopGuard
 from pipeline.problems import ColumnNames, ProblemSet
-from pipeline.problems.files import check_text
+from pipeline.problems.values import check_text
 from pipeline.samples import ModelRole
 
 DEFAULT_POLICY = "speculative-thinking:improved"
@@ -85,6 +91,8 @@ class Submission(BaseModel):
     """What is asked: the path of a .jsonl, .csv or .parquet file, or the number of a stored problem set."""
     columns: ColumnNames | None = None
     """Names of the file's columns where the usual ones do not fit."""
+    keep: tuple[str, ...] = ()
+    """Columns that those who generate may read, besides the prompt and its choices; all others are hidden from them."""
     recipe: str | None = None
     """A name in pipeline.jobs.recipes; the file is then in the columns that this set was published in."""
     small: ModelChoice | None = None
@@ -92,6 +100,10 @@ class Submission(BaseModel):
     fingerprinted, and every prompt is measured against its context."""
     large: ModelChoice | None = None
     """The large model: the name workers serve it under, or a local folder."""
+    small_revision: str | None = None
+    """The hub revision that a worker must have been started with; None: any."""
+    large_revision: str | None = None
+    """The same for the large model."""
     policy: str = DEFAULT_POLICY
     """Who writes what: NAME or NAME:PRESET. A model that the policy does not call for is ignored."""
     policy_values: dict[str, Any] = {}
@@ -104,18 +116,40 @@ class Submission(BaseModel):
     """An ended job whose takeovers the policy "random" matches in number and length."""
     num_samples: SampleCount = 1
     """Independent solutions per problem."""
-    seed: Seed = 0
-    """Of all random draws."""
+    seed: Seed | None = None
+    """Of all random draws. None draws one, which is stored in the job."""
     temperature: Temperature | None = None
     """How freely tokens are drawn; 0: always the most likely one."""
     top_p: TopP | None = None
     """Tokens are drawn from the most likely ones that have this probability together."""
     top_k: TopK | None = None
     """Tokens are drawn from so many of the most likely ones; 0: from all."""
+    min_p: MinP | None = None
+    """Least probability of a token, as a share of the most likely one's; 0: off."""
+    presence_penalty: Penalty | None = None
+    """Taken from the logit of each token that is in the piece being written; 0: off."""
+    frequency_penalty: Penalty | None = None
+    """The same for each time that it is there; 0: off."""
+    repetition_penalty: RepetitionPenalty | None = None
+    """Divides the logits of the tokens in the prompt and the text so far; 1: off."""
     max_tokens: TokenBudget | None = None
     """Most output tokens per sample, all authors together."""
+    small_sampling: RoleDrawingSpec = RoleDrawingSpec()
+    """Where the small model's tokens are drawn in another way."""
+    large_sampling: RoleDrawingSpec = RoleDrawingSpec()
+    """Where the large model's tokens are drawn in another way."""
+    small_asking: Asking = Asking()
+    """What is said to the small model beside the problem: system message, template variables, think tags."""
+    large_asking: Asking = Asking()
+    """What is said to the large model beside the problem."""
     prompt_template: str | None = None
     """A name in pipeline.chat.prompts."""
+    prompt_file: Path | None = None
+    """A template of your own: a text with {{problem}}, {{choices}} and {{COLUMN}} in it."""
+    template_text: str | None = None
+    """The text of such a file, as another job has it."""
+    few_shot: FewShotFile | FewShot | None = None
+    """Worked examples before each problem: a file with their number, or those of another job."""
     grader: str | None = None
     """A name in pipeline.grading; "none" leaves samples unscored."""
     limit: ProblemLimit | None = None
@@ -201,11 +235,17 @@ class Submission(BaseModel):
                     f"policy {self.policy!r} needs a {role} model, and the job has none; give --set {role}=MODEL"
                 )
 
+    def revision(self, role: ModelRole) -> str | None:
+        return self.small_revision if role is ModelRole.SMALL else self.large_revision
+
+    def asking(self, role: ModelRole) -> Asking:
+        return self.small_asking if role is ModelRole.SMALL else self.large_asking
+
     def model(self, role: ModelRole) -> ModelChoice | None:
         return self.small if role is ModelRole.SMALL else self.large
 
 
-_FIXED = ("version", "name", "preset", "fingerprint", "plugin", "plugins")
+_FIXED = ("version", "name", "preset", "fingerprint", "weights", "plugin", "plugins")
 """Keys of a stored configuration that follow from others."""
 
 

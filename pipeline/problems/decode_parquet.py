@@ -3,7 +3,11 @@
 Native code decodes Parquet, and a file of 700 bytes can ask it for 100 GB. Here a limit on memory and one on time hold,
 and a crash takes nobody with it. Imports nothing of the package: ``pipeline.problems.files`` runs it and reads what it
 writes, one JSON object a line: ``{"row": {…}}`` or ``{"fault": reason}`` for each row, at the end ``{"end": true}`` or
-``{"broken": reason}``. A number stands there in the form that Python gives it.
+``{"broken": reason}``. A number stands there in the form that Python gives it. Columns whose value has bytes in it are
+left out of a row and named: ``{"row": {…}, "binary": ["image"]}``.
+
+``python decode_parquet.py BYTES zstd < FILE`` unpacks Zstandard instead and writes what was packed; it ends with 1
+where the file is broken.
 """
 
 from __future__ import annotations
@@ -96,8 +100,14 @@ def _to_microseconds(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
 
 
 def _line(values: dict[str, Any]) -> bytes:
+    row, binary = {}, []
     try:
-        return _dump(row={name: _plain(value) for name, value in values.items()})
+        for name, value in values.items():
+            try:
+                row[name] = _plain(value)
+            except _HasBytes:
+                binary.append(name)
+        return _dump(row=row, binary=binary) if binary else _dump(row=row)
     except (TypeError, RecursionError) as error:
         return _dump(fault=str(error))
 
@@ -106,10 +116,16 @@ def _dump(**message: Any) -> bytes:
     return orjson.dumps(message, option=orjson.OPT_APPEND_NEWLINE)
 
 
+class _HasBytes(Exception):
+    """An image, a sound: nothing that a prompt can show."""
+
+
 def _plain(value: Any) -> Any:
     match value:
         case None | bool() | str():
             return value
+        case bytes():
+            raise _HasBytes
         case float() if math.isnan(value):
             return None  # how tables write a missing number
         case float() if math.isinf(value):
@@ -125,5 +141,19 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a value of type {type(value).__name__}, which a problem cannot have")
 
 
+def unpack_zstd(max_memory: int) -> None:
+    import pyarrow
+
+    _limit_process(max_memory)
+    with os.fdopen(0, "rb") as file, os.fdopen(1, "wb", 0) as output, contextlib.suppress(BrokenPipeError):
+        try:
+            unpacked = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd")
+            while piece := unpacked.read(2**20):
+                output.write(piece)
+        except (pyarrow.ArrowException, MemoryError, OSError) as error:
+            if not isinstance(error, BrokenPipeError):
+                sys.exit(1)
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    (unpack_zstd if sys.argv[2:] == ["zstd"] else main)(int(sys.argv[1]))

@@ -35,7 +35,10 @@ INVARIANTS: dict[Invariant, str] = {
     Invariant.EVENTS: (
         "Every change of state is legal and in the event log, without a gap, from the first state to the present one."
     ),
-    Invariant.ANSWERS: "Reference answers are in no other place than their own table.",
+    Invariant.ANSWERS: (
+        "Reference answers are in no other place than their own table, and hidden columns nowhere that generating "
+        "workers read."
+    ),
 }
 """A sentence for each."""
 

@@ -17,14 +17,14 @@ def add_problem_set(connection: Connection, num_problems: int = 4, *, name: str 
     """A set of its own; its problems are p0, p1, …, the answer of p3 is 3."""
     set_id = connection.execute(
         text(
-            "INSERT INTO problem_sets (name, content_sha256, num_problems) "
-            "VALUES (:name, md5(random()::text), :n) RETURNING id"
+            "INSERT INTO problem_sets (name, content_sha256, num_problems, num_references, has_choices) "
+            "VALUES (:name, md5(random()::text), :n, :n, false) RETURNING id"
         ),
         {"name": name, "n": num_problems},
     ).scalar_one()
     connection.execute(
         text(
-            "WITH new AS (INSERT INTO problems (problem_set_id, position, external_id, prompt, extra) "
+            "WITH new AS (INSERT INTO problems (problem_set_id, position, external_id, prompt, shown) "
             "SELECT :set, i, 'p' || i, 'What is ' || i || '?', '{}' FROM generate_series(0, :n - 1) AS i "
             "ORDER BY i RETURNING id, position) "
             "INSERT INTO reference_answers (problem_id, answer) SELECT id, position::text FROM new"

@@ -80,7 +80,7 @@ def test_submit_stores_the_job_and_every_sample(client: Client) -> None:
     assert job.config.small is not None
     assert len(job.config.small.fingerprint or "") == 64
     assert job.versions["sqlalchemy"].startswith("2.")
-    assert job.versions["prompt template"] == "math/1"
+    assert job.versions["prompt template"] == "math/2"
     (progress,) = client.progress(job)
     assert (progress.samples_total, progress.pending) == (15, 15)
     assert count(client, "problems") == 200
@@ -322,8 +322,9 @@ def test_recipe_sets_what_the_paper_did_and_options_win(client: Client) -> None:
     )  # fmt: skip
     assert (job.config.sampling.max_tokens, job.config.sampling.top_k, job.num_problems) == (32_768, 50, 3)
     (row,) = client.sql(
-        "SELECT p.extra->'choices'->>(ascii(r.answer) - 65), p.extra->'Correct Answer' FROM problems p "
-        "JOIN reference_answers r ON r.problem_id = p.id WHERE external_id = 'recBBB'"
+        "SELECT p.shown->'choices'->>(ascii(r.answer) - 65), h.columns->>'Incorrect Answer 1' FROM problems p "
+        "JOIN reference_answers r ON r.problem_id = p.id JOIN hidden_columns h ON h.problem_id = p.id "
+        "WHERE external_id = 'recBBB'"
     ).rows
     assert row == ("Argon", None)
     again = client.submit(file, recipe="gpqa-diamond", small="S", large="L", max_tokens=99, prompt_template="choice")

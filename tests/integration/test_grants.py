@@ -17,7 +17,7 @@ from pipeline.chat.steps import Step
 from pipeline.chat.translation import ThinkPhase
 from pipeline.db import migrate
 from pipeline.db.claims import defer_samples, held_epochs, release_samples
-from pipeline.db.grants import GRANTS, create_logins, grant_roles
+from pipeline.db.grants import GRANTS, create_logins, find_telling_logins, grant_roles
 from pipeline.db.job_configs import fix_think_phase, get_job_config
 from pipeline.db.reports import select_progress
 from pipeline.db.revision import require_current
@@ -55,6 +55,13 @@ def prepare(servers: Connections, url: SecretStr) -> Ask:
         job = add_job(connection, add_problem_set(connection))
         add_samples(connection, job, [{"state": "ready"}])
         connection.execute(text("UPDATE reference_answers SET answer = :answer"), {"answer": SECRET})
+        connection.execute(
+            text(
+                "INSERT INTO hidden_columns "
+                "SELECT id, jsonb_build_object('rationale', CAST(:secret AS text)) FROM problems"
+            ),
+            {"secret": SECRET},
+        )
     db_engine.dispose()
     name = make_url(url.get_secret_value()).database or ""
     urls = {**servers.role_urls, DatabaseRole.READER: servers.reader_url}
@@ -96,6 +103,10 @@ def asked(servers: Connections) -> Iterator[Ask]:
         "SELECT count(*) FROM reference_answers",
         "SELECT 1 FROM problems p JOIN reference_answers r ON r.problem_id = p.id",
         "COPY reference_answers TO STDOUT",
+        "SELECT columns FROM hidden_columns",
+        "SELECT count(*) FROM hidden_columns",
+        "SELECT p.prompt, h.columns->>'rationale' FROM problems p JOIN hidden_columns h ON h.problem_id = p.id",
+        "COPY hidden_columns TO STDOUT",
         "UPDATE samples SET state = (SELECT answer FROM reference_answers LIMIT 1)",
         "SELECT detail FROM grades",
         "SELECT predicted_answer FROM grades",
@@ -119,6 +130,14 @@ def test_roles_that_generate_tidy_or_submit_cannot_reach_an_answer(
 def test_graders_and_people_read_answers(asked: Ask) -> None:
     for role in (DatabaseRole.GRADER, DatabaseRole.READER):
         assert set(asked(role, "SELECT answer FROM reference_answers")) == {(SECRET,)}
+        assert set(asked(role, "SELECT columns->>'rationale' FROM hidden_columns")) == {(SECRET,)}
+
+
+def test_writers_read_of_a_problem_what_a_prompt_may_show_alone(asked: Ask) -> None:
+    assert asked(DatabaseRole.WRITER, "SELECT prompt, shown FROM problems WHERE position = 0") == [("What is 0?", {})]
+    for column in ("subject", "level", "*"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            asked(DatabaseRole.WRITER, f"SELECT {column} FROM problems")
 
 
 @pytest.mark.parametrize("role", [*WORKERS, DatabaseRole.SUBMITTER])
@@ -166,7 +185,8 @@ def test_writers_cannot_grade_themselves_or_change_a_job(asked: Ask, statement: 
     "statement",
     [
         "INSERT INTO reference_answers SELECT id, '1' FROM problems",
-        "INSERT INTO problem_sets (name, content_sha256, num_problems) VALUES ('n', 's', 1)",
+        "INSERT INTO problem_sets (name, content_sha256, num_problems, num_references, has_choices) "
+        "VALUES ('n', 's', 1, 0, false)",
         "SELECT add_samples(1)",
         "SELECT withdraw_texts('{1}')",
         "SELECT retry_failed_samples(1, '{1}')",
@@ -285,6 +305,18 @@ def test_a_login_that_can_read_answers_anyhow_is_refused(db_engine: Engine) -> N
         grant_roles(connection, EMBEDDED_LOGINS)
 
 
+@pytest.mark.parametrize("table", ["reference_answers (answer)", "hidden_columns (columns)"])
+def test_one_column_that_everybody_may_read_is_refused_and_found_by_doctor(db_engine: Engine, table: str) -> None:
+    name, column = table.split()
+    with transaction(db_engine) as connection:
+        grant_roles(connection, EMBEDDED_LOGINS)
+        assert find_telling_logins(connection) == []
+        connection.execute(text(f"GRANT SELECT {column} ON {name} TO PUBLIC"))
+        assert EMBEDDED_LOGINS[DatabaseRole.WRITER] in find_telling_logins(connection)
+    with pytest.raises(ConfigurationError, match=f"SELECT on {name} whatever"), transaction(db_engine) as connection:
+        grant_roles(connection, EMBEDDED_LOGINS)
+
+
 @pytest.fixture
 def own_server(servers: Connections) -> Iterator[SecretStr]:
     """A database as on somebody's own server: its owner is no superuser, but may create roles."""
@@ -328,7 +360,7 @@ def test_owner_without_superuser_makes_and_changes_the_logins(own_server: Secret
             )
         )
         with login.connect() as connection:
-            assert connection.execute(text("SELECT count(*) FROM problems")).scalar_one() == 0
+            assert connection.execute(text("SELECT count(prompt) FROM problems")).scalar_one() == 0
             found = connection.execute(text("SELECT has_table_privilege('reference_answers', 'SELECT')")).scalar_one()
             assert found is allowed
             assert connection.execute(text("SHOW statement_timeout")).scalar_one() == ("7s" if allowed else "0")
@@ -413,11 +445,11 @@ def test_each_worker_does_its_work_with_the_rights_of_its_role_alone(
         claimed = claim(connection, worker, {row.id: row.epoch for row in waiting})
         assert len(claimed) == 4
         get_job_config(connection, job)
-        fix_think_phase(connection, job, ThinkPhase(end="", opened=False))
+        fix_think_phase(connection, job, ThinkPhase(start="", end="", opened=False))
         first, second, third, fourth = claimed
         step = Step(
             step_index=0, text="one two", tokens_small=2, tokens_large=0, tokens_inserted=0, author=Author.SMALL,
-            sentence_class=SentenceClass.STATEMENT, trigger=None, start_token=0, end_token=2,
+            sentence_class=SentenceClass.STATEMENT, trigger=None, start_token=0,
         )  # fmt: skip
         assert commit(
             connection, worker, replace(written(first, SampleState.FINISHED), steps=(step,)),

@@ -88,10 +88,13 @@ def test_every_name_is_stored_and_shown_word_for_word(client: Client, data: st.D
         problem.external_id, problem.prompt, problem.subject, problem.level,
     )  # fmt: skip
     (row,) = client.sql(f"""
-        SELECT p.extra, r.answer, j.config->'small'->>'name' FROM jobs j
-        JOIN problems p USING (problem_set_id) JOIN reference_answers r ON r.problem_id = p.id WHERE j.id = {job.id}
+        SELECT p.shown, h.columns, r.answer, j.config->'small'->>'name' FROM jobs j
+        JOIN problems p USING (problem_set_id) JOIN reference_answers r ON r.problem_id = p.id
+        LEFT JOIN hidden_columns h ON h.problem_id = p.id WHERE j.id = {job.id}
     """).rows
-    assert row == (problem.metadata, problem.answer, small)
+    shown = {"choices": problem.metadata["choices"]}
+    hidden = {name: value for name, value in problem.metadata.items() if name not in shown}
+    assert row == (shown, hidden or None, problem.answer, small)
     for format in ExportFormat:
         assert write_results(client.results(job), io.BytesIO(), format) == 1
     page = client.page(job)
@@ -179,7 +182,8 @@ def asked(servers: Connections) -> Iterator[tuple[Client, Engine]]:
 
 
 WRITES = [
-    "INSERT INTO problem_sets (name, content_sha256, num_problems) VALUES ('x', 'x', 0)",
+    "INSERT INTO problem_sets (name, content_sha256, num_problems, num_references, has_choices) "
+    "VALUES ('x', 'x', 0, 0, false)",
     "UPDATE samples SET state = 'graded'",
     "DELETE FROM jobs",
     "TRUNCATE jobs CASCADE",

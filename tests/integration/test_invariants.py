@@ -56,9 +56,7 @@ EAGER = SpeculativeThinkingSpec(
     threshold=2, threshold_max=4, handback="tokens",
 )  # fmt: skip
 PROBLEMS = tuple(
-    Problem(
-        external_id=f"p{number}", prompt=f"What is 1+{number}?", answer=f"{number + 1}", metadata={"source": "sums"}
-    )
+    Problem(external_id=f"p{number}", prompt=f"What is 1+{number}?", answer=f"{number + 1}", hidden={"source": "sums"})
     for number in range(3)
 )
 
@@ -288,10 +286,15 @@ WRITERS = f"(SELECT worker_id FROM segments WHERE sample_id = {SOME})"
 LAST = f"(SELECT max(id) FROM events WHERE sample_id = {SOME})"
 CLAIM = f"(SELECT max(id) FROM events WHERE sample_id = {SOME} AND to_state = 'drafting')"
 GIVE_ANSWERS = """
-    UPDATE problems p SET extra = p.extra || jsonb_build_object('{column}', {value})
+    UPDATE problems p SET shown = p.shown || jsonb_build_object('{column}', {value})
     FROM reference_answers r, jobs j WHERE r.problem_id = p.id AND p.problem_set_id = j.problem_set_id AND j.id = :job
 """
 ANSWER = r"UPDATE reference_answers SET answer = '\frac{1234}{5678}' WHERE problem_id = " + SOLE
+WORKED = "one and one more of the same kind make two of them"
+HIDE = f"""
+    UPDATE hidden_columns SET columns = columns || jsonb_build_object('{{column}}', '{WORKED}')
+    WHERE problem_id = {SOLE}
+"""
 HOLD = """
     UPDATE samples SET state = 'drafting', epoch = epoch + 1, holder_id = {holder}, ended_at = NULL WHERE id = {sample}
 """
@@ -481,6 +484,24 @@ BREAKS: list[tuple[Invariant, str, list[str]]] = [
         "column solution",
         [GIVE_ANSWERS.format(column="solution", value=r"'It is $\boxed{' || r.answer || '}$, as shown.'")],
     ),
+    (
+        Invariant.ANSWERS,
+        "shows its hidden column source",
+        ['UPDATE problems SET shown = shown || \'{"source": "sums"}\' WHERE id = ' + SOLE],
+    ),
+    (
+        Invariant.ANSWERS,
+        "has the text of its hidden column Rationale where generating workers read",
+        [HIDE.format(column="Rationale"), f"UPDATE problems SET prompt = 'Note: {WORKED}' WHERE id = " + SOLE],
+    ),
+    (
+        Invariant.ANSWERS,
+        "has the text of its hidden column canonical_solution where generating workers read",
+        [
+            HIDE.format(column="canonical_solution"),
+            f"UPDATE problems SET shown = jsonb_build_object('choices', ARRAY['{WORKED}', '2']) WHERE id = " + SOLE,
+        ],
+    ),
     (Invariant.ANSWERS, "job", [ANSWER, r"UPDATE jobs SET name = 'is it \frac{1234}{5678}?' WHERE id = :job"]),
     (
         Invariant.ANSWERS,
@@ -515,6 +536,8 @@ def test_thing_that_is_wrong_with_one_job_is_not_another_ones(filled: Filled) ->
         [f"UPDATE workers SET end_reason = 'lapsed', tokens_committed = 1, tokens_generated = 2 WHERE id IN {WRITERS}"],
         # one of three answers is "2", and so is one of the options
         [GIVE_ANSWERS.format(column="A", value="'2'")],
+        # a set that publishes its question twice
+        [HIDE.format(column="context"), f"UPDATE problems SET prompt = 'Note: {WORKED}' WHERE id = " + SOLE],
         # a word that is an answer to some question is not there because of it
         [
             f"UPDATE reference_answers SET answer = 'reflection' WHERE problem_id = {SOLE}",
@@ -525,7 +548,7 @@ def test_thing_that_is_wrong_with_one_job_is_not_another_ones(filled: Filled) ->
             "UPDATE events SET to_state = 'cancelled' WHERE job_id = :job AND sample_id IS NULL",
         ],
     ],
-    ids=["counters of a killed worker", "an option", "a common word", "a cancel under way"],
+    ids=["counters of a killed worker", "an option", "a question told twice", "a common word", "a cancel under way"],
 )
 def test_what_may_be_so_is_not_called_wrong(filled: Filled, statements: list[str]) -> None:
     assert found_in(filled, *statements) == []

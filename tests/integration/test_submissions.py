@@ -38,6 +38,7 @@ def submit(connection: Connection, login: str, num_problems: int, num_samples: i
         Problem(
             external_id=f"p{number}", prompt=f'"{number}"\tand\\n', answer=str(number) if number % 2 else None,
             metadata={"source": "a\tb\\c", "number": number} if number else {},
+            hidden={"proof": number} if number else {},
         )
         for number in range(num_problems)
     )  # fmt: skip
@@ -56,15 +57,17 @@ def test_problems_and_samples_are_stored_in_order_with_their_answers(connection:
     job = submit(connection, login, num_problems=5, num_samples=2)
     rows = every(
         connection,
-        "SELECT p.position, p.external_id, p.prompt, p.extra, r.answer, s.sample_index FROM samples s "
-        "JOIN problems p ON p.id = s.problem_id LEFT JOIN reference_answers r ON r.problem_id = p.id "
+        "SELECT p.position, p.external_id, p.prompt, p.shown, h.columns, r.answer, s.sample_index FROM samples s "
+        "JOIN problems p ON p.id = s.problem_id LEFT JOIN hidden_columns h ON h.problem_id = p.id "
+        "LEFT JOIN reference_answers r ON r.problem_id = p.id "
         "WHERE s.job_id = :job ORDER BY s.id",
         job=job,
     )
     assert rows == [
         {
             "position": number, "external_id": f"p{number}", "prompt": f'"{number}"\tand\\n', "sample_index": index,
-            "extra": {"source": "a\tb\\c", "number": number} if number else {},
+            "shown": {"source": "a\tb\\c", "number": number} if number else {},
+            "columns": {"proof": number} if number else None,
             "answer": str(number) if number % 2 else None,
         }
         for number in range(5) for index in range(2)

@@ -5,6 +5,7 @@ A small or large worker reads two: its model's, and its own, where samples go wh
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 
@@ -21,8 +22,14 @@ PRIORITY_STEPS = [FIRST, LATER]
 
 
 def model_queue(role: ModelRole, model: str) -> str:
-    """The queue that all workers of a model read, e.g. ``small.demo-small``."""
-    return f"{role.value}.{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}"
+    """The queue that all workers of a model read, e.g. ``small.demo-small``: one for each name.
+
+    A name with other characters than a queue's gets part of its hash: ``a/b`` and ``a-b`` are two models.
+    """
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", model)
+    if plain != model:
+        plain = f"{plain}~{hashlib.sha256(model.encode()).hexdigest()[:10]}"
+    return f"{role.value}.{plain}"
 
 
 def own_queue(role: ModelRole, model: str) -> str:

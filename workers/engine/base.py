@@ -23,6 +23,12 @@ class Sampling:
     top_p: float = 0.95
     top_k: int = 50
     """0: off."""
+    min_p: float = 0.0
+    """0: off."""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    """1: off."""
 
 
 class StopRule(Protocol):

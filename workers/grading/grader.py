@@ -24,7 +24,7 @@ from pipeline.db.grading import (
 )
 from pipeline.db.session import transaction
 from pipeline.errors import GradingError
-from pipeline.grading import Grade, Grader, answer_part, make_grader
+from pipeline.grading import Grade, Grader, answer_part, grade_any, make_grader
 from pipeline.plugins import Origin, PluginGroup, check_same_version, find_origin
 from pipeline.samples import GradeStatus
 from workers.broker.messages import SamplesMessage
@@ -93,7 +93,10 @@ def _run(grader: Grader, sample: Ungraded) -> TextGrade:
     Of an error that is not ours only the class and the place are told: its text may hold the reference answer.
     """
     try:
-        status, grade = GradeStatus.DONE, grader.grade(answer_part(sample.output), sample.reference)
+        status, grade = (
+            GradeStatus.DONE,
+            grade_any(grader, answer_part(sample.output), (sample.reference, *sample.also_accepted)),
+        )
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"

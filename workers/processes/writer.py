@@ -14,10 +14,11 @@ import sys
 
 import structlog
 
-from pipeline.chat.files import served_name
+from pipeline.chat.files import find_folder, served_name
 from pipeline.chat.model import ChatModel
+from pipeline.chat.weights import weights_sha256
 from pipeline.db.session import transaction
-from pipeline.db.workforce import WorkerCounters, put_engine
+from pipeline.db.workforce import WorkerCounters, put_engine, refuse_second_identity
 from pipeline.samples import ModelRole
 from pipeline.settings import Settings
 from pipeline.workforce import WorkerEnd, WorkerKind
@@ -59,8 +60,13 @@ def run_writer(
     """A small or large worker, until it is told to stop. Raises ConfigurationError when the model cannot be loaded."""
     base = open_base(settings, WorkerKind(role.value))
     chat = ChatModel.load(model, revision=revision)
+    served = name or served_name(model)
+    folder = find_folder(model, revision)
+    weights = weights_sha256(folder) if folder else None
+    with transaction(base.db_engine) as connection:  # before a GPU works for nothing
+        refuse_second_identity(connection, model=served, model_fingerprint=chat.fingerprint, weights_sha256=weights)
     engine = load_engine(chat, revision=revision, role=role, settings=settings.engine)
-    return WriterProcess(base, role, engine, chat, name or served_name(model)).run()
+    return WriterProcess(base, role, engine, chat, served, weights=weights, revision=revision).run()
 
 
 def end_reason(stats: EngineStats, *, stall_after_s: float) -> WorkerEnd | None:
@@ -74,7 +80,20 @@ def end_reason(stats: EngineStats, *, stall_after_s: float) -> WorkerEnd | None:
 class WriterProcess:
     """One small or large worker; the holder of its lease."""
 
-    def __init__(self, base: Base, role: ModelRole, engine: Engine, chat: ChatModel, model: str) -> None:
+    def __init__(
+        self,
+        base: Base,
+        role: ModelRole,
+        engine: Engine,
+        chat: ChatModel,
+        model: str,
+        *,
+        weights: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        """model: the name that jobs use. weights: their hash, None where it is not known."""
+        self._weights = weights
+        self._revision = revision
         self._base = base
         self._role = role
         self._engine = engine
@@ -103,6 +122,8 @@ class WriterProcess:
             on_engine_death=self._die,
             max_attempts=base.settings.engine.max_attempts,
             admit_ahead=base.settings.upkeep.admit_ahead,
+            weights=weights,
+            revision=revision,
         )
 
     def _put_engine(self, chat: ChatModel, model: str) -> int:
@@ -116,6 +137,8 @@ class WriterProcess:
                 model_fingerprint=chat.fingerprint,
                 vocabulary_sha256=chat.vocabulary_sha256,
                 settings=dict(info.settings),
+                weights_sha256=self._weights,
+                revision=self._revision,
             )
 
     def _identity(self, worker_id: int) -> Identity:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pipeline.chat.model import ChatModel
-from pipeline.chat.prompts import render_user_message
 from pipeline.chat.translation import ThinkPhase, ThinkTagTranslator
 from pipeline.errors import BadProblem
 from pipeline.jobs.config import JobConfig
-from pipeline.policies.protocol import Policy, asks_of
+from pipeline.policies.protocol import Policy
 from pipeline.problems import Problem
 from pipeline.samples import ModelRole
 from workers.engine.base import Sampling
@@ -34,6 +33,12 @@ class JobSetup:
     _prompts: dict[int, list[int]] = field(default_factory=dict)
     """Rendered prompts by problem id, at most MAX_PROMPTS: a sample comes again after each takeover."""
 
+    @property
+    def policy_label(self) -> str:
+        """The policy, as errors name it."""
+        spec = self.config.policy
+        return "policy " + ":".join(str(getattr(spec, part)) for part in ("name", "preset") if hasattr(spec, part))
+
     @classmethod
     def of(
         cls, config: JobConfig, think: ThinkPhase, chat: ChatModel, *, role: ModelRole, max_model_len: int
@@ -44,10 +49,9 @@ class JobSetup:
         policy = config.build_policy()
         translator = ThinkTagTranslator(chat, think)
         questions = Questions(chat, translator)
-        for ask in asks_of(policy):
+        for ask in policy.asks:
             if ask.role is role:
                 questions.get(ask)
-        sampling = config.sampling
         return cls(
             config=config,
             policy=policy,
@@ -57,7 +61,7 @@ class JobSetup:
             think_end=think.end,
             translator=translator,
             questions=questions,
-            sampling=Sampling(temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k),
+            sampling=Sampling(**config.drawing(role).model_dump()),
         )
 
     def prompt_ids(self, problem_id: int, problem: Problem) -> list[int]:
@@ -66,7 +70,8 @@ class JobSetup:
         if known is not None:
             return known
         try:
-            token_ids = self.chat.prompt_ids(render_user_message(self.config.prompt_template, problem))
+            prompt = self.config.prompt(problem)
+            token_ids = self.chat.prompt_ids(prompt.message, prompt.earlier)
         except BadProblem:
             raise
         except Exception as error:  # a template may break on a problem in any way

@@ -28,6 +28,7 @@ from pipeline.db.commits import SampleCommit
 from pipeline.db.job_configs import fix_think_phase, get_job_config
 from pipeline.db.workforce import WorkerCounters
 from pipeline.errors import EngineDied, EngineRefused, EngineUnavailable, ServiceUnavailable
+from pipeline.jobs.config import ModelSpec
 from pipeline.policies.requests import Generate
 from pipeline.samples import ModelRole
 from workers.broker.messages import SamplesMessage
@@ -121,10 +122,14 @@ class Writer:
         on_engine_death: Callable[[], None],
         max_attempts: int = 8,
         admit_ahead: float = 1.0,
+        weights: str | None = None,
+        revision: str | None = None,
     ) -> None:
         """max_attempts: so often a sample is handed to an engine that refuses it for the moment. admit_ahead: samples
         that upkeep admits per slot."""
         self.role = role
+        self._weights = weights
+        self._revision = revision
         self.engine = engine
         self._chat = chat
         self._publisher = publisher
@@ -222,14 +227,27 @@ class Writer:
     def _load_setup(self, job_id: int) -> JobSetup:
         config = self._store.patiently(lambda connection: get_job_config(connection, job_id))
         wanted = config.model(self.role)
-        if wanted and wanted.fingerprint not in (None, self._chat.fingerprint):
+        if wanted is not None:
+            self._require(wanted)
+        chat = self._chat.asked(config.asking(self.role))
+        phase = settle_think_phase(chat)
+        think = self._store.patiently(lambda connection: fix_think_phase(connection, job_id, phase))
+        return JobSetup.of(config, think, chat, role=self.role, max_model_len=self.engine.max_model_len)
+
+    def _require(self, wanted: ModelSpec) -> None:
+        """Raises EngineRefused where this worker's model is not the one that the job was submitted with."""
+        if wanted.fingerprint not in (None, self._chat.fingerprint):
             raise EngineRefused(
                 wanted.name,
                 "this worker's model has another tokenizer or chat template than the job was submitted with",
             )
-        phase = settle_think_phase(self._chat)
-        think = self._store.patiently(lambda connection: fix_think_phase(connection, job_id, phase))
-        return JobSetup.of(config, think, self._chat, role=self.role, max_model_len=self.engine.max_model_len)
+        if None not in (wanted.weights, self._weights) and wanted.weights != self._weights:
+            raise EngineRefused(wanted.name, "this worker's model has other weights than the job was submitted with")
+        if wanted.revision not in (None, self._revision):
+            raise EngineRefused(
+                wanted.name,
+                f"the job asks for revision {wanted.revision!r}, and this worker was started with {self._revision!r}",
+            )
 
     def _submit(self, active: ActiveSample, request: GenerateRequest) -> None:
         self.engine.submit(request, lambda result: self._recorder.put(Outcome(active, result)))

@@ -13,12 +13,17 @@ import datetime as dt
 
 from pipeline.db.invariant_checks import answers, claims, events, rows, segments, tokens
 from pipeline.jobs.config import FINAL_JOB_STATES, JOB_TRANSITIONS
-from pipeline.problems.sets import USUAL_COLUMNS
+from pipeline.problems.columns import USUAL_COLUMNS
 from pipeline.results.invariants import Invariant
 from pipeline.samples import FINAL_STATES, RUNNABLE_STATE, TRANSITIONS, WRITING_STATE
 
 MIN_ANSWER_CHARS = 8
 """Shorter answers are found everywhere by chance: "2" is in every date."""
+
+MIN_HIDDEN_CHARS = 40
+"""Shorter texts of a hidden column may be in a question by chance."""
+TELLING_COLUMNS = "answer|solution|rationale|explanation|cot|canonical|test|gold|target|truth|proof|correct"
+"""A pattern: lower-case names of columns that tell the answer or how to find it."""
 
 CANCELLING = dt.timedelta(minutes=5)
 """A cancelled job's samples follow it in batches, a million in a minute or two; after so long none may be open."""
@@ -33,6 +38,8 @@ PARAMETERS: dict[str, object] = {
     "cancelling": CANCELLING,
     "answer_columns": list(USUAL_COLUMNS["answer"]),
     "min_answer_chars": MIN_ANSWER_CHARS,
+    "min_hidden_chars": MIN_HIDDEN_CHARS,
+    "telling_columns": TELLING_COLUMNS,
 }
 """What the statements name beside ``job``, the job's id."""
 

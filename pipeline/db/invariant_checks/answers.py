@@ -1,11 +1,11 @@
-"""Statements on reference answers: they are in no other place than their own table."""
+"""Statements on reference answers and hidden columns: they are in no other place than their own tables."""
 
 from __future__ import annotations
 
 # One equal value is chance (a column of options holds the right one in some rows); a column that gives the answer,
 # alone or boxed at the end of a worked solution, for most of the problems that have it is the answers again.
 _ANSWERS_IN_OTHER_COLUMNS = r"""
-    SELECT 0 AS position, format('problems.extra, column %s', c.name) AS place,
+    SELECT 0 AS position, format('problems.shown, column %s', c.name) AS place,
            format('gives the reference answer of %s problems out of %s that have it', c.given, c.n) AS what
     FROM (
         SELECT x.name, count(*) AS n, count(*) FILTER (WHERE x.is_given) AS given,
@@ -16,7 +16,7 @@ _ANSWERS_IN_OTHER_COLUMNS = r"""
                    OR strpos(e.value, format('\boxed{%s}', r.answer)) > 0 AS is_given
             FROM jobs j JOIN problems p ON p.problem_set_id = j.problem_set_id AND p.position < j.num_problems
             JOIN reference_answers r ON r.problem_id = p.id
-            CROSS JOIN LATERAL jsonb_each_text(CASE jsonb_typeof(p.extra) WHEN 'object' THEN p.extra END)
+            CROSS JOIN LATERAL jsonb_each_text(CASE jsonb_typeof(p.shown) WHEN 'object' THEN p.shown END)
                 AS e(key, value)
             WHERE j.id = :job AND e.value <> ''
         ) x GROUP BY x.name
@@ -26,14 +26,33 @@ _ANSWERS_IN_OTHER_COLUMNS = r"""
         OR (lower(c.name) = ANY(:answer_columns) AND c.given = c.n)
     )
 """
+_HIDDEN_AND_SHOWN = """
+    SELECT p.position, 'problem ' || p.external_id AS place, format('shows its hidden column %s', c.name) AS what
+    FROM jobs j JOIN problems p ON p.problem_set_id = j.problem_set_id AND p.position < j.num_problems
+    JOIN hidden_columns h ON h.problem_id = p.id
+    CROSS JOIN LATERAL jsonb_object_keys(CASE jsonb_typeof(h.columns) WHEN 'object' THEN h.columns END) AS c(name)
+    WHERE j.id = :job AND p.shown ? c.name
+"""
+# A context or a second wording may be part of a prompt; a worked solution, a rationale or a test may not.
+_HIDDEN_TEXT_IN_PROMPTS = """
+    SELECT p.position, 'problem ' || p.external_id AS place,
+           format('has the text of its hidden column %s where generating workers read', c.key) AS what
+    FROM jobs j JOIN problems p ON p.problem_set_id = j.problem_set_id AND p.position < j.num_problems
+    JOIN hidden_columns h ON h.problem_id = p.id
+    CROSS JOIN LATERAL jsonb_each_text(CASE jsonb_typeof(h.columns) WHEN 'object' THEN h.columns END) AS c(key, value)
+    WHERE j.id = :job AND length(c.value) >= :min_hidden_chars AND lower(c.key) ~ :telling_columns
+      AND (strpos(p.prompt, c.value) > 0 OR EXISTS (
+          SELECT FROM jsonb_path_query(p.shown, 'strict $.**') AS v(value)
+          WHERE jsonb_typeof(v.value) = 'string' AND strpos(v.value #>> '{}', c.value) > 0))
+"""
 # Only answers that nobody writes by chance: long enough, and with a digit or a sign ("reflection" is a trigger's name).
 # States in the event log are not searched: those that are no state are illegal moves.
 _ANSWERS_IN_OTHER_TABLES = r"""
     WITH hands AS MATERIALIZED (
         SELECT DISTINCT e.worker_id AS id FROM events e WHERE e.job_id = :job AND e.worker_id IS NOT NULL
     ), hay AS MATERIALIZED (
-        SELECT format('job %s', j.id) AS place, concat_ws(E'\n', j.config, j.versions, j.name, j.policy, j.think_end)
-               AS written
+        SELECT format('job %s', j.id) AS place, concat_ws(
+                   E'\n', j.config - 'few_shot', j.versions, j.name, j.policy, j.think_end) AS written
         FROM jobs j WHERE j.id = :job
         UNION ALL
         SELECT format('worker %s', w.id), concat_ws(E'\n', w.model, w.host, w.queue)
@@ -55,5 +74,7 @@ _ANSWERS_IN_OTHER_TABLES = r"""
 
 STATEMENTS = (
     _ANSWERS_IN_OTHER_COLUMNS,
+    _HIDDEN_AND_SHOWN,
+    _HIDDEN_TEXT_IN_PROMPTS,
     _ANSWERS_IN_OTHER_TABLES,
 )

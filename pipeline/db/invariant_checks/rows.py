@@ -43,7 +43,8 @@ _STATE_OF_THE_JOB = """
         (j.state = ANY(:final_jobs) AND c.open > 0
          AND NOT (j.state = 'cancelled' AND j.finished_at > clock_timestamp() - CAST(:cancelling AS interval)))
         OR (j.state <> 'cancelled' AND c.cancelled > 0)
-        OR (j.state = 'completed' AND c.failed > 0) OR (j.state = 'completed_with_errors' AND c.failed = 0)
+        OR (j.state = 'completed' AND c.failed > 0) OR (
+            j.state = 'completed_with_errors' AND c.failed = 0 AND j.config->>'grader' = 'none')
     )
 """
 _GRADE_OF_EACH_GRADED = """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.db.base import Base
-from pipeline.db.tables.jobs import JobRow, ProblemRow, ProblemSetRow, ReferenceAnswerRow
+from pipeline.db.tables.jobs import HiddenColumnsRow, JobRow, ProblemRow, ProblemSetRow, ReferenceAnswerRow
 from pipeline.db.tables.log import EventRow, SchemaObjectsRow
 from pipeline.db.tables.samples import GradeRow, SampleRow
 from pipeline.db.tables.segments import AsideRow, SegmentRow, SignalRow, StepRow
@@ -15,6 +15,7 @@ __all__ = [
     "EngineRow",
     "EventRow",
     "GradeRow",
+    "HiddenColumnsRow",
     "JobRow",
     "JobTotalsRow",
     "LengthCountRow",

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     CheckConstraint,
     ForeignKey,
     Index,
+    String,
     UniqueConstraint,
     func,
     text,
@@ -30,11 +32,13 @@ class ProblemSetRow(Base):
     name: Mapped[str] = mapped_column(comment="as first submitted")
     content_sha256: Mapped[str] = mapped_column(unique=True, comment="the version: a hash of all problems and answers")
     num_problems: Mapped[int] = mapped_column(comment="problems in it")
+    num_references: Mapped[int] = mapped_column(comment="problems in it that have a reference answer")
+    has_choices: Mapped[bool] = mapped_column(comment="whether it is a multiple choice")
     created_at: Mapped[Instant] = mapped_column(server_default=func.now(), comment="when it was first submitted")
 
 
 class ProblemRow(Base):
-    """One question. Its reference answer is in another table that generating workers need not read."""
+    """One question, with what generating workers read: nothing but what a prompt template shows."""
 
     __tablename__ = "problems"
     __table_args__ = (
@@ -49,7 +53,20 @@ class ProblemRow(Base):
     prompt: Mapped[str] = mapped_column(comment="the question's text, before any template")
     subject: Mapped[str | None] = mapped_column(comment="as in the file, e.g. algebra")
     level: Mapped[str | None] = mapped_column(comment="as in the file, e.g. Level 5")
-    extra: Mapped[dict[str, Any]] = mapped_column(comment="the file's other columns")
+    shown: Mapped[dict[str, Any]] = mapped_column(
+        comment="what a prompt template may show beside the prompt: choices, earlier turns, kept columns"
+    )
+
+
+class HiddenColumnsRow(Base):
+    """All other columns of a problem's row, as rationales and tests; generating workers cannot read them."""
+
+    __tablename__ = "hidden_columns"
+
+    problem_id: Mapped[int] = mapped_column(
+        ForeignKey("problems.id"), primary_key=True, autoincrement=False, comment="the problem"
+    )
+    columns: Mapped[dict[str, Any]] = mapped_column(comment="value by column, as in the file")
 
 
 class ReferenceAnswerRow(Base):
@@ -60,7 +77,10 @@ class ReferenceAnswerRow(Base):
     problem_id: Mapped[int] = mapped_column(
         ForeignKey("problems.id"), primary_key=True, autoincrement=False, comment="the problem"
     )
-    answer: Mapped[str] = mapped_column(comment="as in the file")
+    answer: Mapped[str] = mapped_column(comment="as in the file; of a multiple choice, the letter of the right one")
+    also_accepted: Mapped[list[str]] = mapped_column(
+        ARRAY(String), server_default="{}", comment="further answers, each as right as that one"
+    )
 
 
 class JobRow(Base):
@@ -84,6 +104,9 @@ class JobRow(Base):
     small_model: Mapped[str | None] = mapped_column(comment="null where the policy needs none")
     large_model: Mapped[str | None] = mapped_column(comment="null where the policy needs none")
     first_role: Mapped[ModelRole] = mapped_column(choice(ModelRole, "first_role"), comment="who opens each sample")
+    think_start: Mapped[str | None] = mapped_column(
+        comment="the tag that opens the think phase in its texts, '' for none; null: no worker has had it yet"
+    )
     think_end: Mapped[str | None] = mapped_column(
         comment="the tag that ends the think phase in its texts, '' for none; null: no worker has had it yet"
     )

@@ -31,6 +31,10 @@ class EngineRow(Base):
     model_fingerprint: Mapped[str] = mapped_column(comment="sha256 of tokenizer and chat template")
     vocabulary_sha256: Mapped[str] = mapped_column(comment="equal for models whose token ids mean the same text")
     settings: Mapped[dict[str, Any]] = mapped_column(comment="as it was started")
+    weights_sha256: Mapped[str | None] = mapped_column(
+        comment="of a sample of every tensor; null: no files of weights are here"
+    )
+    revision: Mapped[str | None] = mapped_column(comment="of the hub, as the worker was started with")
 
 
 class WorkerRow(Base):
@@ -64,7 +68,9 @@ class WorkerRow(Base):
         choice(WorkerEnd, "end_reason_choice"), comment="pipeline.workforce.WorkerEnd"
     )
     settled_at: Mapped[Instant | None] = mapped_column(comment="when all it held was given back")
-    num_in_flight: Mapped[int] = mapped_column(server_default="0", comment="samples it writes, at renewed_at")
+    num_in_flight: Mapped[int] = mapped_column(
+        server_default="0", comment="samples it writes, or holds until it can write or commit them, at renewed_at"
+    )
     tokens_generated: Mapped[int] = mapped_column(
         BigInteger,
         server_default="0",

@@ -127,7 +127,7 @@ def test_text_in_two_pieces_is_the_text_in_one(chat: ChatModel, data: st.DataObj
 def test_think_tags_are_translated_both_ways(folder: Path, chat: ChatModel) -> None:
     mistral = make_chat(folder / "mistral", tags=("[THINK]", "[/THINK]"))
     phase = settle_think_phase(chat, mistral)
-    assert phase == ThinkPhase(end="</think>", opened=True)
+    assert phase == ThinkPhase(start="<think>", end="</think>", opened=True)
     translator = ThinkTagTranslator(mistral, phase)
     heard = translator.output_ids([part(chat, "So.\n</think>\n\nIt is 3.")], own=OWN)
     assert decoded(mistral, heard) == "So.\n[/THINK]\n\nIt is 3."
@@ -154,8 +154,8 @@ def test_template_that_does_not_open_the_think_phase_is_given_the_tag(folder: Pa
 
 def test_model_without_think_tags_takes_the_others(folder: Path, chat: ChatModel) -> None:
     plain = make_chat(folder / "plain", tags=None)
-    assert settle_think_phase(plain, chat) == ThinkPhase(end="</think>", opened=True)
-    assert settle_think_phase(plain) == ThinkPhase(end="", opened=False)
+    assert settle_think_phase(plain, chat) == ThinkPhase(start="<think>", end="</think>", opened=True)
+    assert settle_think_phase(plain) == ThinkPhase(start="", end="", opened=False)
     translator = ThinkTagTranslator(plain, settle_think_phase(plain, chat))
     assert decoded(plain, translator.output_ids([part(chat, "So.</think>")], own=OWN)) == "So.</think>"
 

@@ -20,8 +20,8 @@ def load(name: str) -> ProblemSet:
     return find_recipe(name).load(DATA / FILES[name])
 
 
-def test_there_are_the_papers_four_sets() -> None:
-    assert set(recipe_names()) == set(FILES)
+def test_the_papers_four_sets_come_first() -> None:
+    assert recipe_names()[:4] == tuple(FILES)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -46,8 +46,7 @@ def test_reference_is_what_the_recipes_grader_takes(name: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_solutions_are_left_out_of_what_generating_workers_can_read(name: str) -> None:
     for problem in load(name).problems:
-        assert problem.metadata.keys() <= {"url", "choices", "Subdomain"}
-        assert "Explanation" not in problem.metadata
+        assert problem.metadata.keys() <= {"choices"}
 
 
 def test_math500_keeps_ids_subjects_and_levels() -> None:
@@ -119,4 +118,4 @@ def test_file_in_other_columns_is_refused() -> None:
 
 def test_unknown_recipe_lists_the_known() -> None:
     with pytest.raises(ConfigurationError, match="math500, aime, gpqa-diamond, amc23"):
-        find_recipe("mmlu")
+        find_recipe("nosuch")

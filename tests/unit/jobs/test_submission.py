@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 
 from pipeline import ColumnNames, Problem, ProblemSet
+from pipeline.chat.asking import Asking
 from pipeline.errors import BadProblem, ConfigurationError
 from pipeline.jobs.config import JobConfig, ModelSpec
-from pipeline.jobs.readiness import ReadyJob, StoredSet, make_ready
+from pipeline.jobs.readiness import ReadyJob, make_ready
+from pipeline.jobs.references import StoredSet
 from pipeline.jobs.submission import SourceJob, Submission, part_values
 from pipeline.policies import parse_policy
 from pipeline.policies.exits import CutExit
@@ -94,12 +97,25 @@ def test_wrong_value_is_refused_by_the_name_of_its_field(values: dict[str, Any],
 def test_defaults_are_those_of_a_job() -> None:
     made = ready()
     policy = parse_policy("speculative-thinking:improved")
-    assert made.config == JobConfig(small=ModelSpec(name="S"), large=ModelSpec(name="L"), policy=policy)
+    today = Asking(today=dt.date.today())
+    usual = JobConfig(small=ModelSpec(name="S"), large=ModelSpec(name="L"), policy=policy)
+    assert made.config == usual.model_copy(
+        update={"seed": made.config.seed, "small_asking": today, "large_asking": today}
+    )
     assert (made.name, made.num_problems, made.first_role) == (
         "few · speculative-thinking:improved", 2, ModelRole.SMALL,
     )  # fmt: skip
     assert made.think is None  # only workers know models by these names
-    assert made.versions["prompt template"] == "math/1"
+    assert made.versions["prompt template"] == "math/2"
+
+
+def test_seed_is_drawn_where_none_is_given_and_a_clone_keeps_it() -> None:
+    seeds = {ready().config.seed for _ in range(4)}
+    assert len(seeds) == 4
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert ready(seed=0).config.seed == 0
+    source = stored_job(policy="speculative-thinking:improved")
+    assert Submission.from_job(source, {"num_samples": 2}).seed == source.config.seed
 
 
 def test_given_values_win_over_the_recipe_and_that_over_the_usual(tmp_path: Path) -> None:
@@ -205,7 +221,7 @@ def stored_set(reads: list[int], *prompts: str) -> StoredSet:
         reads.append(limit)
         return few(*prompts).problems[:limit]
 
-    return StoredSet(id=3, name="few", size=len(prompts), read=read)
+    return StoredSet(id=3, name="few", size=len(prompts), num_references=len(prompts), has_choices=False, read=read)
 
 
 def test_stored_set_is_asked_without_reading_more_than_is_used() -> None:

@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ProblemSetError
 from pipeline.problems import ProblemSet, check_storable, content_sha256, decode_parquet, load_problem_set
-from pipeline.problems.files import Fault, Row, UnreadableFile, _parse_decoded, read_rows
+from pipeline.problems.files import read_rows
+from pipeline.problems.lines import Fault, Row, UnreadableFile
+from pipeline.problems.parquet_rows import parse_decoded
 from tests.fuzzing import examples
 
 Edit = tuple[int, int, bytes]
@@ -162,7 +164,7 @@ def decoded(content: bytes) -> list[Row | Fault] | str:
     entries: list[Row | Fault] = []
     for number, line in enumerate(decode_parquet._lines(io.BytesIO(content)), 1):
         try:
-            entry = _parse_decoded(number, line.decode())
+            entry = parse_decoded(number, line.decode())
         except UnreadableFile as error:
             return str(error)
         if entry is None:

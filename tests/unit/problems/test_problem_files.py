@@ -38,11 +38,11 @@ def test_jsonl_row_becomes_a_problem(tmp_path: Path) -> None:
             answer="2.0",
             subject="sums",
             level="3",
-            metadata={"year": 2024, "tags": ["a", 1.5]},
+            hidden={"year": 2024, "tags": ["a", 1.5]},
         ),
     )
     assert type(loaded.problems[0].answer) is str
-    assert type(loaded.problems[0].metadata["year"]) is int
+    assert type(loaded.problems[0].hidden["year"]) is int
 
 
 @pytest.mark.parametrize("written", ["1", "1.0", "1e3", "-0", "12345678901234567890123", "true"])
@@ -63,18 +63,21 @@ def test_usual_columns_are_found(tmp_path: Path, column: str) -> None:
     assert load_problem_set(write(tmp_path, json.dumps({column: "p?"}))).problems[0].prompt == "p?"
 
 
-def test_first_usual_column_wins_and_the_others_are_metadata_but_for_answers(tmp_path: Path) -> None:
+def test_first_usual_column_wins_and_the_others_are_hidden(tmp_path: Path) -> None:
     rows = [{"question": "q", "problem": "p", "solution": "long", "answer": "a"}, {"problem": "p2", "solution": "long"}]
     loaded = load_problem_set(write(tmp_path, "\n".join(map(json.dumps, rows))))
     assert [(problem.prompt, problem.answer) for problem in loaded.problems] == [("p", "a"), ("p2", None)]
-    assert [problem.metadata for problem in loaded.problems] == [{"question": "q"}, {}]
+    assert [problem.hidden for problem in loaded.problems] == [
+        {"question": "q", "solution": "long"},
+        {"solution": "long"},
+    ]
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
     row = {"problem": "p", "text": "t", "gold": "g", "key": "k", "unit": "u"}
     columns = ColumnNames(problem="text", answer="gold", id="key", subject="unit")
     loaded = load_problem_set(write(tmp_path, json.dumps(row)), name="mine", columns=columns)
-    expected = Problem(external_id="k", prompt="t", answer="g", subject="u", metadata={"problem": "p"})
+    expected = Problem(external_id="k", prompt="t", answer="g", subject="u", hidden={"problem": "p"})
     assert (loaded.name, loaded.problems) == ("mine", (expected,))
 
 
@@ -109,10 +112,11 @@ def test_every_fault_is_told_with_its_line(tmp_path: Path) -> None:
         "line 2: broken JSON: Invalid control character at at column 20",
         "line 3: not UTF-8: byte 0xe9 at byte 17 of the line",
         "line 5: missing problem: 'problem' is empty",
-        "line 6: duplicate id 'a': line 1 has it",
+        "line 6: duplicate id 'a': line 1 has it; --column id= numbers the rows instead, --column id=COLUMN+COLUMN "
+        "joins columns",
         "line 7: a NUL byte at byte 18 of the line",
         "line 8: a NUL byte (written as \\u0000)",
-        "line 9: wrong type: 'problem' must be text, not a list",
+        "line 9: wrong type: 'problem' must be text or a list of messages",
         "line 10: wrong type: 'problem' must be text, not a number",
         "line 11: not a JSON object but a list",
         "line 12: wrong type: 'answer' must be text or a number, not an object",
@@ -161,10 +165,16 @@ def test_overlong_line_is_a_fault_and_the_rest_is_read(tmp_path: Path) -> None:
 
 
 def test_csv_with_quotes_newlines_and_an_index_column(tmp_path: Path) -> None:
-    text = ',problem,answer,choices\r\n0,"two\nlines, ""quoted""",4,"[""x"", 2.50]"\r\n1,next,,\r\n'
+    text = ',problem,answer,choices\r\n0,"two\nlines, ""quoted""",2.50,"[""x"", 2.50]"\r\n1,next,,\r\n'
     loaded = load_problem_set(write(tmp_path, text, "set.csv"))
     assert loaded.problems == (
-        Problem(external_id="0", prompt='two\nlines, "quoted"', answer="4", metadata={"choices": ["x", "2.50"]}),
+        Problem(
+            external_id="0",
+            prompt='two\nlines, "quoted"',
+            answer="B",
+            metadata={"choices": ["x", "2.50"]},
+            hidden={"answer": "2.50"},
+        ),
         Problem(external_id="1", prompt="next"),
     )
     assert loaded.places == ("line 2", "line 4")
@@ -203,18 +213,22 @@ def test_parquet_types_become_text_and_plain_values(tmp_path: Path) -> None:
     }
     loaded = load_problem_set(write_parquet(tmp_path, columns))
     assert loaded.problems == (
-        Problem(external_id="0", prompt="a", answer="1.0", level="3", metadata={"choices": ["x", "y"]}),
+        Problem(
+            external_id="0",
+            prompt="a",
+            answer="B",
+            level="3",
+            metadata={"choices": ["x", "y"]},
+            hidden={"target": 1.0},
+        ),
         Problem(external_id="1", prompt="b", level="4"),
     )
 
 
 def test_parquet_faults_have_their_row(tmp_path: Path) -> None:
-    columns: dict[str, list[Any]] = {"problem": ["a", None, "c"], "image": [None, None, b"\xff"]}
+    columns: dict[str, list[Any]] = {"problem": ["a", None, "c"], "answer": [1, 2, 3]}
     faults = faults_of(write_parquet(tmp_path, columns))
-    assert faults == [
-        "row 2: missing problem: 'problem' is empty",
-        "row 3: a value of type bytes, which a problem cannot have",
-    ]
+    assert faults == ["row 2: missing problem: 'problem' is empty"]
 
 
 def test_parquet_of_wrong_type_and_broken_files_are_refused(tmp_path: Path) -> None:
@@ -230,7 +244,8 @@ def test_parquet_of_wrong_type_and_broken_files_are_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize(("name", "reason"), [("set.txt", "unknown ending '.txt'"), ("set", "unknown ending ''")])
 def test_unknown_ending_lists_the_known(tmp_path: Path, name: str, reason: str) -> None:
     (fault,) = faults_of(write(tmp_path, "x", name))
-    assert fault == f"{reason}; it must be one of .csv, .jsonl, .ndjson, .parquet"
+    known = ".csv, .json, .jsonl, .ndjson, .parquet, .tsv"
+    assert fault == f"{reason}; it must be one of {known}, all but .parquet also packed as .gz or .zst"
 
 
 @pytest.mark.timeout(10)
@@ -242,7 +257,9 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     os.mkfifo(fifo)
     device.symlink_to("/dev/zero")
     loop.symlink_to(loop)
-    assert faults_of(folder) == ["a folder, not a file"]
+    assert faults_of(folder) == [
+        "a folder without a file that ends in one of .csv, .json, .jsonl, .ndjson, .parquet, .tsv"
+    ]
     assert faults_of(fifo) == ["not a regular file (a pipe, socket or device)"]
     assert faults_of(device) == ["not a regular file (a pipe, socket or device)"]
     assert faults_of(gone) == ["No such file or directory"]

@@ -206,6 +206,10 @@ def sampling_params(request: GenerateRequest) -> SamplingParams:
         temperature=request.sampling.temperature,
         top_p=request.sampling.top_p,
         top_k=request.sampling.top_k,
+        min_p=request.sampling.min_p,
+        presence_penalty=request.sampling.presence_penalty,
+        frequency_penalty=request.sampling.frequency_penalty,
+        repetition_penalty=request.sampling.repetition_penalty,
         max_tokens=request.max_tokens,
         seed=request.seed,
         # Only ever this one: a request with logprob_token_ids takes the log-probabilities of its neighbours away.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import orjson
@@ -9,9 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.samples import ModelRole
+from pipeline.seeds import segment_seed
 from workers.broker.messages import MAX_SAMPLES, JobMessage, SamplesMessage
 from workers.broker.queues import model_queue, own_queue
-from workers.writing.seeds import segment_seed
 
 
 def test_fullest_message_stays_under_a_kilobyte() -> None:
@@ -46,7 +47,11 @@ def test_job_message_takes_an_id_only() -> None:
 
 
 def test_queue_is_named_by_role_and_model() -> None:
-    assert model_queue(ModelRole.SMALL, "org/Some Model-1.5B") == "small.org-Some-Model-1.5B"
+    assert model_queue(ModelRole.SMALL, "Some_Model-1.5B") == "small.Some_Model-1.5B"
+    queue = model_queue(ModelRole.SMALL, "org/Some Model-1.5B")
+    assert re.fullmatch(r"small\.org-Some-Model-1\.5B~[0-9a-f]{10}", queue)
+    names = ("org/Some Model", "org-Some-Model", "org/Some-Model", "org\\Some Model", "größe", "gr-e")
+    assert len({model_queue(ModelRole.SMALL, name) for name in names}) == len(names), "one queue for each name"
     assert own_queue(ModelRole.LARGE, "m").startswith("large.m.")
     assert own_queue(ModelRole.LARGE, "m") != own_queue(ModelRole.LARGE, "m")
 

@@ -30,7 +30,7 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
 
 
 def questions(chat: ChatModel, end: str = "</think>") -> Questions:
-    return Questions(chat, ThinkTagTranslator(chat, ThinkPhase(end=end, opened=True)))
+    return Questions(chat, ThinkTagTranslator(chat, ThinkPhase(start="<think>", end=end, opened=True)))
 
 
 def id_of(chat: ChatModel, text: str) -> int:
@@ -57,7 +57,6 @@ def test_the_jobs_tags_become_the_models(tmp_path: Path) -> None:
     tokenizer.add_tokens(["[THINK]", "[/THINK]"])
     template = TEMPLATE.replace("<think>", "[THINK]")
     tokenizer_without = ChatModel.load(write_model(tmp_path / "mistral", tokenizer, template))
-    tokenizer_without.__dict__["think_end"] = "[/THINK]"
     ask = Ask(role=SMALL, purpose="x", question="Is it?", turn=True, opening="</think>It")
     token_ids = questions(tokenizer_without).get(ask).token_ids
     assert id_of(tokenizer_without, "[/THINK]") in token_ids
