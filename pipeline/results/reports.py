@@ -60,6 +60,18 @@ class JobChange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredJob:
+    """What a job takes in the database. num_bytes: of its rows, without indexes."""
+
+    job_id: int
+    name: str
+    state: str
+    finished_at: dt.datetime | None
+    num_samples: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobProgress:
     """A row of the view job_progress; its column comments say what each field means."""
 

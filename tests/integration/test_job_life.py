@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, text
 
 from pipeline import Client, Problem, ProblemSet
 from pipeline.cli import main
 from pipeline.db import job_control as control
 from pipeline.db.claims import ClaimedSample
+from pipeline.db.removal import remove_job
 from pipeline.db.session import open_database, transaction
 from pipeline.db.tables import METADATA
 from pipeline.db.upkeep import admit_samples, close_jobs, mark_first_claims, overdue_samples
@@ -841,3 +843,76 @@ def test_status_shows_priority_and_why_a_job_waits(specthink: Specthink, client:
     assert " 12 " in shown
     assert "paused: specthink resume 1 lets it go on" in progress_line(client.progress(job)[0])  # in Flower
     assert '"priority": 12' in specthink("status", "1", "--json")
+
+
+# Removal
+
+
+@pytest.fixture
+def owner_command(specthink: Specthink, servers: Connections) -> Specthink:
+    """Runs a command as the schema's owner."""
+    os.environ["SPECTHINK_DATABASE_URL"] = with_database(servers.database_url, "life").get_secret_value()
+    return specthink
+
+
+def rows_of(connection: Connection, job: int) -> dict[str, int]:
+    """Rows by table that name the job or a sample of it."""
+    named = {
+        name: "job_id = :job"
+        if "job_id" in table.columns
+        else "sample_id IN (SELECT id FROM samples WHERE job_id = :job)"
+        for name, table in METADATA.tables.items()
+        if {"job_id", "sample_id"} & {*table.columns.keys()}
+    }
+    return {
+        name: one(connection, f"SELECT count(*) AS n FROM {name} WHERE {condition}", job=job)["n"]
+        for name, condition in named.items()
+    }
+
+
+def test_removed_job_leaves_nothing_and_the_books_of_others_hold(
+    owner_command: Specthink, connection: Connection
+) -> None:
+    job, worker = make_job(connection, num_problems=2), make_worker(connection)
+    other = make_job(connection, num_problems=2)
+    claimed = claim(connection, worker, admit_all(connection))
+    commit(connection, worker, *(written(sample, SampleState.FINISHED) for sample in claimed))
+    connection.execute(text("UPDATE samples SET state = 'graded', ended_at = now()"))
+    assert "only a job that has ended can be removed" in owner_command("rm", str(job), "--yes", exit_code=1)
+    close_jobs(connection)
+    before, kept = rows_of(connection, job), rows_of(connection, other)
+    assert before["segments"] == before["samples"] == 2
+    assert before["events"] > 0
+    booked = one(connection, "SELECT tokens_withdrawn AS n FROM workers WHERE id = :id", id=worker)["n"]
+    tokens = one(
+        connection,
+        "SELECT sum(tokens_generated) AS n FROM segments g JOIN samples s ON s.id = g.sample_id WHERE s.job_id = :job",
+        job=job,
+    )["n"]
+    assert f"job {job} removed" in owner_command("rm", str(job), "--yes")
+    assert set(rows_of(connection, job).values()) == {0}
+    assert rows_of(connection, other) == kept
+    withdrawn = one(connection, "SELECT tokens_withdrawn AS n FROM workers WHERE id = :id", id=worker)["n"]
+    assert withdrawn == booked + tokens > booked
+    assert "there is no job" in owner_command("rm", str(job), "--yes", exit_code=3)
+
+
+def test_prune_removes_what_ended_long_ago(owner_command: Specthink, connection: Connection) -> None:
+    problem_set = add_problem_set(connection)
+    old, new = (add_job(connection, problem_set, state="completed") for _ in range(2))
+    running = add_job(connection, problem_set)
+    connection.execute(text("UPDATE jobs SET finished_at = now() - interval '31 days' WHERE id = :job"), {"job": old})
+    connection.execute(text("UPDATE jobs SET cloned_from = :old WHERE id = :new"), {"old": old, "new": new})
+    assert "nothing was removed" in owner_command("prune", "--older-than", "30d", "--dry-run")
+    assert "there is nobody to ask" in owner_command("prune", "--older-than", "30d", exit_code=2)
+    assert f"job {old} removed" in owner_command("prune", "--older-than", "30d", "--yes")
+    assert [row["id"] for row in every(connection, "SELECT id FROM jobs ORDER BY id")] == [new, running]
+    assert "write 12h, 30d or 4w" in owner_command("prune", "--older-than", "soon", exit_code=2)
+
+
+def test_submitter_may_remove_nothing(client: Client, servers: Connections, connection: Connection) -> None:
+    job = add_job(connection, add_problem_set(connection), state="completed")
+    submitter = open_database(SecretStr(submitter_url(servers)))
+    with pytest.raises(ConfigurationError, match="permission denied"), transaction(submitter) as own:
+        remove_job(own, job)
+    submitter.dispose()

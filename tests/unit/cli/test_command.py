@@ -20,7 +20,7 @@ import typer.main
 
 from pipeline.cli import main, render
 from pipeline.cli.app import app
-from pipeline.cli.doctor import Verdict, check_packages
+from pipeline.cli.doctor import Verdict, check_engine, check_packages
 from pipeline.cli.jobs import _follow
 from pipeline.cli.live import ProgressDisplay, Speed
 from pipeline.jobs.config import JobState
@@ -57,7 +57,7 @@ def test_all_verbs_are_there() -> None:
     expected = [
         *("up", "down", "migrate", "flower", "submit", "status", "watch", "results", "stats", "compare", "cancel"),
         *("sql", "doctor", "sample", "grade", "report", "replay", "pause", "resume", "retry", "priority", "clone"),
-        *("errors", "plan", "model", "demo"),
+        *("errors", "plan", "model", "demo", "rm", "prune"),
     ]
     workers = [f"worker {kind}" for kind in ("small", "large", "grade", "upkeep")]
     assert sorted(commands()) == sorted(expected + workers)
@@ -202,6 +202,22 @@ def test_doctor_finds_bad_versions() -> None:
     assert verdicts["celery"].verdict is Verdict.WARNING
     assert verdicts["vllm"].verdict is Verdict.FAILURE
     assert "uninstall both" in verdicts["vllm"].remedy
+
+
+@pytest.mark.parametrize(
+    ("script", "verdict", "found"),
+    [
+        ("echo 0.32.0", Verdict.OK, "0.32.0"),
+        ("echo 'ImportError: libtorch.so: cannot open shared object file' >&2; exit 1", Verdict.FAILURE, "ImportError"),
+    ],
+)
+def test_doctor_says_whether_vllm_can_be_imported(tmp_path: Path, script: str, verdict: Verdict, found: str) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    [finding] = check_engine(str(python))
+    assert finding.verdict is verdict
+    assert found in finding.found
 
 
 def progress(**changes: Any) -> JobProgress:
