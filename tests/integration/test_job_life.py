@@ -25,7 +25,7 @@ from pipeline.db.session import open_database, transaction
 from pipeline.db.tables import METADATA
 from pipeline.db.upkeep import admit_samples, close_jobs, mark_first_claims, overdue_samples
 from pipeline.embedded import Connections
-from pipeline.errors import BadProblem, ConfigurationError, JobError, NotFound, ServiceUnavailable
+from pipeline.errors import ConfigurationError, JobError, NotFound, ServiceUnavailable
 from pipeline.jobs.config import JobState
 from pipeline.logins import DatabaseRole
 from pipeline.problems import content_sha256
@@ -547,16 +547,16 @@ def test_clone_can_have_another_policy_and_other_models(client: Client) -> None:
         ({"small": "./nowhere"}, "there is no such folder"),
         ({"small": "S\0"}, "the small model has .* which cannot be stored"),
         ({"small.name": "T"}, "no 'small.name' to set"),
-        ({"prompt_template": "choice"}, "'choices' must be a list"),
+        ({"prompt_template": "poem"}, "no prompt template 'poem'"),
     ],
 )
 def test_clone_that_would_not_be_submitted_is_refused_and_nothing_is_stored(
     client: Client, connection: Connection, changes: dict[str, Any], told: str
 ) -> None:
-    problems = (Problem(external_id="0", prompt="1?", answer="1", metadata={"choices": "none"}),)
-    odd = ProblemSet(name="odd", content_sha256=content_sha256(problems), problems=problems)
-    first = client.submit(odd, small="S", large="L")
-    with pytest.raises((ConfigurationError, BadProblem), match=told):
+    problems = (Problem(external_id="0", prompt="1?", answer="1"),)
+    few = ProblemSet(name="few", content_sha256=content_sha256(problems), problems=problems)
+    first = client.submit(few, small="S", large="L")
+    with pytest.raises(ConfigurationError, match=told):
         client.clone(first, changes)
     assert [job.id for job in client.jobs()] == [first.id]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -44,7 +45,7 @@ def owner(servers: Connections) -> Iterator[Engine]:
     db_engine.dispose()
 
 
-def stranger_url(servers: Connections, **changes: str) -> SecretStr:
+def stranger_url(servers: Connections, **changes: Any) -> SecretStr:
     url = make_url(with_database(servers.database_url, "strangers").get_secret_value())
     url = url.set(**({"username": "stranger", "password": "secret"} | changes))
     return SecretStr(url.render_as_string(hide_password=False))
