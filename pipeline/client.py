@@ -35,7 +35,6 @@ from pipeline.db.session import open_database, transaction
 from pipeline.errors import ConfigurationError, JobError, NotComparable, PipelineError
 from pipeline.jobs.config import MAX_INTEGER, JobState
 from pipeline.jobs.matching import matched_values
-from pipeline.jobs.options import SubmitOptions
 from pipeline.jobs.readiness import make_ready
 from pipeline.jobs.references import StoredSet
 from pipeline.jobs.submission import SourceJob, Submission
@@ -56,6 +55,7 @@ from pipeline.results.reports import (
 )
 from pipeline.samples import ErrorClass, ModelRole
 from pipeline.settings import Settings, load_settings
+from pipeline.submit_options import SubmitOptions
 
 if TYPE_CHECKING:
     from pipeline.planning.answers import Plan

@@ -47,7 +47,8 @@ def test_almost_no_takeover_is_fewer_than_one_in_twenty_samples(changes: dict[st
 
 @pytest.mark.parametrize("role", ["small_model", "large_model"])
 def test_policy_of_one_model_needs_no_takeover(role: str) -> None:
-    assert few_takeovers(replace(job(1)[0], **{role: None})  # type: ignore[arg-type], progress()) is None
+    one_model: dict[str, Any] = {role: None}
+    assert few_takeovers(replace(job(1)[0], **one_model), progress()) is None
 
 
 def test_partial_results_say_that_they_favour_short_texts() -> None:

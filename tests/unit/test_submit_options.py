@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import get_type_hints
 
 from pipeline.client import Client
-from pipeline.jobs.options import SubmitOptions
 from pipeline.jobs.submission import Submission
+from pipeline.submit_options import SubmitOptions
 
 
 def test_the_keywords_are_the_fields_of_a_submission() -> None:
