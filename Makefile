@@ -23,7 +23,7 @@ install: ## Put the pinned packages into .venv; nothing to do when it is up to d
 	@requirements/install
 
 demo: install ## Run three jobs on the demo pair and show what came out; KEEP=1 leaves it running, DEMO_ARGS="…" adds options
-	$(BIN)/python examples/demo.py $(if $(filter-out 0,$(KEEP)),--keep) $(DEMO_ARGS)
+	$(BIN)/specthink --state-dir .demo demo $(if $(filter-out 0,$(KEEP)),--keep) $(DEMO_ARGS)
 
 test: install ## Run every test: unit, integration, acceptance; TEST_ARGS="…" adds options
 	@# files in this order, not those with most tests first: the longest tests are alone in theirs

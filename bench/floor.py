@@ -28,7 +28,7 @@ from pipeline.chat.model import ChatModel
 from pipeline.chat.prompts import render_user_message
 from pipeline.problems import load_problem_set
 from pipeline.samples import ModelRole
-from workers.writing.seeds import segment_seed
+from pipeline.seeds import segment_seed
 
 NUM_SAMPLES = 4
 

@@ -24,10 +24,10 @@ from pipeline.policies.protocol import SampleContext, Transition
 from pipeline.policies.requests import Finish, Generate, Insert, Written
 from pipeline.problems import Problem
 from pipeline.samples import ModelRole
+from pipeline.seeds import segment_seed
 from pipeline.settings import EngineSettings
 from workers.engine.base import Engine, GenerateRequest, GenerateResult, Sampling
 from workers.engine.loading import load_engine
-from workers.writing.seeds import segment_seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

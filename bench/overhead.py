@@ -25,7 +25,7 @@ from pipeline.chat.model import ChatModel
 from pipeline.chat.prompts import render_user_message
 from pipeline.problems import Problem, load_problem_set
 from pipeline.samples import ModelRole
-from workers.writing.seeds import segment_seed
+from pipeline.seeds import segment_seed
 
 NUM_PROBLEMS, NUM_SAMPLES, MAX_TOKENS = 128, 4, 256
 SHARE = "pipeline ÷ faster bare engine"

@@ -20,7 +20,7 @@ from pipeline.db import migrate, reports
 from pipeline.db.session import open_database, transaction
 from pipeline.embedded import Connections, EmbeddedState, Program, ProgramState, start, stop
 from pipeline.embedded.supervision import last_lines
-from pipeline.local import _require_alive, start_local
+from pipeline.local import require_alive, start_local
 
 REPOSITORY = Path(__file__).parents[1]
 MODELS = {role: REPOSITORY / "examples" / "models" / f"demo-{role}" for role in ("small", "large")}
@@ -70,7 +70,7 @@ class Stack:
         names = {program.name for program in programs}
         deadline = time.monotonic() + _START_TIMEOUT_S
         while missing := self._unregistered(names):
-            _require_alive(missing)
+            require_alive(self.state, missing)
             if time.monotonic() > deadline:
                 log = next(iter(missing.values())).log_path
                 raise RuntimeError(f"{', '.join(missing)} did not register; {last_lines(log)}")

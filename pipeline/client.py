@@ -23,10 +23,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
 
 from pydantic import SecretStr
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, text
 
 from pipeline.db import job_control, planning, replays, reports, submissions
 from pipeline.db.readonly_query import MAX_ROWS, Table, run_query
@@ -55,11 +55,12 @@ from pipeline.results.reports import (
 )
 from pipeline.samples import ErrorClass, ModelRole
 from pipeline.settings import Settings, load_settings
+from pipeline.submit_options import SubmitOptions, shows_options
 
 if TYPE_CHECKING:
     from pipeline.planning.answers import Plan
     from pipeline.planning.pools import PartCosts
-    from pipeline.settings import PlanningSettings
+    from pipeline.settings import PlanningSettings, PriceSettings
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ JobRef: TypeAlias = Job | int
 MAX_PRIORITY = 1000
 FROZEN_AFTER_S = 10
 """A change of a job on which the client says nothing for so long is undone: upkeep waits for it, for 30 s at most."""
+_SET_PRICE = text("SELECT set_config(:name, :price, true)")
 CANCEL_FOR_S = 1.0
 """For so long a cancel ends samples, some 20,000; upkeep goes on with the rest."""
 
@@ -80,11 +82,19 @@ class Client:
     not exist.
     """
 
-    def __init__(self, database_url: SecretStr, reader_url: SecretStr | None = None) -> None:
+    def __init__(
+        self, database_url: SecretStr, reader_url: SecretStr | None = None, prices: PriceSettings | None = None
+    ) -> None:
+        """prices: of engine hours; None: what a right answer costs is not said."""
+        self._prices = prices.session_values() if prices else {}
         self._database_url = database_url
         self._reader_url = reader_url or database_url
         self._on_note: Callable[[str], None] = log.info
         self._db_engine: Engine = open_database(database_url, application_name="specthink client")
+        self._reader_engine: Engine = (
+            self._db_engine if self._reader_url == database_url
+            else open_database(self._reader_url, application_name="specthink client")
+        )  # fmt: skip
 
     @classmethod
     def connect(cls, settings: Settings | None = None, *, database_url: str | None = None) -> Self:
@@ -99,8 +109,9 @@ class Client:
         else:
             from pipeline.embedded import resolve_connections
 
-            connections = resolve_connections(settings or load_settings())
-            client = cls(connections.submitter_url, connections.reader_url)
+            settings = settings or load_settings()
+            connections = resolve_connections(settings)
+            client = cls(connections.submitter_url, connections.reader_url, settings.prices)
         try:
             require_current(client._db_engine)
         except PipelineError:
@@ -114,6 +125,7 @@ class Client:
 
     def close(self) -> None:
         self._db_engine.dispose()
+        self._reader_engine.dispose()
 
     def __enter__(self) -> Self:
         return self
@@ -125,7 +137,21 @@ class Client:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Connection]:
-        with transaction(self._db_engine) as connection:
+        with self._priced(self._db_engine) as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        """A transaction of the reader, who sees what was right, where its login is known."""
+        with self._priced(self._reader_engine) as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _priced(self, db_engine: Engine) -> Iterator[Connection]:
+        """A transaction in which the views find the prices of the settings."""
+        with transaction(db_engine) as connection:
+            for name, price in self._prices.items():
+                connection.execute(_SET_PRICE, {"name": name, "price": price})
             yield connection
 
     @contextlib.contextmanager
@@ -137,7 +163,10 @@ class Client:
 
     # Doing
 
-    def submit(self, problems: Submission | ProblemSet | str | PathLike[str] | int, **options: Any) -> Job:
+    @shows_options
+    def submit(
+        self, problems: Submission | ProblemSet | str | PathLike[str] | int, **options: Unpack[SubmitOptions]
+    ) -> Job:
         """Store a job and all of its samples in one transaction.
 
         problems: a .jsonl, .csv or .parquet file, a set, or the number of a stored one. options: the fields of
@@ -152,8 +181,9 @@ class Client:
                 raise ConfigurationError(f"a Submission has its options: set {', '.join(options)} in it")
             return self._store(problems)
         source = problems if isinstance(problems, ProblemSet | int) else Path(problems)
-        if isinstance(options.get("matched_to"), Job):
-            options["matched_to"] = options["matched_to"].id
+        matched_to = options.get("matched_to")
+        if isinstance(matched_to, Job):
+            options["matched_to"] = matched_to.id
         return self._store(Submission.parse(problems=source, **options))
 
     def _store(self, submission: Submission, source: SourceJob | None = None) -> Job:
@@ -341,12 +371,12 @@ class Client:
 
         All rows are of one moment. only_final: leave out samples that are still at work.
         """
-        with self._transaction() as connection:
+        with self._reading() as connection:
             yield from reports.stream_results(connection, _id(job), only_final=only_final, batch=batch)
 
     def sample(self, sample_id: int) -> SampleReport:
         """One sample with its segments, and its steps once it is complete."""
-        with self._transaction() as connection:
+        with self._reading() as connection:
             return reports.get_sample(connection, sample_id)
 
     def replay(self, sample_id: int) -> Replay:
@@ -391,7 +421,7 @@ class Client:
         from pipeline.results.page import PageData, render_page
 
         ids = [_id(job) for job in jobs]
-        with self._transaction() as connection:
+        with self._reading() as connection:
             data = PageData(
                 jobs=tuple(reports.get_job(connection, job) for job in ids),
                 stats=tuple(reports.get_stats(connection, job) for job in ids),
@@ -477,7 +507,7 @@ class Client:
         QueryRefused with the server's message for a query that Postgres refuses, and ConfigurationError for a login
         that READ ONLY does not hold: it could run programs on the server.
         """
-        return run_query(self._reader_url, query, timeout_s=timeout_s, max_rows=max_rows)
+        return run_query(self._reader_url, query, timeout_s=timeout_s, max_rows=max_rows, values=self._prices)
 
 
 def _id(job: JobRef) -> int:

@@ -17,6 +17,7 @@ PipelineError
 │   ├── EngineRefused              the engine will never take this request
 │   └── PromptTooLong              no room in the model's context
 ├── ServiceUnavailable             Postgres, Redis or another server cannot be reached
+├── ProgramFailed(program)         a program that was started here ended; carries its exit code
 └── GradingError                   a grader broke on an answer; the sample stays unscored
 """
 
@@ -140,6 +141,16 @@ class ServiceUnavailable(PipelineError):
     """A server that the pipeline needs cannot be reached."""
 
     exit_code = 4
+
+
+class ProgramFailed(PipelineError):
+    """A program ended instead of doing its work. Its exit code is this error's, where it is one of the pipeline's."""
+
+    def __init__(self, program: str, exit_code: int | None, log: str) -> None:
+        self.program = program
+        self.exit_code = exit_code if exit_code in (2, 3, 4) else 1
+        code = f" (exit code {exit_code})" if exit_code is not None else ""
+        super().__init__(f"{program} did not start{code}; {log}")
 
 
 class GradingError(PipelineError):

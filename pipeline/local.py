@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.db import migrate, reports
 from pipeline.db.grants import grant_roles
 from pipeline.db.session import open_database, transaction
-from pipeline.embedded import EMBEDDED_LOGINS, EmbeddedState, Program, ProgramPhase, ProgramState, start
+from pipeline.embedded import (
+    EMBEDDED_LOGINS,
+    SERVERS,
+    EmbeddedState,
+    Program,
+    ProgramPhase,
+    ProgramState,
+    find_running,
+    start,
+)
 from pipeline.embedded.folder import write_private
-from pipeline.embedded.supervision import last_lines
-from pipeline.errors import ConfigurationError, ServiceUnavailable
+from pipeline.errors import ConfigurationError, NotFound, ProgramFailed, ServiceUnavailable
 from pipeline.settings import Settings
 
 WORKERS_TIMEOUT_S = 900.0
@@ -36,38 +45,62 @@ class LocalStack:
 def start_local(
     settings: Settings,
     *,
-    small: str | None = None,
-    large: str | None = None,
+    small: str | Sequence[str] | None = None,
+    large: str | Sequence[str] | None = None,
     flower: bool = True,
     die_with_parent: bool = False,
     on_event: Callable[[str], None] = lambda event: None,
 ) -> LocalStack:
     """Start the embedded servers, migrate, and start workers: grading and upkeep always, the models' where given.
 
-    small, large: a local folder or hub id. Returns once every worker has registered. What runs already is left
-    as it is. die_with_parent: everything ends with this process. on_event: told in a few words what is being done.
+    small, large: a local folder or hub id, or several, each with a worker of its own. Returns once every worker has
+    registered. What runs already is left as it is. die_with_parent: everything ends with this process. on_event: told
+    in a few words what is being done.
 
-    Raises ConfigurationError where the settings name servers of their own, ServiceUnavailable with the last lines of
-    its log when a program ends instead of registering.
+    Raises ConfigurationError where the settings name servers of their own, and, with nothing changed, where a worker
+    runs with another model or other settings; ProgramFailed with the last lines of its log when a program ends instead
+    of registering; ServiceUnavailable where a server does not start.
     """
-    if settings.database_url is not None or settings.redis_url is not None:
-        raise ConfigurationError(
-            "SPECTHINK_DATABASE_URL or SPECTHINK_REDIS_URL names servers of your own, and `up` starts none: "
-            "unset both, or run `specthink migrate` and `specthink worker …`"
-        )
+    _require_embedded(settings)
     on_event("starting Postgres and Redis")
     state = start(settings.state_dir, die_with_parent=die_with_parent)
     on_event("migrating the database")
     revision = _prepare_database(state)
     port = _flower_port(settings, state) if flower else None
-    programs = _programs(settings, small=small, large=large, flower_port=port)
+    programs = _programs(settings, state, models={"small": _several(small), "large": _several(large)}, flower_port=port)
     state.add_programs(programs)
-    for program in programs:
-        state.start_program(program.name)
-    serving = (settings.flower.address, port) if port is not None else None
-    _wait_for_programs(state, [program.name for program in programs], serving, on_event)
+    _start_and_wait(settings, state, [program.name for program in programs], port, on_event)
     url = f"http://{settings.flower.address}:{port}" if port is not None else None
     return LocalStack(state=state, revision=revision, flower_url=url)
+
+
+def start_again(
+    settings: Settings, names: Sequence[str], *, on_event: Callable[[str], None] = lambda event: None
+) -> EmbeddedState:
+    """Start programs that were stopped one by one, as they were; returns once they have registered.
+
+    Raises ServiceUnavailable where the servers do not run, NotFound for a program that there is not, and ProgramFailed.
+    """
+    _require_embedded(settings)
+    state = find_running(settings.state_dir)
+    known = {program.name for program in state.program_states()}
+    for name in names:
+        if name not in known:
+            raise NotFound(f"there is no program {name!r}; there are {', '.join(sorted(known))}")
+    _start_and_wait(settings, state, names, _flower_port(settings, state) if "flower" in names else None, on_event)
+    return state
+
+
+def _require_embedded(settings: Settings) -> None:
+    if settings.database_url is not None or settings.redis_url is not None:
+        raise ConfigurationError(
+            "SPECTHINK_DATABASE_URL or SPECTHINK_REDIS_URL names servers of your own, and `up` starts none: "
+            "unset both, or run `specthink migrate` and `specthink worker …`"
+        )
+
+
+def _several(models: str | Sequence[str] | None) -> list[str]:
+    return [models] if isinstance(models, str) else list(models or ())
 
 
 def _prepare_database(state: EmbeddedState) -> str:
@@ -81,25 +114,48 @@ def _prepare_database(state: EmbeddedState) -> str:
     return revision
 
 
-def _programs(settings: Settings, *, small: str | None, large: str | None, flower_port: int | None) -> list[Program]:
-    """The programs as supervisord runs them. Settings come from this process's environment, spelled out for each."""
+def _programs(
+    settings: Settings, state: EmbeddedState, *, models: Mapping[str, Sequence[str]], flower_port: int | None
+) -> list[Program]:
+    """The programs as supervisord runs them. Settings come from this process's environment, spelled out for each.
+
+    models: by role.
+    """
     environment = {name: value for name, value in os.environ.items() if name.startswith("SPECTHINK_")}
     environment.pop("SPECTHINK_STATE_DIR", None)  # given by the state folder, and with it the login of each program
     environment = {name: value for name, value in environment.items() if not name.startswith("SPECTHINK_LOGINS__")}
     password = environment.pop("SPECTHINK_FLOWER__BASIC_AUTH", None)
     python = (sys.executable, "-m", "workers")
     stop_wait_s = int(settings.lease.drain_s) + 20
-    programs = [
-        Program(name=role, argv=(*python, role, "--model", _absolute(model)), env=environment, stop_wait_s=stop_wait_s)
-        for role, model in (("small", small), ("large", large))
-        if model is not None
-    ]
+    written = {program.name: state.argv_of(program.name) or () for program in state.program_states()}
+    programs = []
+    for role, wanted in models.items():
+        commands = [(*python, role, "--model", _absolute(model)) for model in wanted]
+        programs += [
+            Program(name=name, argv=argv, env=environment, stop_wait_s=stop_wait_s)
+            for name, argv in zip(worker_names(role, commands, written), commands, strict=True)
+        ]
     programs += [Program(name=kind, argv=(*python, kind), env=environment) for kind in ("grade", "upkeep")]
     if flower_port is not None:
         flower = {**environment, "SPECTHINK_FLOWER__PORT": str(flower_port)}
         flower |= {"SPECTHINK_FLOWER__BASIC_AUTH": password} if password is not None else {}
         programs.append(Program(name="flower", argv=(*python, "flower"), env=flower))
     return programs
+
+
+def worker_names(role: str, commands: Sequence[tuple[str, ...]], written: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """A name for each command line: that of a program which has it already, else the first of ROLE, ROLE-2, … left.
+
+    written: the command lines of the programs that there are, by name.
+    """
+    names: dict[int, str] = {}
+    for place, command in enumerate(commands):
+        same = (name for name, argv in written.items() if argv == command and name not in names.values())
+        if found := next(same, None):
+            names[place] = found
+    numbered = (role if number == 1 else f"{role}-{number}" for number in itertools.count(1))
+    left = (name for name in numbered if name not in names.values())
+    return [names[place] if place in names else next(left) for place in range(len(commands))]
 
 
 def _absolute(model: str) -> str:
@@ -131,17 +187,24 @@ def _is_free(address: str, port: int) -> bool:
     return True
 
 
-def _wait_for_programs(
-    state: EmbeddedState, names: list[str], flower: tuple[str, int] | None, on_event: Callable[[str], None]
+def _start_and_wait(
+    settings: Settings,
+    state: EmbeddedState,
+    names: Sequence[str],
+    flower_port: int | None,
+    on_event: Callable[[str], None],
 ) -> None:
-    """Return once all have registered; Flower answers there. Raises ServiceUnavailable when one has ended."""
+    """Start programs that were added; return once all have registered. Flower answers at its port instead."""
+    for name in names:
+        state.start_program(name)
+    flower = (settings.flower.address, flower_port) if flower_port is not None else None
     db_engine = open_database(state.connections.database_url)
     deadline = time.monotonic() + WORKERS_TIMEOUT_S
     waiting_before: list[str] = []
     try:
         while True:
             programs = {program.name: program for program in state.program_states() if program.name in names}
-            _require_alive(programs)
+            require_alive(state, programs)
             with transaction(db_engine) as connection:
                 registered = {worker.pid for worker in reports.live_workers(connection)}
             waiting = [name for name in names if not _is_up(programs[name], registered, flower)]
@@ -152,22 +215,23 @@ def _wait_for_programs(
                 waiting_before = waiting
             if time.monotonic() > deadline:
                 raise ServiceUnavailable(
-                    f"{waiting[0]} did not register within {WORKERS_TIMEOUT_S:.0f} s; "
-                    f"{last_lines(programs[waiting[0]].log_path)}"
+                    f"{waiting[0]} did not register within {WORKERS_TIMEOUT_S:.0f} s; {state.last_lines(waiting[0])}"
                 )
             time.sleep(0.2)
     finally:
         db_engine.dispose()
 
 
-def _require_alive(programs: Mapping[str, ProgramState]) -> None:
+def require_alive(state: EmbeddedState, programs: Mapping[str, ProgramState]) -> None:
+    """Raise ProgramFailed where one of these programs has ended."""
     for program in programs.values():
         if program.state not in _ALIVE:
-            code = f" (exit code {program.exit_code})" if program.exit_code is not None else ""
-            raise ServiceUnavailable(f"{program.name} did not start{code}; {last_lines(program.log_path, 8)}")
+            raise ProgramFailed(program.name, program.exit_code, state.last_lines(program.name, 8))
 
 
 def _is_up(program: ProgramState, registered: set[int], flower: tuple[str, int] | None) -> bool:
+    if program.name in SERVERS:
+        return True
     if program.name == "flower":
         return flower is not None and _answers(flower)
     return program.pid in registered

@@ -108,12 +108,21 @@ class WrittenAside(_Aside):
         return None
 
 
-class _KeptOfRow:
-    """What a row of segments keeps."""
+@dataclass(frozen=True, kw_only=True)  # without slots: what is made of a row is made once
+class ContextSegment:
+    """Of a row of segments, what a worker needs that goes on from it."""
 
+    author: Author
+    finish: SegmentFinish | None
+    trigger: str
+    takes_over: bool
     token_ids: Sequence[int]
     text: str
     token_lengths: Sequence[int]
+    tokens_generated: int
+    prompt_tokens: int
+    epoch: int = field(metadata=_NOT_HASHED)
+    vocabulary_sha256: str = field(metadata=_NO_COLUMN)
 
     @property
     def num_kept(self) -> int:
@@ -126,37 +135,15 @@ class _KeptOfRow:
         return Piece(token_ids=tuple(self.token_ids), texts=texts)
 
 
-@dataclass(frozen=True, kw_only=True)  # without slots: what is made of a row is made once
-class ContextSegment(_KeptOfRow):
-    """Of a row of segments, what a worker needs that goes on from it. The names are those of ``StoredSegment``."""
-
-    author: Author
-    finish: SegmentFinish | None
-    trigger: str
-    takes_over: bool
-    token_ids: Sequence[int]
-    text: str
-    token_lengths: Sequence[int]
-    tokens_generated: int
-    prompt_tokens: int
-    epoch: int
-    vocabulary_sha256: str = field(metadata=_NO_COLUMN)
-
-
 @dataclass(frozen=True, kw_only=True)
-class StoredSegment(_KeptOfRow, _Segment):
+class StoredSegment(_Segment, ContextSegment):
     """A row of segments. ``content_sha256`` is of all columns that say what was written, and of its signals."""
 
     segment_index: int
-    token_ids: Sequence[int]
-    text: str
     discarded_ids: Sequence[int]
     discarded_text: str
-    token_lengths: Sequence[int]
     content_sha256: str | None
-    epoch: int = field(metadata=_NOT_HASHED)
     engine_id: int = field(metadata=_NOT_HASHED)
-    vocabulary_sha256: str = field(metadata=_NO_COLUMN)
     signals: SignalValues = field(default_factory=dict, metadata=_NO_COLUMN)
 
     @property
@@ -193,7 +180,7 @@ class StoredAside(_Aside):
         return Piece(token_ids=tuple(self.token_ids), texts=_split(self.text, self.token_lengths))
 
 
-Segment: TypeAlias = WrittenSegment | ContextSegment | StoredSegment
+Segment: TypeAlias = WrittenSegment | ContextSegment
 """A part of a sample's text, whether or not it is stored yet."""
 Aside: TypeAlias = WrittenAside | StoredAside
 

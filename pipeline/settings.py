@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import platformdirs
 from pydantic import (
@@ -141,6 +141,20 @@ class PlanningSettings(_Part):
     """By the same, microseconds per token that it takes in and reads along."""
 
 
+class PriceSettings(_Part):
+    """What an hour of an engine costs, in any currency: the view job_cost and `specthink stats` then say what a right
+    answer costs."""
+
+    small_per_hour: Annotated[float, Field(ge=0)] | None = None
+    """Of a small worker; None: not counted."""
+    large_per_hour: Annotated[float, Field(ge=0)] | None = None
+    """Of a large worker, all of its GPUs together; None: not counted."""
+
+    def session_values(self) -> dict[str, str]:
+        """Those that are set, by the name under which the views find them."""
+        return {f"specthink.{name}": str(price) for name, price in self.model_dump(exclude_none=True).items()}
+
+
 class LoginSettings(_Part):
     """Logins of a database of one's own, as NAME:PASSWORD, or as NAME where somebody else keeps the password.
 
@@ -199,6 +213,17 @@ def _is_url(url: str, schemes: tuple[str, ...]) -> bool:
         return False
 
 
+def _libpq_form(url: str) -> str | None:
+    """For an address that libpq would read and this program does not: the form that works; None for any other."""
+    place = url.partition("://")[2].partition("/")[0].rpartition("@")[2]
+    if "," in place:
+        hosts = "&".join(f"host={host}" for host in place.split(","))
+        return f"several hosts are written postgresql://user:password@/name?{hosts}&target_session_attrs=read-write"
+    if place.lower().startswith("%2f"):
+        return f"a socket's folder is written postgresql://user:password@/name?host={unquote(place)}"
+    return None
+
+
 class Settings(BaseSettings):
     """All settings of every process."""
 
@@ -216,6 +241,8 @@ class Settings(BaseSettings):
     def _can_be_read(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         """Here and not at first use, whose error would show a part of a password that has a / or an @ in it."""
         form, schemes = _URL_FORMS[str(info.field_name)]
+        if url is not None and info.field_name == "database_url" and (better := _libpq_form(url.get_secret_value())):
+            raise ValueError(better)
         if url is not None and not _is_url(url.get_secret_value(), schemes):
             raise ValueError(f"must be {form}; other characters in a password are written like %40 for @")
         return url
@@ -228,6 +255,7 @@ class Settings(BaseSettings):
     grading: GradingSettings = GradingSettings()
     flower: FlowerSettings = FlowerSettings()
     planning: PlanningSettings = PlanningSettings()
+    prices: PriceSettings = PriceSettings()
     logins: LoginSettings = LoginSettings()
 
 

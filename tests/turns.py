@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -205,7 +205,7 @@ class Way:
 
     @property
     def segments(self) -> tuple[StoredSegment, ...]:
-        return self.end.context.segments
+        return cast("tuple[StoredSegment, ...]", self.end.context.segments)  # as ``as_claimed`` makes them
 
     @property
     def text(self) -> str:

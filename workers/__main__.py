@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.db.faults import line_of
 from pipeline.errors import PipelineError
 from pipeline.logs import configure_logging
 from pipeline.samples import ModelRole
@@ -96,6 +97,12 @@ def main() -> None:
     except PipelineError as error:
         print(f"specthink: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except Exception as error:
+        line = line_of(error)
+        if line is None:
+            raise
+        print(f"specthink: {line}", file=sys.stderr)
+        sys.exit(1)
 
 
 main()

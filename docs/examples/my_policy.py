@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from pipeline.breaks import BreakFinder
 from pipeline.policies import Policy, PolicySpec
 from pipeline.policies.protocol import PolicyState, SampleContext, Transition
-from pipeline.policies.requests import Event, Finish, Generate, Trigger, Written
+from pipeline.policies.requests import Ask, Event, Finish, Generate, Trigger, Written
 from pipeline.policies.turns import finish_reason, whole_characters, written_by
 from pipeline.samples import FinishReason, ModelRole, SegmentFinish
 from pipeline.signals import Readings
@@ -59,6 +59,7 @@ class LongStepPolicy:
     """The policy of a spec. Immutable."""
 
     roles: ClassVar[frozenset[ModelRole]] = frozenset(ModelRole)
+    asks: ClassVar[tuple[Ask, ...]] = ()
 
     def __init__(self, spec: LongStepSpec) -> None:
         self._spec = spec

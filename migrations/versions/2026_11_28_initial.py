@@ -287,7 +287,7 @@ def upgrade() -> None:
             sa.Integer(),
             server_default="0",
             nullable=False,
-            comment="samples it writes, at renewed_at",
+            comment="samples it writes, or holds until it can write or commit them, at renewed_at",
         ),
         sa.Column(
             "tokens_generated",

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import BadProblem, ConfigurationError
-from pipeline.plugins import PluginGroup, own_or_plugin, plugin_names
+from pipeline.plugins import PluginGroup, own_or_plugin
 from pipeline.problems import Problem
 
 CHOICE_LETTERS = "ABCDEFGHIJ"
@@ -153,10 +153,6 @@ def prompt_template(name: str) -> PromptTemplate:
     if not isinstance(template, PromptTemplate):
         raise ConfigurationError(f"the prompt template {name!r} must be a pipeline.chat.prompts.PromptTemplate")
     return template
-
-
-def prompt_template_names() -> tuple[str, ...]:
-    return (*_TEMPLATES, *plugin_names(PluginGroup.PROMPTS))
 
 
 def render_user_message(template_name: str, problem: Problem) -> str:

@@ -25,7 +25,7 @@ class Step:
 
     author: who wrote most of its tokens; of equals, the one who began.
     trigger: of the first takeover that begins in it, None where none does.
-    start_token, end_token: its tokens in the sample's output, end exclusive.
+    start_token: output tokens of the sample before it.
     """
 
     step_index: int
@@ -37,7 +37,6 @@ class Step:
     sentence_class: SentenceClass
     trigger: str | None
     start_token: int
-    end_token: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,5 +93,4 @@ def _step(index: int, tokens: list[_Token], start: int, cues: CueLists) -> Step:
         sentence_class=classify("".join(token.text for token in tokens[:CLASS_TOKENS]), cues),
         trigger=next((token.takeover for token in tokens if token.takeover is not None), None),
         start_token=start,
-        end_token=start + len(tokens),
     )

@@ -23,3 +23,13 @@ def main() -> None:
 
         print(f"specthink: {visible(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except Exception as error:
+        from pipeline.db.faults import line_of
+
+        line = line_of(error)
+        if line is None:
+            raise
+        from pipeline.texts import visible
+
+        print(f"specthink: {visible(line)}", file=sys.stderr)
+        sys.exit(1)

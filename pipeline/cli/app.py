@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+from typing import Annotated
+
 import typer
 
-from pipeline.cli import doctor, jobs, models, plans, queries, servers
+from pipeline.cli import demo, doctor, jobs, models, plans, queries, removal, servers
 from pipeline.cli.options import StateDir
 
 HELP = """Batch evaluation with Speculative Thinking: a small model thinks, a large one takes over where it reflects.
@@ -14,6 +17,8 @@ SPECTHINK_DATABASE_URL and SPECTHINK_REDIS_URL name them.
 """
 
 EXAMPLES = """Examples:
+
+specthink demo: three jobs on a small pair of models that comes with it
 
 specthink up --small org/small-1b --large org/large-32b
 
@@ -40,10 +45,22 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"specthink {metadata.version('specthink')}")
+        raise typer.Exit
+
+
 @app.callback()
-def common(context: typer.Context, state_dir: StateDir = None) -> None:
+def common(
+    context: typer.Context,
+    state_dir: StateDir = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
     context.obj = state_dir
 
 
-for module in (jobs, models, queries, plans, servers, doctor):  # help lists them in this order
+for module in (jobs, removal, models, queries, plans, servers, doctor, demo):  # help lists them in this order
     app.add_typer(module.commands)

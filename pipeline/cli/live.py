@@ -1,4 +1,4 @@
-"""Live progress of some jobs: samples done, tokens per second by role, takeovers, time left."""
+"""Live progress of some jobs: samples written, tokens per second by role, takeovers, time left."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ WINDOW_S = 10.0
 """Speeds are means over so long."""
 LINE_EVERY_S = 10.0
 """Where the output is no terminal, a line is printed so often."""
+NAME_WIDTH = 14
+"""So that all of it fits 80 columns."""
+SURE_AFTER = 30
+"""An estimate from fewer samples than this says from how many: the first to end are the short ones."""
 
 
 class Speed:
@@ -34,6 +38,11 @@ class Speed:
         self._seen.append((now, total))
         while len(self._seen) > 2 and self._seen[1][0] < now - self._window_s:
             self._seen.popleft()
+
+    @property
+    def grown(self) -> float:
+        """By how much, within the window."""
+        return self._seen[-1][1] - self._seen[0][1] if self._seen else 0.0
 
     @property
     def per_second(self) -> float | None:
@@ -56,7 +65,7 @@ class ProgressDisplay:
         self._console = console
         self._clock = clock
         self._speeds = {"small": Speed(), "large": Speed()}
-        self._done = Speed(window_s=60.0)
+        self._written = Speed(window_s=60.0)
         self._next_line = 0.0
         self._live: Live | None = None
 
@@ -78,35 +87,49 @@ class ProgressDisplay:
         now = self._clock()
         for role, total in self._client.generated_tokens().items():
             self._speeds[role].add(now, total)
-        self._done.add(now, sum(job.samples_done for job in jobs))
+        self._written.add(now, sum(map(written, jobs)))
         if self._live is not None:
-            self._live.update(self._picture(jobs))
+            self._live.update(self.picture(jobs))
         elif now >= self._next_line or all(job.is_final for job in jobs):
             self._next_line = now + LINE_EVERY_S
             self._console.print(self.line(jobs))
 
     def seconds_left(self, jobs: list[JobProgress]) -> float | None:
-        """Until the last sample is done, at the present pace; None while there is none."""
-        open_samples = sum(job.samples_total - job.samples_done for job in jobs)
-        pace = self._done.per_second
+        """Until the last sample is written, at the present pace; None while there is none."""
+        open_samples = sum(job.samples_total - written(job) - job.cancelled for job in jobs)
+        pace = self._written.per_second
         if open_samples == 0:
             return 0.0
         return open_samples / pace if pace and pace > 0 else None
 
     def line(self, jobs: list[JobProgress]) -> str:
         """All of it in one line."""
-        done, total = sum(job.samples_done for job in jobs), sum(job.samples_total for job in jobs)
-        each = ", ".join(f"job {job.job_id} {job.samples_done}/{job.samples_total}{_aside(job)}" for job in jobs)
-        return f"{done}/{total} samples ({each}) · {self._footer(jobs)}"
+        number_written, total = sum(map(written, jobs)), sum(job.samples_total for job in jobs)
+        each = ", ".join(f"job {job.job_id} {written(job)}/{job.samples_total}{_aside(job)}" for job in jobs)
+        return f"{number_written}/{total} samples ({each}) · {self._footer(jobs)}"
 
     def _footer(self, jobs: list[JobProgress]) -> str:
         speeds = ", ".join(f"{role} {number(speed.per_second)}" for role, speed in self._speeds.items())
         takeovers = sum(job.takeovers for job in jobs)
-        left = self.seconds_left(jobs)
-        time_left = "done" if left == 0 else f"{duration(left)} left" if left is not None else "time left unknown"
-        return f"tokens/s: {speeds} · {takeovers} takeovers · {time_left}"
+        return f"tokens/s: {speeds} · {takeovers} takeovers · {self._time_left(jobs)}"
 
-    def _picture(self, jobs: list[JobProgress]) -> Group:
+    def _time_left(self, jobs: list[JobProgress]) -> str:
+        left = self.seconds_left(jobs)
+        if all(job.is_final for job in jobs):
+            return "done"
+        if left is None:
+            return "time left unknown"
+        if left == 0:
+            return f"{sum(job.finished for job in jobs)} to grade"
+        seen = self._written.grown
+        return (
+            f"{duration(left)} left"
+            if seen >= SURE_AFTER
+            else f"roughly {duration(left)} left, from {seen:.0f} samples"
+        )
+
+    def picture(self, jobs: list[JobProgress]) -> Group:
+        """All of it in a line a job, with what jobs wait for below them."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -116,20 +139,29 @@ class ProgressDisplay:
         for job in jobs:
             grid.add_row(
                 Text(f"job {job.job_id}", style="bold"),
-                Text(job.name, overflow="ellipsis", no_wrap=True),
-                ProgressBar(total=max(job.samples_total, 1), completed=job.samples_done, width=24),
-                Text(f"{job.samples_done}/{job.samples_total}", justify="right"),
-                Text(f"{job.takeovers} takeovers"),
-                Text(_state(job), style="dim"),
+                Text(job.name[:NAME_WIDTH], overflow="ellipsis", no_wrap=True),
+                ProgressBar(total=max(job.samples_total, 1), completed=written(job), width=12),
+                Text(f"{written(job)}/{job.samples_total}", justify="right"),
+                Text(_state(job), style="dim", overflow="ellipsis", no_wrap=True),
             )
-        return Group(grid, Text(self._footer(jobs)))
+        waits = [
+            Text(f"job {job.job_id} waits: {job.waiting_for}", style="yellow")
+            for job in jobs
+            if job.waiting_for and not job.is_final
+        ]
+        return Group(grid, *waits, Text(self._footer(jobs)))
+
+
+def written(job: JobProgress) -> int:
+    """Samples of which nothing more is written: complete, whether graded or not, or given up."""
+    return job.finished + job.samples_done
 
 
 def _state(job: JobProgress) -> str:
+    """Where its samples are, in 29 columns at most."""
     if job.is_final:
         return job.state.value
-    writing = f"{job.drafting} drafting, {job.assisting + job.awaiting_large} with large"
-    return job.waiting_for or writing
+    return f"small {job.drafting}, large {job.assisting + job.awaiting_large}, grade {job.finished}"
 
 
 def _aside(job: JobProgress) -> str:

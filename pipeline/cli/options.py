@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,7 +36,32 @@ def settings_of(context: typer.Context, state_dir: Path | None) -> Settings:
     """This process's settings; a --state-dir after the command wins over one before it."""
     from pipeline.settings import load_settings
 
-    return load_settings(state_dir=state_dir or context.find_root().obj)
+    return load_settings(state_dir=chosen_state_dir(context, state_dir))
+
+
+def chosen_state_dir(context: typer.Context, state_dir: Path | None) -> Path | None:
+    """The state folder that was given with the command; None where the settings choose it."""
+    chosen: Path | None = state_dir or context.find_root().obj
+    return chosen
+
+
+def command_line(state_dir: Path | None) -> str:
+    """The command as it must be typed to run this very program on the same state folder, from this folder."""
+    found = shutil.which("specthink")
+    here = Path(sys.executable).parent / "specthink"
+    if found is not None and Path(found).resolve() == here.resolve():
+        program = "specthink"
+    elif here.is_file():
+        program = shlex.quote(_short(here))
+    else:
+        program = f"{shlex.quote(_short(Path(sys.executable)))} -m pipeline.cli"
+    return f"{program} --state-dir {shlex.quote(_short(state_dir))}" if state_dir else program
+
+
+def _short(path: Path) -> str:
+    """Relative to the working folder where it is inside."""
+    absolute = Path.cwd() / path
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(path)
 
 
 def connect(context: typer.Context, state_dir: Path | None) -> Client:

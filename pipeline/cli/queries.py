@@ -25,13 +25,15 @@ from pipeline.cli.render import (
     summary_table,
     table,
 )
+from pipeline.results.advice import few_takeovers, partial_results, shared_time
 from pipeline.results.exports import ExportFormat
 from pipeline.texts import visible
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
-    from pipeline.results.reports import JobErrors
+    from pipeline.results.reports import JobErrors, JobProgress, WorkerReport
 
 PANEL = "Questions"
 
@@ -48,43 +50,58 @@ def status(
 ) -> None:
     """How far jobs are, and what they wait for."""
     with connect(context, state_dir) as client:
-        ids = [job] if job is not None else [listed.id for listed in client.jobs(limit)]
-        progress = client.progress(*ids)[::-1]
+        jobs = {listed.id: listed for listed in ([client.job(job)] if job is not None else client.jobs(limit))}
+        progress = client.progress(*jobs)[::-1]
         workers = client.workers()
     if as_json:
         print_json({"jobs": progress, "workers": workers})
         return
     out = console()
-    columns = [
-        "job",
-        "name",
-        "state",
-        "priority",
-        "done",
-        "pending",
-        "ready",
-        "drafting",
-        "large",
-        "to grade",
-        "failed",
-        "time",
-        "",
-    ]
-    rows: list[list[object]] = [
-        [
-            row.job_id, row.name, row.state.value, row.priority, f"{row.samples_done}/{row.samples_total}", row.pending,
-            row.ready, row.drafting, row.awaiting_large + row.assisting, row.finished, row.failed,
-            duration(row.seconds), row.waiting_for or "",
-        ]
-        for row in progress
-    ]  # fmt: skip
-    out.print(table(columns, rows) if rows else "no jobs yet; specthink submit FILE makes one")
+    _print_progress(out, progress)
+    for row in progress:
+        advice = few_takeovers(jobs[row.job_id], row)
+        if advice:
+            out.print(advice, style="yellow")
     columns = ["worker", "kind", "model", "host", "pid", "writes", "tokens"]
-    rows = [
-        [w.id, w.kind, w.model, w.host, w.pid, f"{w.num_in_flight}/{w.max_in_flight}", w.tokens_generated]
-        for w in workers
-    ]
+    rows = [[w.id, w.kind, w.model, w.host, w.pid, _writes(w), w.tokens_generated] for w in workers]
     out.print(table(columns, rows) if rows else "no live workers; specthink up or specthink worker starts some")
+
+
+def _print_progress(out: Console, progress: list[JobProgress]) -> None:
+    """A table that fits 80 columns: columns of zeros are left out, what jobs wait for is below."""
+    from pipeline.cli.live import written
+
+    if not progress:
+        out.print("no jobs yet; specthink submit FILE makes one")
+        return
+    columns: dict[str, list[object]] = {
+        "job": [row.job_id for row in progress],
+        "name": [row.name for row in progress],
+        "state": [row.state.value.replace("_", " ") for row in progress],
+        "priority": [row.priority for row in progress],
+        "written": [f"{written(row)}/{row.samples_total}" for row in progress],
+        "small": [row.ready + row.drafting for row in progress],
+        "large": [row.awaiting_large + row.assisting for row in progress],
+        "to grade": [row.finished for row in progress],
+        "failed": [row.failed for row in progress],
+        "time": [duration(row.seconds) for row in progress],
+    }
+    shown = {name: cells for name, cells in columns.items() if name not in _SHOWN_IF_ANY or any(cells)}
+    out.print(table(list(shown), list(zip(*shown.values(), strict=True))))
+    for row in progress:
+        if row.waiting_for:
+            out.print(f"job {row.job_id} waits: {row.waiting_for}", style="yellow")
+
+
+_SHOWN_IF_ANY = ("priority", "small", "large", "to grade", "failed")
+"""Columns of the table of jobs that are left out where all of it is 0."""
+
+
+def _writes(worker: WorkerReport) -> str:
+    """Slots at work of those there are. A worker holds more: samples that wait for a slot or for their commit."""
+    waiting = max(0, worker.num_in_flight - worker.max_in_flight)
+    more = f" +{waiting} held" if waiting else ""
+    return f"{worker.num_in_flight - waiting}/{worker.max_in_flight}{more}"
 
 
 @commands.command(
@@ -150,11 +167,15 @@ def stats(context: typer.Context, job: JobId, as_json: AsJson = False, state_dir
     """All statistics of a job: accuracy, lengths, takeovers, pass@k, truncation, errors."""
     with connect(context, state_dir) as client:
         found = client.stats(job)
+        listed, (progress,) = client.job(job), client.progress(job)
     if as_json:
         print_json(found)
         return
     out = console()
     out.print(summary_table([found.summary], title=found.summary.name))
+    advice = few_takeovers(listed, progress)
+    for note in [*partial_results([found.summary]), *([advice] if advice else [])]:
+        out.print(note, style="yellow")
     lengths = [
         [
             row.author,
@@ -185,11 +206,11 @@ def stats(context: typer.Context, job: JobId, as_json: AsJson = False, state_dir
         ]  # fmt: skip
         out.print(table(columns, rows, title="delegation"))
     if found.takeover_flow:
-        columns = ["trigger", "followed by", "times", "at", "large's tokens", "tokens between", "accuracy"]
+        columns = ["trigger", "followed by", "times", "at", "large's tokens", "tokens between", "scored", "accuracy"]
         rows = [
             [
                 row.trigger, row.followed_by, row.num_takeovers, percent(row.mean_position), row.mean_tokens,
-                row.mean_tokens_between, percent(row.accuracy),
+                row.mean_tokens_between, row.num_scored, percent(row.accuracy),
             ]
             for row in found.takeover_flow
         ]  # fmt: skip
@@ -199,15 +220,18 @@ def stats(context: typer.Context, job: JobId, as_json: AsJson = False, state_dir
         rows = [[row.k, row.num_problems, percent(row.pass_at_k), percent(majority[row.k])] for row in found.pass_at_k]
         out.print(table(["k", "problems", "pass@k", "maj@k"], rows, title="pass@k and maj@k"))
     out.print(cost_table([found.cost], title="cost"))
+    for note in shared_time([found.cost]):
+        out.print(note, style="yellow")
     if found.bootstrap:
         low, high = percent(found.bootstrap.low), percent(found.bootstrap.high)
-        out.print(f"accuracy, 95 % interval by drawing whole problems (bootstrap): {low} … {high}")
+        out.print(f"the interval above is the one to quote; drawing whole problems (bootstrap) gives {low} … {high}")
     if found.truncation and found.truncation.num_truncated:
         cut = found.truncation
         out.print(
             f"truncated: {cut.num_truncated} of {cut.num_complete} samples ended by max_tokens ({cut.num_length}) or "
-            f"context ({cut.num_context}); accuracy {percent(cut.accuracy_truncated)} there, "
-            f"{percent(cut.accuracy_eos)} of those that ended themselves",
+            f"context ({cut.num_context}); accuracy {percent(cut.accuracy_truncated)} of "
+            f"{cut.num_scored_truncated} scored there, {percent(cut.accuracy_eos)} of "
+            f"{cut.num_scored_eos} scored that ended themselves",
             style="yellow",
         )
     if found.errors:
@@ -238,8 +262,10 @@ specthink compare 1 2 3
 
 specthink compare 1 4 --anyway
 
-Each job is compared with the first one, problem by problem: the difference with a 95 % interval (normal approximation
-over the differences per problem), and the exact two-sided sign test over the problems that one of them solves better.
+Each job is compared with the first one, problem by problem: the difference with a 95 % interval (Student's t over the
+differences per problem), and the exact two-sided sign test over the problems that one of them solves better. Where the
+jobs have unlike numbers of samples of a problem, the paired t test stands in its place, and no problem is called gained
+or lost.
 """
 
 
@@ -263,9 +289,20 @@ def compare(
         return
     out = console()
     out.print(summary_table(summaries))
+    for note in partial_results(summaries):
+        out.print(note, style="yellow")
     out.print(comparison_table(rows))
-    out.print(cost_table([rows[0].cost_a, *(row.cost_b for row in rows)]))
+    costs = [rows[0].cost_a, *(row.cost_b for row in rows)]
+    out.print(cost_table(costs))
+    for note in shared_time(costs):
+        out.print(note, style="yellow")
     for row in rows:
+        if row.gained is None:
+            out.print(
+                f"jobs {row.job_a} and {row.job_b} have unlike numbers of samples per problem: means and the t test "
+                "compare them; no problem counts as gained or lost",
+                style="yellow",
+            )
         for name, changed in (("gained", row.gained), ("lost", row.lost)):
             if changed:
                 out.print(f"{name} from job {row.job_a} to {row.job_b}: {_listed([c.problem for c in changed])}")
@@ -349,7 +386,8 @@ specthink sql "SELECT job_id, policy, accuracy, share_large FROM job_summary"
 
 specthink sql --json "SELECT * FROM token_lengths WHERE job_id = 1 AND author = 'all'"
 
-Views: job_summary, job_progress, job_cost, job_comparison, problem_scores, pass_at_k, maj_at_k, token_lengths,
+Views: results, job_summary, job_progress, job_cost, job_comparison, problem_comparison, problem_scores,
+subject_scores, throughput, step_positions, pass_at_k, maj_at_k, token_lengths,
 length_histogram, budget_curve, truncation, delegation, delegation_progress, takeovers, takeover_flow, aside_summary,
 step_summary, errors.
 """

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from pipeline.results.reports import Comparison, JobCost, JobSummary, SampleReport
+    from pipeline.results.reports import Comparison, JobCost, JobSummary, Result, SampleReport
 
 WIDE = 2000
 """Columns of output that is no terminal: nothing is wrapped or cut."""
@@ -152,8 +152,9 @@ _SUMMARY_COLUMNS: dict[str, Callable[[JobSummary], Any]] = {
     "job": lambda job: job.job_id,
     "policy": lambda job: job.policy,
     "state": lambda job: job.state.value,
-    "samples": lambda job: f"{job.samples_total - job.samples_open}/{job.samples_total}",
+    "complete": lambda job: f"{job.samples_finished + job.samples_graded}/{job.samples_total}",
     "failed": lambda job: job.samples_failed,
+    "scored": lambda job: job.num_scored,
     "accuracy": lambda job: percent(job.accuracy),
     "95 % interval": lambda job: (
         "–" if job.accuracy_low is None else f"{percent(job.accuracy_low)} … {percent(job.accuracy_high)}"
@@ -175,17 +176,18 @@ def summary_table(jobs: Sequence[JobSummary], *, title: str | None = None) -> Ta
 
 
 def comparison_table(rows: Sequence[Comparison]) -> Table:
-    """One line per pair. p: exact sign test."""
-    columns = ["jobs", "problems", "accuracy", "difference", "95 % interval", "p", "better", "worse", "equal", "tokens",
-               "ratio"]  # fmt: skip
+    """One line per pair. p: exact sign test, or the paired t test (t) where sample counts differ."""
+    columns = ["jobs", "problems", "scored", "accuracy", "difference", "95 % interval", "p", "better", "worse", "equal",
+               "tokens", "ratio"]  # fmt: skip
     shown = [
         [
             f"{row.job_a} → {row.job_b}",
             row.num_problems,
+            f"{row.num_scored_a} → {row.num_scored_b}",
             f"{percent(row.accuracy_a)} → {percent(row.accuracy_b)}",
             percent(row.difference),
             "–" if row.difference_low is None else f"{percent(row.difference_low)} … {percent(row.difference_high)}",
-            "–" if row.p_value is None else "< 0.0001" if row.p_value < 0.0001 else f"{row.p_value:.4f}",
+            _p_value(row),
             row.num_b_better,
             row.num_a_better,
             row.num_equal,
@@ -197,17 +199,30 @@ def comparison_table(rows: Sequence[Comparison]) -> Table:
     return table(columns, shown, title="paired by problem")
 
 
+def _p_value(row: Comparison) -> str:
+    if row.p_value is None:
+        return "–"
+    shown = "< 0.0001" if row.p_value < 0.0001 else f"{row.p_value:.4f}"
+    return shown if row.test == "sign" else f"{shown} (t)"
+
+
 def cost_table(costs: Sequence[JobCost], *, title: str = "cost") -> Table:
-    """One line per job. engine s: time in which a worker had a request of the job, summed over the workers."""
-    columns = ["job", "engine s small", "large", "per right answer", "wall s p50", "p95", "waited s", "cut"]
+    """One line per job. engine s: time in which a worker had a request of the job, summed over the workers; * other
+    jobs ran at the same time. The column of money is there where prices are set."""
+    columns = ["job", "engine s small", "large", "per right answer", "wall s p50", "p95", "waited s", "cut",
+               "money per right"]  # fmt: skip
     rows = [
         [
-            cost.job_id, cost.engine_seconds_small, cost.engine_seconds_large, cost.seconds_per_right,
+            f"{cost.job_id}{'*' if cost.overlapping_jobs else ''}",
+            cost.engine_seconds_small, cost.engine_seconds_large, cost.seconds_per_right,
             cost.p50_wall_seconds, cost.p95_wall_seconds, cost.mean_wait_seconds,
             percent(None if cost.share_length is None else cost.share_length + (cost.share_context or 0)),
+            cost.money_per_right,
         ]
         for cost in costs
     ]  # fmt: skip
+    if all(cost.money is None for cost in costs):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
     return table(columns, rows, title=title)
 
 
@@ -223,7 +238,7 @@ def print_sample(report: SampleReport, out: Console) -> None:
         f"{result.num_takeovers} takeovers",
         style="bold",
     )
-    out.print(Text(result.prompt.strip()), style="dim")
+    out.print(Text((result.rendered_prompt or result.prompt).strip()), style="dim")
     legend = Text()
     for author, letter in AUTHOR_LETTERS.items():
         legend.append(f"{letter} {author}  ", style=AUTHOR_STYLES[author])
@@ -233,12 +248,17 @@ def print_sample(report: SampleReport, out: Console) -> None:
     ending = [
         f"ended by {result.finish_reason.value}" if result.finish_reason else "",
         _answer(result.predicted_answer),
+        _right(result),
     ]
     out.print(" · ".join(part for part in [*ending, result.error or ""] if part), style="bold")
 
 
 def _answer(predicted: str | None) -> str:
     return "" if predicted is None else f"answer {predicted}"
+
+
+def _right(result: Result) -> str:
+    return "" if result.reference is None else f"right is {' or '.join([result.reference, *result.also_accepted])}"
 
 
 def _sample_lines(report: SampleReport) -> list[Text]:

@@ -6,12 +6,15 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from pipeline.cli.options import StateDir, make_group, settings_of
+from pipeline.cli.options import StateDir, chosen_state_dir, command_line, make_group, settings_of
 from pipeline.cli.render import console, table
+
+if TYPE_CHECKING:
+    from pipeline.embedded import EmbeddedState
 
 PANEL = "Running it"
 
@@ -23,6 +26,10 @@ specthink up: Postgres, Redis, grading, upkeep and Flower
 
 specthink up --small examples/models/demo-small --large examples/models/demo-large: the demo pair's workers too
 
+specthink up --small org/a-1b --small org/b-1b --large org/large-32b: two small workers
+
+specthink up small: start the small worker again that `specthink down small` has stopped
+
 specthink --state-dir /data/run-7 up --no-flower: beside another one
 """
 
@@ -30,48 +37,70 @@ specthink --state-dir /data/run-7 up --no-flower: beside another one
 @commands.command(rich_help_panel=PANEL, epilog=_UP_EXAMPLES)
 def up(
     context: typer.Context,
+    programs: Annotated[
+        list[str] | None, typer.Argument(metavar="[PROGRAM]...", help="Start only these again, as they were.")
+    ] = None,
     small: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Start a small worker: a folder or hub id.")
+        list[str] | None, typer.Option(metavar="MODEL", help="Start a small worker: a folder or hub id. Repeatable.")
     ] = None,
     large: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Start a large worker: a folder or hub id.")
+        list[str] | None, typer.Option(metavar="MODEL", help="Start a large worker: a folder or hub id. Repeatable.")
     ] = None,
     flower: Annotated[bool, typer.Option("--flower/--no-flower", help="Serve Flower on localhost.")] = True,
     state_dir: StateDir = None,
 ) -> None:
-    """Start embedded servers and workers, and leave them running; what runs already is left as it is."""
-    from pipeline.local import start_local
+    """Start embedded servers and workers, and leave them running; what runs already is left as it is.
+
+    A worker that runs with another model or other settings is not changed: stop it first, by `specthink down PROGRAM`.
+    """
+    from pipeline.local import start_again, start_local
 
     err = console(stderr=True)
     settings = settings_of(context, state_dir)
+    if programs:
+        if small or large:
+            raise typer.BadParameter("name programs to start again, or give models, not both", param_hint="PROGRAM")
+        _show_programs(start_again(settings, programs, on_event=lambda event: err.print(f"… {event}", style="dim")))
+        return
     stack = start_local(
         settings, small=small, large=large, flower=flower, on_event=lambda event: err.print(f"… {event}", style="dim")
     )
+    _show_programs(stack.state)
     out = console()
-    rows = [
-        [program.name, program.state.value, program.pid, program.log_path] for program in stack.state.program_states()
-    ]
-    out.print(table(["program", "state", "pid", "log"], rows))
-    out.print(f"state folder {stack.state.state_dir}, database revision {stack.revision}")
+    out.print(f"state folder {stack.state.state_dir}, database revision {stack.revision}", soft_wrap=True)
     if stack.flower_url:
         out.print(f"Flower: {stack.flower_url}")
-    out.print(f"stop all of it: {_command(context, state_dir)} down")
+    out.print(f"stop all of it: {command_line(chosen_state_dir(context, state_dir))} down", soft_wrap=True)
 
 
-def _command(context: typer.Context, state_dir: Path | None) -> str:
-    """The command as it must be typed to mean the same state folder."""
-    chosen = state_dir or context.find_root().obj
-    return f"specthink --state-dir {chosen}" if chosen else "specthink"
+def _show_programs(state: EmbeddedState) -> None:
+    rows = [[program.name, program.state.value, program.pid] for program in state.program_states()]
+    out = console()
+    out.print(table(["program", "state", "pid"], rows))
+    out.print(f"logs: {state.state_dir}/logs/PROGRAM.log", soft_wrap=True)
 
 
-@commands.command(rich_help_panel=PANEL, epilog="Example: specthink --state-dir /data/run-7 down")
-def down(context: typer.Context, state_dir: StateDir = None) -> None:
+@commands.command(
+    rich_help_panel=PANEL, epilog="Examples: specthink down small · specthink --state-dir /data/run-7 down"
+)
+def down(
+    context: typer.Context,
+    programs: Annotated[
+        list[str] | None, typer.Argument(metavar="[PROGRAM]...", help="Stop only these, as `specthink up` names them.")
+    ] = None,
+    state_dir: StateDir = None,
+) -> None:
     """Stop what `up` started in this state folder, and nothing else. The data stay."""
-    from pipeline.embedded import stop
+    from pipeline.embedded import find_running, stop
 
     settings = settings_of(context, state_dir)
-    stopped = stop(settings.state_dir)
-    typer.echo(f"stopped: {', '.join(stopped)}" if stopped else f"nothing runs for {settings.state_dir}")
+    if not programs:
+        stopped = stop(settings.state_dir)
+        typer.echo(f"stopped: {', '.join(stopped)}" if stopped else f"nothing runs for {settings.state_dir}")
+        return
+    stopped = find_running(settings.state_dir).stop_programs(programs)
+    again = f"{command_line(chosen_state_dir(context, state_dir))} up {' '.join(programs)}"
+    typer.echo(f"stopped: {', '.join(stopped)}; start again: {again}" if stopped else "none of these was running")
 
 
 @commands.command(

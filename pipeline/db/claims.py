@@ -62,7 +62,7 @@ _CLAIM = text(f"""
           AND NOT EXISTS (SELECT FROM samples o WHERE o.holder_id = :worker AND o.num_rescues >= {SUSPECT_AFTER})
     ),
     mine AS (
-        SELECT s.id, j.first_claimed_at IS NULL AS is_first
+        SELECT s.id
         FROM samples s JOIN message m ON m.id = s.id AND m.epoch = s.epoch JOIN jobs j ON j.id = s.job_id
         WHERE s.state = :runnable AND j.state = 'running'
           AND (CAST(:job AS bigint) IS NULL OR s.job_id = :job)
@@ -76,22 +76,15 @@ _CLAIM = text(f"""
                {_HOME_IS_HERE}
         FROM mine WHERE s.id = mine.id
         RETURNING s.id, s.job_id, s.epoch, s.problem_id, s.sample_index, s.policy_state, s.max_tokens, s.next_request,
-                  s.num_segments, s.num_asides, s.published_at, mine.is_first
+                  s.num_segments, s.num_asides, s.published_at
     )
     SELECT c.id AS sample_id, c.job_id, c.epoch, c.problem_id, c.sample_index, c.policy_state, c.max_tokens AS budget,
-           c.next_request, c.num_segments, c.num_asides, c.is_first,
+           c.next_request, c.num_segments, c.num_asides,
            CASE WHEN isfinite(c.published_at)
                 THEN extract(epoch FROM clock_timestamp() - c.published_at)::float8 END AS wait_seconds,
            p.external_id, p.prompt, p.shown
     FROM claimed c JOIN problems p ON p.id = c.problem_id
     ORDER BY c.num_segments + c.num_asides = 0, c.id
-""")
-
-# No claim waits for a job's row: who holds that may wait for the samples of this claim.
-_MARK_FIRST_CLAIM = text("""
-    UPDATE jobs SET first_claimed_at = clock_timestamp() WHERE id IN (
-        SELECT id FROM jobs WHERE id = ANY(:jobs) AND first_claimed_at IS NULL
-        ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)
 """)
 
 
@@ -127,9 +120,6 @@ def claim_samples(
     claimed = [dict(row) for row in rows]
     if not claimed:
         return []
-    first_of = {row["job_id"] for row in claimed if row.pop("is_first")}
-    if first_of:
-        connection.execute(_MARK_FIRST_CLAIM, {"jobs": sorted(first_of)})
     with_segments = {row["sample_id"] for row in claimed if row.pop("num_segments")}
     with_asides = {row["sample_id"] for row in claimed if row.pop("num_asides")}
     resumed = [row["sample_id"] for row in claimed if row["sample_id"] in with_segments | with_asides]

@@ -56,7 +56,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         **_WORKERS,
         "engines": "SELECT, INSERT",
         "problems": "SELECT (id, problem_set_id, position, external_id, prompt, shown)",
-        "jobs": "SELECT, UPDATE (first_claimed_at, think_start, think_end, think_opened)",
+        "jobs": "SELECT, UPDATE (think_start, think_end, think_opened)",
         "samples": f"SELECT, UPDATE ({_WRITTEN})",
         **dict.fromkeys(("segments", "asides"), "SELECT, INSERT"),
         **dict.fromkeys(("signals", "steps"), "INSERT"),
@@ -92,7 +92,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         "SEQUENCE problems_id_seq": "USAGE",
         "reference_answers": "INSERT (problem_id, answer, also_accepted)",
         "hidden_columns": "INSERT (problem_id, columns)",
-        "jobs": f"SELECT, INSERT ({_SUBMITTED}), UPDATE (state, priority, finished_at)",
+        "jobs": f"SELECT, INSERT ({_SUBMITTED}), UPDATE (state, priority, first_claimed_at, finished_at)",
         "job_totals": "SELECT, DELETE",  # of a job that runs again
         "samples": "SELECT, UPDATE (state, epoch, holder_id, published_at, ended_at)",
         "grades": f"SELECT ({_GRADE_BOOKS})",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, RowMapping, text
 
-from pipeline.db.states import ADMITTED, FINAL, PUBLISHED, waiting_again
+from pipeline.db.states import ADMITTED, FINAL, PUBLISHED, first_claim_of, waiting_again
 from pipeline.errors import JobError, NotFound
 from pipeline.jobs.config import FINAL_JOB_STATES, JobState
 from pipeline.samples import ErrorClass
@@ -23,8 +23,11 @@ CUT_BATCH = 500
 """Samples in one transaction that also deletes what was written of them."""
 
 _LOCK_JOB = text("SELECT state, priority FROM jobs WHERE id = :job FOR NO KEY UPDATE")
-_SET_STATE = text("""
-    UPDATE jobs SET state = :state, finished_at = CASE WHEN :is_final THEN clock_timestamp() END WHERE id = :job
+_SET_STATE = text(f"""
+    UPDATE jobs j SET state = :state, finished_at = CASE WHEN :is_final THEN clock_timestamp() END,
+        first_claimed_at = CASE WHEN :is_final THEN coalesce(j.first_claimed_at, {first_claim_of("j")})
+                                ELSE j.first_claimed_at END
+    WHERE j.id = :job
 """)
 
 

@@ -22,6 +22,7 @@ from sqlalchemy.exc import OperationalError
 
 from pipeline.db.revision import current_revision, migrations_folder, newest_revision
 from pipeline.db.schema_objects import applied_sha256, create_objects, drop_objects, wanted_sha256
+from pipeline.db.server_checks import creation_fault, require_usable
 from pipeline.db.session import transaction
 from pipeline.errors import ConfigurationError, MigrationRefused
 
@@ -52,11 +53,15 @@ def upgrade(
     on_wait: told in a few words when another migration is waited for, for as long as it takes.
 
     Raises MigrationRefused, with nothing changed, where workers run or where a table stays in use for longer than
-    lock_timeout; ConfigurationError for a database of a newer version.
+    lock_timeout; ConfigurationError for a database of a newer version, and for a server or a login that will not do.
     """
     wanted = newest_revision() if revision == "head" else revision
+    require_usable(db_engine)
     with transaction(db_engine) as connection:
         is_due = _is_due(connection, wanted)
+        fault = creation_fault(connection) if is_due else None
+    if fault is not None:
+        raise ConfigurationError(fault)
     if is_due:
         with _migrating(db_engine, wanted, lock_timeout, on_wait) as connection:
             grants = drop_objects(connection)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -42,8 +42,13 @@ class Table:
         return names
 
 
-def run_query(url: SecretStr, query: str, *, timeout_s: float, max_rows: int) -> Table:
-    """What a query gives in a READ ONLY transaction, as the login of this address. Raises as ``Client.sql``."""
+def run_query(
+    url: SecretStr, query: str, *, timeout_s: float, max_rows: int, values: Mapping[str, str] | None = None
+) -> Table:
+    """What a query gives in a READ ONLY transaction, as the login of this address. Raises as ``Client.sql``.
+
+    values: of the session, by name; the view job_cost reads prices there.
+    """
     try:
         check_text(query)
     except ValueError as error:
@@ -57,6 +62,8 @@ def run_query(url: SecretStr, query: str, *, timeout_s: float, max_rows: int) ->
         ) as connection:  # fmt: skip
             connection.read_only = True
             _require_harmless(connection)
+            for name, value in (values or {}).items():
+                connection.execute("SELECT set_config(%s, %s, true)", (name, value))
             return _read_table(connection.cursor(), query.strip().removesuffix(";").encode(), max_rows)
     except psycopg.errors.QueryCanceled as error:
         raise PipelineError(f"the query ran longer than {timeout_s:g} s; narrow it, or give --timeout") from error

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, RowMapping, text
 
 from pipeline.db.states import COMPLETE, FINAL
-from pipeline.errors import NotComparable, NotFound
+from pipeline.errors import BadProblem, ConfigurationError, NotComparable, NotFound
 from pipeline.jobs.config import JobConfig, JobState
 from pipeline.jobs.matching import DelegatedWriting
+from pipeline.problems.sets import Problem
 from pipeline.results.comparison import compare
 from pipeline.results.intervals import Interval, cluster_bootstrap
 from pipeline.results.reports import (
@@ -158,7 +159,7 @@ def _of_job(connection: Connection, report: type[_R], view: str, job_id: int, or
     return _select_view(connection, report, view, f"job_id = :job ORDER BY {order}", job=job_id)
 
 
-def _bootstrap(connection: Connection, job_id: int) -> Interval:
+def _bootstrap(connection: Connection, job_id: int) -> Interval | None:
     problems = problem_scores(connection, job_id)
     return cluster_bootstrap([row.score * row.num_scored for row in problems], [row.num_scored for row in problems])
 
@@ -270,21 +271,64 @@ def measure_delegation(connection: Connection, job_id: int) -> DelegatedWriting:
     return DelegatedWriting(num_breaks=int(num_breaks), **{name: int(count) for name, count in large.items()})
 
 
-_SELECT_RESULTS = """
+_MAY_READ_ANSWERS = text("""
+    SELECT has_table_privilege('reference_answers', 'SELECT') AND has_table_privilege('hidden_columns', 'SELECT')
+""")
+_RESULTS = """
     SELECT s.job_id, s.id AS sample_id, p.external_id AS problem, s.sample_index, s.state, p.prompt,
            coalesce((SELECT string_agg(g.text, '' ORDER BY g.segment_index) FROM segments g WHERE g.sample_id = s.id),
                     '') AS output,
            s.predicted_answer, s.score, s.finish_reason,
            s.tokens_small + s.tokens_large + s.tokens_inserted AS output_tokens,
            s.tokens_small, s.tokens_large, s.tokens_inserted, s.discarded_small, s.discarded_large,
-           s.num_takeovers, s.num_segments, p.subject, p.level, s.error_class, s.error, s.finished_at
+           s.num_takeovers, s.num_segments, p.subject, p.level, s.error_class, s.error, s.finished_at, p.shown,
+"""
+_WITH_ANSWERS = f"""{_RESULTS}
+           r.answer AS reference, coalesce(r.also_accepted, '{{}}') AS also_accepted,
+           coalesce(h.columns, '{{}}') || p.shown AS metadata
+    FROM samples s JOIN problems p ON p.id = s.problem_id
+    LEFT JOIN reference_answers r ON r.problem_id = p.id LEFT JOIN hidden_columns h ON h.problem_id = p.id
+"""
+_WITHOUT_ANSWERS = f"""{_RESULTS}
+           NULL AS reference, CAST('{{}}' AS varchar[]) AS also_accepted, p.shown AS metadata
     FROM samples s JOIN problems p ON p.id = s.problem_id
 """
 
 
-def _result(row: RowMapping) -> Result:
+def _select_results(connection: Connection) -> str:
+    """With the right answers where this login may read them."""
+    return _WITH_ANSWERS if connection.execute(_MAY_READ_ANSWERS).scalar_one() else _WITHOUT_ANSWERS
+
+
+def _result(row: RowMapping, job: Job) -> Result:
+    values = dict(row)
+    problem = Problem(external_id=row["problem"], prompt=row["prompt"], metadata=values.pop("shown"))
     reason = row["finish_reason"]
-    return _read(Result, {**row, "finish_reason": FinishReason(reason) if reason else None})
+    return _read(
+        Result,
+        values
+        | {
+            "finish_reason": FinishReason(reason) if reason else None,
+            "also_accepted": tuple(row["also_accepted"]),
+            "policy": job.policy,
+            "small_model": job.small_model,
+            "large_model": job.large_model,
+            "seed": job.config.seed,
+            "rendered_prompt": _rendered(job.config, problem),
+        },
+    )
+
+
+def _rendered(config: JobConfig, problem: Problem) -> str | None:
+    """The whole of what is asked, earlier messages under their roles; None where it cannot be rendered here."""
+    try:
+        prompt = config.prompt(problem)
+    except (ConfigurationError, BadProblem):
+        return None
+    if not prompt.earlier:
+        return prompt.message
+    turns = [*prompt.earlier, {"role": "user", "content": prompt.message}]
+    return "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in turns)
 
 
 def stream_results(connection: Connection, job_id: int, *, only_final: bool, batch: int = 200) -> Iterator[Result]:
@@ -293,12 +337,14 @@ def stream_results(connection: Connection, job_id: int, *, only_final: bool, bat
     Plan: the unique index on (job_id, problem_id, sample_index) gives the order, so that nothing is sorted and the
     texts of one batch at a time are in memory; problem ids rise with the position in the set.
     """
-    get_job(connection, job_id)
+    job = get_job(connection, job_id)
     condition = f"AND s.state IN {FINAL}" if only_final else ""
-    query = text(f"{_SELECT_RESULTS} WHERE s.job_id = :job {condition} ORDER BY s.problem_id, s.sample_index")
+    query = text(
+        f"{_select_results(connection)} WHERE s.job_id = :job {condition} ORDER BY s.problem_id, s.sample_index"
+    )
     rows = connection.execution_options(yield_per=batch).execute(query, {"job": job_id}).mappings()
     for row in rows:
-        yield _result(row)
+        yield _result(row, job)
 
 
 _SELECT_SEGMENTS = text("""
@@ -312,12 +358,13 @@ _SELECT_SEGMENTS = text("""
 
 def get_sample(connection: Connection, sample_id: int) -> SampleReport:
     """Raises NotFound."""
-    row = connection.execute(text(f"{_SELECT_RESULTS} WHERE s.id = :sample"), {"sample": sample_id}).mappings().first()
+    query = text(f"{_select_results(connection)} WHERE s.id = :sample")
+    row = connection.execute(query, {"sample": sample_id}).mappings().first()
     if row is None:
         raise NotFound(f"there is no sample {sample_id}; specthink results JOB lists those of a job")
     segments = connection.execute(_SELECT_SEGMENTS, {"sample": sample_id}).mappings()
     return SampleReport(
-        result=_result(row),
+        result=_result(row, get_job(connection, row["job_id"])),
         segments=tuple(_read(SegmentReport, segment) for segment in segments),
         steps=_select_view(
             connection,

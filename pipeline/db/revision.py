@@ -12,6 +12,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, text
 
 from pipeline.db.schema_objects import applied_sha256, wanted_sha256
+from pipeline.db.server_checks import require_usable
 from pipeline.db.session import transaction
 from pipeline.errors import ConfigurationError
 
@@ -56,7 +57,8 @@ def schema_fault(connection: Connection) -> str | None:
 
 
 def require_current(db_engine: Engine) -> None:
-    """Raise ConfigurationError unless the database has the schema this code was written for."""
+    """Raise ConfigurationError unless the database can be used and has the schema this code was written for."""
+    require_usable(db_engine)
     with transaction(db_engine) as connection:
         check_current(connection)
 

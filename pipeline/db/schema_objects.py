@@ -29,6 +29,7 @@ FUNCTIONS = (
     "rollups/steps",
     "rollups/lengths",
     "rollups/refresh",
+    "intervals",
     "totals",
     "jobs",
 )

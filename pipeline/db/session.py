@@ -20,6 +20,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from pipeline.db.faults import describe, first_line, sqlstate_of
 from pipeline.db.timeouts import DeadlineConnection
 from pipeline.errors import ConfigurationError, ServiceUnavailable
 
@@ -33,6 +34,8 @@ _KEEPALIVE = {
 }
 
 
+_WRONG_LOGIN = ("42501", "3F000")
+"""SQLSTATEs of a login that lacks a right, and of one that sees no schema."""
 _IDLE_TOO_LONG = "25P03"
 """SQLSTATE of a session that was ended because of idle_in_transaction_session_timeout."""
 
@@ -63,7 +66,7 @@ def open_database(
         max_overflow=2,
         hide_parameters=True,  # an error's text goes to logs, and may not take answers or prompts there
         pool_pre_ping=True,  # a server restarted between two uses costs nothing but the ping
-        connect_args={"application_name": application_name, **_KEEPALIVE},
+        connect_args={"application_name": application_name, "client_encoding": "utf8", **_KEEPALIVE},
         future=True,
     )
     if answer_within_s is not None:
@@ -122,26 +125,25 @@ def session(db_engine: Engine) -> Iterator[Connection]:
 def _reached() -> Iterator[None]:
     try:
         yield
-    except (OperationalError, InterfaceError, DisconnectionError) as error:
-        orig = error.orig if isinstance(error, DBAPIError) else None
-        reason = next(iter(str(orig or error).strip().splitlines()), type(error).__name__)
-        raise ServiceUnavailable(f"{_trouble(orig)}: {reason}") from error
+    except (OperationalError, InterfaceError) as error:
+        raise ServiceUnavailable(f"{_trouble(error.orig)}: {describe(error, otherwise='08000')}") from error
+    except DisconnectionError as error:
+        raise ServiceUnavailable(f"Postgres cannot be reached: {first_line(error)}") from error
     except InternalError as error:
-        if getattr(error.orig, "sqlstate", None) != _IDLE_TOO_LONG:
+        if sqlstate_of(error.orig) != _IDLE_TOO_LONG:
             raise
         raise ServiceUnavailable("Postgres undid this: nothing was asked in mid-transaction for too long") from error
     except ProgrammingError as error:
-        if not isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+        if sqlstate_of(error.orig) not in _WRONG_LOGIN:
             raise
-        raise ConfigurationError(
-            f"the login of the database's address may not do this ({str(error.orig).splitlines()[0]}): name it in "
-            "SPECTHINK_LOGINS__… for its role and run specthink migrate, or use the login of another role"
-        ) from error
+        raise ConfigurationError(f"the login of the database's address may not do this: {describe(error)}") from error
     except PoolTimeout as error:
         raise ServiceUnavailable("Postgres cannot be reached: all connections of this process are in use") from error
 
 
 def _trouble(error: BaseException | None) -> str:
-    sqlstate = getattr(error, "sqlstate", None) or "08000"
+    sqlstate = sqlstate_of(error) or "08000"
+    if sqlstate.startswith(("28", "3D")):
+        return "Postgres refused the connection"
     away = sqlstate.startswith(("08", "57P"))  # connection exceptions; shut down, or starting up
     return "Postgres cannot be reached" if away else "Postgres could not do it"

@@ -65,3 +65,8 @@ def model_waited_for(state: str, *, job: str = "j") -> str:
 def home_worker(state: str, *, sample: str = "s") -> str:
     """The worker that has the context of a waiting sample cached. sample: the alias of its row."""
     return _case(state, {key: f"{sample}.{role.value}_worker_id" for role, key in RUNNABLE_STATE.items()})
+
+
+def first_claim_of(job: str) -> str:
+    """When a worker first took a sample of a job; NULL where none did. job: the alias of its row."""
+    return f"(SELECT min(e.at) FROM events e WHERE e.job_id = {job}.id AND e.to_state IN {WRITING})"

@@ -1,4 +1,4 @@
-"""The statements of upkeep: admit, settle (rescue), publish again, try suspects, halt paused jobs, close jobs.
+"""The statements of upkeep: admit, settle (rescue), publish again, try suspects, halt, mark, close jobs.
 
 Every duty is one short transaction and may be repeated at any time: what it returns is published after the commit,
 and what a crash kept from being published is found again by ``overdue_samples``.
@@ -18,6 +18,7 @@ from pipeline.db.states import (
     PUBLISHED,
     RUNNABLE,
     WRITING,
+    first_claim_of,
     home_worker,
     model_of,
     role_of,
@@ -117,15 +118,18 @@ _UNSETTLED = text("""
     SELECT id, queue FROM workers WHERE ended_at IS NOT NULL AND settled_at IS NULL
     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 """)
+# Only a sample that was claimed as a suspect can be guilty: of those that become suspects by this death, each may have
+# been beside the one that did it.
 _RESCUE = text(f"""
     WITH held AS (
-        SELECT s.id, s.holder_id, w.end_reason, s.num_rescues + (w.end_reason <> 'stopped')::integer AS deaths
+        SELECT s.id, s.holder_id, w.end_reason, s.num_rescues + (w.end_reason <> 'stopped')::integer AS deaths,
+               s.num_rescues >= {SUSPECT_AFTER} AS was_suspect
         FROM samples s JOIN workers w ON w.id = s.holder_id
         WHERE s.holder_id = ANY(:workers) ORDER BY s.id FOR UPDATE OF s
     ),
     judged AS (
-        SELECT held.*, end_reason <> 'stopped' AND deaths >= {SUSPECT_AFTER}
-               AND count(*) FILTER (WHERE deaths >= {SUSPECT_AFTER}) OVER (PARTITION BY holder_id) = 1 AS is_guilty
+        SELECT held.*, end_reason <> 'stopped' AND was_suspect
+               AND count(*) FILTER (WHERE was_suspect) OVER (PARTITION BY holder_id) = 1 AS is_guilty
         FROM held
     )
     UPDATE samples s SET
@@ -266,6 +270,26 @@ def halt_paused_jobs(connection: Connection) -> int:
     return connection.execute(_HALT).rowcount
 
 
+_MARK_FIRST_CLAIMS = text(f"""
+    WITH claimed AS (
+        SELECT j.id FROM jobs j
+        WHERE j.state = 'running' AND j.first_claimed_at IS NULL
+          AND {first_claim_of("j")} IS NOT NULL
+        ORDER BY j.id FOR NO KEY UPDATE OF j SKIP LOCKED
+    )
+    UPDATE jobs j SET first_claimed_at = {first_claim_of("j")} FROM claimed WHERE j.id = claimed.id
+""")
+
+
+def mark_first_claims(connection: Connection) -> None:
+    """Note of running jobs when a worker first took a sample, as the events say it. Index: ix_events_job_id.
+
+    Not the claims do this: one would wait for its job's row, or, where somebody has that locked, leave it unmarked.
+    A job that ends before upkeep looks is marked as it ends (``close_jobs``, ``job_control.cancel_job``).
+    """
+    connection.execute(_MARK_FIRST_CLAIMS)
+
+
 _ENDING = text(f"""
     SELECT j.id FROM jobs j
     WHERE j.state = 'running'
@@ -274,9 +298,11 @@ _ENDING = text(f"""
 """)
 _CLOSE = text(f"""
     UPDATE jobs j SET finished_at = clock_timestamp(),
+        first_claimed_at = coalesce(j.first_claimed_at, {first_claim_of("j")}),
         state = CASE WHEN EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state = 'failed')
-                       OR (j.config->>'grader' <> 'none' AND NOT EXISTS (
-                           SELECT FROM samples s WHERE s.job_id = j.id AND s.score IS NOT NULL))
+                       OR j.config->>'grader' <> 'none' AND (
+                           SELECT bool_or(s.state = 'graded') AND count(s.score) = 0
+                           FROM samples s WHERE s.job_id = j.id)
                      THEN 'completed_with_errors' ELSE 'completed' END
     WHERE j.id = ANY(:jobs)
       AND NOT EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state NOT IN {FINAL})
@@ -287,6 +313,7 @@ _CLOSE = text(f"""
 def close_jobs(connection: Connection) -> dict[int, JobState]:
     """End the running jobs that have no open sample left. Index: ix_samples_open.
 
+    A job has errors where a sample failed, and where it has a grader and none of its graded samples has a score.
     The second look, with the job's row locked, sees the samples that a retry opened meanwhile.
     """
     ending = list(connection.execute(_ENDING).scalars())

@@ -9,17 +9,19 @@ stop(state_dir)                               # what start() started, and nothin
 
 from pipeline.embedded.connections import Connections, find_connections, is_running, resolve_connections, resolve_redis
 from pipeline.embedded.postgres import LOGINS as EMBEDDED_LOGINS
-from pipeline.embedded.state import EmbeddedState, start, stop
+from pipeline.embedded.state import SERVERS, EmbeddedState, find_running, start, stop
 from pipeline.embedded.supervision import Program, ProgramPhase, ProgramState
 
 __all__ = [
     "EMBEDDED_LOGINS",
+    "SERVERS",
     "Connections",
     "EmbeddedState",
     "Program",
     "ProgramPhase",
     "ProgramState",
     "find_connections",
+    "find_running",
     "is_running",
     "resolve_connections",
     "resolve_redis",

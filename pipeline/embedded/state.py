@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -23,14 +23,17 @@ from pipeline.embedded.supervision import (
     Program,
     ProgramPhase,
     ProgramState,
+    Service,
     SupervisorClient,
+    is_written,
     last_lines,
     launch_supervisord,
     wait_until,
     worker_service,
     write_service,
+    written_argv,
 )
-from pipeline.errors import ConfigurationError, ServiceUnavailable
+from pipeline.errors import ConfigurationError, NotFound, ServiceUnavailable
 from pipeline.logins import DatabaseRole
 
 SERVERS = ("postgres", "redis")
@@ -38,7 +41,6 @@ READY_TIMEOUT_S = 180.0
 """Postgres is ready in one second and Redis in a tenth; a starved machine or a recovery after a crash takes longer."""
 _REDIS_PORTS_TRIED = 3
 _ENDED = frozenset({ProgramPhase.STOPPED, ProgramPhase.EXITED, ProgramPhase.CONFIGURATION_ERROR, ProgramPhase.GAVE_UP})
-_ALIVE = frozenset({ProgramPhase.RUNNING, ProgramPhase.STARTING, ProgramPhase.STOPPING})
 
 
 class EmbeddedState:
@@ -56,22 +58,41 @@ class EmbeddedState:
     def add_programs(self, programs: Iterable[Program]) -> None:
         """Take in programs without starting them; those known already in the same form are left as they are.
 
-        Raises ConfigurationError for a bad name, and for another form of a program that is running.
+        Raises ConfigurationError for a bad name, and for another form of a program that is running: nothing is changed
+        then, also not of the other programs.
         """
         with self._folder.lock():
             self._add_programs(programs)
 
     def _add_programs(self, programs: Iterable[Program]) -> None:
-        for program in programs:
-            service = worker_service(self._folder, program)
-            known = {state.name: state for state in self._supervisor.program_states()}
-            running = program.name in known and known[program.name].state in (*_ALIVE, ProgramPhase.RESTARTING)
-            if write_service(self._folder, service) and running:
-                raise ConfigurationError(
-                    f"{program.name} is running in another form; stop it before it is changed, or use another name"
-                )
-            if not running:
+        programs = list(programs)
+        services = [worker_service(self._folder, program) for program in programs]
+        running = {state.name for state in self._supervisor.program_states() if state.state not in _ENDED}
+        for service in services:
+            if service.name in running and not is_written(self._folder, service):
+                raise ConfigurationError(self._other_form(service))
+        for program in programs:  # anew, because each one's priority is above those of the programs before it
+            write_service(self._folder, worker_service(self._folder, program))
+            if program.name not in running:
                 self._supervisor.add_program(program.name)
+
+    def _other_form(self, service: Service) -> str:
+        """Why a running program is not changed: its command line is another, or what it is started with."""
+        written, wanted = written_argv(self._folder, service.name) or (), tuple(service.launch["argv"])
+        stop_it = f"stop it first: specthink down {service.name}"
+        if written == wanted:
+            return f"{service.name} is running with other settings; nothing was changed. To change them, {stop_it}"
+        differ = " ".join(word for word in written if word not in wanted)
+        return f"{service.name} is running with {differ}; nothing was changed. To change it, {stop_it}"
+
+    def argv_of(self, name: str) -> tuple[str, ...] | None:
+        """The command line of an added program; None where there is none of this name."""
+        return written_argv(self._folder, name)
+
+    def last_lines(self, name: str, num_lines: int = 5) -> str:
+        """The end of a program's log for an error message, with the log's path: of its present start alone, where this
+        object started it."""
+        return self._supervisor.last_lines(name, num_lines)
 
     def start_program(self, name: str) -> None:
         """Start a program that was added; nothing if it runs. Raises NotFound."""
@@ -80,6 +101,20 @@ class EmbeddedState:
     def stop_program(self, name: str) -> bool:
         """Stop a program and wait for its end; False if it was not running. Raises NotFound."""
         return bool(_stop_programs(self._folder, self._supervisor, [self._supervisor.program_state(name)]))
+
+    def stop_programs(self, names: Sequence[str]) -> list[str]:
+        """Stop programs, all at once, and wait for their ends; returns those that ran.
+
+        Raises NotFound for one that there is not, and ConfigurationError for a server: nothing is stopped then.
+        """
+        known = {state.name: state for state in self.program_states()}
+        for name in names:
+            if name in SERVERS:
+                raise ConfigurationError(f"{name} is a server that everything here needs: specthink down stops all")
+            if name not in known:
+                raise NotFound(f"there is no program {name!r}; there are {', '.join(known.keys() - {*SERVERS})}")
+        with self._folder.lock():
+            return _stop_programs(self._folder, self._supervisor, [known[name] for name in names])
 
     def program_states(self) -> list[ProgramState]:
         """The servers and the added programs, as they are now."""
@@ -104,6 +139,15 @@ def start(state_dir: Path, programs: Iterable[Program] = (), *, die_with_parent:
         state = _find_state(folder) or _start_clean(folder, die_with_parent=die_with_parent)
         state._add_programs(programs)
     return state
+
+
+def find_running(state_dir: Path) -> EmbeddedState:
+    """The running servers of a folder. Raises ServiceUnavailable where none run; none are started."""
+    folder = StateFolder.of(state_dir)
+    connections = find_connections(folder.path)
+    if connections is None:
+        raise ServiceUnavailable(f"nothing runs for the state folder {folder.path}; start it with `specthink up`")
+    return EmbeddedState(folder, connections)
 
 
 def _find_state(folder: StateFolder) -> EmbeddedState | None:
@@ -181,7 +225,7 @@ def _start_redis(folder: StateFolder, supervisor: SupervisorClient, user: tuple[
             _stop_programs(folder, supervisor, [supervisor.program_state("redis")])
             continue
         return url
-    raise ServiceUnavailable(f"Redis did not start; {last_lines(folder.log_path('redis'))}")
+    raise ServiceUnavailable(f"Redis did not start; {supervisor.last_lines('redis')}")
 
 
 def _wait_for_postgres(folder: StateFolder, supervisor: SupervisorClient) -> None:
@@ -200,7 +244,7 @@ def _wait_ready(folder: StateFolder, supervisor: SupervisorClient, name: str, is
         return is_ready() or supervisor.program_state(name).pid != first.pid
 
     if not wait_until(ready_or_ended, READY_TIMEOUT_S) or not is_ready():
-        raise ServiceUnavailable(f"{name} did not start; {last_lines(folder.log_path(name))}")
+        raise ServiceUnavailable(f"{name} did not start; {supervisor.last_lines(name)}")
 
 
 def stop(state_dir: Path) -> list[str]:

@@ -189,9 +189,30 @@ def _history_path(folder: StateFolder, name: str) -> Path:
     return folder.programs / f"{name}.starts"
 
 
+def is_written(folder: StateFolder, service: Service) -> bool:
+    """Whether this is what the program is already."""
+    return bool(read_json(_service_path(folder, service.name)) == _content(service))
+
+
 def write_service(folder: StateFolder, service: Service) -> bool:
     """Write what a program is; True where that differs from before."""
-    path = folder.programs / f"{service.name}.json"
+    if is_written(folder, service):
+        return False
+    write_private(_service_path(folder, service.name), json.dumps(_content(service), indent=1))
+    return True
+
+
+def written_argv(folder: StateFolder, name: str) -> tuple[str, ...] | None:
+    """The command line of a program as it is written; None where there is no such program."""
+    content = read_json(_service_path(folder, name))
+    return None if content is None else tuple(content["argv"])
+
+
+def _service_path(folder: StateFolder, name: str) -> Path:
+    return folder.programs / f"{name}.json"
+
+
+def _content(service: Service) -> dict[str, Any]:
     supervise = {
         "name": service.name,
         "priority": service.priority,
@@ -200,11 +221,7 @@ def write_service(folder: StateFolder, service: Service) -> bool:
         "as_group": "true" if service.as_group else "false",
         "exit_codes": ",".join(str(code) for code in service.ends_for_good),
     }
-    content = {**service.launch, "supervise": supervise}
-    if read_json(path) == content:
-        return False
-    write_private(path, json.dumps(content, indent=1))
-    return True
+    return {**service.launch, "supervise": supervise}
 
 
 def write_configuration(folder: StateFolder) -> None:
@@ -264,12 +281,15 @@ def _has_ended(pid: int) -> bool:
     return ProcessIdentity.of(pid) is None
 
 
-def last_lines(path: Path, num_lines: int = 5) -> str:
-    """The end of a log for an error message, with the log's path."""
+def last_lines(path: Path, num_lines: int = 5, *, since: int = 0) -> str:
+    """The end of a log for an error message, with the log's path. since: leave out its first so many bytes."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-num_lines:]
+        content = path.read_bytes()
     except FileNotFoundError:
-        lines = []
+        content = b""
+    if len(content) >= since:  # else another file has taken its place
+        content = content[since:]
+    lines = content.decode("utf-8", errors="replace").splitlines()[-num_lines:]
     return "\n".join([f"see {path}", *(f"  {line}" for line in lines)])
 
 
@@ -278,6 +298,8 @@ class SupervisorClient:
 
     def __init__(self, folder: StateFolder) -> None:
         self._folder = folder
+        self._log_sizes: dict[str, int] = {}
+        """Of the programs that this client started, before they were."""
 
     def answers(self) -> bool:
         try:
@@ -314,7 +336,13 @@ class SupervisorClient:
         if state.state in (ProgramPhase.RUNNING, ProgramPhase.STARTING):
             return
         _history_path(self._folder, name).unlink(missing_ok=True)
+        log = self._folder.log_path(name)
+        self._log_sizes[name] = log.stat().st_size if log.exists() else 0
         self._call("supervisor.startProcess", name, False, tolerated=_FAULT_ALREADY_STARTED)
+
+    def last_lines(self, name: str, num_lines: int = 5) -> str:
+        """The end of a program's log for an error message: since this client started it, where it did."""
+        return last_lines(self._folder.log_path(name), num_lines, since=self._log_sizes.get(name, 0))
 
     def ask_to_stop(self, name: str) -> bool:
         """Send the stop signal and do not wait; False if it was not running."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -41,6 +42,8 @@ from pipeline.samples import ModelRole
 if TYPE_CHECKING:
     from pipeline.chat.model import ChatModel
 
+_DRAWN_SEEDS = 2**31
+"""A drawn seed is below this: ten digits can be copied by hand."""
 _PACKAGES = ("specthink", "celery", "sqlalchemy", "psycopg", "pydantic", "tokenizers", "math-verify")
 
 
@@ -90,14 +93,14 @@ def make_ready(
     opener = first_role(config)
     size = problems.size if isinstance(problems, StoredSet) else len(problems.problems)
     num_problems = min(config.limit or size, size)
-    if source is None or config.grader != source.config.grader:
-        check_references(problems, num_problems, config.grader)
     if source is None or pair.is_new or opener is not first_role(source.config):
         think = pair.think_phase(opener)
     else:
         think = source.think
     if source is None or pair.is_new or _asks_otherwise(config, source.config):
         check_prompts(_used(problems, num_problems), config, pair.known_chats())
+    if source is None or config.grader != source.config.grader:
+        check_references(problems, num_problems, config.grader)
     return ReadyJob(
         name=submission.name or _usual_name(problems, submission),
         policy=submission.policy,
@@ -186,10 +189,10 @@ def make_config(
             sampling=sampling.model_copy(update=submission.model_dump(include=given, exclude_none=True)),
             small_sampling=submission.small_sampling,
             large_sampling=submission.large_sampling,
-            small_asking=_dated(submission.small_asking),
-            large_asking=_dated(submission.large_asking),
+            small_asking=_dated(submission.asking(ModelRole.SMALL)),
+            large_asking=_dated(submission.asking(ModelRole.LARGE)),
             num_samples=submission.num_samples,
-            seed=submission.seed,
+            seed=secrets.randbelow(_DRAWN_SEEDS) if submission.seed is None else submission.seed,
             prompt_template=submission.prompt_template or (recipe.prompt_template if recipe else usual),
             grader=submission.grader or (recipe.grader if recipe else usual),
             cut_samples=submission.cut_samples,

@@ -104,7 +104,6 @@ _PAPER = (
         name="aime",
         title="AIME 2022 to 2024",
         published="id, problem, solution, answer, url",
-        columns=ColumnNames(problem="problem", answer="answer"),
         url_years=(2022, 2023, 2024),
         prompt_template="paper-math",
         sampling=PAPER_SAMPLING,

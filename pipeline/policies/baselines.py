@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pipeline.policies.protocol import PolicyState, SampleContext, Transition, Watcher
-from pipeline.policies.requests import Event, Finish, Generate, Trigger
+from pipeline.policies.requests import Ask, Event, Finish, Generate, Trigger
 from pipeline.policies.specs import PolicySpec
 from pipeline.policies.turns import finish_reason, written_by
 from pipeline.samples import ModelRole
@@ -31,6 +31,8 @@ class LargeOnlySpec(PolicySpec):
 
 class SingleModelPolicy:
     """One model writes from start to end, or from an exit on; its state is how much it was asked for."""
+
+    asks: ClassVar[tuple[Ask, ...]] = ()
 
     def __init__(self, role: ModelRole, *, trigger: Trigger = Trigger.START) -> None:
         self._role = role

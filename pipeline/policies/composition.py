@@ -19,7 +19,7 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.policies.baselines import SingleModelPolicy
-from pipeline.policies.protocol import Policy, PolicyState, SampleContext, Transition, Watcher, asks_of
+from pipeline.policies.protocol import Policy, PolicyState, SampleContext, Transition, Watcher
 from pipeline.policies.reading.reader import Reader, TextState
 from pipeline.policies.requests import Answered, Ask, Event, Finish, Generate, Insert, Take, Trigger, Written
 from pipeline.policies.step_delegation import text_reader
@@ -123,7 +123,7 @@ class Guarded:
 
     @property
     def asks(self) -> tuple[Ask, ...]:
-        return asks_of(self._policy)
+        return self._policy.asks
 
     def start(self, context: SampleContext) -> Transition:
         return self._wrap(self._policy.start(context))
@@ -185,7 +185,7 @@ class Exiting:
 
     @property
     def asks(self) -> tuple[Ask, ...]:
-        return asks_of(self._policy)
+        return self._policy.asks
 
     def start(self, context: SampleContext) -> Transition:
         return self._wrap(context, self._policy.start(context), text=TextState(), num_tokens=0)

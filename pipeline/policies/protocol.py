@@ -88,6 +88,15 @@ class Policy(Protocol):
         """The roles this policy can call for; a job needs models for these only."""
         ...
 
+    @property
+    def asks(self) -> tuple[Ask, ...]:
+        """One Ask of each kind that this policy makes; () where it makes none.
+
+        Its question, turn, opening and labels are tried on the model of its role when a worker takes up the job, so
+        that none of a job's samples is begun that could not be asked.
+        """
+        ...
+
     def start(self, context: SampleContext) -> Transition:
         """The first transition for a sample with no output yet; it keeps nothing."""
         ...
@@ -99,12 +108,3 @@ class Policy(Protocol):
     def advance(self, context: SampleContext, state: PolicyState, event: Event) -> Transition:
         """What to keep of what was written, and what to do next."""
         ...
-
-
-def asks_of(policy: Policy) -> tuple[Ask, ...]:
-    """One Ask of each kind that a policy makes, where it has such a list as ``asks``.
-
-    Its question, turn, opening and labels are tried on the model of its role when a worker takes up the job, so that
-    none of a job's samples is begun that could not be asked.
-    """
-    return tuple(getattr(policy, "asks", ()))

@@ -73,12 +73,22 @@ class PluginSpec(PolicySpec):
         return _LOADED[self._key]
 
     def build(self) -> Policy:
-        return self.load().build()
+        policy = self.load().build()
+        lacking = [member for member in _MEMBERS if not hasattr(policy, member)]
+        if lacking:
+            raise ConfigurationError(
+                f"{self.plugin.name!r} of {self.plugin} builds no policy yet: {type(policy).__name__} has no "
+                f"{', '.join(lacking)} (pipeline.policies.protocol.Policy says what each is; asks = () asks nothing)"
+            )
+        return policy
 
     @property
     def _key(self) -> str:
         return self.model_dump_json()
 
+
+_MEMBERS = ("roles", "asks", "start", "watcher", "advance")
+"""What a policy has: the members of ``Policy``."""
 
 _LOADED: dict[str, PolicySpec] = {}
 """Specs of other packages that were loaded, by what a job stores of them."""

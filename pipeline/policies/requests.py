@@ -10,7 +10,7 @@ it out: the database stores requests as one JSON value.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, TypeAlias
@@ -32,7 +32,6 @@ class Trigger(StrEnum):
     RESUME = "resume"  # small goes on after large
     REFLECTION = "reflection"  # a cue of doubt after a break
     AFFIRMATION = "affirmation"  # a cue of agreement after a break
-    STATEMENT = "statement"  # neither of the two
     VERIFY = "verify"  # a cue that announces a check
     TOO_MUCH_REFLECTION = "too_much_reflection"  # so many reflections that large checks all
     EVERY_BREAK = "every_break"  # the policy delegates at every break
@@ -98,6 +97,19 @@ class Ask:
     labels_begin: bool = False
     signals: frozenset[Signal] = frozenset()
 
+    def __post_init__(self) -> None:
+        fault = next((told for is_there, told in self._faults() if is_there), None)
+        if fault is not None:
+            raise ValueError(f"the policy's Ask {self.purpose!r} {fault}")
+
+    def _faults(self) -> Iterator[tuple[bool, str]]:
+        yield not self.purpose, "has no purpose; say what it is for, since it is counted by that"
+        yield bool(self.opening and not self.turn), "has an opening but no turn; put that text into the question"
+        yield self.labels_begin and not self.labels, "says labels_begin but has no labels; leave it out"
+        yield "" in self.labels, "has an empty label, which no token begins; leave it out"
+        yield len(set(self.labels)) < len(self.labels), "has a label twice; give each once"
+        yield any(index < 0 or num < 1 for index, num in self.after), "stands after no token; leave that aside out"
+
 
 Request: TypeAlias = Generate | Ask
 
@@ -115,6 +127,10 @@ class Insert:
 
     text: str
     trigger: str
+
+    def __post_init__(self) -> None:
+        if not self.text:
+            raise ValueError(f"the policy inserts nothing (trigger {self.trigger!r}); leave this Insert out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

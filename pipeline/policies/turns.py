@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar, assert_never
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.policies.protocol import PolicyState, Reading, SampleContext, Transition, Watcher
-from pipeline.policies.requests import Answered, Event, Finish, Generate, Insert, Trigger, Written
+from pipeline.policies.requests import Answered, Ask, Event, Finish, Generate, Insert, Trigger, Written
 from pipeline.samples import FinishReason, ModelRole, SegmentFinish
 from pipeline.signals import Readings, Signal
 
@@ -130,9 +130,10 @@ class Turn(Generic[StateT]):
 
 
 class PairPolicy(ABC, Generic[StateT]):
-    """A policy of two models that write in turns. Immutable."""
+    """A policy of two models that write in turns, and ask for no asides. Immutable."""
 
     roles: ClassVar[frozenset[ModelRole]] = frozenset(ModelRole)
+    asks: ClassVar[tuple[Ask, ...]] = ()
     _state_type: type[StateT]
 
     @abstractmethod

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pipeline.results.intervals import paired_interval, sign_test
-from pipeline.results.reports import Comparison, JobCost, ProblemChange, ProblemScore
+from pipeline.results.intervals import paired_interval, paired_t_test, sign_test
+from pipeline.results.reports import Comparison, JobCost, PairedTest, ProblemChange, ProblemScore
 
 _RIGHT = 0.5
 
@@ -20,9 +20,14 @@ def compare(
     cost_b: JobCost,
     caveats: tuple[str, ...] = (),
 ) -> Comparison:
-    """pairs: each problem that is scored in both jobs, as job_a and as job_b have it; it counts once."""
+    """pairs: each problem that is scored in both jobs, as job_a and as job_b have it; it counts once.
+
+    Where a problem has more scored samples in one job than in the other, nothing is said of which job does better on
+    how many problems: a mean of few samples is 0 or 1 more often than one of many, whatever the models can do.
+    """
     differences = [b.score - a.score for a, b in pairs]
     interval = paired_interval(differences)
+    is_even = all(a.num_scored == b.num_scored for a, b in pairs)
     num_b_better = sum(difference > 0 for difference in differences)
     num_a_better = sum(difference < 0 for difference in differences)
     tokens_a = _mean([a.mean_output_tokens for a, _ in pairs])
@@ -36,15 +41,18 @@ def compare(
         difference=_mean(differences),
         difference_low=interval.low if interval else None,
         difference_high=interval.high if interval else None,
-        num_b_better=num_b_better,
-        num_a_better=num_a_better,
-        num_equal=len(pairs) - num_a_better - num_b_better,
+        num_b_better=num_b_better if is_even else None,
+        num_a_better=num_a_better if is_even else None,
+        num_equal=len(pairs) - num_a_better - num_b_better if is_even else None,
         mean_output_tokens_a=tokens_a,
         mean_output_tokens_b=tokens_b,
         token_ratio=tokens_b / tokens_a if tokens_a and tokens_b is not None else None,
-        p_value=sign_test(num_b_better, num_a_better),
-        gained=tuple(_change(a, b) for a, b in pairs if a.score < _RIGHT <= b.score),
-        lost=tuple(_change(a, b) for a, b in pairs if b.score < _RIGHT <= a.score),
+        num_scored_a=sum(a.num_scored for a, _ in pairs),
+        num_scored_b=sum(b.num_scored for _, b in pairs),
+        test=PairedTest.SIGN if is_even else PairedTest.T,
+        p_value=sign_test(num_b_better, num_a_better) if is_even else paired_t_test(differences),
+        gained=tuple(_change(a, b) for a, b in pairs if a.score < _RIGHT <= b.score) if is_even else None,
+        lost=tuple(_change(a, b) for a, b in pairs if b.score < _RIGHT <= a.score) if is_even else None,
         cost_a=cost_a,
         cost_b=cost_b,
         caveats=caveats,

@@ -65,11 +65,17 @@ def _cell(value: Any) -> Any:
     """What goes into a CSV cell. A text that a spreadsheet would take for a formula gets a ' in front: model output is
     not to be trusted. So does one that begins as such a text then would, so that ``csv_text`` can take it off again.
     Numbers, minus signs included, are no texts here."""
-    if isinstance(value, StrEnum):
-        return value.value
+    value = _flat(value)
     if isinstance(value, str) and _FORMULA.match(value):
         return f"'{value}"
     return value
+
+
+def _flat(value: Any) -> Any:
+    """A choice as its text, a list or an object as JSON."""
+    if isinstance(value, StrEnum):
+        return value.value
+    return orjson.dumps(value).decode() if isinstance(value, dict | list | tuple) else value
 
 
 def csv_text(cell: str) -> str:
@@ -87,7 +93,7 @@ def _write_parquet(results: Iterable[Result], output: BinaryIO) -> int:
     count = 0
     with parquet.ParquetWriter(output, schema, compression="zstd") as writer:
         for batch in _batches(results):
-            rows = [{name: _parquet_value(value) for name, value in plain(result).items()} for result in batch]
+            rows = [{name: _flat(value) for name, value in plain(result).items()} for result in batch]
             writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
             count += len(batch)
     return count
@@ -99,10 +105,6 @@ def _batches(results: Iterable[Result]) -> Iterator[list[Result]]:
         yield batch
 
 
-def _parquet_value(value: Any) -> Any:
-    return value.value if isinstance(value, StrEnum) else value
-
-
 def _schema() -> pyarrow.Schema:
     """Parquet's columns, from the types of Result's fields."""
     import pyarrow
@@ -112,6 +114,9 @@ def _schema() -> pyarrow.Schema:
     by_type = {int: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string()}
     columns = []
     for name, hint in typing.get_type_hints(Result).items():
+        if typing.get_origin(hint) in (dict, tuple):
+            columns.append(pyarrow.field(name, pyarrow.string()))  # JSON
+            continue
         kinds = [kind for kind in (typing.get_args(hint) or (hint,)) if kind is not type(None)]
         matches = [arrow for kind, arrow in by_type.items() if issubclass(kinds[0], kind)]
         columns.append(pyarrow.field(name, matches[0] if matches else pyarrow.timestamp("us", tz="UTC")))

@@ -2,7 +2,7 @@
 
 A policy is a pure function of what the models wrote and of what was read of it, so that a stored run decides the same
 again, to the token, or something is wrong with what is stored or with the policy. Replay needs no model: ids and
-readings are checked against the hash that was stored with them, and never measured again.
+readings are checked against the hash that was stored with them, and never measured again. Seeds are computed again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, assert_never
+from typing import Any, TypedDict, assert_never
 
 import orjson
 
@@ -30,7 +30,8 @@ from pipeline.policies.requests import (
     request_to_json,
 )
 from pipeline.results.stored import StoredSample, StoredStep
-from pipeline.samples import FINAL_STATES, Author, Piece, SampleState, SegmentFinish
+from pipeline.samples import FINAL_STATES, Author, ModelRole, Piece, SampleState, SegmentFinish
+from pipeline.seeds import aside_seed, segment_seed
 from pipeline.segments import StoredAside, StoredSegment
 from pipeline.signals import Readings, SignalValues
 
@@ -81,7 +82,7 @@ def replay(sample: StoredSample) -> Replay:
     Raises PipelineError where the sample was written before what replay needs was stored.
     """
     divergence = None
-    if sample.segments or sample.num_segments or sample.asides or sample.num_asides:
+    if _is_begun(sample):
         try:
             _Replayer(sample).run()
         except _Diverged as found:
@@ -94,6 +95,13 @@ def replay(sample: StoredSample) -> Replay:
         num_steps=len(sample.steps),
         divergence=divergence,
     )
+
+
+def _is_begun(sample: StoredSample) -> bool:
+    """Whether anything is, or must be, stored of what was written: a complete sample that has nothing lost it."""
+    written = (sample.num_segments, sample.num_asides, sample.tokens_small, sample.tokens_large, sample.discarded_small)
+    is_complete = sample.state in (SampleState.FINISHED, SampleState.GRADED)
+    return is_complete or bool(sample.segments or sample.asides or any(written))
 
 
 class _Diverged(Exception):
@@ -116,6 +124,13 @@ def _compare(at: StoredSegment | StoredAside | int | None, /, **pairs: tuple[Any
                     replayed=replayed,
                 )
             )
+
+
+class _SeedParts(TypedDict):
+    job_seed: int
+    problem_id: str
+    sample_index: int
+    role: ModelRole
 
 
 class _Replayer:
@@ -251,6 +266,7 @@ class _Replayer:
             takeover=(segment.takes_over, asked.takes_over),
             taken_from=(segment.taken_from, None),
         )
+        self._check_seed(segment, segment_seed(segment_index=segment.segment_index, **self._seeds(asked)))
         token_ids = (*segment.token_ids, *segment.discarded_ids)
         _compare(
             segment,
@@ -286,6 +302,8 @@ class _Replayer:
             tokens_with_a_length=(len(aside.token_lengths), len(aside.token_ids)),
             characters=(len(aside.text), sum(aside.token_lengths)),
         )
+        if not asked.greedy:
+            self._check_seed(aside, aside_seed(aside_index=aside.aside_index, **self._seeds(asked)))
         event = Answered(
             index=aside.aside_index,
             role=asked.role,
@@ -301,6 +319,19 @@ class _Replayer:
         self._check_reading(aside, transition.reading)
         self._aside[aside.author] += len(aside.token_ids)
         return transition
+
+    def _seeds(self, asked: Request) -> _SeedParts:
+        """What every seed of the sample is made of."""
+        return {
+            "job_seed": self._context.job_seed,
+            "problem_id": self._context.problem_id,
+            "sample_index": self._context.sample_index,
+            "role": asked.role,
+        }
+
+    def _check_seed(self, stored: StoredSegment | StoredAside, seed: int) -> None:
+        """A request that the engine never had drew nothing and has none."""
+        _compare(stored, seed=(stored.seed, seed if stored.tokens_generated else None))
 
     def _check_request(
         self, stored: StoredSegment | StoredAside, piece: Piece, asked: Request, state: PolicyState

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from pipeline.jobs.config import FINAL_JOB_STATES, JobConfig, JobState
@@ -55,6 +57,18 @@ class JobChange:
     state: JobState
     is_new: bool
     num_samples: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredJob:
+    """What a job takes in the database. num_bytes: of its rows, without indexes."""
+
+    job_id: int
+    name: str
+    state: str
+    finished_at: dt.datetime | None
+    num_samples: int
+    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +150,11 @@ class JobSummary:
     submitted_at: dt.datetime
     first_claimed_at: dt.datetime | None
     finished_at: dt.datetime | None
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether samples that may still be graded, or were cancelled, are missing: short texts end first."""
+        return 0 < self.samples_graded < self.samples_total - self.samples_failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +249,9 @@ class JobCost:
     seconds_per_right: float | None
     small_seconds_per_right: float | None
     large_seconds_per_right: float | None
+    money: float | None
+    money_per_right: float | None
+    overlapping_jobs: Sequence[int]
     prompt_tokens_small: int
     prompt_tokens_large: int
     p50_wall_seconds: float | None
@@ -292,6 +314,7 @@ class TakeoverFlow:
     mean_position: float | None
     mean_tokens: float
     mean_tokens_between: float
+    num_scored: int
     accuracy: float | None
 
 
@@ -321,6 +344,7 @@ class StepSummary:
     p50_tokens: float
     p90_tokens: float
     num_taken_over: int
+    num_scored: int
     accuracy: float | None
 
 
@@ -350,7 +374,9 @@ class Truncation:
     num_length: int
     num_context: int
     num_repetition: int
+    num_scored_truncated: int
     accuracy_truncated: float | None
+    num_scored_eos: int
     accuracy_eos: float | None
 
 
@@ -361,17 +387,26 @@ class JobComparison:
     job_a: int
     job_b: int
     num_problems: int
+    num_scored_a: int
+    num_scored_b: int
     accuracy_a: float | None
     accuracy_b: float | None
     difference: float | None
     difference_low: float | None
     difference_high: float | None
-    num_b_better: int
-    num_a_better: int
-    num_equal: int
+    num_b_better: int | None
+    num_a_better: int | None
+    num_equal: int | None
     mean_output_tokens_a: float | None
     mean_output_tokens_b: float | None
     token_ratio: float | None
+
+
+class PairedTest(StrEnum):
+    """What gave the p value of a comparison."""
+
+    SIGN = "sign"  # exact, over the problems where one job scores higher; McNemar's with one sample per problem
+    T = "paired t"  # over all differences; where the jobs have different numbers of samples of a problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -389,16 +424,17 @@ class ProblemChange:
 class Comparison(JobComparison):
     """Two jobs in full, paired by the problems' ids in their files.
 
-    difference_low, difference_high: 95 %, normal approximation over the differences per problem, as in the view.
-    p_value: exact two-sided sign test over the problems where one scores higher (with one sample per problem this is
-        McNemar's exact test): how often fair coins would give so uneven a split. None where no problem differs.
-    gained, lost: the problems that changed sides from job_a to job_b.
+    difference_low, difference_high: 95 %, Student's t over the differences per problem, as in the view.
+    p_value: two-sided, of the test. None where no problem differs, or where all differ alike in a t test.
+    gained, lost: the problems that changed sides from job_a to job_b. None, as num_b_better and the like, where a
+        problem has more scored samples in one job than in the other.
     caveats: why the two are not strictly comparable; empty unless the comparison was asked for anyway.
     """
 
+    test: PairedTest
     p_value: float | None
-    gained: tuple[ProblemChange, ...]
-    lost: tuple[ProblemChange, ...]
+    gained: tuple[ProblemChange, ...] | None
+    lost: tuple[ProblemChange, ...] | None
     cost_a: JobCost
     cost_b: JobCost
     caveats: tuple[str, ...] = ()
@@ -432,7 +468,10 @@ class Result:
     """One sample with its text.
 
     problem: the problem's id in the submitted file. output: the kept text so far, complete in the states finished and
-    graded. score: None is unscored, which is not wrong.
+    graded. score: None is unscored, which is not wrong. rendered_prompt: what the job's prompt template makes of the
+    problem, before the model's chat template; None where the template is not installed here. reference, also_accepted:
+    the right answers, and metadata: all other columns of the file; None, none, and what the prompt shows where the
+    login may not read the rest.
     """
 
     job_id: int
@@ -458,6 +497,14 @@ class Result:
     error_class: str | None
     error: str | None
     finished_at: dt.datetime | None
+    policy: str = ""
+    small_model: str | None = None
+    large_model: str | None = None
+    seed: int | None = None
+    rendered_prompt: str | None = None
+    reference: str | None = None
+    also_accepted: tuple[str, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

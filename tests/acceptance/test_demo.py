@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.outside import CHECKOUT, plain_environment, processes_of, wait_until
+from tests.acceptance.outside import plain_environment, processes_of, wait_until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow, pytest.mark.timeout(450)]
 
-DEMO = str(CHECKOUT / "examples" / "demo.py")
-
 
 def demo(state_dir: Path, *arguments: str) -> list[str]:
-    return [sys.executable, DEMO, "--state-dir", str(state_dir), *arguments]
+    return [sys.executable, "-m", "pipeline.cli", "--state-dir", str(state_dir), "demo", *arguments]
 
 
 def test_demo_runs_three_jobs_and_leaves_nothing_running(tmp_path: Path) -> None:
     state_dir = tmp_path / "state"
     command = demo(state_dir, "--limit", "8", "--samples", "2", "--json", str(tmp_path / "table.json"))
-    done = subprocess.run(command, env=plain_environment(), capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=plain_environment(), capture_output=True, text=True, timeout=400, check=False
+    )
     assert done.returncode == 0, done.stderr
     table = json.loads((tmp_path / "table.json").read_text())["table"]
     assert [row["policy"] for row in table] == ["small-only", "large-only", "speculative-thinking:improved"]
@@ -39,6 +39,21 @@ def test_demo_runs_three_jobs_and_leaves_nothing_running(tmp_path: Path) -> None
         "Flower was at http://127.0.0.1",
     ):
         assert shown in done.stdout
+    wait_until(lambda: not processes_of(state_dir))
+    printed = done.stdout.partition("Look around:\n")[2]
+    looked = subprocess.run(  # what it printed, pasted into a shell
+        ["sh", "-ec", printed],
+        env=plain_environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert looked.returncode == 0, looked.stderr
+    assert looked.stdout.count("speculative-thinking:improved") > 2
+    assert "stopped:" in looked.stdout
+    assert (tmp_path / "report.html").is_file()
     wait_until(lambda: not processes_of(state_dir))
 
 

@@ -54,7 +54,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     made = Demo(folder, plain_environment() | settings | {"PATH": programs})
     small = ["--state-dir", str(made.state_dir), "--limit", "12", "--samples", "4"]
     try:
-        made.run(sys.executable, str(ROOT / "examples" / "demo.py"), "--keep", *small)
+        made.run("specthink", "demo", "--keep", *small)
         yield made
     finally:
         made.run("specthink", "down")

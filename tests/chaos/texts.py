@@ -15,8 +15,8 @@ from pipeline.chat.model import ChatModel
 from pipeline.chat.prompts import render_user_message
 from pipeline.problems import Problem, ProblemSet, content_sha256
 from pipeline.samples import ModelRole
+from pipeline.seeds import segment_seed
 from workers.engine.base import GenerateRequest
-from workers.writing.seeds import segment_seed
 
 NUM_PROBLEMS, NUM_SAMPLES = 5, 2
 """Of most jobs; every problem has so many samples."""

@@ -331,9 +331,9 @@ class Model:
 
     def _rescue(self, w: Worker) -> tuple[set[int], int]:
         held = [s for s in self.samples.values() if s.holder == w.id]
+        suspects = [s for s in held if s.is_suspect]
         for s in held:
             s.num_rescues += w.ended != "stopped"
-        suspects = [s for s in held if s.is_suspect]
         back: set[int] = set()
         for s in held:
             s.published = EARLIEST if s.is_suspect else self.now

@@ -26,7 +26,8 @@ def add_problem_set(connection: Connection, num_problems: int = 4, *, name: str 
         text(
             "WITH new AS (INSERT INTO problems (problem_set_id, position, external_id, prompt, shown) "
             "SELECT :set, i, 'p' || i, 'What is ' || i || '?', '{}' FROM generate_series(0, :n - 1) AS i "
-            "ORDER BY i RETURNING id, position) "
+            "ORDER BY i RETURNING id, position), "
+            'hidden AS (INSERT INTO hidden_columns (problem_id, columns) SELECT id, \'{"source": "sums"}\' FROM new) '
             "INSERT INTO reference_answers (problem_id, answer) SELECT id, position::text FROM new"
         ),
         {"set": set_id, "n": num_problems},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from pipeline.logins import DatabaseRole
 from pipeline.problems import content_sha256
 from pipeline.results.reports import JobChange
 from pipeline.samples import Author, ModelRole, SampleState
+from pipeline.settings import PriceSettings
 from tests.integration.rows import (
     add_engine,
     add_job,
@@ -94,6 +96,32 @@ def test_submitting_the_same_problems_again_stores_them_once(client: Client) -> 
     assert [job.id for job in client.jobs()] == [second.id, first.id]
 
 
+def test_results_say_what_was_right_to_a_login_that_may_read_it(connections: Connections, tmp_path: Path) -> None:
+    file = tmp_path / "set.csv"
+    file.write_text("problem,answer,subject,note\n1+1?,2,sums,easy\n")
+    with Client(connections.submitter_url, connections.reader_url) as client:
+        job = client.submit(file, small="S", policy="small-only", seed=7)
+        (shown,) = client.results(job)
+        assert client.sample(shown.sample_id).result == shown
+    assert (shown.reference, shown.subject, shown.metadata) == ("2", "sums", {"note": "easy"})
+    assert (shown.policy, shown.small_model, shown.large_model, shown.seed) == ("small-only", "S", None, 7)
+    assert (shown.rendered_prompt or "").startswith("1+1?\n\nPlease reason step by step")
+    with Client(connections.submitter_url) as client:
+        (hidden,) = client.results(job)
+    assert hidden == replace(shown, reference=None, metadata={})
+
+
+def test_prices_reach_the_views(connections: Connections, connection: Connection) -> None:
+    job = add_job(connection, add_problem_set(connection), state="completed")
+    connection.commit()
+    prices = PriceSettings(small_per_hour=1)
+    url = connections.submitter_url
+    for client, money in ((Client(url, prices=prices), 0.0), (Client(url), None)):
+        with client:
+            assert client.stats(job).cost.money == money
+            assert client.sql(f"SELECT money FROM job_cost WHERE job_id = {job}").rows == [(money,)]
+
+
 @pytest.mark.parametrize(
     ("policy", "role", "small", "large"),
     [
@@ -130,7 +158,7 @@ def test_columns_can_be_named(client: Client, tmp_path: Path) -> None:
         ({"small": "S", "large": "L", "prompt_template": "poem"}, "no prompt template 'poem'"),
     ],
 )
-def test_wrong_option_is_refused_and_nothing_is_stored(client: Client, options: dict[str, object], told: str) -> None:
+def test_wrong_option_is_refused_and_nothing_is_stored(client: Client, options: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigurationError, match=told):
         client.submit(PROBLEMS, **options)
     assert (count(client, "jobs"), count(client, "problem_sets")) == (0, 0)
@@ -211,8 +239,8 @@ def test_comparison_in_full_agrees_with_the_view_and_names_what_changed_sides(
     (found,) = client.compare(*jobs)
     (row,) = client.sql(f"SELECT * FROM job_comparison WHERE job_a = {jobs[0]} AND job_b = {jobs[1]}").as_dicts()
     assert {name: getattr(found, name) for name in row} == pytest.approx(row)
-    assert [change.problem for change in found.gained] == ["p0", "p1", "p2"]
-    assert [(change.problem, change.score_a, change.score_b) for change in found.lost] == [("p4", 1, 0)]
+    assert [change.problem for change in found.gained or ()] == ["p0", "p1", "p2"]
+    assert [(change.problem, change.score_a, change.score_b) for change in found.lost or ()] == [("p4", 1, 0)]
     assert found.p_value == pytest.approx(2 * (1 + 4) / 16)
     assert (found.cost_a.job_id, found.cost_b.num_right, found.caveats) == (jobs[0], 4, ())
 
@@ -487,4 +515,7 @@ def test_config_is_stored_with_every_value(client: Client) -> None:
     job = client.submit(small_set("1?"), small="S", large="L")
     (stored,) = client.sql("SELECT config FROM jobs").rows[0]
     assert stored == json.loads(job.config.model_dump_json())
-    assert stored["sampling"] == {"temperature": 0.6, "top_p": 0.95, "top_k": 50, "max_tokens": 32768}
+    assert stored["sampling"] == {
+        "temperature": 0.6, "top_p": 0.95, "top_k": 50, "max_tokens": 32768, "min_p": 0.0, "presence_penalty": 0.0,
+        "frequency_penalty": 0.0, "repetition_penalty": 1.0,
+    }  # fmt: skip

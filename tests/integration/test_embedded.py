@@ -404,6 +404,27 @@ def test_a_program_runs_with_its_environment_and_log(shared: EmbeddedState) -> N
     wait_for(lambda: ended.log_path.read_text() == f"hello {shared.state_dir} {shared.state_dir}\n")
 
 
+def test_servers_and_unknown_programs_are_not_stopped_by_name(shared: EmbeddedState) -> None:
+    shared.add_programs([Program(name="bystander", argv=SLEEP)])
+    shared.start_program("bystander")
+    with pytest.raises(ConfigurationError, match="specthink down stops all"):
+        shared.stop_programs(["bystander", "redis"])
+    with pytest.raises(NotFound, match="there is no program 'nobody'"):
+        shared.stop_programs(["bystander", "nobody"])
+    assert program_state(shared, "bystander").state is ProgramPhase.RUNNING
+    assert shared.stop_programs(["bystander"]) == ["bystander"]
+    assert shared.stop_programs(["bystander"]) == []
+
+
+def test_a_failed_start_shows_its_own_log_alone(shared: EmbeddedState) -> None:
+    for said in ("first", "second"):
+        shared.add_programs([Program(name="telling", argv=("sh", "-c", f"echo the {said} start; exit 2"))])
+        shared.start_program("telling")
+        wait_for(lambda: program_state(shared, "telling").state is ProgramPhase.CONFIGURATION_ERROR)
+    wait_for(lambda: "the second start" in shared.last_lines("telling"))
+    assert "the first start" not in shared.last_lines("telling")
+
+
 def test_an_unknown_program_is_not_found(shared: EmbeddedState) -> None:
     with pytest.raises(NotFound, match="nobody"):
         shared.start_program("nobody")
@@ -469,9 +490,12 @@ def test_a_stopped_program_may_change_and_a_running_one_may_not(shared: Embedded
     shared.start_program("changing")
     shared.add_programs([Program(name="changing", argv=SLEEP)])
     changed = Program(name="changing", argv=("sleep", "2000"), stop_wait_s=5)
-    with pytest.raises(ConfigurationError, match="running in another form"):
-        shared.add_programs([changed])
-    shared.stop_program("changing")
+    before = (shared.state_dir / "programs" / "changing.json").read_bytes()
+    with pytest.raises(ConfigurationError, match=r"changing is running with 1000; nothing was changed"):
+        shared.add_programs([Program(name="unharmed", argv=SLEEP), changed])
+    assert (shared.state_dir / "programs" / "changing.json").read_bytes() == before
+    assert "unharmed" not in {state.name for state in shared.program_states()}
+    assert shared.stop_programs(["changing"]) == ["changing"]
     shared.add_programs([changed])
     shared.start_program("changing")
     pid = program_state(shared, "changing").pid

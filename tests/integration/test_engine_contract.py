@@ -24,6 +24,7 @@ from pipeline.signals import Readings
 from workers.engine.base import Engine, GenerateRequest, GenerateResult, Sampling
 from workers.engine.loading import load_engine
 from workers.engine.scripted import ScriptedEngine
+from workers.engine.vllm.inline import InlineEngine
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -183,6 +184,41 @@ def test_greedy_ids_are_the_same_alone_and_among_others(engine: Engine) -> None:
     others += [submit(engine, random_prompt(i), max_tokens=60) for i in range(16, 32)]
     assert among.result().piece == alone.piece
     assert len({other.result().piece for other in others}) > 1
+
+
+def test_prompts_that_come_at_once_to_a_slow_device_are_computed_a_few_at_a_time(model: Path) -> None:
+    engine = load(model, process="inline")
+    assert isinstance(engine, InlineEngine)
+    prompts = [[20 + number, *PROMPT] for number in range(24)]
+    try:
+        fast = [submit(engine, prompt).result().piece for prompt in prompts]
+        engine._prompt_tokens_per_s, engine._step_tokens = 60.0, 120  # in a step's two seconds two prompts of 51 tokens
+        engine._client.reset_prefix_cache()
+        scheduler = engine._client.engine_core.scheduler
+        started: list[int] = []
+        schedule = scheduler.schedule
+
+        def count_started(*args: Any, **options: Any) -> Any:
+            output = schedule(*args, **options)
+            started.append(len(output.scheduled_new_reqs))
+            return output
+
+        scheduler.schedule = count_started
+        engine._changed.acquire()  # so that all come to one step
+        try:
+            answers = [Answer() for _ in prompts]
+            for prompt, answer in zip(prompts, answers, strict=True):
+                engine.submit(make_request(prompt), answer)
+            long = submit(engine, [7] * 600)  # longer than a step's bound: it is not left waiting for ever
+            assert engine.stats().prefill_s == pytest.approx(600 / 60.0)
+        finally:
+            engine._changed.release()
+        assert [answer.result().piece for answer in answers] == fast
+        assert long.result().num_prompt_tokens == 600
+        assert sum(started) == len(prompts) + 1
+        assert max(started) == 2
+    finally:
+        engine.close()
 
 
 def test_a_float32_checkpoint_is_run_as_it_is(engine: Engine) -> None:

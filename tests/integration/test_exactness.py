@@ -174,6 +174,7 @@ def test_replay_finds_each_kind_of_corruption(stored: StoredSample) -> None:
             discarded_text=draft.text[-draft.token_lengths[len(draft.token_ids) - 1] :] + draft.discarded_text,
         ),
         "author": with_segment(stored, large, author=Author.SMALL),
+        "seed": with_segment(stored, large, seed=(segment.seed or 0) + 1),
         "place": replace(stored, segments=stored.segments[:2] + stored.segments[3:]),
         "tokens generated": with_segment(stored, large, tokens_generated=segment.tokens_generated + 1),
         "text": with_segment(stored, inserted, text="Let me see:"),
@@ -205,10 +206,33 @@ def test_replay_names_the_first_segment_that_differs(stored: StoredSample) -> No
 
 
 def test_sample_at_work_is_replayed_so_far(stored: StoredSample) -> None:
-    begun = replace(
-        stored, state=SampleState.PENDING, segments=(), num_segments=0, finish_reason=None, policy_state=None, steps=()
-    )
+    begun = replace(with_nothing(stored), state=SampleState.PENDING, finish_reason=None, policy_state=None)
     assert replay(begun).divergence is None
+
+
+def with_nothing(stored: StoredSample) -> StoredSample:
+    return replace(
+        stored, segments=(), num_segments=0, steps=(), num_takeovers=0, tokens_small=0, tokens_large=0,
+        tokens_inserted=0, discarded_small=0, discarded_large=0,
+    )  # fmt: skip
+
+
+def test_replay_finds_a_sample_that_lost_all_its_segments(stored: StoredSample) -> None:
+    for lost in (
+        replace(stored, segments=()),
+        replace(stored, segments=(), num_segments=0, steps=()),
+        with_nothing(stored),
+        replace(stored, state=SampleState.DRAFTING, segments=(), num_segments=0, finish_reason=None, steps=()),
+    ):
+        assert replay(lost).divergence is not None
+
+
+def test_replay_computes_seeds_again(stored: StoredSample) -> None:
+    """A job that was written with another seed than it says now does not replay, though each hash fits."""
+    other = replace(stored, config=stored.config.model_copy(update={"seed": stored.config.seed + 1}))
+    found = replay(other).divergence
+    assert found is not None
+    assert found.what == "seed"
 
 
 def test_replay_command_says_what_a_changed_row_is(

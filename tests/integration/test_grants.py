@@ -56,10 +56,7 @@ def prepare(servers: Connections, url: SecretStr) -> Ask:
         add_samples(connection, job, [{"state": "ready"}])
         connection.execute(text("UPDATE reference_answers SET answer = :answer"), {"answer": SECRET})
         connection.execute(
-            text(
-                "INSERT INTO hidden_columns "
-                "SELECT id, jsonb_build_object('rationale', CAST(:secret AS text)) FROM problems"
-            ),
+            text("UPDATE hidden_columns SET columns = jsonb_build_object('rationale', CAST(:secret AS text))"),
             {"secret": SECRET},
         )
     db_engine.dispose()
@@ -417,7 +414,7 @@ def test_login_without_its_rights_is_told_how_it_gets_them(own_server: SecretStr
         create_logins(connection, [login])
     db_engine.dispose()
     own = url.set(username=login.name, password="word").render_as_string(hide_password=False)
-    with pytest.raises(ConfigurationError, match=r"may not do this \(permission denied .*specthink migrate"):
+    with pytest.raises(ConfigurationError, match=r"may not do this: permission denied .*specthink migrate"):
         Client.connect(database_url=own)
 
 
@@ -449,7 +446,7 @@ def test_each_worker_does_its_work_with_the_rights_of_its_role_alone(
         first, second, third, fourth = claimed
         step = Step(
             step_index=0, text="one two", tokens_small=2, tokens_large=0, tokens_inserted=0, author=Author.SMALL,
-            sentence_class=SentenceClass.STATEMENT, trigger=None, start_token=0, end_token=2,
+            sentence_class=SentenceClass.STATEMENT, trigger=None, start_token=0,
         )  # fmt: skip
         assert commit(
             connection, worker, replace(written(first, SampleState.FINISHED), steps=(step,)),

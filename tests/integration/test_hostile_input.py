@@ -80,7 +80,7 @@ def test_every_name_is_stored_and_shown_word_for_word(client: Client, data: st.D
     small, large = f"m{small}".replace("/", ""), f"m{large}".replace("/", "")
     problem_set = ProblemSet(name=set_name, content_sha256=content_sha256([problem]), problems=(problem,))
     before = {job.id for job in client.jobs(10_000)}
-    job = client.submit(problem_set, small=small, large=large, name=job_name)
+    job = client.submit(problem_set, small=small, large=large, name=job_name, grader="none")
     assert {found.id for found in client.jobs(10_000)} == before | {job.id}
     assert (job.name, job.small_model, job.large_model) == (job_name, small, large)
     (result,) = client.results(job)
@@ -106,8 +106,9 @@ def test_every_name_is_stored_and_shown_word_for_word(client: Client, data: st.D
 @given(names)
 def test_names_that_must_be_known_are_refused_whatever_is_in_them(client: Client, name: str) -> None:
     for option in ("policy", "grader", "prompt_template", "recipe"):
+        options: dict[str, Any] = {option: name}
         with pytest.raises(ConfigurationError):
-            client.submit(one_problem(), small="S", large="L", **{option: name})
+            client.submit(one_problem(), small="S", large="L", **options)
     with pytest.raises(ConfigurationError):
         parse_policy(f"random,rate={name}x")
 
@@ -120,8 +121,9 @@ def one_problem(**changes: Any) -> ProblemSet:
 @pytest.mark.parametrize("option", ["name", "small", "large"])
 @pytest.mark.parametrize("bad", ["a\0b", "\ud800"])
 def test_names_that_cannot_be_stored_are_refused_by_name(client: Client, option: str, bad: str) -> None:
+    options: dict[str, Any] = {"small": "S", "large": "L"} | {option: bad}
     with pytest.raises(ConfigurationError, match=option):
-        client.submit(one_problem(), **({"small": "S", "large": "L"} | {option: bad}))
+        client.submit(one_problem(), **options)
 
 
 @pytest.mark.parametrize(
@@ -140,14 +142,14 @@ def test_set_made_by_hand_that_cannot_be_stored_is_refused(client: Client, chang
 
 def test_longest_id_fits_into_the_index(client: Client) -> None:
     incompressible = "".join(chr(0x10000 + int.from_bytes(os.urandom(2))) for _ in range(500))
-    job = client.submit(one_problem(external_id=incompressible), small="S", large="L")
+    job = client.submit(one_problem(external_id=incompressible), small="S", large="L", grader="none")
     assert next(client.results(job)).problem == incompressible
 
 
 def test_file_of_an_odd_name_is_submitted_under_a_storable_one(client: Client, tmp_path: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9'; DROP TABLE jobs;--.jsonl"))
     path.write_bytes(b'{"problem": "1?"}')
-    assert client.submit(path, small="S", large="L").problem_set == "caf\\udce9'; DROP TABLE jobs;--"
+    assert client.submit(path, small="S", large="L", grader="none").problem_set == "caf\\udce9'; DROP TABLE jobs;--"
 
 
 # specthink sql

@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, text
 
 from pipeline import Client, Problem, ProblemSet
 from pipeline.cli import main
 from pipeline.db import job_control as control
 from pipeline.db.claims import ClaimedSample
+from pipeline.db.removal import remove_job
 from pipeline.db.session import open_database, transaction
 from pipeline.db.tables import METADATA
-from pipeline.db.upkeep import admit_samples, close_jobs, overdue_samples
+from pipeline.db.upkeep import admit_samples, close_jobs, mark_first_claims, overdue_samples
 from pipeline.embedded import Connections
-from pipeline.errors import BadProblem, ConfigurationError, JobError, NotFound, ServiceUnavailable
+from pipeline.errors import ConfigurationError, JobError, NotFound, ServiceUnavailable
 from pipeline.jobs.config import JobState
 from pipeline.logins import DatabaseRole
 from pipeline.problems import content_sha256
@@ -88,6 +90,57 @@ def states(connection: Connection, job: int) -> dict[str, int]:
 def waiting_for(connection: Connection, job: int) -> str | None:
     row = one(connection, "SELECT waiting_for FROM job_progress WHERE job_id = :job", job=job)
     return row["waiting_for"]
+
+
+# The first claim
+
+
+def first_claim(connection: Connection, job: int) -> tuple[dt.datetime | None, dt.datetime | None]:
+    """As the job says it, and as the events do."""
+    row = one(
+        connection,
+        """SELECT j.first_claimed_at,
+                  (SELECT min(at) FROM events WHERE job_id = j.id AND to_state IN ('drafting', 'assisting')) AS at
+           FROM jobs j WHERE j.id = :job""",
+        job=job,
+    )
+    return row["first_claimed_at"], row["at"]
+
+
+def test_first_claim_is_marked_even_where_the_jobs_row_was_locked_meanwhile(
+    life_engine: Engine, connection: Connection
+) -> None:
+    job, worker = make_job(connection), make_worker(connection)
+    published = admit_all(connection)
+    with transaction(life_engine) as follower:
+        follower.execute(text("SELECT 1 FROM jobs WHERE id = :job FOR UPDATE"), {"job": job})
+        assert claim(connection, worker, published)  # does not wait
+        mark_first_claims(connection)  # nor does upkeep
+        assert first_claim(connection, job)[0] is None
+    mark_first_claims(connection)
+    marked, at = first_claim(connection, job)
+    assert marked is not None
+    assert marked == at
+
+
+def test_job_that_ends_before_upkeep_looks_has_its_first_claim(client: Client, connection: Connection) -> None:
+    job, worker = make_job(connection, num_problems=2), make_worker(connection)
+    commit(
+        connection,
+        worker,
+        *(written(s, SampleState.FINISHED) for s in claim(connection, worker, admit_all(connection))),
+    )
+    connection.execute(text("UPDATE samples SET state = 'graded', ended_at = now() WHERE job_id = :job"), {"job": job})
+    assert close_jobs(connection) == {job: JobState.COMPLETED}
+    cancelled = drafted(connection)[0]
+    client.cancel(cancelled)
+    unclaimed = make_job(connection)
+    client.cancel(unclaimed)
+    for ended in (job, cancelled):
+        marked, at = first_claim(connection, ended)
+        assert marked is not None
+        assert marked == at
+    assert first_claim(connection, unclaimed) == (None, None)
 
 
 # Pause and resume
@@ -494,16 +547,16 @@ def test_clone_can_have_another_policy_and_other_models(client: Client) -> None:
         ({"small": "./nowhere"}, "there is no such folder"),
         ({"small": "S\0"}, "the small model has .* which cannot be stored"),
         ({"small.name": "T"}, "no 'small.name' to set"),
-        ({"prompt_template": "choice"}, "'choices' must be a list"),
+        ({"prompt_template": "poem"}, "no prompt template 'poem'"),
     ],
 )
 def test_clone_that_would_not_be_submitted_is_refused_and_nothing_is_stored(
     client: Client, connection: Connection, changes: dict[str, Any], told: str
 ) -> None:
-    problems = (Problem(external_id="0", prompt="1?", answer="1", metadata={"choices": "none"}),)
-    odd = ProblemSet(name="odd", content_sha256=content_sha256(problems), problems=problems)
-    first = client.submit(odd, small="S", large="L")
-    with pytest.raises((ConfigurationError, BadProblem), match=told):
+    problems = (Problem(external_id="0", prompt="1?", answer="1"),)
+    few = ProblemSet(name="few", content_sha256=content_sha256(problems), problems=problems)
+    first = client.submit(few, small="S", large="L")
+    with pytest.raises(ConfigurationError, match=told):
         client.clone(first, changes)
     assert [job.id for job in client.jobs()] == [first.id]
 
@@ -542,7 +595,8 @@ def test_totals_are_right_in_every_state(client: Client, connection: Connection,
         by_hand: dict[str, int] = dict.fromkeys([state.value for state in SampleState], 0) | states(connection, job)
         assert {name: getattr(progress, name) for name in by_hand} == by_hand
         final = by_hand["graded"] + by_hand["failed"] + by_hand["cancelled"]
-        assert (progress.samples_done, summary.samples_open) == (final, progress.samples_total - final)
+        assert progress.samples_done == final - by_hand["cancelled"]  # cancelled is not done
+        assert summary.samples_open == progress.samples_total - final
         assert (summary.num_scored, summary.accuracy, summary.takeovers) == (2, 0.5, 1)
         tokens = one(connection, "SELECT sum(tokens_small) AS small, sum(tokens_large) AS large FROM samples")
         assert (summary.tokens_small, summary.tokens_large) == (tokens["small"], tokens["large"])
@@ -789,3 +843,76 @@ def test_status_shows_priority_and_why_a_job_waits(specthink: Specthink, client:
     assert " 12 " in shown
     assert "paused: specthink resume 1 lets it go on" in progress_line(client.progress(job)[0])  # in Flower
     assert '"priority": 12' in specthink("status", "1", "--json")
+
+
+# Removal
+
+
+@pytest.fixture
+def owner_command(specthink: Specthink, servers: Connections) -> Specthink:
+    """Runs a command as the schema's owner."""
+    os.environ["SPECTHINK_DATABASE_URL"] = with_database(servers.database_url, "life").get_secret_value()
+    return specthink
+
+
+def rows_of(connection: Connection, job: int) -> dict[str, int]:
+    """Rows by table that name the job or a sample of it."""
+    named = {
+        name: "job_id = :job"
+        if "job_id" in table.columns
+        else "sample_id IN (SELECT id FROM samples WHERE job_id = :job)"
+        for name, table in METADATA.tables.items()
+        if {"job_id", "sample_id"} & {*table.columns.keys()}
+    }
+    return {
+        name: one(connection, f"SELECT count(*) AS n FROM {name} WHERE {condition}", job=job)["n"]
+        for name, condition in named.items()
+    }
+
+
+def test_removed_job_leaves_nothing_and_the_books_of_others_hold(
+    owner_command: Specthink, connection: Connection
+) -> None:
+    job, worker = make_job(connection, num_problems=2), make_worker(connection)
+    other = make_job(connection, num_problems=2)
+    claimed = claim(connection, worker, admit_all(connection))
+    commit(connection, worker, *(written(sample, SampleState.FINISHED) for sample in claimed))
+    connection.execute(text("UPDATE samples SET state = 'graded', ended_at = now()"))
+    assert "only a job that has ended can be removed" in owner_command("rm", str(job), "--yes", exit_code=1)
+    close_jobs(connection)
+    before, kept = rows_of(connection, job), rows_of(connection, other)
+    assert before["segments"] == before["samples"] == 2
+    assert before["events"] > 0
+    booked = one(connection, "SELECT tokens_withdrawn AS n FROM workers WHERE id = :id", id=worker)["n"]
+    tokens = one(
+        connection,
+        "SELECT sum(tokens_generated) AS n FROM segments g JOIN samples s ON s.id = g.sample_id WHERE s.job_id = :job",
+        job=job,
+    )["n"]
+    assert f"job {job} removed" in owner_command("rm", str(job), "--yes")
+    assert set(rows_of(connection, job).values()) == {0}
+    assert rows_of(connection, other) == kept
+    withdrawn = one(connection, "SELECT tokens_withdrawn AS n FROM workers WHERE id = :id", id=worker)["n"]
+    assert withdrawn == booked + tokens > booked
+    assert "there is no job" in owner_command("rm", str(job), "--yes", exit_code=3)
+
+
+def test_prune_removes_what_ended_long_ago(owner_command: Specthink, connection: Connection) -> None:
+    problem_set = add_problem_set(connection)
+    old, new = (add_job(connection, problem_set, state="completed") for _ in range(2))
+    running = add_job(connection, problem_set)
+    connection.execute(text("UPDATE jobs SET finished_at = now() - interval '31 days' WHERE id = :job"), {"job": old})
+    connection.execute(text("UPDATE jobs SET cloned_from = :old WHERE id = :new"), {"old": old, "new": new})
+    assert "nothing was removed" in owner_command("prune", "--older-than", "30d", "--dry-run")
+    assert "there is nobody to ask" in owner_command("prune", "--older-than", "30d", exit_code=2)
+    assert f"job {old} removed" in owner_command("prune", "--older-than", "30d", "--yes")
+    assert [row["id"] for row in every(connection, "SELECT id FROM jobs ORDER BY id")] == [new, running]
+    assert "write 12h, 30d or 4w" in owner_command("prune", "--older-than", "soon", exit_code=2)
+
+
+def test_submitter_may_remove_nothing(client: Client, servers: Connections, connection: Connection) -> None:
+    job = add_job(connection, add_problem_set(connection), state="completed")
+    submitter = open_database(SecretStr(submitter_url(servers)))
+    with pytest.raises(ConfigurationError, match="permission denied"), transaction(submitter) as own:
+        remove_job(own, job)
+    submitter.dispose()

@@ -1,8 +1,8 @@
 """A whole run on the demo pair whose reference answers and passwords are unmistakable; then they are looked for
 everywhere: Redis and its files, every broadcast, Flower, logs, the processes, what the command line says, every column.
 
-Reference answers may be in the table reference_answers alone: grades keep what a grader found in the output, and of its
-errors only what is written in this repository.
+Reference answers may be in the table reference_answers alone, and what else tells them in hidden_columns: grades keep
+what a grader found in the output, and of its errors only what is written in this repository.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import redis
 from pipeline import Client
 from pipeline.embedded import Connections, stop
 from pipeline.embedded.folder import StateFolder
+from pipeline.jobs import readiness
 from pipeline.local import LocalStack, start_local
 from pipeline.results.reports import Job
 from pipeline.settings import Settings
@@ -119,9 +120,10 @@ class Eavesdropper:
 
 
 def problem_file(folder: Path, grader: str) -> Path:
-    """The first problems of the demo's set, with answers of another kind."""
+    """The first problems of the demo's set, with answers of another kind, and columns that tell them too."""
     lines = (EXAMPLES / "problems.jsonl").read_text().splitlines()[:4]
-    rows = [{**json.loads(line), "answer": GRADERS[grader].format(n=n)} for n, line in enumerate(lines, 1)]
+    secrets = {"rationale": f"Because of {ANSWER}.", "choice_index": ANSWER, "tests": [{"input": 1, "output": ANSWER}]}
+    rows = [{**json.loads(line), "answer": GRADERS[grader].format(n=n), **secrets} for n, line in enumerate(lines, 1)]
     path = folder / f"{grader}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -133,6 +135,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     with pytest.MonkeyPatch.context() as environment:
         for name, value in ENVIRONMENT.items():
             environment.setenv(name, value)
+        # No grader can read the references for "choice", as where an older one had stored them.
+        environment.setattr(readiness, "check_references", lambda *_: None)
         settings = Settings(state_dir=folder / "state")
         stack = start_local(settings, small=str(SMALL), large=str(LARGE), flower=True, die_with_parent=True)
         eavesdropper = Eavesdropper(stack.state.connections)
@@ -263,9 +267,10 @@ def test_run_was_a_whole_one(run: Run) -> None:
     assert run.client.sql("SELECT sum(num_takeovers) > 0 FROM samples").rows == [(True,)]
 
 
-def test_reference_answers_are_in_their_table_alone(run: Run) -> None:
+def test_reference_answers_and_what_tells_them_are_in_their_tables_alone(run: Run) -> None:
     found = columns(run)
     assert found.pop("reference_answers") == 12
+    assert found.pop("hidden_columns") == 12
     assert len(found) > 20
     assert {name: count for name, count in found.items() if count} == {}
 

@@ -77,15 +77,18 @@ def test_a_second_identity_of_a_name_is_refused(
 ) -> None:
     with transaction(db_engine) as connection:
         worker = serve(connection, weights="w")
-        identity = {"model": "m", "model_fingerprint": fingerprint, "weights_sha256": weights}
+
+        def ask(model: str = "m") -> None:
+            refuse_second_identity(connection, model=model, model_fingerprint=fingerprint, weights_sha256=weights)
+
         if refused:
             with pytest.raises(ConfigurationError, match=f"worker {worker} on there serves another model as 'm'"):
-                refuse_second_identity(connection, **identity)
+                ask()
         else:
-            refuse_second_identity(connection, **identity)
-        refuse_second_identity(connection, **identity | {"model": "n"})
+            ask()
+        ask("n")
         end_worker(connection, worker, WorkerCounters())
-        refuse_second_identity(connection, **identity)
+        ask()
 
 
 def test_a_lapsed_lease_serves_nothing(db_engine: Engine) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
+import random
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from pipeline.db.grading import begin_grade, end_grade
 from pipeline.db.reports import get_stats
 from pipeline.db.upkeep import close_jobs
 from pipeline.samples import GradeStatus
+from pipeline.settings import PriceSettings
 from tests.integration.rows import (
     add_aside,
     add_engine,
@@ -59,7 +63,59 @@ def writers(connection: Connection) -> dict[str, dict[str, Any]]:
 # Majority, histogram, budgets.
 
 
-def test_maj_at_k_votes_in_groups_of_k(connection: Connection) -> None:
+def share_of_right(votes: Sequence[str | None]) -> float:
+    """How probably the most frequent vote is "right"; equally frequent ones are equally probable."""
+    counts = Counter(vote for vote in votes if vote is not None)
+    leading = [vote for vote, count in counts.items() if count == max(counts.values())]
+    return leading.count("right") / len(leading) if leading else 0.0
+
+
+def majority(votes: Sequence[str | None], k: int) -> float:
+    """The mean over all subsets of k, written down a second time."""
+    shares = [share_of_right(subset) for subset in itertools.combinations(votes, k)]
+    return sum(shares) / len(shares)
+
+
+def add_votes(connection: Connection, num_samples: int, problems: Sequence[Sequence[str | None]]) -> int:
+    job = add_job(connection, add_problem_set(connection, len(problems)), num_samples=num_samples)
+    rows = [
+        {"problem": p, "predicted_answer": vote, "score": float(vote == "right")}
+        for p, votes in enumerate(problems)
+        for vote in votes
+    ]
+    add_samples(connection, job, rows)
+    return job
+
+
+def test_maj_at_k_of_few_samples_is_the_mean_of_all_subsets(connection: Connection) -> None:
+    drawn = random.Random(7)
+    problems = [drawn.choices(["right", "a", "b", None], k=n) for n in (1, 2, 3, 5, 8, 8, 8)]
+    found = rows_of(connection, "maj_at_k", add_votes(connection, 8, problems), "k")
+    assert [row["k"] for row in found] == list(range(1, 9))
+    for row in found:
+        having = [votes for votes in problems if len(votes) >= row["k"]]
+        assert row["num_problems"] == len(having)
+        assert row["maj_at_k"] == pytest.approx(sum(majority(votes, row["k"]) for votes in having) / len(having))
+
+
+def test_maj_at_k_of_many_samples_draws_subsets(connection: Connection) -> None:
+    drawn = random.Random(8)
+    problems = [drawn.choices(["right", "a", "b", None], weights=[4, 3, 2, 1], k=12) for _ in range(20)]
+    found = rows_of(connection, "maj_at_k", add_votes(connection, 12, problems), "k")
+    exact = [sum(majority(votes, k) for votes in problems) / 20 for k in range(1, 13)]
+    # 64 subsets of each of 20 problems: a standard error of at most 0.5 / sqrt(1280) = 0.014, fourfold here.
+    assert [row["maj_at_k"] for row in found] == pytest.approx(exact, abs=0.056)
+    assert (found[0]["maj_at_k"], found[-1]["maj_at_k"]) == (pytest.approx(exact[0]), pytest.approx(exact[-1]))
+    again = rows_of(connection, "maj_at_k", add_votes(connection, 12, problems), "k")
+    assert [row["maj_at_k"] for row in again] == pytest.approx([row["maj_at_k"] for row in found], rel=1e-12)
+
+
+def test_maj_at_k_of_many_samples_without_an_answer_or_all_right(connection: Connection) -> None:
+    found = rows_of(connection, "maj_at_k", add_votes(connection, 10, [[None] * 10, ["right"] * 10]), "k")
+    assert [row["maj_at_k"] for row in found] == [0.5] * 10
+
+
+def test_maj_at_k_by_hand(connection: Connection) -> None:
     job = add_job(connection, add_problem_set(connection), num_samples=4)
     answers: dict[int, list[str | None]] = {
         0: ["4", "4.0", "5", "6"],
@@ -80,8 +136,10 @@ def test_maj_at_k_votes_in_groups_of_k(connection: Connection) -> None:
     assert [(row["k"], row["num_problems"]) for row in found] == [(1, 3), (2, 3), (3, 3), (4, 3)]
     by_hand = [
         (2 / 4 + 1 / 4 + 1 / 4) / 3,
-        ((1 + 0) / 2 + (0 + 1 / 2) / 2 + (0 + 1 / 2) / 2) / 3,  # ties are shared; no answer, no vote
-        (1 + 0 + 0) / 3,  # the first three only
+        # Six pairs each. First: 4 with 4.0, four ties, 5 with 6. A sample without an answer does not vote.
+        ((1 + 4 / 2) / 6 + (1 + 2 / 2) / 6 + (3 / 2) / 6) / 3,
+        # Four threes each. First: two with both right, two ties of three. Last: 7 wins two, two ties of three.
+        ((2 + 2 / 3) / 4 + (2 / 2 + 1 / 3) / 4 + (2 * 0 + 2 / 3) / 4) / 3,
         (1 + 1 / 3 + 0) / 3,  # 4 and 4.0 are one answer
     ]
     assert [row["maj_at_k"] for row in found] == pytest.approx(by_hand)
@@ -162,6 +220,7 @@ def test_takeover_flow_leaves_out_what_is_still_open(connection: Connection) -> 
         ("too_much_reflection", "end", 1, 2),
     ]
     assert (found[0]["mean_position"], found[0]["mean_tokens"], found[0]["accuracy"]) == (0.4, 2, 1.0)
+    assert [row["num_scored"] for row in found] == [1, 1]
 
 
 def test_delegation_along_the_sample_adds_up_to_the_large_models_tokens(connection: Connection) -> None:
@@ -180,15 +239,146 @@ def test_steps_by_class_and_author(connection: Connection) -> None:
     add_step(connection, ids[0], 1, "large", "bb", sentence_class="reflection", trigger="reflection")
     add_step(connection, ids[1], 0, "small", "cc")
     found = rows_of(connection, "step_summary", job, "num_steps DESC")
-    names = ("sentence_class", "author", "num_steps", "tokens", "mean_tokens", "num_taken_over", "accuracy")
+    names = ("sentence_class", "author", "num_steps", "tokens", "mean_tokens", "num_scored", "accuracy")
     assert [tuple(row[n] for n in names) for row in found] == [
-        ("statement", "small", 2, 6, 3.0, 0, 0.5),
+        ("statement", "small", 2, 6, 3.0, 2, 0.5),
         ("reflection", "large", 1, 2, 2.0, 1, 1.0),
     ]
     assert [row["steps_per_sample"] for row in found] == [1.0, 0.5]
+    assert [row["num_taken_over"] for row in found] == [0, 1]
+
+
+def test_step_positions_are_those_of_the_stored_steps(connection: Connection) -> None:
+    job = add_job(connection, add_problem_set(connection))
+    ids = add_samples(connection, job, [{"problem": 0, "tokens_small": 20}, {"problem": 1, "tokens_small": 4}])
+    add_step(connection, ids[0], 0, "small", "a" * 15)
+    add_step(connection, ids[0], 1, "large", "b" * 5, sentence_class="reflection", trigger="reflection", start_token=15)
+    add_step(connection, ids[1], 0, "small", "cccc")
+    found = rows_of(connection, "step_positions", job, "tenth")
+    names = ("tenth", "sentence_class", "num_steps", "num_samples", "num_taken_over", "tokens", "mean_tokens")
+    assert [tuple(row[n] for n in names) for row in found] == [
+        (1, "statement", 2, 2, 0, 19, 9.5),
+        (8, "reflection", 1, 1, 1, 5, 5.0),  # 15 of 20 tokens are before it
+    ]
+    assert [row["share_large"] for row in found] == [0, 1]
+
+
+# Results, subjects, problems, minutes.
+
+
+def test_results_have_the_text_of_every_sample(connection: Connection) -> None:
+    job = add_job(connection, add_problem_set(connection))
+    first, second = add_samples(
+        connection, job, [{"problem": 0, "score": 1.0, "tokens_small": 3}, {"problem": 1, "state": "pending"}]
+    )
+    by = writers(connection)
+    add_segment(connection, first, 0, "small", "abc", discarded="x", **by["small"])
+    add_segment(connection, first, 1, "large", "de", **by["large"])
+    rows = rows_of(connection, "results", job, "sample_id")
+    stored = one(connection, "SELECT * FROM jobs WHERE id = :job", job=job)
+    assert [(row["sample_id"], row["output"]) for row in rows] == [(first, "abcde"), (second, "")]
+    assert [(row["state"], row["score"]) for row in rows] == [("graded", 1.0), ("pending", None)]
+    for row in rows:
+        assert [row[name] for name in ("policy", "small_model", "large_model")] == [
+            stored[name] for name in ("policy", "small_model", "large_model")
+        ]
+        assert row["seed"] == stored["config"].get("seed")
+
+
+def test_subjects_add_up_to_the_scored_samples(connection: Connection) -> None:
+    problems = add_problem_set(connection, 4)
+    for subject, places in (("algebra", (0, 1)), ("geometry", (2,))):
+        connection.execute(
+            text("UPDATE problems SET subject = :subject WHERE problem_set_id = :set AND position = ANY(:places)"),
+            {"subject": subject, "set": problems, "places": list(places)},
+        )
+    job = add_job(connection, problems, num_samples=2)
+    scores = {0: [1, 1], 1: [1, 0], 2: [0, 0], 3: [1]}
+    rows = [
+        {"problem": p, "score": float(s), "tokens_small": 6, "tokens_large": 2 * p} for p in scores for s in scores[p]
+    ]
+    add_samples(connection, job, [*rows, {"problem": 3, "state": "pending"}])
+    found = {row["subject"]: row for row in rows_of(connection, "subject_scores", job, "subject")}
+    names = ("num_problems", "num_scored", "num_right", "accuracy", "mean_output_tokens", "share_large")
+    assert {subject: tuple(row[n] for n in names) for subject, row in found.items()} == {
+        "algebra": (2, 4, 3, 0.75, 7.0, pytest.approx(4 / 28)),
+        "geometry": (1, 2, 0, 0.0, 10.0, pytest.approx(8 / 20)),
+        None: (1, 1, 1, 1.0, 12.0, pytest.approx(6 / 12)),
+    }
+    z2 = 1.96**2
+    assert found["geometry"]["accuracy_high"] == pytest.approx(z2 / (1 + z2))  # Wilson's of none of one
+    assert all(row["accuracy_high"] - row["accuracy_low"] > 0.3 for row in found.values())
+
+
+def test_problem_comparison_adds_up_to_the_jobs(connection: Connection) -> None:
+    problems = add_problem_set(connection, 3)
+    jobs = [add_job(connection, problems, num_samples=2) for _ in range(2)]
+    add_samples(connection, jobs[0], [{"problem": p, "score": s} for p, s in ((0, 1.0), (0, 0.0), (1, 0.0), (2, 1.0))])
+    add_samples(connection, jobs[1], [{"problem": p, "score": s} for p, s in ((0, 1.0), (1, 1.0))])
+    pair = {"a": jobs[0], "b": jobs[1]}
+    rows = every(
+        connection, "SELECT * FROM problem_comparison WHERE job_a = :a AND job_b = :b ORDER BY problem", **pair
+    )
+    names = ("num_scored_a", "num_scored_b", "score_a", "score_b", "difference")
+    assert [tuple(row[n] for n in names) for row in rows] == [(2, 1, 0.5, 1.0, 0.5), (1, 1, 0.0, 1.0, 1.0)]
+    summed = one(connection, "SELECT * FROM job_comparison WHERE job_a = :a AND job_b = :b", **pair)
+    assert summed["difference"] == pytest.approx(sum(row["difference"] for row in rows) / len(rows))
+    assert (summed["num_problems"], summed["num_scored_a"], summed["num_scored_b"]) == (2, 3, 2)
+
+
+def test_throughput_adds_up_to_what_was_written(connection: Connection) -> None:
+    job = job_with_asides(connection)
+    at = dt.datetime(2026, 1, 1, 12, 0, 30, tzinfo=dt.UTC)
+    connection.execute(text("UPDATE segments SET committed_at = :at"), {"at": at})
+    connection.execute(text("UPDATE asides SET committed_at = :at"), {"at": at + dt.timedelta(minutes=1)})
+    rows = rows_of(connection, "throughput", job, "minute, author")
+    start = at.replace(second=0)
+    told = [(row["minute"], row["author"], row["num_requests"], row["num_samples"], row["tokens"]) for row in rows]
+    assert told == [
+        (start, "small", 2, 2, 9),  # four each, one discarded; the head that was taken was written in an aside
+        (start + dt.timedelta(minutes=1), "large", 2, 2, 2),
+        (start + dt.timedelta(minutes=1), "small", 2, 2, 6),
+    ]
+    (row,) = rows_of(connection, "job_summary", job, "job_id")
+    assert (row["written_small"], row["written_large"]) == (15, 2)
+    assert rows[0]["tokens_per_second"] == pytest.approx(9 / 60)
 
 
 # Cost.
+
+
+def test_cost_names_jobs_that_ran_at_the_same_time(connection: Connection) -> None:
+    problems = add_problem_set(connection)
+    begin = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    spans = {}
+    for since, until in ((0, 10), (5, 15), (10, 20), (30, None), (None, None)):
+        job = add_job(connection, problems, state="running" if until is None else "completed")
+        instants = [None if at is None else begin + dt.timedelta(minutes=at) for at in (since, until)]
+        connection.execute(
+            text("UPDATE jobs SET first_claimed_at = :since, finished_at = :until WHERE id = :job"),
+            {"since": instants[0], "until": instants[1], "job": job},
+        )
+        spans[job] = (since, until)
+    first, second, third, running, waiting = spans
+    found = {row["job_id"]: row["overlapping_jobs"] for row in every(connection, "SELECT * FROM job_cost")}
+    assert found == {first: [second], second: [first, third], third: [second], running: [], waiting: []}
+
+
+def test_cost_is_money_where_prices_are_set(connection: Connection) -> None:
+    job = add_job(connection, add_problem_set(connection), state="completed")
+    ids = add_samples(connection, job, [{"problem": 0, "score": 1.0}, {"problem": 1, "score": 1.0}])
+    by = writers(connection)
+    end = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    add_segment(connection, ids[0], 0, "small", "s", committed_at=end, write_seconds=1800.0, **by["small"])
+    add_segment(connection, ids[1], 0, "large", "l", committed_at=end, write_seconds=360.0, **by["large"])
+    assert [rows_of(connection, "job_cost", job, "job_id")[0][name] for name in ("money", "money_per_right")] == [
+        None
+    ] * 2
+    prices = PriceSettings(small_per_hour=2, large_per_hour=10)
+    for name, price in prices.session_values().items():
+        connection.execute(text("SELECT set_config(:name, :price, true)"), {"name": name, "price": price})
+    (row,) = rows_of(connection, "job_cost", job, "job_id")
+    assert (row["money"], row["money_per_right"]) == (pytest.approx(0.5 * 2 + 0.1 * 10), pytest.approx(1.0))
 
 
 def test_cost_counts_overlapping_requests_of_a_worker_once(connection: Connection) -> None:

@@ -388,7 +388,7 @@ def epochs_of(connection: Connection, *sample_ids: int) -> dict[int, int]:
 @pytest.mark.parametrize(
     ("reason", "error_class"), [(WorkerEnd.ENGINE_DIED, "engine_died"), (WorkerEnd.ENGINE_STALLED, "timed_out")]
 )
-def test_sample_that_kills_its_worker_twice_is_set_aside(
+def test_suspect_that_kills_its_worker_again_is_set_aside(
     connection: Connection, reason: WorkerEnd, error_class: str
 ) -> None:
     job = make_job(connection, num_problems=1)
@@ -397,11 +397,35 @@ def test_sample_that_kills_its_worker_twice_is_set_aside(
     assert die_with(connection, worker, reason).failed == 0
     worker = make_worker(connection)
     [sample] = claim(connection, worker, epochs_of(connection, sample.sample_id))
+    assert die_with(connection, worker, reason).failed == 0, "it was no suspect when it was claimed"
+    worker = make_worker(connection)
+    [sample] = claim(connection, worker, epochs_of(connection, sample.sample_id))
     assert die_with(connection, worker, reason).failed == 1
     row = connection.execute(text("SELECT state, error_class, error, num_rescues FROM samples")).one()
-    assert (row.state, row.error_class, row.num_rescues) == ("failed", error_class, 2)
+    assert (row.state, row.error_class, row.num_rescues) == ("failed", error_class, 3)
     assert f"worker {worker}" in row.error
     assert close_jobs(connection) == {job: JobState.COMPLETED_WITH_ERRORS}
+
+
+def test_sample_that_becomes_the_only_suspect_by_a_death_is_not_blamed_for_it(connection: Connection) -> None:
+    """It was beside one that died once before; the other, which is fresh, may have killed the worker."""
+    make_job(connection, num_problems=2)
+    worker = make_worker(connection)
+    epochs = admit_all(connection)
+    bystander, fresh = sorted(epochs)
+    claim(connection, worker, {bystander: epochs[bystander]})
+    die_with(connection, worker)
+    worker = make_worker(connection)
+    claim(connection, worker, epochs_of(connection, bystander, fresh))
+    settled = die_with(connection, worker)
+    assert (settled.rescued, settled.failed) == (2, 0)
+    assert state_of(connection, bystander) == "ready"
+    worker = make_worker(connection)
+    [suspect] = suspects_to_try(connection, age=dt.timedelta(seconds=10))
+    assert suspect.sample_id == bystander
+    [sample] = claim(connection, worker, {bystander: suspect.epoch})
+    commit(connection, worker, written(sample, SampleState.READY))
+    assert connection.execute(text("SELECT sum(num_rescues) FROM samples")).scalar_one() == 1, "the commit clears it"
 
 
 def test_worker_that_stops_in_order_blames_nobody(connection: Connection) -> None:

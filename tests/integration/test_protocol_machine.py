@@ -26,6 +26,7 @@ from sqlalchemy import Engine, text
 from pipeline.db.invariants import check_job
 from pipeline.embedded import Connections
 from pipeline.results.invariants import Invariant
+from pipeline.samples import SUSPECT_AFTER
 from tests.conftest import TEMPLATE, with_database
 from tests.integration.interleaving import Op
 from tests.integration.protocol_model import FINAL
@@ -243,6 +244,7 @@ class ProtocolMachine(Pipeline, RuleBasedStateMachine):
             if self.model.jobs and sys.exc_info()[0] is None:
                 self.come_home()
                 self.compare_events()
+                self.look_at_the_convicted()
                 self.consult_doctor()
         finally:
             self.clear()
@@ -281,6 +283,11 @@ class ProtocolMachine(Pipeline, RuleBasedStateMachine):
         wanted: dict[int, list[tuple[Any, ...]]] = {s.id: list(s.events) for s in self.model.samples.values()}
         wanted |= {-job.id: [(*event, None) for event in job.events] for job in self.model.jobs.values()}
         assert found == {key: events for key, events in wanted.items() if events}
+
+    def look_at_the_convicted(self) -> None:
+        """Whoever is blamed for a death was claimed as a suspect, whatever the model's own rule says."""
+        blamed = [s for s in self.model.samples.values() if s.error_class in ("engine_died", "timed_out")]
+        assert all(s.num_rescues > SUSPECT_AFTER for s in blamed), blamed
 
     def consult_doctor(self) -> None:
         """What doctor says of each job, where the machine's made-up texts and counters do not matter to it."""

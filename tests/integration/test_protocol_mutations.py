@@ -19,6 +19,7 @@ from pipeline.db import claims, commits, upkeep, workforce
 from pipeline.db.commits import Committed, SampleCommit
 from pipeline.db.runnable import Runnable
 from pipeline.db.session import transaction
+from pipeline.samples import SUSPECT_AFTER
 from tests.integration.test_protocol_machine import quick_engine, run_machine
 from tests.integration.test_protocol_pairs import run_pair
 from tests.integration.test_writer import Desk, desk
@@ -58,6 +59,9 @@ MUTATIONS = [
              "claims .* lapses .* gave what neither order gives", pair="claim, lapse"),
     Mutation("settle without a new epoch", upkeep, "_RESCUE", "epoch = s.epoch + 1, holder_id", "holder_id",
              "settle"),
+    Mutation("death that makes a suspect convicts it", upkeep, "_RESCUE",
+             f"s.num_rescues >= {SUSPECT_AFTER} AS was_suspect", f"s.num_rescues + 1 >= {SUSPECT_AFTER} AS was_suspect",
+             "gave what neither order gives", pair="lapse beside others, renew"),
     Mutation("repeated commit taken for a stale one", commits, "_STORED_BEFORE", "g.worker_id = :worker",
              "g.worker_id = -:worker", r"worker \d+ commits"),
     Mutation("settle locks the keys of its workers", upkeep, "_UNSETTLED", "FOR NO KEY UPDATE", "FOR UPDATE",

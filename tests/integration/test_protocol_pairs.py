@@ -32,6 +32,21 @@ def waiting(machine: ProtocolMachine) -> None:
         machine.do(machine.releasing_of(hand, hand.epochs))
 
 
+def beside(machine: ProtocolMachine) -> None:
+    """The first worker writes one sample that a worker died with once, and others that none did."""
+    held(machine)
+    hand = machine.hands[0]
+    _, *others = sorted(hand.epochs.items())
+    machine.do(machine.releasing_of(hand, dict(others)))
+    machine.do(machine.lapsing(0))
+    machine.do(machine.heartbeat(hand))
+    for other in machine.hands[1:]:
+        machine.do(machine.ending(machine.hands.index(other), 0, 0))
+    machine.go_on(7)
+    deaths = sorted(machine.model.samples[sample].num_rescues for sample in hand.epochs)
+    assert deaths[-2:] == [0, 1], deaths
+
+
 def cancelled(machine: ProtocolMachine) -> None:
     """The first worker writes for a job that was cancelled."""
     held(machine)
@@ -145,6 +160,7 @@ PAIRS: dict[str, tuple[Callable[[ProtocolMachine], None], Maker, Maker]] = {
     "defer, lapse": (held, defer, lapse),
     "defer, release": (held, defer, release),
     "renew, lapse": (held, by("beating"), lapse),
+    "lapse beside others, renew": (beside, lapse, by("beating")),
     "lapse, cancel samples": (half_held, lapse, by("cancelling_samples", JOB)),
     "lapse, release job": (paused, lapse, by("releasing_job", JOB)),
     "end of grading, reap": (being_graded, grade, by("reaping_grades")),

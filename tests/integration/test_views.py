@@ -11,9 +11,11 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from pipeline.db import migrate
+from pipeline.db.reports import get_comparison
 from pipeline.db.session import open_database, transaction
 from pipeline.embedded import Connections
 from pipeline.results import reports
+from pipeline.results.intervals import paired_interval, t_quantile
 from tests.conftest import TEMPLATE, with_database
 from tests.integration.rows import (
     add_engine,
@@ -53,6 +55,26 @@ COLUMNS = {view: [field.name for field in fields(report)] for view, report in VI
         "job_id", "sample_id", "segment_index", "trigger", "cue", "tokens", "start_token", "position", "followed_by",
         "tokens_between", "score",
     ],
+    "results": [
+        "job_id", "sample_id", "problem", "subject", "level", "sample_index", "state", "policy", "small_model",
+        "large_model", "seed", "prompt", "output", "predicted_answer", "score", "finish_reason", "output_tokens",
+        "tokens_small", "tokens_large", "tokens_inserted", "num_takeovers", "error_class", "error", "finished_at",
+    ],
+    "subject_scores": [
+        "job_id", "subject", "num_problems", "num_scored", "num_right", "accuracy", "accuracy_low", "accuracy_high",
+        "mean_output_tokens", "share_large",
+    ],
+    "problem_comparison": [
+        "job_a", "job_b", "problem_id", "problem", "subject", "level", "num_scored_a", "num_scored_b", "score_a",
+        "score_b", "difference", "mean_output_tokens_a", "mean_output_tokens_b",
+    ],
+    "throughput": [
+        "job_id", "minute", "author", "num_requests", "num_samples", "num_workers", "tokens", "tokens_per_second",
+    ],
+    "step_positions": [
+        "job_id", "tenth", "sentence_class", "num_steps", "num_samples", "num_taken_over", "tokens", "mean_tokens",
+        "share_large",
+    ],
 }  # fmt: skip
 """Of every view."""
 
@@ -81,9 +103,8 @@ def summary(connection: Connection, job_id: int) -> dict[str, Any]:
     return one(connection, "SELECT * FROM job_summary WHERE job_id = :job", job=job_id)
 
 
-def wilson(mean: float, n: float) -> tuple[float, float]:
+def wilson(mean: float, n: float, z: float = 1.96) -> tuple[float, float]:
     """The textbook's interval, written down a second time."""
-    z = 1.96
     centre = (mean + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return centre - half, centre + half
@@ -118,7 +139,7 @@ def test_fresh_job_has_a_summary_of_nothing_and_no_other_rows(connection: Connec
     assert (row["samples_total"], row["samples_open"], row["num_scored"]) == (4, 4, 0)
     nothing = ["accuracy", "accuracy_low", "mean_output_tokens", "share_large", "seconds", "tokens_per_second"]
     assert [row[name] for name in nothing] == [None] * len(nothing)
-    for view in sorted(COLUMNS.keys() - {"job_summary", "job_progress", "job_cost"}):
+    for view in sorted(COLUMNS.keys() - {"job_summary", "job_progress", "job_cost", "results"}):
         assert every(connection, f"SELECT * FROM {view}") == []
 
 
@@ -136,14 +157,14 @@ def test_interval_counts_problems_where_samples_of_a_problem_agree(connection: C
     add_samples(connection, job, [{"problem": p, "score": float(p < 2)} for p in range(4) for _ in range(2)])
     row = summary(connection, job)
     # Clustered variance 4/3 · 4/64 = 1/12 over the variance of 8 independent draws 2/7/8 = 1/28: design effect 7/3.
-    assert (row["accuracy_low"], row["accuracy_high"]) == pytest.approx(wilson(0.5, 8 / (7 / 3)))
+    assert (row["accuracy_low"], row["accuracy_high"]) == pytest.approx(wilson(0.5, 8 / (7 / 3), t_quantile(3)))
 
 
 def test_interval_is_never_narrower_than_of_independent_samples(connection: Connection) -> None:
     job = add_job(connection, add_problem_set(connection), num_samples=2)
     add_samples(connection, job, [{"problem": p, "score": float(i)} for p in range(4) for i in range(2)])
     row = summary(connection, job)
-    assert (row["accuracy_low"], row["accuracy_high"]) == pytest.approx(wilson(0.5, 8))
+    assert (row["accuracy_low"], row["accuracy_high"]) == pytest.approx(wilson(0.5, 8, t_quantile(3)))
 
 
 @pytest.mark.parametrize("score", [0.0, 1.0])
@@ -285,13 +306,50 @@ def test_comparison_pairs_problems_scored_in_both_jobs(connection: Connection) -
     assert [row["job_b"] for row in rows] == [second]
     (row,) = rows
     assert (row["num_problems"], row["accuracy_a"], row["accuracy_b"], row["difference"]) == (4, 0.5, 0.75, 0.25)
-    half = 1.96 * math.sqrt(((0.75**2) * 2 + 0.25**2 + 1.25**2) / 3) / 2  # differences 1, 0, 1, -1 around 1/4
-    assert (row["difference_low"], row["difference_high"]) == pytest.approx((0.25 - half, 0.25 + half))
+    half = t_quantile(3) * math.sqrt(((0.75**2) * 2 + 0.25**2 + 1.25**2) / 3) / 2  # differences 1, 0, 1, -1 around 1/4
+    assert (row["difference_low"], row["difference_high"]) == pytest.approx((max(-1, 0.25 - half), min(1, 0.25 + half)))
     assert (row["num_b_better"], row["num_a_better"], row["num_equal"], row["token_ratio"]) == (2, 1, 1, 3)
     assert one(connection, "SELECT difference FROM job_comparison WHERE job_a = :b AND job_b = :a", a=first, b=second)[
         "difference"
     ] == pytest.approx(-0.25)
     assert every(connection, "SELECT * FROM job_comparison WHERE :other IN (job_a, job_b)", other=other) == []
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        [([1, 1], [1, 1]), ([0, 0], [0, 0]), ([1, 0], [0, 1])],  # all differences are 0
+        [([0], [1]), ([0], [1])],
+        [([0, 1, 0, 0], [1]), ([1, 1, 1, 0], [0])],
+        [([0], [1])],
+    ],
+)
+def test_comparison_is_that_of_the_problem_scores(
+    connection: Connection, scores: list[tuple[list[float], list[float]]]
+) -> None:
+    """The view and the comparison in Python say the same, and no interval is of no width."""
+    problems = add_problem_set(connection, len(scores))
+    jobs = [add_job(connection, problems, num_samples=4) for _ in range(2)]
+    for side, job in enumerate(jobs):
+        add_samples(
+            connection, job, [{"problem": p, "score": float(s)} for p, pair in enumerate(scores) for s in pair[side]]
+        )
+    row = one(connection, "SELECT * FROM job_comparison WHERE job_a = :a AND job_b = :b", a=jobs[0], b=jobs[1])
+    told = get_comparison(connection, *jobs)
+    for field in fields(reports.JobComparison):
+        expected = getattr(told, field.name)
+        assert row[field.name] == (pytest.approx(expected) if isinstance(expected, float) else expected), field.name
+    interval = paired_interval([sum(b) / len(b) - sum(a) / len(a) for a, b in scores])
+    assert (interval is None) == (len(scores) == 1) == (row["difference_low"] is None)
+    if interval is not None:
+        assert (row["difference_low"], row["difference_high"]) == pytest.approx((interval.low, interval.high))
+        assert row["difference_high"] - row["difference_low"] > 0.1
+    assert (row["num_b_better"] is None) == any(len(a) != len(b) for a, b in scores)
+
+
+def test_students_t_of_the_views_is_that_of_the_comparison(connection: Connection) -> None:
+    rows = every(connection, "SELECT n, student_t(n) AS t FROM generate_series(1, 400) AS n ORDER BY n")
+    assert [row["t"] for row in rows] == pytest.approx([t_quantile(row["n"]) for row in rows], rel=2e-6)
 
 
 def test_errors_are_grouped_with_an_example(connection: Connection) -> None:
@@ -319,6 +377,27 @@ def test_errors_are_grouped_with_an_example(connection: Connection) -> None:
     assert told == [("generation", "budget", 2, ids[0], "900 tokens"), ("grading", "timeout", 1, ids[2], "d")]
 
 
+def test_error_of_an_older_grader_version_is_gone(connection: Connection) -> None:
+    """A sample counts once, and only where its newest grade is an error."""
+    job = add_job(connection, add_problem_set(connection))
+    mended, twice, worse = add_samples(connection, job, [{"problem": p} for p in range(3)])
+    grades = [
+        (mended, "9", "error"), (mended, "10", "done"), (twice, "1", "error"), (twice, "2", "error"),
+        (worse, "1", "done"), (worse, "2", "timeout"), (worse, "3", "running"),
+    ]  # fmt: skip
+    for place, (sample, version, status) in enumerate(grades):
+        connection.execute(
+            text(
+                "INSERT INTO grades (sample_id, grader, grader_version, status, graded_at)"
+                " VALUES (:id, 'm', :version, :status, now() + make_interval(secs => :place))"
+            ),
+            {"id": sample, "version": version, "status": status, "place": place},
+        )
+    rows = every(connection, "SELECT * FROM errors WHERE job_id = :job ORDER BY error_class", job=job)
+    told = [(row["error_class"], row["num_samples"], row["example_sample_id"]) for row in rows]
+    assert told == [("error", 1, twice), ("timeout", 1, worse)]
+
+
 def test_truncation_counts_and_compares(connection: Connection) -> None:
     job = add_job(connection, add_problem_set(connection))
     reasons = ["length", "context", "repetition", "eos"]
@@ -329,6 +408,7 @@ def test_truncation_counts_and_compares(connection: Connection) -> None:
     assert (row["num_complete"], row["num_truncated"], row["share_truncated"]) == (4, 2, 0.5)
     assert (row["num_length"], row["num_context"], row["num_repetition"]) == (1, 1, 1)
     assert (row["accuracy_truncated"], row["accuracy_eos"]) == (0.5, 1.0)
+    assert (row["num_scored_truncated"], row["num_scored_eos"]) == (2, 1)
 
 
 def waiting_for(connection: Connection, job_id: int) -> str | None:
@@ -362,4 +442,4 @@ def test_ended_job_waits_for_nothing(connection: Connection) -> None:
     job = add_job(connection, add_problem_set(connection), state="cancelled")
     add_samples(connection, job, [{"state": "cancelled"}, {"score": 1.0}])
     row = one(connection, "SELECT * FROM job_progress WHERE job_id = :job", job=job)
-    assert (row["waiting_for"], row["samples_total"], row["samples_done"], row["cancelled"]) == (None, 2, 2, 1)
+    assert (row["waiting_for"], row["samples_total"], row["samples_done"], row["cancelled"]) == (None, 2, 1, 1)

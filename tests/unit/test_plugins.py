@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.chat.prompts import prompt_template, prompt_template_names
+from pipeline.chat.prompts import prompt_template
 from pipeline.errors import ConfigurationError
 from pipeline.grading import grader_names, make_grader
 from pipeline.jobs.config import JobConfig, ModelSpec
@@ -22,7 +22,7 @@ from pipeline.samples import ModelRole
 
 RULES = """
 from typing import Literal
-from pipeline import Generate, ModelRole, PolicySpec, Transition, Trigger
+from pipeline import Finish, FinishReason, Generate, ModelRole, PolicySpec, Transition, Trigger
 
 class Often(PolicySpec):
     name: Literal["often"] = "often"
@@ -34,6 +34,7 @@ class Often(PolicySpec):
 
 class OftenPolicy:
     roles = frozenset({ModelRole.LARGE})
+    asks = ()
 
     def __init__(self, spec):
         self.spec = spec
@@ -41,6 +42,12 @@ class OftenPolicy:
     def start(self, context):
         then = Generate(role=ModelRole.LARGE, max_tokens=self.spec.tokens, trigger=Trigger.START)
         return Transition(state={}, then=then)
+
+    def watcher(self, context, state):
+        return None
+
+    def advance(self, context, state, event):
+        return Transition(state={}, keep=0, then=Finish(reason=FinishReason.EOS))
 """
 GRADER = """
 from pipeline.chat.prompts import PromptTemplate
@@ -155,7 +162,6 @@ def test_a_package_brings_a_grader_and_a_prompt_template(site: Path) -> None:
     install(site, "mine", "3", points, mine=GRADER)
     assert "strict" in grader_names()
     assert make_grader("strict").grade("5", "5").score == make_grader("exact").grade("5", "5").score
-    assert "terse" in prompt_template_names()
     assert prompt_template("terse").version == "terse/1"
     config = JobConfig(
         policy=parse_policy("small-only"), small=ModelSpec(name="m"), grader="strict", prompt_template="terse"
@@ -247,6 +253,15 @@ def test_a_file_that_is_no_policy_is_refused_in_one_line(tmp_path: Path, source:
         parse_policy(write(tmp_path, source))
     assert "\n" not in str(refused.value)
     assert str(tmp_path) in str(refused.value)
+
+
+@pytest.mark.parametrize(("line", "member"), [("    asks = ()\n", "asks"), ("def watcher(", "watcher")])
+def test_a_policy_that_lacks_a_member_is_refused_in_one_line(tmp_path: Path, line: str, member: str) -> None:
+    assert line in RULES
+    spec = parse_policy(write(tmp_path, RULES.replace(line, "" if line.startswith(" ") else "def _unread(")))
+    with pytest.raises(ConfigurationError, match=rf"OftenPolicy has no {member} \(") as refused:
+        spec.build()
+    assert "\n" not in str(refused.value)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

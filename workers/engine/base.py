@@ -143,6 +143,9 @@ class EngineStats:
     """Tokens that the KV cache holds; None: it has no end."""
     last_token_age_s: float
     """Seconds since any request got a token; 0.0 while nothing runs. A stalled engine is found by this."""
+    prefill_s: float = 0.0
+    """About how long a step may take because of the prompts that wait for their first token: silence is no stall until
+    it has lasted longer."""
     is_dead: bool = False
     """The engine will answer no more requests. An engine that dies while idle shows it only here."""
 

@@ -186,6 +186,7 @@ class Tally:
         num_waiting: int,
         cache_usage: float,
         cache_tokens: int | None = None,
+        prefill_s: float = 0.0,
         is_dead: bool = False,
     ) -> EngineStats:
         busy = num_running + num_waiting > 0
@@ -199,5 +200,6 @@ class Tally:
             cache_usage=cache_usage if busy else 0.0,
             cache_tokens=cache_tokens,
             last_token_age_s=time.monotonic() - self._progress_at if busy else 0.0,
+            prefill_s=prefill_s,
             is_dead=is_dead,
         )

@@ -109,6 +109,9 @@ class ThreadedEngine(ABC, Generic[T]):
                 num_waiting=len(self._running) - num_running,
                 cache_usage=self._cache_usage,
                 cache_tokens=self._cache_tokens,
+                prefill_s=self._prefill_s(
+                    [len(r.request.prompt_ids) for r in self._running.values() if r.first_token_at is None]
+                ),
                 is_dead=self._death is not None,
             )
 
@@ -145,6 +148,10 @@ class ThreadedEngine(ABC, Generic[T]):
     @abstractmethod
     def _shut_down(self) -> None:
         """Free what the core holds."""
+
+    def _prefill_s(self, prompt_lengths: Sequence[int]) -> float:
+        """About how long a step may take because of prompts without a first token; 0.0 where that is unknown."""
+        return 0.0
 
     # What a subclass calls
 

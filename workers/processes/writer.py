@@ -40,6 +40,9 @@ _SWITCH_INTERVAL_S = 0.0001
 operation of vLLM's, and with Python's own number, 5 ms, it often waits that long to go on: a quarter of a job's speed
 on two cores."""
 
+_SLOWER_THAN_ALONE = 3.0
+"""How much longer a prompt may take than by the engine's trial: others may work on the same cores now."""
+
 _SPARE_THREADS = 8
 """Task threads beside those that wait for a sample."""
 
@@ -70,7 +73,8 @@ def end_reason(stats: EngineStats, *, stall_after_s: float) -> WorkerEnd | None:
     """Why a worker must end because of its engine; None while it can go on."""
     if stats.is_dead:
         return WorkerEnd.ENGINE_DIED
-    return WorkerEnd.ENGINE_STALLED if stats.last_token_age_s > stall_after_s else None
+    allowed_s = stall_after_s + _SLOWER_THAN_ALONE * stats.prefill_s
+    return WorkerEnd.ENGINE_STALLED if stats.last_token_age_s > allowed_s else None
 
 
 class WriterProcess:

@@ -6,6 +6,7 @@
 - admitter: lets in as many new samples as the live workers have room for
 - republisher: sends messages again for samples that wait too long, unless their queue is long
 - grade reaper: turns gradings that never came back into grades of status "timeout"
+- first-claim marker: notes when a worker first took a sample of a job
 - closer: ends jobs that have no open sample left
 - rollup refresher: counts what the settled samples of jobs add up to, in a thread of its own
 - follower: makes sure that each running job is shown in Flower
@@ -29,6 +30,7 @@ from pipeline.db.upkeep import (
     admit_samples,
     close_jobs,
     halt_paused_jobs,
+    mark_first_claims,
     overdue_samples,
     settle_workers,
     suspects_to_try,
@@ -188,6 +190,8 @@ class Upkeep:
             log.warning("gradings timed out", samples=late)
 
     def _close(self, connection: Connection) -> None:
+        with connection.begin():
+            mark_first_claims(connection)
         with connection.begin():
             closed = close_jobs(connection)
         for job_id, state in closed.items():

@@ -75,12 +75,14 @@ class ActiveSample:
         """One of the sample's asides. Raises PipelineError where there is none of that number."""
         stored = self.sample.context.asides
         if not 0 <= index < self.num_asides:
-            raise PipelineError(f"the policy names aside {index}, but the sample has {self.num_asides}")
+            raise PipelineError(f"{self.setup.policy_label} names aside {index}, but the sample has {self.num_asides}")
         return stored[index] if index < len(stored) else self.asides[index - len(stored)]
 
     def take(self, index: int, num_tokens: int) -> WrittenSegment:
         """The head of one of the sample's asides. Raises PipelineError where there is no such head."""
         aside = self.aside(index)
         if not 0 <= num_tokens <= len(aside.piece):
-            raise PipelineError(f"the policy takes {num_tokens} tokens of aside {index}, which has {len(aside.piece)}")
+            raise PipelineError(
+                f"{self.setup.policy_label} takes {num_tokens} tokens of aside {index}, which has {len(aside.piece)}"
+            )
         return take_head(aside, num_tokens)

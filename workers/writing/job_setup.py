@@ -8,7 +8,7 @@ from pipeline.chat.model import ChatModel
 from pipeline.chat.translation import ThinkPhase, ThinkTagTranslator
 from pipeline.errors import BadProblem
 from pipeline.jobs.config import JobConfig
-from pipeline.policies.protocol import Policy, asks_of
+from pipeline.policies.protocol import Policy
 from pipeline.problems import Problem
 from pipeline.samples import ModelRole
 from workers.engine.base import Sampling
@@ -33,6 +33,12 @@ class JobSetup:
     _prompts: dict[int, list[int]] = field(default_factory=dict)
     """Rendered prompts by problem id, at most MAX_PROMPTS: a sample comes again after each takeover."""
 
+    @property
+    def policy_label(self) -> str:
+        """The policy, as errors name it."""
+        spec = self.config.policy
+        return "policy " + ":".join(str(getattr(spec, part)) for part in ("name", "preset") if hasattr(spec, part))
+
     @classmethod
     def of(
         cls, config: JobConfig, think: ThinkPhase, chat: ChatModel, *, role: ModelRole, max_model_len: int
@@ -43,7 +49,7 @@ class JobSetup:
         policy = config.build_policy()
         translator = ThinkTagTranslator(chat, think)
         questions = Questions(chat, translator)
-        for ask in asks_of(policy):
+        for ask in policy.asks:
             if ask.role is role:
                 questions.get(ask)
         return cls(

@@ -10,12 +10,12 @@ from pipeline.errors import PipelineError, PromptTooLong
 from pipeline.policies.protocol import Watcher
 from pipeline.policies.requests import Ask, Generate, Request
 from pipeline.samples import Author, SegmentFinish
+from pipeline.seeds import aside_seed, segment_seed
 from pipeline.segments import Segment
 from pipeline.signals import Readings
 from workers.engine.base import GenerateRequest
 from workers.writing.active import ActiveSample
 from workers.writing.job_setup import JobSetup
-from workers.writing.seeds import aside_seed, segment_seed
 
 
 def engine_request(active: ActiveSample, request: Request) -> GenerateRequest | None:
@@ -91,7 +91,9 @@ def _require_progress(active: ActiveSample, num_tokens: int) -> None:
     if not written:
         raise PromptTooLong(setup.chat.name, num_tokens, setup.max_model_len)
     if written[-1].finish is SegmentFinish.LENGTH and not written[-1].tokens_generated:
-        raise PipelineError(f"the policy goes on, but nobody has room in a context of {setup.max_model_len} tokens")
+        raise PipelineError(
+            f"{setup.policy_label} goes on, but nobody has room in a context of {setup.max_model_len} tokens"
+        )
 
 
 class _Translated:

@@ -8,8 +8,11 @@ changes, at the end, or after so much that a crash would cost too much.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeAlias, assert_never
+
+from pydantic import ValidationError
 
 from pipeline.chat.steps import split_steps
 from pipeline.db.claims import ClaimedSample
@@ -37,7 +40,8 @@ from workers.writing.requests import engine_request
 
 STAY_TOKENS = 2048
 STAY_DECISIONS = 64
-"""A claim ends after so many tokens or requests, whoever writes next: a crash costs at most so much."""
+"""A claim ends between two requests once it has so many tokens or requests, whoever writes next. No request is cut for
+that: a crash costs less than so much, and the request that runs."""
 
 _EMPTY = Piece(token_ids=(), texts=())
 
@@ -74,9 +78,9 @@ def begin(sample: ClaimedSample, setup: JobSetup, latch: Latch) -> tuple[ActiveS
 def _first_transition(sample: ClaimedSample, setup: JobSetup, context: SampleContext) -> Transition:
     """How a claim begins: as the policy starts, or where the sample's last commit left it."""
     if sample.policy_state is None and sample.next_request is None:
-        first = setup.policy.start(context)
+        first = _decided(setup, partial(setup.policy.start, context))
         if first.keep is not None or (not isinstance(first.then, Finish) and first.then.role is not setup.role):
-            raise PipelineError(f"the policy opens with {first}, but a {setup.role} worker has the sample")
+            raise PipelineError(f"{setup.policy_label} opens with {first}, but a {setup.role} worker has the sample")
         return first
     request = request_from_json(sample.next_request)
     if sample.policy_state is None or request.role is not setup.role:
@@ -143,9 +147,12 @@ def _keep(active: ActiveSample, request: Generate, result: GenerateResult | None
         start_token=active.num_kept,
         signals=result.signals if result else dict.fromkeys(request.signals, ()),
     )
-    transition = active.setup.policy.advance(active.context, active.state, event)
+    transition = _decided(active.setup, partial(active.setup.policy.advance, active.context, active.state, event))
     if transition.keep is None or not 0 <= transition.keep <= len(event.piece):
-        raise PipelineError(f"the policy keeps {transition.keep} of {len(event.piece)} tokens that were written")
+        raise PipelineError(
+            f"{active.setup.policy_label} keeps {transition.keep} of {len(event.piece)} tokens that were written; "
+            "give keep a number from 0 to that"
+        )
     active.segments.append(
         WrittenSegment(
             author=Author(request.role.value),
@@ -157,7 +164,7 @@ def _keep(active: ActiveSample, request: Generate, result: GenerateResult | None
             finish=event.finish,
             vocabulary_sha256=active.setup.chat.vocabulary_sha256,
             signals=event.signals,
-            **_reading(transition.reading),
+            **_reading(active.setup, transition.reading),
             **_costs(active, result),
         )
     )
@@ -175,9 +182,11 @@ def _answer(active: ActiveSample, request: Ask, result: GenerateResult | None) -
         labels=result.labels if result else {},
         signals=result.signals if result else dict.fromkeys(request.signals, ()),
     )
-    transition = active.setup.policy.advance(active.context, active.state, event)
+    transition = _decided(active.setup, partial(active.setup.policy.advance, active.context, active.state, event))
     if transition.keep is not None:
-        raise PipelineError(f"the policy keeps {transition.keep} tokens of an answer; only Take keeps any")
+        raise PipelineError(
+            f"{active.setup.policy_label} keeps {transition.keep} tokens of an answer; only Take keeps any"
+        )
     active.asides.append(
         WrittenAside(
             author=Author(request.role.value),
@@ -194,22 +203,33 @@ def _answer(active: ActiveSample, request: Ask, result: GenerateResult | None) -
             labels=event.labels,
             vocabulary_sha256=active.setup.chat.vocabulary_sha256,
             signals=event.signals,
-            **_reading(transition.reading),
+            **_reading(active.setup, transition.reading),
             **_costs(active, result),
         )
     )
     return transition
 
 
+def _decided(setup: JobSetup, decide: Callable[[], Transition]) -> Transition:
+    """What the policy decides. Raises PipelineError that names it, where it makes what no policy may."""
+    try:
+        return decide()
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, fault['loc']))} {fault['msg']}".strip() for fault in error.errors())
+        raise PipelineError(f"{setup.policy_label}: {error.title} cannot be so: {'; '.join(faults)}") from error
+    except ValueError as error:
+        raise PipelineError(f"{setup.policy_label}: {error}") from error
+
+
 def _piece(active: ActiveSample, result: GenerateResult | None) -> Piece:
     return active.setup.translator.piece_to_job(result.piece) if result else _EMPTY
 
 
-def _reading(reading: Reading | None) -> dict[str, Any]:
+def _reading(setup: JobSetup, reading: Reading | None) -> dict[str, Any]:
     if reading is None:
         return {}
     if not (math.isfinite(reading.value) and math.isfinite(reading.threshold)):
-        raise PipelineError(f"the policy decided by {reading}, which is no number that can be stored")
+        raise PipelineError(f"{setup.policy_label} decided by {reading}, which is no number that can be stored")
     return {"value": float(reading.value), "threshold": float(reading.threshold), "outcome": reading.outcome}
 
 

@@ -109,7 +109,7 @@ _TOKENS_OF_EACH_WORKER = """
         )
     ), nearby AS (
         SELECT j.id FROM jobs j WHERE EXISTS (
-            SELECT FROM mine w WHERE j.first_claimed_at <= w.until
+            SELECT FROM mine w WHERE coalesce(j.first_claimed_at, j.submitted_at) <= w.until
             AND coalesce(j.finished_at, 'infinity') >= w.started_at)
     ), written AS (
         SELECT p.worker_id, sum(p.tokens_generated) AS tokens

@@ -68,7 +68,9 @@ class WorkerRow(Base):
         choice(WorkerEnd, "end_reason_choice"), comment="pipeline.workforce.WorkerEnd"
     )
     settled_at: Mapped[Instant | None] = mapped_column(comment="when all it held was given back")
-    num_in_flight: Mapped[int] = mapped_column(server_default="0", comment="samples it writes, at renewed_at")
+    num_in_flight: Mapped[int] = mapped_column(
+        server_default="0", comment="samples it writes, or holds until it can write or commit them, at renewed_at"
+    )
     tokens_generated: Mapped[int] = mapped_column(
         BigInteger,
         server_default="0",

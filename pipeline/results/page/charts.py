@@ -70,7 +70,7 @@ def accuracy_against_length(jobs: Sequence[JobStats]) -> str:
 
 
 def budget_curves(jobs: Sequence[JobStats]) -> str:
-    """Accuracy had every sample been cut at so many tokens; '' where none is scored."""
+    """Accuracy, at least, had every sample been cut at so many tokens; '' where none is scored."""
     found = [(i, job) for i, job in enumerate(jobs) if job.budget_curve]
     if not found:
         return ""
@@ -81,7 +81,7 @@ def budget_curves(jobs: Sequence[JobStats]) -> str:
             budgets = [0, *(point.budget for point in job.budget_curve)]
             accuracies = [0.0, *(100 * point.accuracy for point in job.budget_curve)]
             axes.plot(budgets, accuracies, color=colour(index), linewidth=1.8, label=label(job))
-        axes.set(xlabel="token budget", ylabel="accuracy, %", ylim=(0, 103))
+        axes.set(xlabel="token budget", ylabel="accuracy, at least, %", ylim=(0, 103))
         axes.set_xlim(left=0)
         _legend_below(figure, axes)
 

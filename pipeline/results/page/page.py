@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import orjson
+
 from pipeline.results.page import charts
 from pipeline.results.reports import Comparison, Job, JobStats, Result, SampleReport
 from pipeline.texts import visible
@@ -68,6 +70,7 @@ def render_page(data: PageData) -> str:
         steps=read_steps,
         label=charts.label,
         verdict=_verdict,
+        settings=_settings,
         opened=_first_to_read(data),
     )
 
@@ -91,7 +94,7 @@ def _charts(stats: Sequence[JobStats]) -> Iterator[tuple[str, str, str]]:
     )
     yield (
         "Accuracy against a token budget",
-        "Had every sample been cut there; what is cut counts as wrong.",
+        "At least this, had every sample been cut there: what is cut counts as wrong.",
         charts.budget_curves(stats),
     )
     yield (
@@ -152,6 +155,12 @@ def _cut(spans: Sequence[Span], lengths: Sequence[int]) -> list[list[Span]]:
                 rest.append(Span(author=span.author, text=tail))
         runs.append(run)
     return runs
+
+
+def _settings(job: Job) -> str:
+    """The job's configuration and the versions it was submitted with, as JSON with a line per value."""
+    values = {"config": job.config.model_dump(mode="json", exclude_none=True), "versions": job.versions}
+    return orjson.dumps(values, option=orjson.OPT_INDENT_2).decode()
 
 
 def _verdict(result: Result) -> str:

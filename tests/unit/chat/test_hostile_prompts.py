@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from pipeline.chat.model import ChatModel
-from pipeline.chat.prompts import prompt_template_names, render_user_message
+from pipeline.chat.prompts import _TEMPLATES, render_user_message
 from pipeline.cli.render import cell, console, print_rows
 from pipeline.problems import Problem
 from pipeline.texts import printable, visible
@@ -145,7 +145,7 @@ SYNTAX = (
 )
 
 
-@pytest.mark.parametrize("name", prompt_template_names())
+@pytest.mark.parametrize("name", _TEMPLATES)
 def test_template_syntax_goes_to_the_model_as_it_is_written(name: str) -> None:
     problem = Problem(external_id="1", prompt=SYNTAX, metadata={"choices": [SYNTAX, "b"]})
     message = render_user_message(name, problem)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.chat.prompts import prompt_template, prompt_template_names, render_user_message
+from pipeline.chat.prompts import _TEMPLATES, prompt_template, render_user_message
 from pipeline.errors import BadProblem, ConfigurationError
 from pipeline.problems import Problem
 
@@ -29,12 +29,12 @@ def test_free_is_the_problem_alone() -> None:
     assert render_user_message("free", make_problem(HOSTILE)) == HOSTILE
 
 
-@pytest.mark.parametrize("name", prompt_template_names())
+@pytest.mark.parametrize("name", _TEMPLATES)
 def test_template_syntax_in_a_problem_stays_text(name: str) -> None:
     assert HOSTILE in render_user_message(name, make_problem(HOSTILE)).split("\n\n")
 
 
-@pytest.mark.parametrize("name", prompt_template_names())
+@pytest.mark.parametrize("name", _TEMPLATES)
 def test_reference_answer_is_never_shown(name: str) -> None:
     assert "the answer" not in render_user_message(name, make_problem())
 
@@ -60,5 +60,5 @@ def test_unknown_template_lists_the_known() -> None:
 
 
 def test_each_template_has_its_own_version() -> None:
-    versions = {prompt_template(name).version for name in prompt_template_names()}
-    assert len(versions) == len(prompt_template_names())
+    versions = {prompt_template(name).version for name in _TEMPLATES}
+    assert len(versions) == len(_TEMPLATES)

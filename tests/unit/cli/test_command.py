@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 import os
 import subprocess
 import sys
@@ -19,7 +20,8 @@ import typer.main
 
 from pipeline.cli import main, render
 from pipeline.cli.app import app
-from pipeline.cli.doctor import Verdict, check_packages
+from pipeline.cli.doctor import Verdict, check_engine, check_packages
+from pipeline.cli.jobs import _follow
 from pipeline.cli.live import ProgressDisplay, Speed
 from pipeline.jobs.config import JobState
 from pipeline.results.reports import JobProgress, Result, SampleReport, SegmentReport, StepReport
@@ -55,7 +57,7 @@ def test_all_verbs_are_there() -> None:
     expected = [
         *("up", "down", "migrate", "flower", "submit", "status", "watch", "results", "stats", "compare", "cancel"),
         *("sql", "doctor", "sample", "grade", "report", "replay", "pause", "resume", "retry", "priority", "clone"),
-        *("errors", "plan", "model"),
+        *("errors", "plan", "model", "demo", "rm", "prune"),
     ]
     workers = [f"worker {kind}" for kind in ("small", "large", "grade", "upkeep")]
     assert sorted(commands()) == sorted(expected + workers)
@@ -202,6 +204,22 @@ def test_doctor_finds_bad_versions() -> None:
     assert "uninstall both" in verdicts["vllm"].remedy
 
 
+@pytest.mark.parametrize(
+    ("script", "verdict", "found"),
+    [
+        ("echo 0.32.0", Verdict.OK, "0.32.0"),
+        ("echo 'ImportError: libtorch.so: cannot open shared object file' >&2; exit 1", Verdict.FAILURE, "ImportError"),
+    ],
+)
+def test_doctor_says_whether_vllm_can_be_imported(tmp_path: Path, script: str, verdict: Verdict, found: str) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    [finding] = check_engine(str(python))
+    assert finding.verdict is verdict
+    assert found in finding.found
+
+
 def progress(**changes: Any) -> JobProgress:
     fresh = JobProgress(
         job_id=1, name="j", state=JobState.RUNNING, samples_total=100, samples_done=0, pending=100, ready=0, drafting=0,
@@ -227,10 +245,11 @@ def test_progress_in_lines_tells_speed_takeovers_and_time_left(capsys: pytest.Ca
     with ProgressDisplay(counters, render.console(), clock=lambda: counters.now) as display:  # type: ignore[arg-type]
         for second in range(31):
             counters.now = second
-            display.show([progress(samples_done=2 * second, takeovers=second)])
+            display.show([progress(samples_done=second, finished=second, takeovers=second)])
         display.show([progress(samples_done=100, takeovers=40, state=JobState.COMPLETED)])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5  # at 0, 10, 20 and 30 seconds, and the end
+    assert lines[1].endswith("roughly 40 s left, from 20 samples")
     assert lines[3] == ("60/100 samples (job 1 60/100) · tokens/s: small 100.0, large 50.0 · 30 takeovers · 20 s left")
     assert lines[4].endswith("40 takeovers · done")
 
@@ -239,6 +258,43 @@ def test_progress_says_why_a_job_waits(capsys: pytest.CaptureFixture[str]) -> No
     with ProgressDisplay(Counters(), render.console()) as display:  # type: ignore[arg-type]
         display.show([progress(waiting_for="no live small worker serves S")])
     assert "(no live small worker serves S)" in capsys.readouterr().out
+
+
+def test_written_samples_that_wait_for_grades_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressDisplay(Counters(), render.console()) as display:  # type: ignore[arg-type]
+        display.show([progress(finished=40, samples_done=60)])
+    out = capsys.readouterr().out
+    assert "100/100 samples" in out
+    assert out.rstrip().endswith("40 to grade")
+
+
+def test_live_picture_fits_80_columns() -> None:
+    from rich.console import Console
+
+    out = Console(width=80, file=io.StringIO(), force_terminal=True, no_color=True)
+    display = ProgressDisplay(Counters(), out)  # type: ignore[arg-type]
+    jobs = [
+        progress(
+            job_id=123, name="speculative-thinking:improved", drafting=128, assisting=64, finished=10,
+            samples_total=12_000, samples_done=1_000, waiting_for="no live large worker serves L: " + 60 * "x",
+        )
+    ]  # fmt: skip
+    out.print(display.picture(jobs))
+    lines = out.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert "1010/12000" in lines[0]
+    assert "small 128, large 64, grade 10" in lines[0]
+    assert "job 123 waits: no live large worker" in lines[1]
+
+
+def test_interrupted_wait_says_that_the_job_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    class Interrupted(Counters):
+        def wait(self, *jobs: int, **_: Any) -> None:
+            raise KeyboardInterrupt
+
+    assert _follow(Interrupted(), [3]) == 130  # type: ignore[arg-type]
+    said = capsys.readouterr().err
+    assert "job 3 goes on without this command; to watch again: specthink watch 3" in said
+    assert "specthink cancel 3" in said
 
 
 def test_speed_is_of_the_last_window_only() -> None:

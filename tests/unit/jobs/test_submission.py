@@ -94,17 +94,42 @@ def test_wrong_value_is_refused_by_the_name_of_its_field(values: dict[str, Any],
 # What it becomes
 
 
+def test_what_is_said_to_both_models_is_said_to_each() -> None:
+    made = ready(
+        system="Be brief.",
+        template_variables={"effort": "high", "thinking": True},
+        small_asking=Asking(template_variables={"thinking": False}),
+        large_asking=Asking(system="Be right.", think_tags=("<t>", "</t>")),
+    ).config
+    assert (made.small_asking.system, made.large_asking.system) == ("Be brief.", "Be right.")
+    assert made.small_asking.template_variables == {"effort": "high", "thinking": False}
+    assert made.large_asking.template_variables == {"effort": "high", "thinking": True}
+    assert (made.small_asking.think_tags, made.large_asking.think_tags) == (None, ("<t>", "</t>"))
+    assert made.small_asking.sha256 != made.large_asking.sha256
+
+
 def test_defaults_are_those_of_a_job() -> None:
     made = ready()
     policy = parse_policy("speculative-thinking:improved")
     today = Asking(today=dt.date.today())
     usual = JobConfig(small=ModelSpec(name="S"), large=ModelSpec(name="L"), policy=policy)
-    assert made.config == usual.model_copy(update={"small_asking": today, "large_asking": today})
+    assert made.config == usual.model_copy(
+        update={"seed": made.config.seed, "small_asking": today, "large_asking": today}
+    )
     assert (made.name, made.num_problems, made.first_role) == (
         "few · speculative-thinking:improved", 2, ModelRole.SMALL,
     )  # fmt: skip
     assert made.think is None  # only workers know models by these names
     assert made.versions["prompt template"] == "math/2"
+
+
+def test_seed_is_drawn_where_none_is_given_and_a_clone_keeps_it() -> None:
+    seeds = {ready().config.seed for _ in range(4)}
+    assert len(seeds) == 4
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert ready(seed=0).config.seed == 0
+    source = stored_job(policy="speculative-thinking:improved")
+    assert Submission.from_job(source, {"num_samples": 2}).seed == source.config.seed
 
 
 def test_given_values_win_over_the_recipe_and_that_over_the_usual(tmp_path: Path) -> None:

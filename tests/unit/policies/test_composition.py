@@ -194,6 +194,7 @@ class AsksTwice:
     """Two candidates for the next step, by small; the first of them is taken."""
 
     roles = frozenset({SMALL})
+    asks = (Ask(role=SMALL, purpose="candidate", max_tokens=9),)
 
     def start(self, context: SampleContext) -> Transition:
         return Transition(state={}, then=Ask(role=SMALL, purpose="candidate", max_tokens=9))

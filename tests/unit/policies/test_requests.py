@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.errors import DamagedRow
-from pipeline.policies.requests import Ask, Generate, Request, Trigger, request_from_json, request_to_json
+from pipeline.policies.requests import Ask, Generate, Insert, Request, Trigger, request_from_json, request_to_json
 from pipeline.samples import ModelRole
 from pipeline.signals import Signal
 
@@ -129,3 +129,26 @@ def test_a_request_for_no_token_cannot_be_made() -> None:
 def test_small_takes_over_from_nobody() -> None:
     with pytest.raises(ValidationError, match=r"'my own'.*only large is called in.*leave takes_over out"):
         Generate(role=ModelRole.SMALL, max_tokens=1, trigger="my own", takes_over=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"purpose": ""}, "no purpose"),
+        ({"opening": "It is "}, "opening but no turn"),
+        ({"labels_begin": True}, "no labels"),
+        ({"labels": ("",)}, "empty label"),
+        ({"labels": ("1", "0", "1")}, "a label twice"),
+        ({"after": ((0, 0),)}, "after no token"),
+        ({"after": ((-1, 3),)}, "after no token"),
+        ({"labels": ("0", "1"), "max_tokens": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_an_ask_that_makes_no_sense_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Ask(**{"role": LARGE, "purpose": "rate", **fields})
+
+
+def test_an_empty_insert_is_refused() -> None:
+    with pytest.raises(ValueError, match="inserts nothing"):
+        Insert(text="", trigger="exit")

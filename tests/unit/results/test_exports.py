@@ -55,6 +55,24 @@ def test_jsonl_has_one_object_a_line_with_every_field() -> None:
     assert second["score"] is None
 
 
+def test_right_answers_and_metadata_are_in_every_format() -> None:
+    result = make_result(
+        reference="=4", also_accepted=("four", "4.0"), metadata={"year": 2024, "tags": ["a"]}, seed=7, policy="p",
+        small_model="S", rendered_prompt="2+2? Box it.",
+    )  # fmt: skip
+    (line,) = written(ExportFormat.JSONL, result).splitlines()
+    plain = orjson.loads(line)
+    assert (plain["reference"], plain["also_accepted"], plain["metadata"]) == (
+        "=4", ["four", "4.0"], {"year": 2024, "tags": ["a"]},
+    )  # fmt: skip
+    (row,) = csv_rows(result)
+    (stored,) = parquet.read_table(io.BytesIO(written(ExportFormat.PARQUET, result))).to_pylist()
+    for flat in ({**row, "reference": csv_text(row["reference"]), "seed": int(row["seed"])}, stored):
+        assert (flat["reference"], flat["seed"], flat["small_model"]) == ("=4", 7, "S")
+        assert orjson.loads(str(flat["also_accepted"])) == ["four", "4.0"]
+        assert orjson.loads(str(flat["metadata"])) == {"year": 2024, "tags": ["a"]}
+
+
 def test_csv_comes_back_as_it_was() -> None:
     (row,) = csv_rows(make_result(output=AWKWARD, score=-0.5))
     assert (row["output"], row["state"], row["score"], row["subject"]) == (AWKWARD, "graded", "-0.5", "")

@@ -25,6 +25,7 @@ from pipeline.results.reports import (
     JobStats,
     JobSummary,
     LengthBucket,
+    PairedTest,
     ProblemChange,
     Result,
     SampleReport,
@@ -71,7 +72,8 @@ def cost(job_id: int) -> JobCost:
     return JobCost(
         job_id=job_id, num_complete=4, num_right=2, engine_seconds_small=3.0, engine_seconds_large=1.0,
         request_seconds_small=6.0, request_seconds_large=1.0, seconds_per_right=2.0, small_seconds_per_right=1.5,
-        large_seconds_per_right=0.5, prompt_tokens_small=1, prompt_tokens_large=1, p50_wall_seconds=1.0,
+        large_seconds_per_right=0.5, money=None, money_per_right=None, overlapping_jobs=(),
+        prompt_tokens_small=1, prompt_tokens_large=1, p50_wall_seconds=1.0,
         p95_wall_seconds=2.0, mean_wait_seconds=0.1, p95_wait_seconds=0.2, mean_queue_seconds=0.0, share_length=0.25,
         share_context=0.0, share_repetition=0.0,
     )  # fmt: skip
@@ -105,7 +107,8 @@ def job(job_id: int, *, scored: bool = True) -> tuple[Job, JobStats]:
         ),
         takeover_flow=(), aside_summary=(), step_summary=(), pass_at_k=(), maj_at_k=(),
         truncation=Truncation(job_id=job_id, num_complete=4, num_truncated=1, share_truncated=0.25, num_length=1,
-                              num_context=0, num_repetition=0, accuracy_truncated=0.0, accuracy_eos=0.7),
+                              num_context=0, num_repetition=0, num_scored_truncated=1, accuracy_truncated=0.0,
+                              num_scored_eos=3, accuracy_eos=0.7),
         errors=(),
     )  # fmt: skip
     return (
@@ -121,9 +124,11 @@ def job(job_id: int, *, scored: bool = True) -> tuple[Job, JobStats]:
 def comparison() -> Comparison:
     change = ProblemChange(problem="p", score_a=0, score_b=1, mean_output_tokens_a=9, mean_output_tokens_b=9)
     return Comparison(
-        job_a=1, job_b=2, num_problems=2, accuracy_a=0.5, accuracy_b=0.75, difference=0.25, difference_low=-0.1,
+        job_a=1, job_b=2, num_problems=2, num_scored_a=4, num_scored_b=4, accuracy_a=0.5,
+        accuracy_b=0.75, difference=0.25, difference_low=-0.1,
         difference_high=0.6, num_b_better=1, num_a_better=0, num_equal=1, mean_output_tokens_a=10.0,
-        mean_output_tokens_b=5.0, token_ratio=0.5, p_value=0.00001, gained=(change,), lost=(), cost_a=cost(1),
+        mean_output_tokens_b=5.0, token_ratio=0.5, test=PairedTest.SIGN, p_value=0.00001,
+        gained=(change,), lost=(), cost_a=cost(1),
         cost_b=cost(2), caveats=(HOSTILE,),
     )  # fmt: skip
 
@@ -187,6 +192,45 @@ def test_page_shows_the_papers_table_and_the_comparison(hostile_page: str) -> No
     text = " ".join(Elements(hostile_page).text.split())
     for shown in ("50.0 %", "20.0 % … 80.0 %", "25.0 % … 75.0 %", "25.0 %", "< 0.0001", "1 gained, 0 lost", "S 1.50"):
         assert shown in text, shown
+
+
+def test_page_shows_what_was_right_and_the_settings() -> None:
+    report = sample([segment(0, "small", "x")], [])
+    right = replace(report, result=replace(report.result, reference="<b>42</b>", also_accepted=("forty-two",)))
+    text = " ".join(Elements(page([right])).text.split())
+    assert "right is <b>42</b> or forty-two" in text
+    assert "problem set 1, p, 2 problems" in text
+    assert '"temperature": 0.6' in text
+
+
+def test_page_marks_partial_and_shared_numbers() -> None:
+    listed, stats = job(1)
+    partial = replace(stats.summary, samples_graded=3, samples_open=1)
+    shared = replace(stats.cost, overlapping_jobs=(9,), money=1.0, money_per_right=0.5)
+    html = render_page(
+        PageData(
+            jobs=(listed,), stats=(replace(stats, summary=partial, cost=shared),), comparisons=(), samples=((),),
+            read_at=NOW,
+        )
+    )  # fmt: skip
+    text = " ".join(Elements(html).text.split())
+    for shown in ("Job 1 is partial: 3 of 4 samples", "4 scored, partial", "2.00*", "0.5000 of money"):
+        assert shown in text, shown
+
+
+def test_comparison_of_unlike_sample_counts_names_nothing_gained() -> None:
+    uneven = replace(comparison(), test=PairedTest.T, gained=None, lost=None, num_b_better=None, num_a_better=None,
+                     num_equal=None)  # fmt: skip
+    found = [job(1), job(2)]
+    html = render_page(
+        PageData(
+            jobs=tuple(row[0] for row in found), stats=tuple(row[1] for row in found), comparisons=(uneven,),
+            samples=((), ()), read_at=NOW,
+        )
+    )  # fmt: skip
+    text = " ".join(Elements(html).text.split())
+    assert "paired t test" in text
+    assert "gained" not in text
 
 
 def test_page_of_a_job_without_scores_has_no_chart_of_accuracy() -> None:

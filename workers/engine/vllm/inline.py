@@ -13,6 +13,19 @@ if TYPE_CHECKING:
     from vllm.v1.engine.core_client import InprocClient
 
 
+STEP_S = 2.0
+"""So long may the prompts of one step take. All that runs waits for it: without a bound, 60 prompts that come at once
+to 1.5 billion parameters on a CPU take minutes, in which nobody gets a token."""
+
+
+def step_budget(*, num_running: int, head_tokens: int, prompt_tokens_per_s: float, most: int) -> int:
+    """Tokens that vLLM may compute in the next step: one for each running request, and prompts for STEP_S.
+
+    head_tokens: of the prompt that is next, which must fit: prompts are computed whole. most: what vLLM's buffers hold.
+    """
+    return min(most, num_running + max(int(prompt_tokens_per_s * STEP_S), head_tokens))
+
+
 class InlineEngine(VllmEngine):
     """The core in this process, stepped by the engine's thread."""
 
@@ -22,7 +35,13 @@ class InlineEngine(VllmEngine):
         self._cpu_threads = parts.cpu_threads
         self._additions: list[EngineCoreRequest] = []
         self._aborts: list[str] = []
+        self._most_step_tokens = self._step_tokens
         self._thread.start()
+
+    def try_out(self) -> None:
+        super().try_out()
+        if self._prompt_tokens_per_s is not None:
+            self._step_tokens = min(self._most_step_tokens, int(self._prompt_tokens_per_s * STEP_S))
 
     def _run(self) -> None:
         import torch
@@ -45,8 +64,21 @@ class InlineEngine(VllmEngine):
             self._client.add_request(core_request)
         if aborts:
             self._client.abort_requests(aborts)
+        self._bound_step()
         self._handle(self._client.get_output())
         return True
+
+    def _bound_step(self) -> None:
+        """Bound the prompts of the next step. The number of tokens is the scheduler's own, read at each step."""
+        scheduler = self._client.engine_core.scheduler
+        if self._prompt_tokens_per_s is None or not scheduler.waiting:
+            return
+        scheduler.max_num_scheduled_tokens = step_budget(
+            num_running=len(scheduler.running),
+            head_tokens=scheduler.waiting.peek_request().num_tokens,
+            prompt_tokens_per_s=self._prompt_tokens_per_s,
+            most=self._most_step_tokens,
+        )
 
     def _add(self, core_id: str, core_request: EngineCoreRequest) -> None:
         core_request.request_id = core_id

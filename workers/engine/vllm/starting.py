@@ -52,6 +52,15 @@ def load_vllm(chat: ChatModel, *, revision: str | None, role: ModelRole, setting
     return engine
 
 
+def import_vllm() -> str:
+    """Import what an engine is made of, and nothing more; returns vLLM's version."""
+    import vllm
+    from vllm.engine.arg_utils import EngineArgs  # noqa: F401
+    from vllm.v1.engine.core_client import EngineCoreClient  # noqa: F401
+
+    return str(vllm.__version__)
+
+
 def _start(model: str, revision: str | None, settings: EngineSettings) -> Parts:
     from vllm.platforms import current_platform
 

@@ -72,29 +72,60 @@ COMMENT ON TYPE vote_part IS
 
 CREATE FUNCTION aggregate_votes(job bigint, first_problem bigint, last_problem bigint) RETURNS SETOF vote_part
 LANGUAGE sql STABLE AS $$
-    WITH votes AS (
+    WITH votes AS MATERIALIZED (
         SELECT s.problem_id, CASE WHEN s.score >= 0.5 THEN 'right' ELSE 'wrong ' || s.predicted_answer END AS vote,
-               row_number() OVER (PARTITION BY s.problem_id ORDER BY s.sample_index) - 1 AS place,
-               count(*) OVER (PARTITION BY s.problem_id) AS n
+               (row_number() OVER (PARTITION BY s.problem_id ORDER BY s.sample_index) - 1)::integer AS place,
+               (count(*) OVER (PARTITION BY s.problem_id))::integer AS n,
+               (s.score >= 0.5)::integer AS is_right
         FROM samples s
         WHERE s.job_id = job AND s.problem_id BETWEEN first_problem AND last_problem
           AND s.state = 'graded' AND s.score IS NOT NULL
     ),
+    -- Up to 8 samples: each subset, as the bits of a number.
     tallies AS (
-        SELECT v.problem_id, i.k, v.place / i.k AS bundle, v.vote, count(v.vote) AS num
-        FROM votes v CROSS JOIN LATERAL generate_series(1, v.n) AS i (k)
-        WHERE v.place < v.n / i.k * i.k GROUP BY v.problem_id, i.k, v.place / i.k, v.vote
+        SELECT v.problem_id, m.subset, v.vote, count(v.vote) AS num
+        FROM votes v CROSS JOIN LATERAL generate_series(1, (1 << v.n) - 1) AS m (subset)
+        WHERE v.n <= 8 AND (m.subset >> v.place) & 1 = 1 GROUP BY v.problem_id, m.subset, v.vote
     ),
     winners AS (
-        SELECT t.*, max(t.num) OVER (PARTITION BY t.problem_id, t.k, t.bundle) AS most FROM tallies t
+        SELECT t.*, max(t.num) OVER (PARTITION BY t.problem_id, t.subset) AS most FROM tallies t
     ),
-    bundles AS (
-        SELECT problem_id, k, bundle,
+    subsets AS (
+        SELECT problem_id, bit_count(subset::bit(8)) AS k,
                coalesce(count(*) FILTER (WHERE vote = 'right' AND num = most)
                         / nullif(count(*) FILTER (WHERE vote IS NOT NULL AND num = most), 0)::float8, 0) AS is_right
-        FROM winners GROUP BY problem_id, k, bundle
+        FROM winners GROUP BY problem_id, subset
     ),
-    shares AS (SELECT problem_id, k, avg(is_right) AS share FROM bundles GROUP BY problem_id, k)
+    -- More samples: 64 orders of them, the same in every database; the first k of each are a subset of k.
+    drawn AS (
+        SELECT v.problem_id, d.draw, v.vote,
+               row_number() OVER (PARTITION BY v.problem_id, d.draw ORDER BY hashint8extended(v.place, d.draw)) AS k
+        FROM votes v CROSS JOIN generate_series(1, 64) AS d (draw) WHERE v.n > 8
+    ),
+    counted AS (
+        SELECT w.*, count(w.vote) OVER (PARTITION BY w.problem_id, w.draw, w.vote ORDER BY w.k) AS num,
+               count(*) FILTER (WHERE w.vote = 'right') OVER (PARTITION BY w.problem_id, w.draw ORDER BY w.k)
+               AS num_right
+        FROM drawn w
+    ),
+    placed AS (
+        SELECT c.*, max(c.num) OVER (PARTITION BY c.problem_id, c.draw ORDER BY c.k) AS most FROM counted c
+    ),
+    -- A vote has as many as the most from the place on where its number became that.
+    tied AS (
+        SELECT l.problem_id, l.k, l.num_right = l.most AND l.most > 0 AS is_right,
+               count(*) FILTER (WHERE l.num = l.most)
+               OVER (PARTITION BY l.problem_id, l.draw, l.most ORDER BY l.k) AS num_leading
+        FROM placed l
+    ),
+    shares AS (
+        SELECT problem_id, k, avg(is_right) AS share FROM subsets GROUP BY problem_id, k
+        UNION ALL
+        SELECT problem_id, k, avg(CASE WHEN is_right THEN 1.0 / num_leading ELSE 0 END)::float8 FROM tied
+        WHERE k > 1 GROUP BY problem_id, k
+        UNION ALL
+        SELECT problem_id, 1, avg(is_right)::float8 FROM votes WHERE n > 8 GROUP BY problem_id
+    )
     SELECT k, count(*), sum(share) FROM shares GROUP BY k
 $$;
 

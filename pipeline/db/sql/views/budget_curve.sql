@@ -26,12 +26,12 @@ CROSS JOIN LATERAL (
 ) l;
 
 COMMENT ON VIEW budget_curve IS
-    'What accuracy would be had every sample been cut at so many tokens, at 20 budgets up to the longest sample: a '
+    'What accuracy would at least be had every sample been cut at so many tokens, at 20 budgets up to the longest sample: a '
     'sample keeps its score where it was complete by then and counts as wrong otherwise. So it is a lower bound: '
-    'text that is cut may hold the answer already.';
+    'text that is cut may hold the answer already. A job submitted with that max_tokens gives the accuracy itself.';
 COMMENT ON COLUMN budget_curve.job_id IS 'the job';
 COMMENT ON COLUMN budget_curve.budget IS 'tokens at which every sample is cut';
 COMMENT ON COLUMN budget_curve.num_scored IS 'graded samples that have a score';
 COMMENT ON COLUMN budget_curve.num_complete IS 'of these, complete within the budget';
-COMMENT ON COLUMN budget_curve.accuracy IS 'mean score, cut samples counting as wrong';
+COMMENT ON COLUMN budget_curve.accuracy IS 'at least this: mean score, cut samples counting as wrong';
 COMMENT ON COLUMN budget_curve.mean_output_tokens IS 'mean kept tokens, cut at the budget';

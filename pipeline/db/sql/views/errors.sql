@@ -9,10 +9,16 @@ UNION ALL
 SELECT s.job_id, 'grading', g.status, count(*), min(s.id),
        (array_agg(g.detail ORDER BY s.id))[1], min(g.graded_at), max(g.graded_at), NULL
 FROM samples s JOIN grades g ON g.sample_id = s.id
-WHERE g.status IN ('timeout', 'error') GROUP BY s.job_id, g.status;
+WHERE g.status IN ('timeout', 'error')
+  AND NOT EXISTS (
+      SELECT FROM grades n WHERE n.sample_id = g.sample_id AND n.status <> 'running'
+        AND (n.graded_at, n.grader, n.grader_version) > (g.graded_at, g.grader, g.grader_version)
+  )
+GROUP BY s.job_id, g.status;
 
 COMMENT ON VIEW errors IS
-    'What went wrong in a job, by kind, with one example each.';
+    'What went wrong in a job, by kind, with one example each. Each sample counts once: of its grades only the newest, '
+    'so that an error of an older grader version is gone once the sample is graded again.';
 COMMENT ON COLUMN errors.job_id IS 'the job';
 COMMENT ON COLUMN errors.stage IS 'generation: the sample failed; grading: it is complete but stayed unscored';
 COMMENT ON COLUMN errors.error_class IS

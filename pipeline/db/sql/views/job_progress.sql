@@ -1,7 +1,7 @@
 -- Read by: specthink status and watch, Flower's progress task, doctor, Client.progress.
 
 CREATE VIEW job_progress AS
-SELECT j.id AS job_id, j.name, j.state, c.samples_total, c.graded + c.failed + c.cancelled AS samples_done,
+SELECT j.id AS job_id, j.name, j.state, c.samples_total, c.graded + c.failed AS samples_done,
        c.pending, c.ready, c.drafting, c.awaiting_large, c.assisting, c.finished, c.graded, c.failed, c.cancelled,
        w.small AS live_small_workers, w.large AS live_large_workers, a.samples_ahead,
        CASE WHEN j.state = 'paused' THEN format('paused: specthink resume %s lets it go on', j.id)
@@ -99,7 +99,7 @@ COMMENT ON COLUMN job_progress.job_id IS 'the job';
 COMMENT ON COLUMN job_progress.name IS 'free text for people';
 COMMENT ON COLUMN job_progress.state IS 'running, paused, completed, completed_with_errors or cancelled';
 COMMENT ON COLUMN job_progress.samples_total IS 'all samples of the job';
-COMMENT ON COLUMN job_progress.samples_done IS 'in a final state';
+COMMENT ON COLUMN job_progress.samples_done IS 'graded or failed; one that was cancelled is not done';
 COMMENT ON COLUMN job_progress.pending IS 'stored, not yet admitted';
 COMMENT ON COLUMN job_progress.ready IS 'wait for a small worker';
 COMMENT ON COLUMN job_progress.drafting IS 'a small worker writes';

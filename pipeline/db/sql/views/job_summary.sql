@@ -25,12 +25,14 @@ CROSS JOIN LATERAL (
     SELECT CASE WHEN c.problems_scored < 2 OR c.score_variance = 0 THEN c.problems_scored
                 ELSE c.num_scored / greatest(1, c.problems_scored / (c.problems_scored - 1.0) * c.score_squares
                                                 / (c.num_scored * c.score_variance))
-           END::float8 AS samples
+           END::float8 AS samples,
+           CASE WHEN c.problems_scored > 1 AND c.num_scored > c.problems_scored AND c.score_variance > 0
+                THEN student_t(c.problems_scored - 1) ELSE 1.96 END AS z
 ) e
 CROSS JOIN LATERAL (
-    SELECT (c.accuracy + 1.96 ^ 2 / (2 * e.samples)) / (1 + 1.96 ^ 2 / e.samples) AS centre,
-           1.96 * sqrt(c.accuracy * (1 - c.accuracy) / e.samples + 1.96 ^ 2 / (4 * e.samples ^ 2))
-           / (1 + 1.96 ^ 2 / e.samples) AS half
+    SELECT (c.accuracy + e.z ^ 2 / (2 * e.samples)) / (1 + e.z ^ 2 / e.samples) AS centre,
+           e.z * sqrt(c.accuracy * (1 - c.accuracy) / e.samples + e.z ^ 2 / (4 * e.samples ^ 2))
+           / (1 + e.z ^ 2 / e.samples) AS half
     WHERE c.num_scored > 0
     UNION ALL SELECT NULL, NULL WHERE c.num_scored = 0
 ) w
@@ -43,8 +45,9 @@ COMMENT ON VIEW job_summary IS
     'One row per job: how far it is, how right, how long its texts are, who wrote them, how fast. The interval of '
     'accuracy is Wilson''s, over the effective number of samples: the number scored divided by the design effect of '
     'drawing several samples per problem (cluster-robust variance by problem over the variance of independent draws, '
-    'at least 1). With one sample per problem it is Wilson''s plain interval. Where all scores are equal, or only '
-    'one problem is scored, the effective number is the number of problems.';
+    'at least 1), with Student''s t for the number of problems, from which that effect is estimated. With one sample '
+    'per problem it is Wilson''s plain interval: never of no width, also where all are right. It is the one to '
+    'quote. Where all scores are equal, or only one problem is scored, the effective number is the number of problems.';
 COMMENT ON COLUMN job_summary.job_id IS 'the job';
 COMMENT ON COLUMN job_summary.name IS 'free text for people';
 COMMENT ON COLUMN job_summary.policy IS 'NAME or NAME:PRESET';

@@ -3,7 +3,7 @@
 CREATE VIEW step_summary AS
 SELECT j.id AS job_id, g.sentence_class, g.author, g.num_steps,
        g.num_steps / (c.finished + c.graded)::float8 AS steps_per_sample,
-       g.tokens, g.mean_tokens, g.p50_tokens, g.p90_tokens, g.num_taken_over, g.accuracy
+       g.tokens, g.mean_tokens, g.p50_tokens, g.p90_tokens, g.num_taken_over, g.num_scored, g.accuracy
 FROM jobs j
 CROSS JOIN LATERAL (
     WITH placed AS (
@@ -24,6 +24,7 @@ CROSS JOIN LATERAL (
                         min(tokens) FILTER (WHERE upto > ceil(0.9 * (total - 1))),
                         0.9 * (max(total) - 1)) AS p90_tokens,
            sum(num_taken_over)::bigint AS num_taken_over,
+           sum(scored)::bigint AS num_scored,
            sum(score_sum) / nullif(sum(scored), 0)::float8 AS accuracy
     FROM placed GROUP BY sentence_class, author
 ) g
@@ -41,4 +42,5 @@ COMMENT ON COLUMN step_summary.mean_tokens IS 'tokens per step';
 COMMENT ON COLUMN step_summary.p50_tokens IS 'median tokens of a step';
 COMMENT ON COLUMN step_summary.p90_tokens IS '90th percentile of the same';
 COMMENT ON COLUMN step_summary.num_taken_over IS 'steps in which a takeover begins';
-COMMENT ON COLUMN step_summary.accuracy IS 'mean score of their samples, each counting as often as it has such steps';
+COMMENT ON COLUMN step_summary.num_scored IS 'of num_steps, those of samples with a score';
+COMMENT ON COLUMN step_summary.accuracy IS 'mean score of these, each sample counting as often as it has such steps';

@@ -1,4 +1,4 @@
--- Read by: the control's matching (pipeline.jobs.matching), people.
+-- Read by: people.
 
 CREATE VIEW takeovers AS
 SELECT j.id AS job_id, t.*

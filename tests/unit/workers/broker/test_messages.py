@@ -10,9 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.samples import ModelRole
+from pipeline.seeds import segment_seed
 from workers.broker.messages import MAX_SAMPLES, JobMessage, SamplesMessage
 from workers.broker.queues import model_queue, own_queue
-from workers.writing.seeds import segment_seed
 
 
 def test_fullest_message_stays_under_a_kilobyte() -> None:

@@ -14,6 +14,7 @@ from pipeline.errors import BadProblem, DamagedRow, EngineRefused, PipelineError
 from pipeline.policies.protocol import Reading
 from pipeline.policies.requests import Answered, Ask, Event, Finish, Generate, Insert, Take, Written, request_to_json
 from pipeline.samples import Author, ErrorClass, FinishReason, ModelRole, Piece, SampleState, SegmentFinish
+from pipeline.seeds import aside_seed, segment_seed
 from pipeline.signals import Signal
 from tests.turns import (
     Move,
@@ -32,7 +33,6 @@ from tests.turns import (
 from tests.unit.chat.test_translation import make_chat
 from workers.writing import turn
 from workers.writing.latch import Latch
-from workers.writing.seeds import aside_seed, segment_seed
 from workers.writing.turn import apply_result, begin, commit_gathered, error_class, failed
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
@@ -134,6 +134,16 @@ def test_a_claim_ends_after_so_many_tokens(monkeypatch: pytest.MonkeyPatch) -> N
     step = apply_result(active, result_of(request_of(step), "First add"))
     commit = commit_of(apply_result(active, result_of(request_of(step), " 3")))
     assert (commit.to_state, len(commit.segments)) == (SampleState.READY, 2)
+
+
+def test_a_request_may_be_longer_than_what_a_claim_gathers() -> None:
+    setup = setup_of("speculative-thinking:improved", max_model_len=9_000, max_tokens=8_000)
+    active, step = start(setup)
+    assert request_of(step).max_tokens == 8_000 > turn.STAY_TOKENS
+    text = "First add.\n\nThen go on. " * 400
+    assert len(chat_of(ModelRole.SMALL).encode_text(text)) > turn.STAY_TOKENS
+    commit = commit_of(apply_result(active, result_of(request_of(step), text, SegmentFinish.EOS)))
+    assert (commit.to_state, len(commit.segments)) == (SampleState.FINISHED, 1), "one request, one segment"
 
 
 def test_a_claim_ends_after_so_many_requests() -> None:
@@ -328,6 +338,7 @@ def test_an_aside_is_taken_by_whoever_has_the_sample_then() -> None:
         ([then(Ask(role=SMALL, purpose="x")), then(small(), keep=1)], "only Take keeps"),
         ([then(small()), then(small(), insert=(Take(index=0, num_tokens=1),))], "names aside 0"),
         ([then(Ask(role=SMALL, purpose="x")), end(insert=(Take(index=0, num_tokens=3),))], "takes 3 tokens of aside 0"),
+        ([then(small()), lambda event: {"keep": 2, "then": small(takes_over=True)}], "lets small take over"),
         (
             [then(small()), end(reading=Reading(value=float("inf"), threshold=0.0, outcome="x"))],
             "no number that can be stored",
@@ -336,12 +347,12 @@ def test_an_aside_is_taken_by_whoever_has_the_sample_then() -> None:
 )
 def test_a_transition_that_cannot_be_carried_out_is_refused(moves: list[Move], message: str) -> None:
     active, step = start(setup_of(Moves(moves)))
-    with pytest.raises(PipelineError, match=message):
+    with pytest.raises(PipelineError, match=f"^policy speculative-thinking:improved:? .*{message}"):
         apply_result(active, result_of(request_of(step), "First add"))
 
 
 def test_a_policy_that_opens_with_another_role_is_refused() -> None:
-    with pytest.raises(PipelineError, match="the policy opens with"):
+    with pytest.raises(PipelineError, match=r"^policy speculative-thinking:improved opens with"):
         start(setup_of(Moves([then(large())])))
 
 

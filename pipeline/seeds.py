@@ -27,7 +27,7 @@ def aside_seed(
     aside_index: int,
     role: ModelRole,
 ) -> int:
-    """The seed of one aside's noise, likewise."""
+    """The seed of one aside's noise, in the same way."""
     return _seed(job_seed, problem_id, sample_index, f"aside{aside_index}", role)
 
 

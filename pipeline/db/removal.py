@@ -1,0 +1,108 @@
+"""The statements that remove jobs with all that was written for them, for the schema's owner alone."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, text
+
+from pipeline.db.tables import METADATA
+from pipeline.errors import JobError, NotFound
+from pipeline.jobs.config import FINAL_JOB_STATES
+from pipeline.results.reports import StoredJob
+
+_OF_SAMPLES = ("signals", "steps", "grades", "asides", "segments")
+_OF_JOBS = ("length_counts", "rollups", "job_totals", "samples", "events")
+
+
+def _stored_size(table: str) -> str:
+    """SQL for the bytes of a row as they are stored: compressed where they are; its header is 24."""
+    sizes = (f"coalesce(pg_column_size(t.{column.name}), 0)" for column in METADATA.tables[table].columns)
+    return f"sum(24 + {' + '.join(sizes)})"
+
+
+_SIZES = " UNION ALL ".join(
+    [
+        *(
+            f"SELECT s.job_id, {_stored_size(table)} AS bytes FROM {table} t JOIN samples s ON s.id = t.sample_id "
+            "WHERE s.job_id = ANY(:jobs) GROUP BY s.job_id"
+            for table in _OF_SAMPLES
+        ),
+        *(
+            f"SELECT t.job_id, {_stored_size(table)} AS bytes FROM {table} t "
+            "WHERE t.job_id = ANY(:jobs) GROUP BY t.job_id"
+            for table in _OF_JOBS
+        ),
+    ]
+)
+_STORED_JOBS = text(f"""
+    SELECT j.id AS job_id, j.name, j.state, j.finished_at, c.samples::bigint AS num_samples,
+           coalesce(b.bytes, 0)::bigint AS num_bytes
+    FROM jobs j
+    LEFT JOIN (SELECT job_id, sum(bytes) AS bytes FROM ({_SIZES}) x GROUP BY job_id) b ON b.job_id = j.id
+    CROSS JOIN LATERAL (SELECT count(*) AS samples FROM samples s WHERE s.job_id = j.id) c
+    WHERE j.id = ANY(:jobs) ORDER BY j.id
+""")
+
+
+def stored_jobs(connection: Connection, job_ids: Sequence[int]) -> list[StoredJob]:
+    """What some jobs take in the database, without indexes. Raises NotFound for an unknown id."""
+    found = [StoredJob(**row) for row in connection.execute(_STORED_JOBS, {"jobs": list(job_ids)}).mappings()]
+    for missing in sorted({*job_ids} - {job.job_id for job in found}):
+        raise NotFound.job(missing)
+    return found
+
+
+_ENDED_BEFORE = text("""
+    SELECT id FROM jobs WHERE finished_at < clock_timestamp() - :age AND state NOT IN ('running', 'paused') ORDER BY id
+""")
+
+
+def jobs_ended_before(connection: Connection, age: dt.timedelta) -> list[int]:
+    """The jobs that ended longer ago than that."""
+    return list(connection.execute(_ENDED_BEFORE, {"age": age}).scalars())
+
+
+_LOCK = text("SELECT state FROM jobs WHERE id = :job FOR UPDATE")
+_IS_OPEN = text("SELECT EXISTS (SELECT FROM samples WHERE job_id = :job AND ended_at IS NULL)")
+_TOKENS = text("""
+    SELECT w.worker_id, sum(w.tokens_generated)::bigint AS tokens
+    FROM (SELECT g.worker_id, g.tokens_generated FROM segments g JOIN samples s ON s.id = g.sample_id
+          WHERE s.job_id = :job
+          UNION ALL
+          SELECT a.worker_id, a.tokens_generated FROM asides a JOIN samples s ON s.id = a.sample_id
+          WHERE s.job_id = :job) w
+    GROUP BY w.worker_id ORDER BY w.worker_id
+""")
+_REMOVALS = (
+    *(f"DELETE FROM {table} t USING samples s WHERE s.id = t.sample_id AND s.job_id = :job" for table in _OF_SAMPLES),
+    "SET LOCAL specthink.removes_job = 'on'",
+    *(f"DELETE FROM {table} WHERE job_id = :job" for table in _OF_JOBS),
+    "SET LOCAL specthink.removes_job = 'off'",
+    "UPDATE jobs SET cloned_from = NULL WHERE cloned_from = :job",
+    "DELETE FROM jobs WHERE id = :job",
+)
+_WITHDRAW = text("UPDATE workers SET tokens_withdrawn = tokens_withdrawn + :tokens WHERE id = :worker_id")
+
+
+def remove_job(connection: Connection, job_id: int) -> None:
+    """Delete a job that has ended, with its samples and all that was written for them. Its problem set stays.
+
+    The tokens count as withdrawn with the workers that generated them, so that the books of other jobs hold; their rows
+    are locked last, because they renew their leases in them. Raises NotFound, and JobError for a job that has not
+    ended or whose samples have not.
+    """
+    values = {"job": job_id}
+    state = connection.execute(_LOCK, values).scalar()
+    if state is None:
+        raise NotFound.job(job_id)
+    if state not in FINAL_JOB_STATES:
+        raise JobError(job_id, f"it is {state}; only a job that has ended can be removed: specthink cancel {job_id}")
+    if connection.execute(_IS_OPEN, values).scalar_one():
+        raise JobError(job_id, "its last samples are being cancelled; try again in some seconds")
+    withdrawn = [dict(row) for row in connection.execute(_TOKENS, values).mappings()]
+    for statement in _REMOVALS:
+        connection.execute(text(statement), values if ":job" in statement else {})
+    if withdrawn:
+        connection.execute(_WITHDRAW, withdrawn)
