@@ -11,7 +11,7 @@ from pipeline.errors import GradingError
 from pipeline.grading import Ending, Grade, answer_part, grade_output, make_grader
 from pipeline.samples import CutSamples, FinishReason
 
-THINKS = {"think_start": "<think>", "think_end": "</think>"}
+THINKS: dict[str, Any] = {"think_start": "<think>", "think_end": "</think>"}
 
 
 def grade(
