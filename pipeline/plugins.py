@@ -46,6 +46,11 @@ class Origin(BaseModel):
     sha256: str | None = None
     """Of the file."""
 
+    @property
+    def asked_as(self) -> str:
+        """The name by which a job asks for it."""
+        return self.name if self.file is None else f"{self.file}:{self.name}"
+
     def __str__(self) -> str:
         if self.file is not None:
             return f"{self.file} with sha256 {(self.sha256 or '')[:12]}"
@@ -72,6 +77,20 @@ def find_origin(group: PluginGroup, name: str) -> Origin | None:
     """
     point = _find(group, name)
     return None if point is None else _origin(point)
+
+
+def origin_of(group: PluginGroup, name: str) -> Origin | None:
+    """Where what a name stands for comes from, a package or a file; None for this program's own.
+
+    Raises ConfigurationError where several packages bring it, or its file cannot be read.
+    """
+    if not is_file(name):
+        return find_origin(group, name)
+    path, _, attribute = name.rpartition(":")
+    here = _file_here(Origin(name=attribute, file=str(Path(path).resolve())))
+    if here is None:
+        raise ConfigurationError(f"{path} cannot be read; what a job takes from a file must be wherever it is used")
+    return here
 
 
 def find_plugin(group: PluginGroup, name: str) -> Plugin | None:

@@ -110,7 +110,9 @@ def submit(
     few_shot_seed: Annotated[
         int | None, typer.Option(min=0, show_default="the job's seed", help="Of the draw of those N.")
     ] = None,
-    grader: Annotated[str | None, typer.Option(show_default="math", help="math, exact, choice or none.")] = None,
+    grader: Annotated[
+        str | None, typer.Option(show_default="math", help="math, exact, choice, none, or FILE.py:CLASS.")
+    ] = None,
     cut_samples: Annotated[
         CutSamples, typer.Option(help="What a sample counts as that was cut before it stated an answer.")
     ] = CutSamples.WRONG,

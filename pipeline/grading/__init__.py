@@ -14,7 +14,7 @@ from pipeline.grading.exact import ExactGrader, NoGrader
 from pipeline.grading.extract import answer_part
 from pipeline.grading.math import MathGrader
 from pipeline.grading.memory import limit_memory
-from pipeline.plugins import PluginGroup, own_or_plugin, plugin_names
+from pipeline.plugins import PluginGroup, is_file, load_file, own_or_plugin, plugin_names
 
 __all__ = [
     "Ending",
@@ -38,14 +38,26 @@ _GRADERS: dict[str, Callable[[], Grader]] = {
 
 
 def make_grader(name: str) -> Grader:
-    """A grader of this program's, or of a package by its entry point in the group "specthink.graders".
+    """A grader of this program's, of a package by its entry point in "specthink.graders", or of FILE.py:CLASS.
 
     Raises ConfigurationError with the names there are.
     """
-    grader: Grader = own_or_plugin(PluginGroup.GRADERS, name, _GRADERS, what="grader")()
+    maker = load_file(name).value if is_file(name) else _named(name)
+    try:
+        grader: Grader = maker()
+    except TypeError as error:
+        raise ConfigurationError(f"{name!r} makes no grader: {error}") from error
     if not callable(getattr(grader, "grade", None)):
         raise ConfigurationError(f"{name!r} makes no grader: it must return an object with a method grade")
+    for attribute, kind in (("name", str), ("version", str), ("is_instant", bool)):
+        if not isinstance(getattr(grader, attribute, None), kind):
+            raise ConfigurationError(f"the grader {name!r} has no {attribute}, which must be a {kind.__name__}")
     return grader
+
+
+def _named(name: str) -> Callable[[], Grader]:
+    named: Callable[[], Grader] = own_or_plugin(PluginGroup.GRADERS, name, _GRADERS, what="grader")
+    return named
 
 
 def grader_names() -> tuple[str, ...]:

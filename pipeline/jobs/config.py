@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipeline.chat.asking import Asking
 from pipeline.chat.prompts import Prompt, PromptTemplate, make_prompt, make_text_template, prompt_template
 from pipeline.jobs.few_shot import FewShot
-from pipeline.plugins import Origin, PluginGroup, check_same_version, find_origin
+from pipeline.plugins import Origin, PluginGroup, check_same_version, origin_of
 from pipeline.policies import AnyPolicySpec, PluginSpec, Policy
 from pipeline.policies.composition import compose
 from pipeline.policies.exits import CutExit
@@ -146,7 +146,7 @@ class JobConfig(BaseModel):
     few_shot: FewShot | None = None
     """Worked examples before each problem; None: none."""
     grader: str = "math"
-    """A name in pipeline.grading; "none" leaves samples unscored."""
+    """A name in pipeline.grading, or FILE.py:CLASS; "none" leaves samples unscored."""
     cut_samples: CutSamples = CutSamples.WRONG
     """What a sample counts as that was cut before it stated an answer."""
     plugins: dict[Literal["prompt_template", "grader"], Origin] = {}
@@ -164,11 +164,11 @@ class JobConfig(BaseModel):
         for kind, group in _PLUGIN_GROUPS.items():
             origin = Origin.model_validate(values["plugins"][kind]) if kind in values.get("plugins", {}) else None
             name = values.get(kind)
-            if name is not None and (origin is None or origin.name != name):
-                origin = find_origin(group, name)
+            if name is not None and (origin is None or origin.asked_as != name):
+                origin = origin_of(group, name)
             if name is not None and origin is not None:
                 origins[kind] = origin
-        return values | {"plugins": origins}
+        return values | {kind: origin.asked_as for kind, origin in origins.items()} | {"plugins": origins}
 
     @model_validator(mode="after")
     def _has_a_model_for_each_role(self) -> JobConfig:
@@ -197,7 +197,7 @@ class JobConfig(BaseModel):
     def check_same_version(self, kind: Literal["prompt_template", "grader"]) -> None:
         """Raises ConfigurationError where the prompt template or grader here is not the one that was frozen."""
         if kind in self.plugins:
-            check_same_version(self.plugins[kind], find_origin(_PLUGIN_GROUPS[kind], self.plugins[kind].name))
+            check_same_version(self.plugins[kind], origin_of(_PLUGIN_GROUPS[kind], self.plugins[kind].asked_as))
 
     def model(self, role: ModelRole) -> ModelSpec | None:
         return self.small if role is ModelRole.SMALL else self.large

@@ -158,7 +158,7 @@ class Submission(BaseModel):
     few_shot: FewShotFile | FewShot | None = None
     """Worked examples before each problem: a file with their number, or those of another job."""
     grader: str | None = None
-    """A name in pipeline.grading; "none" leaves samples unscored."""
+    """A name in pipeline.grading, or FILE.py:CLASS for one of your own; "none" leaves samples unscored."""
     cut_samples: CutSamples = CutSamples.WRONG
     """What a sample counts as that was cut before it stated an answer."""
     limit: ProblemLimit | None = None

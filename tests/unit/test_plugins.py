@@ -283,3 +283,46 @@ def test_a_packages_policy_may_mean_something_else_by_cues(tmp_path: Path, field
     config = JobConfig(policy=spec, large=ModelSpec(name="m"))
     for read in (config, JobConfig.model_validate_json(config.model_dump_json())):
         assert read.cues == CueLists()
+
+
+OWN_GRADER = """
+from pipeline.grading import Grade
+
+class Longest:
+    name = "longest"
+    version = "1"
+    is_instant = True
+
+    def grade(self, answer_text, reference):
+        return Grade(score=float(len(answer_text) > len(reference or "")), predicted_answer=answer_text)
+
+class Nameless:
+    def grade(self, answer_text, reference):
+        return None
+"""
+
+
+def test_a_grader_may_be_tried_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(OWN_GRADER)
+    monkeypatch.chdir(tmp_path)
+    config = JobConfig(policy=parse_policy("small-only"), small=ModelSpec(name="m"), grader="mine.py:Longest")
+    assert config.grader == f"{file}:Longest"  # whoever grades is in another folder
+    assert make_grader(config.grader).grade("long", "so").score == 1.0
+    stored = config.model_dump(mode="json")
+    config.check_same_version("grader")
+    file.write_text(OWN_GRADER + "\n# changed")
+    with pytest.raises(ConfigurationError, match="sha256"):
+        JobConfig.model_validate(stored).check_same_version("grader")
+    file.unlink()
+    assert JobConfig.model_validate(stored).grader == config.grader  # jobs are listed without it
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        JobConfig.model_validate(stored).check_same_version("grader")
+
+
+def test_a_grader_of_a_file_must_say_its_name_and_version(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN_GRADER)
+    with pytest.raises(ConfigurationError, match="has no name"):
+        make_grader(f"{tmp_path}/mine.py:Nameless")
+    with pytest.raises(ConfigurationError, match="has no 'Missing'"):
+        make_grader(f"{tmp_path}/mine.py:Missing")

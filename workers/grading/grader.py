@@ -25,7 +25,7 @@ from pipeline.db.grading import (
 from pipeline.db.session import transaction
 from pipeline.errors import GradingError
 from pipeline.grading import Ending, Grade, Grader, grade_output, make_grader
-from pipeline.plugins import Origin, PluginGroup, check_same_version, find_origin
+from pipeline.plugins import Origin, PluginGroup, check_same_version, origin_of
 from pipeline.samples import CutSamples, GradeStatus
 from workers.broker.messages import SamplesMessage
 
@@ -34,9 +34,9 @@ log = structlog.get_logger()
 
 @cache
 def _grader(name: str, origin: Origin | None) -> Grader:
-    """A job's grader. Raises ConfigurationError where its package is not the one that the job was submitted with."""
+    """A job's grader. Raises ConfigurationError where its package or file is not what the job was submitted with."""
     if origin is not None:
-        check_same_version(origin, find_origin(PluginGroup.GRADERS, name))
+        check_same_version(origin, origin_of(PluginGroup.GRADERS, name))
     return make_grader(name)
 
 
