@@ -38,7 +38,8 @@ class Shape:
     """Of a formula with a label: with it."""
 
 
-_NAME = r"(?:\\[a-zA-Z]++|[A-Za-z]++)(?:_(?:\{[^{}]*+\}|\w))?+'*+"  # possessive: read in one way, in one pass
+# Possessive: a name is read in one way, in one pass.
+_NAME = r"(?:\\(?!in(?![a-zA-Z])|approx|equiv)[a-zA-Z]++|[A-Za-z]++)(?:_(?:\{[^{}]*+\}|\w))?+'*+"
 _LABEL = re.compile(
     rf"^((?:\\angle\s*)?(?:{_NAME}\s*+){{1,3}}+(?:\([A-Za-z0-9, \\]*\))?|\\text\s*\{{[^{{}}]*\}}|\|[A-Z]{{2}}\|"
     r"|\([a-z](?:\s*,\s*[a-z])+\))\s*"

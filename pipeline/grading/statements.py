@@ -17,7 +17,7 @@ _STATED = re.compile(
     rf"[ \t]*{_MARK}[ \t]*[:：]?[ \t]*{_MARK}",
     re.IGNORECASE | re.MULTILINE,
 )
-_MATHS = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_MATHS = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:\\\$|[^$])+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _STOP = re.compile(
     r"\s+(?:because|since|as\s+the|so\s+that|which)\b|\.\s+(?=[A-Z\u4e00-\u9fff\"(])|\.\s*I hope|。|！|\n",
     re.IGNORECASE,

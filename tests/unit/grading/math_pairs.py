@@ -309,6 +309,7 @@ OTHERS: tuple[Pair, ...] = (
     ("5", "TEXT ### Answer\n$x = 5$", True), ("5", "TEXT The answer is $x = 5$ because $y = 3$.", True),
     ("3", "TEXT The answer is $x = 5$ because $y = 3$.", False), ("12", "TEXT The total is 12 apples.", True),
     ("13", "TEXT The total is 12 apples.", False), ("11", "TEXT So n = 5: 36*26=936.\n\nSo 2n+1=11", False),
+    (r"\$36", r"TEXT The answer is $\$36$.", True), (r"\$36", r"TEXT The answer is $\$35$.", False),
     # Several boxes
     ("3,5", r"TEXT The solutions are $\boxed{3}$ and $\boxed{5}$.", True),
     ("3", r"TEXT The solutions are $\boxed{3}$ and $\boxed{5}$.", False),
