@@ -1,7 +1,8 @@
 r"""Pairs of a reference and what a model put into its box, and whether it is right.
 
 The first table goes by public issues: what each reports, and near variants of it that must come out one way or the
-other. The second one holds what else people write. Each row: reference, answer, right. An answer that says "TEXT " first is a whole output without a box.
+other. The second one holds what else people write. Each row: reference, answer, right. An answer that says "TEXT "
+first is a whole output.
 """
 
 from __future__ import annotations
