@@ -290,6 +290,13 @@ def upgrade() -> None:
             comment="samples it writes, or holds until it can write or commit them, at renewed_at",
         ),
         sa.Column(
+            "refused_jobs",
+            JSONB(),
+            server_default="{}",
+            nullable=False,
+            comment="jobs that it cannot write, by id, each with the reason",
+        ),
+        sa.Column(
             "tokens_generated",
             sa.BigInteger(),
             server_default="0",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _LEASE = (
     "renewed_at, expires_at, ended_at, end_reason, num_in_flight, max_in_flight, tokens_generated, tokens_committed, "
-    "tokens_dropped, prompt_tokens, cached_tokens"
+    "tokens_dropped, prompt_tokens, cached_tokens, refused_jobs"
 )
 _REGISTRATION = "kind, model, engine_id, host, pid, queue, max_in_flight, expires_at"
 _WORKERS = {

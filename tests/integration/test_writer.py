@@ -20,6 +20,7 @@ from pipeline.chat.model import ChatModel
 from pipeline.db.claims import ClaimedSample, claim_samples, held_epochs
 from pipeline.db.commits import Committed, SampleCommit, commit_samples
 from pipeline.db.job_control import cancel_job, cancel_samples
+from pipeline.db.runnable import Runnable
 from pipeline.db.session import open_database, transaction
 from pipeline.db.submissions import insert_job, put_problem_set
 from pipeline.db.upkeep import admit_samples, overdue_samples, settle_workers
@@ -85,12 +86,16 @@ def make_desk(
     step_s: float = 0.0,
     max_tokens: int = 100,
     prompt: str = "1+1?",
+    fingerprint: str | None = None,
     engine_type: type[ScriptedEngine] = ScriptedEngine,
 ) -> Desk:
+    """fingerprint: of the model that the job was submitted with; None: of any."""
     problems = tuple(Problem(external_id=str(i), prompt=prompt, answer="2") for i in range(2))
     problem_set = ProblemSet(name="sums", content_sha256=content_sha256(problems), problems=problems)
     config = JobConfig(
-        small=ModelSpec(name="S"), policy=parse_policy("small-only"), sampling=SamplingSpec(max_tokens=max_tokens)
+        small=ModelSpec(name="S", fingerprint=fingerprint),
+        policy=parse_policy("small-only"),
+        sampling=SamplingSpec(max_tokens=max_tokens),
     )
     with transaction(db_engine) as connection:
         engine_id = put_engine(
@@ -168,6 +173,29 @@ def test_writes_what_a_message_names_and_drops_its_second_delivery(desk: Desk) -
     counters = desk.writer.counters()
     assert counters.tokens_committed == counters.tokens_generated == 2 * (len(ANSWER) + 1)
     assert (counters.tokens_dropped, counters.num_in_flight) == (0, 0)
+
+
+def test_worker_with_another_tokenizer_refuses_the_job_and_harms_no_sample(
+    db_engine: DbEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = make_desk(db_engine, fingerprint="of another model")
+    told: list[Runnable] = []
+    monkeypatch.setattr(Publisher, "publish", lambda _, samples, **__: told.extend(samples))
+    try:
+        reason = desk.writer.write(desk.message)
+        assert reason.startswith("EngineRefused: S: this worker's model has another tokenizer")
+        states = "SELECT count(*), min(epoch), max(epoch), max(num_rescues), max(num_attempts) FROM samples"
+        assert desk.one(f"{states} WHERE state = 'ready'") == (2, 2, 2, 0, 0), "they go back as they were"
+        assert {sample.sample_id for sample in told} == set(desk.message.epochs)
+        assert {sample.home_queue for sample in told} == {None}, "to another worker, if there is one"
+        again = SamplesMessage(job_id=desk.job_id, samples=[(sample.sample_id, sample.epoch) for sample in told])
+        assert desk.writer.write(again) == reason
+        assert desk.one(f"{states} WHERE state = 'ready'") == (2, 2, 2, 0, 0), "it does not claim for that job again"
+        assert desk.writer.counters().refused_jobs == {desk.job_id: reason}
+        assert not desk.deaths.is_set()
+    finally:
+        desk.writer.close()
+        desk.engine.close()
 
 
 def test_cancelled_samples_are_aborted_and_their_tokens_booked_as_dropped(slow_desk: Desk) -> None:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
@@ -26,6 +26,7 @@ from pipeline.chat.translation import settle_think_phase
 from pipeline.db.claims import ClaimedSample
 from pipeline.db.commits import SampleCommit
 from pipeline.db.job_configs import fix_think_phase, get_job_config
+from pipeline.db.runnable import Runnable
 from pipeline.db.workforce import WorkerCounters
 from pipeline.errors import EngineDied, EngineRefused, EngineUnavailable, ServiceUnavailable
 from pipeline.jobs.config import ModelSpec
@@ -56,6 +57,8 @@ cost some 10 ms of CPU however many samples they have, and of more than a hundre
 this is worth a third of a job's speed over 0.05 s. A sample that is alone does not wait, nor does one that stays."""
 FULL_GROUP = 20
 """Samples that make a commit worth its cost."""
+MAX_REFUSALS_SHOWN = 16
+"""Refused jobs, the last ones, that a heartbeat tells of."""
 CLAIM_EVERY_S = 0.01
 """Least time between two claims of several messages."""
 
@@ -142,6 +145,8 @@ class Writer:
         self._cache_room = CacheRoom(max_in_flight=engine.max_in_flight, ahead=admit_ahead)
         self._room_lock = threading.Lock()
         self._setup = lru_cache(maxsize=64)(self._load_setup)
+        self._refusals: dict[int, str] = {}
+        """Jobs whose texts this process cannot write, and why. It never claims for them again."""
         self._recorder: Batcher[Outcome | Ended, Ended] = Batcher(
             "recorder",
             self._record,
@@ -186,7 +191,9 @@ class Writer:
                 call.end_claim(reason)
 
     def _claim_of_job(self, job_id: int, calls: Sequence[_Call]) -> str | None:
-        """None, or why nothing was claimed: upkeep finds the samples again."""
+        """None, or why nothing was claimed, or none of it written: upkeep finds the samples again."""
+        if job_id in self._refusals:
+            return self._refusals[job_id]
         named: dict[int, tuple[int, _Call]] = {}
         for call in calls:
             for sample_id, epoch in call.message.samples:
@@ -198,19 +205,32 @@ class Writer:
             log.warning("nothing claimed", reason=str(error))
             return "Postgres is away"
         self._in_flight.claimed((sample.sample_id, sample.epoch) for sample in claimed)
+        setup = self._set_up(job_id) if claimed else None
         for sample in claimed:
             _, call = named[sample.sample_id]
-            call.num_claimed += 1
+            call.num_claimed += setup is not None
             call.under_way.add()
-            self._begin(sample, call.under_way)
-        return None
+            if setup is None:
+                self._recorder.put(Ended((sample.sample_id, sample.epoch), call.under_way, 0, Release()))
+            else:
+                self._begin(sample, setup, call.under_way)
+        return self._refusals.get(job_id)
 
-    def _begin(self, sample: ClaimedSample, latch: Latch) -> None:
+    def _set_up(self, job_id: int) -> JobSetup | None:
+        """None where this worker cannot write a job's texts: it refuses the job from now on, and no sample pays."""
+        try:
+            return self._setup(job_id)
+        except Exception as error:  # a plug-in may break in any way
+            self._refusals[job_id] = f"{type(error).__name__}: {error}"
+            log.error("job refused", job_id=job_id, reason=self._refusals[job_id])
+            return None
+
+    def _begin(self, sample: ClaimedSample, setup: JobSetup, latch: Latch) -> None:
         """Hand a sample to the engine; whatever goes wrong with this one sample ends this one sample."""
         claim = sample.sample_id, sample.epoch
         ending: Ending
         try:
-            active, step = begin(sample, self._setup(sample.job_id), latch)
+            active, step = begin(sample, setup, latch)
         except Exception as error:
             log.exception("sample not begun", sample_id=sample.sample_id)
             ending = failed(claim, error)
@@ -309,9 +329,13 @@ class Writer:
                 log.warning("sample deferred", sample_id=ended.claim[0], reason=str(ended.ending.error))
                 self._store.defer(ended.claim, ended.ending.error)
         self._in_flight.ended(ended.claim for ended in group)
-        self._publisher.publish([*committed.samples, *released])
+        self._publisher.publish([*committed.samples, *(self._sent_on(sample) for sample in released)])
         for ended in group:
             ended.latch.count_down()
+
+    def _sent_on(self, sample: Runnable) -> Runnable:
+        """A sample of a job that is refused here, to whoever serves its model: here its message would end."""
+        return replace(sample, home_queue=None) if sample.job_id in self._refusals else sample
 
     # The lease keeper's thread.
 
@@ -329,6 +353,7 @@ class Writer:
             tokens_dropped=accounts.dropped + stats.num_lost_tokens,
             prompt_tokens=stats.num_prompt_tokens,
             cached_tokens=stats.num_cached_tokens,
+            refused_jobs=dict(list(self._refusals.items())[-MAX_REFUSALS_SHOWN:]),
         )
 
     def lease_lost(self) -> None:

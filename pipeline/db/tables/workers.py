@@ -71,6 +71,9 @@ class WorkerRow(Base):
     num_in_flight: Mapped[int] = mapped_column(
         server_default="0", comment="samples it writes, or holds until it can write or commit them, at renewed_at"
     )
+    refused_jobs: Mapped[dict[str, Any]] = mapped_column(
+        server_default="{}", comment="jobs that it cannot write, by id, each with the reason"
+    )
     tokens_generated: Mapped[int] = mapped_column(
         BigInteger,
         server_default="0",
