@@ -55,7 +55,7 @@ from pipeline.results.reports import (
 )
 from pipeline.samples import ErrorClass, ModelRole
 from pipeline.settings import Settings, load_settings
-from pipeline.submit_options import SubmitOptions
+from pipeline.submit_options import SubmitOptions, shows_options
 
 if TYPE_CHECKING:
     from pipeline.planning.answers import Plan
@@ -163,6 +163,7 @@ class Client:
 
     # Doing
 
+    @shows_options
     def submit(
         self, problems: Submission | ProblemSet | str | PathLike[str] | int, **options: Unpack[SubmitOptions]
     ) -> Job:

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar, cast
 
-from pipeline.chat.asking import Asking
+from pydantic import JsonValue
+
+from pipeline.chat.asking import Asking, ThinkTags
 from pipeline.jobs.config import RoleDrawingSpec
 from pipeline.jobs.few_shot import FewShot, FewShotFile
 from pipeline.jobs.submission import ModelChoice
@@ -46,6 +49,9 @@ class SubmitOptions(TypedDict, total=False):
     max_tokens: int | None
     small_sampling: RoleDrawingSpec
     large_sampling: RoleDrawingSpec
+    system: str | None
+    template_variables: dict[str, JsonValue]
+    think_tags: ThinkTags | tuple[()] | None
     small_asking: Asking
     large_asking: Asking
     prompt_template: str | None
@@ -56,3 +62,18 @@ class SubmitOptions(TypedDict, total=False):
     limit: int | None
     name: str | None
     cloned_from: int | None
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def shows_options(function: _Function) -> _Function:
+    """``help`` and ``inspect.signature`` show each of its options, and not ``**options`` alone."""
+    signature = inspect.signature(function)
+    given = [parameter for parameter in signature.parameters.values() if parameter.name != "options"]
+    named = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=..., annotation=kind)
+        for name, kind in SubmitOptions.__annotations__.items()
+    ]
+    cast("Any", function).__signature__ = signature.replace(parameters=[*given, *named])
+    return function

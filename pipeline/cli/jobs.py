@@ -165,7 +165,6 @@ def submit(
     """Store a job and print its number. Workers do the rest; the command need not stay."""
     from pipeline.jobs.submission import Submission, part_values
 
-    asked_of_both = asking(system, template_var, think_tags)
     submission = Submission.parse(
         problems=file,
         columns=_columns(column or [], answer_as),
@@ -189,8 +188,9 @@ def submit(
         repetition_penalty=repetition_penalty,
         small_sampling={"temperature": small_temperature, "top_p": small_top_p, "top_k": small_top_k},
         large_sampling={"temperature": large_temperature, "top_p": large_top_p, "top_k": large_top_k},
-        small_asking=asked_of_both | asking(small_system, small_template_var, small_think_tags),
-        large_asking=asked_of_both | asking(large_system, large_template_var, large_think_tags),
+        **asking(system, template_var, think_tags),
+        small_asking=asking(small_system, small_template_var, small_think_tags),
+        large_asking=asking(large_system, large_template_var, large_think_tags),
         max_tokens=max_tokens,
         prompt_template=prompt,
         prompt_file=prompt_template,

@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     GetPydanticSchema,
+    JsonValue,
     StrictInt,
     ValidationError,
     ValidationInfo,
@@ -25,7 +26,7 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import ErrorDetails, core_schema
 
-from pipeline.chat.asking import Asking
+from pipeline.chat.asking import Asking, ThinkTags
 from pipeline.chat.translation import ThinkPhase
 from pipeline.errors import ConfigurationError
 from pipeline.jobs.config import (
@@ -138,6 +139,12 @@ class Submission(BaseModel):
     """Where the small model's tokens are drawn in another way."""
     large_sampling: RoleDrawingSpec = RoleDrawingSpec()
     """Where the large model's tokens are drawn in another way."""
+    system: str | None = None
+    """A system message for both models."""
+    template_variables: dict[str, JsonValue] = {}
+    """Variables of both chat templates, e.g. {"enable_thinking": true}."""
+    think_tags: ThinkTags | tuple[()] | None = None
+    """The opening and the closing think tag of both models; (): they do not think; None: as the pipeline finds them."""
     small_asking: Asking = Asking()
     """What is said to the small model beside the problem: system message, template variables, think tags."""
     large_asking: Asking = Asking()
@@ -239,7 +246,16 @@ class Submission(BaseModel):
         return self.small_revision if role is ModelRole.SMALL else self.large_revision
 
     def asking(self, role: ModelRole) -> Asking:
-        return self.small_asking if role is ModelRole.SMALL else self.large_asking
+        """How a role's model is asked: what is said for it alone, and what is said for both."""
+        own = self.small_asking if role is ModelRole.SMALL else self.large_asking
+        said = {
+            "system": self.system,
+            "think_tags": self.think_tags,
+            **own.model_dump(exclude_none=True),
+            "template_variables": {**self.template_variables, **own.template_variables},
+        }
+        with options_checked():
+            return Asking.model_validate(said)
 
     def model(self, role: ModelRole) -> ModelChoice | None:
         return self.small if role is ModelRole.SMALL else self.large

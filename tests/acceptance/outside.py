@@ -47,8 +47,8 @@ class CommandLine:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def json(self, *arguments: str) -> Any:
-        return json.loads(self.ok(*arguments, "--json"))
+    def json(self, *arguments: str, timeout_s: float = 120) -> Any:
+        return json.loads(self.ok(*arguments, "--json", timeout_s=timeout_s))
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:

@@ -58,7 +58,7 @@ def test_up_again_finds_everything_running(specthink: CommandLine) -> None:
 
 
 def test_doctor_finds_nothing_wrong(specthink: CommandLine) -> None:
-    findings = specthink.json("doctor")
+    findings = specthink.json("doctor", timeout_s=240)  # it imports vLLM
     assert [finding for finding in findings if finding["verdict"] != "ok"] == []
     assert {"redis appendonly", "schema", "large workers"} <= {finding["check"] for finding in findings}
 

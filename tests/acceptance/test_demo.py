@@ -22,7 +22,9 @@ def demo(state_dir: Path, *arguments: str) -> list[str]:
 def test_demo_runs_three_jobs_and_leaves_nothing_running(tmp_path: Path) -> None:
     state_dir = tmp_path / "state"
     command = demo(state_dir, "--limit", "8", "--samples", "2", "--json", str(tmp_path / "table.json"))
-    done = subprocess.run(command, env=plain_environment(), capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=plain_environment(), capture_output=True, text=True, timeout=400, check=False
+    )
     assert done.returncode == 0, done.stderr
     table = json.loads((tmp_path / "table.json").read_text())["table"]
     assert [row["policy"] for row in table] == ["small-only", "large-only", "speculative-thinking:improved"]

@@ -414,7 +414,7 @@ def test_login_without_its_rights_is_told_how_it_gets_them(own_server: SecretStr
         create_logins(connection, [login])
     db_engine.dispose()
     own = url.set(username=login.name, password="word").render_as_string(hide_password=False)
-    with pytest.raises(ConfigurationError, match=r"may not do this \(permission denied .*specthink migrate"):
+    with pytest.raises(ConfigurationError, match=r"may not do this: permission denied .*specthink migrate"):
         Client.connect(database_url=own)
 
 

@@ -131,7 +131,8 @@ def test_job_that_ends_before_upkeep_looks_has_its_first_claim(client: Client, c
         worker,
         *(written(s, SampleState.FINISHED) for s in claim(connection, worker, admit_all(connection))),
     )
-    connection.execute(text("UPDATE samples SET state = 'graded', ended_at = now() WHERE job_id = :job"), {"job": job})
+    graded = text("UPDATE samples SET state = 'graded', score = 1, ended_at = now() WHERE job_id = :job")
+    connection.execute(graded, {"job": job})
     assert close_jobs(connection) == {job: JobState.COMPLETED}
     cancelled = drafted(connection)[0]
     client.cancel(cancelled)

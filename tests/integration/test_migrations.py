@@ -66,7 +66,6 @@ Rows = dict[str, list[dict[str, Any]]]
 def fill(connection: Connection) -> None:
     """Rows in every table: jobs, samples and ends of workers of every kind there is."""
     problems = add_problem_set(connection)
-    connection.execute(text("INSERT INTO hidden_columns (problem_id, columns) SELECT id, '{}' FROM problems"))
     engine = add_engine(connection, "S")
     ended = [add_ended_worker(connection, reason, engine) for reason in WorkerEnd]
     for state in JobState:

@@ -94,6 +94,20 @@ def test_wrong_value_is_refused_by_the_name_of_its_field(values: dict[str, Any],
 # What it becomes
 
 
+def test_what_is_said_to_both_models_is_said_to_each() -> None:
+    made = ready(
+        system="Be brief.",
+        template_variables={"effort": "high", "thinking": True},
+        small_asking=Asking(template_variables={"thinking": False}),
+        large_asking=Asking(system="Be right.", think_tags=("<t>", "</t>")),
+    ).config
+    assert (made.small_asking.system, made.large_asking.system) == ("Be brief.", "Be right.")
+    assert made.small_asking.template_variables == {"effort": "high", "thinking": False}
+    assert made.large_asking.template_variables == {"effort": "high", "thinking": True}
+    assert (made.small_asking.think_tags, made.large_asking.think_tags) == (None, ("<t>", "</t>"))
+    assert made.small_asking.sha256 != made.large_asking.sha256
+
+
 def test_defaults_are_those_of_a_job() -> None:
     made = ready()
     policy = parse_policy("speculative-thinking:improved")

@@ -50,8 +50,8 @@ def test_jsonl_csv_and_parquet_give_the_same_set(table: list[dict[str, str]]) ->
 
 def test_numbers_in_json_and_text_in_csv_are_the_same_content(tmp_path: Path) -> None:
     jsonl, table_csv = tmp_path / "a.jsonl", tmp_path / "b.csv"
-    jsonl.write_text('{"year": 2024, "level": 3, "problem": "p", "answer": 1.0, "note": null, "choices": ["x", 2]}\n')
-    table_csv.write_text('problem,answer,level,note,year,choices\np,1.0,3,,2024,"[""x"",  2]"\n')
+    jsonl.write_text('{"year": 2024, "level": 3, "problem": "p", "answer": "x", "note": null, "choices": ["x", 2]}\n')
+    table_csv.write_text('problem,answer,level,note,year,choices\np,x,3,,2024,"[""x"",  2]"\n')
     assert load_problem_set(jsonl).content_sha256 == load_problem_set(table_csv).content_sha256
 
 

@@ -214,7 +214,7 @@ def test_times_that_python_has_not_are_read_and_times_that_are_none_are_refused(
     fine = pyarrow.table({"problem": ["p"], "at": pyarrow.array([1_700_000_000_123_456_789], pyarrow.timestamp("ns"))})
     loaded = outcome(write(folder, "fine.parquet", parquet_bytes(fine)))
     assert isinstance(loaded, ProblemSet)
-    assert loaded.problems[0].metadata == {"at": "2023-11-14T22:13:20.123456"}
+    assert loaded.problems[0].hidden == {"at": "2023-11-14T22:13:20.123456"}
     for far in (
         pyarrow.array([2**62], pyarrow.timestamp("us")),
         pyarrow.array([1], pyarrow.timestamp("s", "No/Where")),
