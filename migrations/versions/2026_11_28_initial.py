@@ -273,6 +273,7 @@ def upgrade() -> None:
                 "lapsed",
                 "engine_died",
                 "engine_stalled",
+                "writer_failed",
                 name="end_reason_choice",
                 native_enum=False,
                 create_constraint=True,

@@ -136,8 +136,9 @@ _RESCUE = text(f"""
         epoch = s.epoch + 1, holder_id = NULL, num_rescues = judged.deaths,
         published_at = CASE WHEN judged.deaths >= {SUSPECT_AFTER} THEN '-infinity' ELSE clock_timestamp() END,
         state = CASE WHEN judged.is_guilty THEN 'failed' ELSE {waiting_again("s.state")} END,
-        error_class = CASE WHEN judged.is_guilty AND judged.end_reason = 'engine_stalled' THEN 'timed_out'
-                           WHEN judged.is_guilty THEN 'engine_died' END,
+        error_class = CASE WHEN judged.is_guilty THEN
+            CASE judged.end_reason WHEN 'engine_stalled' THEN 'timed_out' WHEN 'writer_failed' THEN 'internal'
+                                   ELSE 'engine_died' END END,
         error = CASE WHEN judged.is_guilty THEN format(
             'its worker was lost %s times while it wrote this, the last time (worker %s, %s) with no other suspect',
             judged.deaths, judged.holder_id, judged.end_reason) END,

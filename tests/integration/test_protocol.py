@@ -386,7 +386,12 @@ def epochs_of(connection: Connection, *sample_ids: int) -> dict[int, int]:
 
 
 @pytest.mark.parametrize(
-    ("reason", "error_class"), [(WorkerEnd.ENGINE_DIED, "engine_died"), (WorkerEnd.ENGINE_STALLED, "timed_out")]
+    ("reason", "error_class"),
+    [
+        (WorkerEnd.ENGINE_DIED, "engine_died"),
+        (WorkerEnd.ENGINE_STALLED, "timed_out"),
+        (WorkerEnd.WRITER_FAILED, "internal"),
+    ],
 )
 def test_suspect_that_kills_its_worker_again_is_set_aside(
     connection: Connection, reason: WorkerEnd, error_class: str

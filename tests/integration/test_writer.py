@@ -15,6 +15,7 @@ from celery import Celery
 from pydantic import SecretStr
 from sqlalchemy import Connection, make_url, text
 from sqlalchemy import Engine as DbEngine
+from sqlalchemy.exc import DBAPIError
 
 from pipeline.chat.model import ChatModel
 from pipeline.db.claims import ClaimedSample, claim_samples, held_epochs
@@ -31,7 +32,7 @@ from pipeline.policies import parse_policy
 from pipeline.policies.requests import Generate
 from pipeline.problems import Problem, ProblemSet, content_sha256
 from pipeline.samples import ModelRole, SampleState
-from pipeline.workforce import WorkerKind
+from pipeline.workforce import WorkerEnd, WorkerKind
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
 from workers.engine.base import GenerateRequest
@@ -54,7 +55,8 @@ class Desk:
     job_id: int
     worker_id: int
     message: SamplesMessage
-    deaths: threading.Event
+    ends: list[WorkerEnd]
+    """Why the worker would have ended."""
 
     def write_in_background(self) -> threading.Thread:
         thread = threading.Thread(target=self.writer.write, args=(self.message,))
@@ -132,7 +134,7 @@ def make_desk(
         )
         admitted = admit_samples(connection, ahead=1.0)
     engine = engine_type(lambda request: ANSWER, CHAT.decode_stream, step_s=step_s, max_model_len=512, max_in_flight=8)
-    deaths = threading.Event()
+    ends: list[WorkerEnd] = []
     writer = Writer(
         role=ModelRole.SMALL,
         engine=engine,
@@ -140,11 +142,11 @@ def make_desk(
         db_engine=db_engine,
         publisher=Publisher(Celery("test", broker="memory://", set_as_current=False)),
         identity=Identity(worker_id=worker_id, engine_id=engine_id),
-        on_engine_death=deaths.set,
+        on_failure=ends.append,
         max_attempts=2,
     )
     message = SamplesMessage(job_id=job_id, samples=[(sample.sample_id, sample.epoch) for sample in admitted])
-    return Desk(writer, engine, db_engine, job_id, worker_id, message, deaths)
+    return Desk(writer, engine, db_engine, job_id, worker_id, message, ends)
 
 
 @pytest.fixture
@@ -192,7 +194,7 @@ def test_worker_with_another_tokenizer_refuses_the_job_and_harms_no_sample(
         assert desk.writer.write(again) == reason
         assert desk.one(f"{states} WHERE state = 'ready'") == (2, 2, 2, 0, 0), "it does not claim for that job again"
         assert desk.writer.counters().refused_jobs == {desk.job_id: reason}
-        assert not desk.deaths.is_set()
+        assert desk.ends == []
     finally:
         desk.writer.close()
         desk.engine.close()
@@ -261,7 +263,7 @@ def test_dead_engine_is_reported_and_its_samples_are_rescued(slow_desk: Desk) ->
     soon(lambda: len(slow_desk.writer.in_flight()) == 2)
     slow_desk.engine.close()
     thread.join(timeout=20)
-    assert slow_desk.deaths.is_set()
+    assert slow_desk.ends[0] is WorkerEnd.ENGINE_DIED
     with transaction(slow_desk.db_engine) as connection:
         connection.execute(text("UPDATE workers SET expires_at = clock_timestamp() - interval '1 s'"))
         settled = settle_workers(connection)
@@ -328,7 +330,7 @@ def test_engine_that_is_busy_delays_its_samples_and_fails_them_in_the_end(db_eng
             "engine_refused",
             "EngineUnavailable: S: out of memory",
         )
-        assert not desk.deaths.is_set()
+        assert desk.ends == []
     finally:
         desk.writer.close()
         desk.engine.close()
@@ -337,8 +339,70 @@ def test_engine_that_is_busy_delays_its_samples_and_fails_them_in_the_end(db_eng
 def test_worker_that_cannot_store_any_more_ends(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.writing.store.commit_samples", lambda *_, **__: 1 / 0)
     threading.Thread(target=desk.writer.write, args=(desk.message,), daemon=True).start()
-    assert desk.deaths.wait(timeout=20)
+    soon(lambda: desk.ends == [WorkerEnd.WRITER_FAILED])
     assert desk.one("SELECT count(*) FROM samples WHERE state = 'drafting'") == (2,), "nothing is given up silently"
+
+
+SERVER_FAULTS = {
+    "shutting down": "57P01", "disk full": "53100", "no memory": "53200", "lock not free": "55P03", "deadlock": "40P01",
+    "connection lost": "08006", "read only": "25006",
+}  # fmt: skip
+LASTING_FAULTS = {"no such column": "42703", "value too large": "54000", "bad value": "22P02", "damaged": "XX001"}
+
+
+def fault_of(sqlstate: str) -> Callable[[Connection], int]:
+    """A statement that Postgres ends once with this SQLSTATE, and then carries out."""
+    raised: list[str] = []
+
+    def statement(connection: Connection) -> int:
+        if not raised:
+            raised.append(sqlstate)
+            connection.execute(text(f"DO $$ BEGIN RAISE EXCEPTION 'a fault' USING ERRCODE = '{sqlstate}'; END $$"))
+        return int(connection.execute(text("SELECT 7")).scalar_one())
+
+    return statement
+
+
+@pytest.mark.parametrize("sqlstate", SERVER_FAULTS.values(), ids=SERVER_FAULTS)
+def test_what_passes_is_tried_again(desk: Desk, sqlstate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.writing.store.RETRY_PAUSE_S", 0.0)
+    assert desk.writer._store.patiently(fault_of(sqlstate)) == 7
+
+
+@pytest.mark.parametrize("sqlstate", LASTING_FAULTS.values(), ids=LASTING_FAULTS)
+def test_what_stays_wrong_is_raised_at_once(desk: Desk, sqlstate: str) -> None:
+    with pytest.raises(DBAPIError, match="a fault"):
+        desk.writer._store.patiently(fault_of(sqlstate))
+
+
+def test_commit_that_postgres_finds_too_large_fails_its_sample_alone(desk: Desk) -> None:
+    large = min(desk.message.epochs)
+    with transaction(desk.db_engine) as connection:
+        connection.execute(
+            text(
+                "CREATE FUNCTION find_too_large() RETURNS trigger LANGUAGE plpgsql AS "
+                "$$ BEGIN RAISE EXCEPTION 'too large' USING ERRCODE = 'program_limit_exceeded'; END $$"
+            )
+        )
+        connection.execute(
+            text(
+                f"CREATE TRIGGER too_large BEFORE INSERT ON segments FOR EACH ROW WHEN (new.sample_id = {large}) "
+                "EXECUTE FUNCTION find_too_large()"
+            )
+        )
+    desk.writer.write(desk.message)
+    assert desk.one(f"SELECT state, error_class FROM samples WHERE id = {large}") == ("failed", "internal")
+    assert desk.one(f"SELECT state FROM samples WHERE id <> {large}") == ("finished",)
+    assert desk.ends == []
+
+
+def test_claim_that_postgres_refuses_ends_no_worker(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    fault = fault_of("22003")
+    monkeypatch.setattr("workers.writing.store.claim_samples", lambda connection, **_: fault(connection))
+    assert desk.writer.write(desk.message) == "Postgres refuses the claim"
+    monkeypatch.undo()
+    assert desk.writer.write(desk.message) == "2 of 2 written"
+    assert desk.ends == []
 
 
 def test_message_that_comes_while_postgres_is_away_is_left_to_upkeep(desk: Desk) -> None:

@@ -98,8 +98,9 @@ class Upkeep:
         """Do rounds while this session holds the leader's lock; a lost connection loses it and ends the rounds."""
         end_when_silent = text("SELECT set_config('idle_session_timeout', :timeout, false)")
         lock.execute(end_when_silent, {"timeout": f"{self._silence_s:.0f}s"})
-        while not self._stop.is_set() and not try_to_lead(lock):
-            self._stop.wait(1.0)
+        while not try_to_lead(lock):
+            if self._stop.wait(1.0):
+                return
         log.info("upkeep leads")
         self._rollups.start()
         try:

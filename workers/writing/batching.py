@@ -67,7 +67,7 @@ class Batcher(Generic[_T, _P]):
         try:
             self._handle_until_closed()
         except Exception:  # without this thread nothing is done any more: better no worker than a deaf one
-            log.exception(f"{self._thread.name} failed")
+            log.exception("worker's thread failed", thread=self._thread.name)
             self._on_failure()
 
     def _handle_until_closed(self) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple, TypeAlias
 
 import structlog
@@ -25,6 +25,7 @@ from pipeline.chat.model import ChatModel
 from pipeline.chat.translation import settle_think_phase
 from pipeline.db.claims import ClaimedSample
 from pipeline.db.commits import SampleCommit
+from pipeline.db.faults import describe
 from pipeline.db.job_configs import fix_think_phase, get_job_config
 from pipeline.db.runnable import Runnable
 from pipeline.db.workforce import WorkerCounters
@@ -32,6 +33,7 @@ from pipeline.errors import EngineDied, EngineRefused, EngineUnavailable, Servic
 from pipeline.jobs.config import ModelSpec
 from pipeline.policies.requests import Generate
 from pipeline.samples import ModelRole
+from pipeline.workforce import WorkerEnd
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
 from workers.engine.base import Engine, GenerateRequest, GenerateResult
@@ -122,21 +124,22 @@ class Writer:
         db_engine: DbEngine,
         publisher: Publisher,
         identity: Identity,
-        on_engine_death: Callable[[], None],
+        on_failure: Callable[[WorkerEnd], None],
         max_attempts: int = 8,
         admit_ahead: float = 1.0,
         weights: str | None = None,
         revision: str | None = None,
     ) -> None:
-        """max_attempts: so often a sample is handed to an engine that refuses it for the moment. admit_ahead: samples
-        that upkeep admits per slot."""
+        """on_failure: told why the worker cannot go on. max_attempts: so often a sample is handed to an
+        engine that refuses it for the moment. admit_ahead: samples that upkeep admits per slot."""
         self.role = role
         self._weights = weights
         self._revision = revision
         self.engine = engine
         self._chat = chat
         self._publisher = publisher
-        self._on_engine_death = on_engine_death
+        self._on_failure = on_failure
+        on_fault = partial(on_failure, WorkerEnd.WRITER_FAILED)
         self._store = Store(
             db_engine, identity, role=role, max_in_flight=engine.max_in_flight, max_attempts=max_attempts
         )
@@ -154,7 +157,7 @@ class Writer:
             most=MAX_GROUP,
             pause_s=COMMIT_EVERY_S,
             enough=FULL_GROUP,
-            on_failure=on_engine_death,
+            on_failure=on_fault,
         )
         self._claimer: Batcher[_Call, _Call] = Batcher(
             "claimer",
@@ -162,7 +165,7 @@ class Writer:
             prepare=lambda call: call,
             most=MAX_MESSAGES,
             pause_s=CLAIM_EVERY_S,
-            on_failure=on_engine_death,
+            on_failure=on_fault,
         )
 
     # Task threads.
@@ -201,9 +204,12 @@ class Writer:
                     named[sample_id] = epoch, call
         try:
             claimed = self._store.claim(job_id, {sample_id: epoch for sample_id, (epoch, _) in named.items()})
-        except (ServiceUnavailable, DBAPIError) as error:
+        except ServiceUnavailable as error:
             log.warning("nothing claimed", reason=str(error))
             return "Postgres is away"
+        except DBAPIError as error:  # it may be the message's fault, and none may end a worker
+            log.error("claim refused", job_id=job_id, reason=describe(error))
+            return "Postgres refuses the claim"
         self._in_flight.claimed((sample.sample_id, sample.epoch) for sample in claimed)
         setup = self._set_up(job_id) if claimed else None
         for sample in claimed:
@@ -298,7 +304,7 @@ class Writer:
             active.num_tokens += result.num_generated_tokens if isinstance(result, GenerateResult) else 0
             return None if active.abandoned else commit_gathered(active) or Release()
         if isinstance(result, EngineDied):
-            self._on_engine_death()
+            self._on_failure(WorkerEnd.ENGINE_DIED)
             return None
         if isinstance(result, EngineUnavailable):
             return commit_gathered(active) or Deferral(result)
