@@ -36,7 +36,7 @@ class WorkerCounters:
 
     num_in_flight: int = 0
     num_slots: int | None = None
-    """Samples that it has room for now; None: as many as when it registered."""
+    """Samples that its cache has room for now; None: max_in_flight."""
     tokens_generated: int = 0
     tokens_committed: int = 0
     tokens_dropped: int = 0
@@ -149,7 +149,7 @@ def register_worker(connection: Connection, registration: Registration) -> int:
 
 _RENEW = text("""
     UPDATE workers SET renewed_at = clock_timestamp(), expires_at = clock_timestamp() + :ttl,
-        num_in_flight = :num_in_flight, max_in_flight = coalesce(:num_slots, max_in_flight),
+        num_in_flight = :num_in_flight, num_slots = :num_slots,
         tokens_generated = :tokens_generated, tokens_committed = :tokens_committed,
         tokens_dropped = :tokens_dropped, prompt_tokens = :prompt_tokens, cached_tokens = :cached_tokens,
         refused_jobs = CAST(:refused_jobs AS jsonb)

@@ -43,9 +43,12 @@ CROSS JOIN LATERAL (
            count(*) FILTER (WHERE w.kind = 'upkeep') AS upkeep,
            count(*) FILTER (WHERE w.refusal IS NOT NULL) AS refusing,
            min(format('worker %s on %s: %s', w.id, w.host, w.refusal)) FILTER (WHERE w.refusal IS NOT NULL) AS refusal,
-           sum(w.max_in_flight) FILTER (WHERE w.kind = 'small' AND w.model = j.small_model) AS small_slots,
-           sum(w.max_in_flight) FILTER (WHERE w.kind = 'large' AND w.model = j.large_model) AS large_slots
-    FROM (SELECT k.*, k.refused_jobs ->> j.id::text AS refusal FROM workers k) w
+           sum(w.slots) FILTER (WHERE w.kind = 'small' AND w.model = j.small_model) AS small_slots,
+           sum(w.slots) FILTER (WHERE w.kind = 'large' AND w.model = j.large_model) AS large_slots
+    FROM (
+        SELECT k.*, coalesce(k.num_slots, k.max_in_flight) AS slots, k.refused_jobs ->> j.id::text AS refusal
+        FROM workers k
+    ) w
     WHERE w.ended_at IS NULL AND w.expires_at > clock_timestamp()
 ) w
 CROSS JOIN LATERAL (
