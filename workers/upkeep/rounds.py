@@ -68,6 +68,8 @@ class Upkeep:
         """The server ends a leader's session that is silent for this time: a leader that hangs stops leading."""
         self._awake_since = time.monotonic()
         """When the present run of rounds without a gap began: a leader that did not look cannot say who was silent."""
+        self._to_drop: list[str] = []
+        """Queues of workers that were settled, until they are deleted."""
         self._rollups = RollupRefresher(db_engine)
         self._grade_age = dt.timedelta(seconds=settings.grading.time_limit_s + 5)
         self._stop = threading.Event()
@@ -128,6 +130,7 @@ class Upkeep:
             self._close(connection)
             self._admit(connection)
             self._follow(connection)
+        self._drop_queues()
 
     def _settle(self, connection: Connection) -> None:
         with connection.begin():
@@ -141,8 +144,10 @@ class Upkeep:
             failed=settled.failed,
         )
         self._publisher.publish(settled.samples)
-        for queue in settled.queues:
-            self._publisher.drop_queue(queue)
+        self._to_drop.extend(settled.queues)
+
+    def _drop_queues(self) -> None:
+        self._to_drop = [queue for queue in self._to_drop if not self._publisher.drop_queue(queue)]
 
     def _admit(self, connection: Connection) -> None:
         with connection.begin():
