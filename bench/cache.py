@@ -64,7 +64,7 @@ TAKEOVERS = """
 """
 KEEP_SLOTS = (
     """CREATE FUNCTION keep_slots() RETURNS trigger LANGUAGE plpgsql AS
-       'BEGIN NEW.max_in_flight := OLD.max_in_flight; RETURN NEW; END'""",
+       'BEGIN NEW.num_slots := OLD.num_slots; RETURN NEW; END'""",
     "CREATE TRIGGER keep_slots BEFORE UPDATE ON workers FOR EACH ROW EXECUTE FUNCTION keep_slots()",
 )
 IN_PIPELINE = """

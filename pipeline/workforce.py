@@ -21,3 +21,4 @@ class WorkerEnd(StrEnum):
     LAPSED = "lapsed"  # its lease ran out
     ENGINE_DIED = "engine_died"  # it said so, and ended
     ENGINE_STALLED = "engine_stalled"  # no token for too long while requests ran; it said so, and ended
+    WRITER_FAILED = "writer_failed"  # an error of its own that nobody foresaw; it said so, and ended

@@ -239,7 +239,18 @@ def upgrade() -> None:
         sa.Column(
             "queue", sa.String(), nullable=False, comment="its own queue, for samples whose context it has cached"
         ),
-        sa.Column("max_in_flight", sa.Integer(), nullable=False, comment="samples it works on at the same time"),
+        sa.Column(
+            "max_in_flight",
+            sa.Integer(),
+            nullable=False,
+            comment="most samples that it works on at the same time, as it started",
+        ),
+        sa.Column(
+            "num_slots",
+            sa.Integer(),
+            nullable=True,
+            comment="samples that its cache has room for now; null: max_in_flight. Upkeep admits by this",
+        ),
         sa.Column(
             "started_at",
             sa.DateTime(timezone=True),
@@ -273,6 +284,7 @@ def upgrade() -> None:
                 "lapsed",
                 "engine_died",
                 "engine_stalled",
+                "writer_failed",
                 name="end_reason_choice",
                 native_enum=False,
                 create_constraint=True,
@@ -288,6 +300,13 @@ def upgrade() -> None:
             server_default="0",
             nullable=False,
             comment="samples it writes, or holds until it can write or commit them, at renewed_at",
+        ),
+        sa.Column(
+            "refused_jobs",
+            JSONB(),
+            server_default="{}",
+            nullable=False,
+            comment="jobs that it cannot write, by id, each with the reason",
         ),
         sa.Column(
             "tokens_generated",
@@ -432,7 +451,7 @@ def upgrade() -> None:
             "mean_wait_seconds",
             sa.Double(),
             nullable=True,
-            comment="from publishing to claim, all segments of a sample together, mean over samples",
+            comment="from when it could be claimed to the claim, all segments of a sample together, mean over samples",
         ),
         sa.Column("p95_wait_seconds", sa.Double(), nullable=True, comment="95th percentile of the same"),
         sa.Column(
@@ -533,7 +552,7 @@ def upgrade() -> None:
             "waits",
             ARRAY(sa.Double()),
             nullable=True,
-            comment="seconds from publishing to claim, of each sample that has any, all its claims together",
+            comment="seconds from when it could be claimed to the claim, all claims of a sample together",
         ),
         sa.Column("busy", JSONB(), nullable=True, comment="type busy_part, by worker and author"),
         sa.Column("delegation", JSONB(), nullable=True, comment="type delegation_part, by author and trigger"),
@@ -588,6 +607,12 @@ def upgrade() -> None:
             "small_worker_id", sa.BigInteger(), nullable=True, comment="the small worker whose cache holds the context"
         ),
         sa.Column("large_worker_id", sa.BigInteger(), nullable=True, comment="likewise, large"),
+        sa.Column(
+            "runnable_at",
+            sa.DateTime(timezone=True),
+            nullable=True,
+            comment="since when it waits, or waited before its claim, for a worker or a grader",
+        ),
         sa.Column(
             "published_at",
             sa.DateTime(timezone=True),
@@ -832,7 +857,7 @@ def upgrade() -> None:
         sa.Column("worker_id", sa.BigInteger(), nullable=False, comment="that wrote it"),
         sa.Column("engine_id", sa.BigInteger(), nullable=False, comment="that worker's"),
         sa.Column("content_sha256", sa.String(), nullable=False, comment="of what was written, for replay"),
-        sa.Column("wait_seconds", sa.Double(), nullable=True, comment="from publishing to claim"),
+        sa.Column("wait_seconds", sa.Double(), nullable=True, comment="from when it could be claimed to the claim"),
         sa.Column("queue_seconds", sa.Double(), nullable=True, comment="inside the engine before its first work"),
         sa.Column("first_token_seconds", sa.Double(), nullable=True, comment="from handing in to the first token"),
         sa.Column("write_seconds", sa.Double(), nullable=True, comment="from handing in to the end"),
@@ -969,7 +994,7 @@ def upgrade() -> None:
             nullable=True,
             comment="of what was written, for replay; null: stored before there was one",
         ),
-        sa.Column("wait_seconds", sa.Double(), nullable=True, comment="from publishing to claim"),
+        sa.Column("wait_seconds", sa.Double(), nullable=True, comment="from when it could be claimed to the claim"),
         sa.Column("queue_seconds", sa.Double(), nullable=True, comment="inside the engine before its first work"),
         sa.Column("first_token_seconds", sa.Double(), nullable=True, comment="from handing in to the first token"),
         sa.Column("write_seconds", sa.Double(), nullable=True, comment="from handing in to the end"),

@@ -39,7 +39,7 @@ class ClaimedSample:
     budget: int | None
     """Most output tokens, where it has a larger budget than its job's."""
     wait_seconds: float | None
-    """Since a message was sent for it; None: none was."""
+    """Since it could be claimed, however often a message was sent."""
     context: Context
     num_prompt_tokens: int | None
     """Of the rendered prompt, as the first writer read it; None where nobody has written."""
@@ -76,12 +76,11 @@ _CLAIM = text(f"""
                {_HOME_IS_HERE}
         FROM mine WHERE s.id = mine.id
         RETURNING s.id, s.job_id, s.epoch, s.problem_id, s.sample_index, s.policy_state, s.max_tokens, s.next_request,
-                  s.num_segments, s.num_asides, s.published_at
+                  s.num_segments, s.num_asides, s.runnable_at
     )
     SELECT c.id AS sample_id, c.job_id, c.epoch, c.problem_id, c.sample_index, c.policy_state, c.max_tokens AS budget,
            c.next_request, c.num_segments, c.num_asides,
-           CASE WHEN isfinite(c.published_at)
-                THEN extract(epoch FROM clock_timestamp() - c.published_at)::float8 END AS wait_seconds,
+           extract(epoch FROM clock_timestamp() - c.runnable_at)::float8 AS wait_seconds,
            p.external_id, p.prompt, p.shown
     FROM claimed c JOIN problems p ON p.id = c.problem_id
     ORDER BY c.num_segments + c.num_asides = 0, c.id
@@ -147,7 +146,7 @@ _RELEASE = text(f"""
     WITH mine AS ({_MINE})
     UPDATE samples s SET
         state = {waiting_again("s.state")},
-        epoch = s.epoch + 1, holder_id = NULL, published_at = clock_timestamp()
+        epoch = s.epoch + 1, holder_id = NULL, runnable_at = clock_timestamp(), published_at = clock_timestamp()
     FROM mine WHERE s.id = mine.id
     RETURNING s.id
 """)
@@ -161,10 +160,15 @@ def release_samples(connection: Connection, *, worker_id: int, epochs: Mapping[i
 
 
 _DEFER = text(f"""
-    WITH locked AS ({_MINE}), mine AS (SELECT id, num_attempts + 1 >= :max_attempts AS is_last FROM locked)
+    WITH locked AS ({_MINE}),
+    mine AS (
+        SELECT id, num_attempts + 1 >= :max_attempts AS is_last,
+               clock_timestamp() + least(interval '1 s' * 2 ^ least(num_attempts, 10), interval '1 min') AS not_before
+        FROM locked
+    )
     UPDATE samples s SET
         epoch = s.epoch + 1, holder_id = NULL, num_attempts = s.num_attempts + 1, published_at = '-infinity',
-        not_before = clock_timestamp() + least(interval '1 s' * 2 ^ least(s.num_attempts, 10), interval '1 min'),
+        not_before = mine.not_before, runnable_at = mine.not_before,
         state = CASE WHEN mine.is_last THEN 'failed' ELSE {waiting_again("s.state")} END,
         error_class = CASE WHEN mine.is_last THEN 'engine_refused' END, error = CASE WHEN mine.is_last THEN :error END,
         ended_at = CASE WHEN mine.is_last THEN clock_timestamp() END

@@ -107,7 +107,8 @@ _COMMIT = text(f"""
     ),
     moved AS (
         UPDATE samples s SET
-            state = written.to_state, holder_id = NULL, published_at = clock_timestamp(),
+            state = written.to_state, holder_id = NULL,
+            runnable_at = clock_timestamp(), published_at = clock_timestamp(),
             num_rescues = CASE WHEN written.to_state = 'failed' THEN s.num_rescues ELSE 0 END,
             num_attempts = CASE WHEN written.to_state = 'failed' THEN s.num_attempts ELSE 0 END, not_before = NULL,
             policy_state = CASE WHEN written.to_state = 'failed' THEN s.policy_state ELSE written.policy_state END,

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import psycopg
 
 _LEASE = (
-    "renewed_at, expires_at, ended_at, end_reason, num_in_flight, max_in_flight, tokens_generated, tokens_committed, "
-    "tokens_dropped, prompt_tokens, cached_tokens"
+    "renewed_at, expires_at, ended_at, end_reason, num_in_flight, num_slots, tokens_generated, tokens_committed, "
+    "tokens_dropped, prompt_tokens, cached_tokens, refused_jobs"
 )
 _REGISTRATION = "kind, model, engine_id, host, pid, queue, max_in_flight, expires_at"
 _WORKERS = {
@@ -32,10 +32,10 @@ _WORKERS = {
 }
 """What every worker does: find the schema current, register, renew, end."""
 _WRITTEN = (
-    "state, epoch, holder_id, small_worker_id, large_worker_id, published_at, not_before, num_rescues, num_attempts, "
-    "policy_state, next_role, next_request, num_segments, num_takeovers, tokens_small, tokens_large, tokens_inserted, "
-    "discarded_small, discarded_large, num_asides, aside_small, aside_large, taken_small, taken_large, finish_reason, "
-    "error_class, error, finished_at, ended_at"
+    "state, epoch, holder_id, small_worker_id, large_worker_id, runnable_at, published_at, not_before, num_rescues, "
+    "num_attempts, policy_state, next_role, next_request, num_segments, num_takeovers, tokens_small, tokens_large, "
+    "tokens_inserted, discarded_small, discarded_large, num_asides, aside_small, aside_large, taken_small, "
+    "taken_large, finish_reason, error_class, error, finished_at, ended_at"
 )
 """What a claim, a commit, a release or a deferral changes of a sample."""
 _GRADE_BOOKS = ", ".join(
@@ -94,7 +94,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         "hidden_columns": "INSERT (problem_id, columns)",
         "jobs": f"SELECT, INSERT ({_SUBMITTED}), UPDATE (state, priority, first_claimed_at, finished_at)",
         "job_totals": "SELECT, DELETE",  # of a job that runs again
-        "samples": "SELECT, UPDATE (state, epoch, holder_id, published_at, ended_at)",
+        "samples": "SELECT, UPDATE (state, epoch, holder_id, runnable_at, published_at, ended_at)",
         "grades": f"SELECT ({_GRADE_BOOKS})",
         **dict.fromkeys(
             (f"FUNCTION {name}" for name in ("add_samples", "retry_failed_samples", "retry_cut_samples")), "EXECUTE"

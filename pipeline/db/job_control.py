@@ -140,7 +140,7 @@ _LOCK_TO_RELEASE = text(f"""
 """)
 _RELEASE = text(f"""
     UPDATE samples SET state = {waiting_again("state")},
-        epoch = epoch + 1, holder_id = NULL, published_at = clock_timestamp()
+        epoch = epoch + 1, holder_id = NULL, runnable_at = clock_timestamp(), published_at = clock_timestamp()
     WHERE id = ANY(:ids)
 """)
 
@@ -162,7 +162,9 @@ _LOCK_WAITING = text(f"""
     ORDER BY id FOR UPDATE
 """)
 _PUBLISH_AT_ONCE = text("""
-    UPDATE samples SET epoch = epoch + (state <> 'finished')::integer, published_at = '-infinity' WHERE id = ANY(:ids)
+    UPDATE samples SET epoch = epoch + (state <> 'finished')::integer, published_at = '-infinity',
+        runnable_at = greatest(clock_timestamp(), not_before)
+    WHERE id = ANY(:ids)
 """)
 
 

@@ -33,11 +33,12 @@ _SELECT_TRAJECTORIES = text(f"""
     ORDER BY g.sample_id, g.segment_index
 """)
 _SELECT_WORKERS = text("""
-    SELECT w.id, w.kind, w.max_in_flight, e.settings->>'process' IS DISTINCT FROM 'separate' AS in_one_process
+    SELECT w.id, w.kind, coalesce(w.num_slots, w.max_in_flight) AS slots,
+           e.settings->>'process' IS DISTINCT FROM 'separate' AS in_one_process
     FROM workers w LEFT JOIN engines e ON e.id = w.engine_id WHERE w.id = ANY(:workers)
 """)
 # Between two commits of a sample: the second one's wait for its claim, its writing, and its wait to be stored. Where
-# much more is left than writers gather for, the sample was published again meanwhile, held back or rescued.
+# much more is left than writers gather for, the sample was held back, rescued or paused meanwhile.
 _SELECT_REQUESTS = text(f"""
     WITH timed AS (
         SELECT g.* FROM samples s JOIN segments g ON g.sample_id = s.id
@@ -74,9 +75,7 @@ def get_measured_job(connection: Connection, job_id: int) -> MeasuredJob:
     ]
     written = Counter(row.worker_id for row in rows)
     workers = {
-        row.id: MeasuredWorker(
-            role=ModelRole(row.kind), max_in_flight=row.max_in_flight, in_one_process=row.in_one_process
-        )
+        row.id: MeasuredWorker(role=ModelRole(row.kind), max_in_flight=row.slots, in_one_process=row.in_one_process)
         for row in connection.execute(_SELECT_WORKERS, {"workers": list(written)})
     }
     timed = [

@@ -38,6 +38,10 @@ _WRONG_LOGIN = ("42501", "3F000")
 """SQLSTATEs of a login that lacks a right, and of one that sees no schema."""
 _IDLE_TOO_LONG = "25P03"
 """SQLSTATE of a session that was ended because of idle_in_transaction_session_timeout."""
+_READ_ONLY = "25006"
+"""SQLSTATE of a server that takes no writes: a standby, or a primary whose disk is full."""
+_TOO_LARGE = "54"
+"""Class of SQLSTATEs that complain of a value's size. The driver counts them among the server's troubles."""
 
 
 def open_database(
@@ -85,7 +89,8 @@ def _open_with_deadline(answer_within_s: float) -> Callable[..., DeadlineConnect
 def transaction(db_engine: Engine) -> Iterator[Connection]:
     """One transaction: committed at the end, rolled back on any error.
 
-    Raises ServiceUnavailable when the server cannot be reached, ConfigurationError where its login may not do this.
+    Raises ServiceUnavailable where the server cannot be reached or has troubles of its own, which pass: the same may
+    be tried again. Raises ConfigurationError where its login may not do this, and DBAPIError for all that stays wrong.
     """
     with _reached(), db_engine.begin() as connection:
         yield connection
@@ -126,10 +131,14 @@ def _reached() -> Iterator[None]:
     try:
         yield
     except (OperationalError, InterfaceError) as error:
+        if (sqlstate_of(error.orig) or "").startswith(_TOO_LARGE):
+            raise
         raise ServiceUnavailable(f"{_trouble(error.orig)}: {describe(error, otherwise='08000')}") from error
     except DisconnectionError as error:
         raise ServiceUnavailable(f"Postgres cannot be reached: {first_line(error)}") from error
     except InternalError as error:
+        if sqlstate_of(error.orig) == _READ_ONLY:
+            raise ServiceUnavailable(f"Postgres could not do it: {describe(error)}") from error
         if sqlstate_of(error.orig) != _IDLE_TOO_LONG:
             raise
         raise ServiceUnavailable("Postgres undid this: nothing was asked in mid-transaction for too long") from error

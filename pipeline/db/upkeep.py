@@ -43,7 +43,7 @@ _ROOM = text(f"""
         FROM jobs j WHERE j.state = 'running'
     ),
     supply AS (
-        SELECT kind, model, sum(max_in_flight) AS slots FROM workers
+        SELECT kind, model, sum(coalesce(num_slots, max_in_flight)) AS slots FROM workers
         WHERE ended_at IS NULL AND expires_at > clock_timestamp() GROUP BY kind, model
     ),
     used AS (
@@ -66,7 +66,8 @@ _ADMIT = text(f"""
     )
     UPDATE samples s SET
         state = {runnable_state_of("coalesce(s.next_role, :first_role)")},
-        admitted_at = coalesce(s.admitted_at, clock_timestamp()), published_at = clock_timestamp()
+        admitted_at = coalesce(s.admitted_at, clock_timestamp()),
+        runnable_at = clock_timestamp(), published_at = clock_timestamp()
     FROM chosen WHERE s.id = chosen.id
     RETURNING s.id
 """)
@@ -133,11 +134,12 @@ _RESCUE = text(f"""
         FROM held
     )
     UPDATE samples s SET
-        epoch = s.epoch + 1, holder_id = NULL, num_rescues = judged.deaths,
+        epoch = s.epoch + 1, holder_id = NULL, num_rescues = judged.deaths, runnable_at = clock_timestamp(),
         published_at = CASE WHEN judged.deaths >= {SUSPECT_AFTER} THEN '-infinity' ELSE clock_timestamp() END,
         state = CASE WHEN judged.is_guilty THEN 'failed' ELSE {waiting_again("s.state")} END,
-        error_class = CASE WHEN judged.is_guilty AND judged.end_reason = 'engine_stalled' THEN 'timed_out'
-                           WHEN judged.is_guilty THEN 'engine_died' END,
+        error_class = CASE WHEN judged.is_guilty THEN
+            CASE judged.end_reason WHEN 'engine_stalled' THEN 'timed_out' WHEN 'writer_failed' THEN 'internal'
+                                   ELSE 'engine_died' END END,
         error = CASE WHEN judged.is_guilty THEN format(
             'its worker was lost %s times while it wrote this, the last time (worker %s, %s) with no other suspect',
             judged.deaths, judged.holder_id, judged.end_reason) END,
@@ -257,7 +259,7 @@ _HALT = text(f"""
     )
     UPDATE samples s SET
         state = {waiting_again("s.state")},
-        epoch = s.epoch + 1, holder_id = NULL, published_at = clock_timestamp()
+        epoch = s.epoch + 1, holder_id = NULL, runnable_at = clock_timestamp(), published_at = clock_timestamp()
     FROM held WHERE s.id = held.id
 """)
 

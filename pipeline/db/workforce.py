@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import orjson
 from sqlalchemy import Connection, text
 
 from pipeline.errors import ConfigurationError, LeaseLost
+from pipeline.segments import storable
 from pipeline.workforce import WorkerEnd, WorkerKind
 
 
@@ -34,22 +36,39 @@ class WorkerCounters:
 
     num_in_flight: int = 0
     num_slots: int | None = None
-    """Samples that it has room for now; None: as many as when it registered."""
+    """Samples that its cache has room for now; None: max_in_flight."""
     tokens_generated: int = 0
     tokens_committed: int = 0
     tokens_dropped: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    refused_jobs: Mapping[int, str] = field(default_factory=dict)
+    """Jobs that it cannot write, and why."""
 
     def since(self, earlier: WorkerCounters) -> WorkerCounters:
         """What came after an earlier reading."""
-        now = {"num_in_flight": self.num_in_flight, "num_slots": self.num_slots}
-        totals = {name: value - getattr(earlier, name) for name, value in asdict(self).items() if name not in now}
-        return WorkerCounters(**now | totals)
+        return replace(self, **{name: getattr(self, name) - getattr(earlier, name) for name in _TOTALS})
 
     def closed(self) -> WorkerCounters:
         """As of the end of a life: what is not committed by then is dropped."""
         return replace(self, num_in_flight=0, tokens_dropped=self.tokens_generated - self.tokens_committed)
+
+
+_TOTALS = ("tokens_generated", "tokens_committed", "tokens_dropped", "prompt_tokens", "cached_tokens")
+"""What runs on through a process's life; the rest is of the moment."""
+_SHOWN = 300
+"""Characters of a reason that a heartbeat stores."""
+
+
+def _values(worker_id: int, counters: WorkerCounters) -> dict[str, Any]:
+    """Of a statement that stores counters."""
+    refused = {str(job): _shown(reason) for job, reason in counters.refused_jobs.items()}
+    return asdict(counters) | {"worker": worker_id, "refused_jobs": orjson.dumps(refused).decode()}
+
+
+def _shown(reason: str) -> str:
+    """The head of an error's text, in characters that Postgres can store: no heartbeat may fail because of it."""
+    return storable(reason[:_SHOWN].encode(errors="replace").decode())
 
 
 _PUT_ENGINE = text("""
@@ -130,9 +149,10 @@ def register_worker(connection: Connection, registration: Registration) -> int:
 
 _RENEW = text("""
     UPDATE workers SET renewed_at = clock_timestamp(), expires_at = clock_timestamp() + :ttl,
-        num_in_flight = :num_in_flight, max_in_flight = coalesce(:num_slots, max_in_flight),
+        num_in_flight = :num_in_flight, num_slots = :num_slots,
         tokens_generated = :tokens_generated, tokens_committed = :tokens_committed,
-        tokens_dropped = :tokens_dropped, prompt_tokens = :prompt_tokens, cached_tokens = :cached_tokens
+        tokens_dropped = :tokens_dropped, prompt_tokens = :prompt_tokens, cached_tokens = :cached_tokens,
+        refused_jobs = CAST(:refused_jobs AS jsonb)
     WHERE id = :worker AND ended_at IS NULL
 """)
 
@@ -148,8 +168,7 @@ def renew_worker(
 
     One that has run out can be renewed until upkeep takes it: whoever is first.
     """
-    values = {name: getattr(counters, name) for name in WorkerCounters.__dataclass_fields__}
-    if connection.execute(_RENEW, values | {"worker": worker_id, "ttl": ttl}).rowcount == 0:
+    if connection.execute(_RENEW, _values(worker_id, counters) | {"ttl": ttl}).rowcount == 0:
         raise LeaseLost(worker_id)
 
 
@@ -162,7 +181,7 @@ _FINALIZE_COUNTERS = text("""
 
 def finalize_counters(connection: Connection, worker_id: int, counters: WorkerCounters) -> None:
     """Book the last counters of a life whose lease has lapsed."""
-    connection.execute(_FINALIZE_COUNTERS, asdict(counters) | {"worker": worker_id})
+    connection.execute(_FINALIZE_COUNTERS, _values(worker_id, counters))
 
 
 _SETTLE_LATE_TOKENS = text("""
@@ -188,5 +207,4 @@ def end_worker(
     connection: Connection, worker_id: int, counters: WorkerCounters, *, reason: WorkerEnd = WorkerEnd.STOPPED
 ) -> None:
     """Say goodbye; upkeep settles what is left. Idempotent."""
-    values = {name: getattr(counters, name) for name in WorkerCounters.__dataclass_fields__}
-    connection.execute(_END, values | {"worker": worker_id, "reason": reason.value})
+    connection.execute(_END, _values(worker_id, counters) | {"reason": reason.value})

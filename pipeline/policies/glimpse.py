@@ -98,7 +98,7 @@ class GlimpsePolicy(StepPolicy[_State]):
         reader = text_reader(turn.context, turn.state.text)
         for text in turn.texts[:keep]:
             reader.feed(text)
-        return turn.hand_to(
+        return turn.let_write(
             ModelRole.LARGE,
             Trigger.GLIMPSE,
             {"text": reader.state, "is_open": False},
@@ -117,13 +117,13 @@ class GlimpsePolicy(StepPolicy[_State]):
         if not text.thinking:
             return self._answer(turn, keep, text)
         update = {"text": text, "is_open": keep > 0 and text.at_break}  # large wrote nothing: the place is closed
-        return turn.hand_to(ModelRole.SMALL, Trigger.RESUME, update, keep=keep, signals=_signals(text))
+        return turn.let_write(ModelRole.SMALL, Trigger.RESUME, update, keep=keep, signals=_signals(text))
 
     def _answer(self, turn: Turn[_State], keep: int, text: TextState) -> Transition:
         """The think phase is over: let the answer be written, undisturbed."""
         role = self._spec.answer_role
         trigger = Trigger.ANSWER if role is ModelRole.LARGE else Trigger.RESUME
-        return turn.hand_to(role, trigger, {"text": text, "is_open": False}, keep=keep)
+        return turn.let_write(role, trigger, {"text": text, "is_open": False}, keep=keep)
 
     def _draft_watcher(self, context: SampleContext, state: _State) -> _FirstTokenWatcher:
         return _FirstTokenWatcher(text_reader(context, state.text), state, self._spec)

@@ -75,7 +75,7 @@ class RandomDelegationPolicy(StepPolicy[_State]):
             return turn.carry_on(update)
         update["num_takeovers"] = turn.state.num_takeovers + 1
         limit = self._limit(turn.context, turn.state.num_takeovers + 1)
-        return turn.hand_to(ModelRole.LARGE, Trigger.RANDOM, update, keep=watcher.reader.position, max_tokens=limit)
+        return turn.let_write(ModelRole.LARGE, Trigger.RANDOM, update, keep=watcher.reader.position, max_tokens=limit)
 
     def _limit(self, context: SampleContext, number: int) -> int:
         """Most tokens of a sample's takeover of that number, from 1: they sum up to the mean times the number, rounded

@@ -48,7 +48,7 @@ class StepPolicy(PairPolicy[StepStateT]):
 
     def _after_step(self, turn: Turn[StepStateT], keep: int, text: TextState) -> Transition:
         """What follows the large model's text. text: the state of the text with what is kept of it."""
-        return turn.hand_to(ModelRole.SMALL, Trigger.RESUME, {"text": text}, keep=keep)
+        return turn.let_write(ModelRole.SMALL, Trigger.RESUME, {"text": text}, keep=keep)
 
     @abstractmethod
     def _takeover_limit(self, context: SampleContext, state: StepStateT) -> int:

@@ -82,7 +82,7 @@ class Turn(Generic[StateT]):
 
     def again(self, cue: str = "") -> Transition:
         """Nothing is kept, and the same is asked for once more."""
-        return self.hand_to(self.state.role, self.state.trigger, keep=0, max_tokens=self.state.max_tokens, cue=cue)
+        return self.let_write(self.state.role, self.state.trigger, keep=0, max_tokens=self.state.max_tokens, cue=cue)
 
     def carry_on(self, update: Mapping[str, Any], *, signals: frozenset[Signal] = NO_SIGNALS) -> Transition:
         """Nothing interrupted the writer: the sample ends, or it goes on where its request was cut short."""
@@ -90,9 +90,9 @@ class Turn(Generic[StateT]):
         reason = self.why_over(keep)
         if reason is not None:
             return self.end(reason, keep)
-        return self.hand_to(self.state.role, self.state.trigger, update, keep=keep, signals=signals)
+        return self.let_write(self.state.role, self.state.trigger, update, keep=keep, signals=signals)
 
-    def hand_to(
+    def let_write(
         self,
         role: ModelRole,
         trigger: Trigger,
@@ -106,7 +106,7 @@ class Turn(Generic[StateT]):
         signals: frozenset[Signal] = NO_SIGNALS,
         reading: Reading | None = None,
     ) -> Transition:
-        """Ask a role for what comes next; end the sample where nothing is left for it.
+        """Let a role write what comes next; end the sample where nothing is left for it.
 
         update: what changes in the policy's own state. max_tokens: at most so many; None: all that is left. room: what
         is left, where the policy knows better than ``remaining``. Large called in after small wrote is a takeover;

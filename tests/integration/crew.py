@@ -178,7 +178,7 @@ class Crew:
             db_engine=self.db_engine,
             publisher=Publisher(Celery("crew", broker="memory://", set_as_current=False)),
             identity=Identity(worker_id=lease.worker_id, engine_id=engine_id),
-            on_engine_death=lambda: None,
+            on_failure=lambda reason: None,
         )
         member = Member(writer, engine, role, lease, engine.stats())
         self.members.append(member)

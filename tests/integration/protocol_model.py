@@ -339,7 +339,7 @@ class Model:
             s.published = EARLIEST if s.is_suspect else self.now
             if w.ended != "stopped" and suspects == [s]:
                 s.epoch += 1
-                s.fail("timed_out" if w.ended == "engine_stalled" else "engine_died")
+                s.fail({"engine_stalled": "timed_out", "writer_failed": "internal"}.get(w.ended or "", "engine_died"))
             else:
                 s.give_back()
                 back.add(s.id)

@@ -104,7 +104,7 @@ TO_STATE = {
     "fail": SampleState.FAILED,
 }
 FINISH_REASON = {"finish": FinishReason.EOS, "cut": FinishReason.LENGTH}
-REASONS = (WorkerEnd.STOPPED, WorkerEnd.ENGINE_DIED, WorkerEnd.ENGINE_STALLED)
+REASONS = (WorkerEnd.STOPPED, WorkerEnd.ENGINE_DIED, WorkerEnd.ENGINE_STALLED, WorkerEnd.WRITER_FAILED)
 DUTIES = (
     "settling", "halting", "cancelling_leftovers", "publishing_again", "trying_suspects", "reaping_grades", "closing",
     "admitting",

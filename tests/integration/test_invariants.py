@@ -106,7 +106,7 @@ def hire(db_engine: DbEngine, role: ModelRole, *, step_s: float = 0.0, script: S
         db_engine=db_engine,
         publisher=Publisher(Celery("test", broker="memory://", set_as_current=False)),
         identity=Identity(worker_id=worker_id, engine_id=engine_id),
-        on_engine_death=lambda: None,
+        on_failure=lambda reason: None,
     )
     return Member(writer, engine, worker_id)
 

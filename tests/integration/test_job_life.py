@@ -24,6 +24,7 @@ from pipeline.db.removal import remove_job
 from pipeline.db.session import open_database, transaction
 from pipeline.db.tables import METADATA
 from pipeline.db.upkeep import admit_samples, close_jobs, mark_first_claims, overdue_samples
+from pipeline.db.workforce import WorkerCounters, renew_worker
 from pipeline.embedded import Connections
 from pipeline.errors import ConfigurationError, JobError, NotFound, ServiceUnavailable
 from pipeline.jobs.config import JobState
@@ -704,6 +705,18 @@ def test_delay_after_a_refusal_is_told(connection: Connection, crewed: int) -> N
 def test_suspects_are_told_while_nothing_else_is_written(connection: Connection, crewed: int) -> None:
     add_samples(connection, crewed, [{"state": "ready", "num_rescues": 2}, {"state": "ready", "num_rescues": 1}])
     assert waiting_for(connection, crewed) == "samples tried one by one because their workers died with them: 1"
+
+
+def test_workers_that_refuse_a_job_are_told_with_a_reason(connection: Connection, crewed: int) -> None:
+    add_samples(connection, crewed, [{"state": "ready"}])
+    [(worker, host)] = connection.execute(text("SELECT id, host FROM workers WHERE kind = 'small'")).all()
+    reasons = {crewed: "another\ud800 version\x00", crewed + 1: "not this job"}
+    renew_worker(connection, worker, ttl=dt.timedelta(minutes=5), counters=WorkerCounters(refused_jobs=reasons))
+    assert waiting_for(connection, crewed) == (
+        f"workers that refuse this job: 1, e.g. worker {worker} on {host}: another? version\ufffd"
+    )
+    renew_worker(connection, worker, ttl=dt.timedelta(minutes=5), counters=WorkerCounters())
+    assert waiting_for(connection, crewed) is None
 
 
 def test_job_that_waits_for_grades_only_says_so(connection: Connection, crewed: int) -> None:

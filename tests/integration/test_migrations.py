@@ -108,8 +108,8 @@ def fill_job(connection: Connection, job: int, worker: int, engine: int) -> None
         row = {
             "job_id": job, "problem_id": problem_id, "sample_index": index, "state": state, "epoch": 3,
             "holder_id": worker if state in WRITING_STATE.values() else None, "small_worker_id": worker,
-            "published_at": NOW, "num_rescues": 1, "num_attempts": 2, "not_before": NOW, "max_tokens": 99,
-            "policy_state": {"count": 1}, "next_request": {"kind": "generate", "max_tokens": 20},
+            "runnable_at": NOW, "published_at": NOW, "num_rescues": 1, "num_attempts": 2, "not_before": NOW,
+            "max_tokens": 99, "policy_state": {"count": 1}, "next_request": {"kind": "generate", "max_tokens": 20},
             "next_role": "large" if state in (SampleState.AWAITING_LARGE, SampleState.ASSISTING) else "small",
             "num_segments": 1, "tokens_small": 3, "discarded_small": 2, "finish_reason": "eos" if is_complete else None,
             "score": 1.0 if state is SampleState.GRADED else None, "error_class": error_class,

@@ -29,7 +29,7 @@ from pipeline.db.grading import (
     store_grades,
     time_out_grades,
 )
-from pipeline.db.job_control import cancel_job, cancel_samples
+from pipeline.db.job_control import cancel_job, cancel_samples, pause_job, release_job_samples, resume_job
 from pipeline.db.revision import newest_revision
 from pipeline.db.session import transaction
 from pipeline.db.submissions import insert_job, put_problem_set
@@ -367,10 +367,56 @@ def test_fewer_are_admitted_where_a_worker_says_it_has_less_room(connection: Con
     worker = make_worker(connection)
     renew_worker(connection, worker, ttl=TTL, counters=WorkerCounters(num_slots=2))
     assert len(admit_all(connection)) == 2
-    renew_worker(connection, worker, ttl=TTL, counters=WorkerCounters())
+    renew_worker(connection, worker, ttl=TTL, counters=WorkerCounters(num_slots=1))
     assert admit_all(connection) == {}
-    renew_worker(connection, worker, ttl=TTL, counters=WorkerCounters(num_slots=5))
-    assert len(admit_all(connection)) == 3
+    renew_worker(connection, worker, ttl=TTL, counters=WorkerCounters(num_slots=3))
+    assert len(admit_all(connection)) == 1
+    renew_worker(connection, worker, ttl=TTL, counters=WorkerCounters())
+    assert len(admit_all(connection)) == 1, "one that says nothing has room for all that it works on"
+    assert connection.execute(text("SELECT max_in_flight FROM workers")).scalar_one() == 4, "and that stays"
+
+
+PUT_BACK = text("UPDATE samples SET published_at = published_at - :time, runnable_at = runnable_at - :time")
+MINUTE = dt.timedelta(minutes=1)
+
+
+def waited(connection: Connection, worker: int, sample_id: int) -> float:
+    """Seconds that a sample's claim says it waited."""
+    [sample] = claim(connection, worker, epochs_of(connection, sample_id))
+    assert sample.wait_seconds is not None
+    return sample.wait_seconds
+
+
+def test_wait_begins_when_a_sample_can_be_claimed_however_often_it_is_published(connection: Connection) -> None:
+    make_job(connection, num_problems=1)
+    worker = make_worker(connection)
+    [sample] = admit_all(connection)
+    connection.execute(PUT_BACK, {"time": MINUTE})
+    assert len(overdue_samples(connection, age=dt.timedelta(seconds=10))) == 1
+    assert 60 <= waited(connection, worker, sample) < 120
+
+
+def test_wait_of_a_rescued_sample_begins_with_the_rescue(connection: Connection) -> None:
+    make_job(connection, num_problems=1)
+    [sample] = [s.sample_id for s in claim(connection, make_worker(connection), admit_all(connection))]
+    connection.execute(PUT_BACK, {"time": MINUTE})
+    for worker in connection.execute(text("SELECT id FROM workers")).scalars().all():
+        die_with(connection, worker)
+    assert waited(connection, make_worker(connection), sample) < 30
+
+
+def test_wait_leaves_out_pauses_and_delays(connection: Connection) -> None:
+    job = make_job(connection, num_problems=1)
+    worker = make_worker(connection)
+    [sample] = admit_all(connection)
+    pause_job(connection, job)
+    release_job_samples(connection, job)
+    connection.execute(PUT_BACK, {"time": MINUTE})
+    resume_job(connection, job)
+    assert waited(connection, worker, sample) < 30
+    defer_samples(connection, worker_id=worker, epochs=epochs_of(connection, sample), error="busy", max_attempts=9)
+    row = connection.execute(text("SELECT runnable_at, not_before FROM samples")).one()
+    assert row.runnable_at == row.not_before
 
 
 def die_with(connection: Connection, worker: int, reason: WorkerEnd = WorkerEnd.ENGINE_DIED) -> Settled:
@@ -386,7 +432,12 @@ def epochs_of(connection: Connection, *sample_ids: int) -> dict[int, int]:
 
 
 @pytest.mark.parametrize(
-    ("reason", "error_class"), [(WorkerEnd.ENGINE_DIED, "engine_died"), (WorkerEnd.ENGINE_STALLED, "timed_out")]
+    ("reason", "error_class"),
+    [
+        (WorkerEnd.ENGINE_DIED, "engine_died"),
+        (WorkerEnd.ENGINE_STALLED, "timed_out"),
+        (WorkerEnd.WRITER_FAILED, "internal"),
+    ],
 )
 def test_suspect_that_kills_its_worker_again_is_set_aside(
     connection: Connection, reason: WorkerEnd, error_class: str

@@ -15,11 +15,13 @@ from celery import Celery
 from pydantic import SecretStr
 from sqlalchemy import Connection, make_url, text
 from sqlalchemy import Engine as DbEngine
+from sqlalchemy.exc import DBAPIError
 
 from pipeline.chat.model import ChatModel
 from pipeline.db.claims import ClaimedSample, claim_samples, held_epochs
 from pipeline.db.commits import Committed, SampleCommit, commit_samples
 from pipeline.db.job_control import cancel_job, cancel_samples
+from pipeline.db.runnable import Runnable
 from pipeline.db.session import open_database, transaction
 from pipeline.db.submissions import insert_job, put_problem_set
 from pipeline.db.upkeep import admit_samples, overdue_samples, settle_workers
@@ -30,7 +32,7 @@ from pipeline.policies import parse_policy
 from pipeline.policies.requests import Generate
 from pipeline.problems import Problem, ProblemSet, content_sha256
 from pipeline.samples import ModelRole, SampleState
-from pipeline.workforce import WorkerKind
+from pipeline.workforce import WorkerEnd, WorkerKind
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
 from workers.engine.base import GenerateRequest
@@ -53,7 +55,8 @@ class Desk:
     job_id: int
     worker_id: int
     message: SamplesMessage
-    deaths: threading.Event
+    ends: list[WorkerEnd]
+    """Why the worker would have ended."""
 
     def write_in_background(self) -> threading.Thread:
         thread = threading.Thread(target=self.writer.write, args=(self.message,))
@@ -85,12 +88,16 @@ def make_desk(
     step_s: float = 0.0,
     max_tokens: int = 100,
     prompt: str = "1+1?",
+    fingerprint: str | None = None,
     engine_type: type[ScriptedEngine] = ScriptedEngine,
 ) -> Desk:
+    """fingerprint: of the model that the job was submitted with; None: of any."""
     problems = tuple(Problem(external_id=str(i), prompt=prompt, answer="2") for i in range(2))
     problem_set = ProblemSet(name="sums", content_sha256=content_sha256(problems), problems=problems)
     config = JobConfig(
-        small=ModelSpec(name="S"), policy=parse_policy("small-only"), sampling=SamplingSpec(max_tokens=max_tokens)
+        small=ModelSpec(name="S", fingerprint=fingerprint),
+        policy=parse_policy("small-only"),
+        sampling=SamplingSpec(max_tokens=max_tokens),
     )
     with transaction(db_engine) as connection:
         engine_id = put_engine(
@@ -127,7 +134,7 @@ def make_desk(
         )
         admitted = admit_samples(connection, ahead=1.0)
     engine = engine_type(lambda request: ANSWER, CHAT.decode_stream, step_s=step_s, max_model_len=512, max_in_flight=8)
-    deaths = threading.Event()
+    ends: list[WorkerEnd] = []
     writer = Writer(
         role=ModelRole.SMALL,
         engine=engine,
@@ -135,11 +142,11 @@ def make_desk(
         db_engine=db_engine,
         publisher=Publisher(Celery("test", broker="memory://", set_as_current=False)),
         identity=Identity(worker_id=worker_id, engine_id=engine_id),
-        on_engine_death=deaths.set,
+        on_failure=ends.append,
         max_attempts=2,
     )
     message = SamplesMessage(job_id=job_id, samples=[(sample.sample_id, sample.epoch) for sample in admitted])
-    return Desk(writer, engine, db_engine, job_id, worker_id, message, deaths)
+    return Desk(writer, engine, db_engine, job_id, worker_id, message, ends)
 
 
 @pytest.fixture
@@ -168,6 +175,29 @@ def test_writes_what_a_message_names_and_drops_its_second_delivery(desk: Desk) -
     counters = desk.writer.counters()
     assert counters.tokens_committed == counters.tokens_generated == 2 * (len(ANSWER) + 1)
     assert (counters.tokens_dropped, counters.num_in_flight) == (0, 0)
+
+
+def test_worker_with_another_tokenizer_refuses_the_job_and_harms_no_sample(
+    db_engine: DbEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = make_desk(db_engine, fingerprint="of another model")
+    told: list[Runnable] = []
+    monkeypatch.setattr(Publisher, "publish", lambda _, samples, **__: told.extend(samples))
+    try:
+        reason = desk.writer.write(desk.message)
+        assert reason.startswith("EngineRefused: S: this worker's model has another tokenizer")
+        states = "SELECT count(*), min(epoch), max(epoch), max(num_rescues), max(num_attempts) FROM samples"
+        assert desk.one(f"{states} WHERE state = 'ready'") == (2, 2, 2, 0, 0), "they go back as they were"
+        assert {sample.sample_id for sample in told} == set(desk.message.epochs)
+        assert {sample.home_queue for sample in told} == {None}, "to another worker, if there is one"
+        again = SamplesMessage(job_id=desk.job_id, samples=[(sample.sample_id, sample.epoch) for sample in told])
+        assert desk.writer.write(again) == reason
+        assert desk.one(f"{states} WHERE state = 'ready'") == (2, 2, 2, 0, 0), "it does not claim for that job again"
+        assert desk.writer.counters().refused_jobs == {desk.job_id: reason}
+        assert desk.ends == []
+    finally:
+        desk.writer.close()
+        desk.engine.close()
 
 
 def test_cancelled_samples_are_aborted_and_their_tokens_booked_as_dropped(slow_desk: Desk) -> None:
@@ -233,7 +263,7 @@ def test_dead_engine_is_reported_and_its_samples_are_rescued(slow_desk: Desk) ->
     soon(lambda: len(slow_desk.writer.in_flight()) == 2)
     slow_desk.engine.close()
     thread.join(timeout=20)
-    assert slow_desk.deaths.is_set()
+    assert slow_desk.ends[0] is WorkerEnd.ENGINE_DIED
     with transaction(slow_desk.db_engine) as connection:
         connection.execute(text("UPDATE workers SET expires_at = clock_timestamp() - interval '1 s'"))
         settled = settle_workers(connection)
@@ -300,7 +330,7 @@ def test_engine_that_is_busy_delays_its_samples_and_fails_them_in_the_end(db_eng
             "engine_refused",
             "EngineUnavailable: S: out of memory",
         )
-        assert not desk.deaths.is_set()
+        assert desk.ends == []
     finally:
         desk.writer.close()
         desk.engine.close()
@@ -309,8 +339,70 @@ def test_engine_that_is_busy_delays_its_samples_and_fails_them_in_the_end(db_eng
 def test_worker_that_cannot_store_any_more_ends(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.writing.store.commit_samples", lambda *_, **__: 1 / 0)
     threading.Thread(target=desk.writer.write, args=(desk.message,), daemon=True).start()
-    assert desk.deaths.wait(timeout=20)
+    soon(lambda: desk.ends == [WorkerEnd.WRITER_FAILED])
     assert desk.one("SELECT count(*) FROM samples WHERE state = 'drafting'") == (2,), "nothing is given up silently"
+
+
+SERVER_FAULTS = {
+    "shutting down": "57P01", "disk full": "53100", "no memory": "53200", "lock not free": "55P03", "deadlock": "40P01",
+    "connection lost": "08006", "read only": "25006",
+}  # fmt: skip
+LASTING_FAULTS = {"no such column": "42703", "value too large": "54000", "bad value": "22P02", "damaged": "XX001"}
+
+
+def fault_of(sqlstate: str) -> Callable[[Connection], int]:
+    """A statement that Postgres ends once with this SQLSTATE, and then carries out."""
+    raised: list[str] = []
+
+    def statement(connection: Connection) -> int:
+        if not raised:
+            raised.append(sqlstate)
+            connection.execute(text(f"DO $$ BEGIN RAISE EXCEPTION 'a fault' USING ERRCODE = '{sqlstate}'; END $$"))
+        return int(connection.execute(text("SELECT 7")).scalar_one())
+
+    return statement
+
+
+@pytest.mark.parametrize("sqlstate", SERVER_FAULTS.values(), ids=SERVER_FAULTS)
+def test_what_passes_is_tried_again(desk: Desk, sqlstate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.writing.store.RETRY_PAUSE_S", 0.0)
+    assert desk.writer._store.patiently(fault_of(sqlstate)) == 7
+
+
+@pytest.mark.parametrize("sqlstate", LASTING_FAULTS.values(), ids=LASTING_FAULTS)
+def test_what_stays_wrong_is_raised_at_once(desk: Desk, sqlstate: str) -> None:
+    with pytest.raises(DBAPIError, match="a fault"):
+        desk.writer._store.patiently(fault_of(sqlstate))
+
+
+def test_commit_that_postgres_finds_too_large_fails_its_sample_alone(desk: Desk) -> None:
+    large = min(desk.message.epochs)
+    with transaction(desk.db_engine) as connection:
+        connection.execute(
+            text(
+                "CREATE FUNCTION find_too_large() RETURNS trigger LANGUAGE plpgsql AS "
+                "$$ BEGIN RAISE EXCEPTION 'too large' USING ERRCODE = 'program_limit_exceeded'; END $$"
+            )
+        )
+        connection.execute(
+            text(
+                f"CREATE TRIGGER too_large BEFORE INSERT ON segments FOR EACH ROW WHEN (new.sample_id = {large}) "
+                "EXECUTE FUNCTION find_too_large()"
+            )
+        )
+    desk.writer.write(desk.message)
+    assert desk.one(f"SELECT state, error_class FROM samples WHERE id = {large}") == ("failed", "internal")
+    assert desk.one(f"SELECT state FROM samples WHERE id <> {large}") == ("finished",)
+    assert desk.ends == []
+
+
+def test_claim_that_postgres_refuses_ends_no_worker(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    fault = fault_of("22003")
+    monkeypatch.setattr("workers.writing.store.claim_samples", lambda connection, **_: fault(connection))
+    assert desk.writer.write(desk.message) == "Postgres refuses the claim"
+    monkeypatch.undo()
+    assert desk.writer.write(desk.message) == "2 of 2 written"
+    assert desk.ends == []
 
 
 def test_message_that_comes_while_postgres_is_away_is_left_to_upkeep(desk: Desk) -> None:

@@ -169,15 +169,20 @@ class Publisher:
         with self._app.connection_for_write() as connection:
             return int(connection.default_channel._size(queue))
 
-    def drop_queue(self, queue: str) -> None:
-        """Delete the queue of a worker that is gone, with whatever is in it."""
+    def drop_queue(self, queue: str) -> bool:
+        """Delete the queue of a worker that is gone, with whatever is in it; False where that could not be done."""
+        if time.monotonic() < self._silent_until:
+            return False
         try:
             with self._app.connection_for_write() as connection:
                 # queue_delete does nothing for a queue that another process declared; Celery names exchange and
                 # routing key after the queue
                 connection.default_channel._delete(queue, queue, queue, "")
         except BROKER_ERRORS as error:
-            log.warning("queue not deleted", queue=queue, reason=str(error))
+            self._silent_until = time.monotonic() + SILENCE_S
+            log.warning("queue not deleted", queue=queue, reason=str(error), silent_s=SILENCE_S)
+            return False
+        return True
 
 
 def _route(sample: Runnable) -> Route:

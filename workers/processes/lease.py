@@ -1,7 +1,8 @@
 """A worker's lease: registered at start, renewed by a thread, given up at the end.
 
-Authority is the database and its clock. A worker whose lease lapsed (it was stopped, or could not reach Postgres) owns
-nothing any more: it abandons what it was writing and registers as a new worker.
+Authority is the database and its clock. A worker whose lease ran out (it was stopped, or could not reach Postgres)
+claims nothing. Once upkeep has ended its row it owns nothing any more: it abandons what it was writing and registers as
+a new worker.
 """
 
 from __future__ import annotations

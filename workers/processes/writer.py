@@ -119,7 +119,7 @@ class WriterProcess:
             db_engine=base.db_engine,
             publisher=base.publisher,
             identity=self._identity(self._lease.worker_id),
-            on_engine_death=self._die,
+            on_failure=self._die,
             max_attempts=base.settings.engine.max_attempts,
             admit_ahead=base.settings.upkeep.admit_ahead,
             weights=weights,
@@ -184,9 +184,10 @@ class WriterProcess:
     def lease_renewed_as(self, worker_id: int) -> None:
         self._writer.lease_renewed_as(self._identity(worker_id))
 
-    def _die(self, reason: WorkerEnd = WorkerEnd.ENGINE_DIED) -> None:
-        """The engine is gone: give the lease up, so that the samples go back at once, and end for the supervisor."""
-        log.error("worker ends because of its engine", worker_id=self._lease.worker_id, reason=reason.value)
+    def _die(self, reason: WorkerEnd) -> None:
+        """The engine is gone, or the writer: give the lease up, so that the samples go back at once, and end for the
+        supervisor."""
+        log.error("worker ends by itself", worker_id=self._lease.worker_id, reason=reason.value)
         try:
             self._lease.stop(reason)
         finally:  # whatever Postgres says: without an engine this process must not go on

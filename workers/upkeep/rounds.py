@@ -68,6 +68,8 @@ class Upkeep:
         """The server ends a leader's session that is silent for this time: a leader that hangs stops leading."""
         self._awake_since = time.monotonic()
         """When the present run of rounds without a gap began: a leader that did not look cannot say who was silent."""
+        self._to_drop: list[str] = []
+        """Queues of workers that were settled, until they are deleted."""
         self._rollups = RollupRefresher(db_engine)
         self._grade_age = dt.timedelta(seconds=settings.grading.time_limit_s + 5)
         self._stop = threading.Event()
@@ -98,8 +100,9 @@ class Upkeep:
         """Do rounds while this session holds the leader's lock; a lost connection loses it and ends the rounds."""
         end_when_silent = text("SELECT set_config('idle_session_timeout', :timeout, false)")
         lock.execute(end_when_silent, {"timeout": f"{self._silence_s:.0f}s"})
-        while not self._stop.is_set() and not try_to_lead(lock):
-            self._stop.wait(1.0)
+        while not try_to_lead(lock):
+            if self._stop.wait(1.0):
+                return
         log.info("upkeep leads")
         self._rollups.start()
         try:
@@ -127,6 +130,7 @@ class Upkeep:
             self._close(connection)
             self._admit(connection)
             self._follow(connection)
+        self._drop_queues()
 
     def _settle(self, connection: Connection) -> None:
         with connection.begin():
@@ -140,8 +144,10 @@ class Upkeep:
             failed=settled.failed,
         )
         self._publisher.publish(settled.samples)
-        for queue in settled.queues:
-            self._publisher.drop_queue(queue)
+        self._to_drop.extend(settled.queues)
+
+    def _drop_queues(self) -> None:
+        self._to_drop = [queue for queue in self._to_drop if not self._publisher.drop_queue(queue)]
 
     def _admit(self, connection: Connection) -> None:
         with connection.begin():

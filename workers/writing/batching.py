@@ -67,25 +67,29 @@ class Batcher(Generic[_T, _P]):
         try:
             self._handle_until_closed()
         except Exception:  # without this thread nothing is done any more: better no worker than a deaf one
-            log.exception(f"{self._thread.name} failed")
+            log.exception("worker's thread failed", thread=self._thread.name)
             self._on_failure()
 
     def _handle_until_closed(self) -> None:
         not_before = 0.0
         while not self._is_closed or self._prepared:
             self._prepare_what_waits()
+            if not self._prepared:
+                continue
             left = not_before - time.monotonic()
-            if self._prepared and left > 0 and len(self._prepared) < self._enough and not self._is_closed:
+            if left > 0 and self._may_become_fuller():
                 time.sleep(min(left, _POLL_S))
-            elif self._prepared:
-                group = [self._prepared.popleft() for _ in range(min(self._most, len(self._prepared)))]
-                begun = time.monotonic()
-                self._handle(group)
-                not_before = begun + self._pause_s if len(group) > 1 else 0.0
+                continue
+            begun = time.monotonic()
+            num_handled = self._handle_group()
+            not_before = begun + self._pause_s if num_handled > 1 else 0.0
 
     def _prepare_what_waits(self) -> None:
         """Prepare what has been handed in by now; wait for something where nothing is prepared."""
-        for _ in range(self._items.qsize() or not self._prepared):
+        num_items = self._items.qsize()
+        if num_items == 0 and not self._prepared:
+            num_items = 1  # to wait for
+        for _ in range(num_items):
             item = self._items.get()
             if item is None:
                 self._is_closed = True
@@ -93,3 +97,12 @@ class Batcher(Generic[_T, _P]):
             prepared = self._prepare(item)
             if prepared is not None:
                 self._prepared.append(prepared)
+
+    def _may_become_fuller(self) -> bool:
+        return len(self._prepared) < self._enough and not self._is_closed
+
+    def _handle_group(self) -> int:
+        """How many were handled."""
+        size = min(self._most, len(self._prepared))
+        self._handle([self._prepared.popleft() for _ in range(size)])
+        return size

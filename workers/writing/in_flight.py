@@ -19,8 +19,8 @@ class InFlight:
         self._starting: dict[int, int] = {}
         """Claimed and not yet in flight: sample id → epoch."""
         self._active: dict[int, ActiveSample] = {}
-        self._orphaned: dict[int, int] = {}
-        """Held at the last heartbeat, and neither starting nor in flight."""
+        self._orphaned: set[tuple[int, int]] = set()
+        """Claims that were held at the last heartbeat, and neither starting nor in flight: sample id and epoch."""
         self._num_claiming = 0
         self._stopping = False
         self._drained = False
@@ -49,8 +49,10 @@ class InFlight:
     def begin_claiming(self) -> bool:
         """A claim is about to be made; False: the worker stops, and none may be."""
         with self._lock:
-            self._num_claiming += not self._stopping
-            return not self._stopping
+            if self._stopping:
+                return False
+            self._num_claiming += 1
+            return True
 
     def end_claiming(self) -> None:
         """All that a claim got is registered."""
@@ -91,7 +93,8 @@ class InFlight:
         before: ``samples`` taken before held (sample id → epoch) was read, so that a claim made between the two is not
         taken for lost. What is on its way to the database is not: that decides.
         """
-        return [active for active in before if held.get(active.claim[0]) != active.claim[1] and not active.committing]
+        still_held = held.items()
+        return [active for active in before if active.claim not in still_held and not active.committing]
 
     def find_orphaned(self, before: Sequence[ActiveSample], held: Mapping[int, int]) -> dict[int, int]:
         """What the database says this worker holds and nobody here works on: a claim whose answer was lost.
@@ -100,11 +103,11 @@ class InFlight:
         not taken for one.
         """
         with self._lock:
-            known = dict(active.claim for active in before) | self._starting
-            known = dict(active.claim for active in self._active.values()) | known
-            orphaned = {sample_id: epoch for sample_id, epoch in held.items() if known.get(sample_id) != epoch}
-            before_that, self._orphaned = self._orphaned, orphaned
-        return {sample_id: epoch for sample_id, epoch in orphaned.items() if before_that.get(sample_id) == epoch}
+            in_flight = {active.claim for active in (*before, *self._active.values())}
+            orphaned = held.items() - in_flight - self._starting.items()
+            found_twice = orphaned & self._orphaned
+            self._orphaned = orphaned
+        return dict(found_twice)
 
     # Stopping.
 

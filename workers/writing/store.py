@@ -1,6 +1,7 @@
 """What a writer does in the database, as the worker that it is.
 
-Claims are not tried again: upkeep finds their samples. Whatever stores or hands back is, for as long as it takes.
+Claims are not tried again: upkeep finds their samples. Whatever stores or hands back is, for as long as Postgres is
+away.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TypeVar
 import structlog
 from sqlalchemy import Connection
 from sqlalchemy import Engine as DbEngine
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 
 from pipeline.db.claims import ClaimedSample, claim_samples, defer_samples, held_epochs, release_samples
 from pipeline.db.commits import Committed, SampleCommit, commit_samples
@@ -33,6 +34,9 @@ CACHED = 16
 """Samples whose contexts are cached, for each one that the engine can have in flight."""
 RETRY_PAUSE_S = 0.5
 """Between two tries to reach Postgres."""
+_ABOUT_CONTENT = (DataError, IntegrityError, OperationalError)
+"""Postgres refuses a commit for what is in it: a value, a state, a size. What else is called operational passes, and is
+ServiceUnavailable by then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +60,7 @@ class Store:
         self._cache = ContextCache(max_samples=CACHED * max_in_flight)
 
     def claim(self, job_id: int, epochs: Mapping[int, int]) -> list[ClaimedSample]:
-        """epochs: sample id → epoch. Raises ServiceUnavailable or DBAPIError where Postgres is away."""
+        """epochs: sample id → epoch. Raises as ``transaction``."""
         with transaction(self.db_engine) as connection:
             return claim_samples(
                 connection,
@@ -80,7 +84,7 @@ class Store:
     def _commit(self, commits: Sequence[SampleCommit]) -> Committed:
         try:
             return self._commit_together(commits)
-        except (DataError, IntegrityError) as error:
+        except _ABOUT_CONTENT as error:
             if len(commits) == 1:
                 return self._set_aside(commits[0], error.orig or error)
         one_by_one = [self._commit([commit]) for commit in commits]
@@ -137,13 +141,11 @@ class Store:
 
     def patiently(self, statement: Callable[[Connection], _T]) -> _T:
         """Try again for as long as Postgres is away or in trouble of its own (a full disk, a standby, a lock): what was
-        written stays in memory until it is stored, or refused for its content."""
+        written stays in memory until then. Raises at once what would stay wrong: DBAPIError, ConfigurationError."""
         while True:
             try:
                 with transaction(self.db_engine) as connection:
                     return statement(connection)
-            except (DataError, IntegrityError):
-                raise
-            except (ServiceUnavailable, DBAPIError) as error:
+            except ServiceUnavailable as error:
                 log.warning("writer waits for Postgres", reason=str(error))
                 time.sleep(RETRY_PAUSE_S)

@@ -13,8 +13,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from typing import NamedTuple, TypeAlias
 
 import structlog
@@ -25,12 +25,15 @@ from pipeline.chat.model import ChatModel
 from pipeline.chat.translation import settle_think_phase
 from pipeline.db.claims import ClaimedSample
 from pipeline.db.commits import SampleCommit
+from pipeline.db.faults import describe
 from pipeline.db.job_configs import fix_think_phase, get_job_config
+from pipeline.db.runnable import Runnable
 from pipeline.db.workforce import WorkerCounters
 from pipeline.errors import EngineDied, EngineRefused, EngineUnavailable, ServiceUnavailable
 from pipeline.jobs.config import ModelSpec
 from pipeline.policies.requests import Generate
 from pipeline.samples import ModelRole
+from pipeline.workforce import WorkerEnd
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
 from workers.engine.base import Engine, GenerateRequest, GenerateResult
@@ -56,6 +59,8 @@ cost some 10 ms of CPU however many samples they have, and of more than a hundre
 this is worth a third of a job's speed over 0.05 s. A sample that is alone does not wait, nor does one that stays."""
 FULL_GROUP = 20
 """Samples that make a commit worth its cost."""
+MAX_REFUSALS_SHOWN = 16
+"""Refused jobs, the last ones, that a heartbeat tells of."""
 CLAIM_EVERY_S = 0.01
 """Least time between two claims of several messages."""
 
@@ -119,21 +124,22 @@ class Writer:
         db_engine: DbEngine,
         publisher: Publisher,
         identity: Identity,
-        on_engine_death: Callable[[], None],
+        on_failure: Callable[[WorkerEnd], None],
         max_attempts: int = 8,
         admit_ahead: float = 1.0,
         weights: str | None = None,
         revision: str | None = None,
     ) -> None:
-        """max_attempts: so often a sample is handed to an engine that refuses it for the moment. admit_ahead: samples
-        that upkeep admits per slot."""
+        """on_failure: told why the worker cannot go on. max_attempts: so often a sample is handed to an
+        engine that refuses it for the moment. admit_ahead: samples that upkeep admits per slot."""
         self.role = role
         self._weights = weights
         self._revision = revision
         self.engine = engine
         self._chat = chat
         self._publisher = publisher
-        self._on_engine_death = on_engine_death
+        self._on_failure = on_failure
+        on_fault = partial(on_failure, WorkerEnd.WRITER_FAILED)
         self._store = Store(
             db_engine, identity, role=role, max_in_flight=engine.max_in_flight, max_attempts=max_attempts
         )
@@ -142,6 +148,8 @@ class Writer:
         self._cache_room = CacheRoom(max_in_flight=engine.max_in_flight, ahead=admit_ahead)
         self._room_lock = threading.Lock()
         self._setup = lru_cache(maxsize=64)(self._load_setup)
+        self._refusals: dict[int, str] = {}
+        """Jobs whose texts this process cannot write, and why. It never claims for them again."""
         self._recorder: Batcher[Outcome | Ended, Ended] = Batcher(
             "recorder",
             self._record,
@@ -149,7 +157,7 @@ class Writer:
             most=MAX_GROUP,
             pause_s=COMMIT_EVERY_S,
             enough=FULL_GROUP,
-            on_failure=on_engine_death,
+            on_failure=on_fault,
         )
         self._claimer: Batcher[_Call, _Call] = Batcher(
             "claimer",
@@ -157,7 +165,7 @@ class Writer:
             prepare=lambda call: call,
             most=MAX_MESSAGES,
             pause_s=CLAIM_EVERY_S,
-            on_failure=on_engine_death,
+            on_failure=on_fault,
         )
 
     # Task threads.
@@ -186,7 +194,9 @@ class Writer:
                 call.end_claim(reason)
 
     def _claim_of_job(self, job_id: int, calls: Sequence[_Call]) -> str | None:
-        """None, or why nothing was claimed: upkeep finds the samples again."""
+        """None, or why nothing was claimed, or none of it written: upkeep finds the samples again."""
+        if job_id in self._refusals:
+            return self._refusals[job_id]
         named: dict[int, tuple[int, _Call]] = {}
         for call in calls:
             for sample_id, epoch in call.message.samples:
@@ -194,23 +204,39 @@ class Writer:
                     named[sample_id] = epoch, call
         try:
             claimed = self._store.claim(job_id, {sample_id: epoch for sample_id, (epoch, _) in named.items()})
-        except (ServiceUnavailable, DBAPIError) as error:
+        except ServiceUnavailable as error:
             log.warning("nothing claimed", reason=str(error))
             return "Postgres is away"
+        except DBAPIError as error:  # it may be the message's fault, and none may end a worker
+            log.error("claim refused", job_id=job_id, reason=describe(error))
+            return "Postgres refuses the claim"
         self._in_flight.claimed((sample.sample_id, sample.epoch) for sample in claimed)
+        setup = self._set_up(job_id) if claimed else None
         for sample in claimed:
             _, call = named[sample.sample_id]
-            call.num_claimed += 1
+            call.num_claimed += setup is not None
             call.under_way.add()
-            self._begin(sample, call.under_way)
-        return None
+            if setup is None:
+                self._recorder.put(Ended((sample.sample_id, sample.epoch), call.under_way, 0, Release()))
+            else:
+                self._begin(sample, setup, call.under_way)
+        return self._refusals.get(job_id)
 
-    def _begin(self, sample: ClaimedSample, latch: Latch) -> None:
+    def _set_up(self, job_id: int) -> JobSetup | None:
+        """None where this worker cannot write a job's texts: it refuses the job from now on, and no sample pays."""
+        try:
+            return self._setup(job_id)
+        except Exception as error:  # a plug-in may break in any way
+            self._refusals[job_id] = f"{type(error).__name__}: {error}"
+            log.error("job refused", job_id=job_id, reason=self._refusals[job_id])
+            return None
+
+    def _begin(self, sample: ClaimedSample, setup: JobSetup, latch: Latch) -> None:
         """Hand a sample to the engine; whatever goes wrong with this one sample ends this one sample."""
         claim = sample.sample_id, sample.epoch
         ending: Ending
         try:
-            active, step = begin(sample, self._setup(sample.job_id), latch)
+            active, step = begin(sample, setup, latch)
         except Exception as error:
             log.exception("sample not begun", sample_id=sample.sample_id)
             ending = failed(claim, error)
@@ -278,7 +304,7 @@ class Writer:
             active.num_tokens += result.num_generated_tokens if isinstance(result, GenerateResult) else 0
             return None if active.abandoned else commit_gathered(active) or Release()
         if isinstance(result, EngineDied):
-            self._on_engine_death()
+            self._on_failure(WorkerEnd.ENGINE_DIED)
             return None
         if isinstance(result, EngineUnavailable):
             return commit_gathered(active) or Deferral(result)
@@ -309,9 +335,13 @@ class Writer:
                 log.warning("sample deferred", sample_id=ended.claim[0], reason=str(ended.ending.error))
                 self._store.defer(ended.claim, ended.ending.error)
         self._in_flight.ended(ended.claim for ended in group)
-        self._publisher.publish([*committed.samples, *released])
+        self._publisher.publish([*committed.samples, *(self._sent_on(sample) for sample in released)])
         for ended in group:
             ended.latch.count_down()
+
+    def _sent_on(self, sample: Runnable) -> Runnable:
+        """A sample of a job that is refused here, to whoever serves its model: here its message would end."""
+        return replace(sample, home_queue=None) if sample.job_id in self._refusals else sample
 
     # The lease keeper's thread.
 
@@ -329,6 +359,7 @@ class Writer:
             tokens_dropped=accounts.dropped + stats.num_lost_tokens,
             prompt_tokens=stats.num_prompt_tokens,
             cached_tokens=stats.num_cached_tokens,
+            refused_jobs=dict(list(self._refusals.items())[-MAX_REFUSALS_SHOWN:]),
         )
 
     def lease_lost(self) -> None:

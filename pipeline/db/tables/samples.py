@@ -89,6 +89,9 @@ class SampleRow(Base):
         comment="the small worker whose cache holds the context",
     )
     large_worker_id: Mapped[int | None] = mapped_column(ForeignKey("workers.id"), comment="likewise, large")
+    runnable_at: Mapped[Instant | None] = mapped_column(
+        comment="since when it waits, or waited before its claim, for a worker or a grader"
+    )
     published_at: Mapped[Instant | None] = mapped_column(comment="when a message for its present state was last due")
     num_rescues: Mapped[int] = mapped_column(
         server_default="0", comment="times its worker died with it since its last commit"

@@ -61,7 +61,7 @@ class SegmentRow(Base):
     content_sha256: Mapped[str | None] = mapped_column(
         comment="of what was written, for replay; null: stored before there was one"
     )
-    wait_seconds: Mapped[float | None] = mapped_column(comment="from publishing to claim")
+    wait_seconds: Mapped[float | None] = mapped_column(comment="from when it could be claimed to the claim")
     queue_seconds: Mapped[float | None] = mapped_column(comment="inside the engine before its first work")
     first_token_seconds: Mapped[float | None] = mapped_column(comment="from handing in to the first token")
     write_seconds: Mapped[float | None] = mapped_column(comment="from handing in to the end")
@@ -113,7 +113,7 @@ class AsideRow(Base):
     worker_id: Mapped[int] = mapped_column(ForeignKey("workers.id"), comment="that wrote it")
     engine_id: Mapped[int] = mapped_column(ForeignKey("engines.id"), comment="that worker's")
     content_sha256: Mapped[str] = mapped_column(comment="of what was written, for replay")
-    wait_seconds: Mapped[float | None] = mapped_column(comment="from publishing to claim")
+    wait_seconds: Mapped[float | None] = mapped_column(comment="from when it could be claimed to the claim")
     queue_seconds: Mapped[float | None] = mapped_column(comment="inside the engine before its first work")
     first_token_seconds: Mapped[float | None] = mapped_column(comment="from handing in to the first token")
     write_seconds: Mapped[float | None] = mapped_column(comment="from handing in to the end")

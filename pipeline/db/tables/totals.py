@@ -84,7 +84,7 @@ class JobTotalsRow(Base):
     )
     request_seconds_large: Mapped[float | None] = mapped_column(comment="likewise, large")
     mean_wait_seconds: Mapped[float | None] = mapped_column(
-        comment="from publishing to claim, all segments of a sample together, mean over samples"
+        comment="from when it could be claimed to the claim, all segments of a sample together, mean over samples"
     )
     p95_wait_seconds: Mapped[float | None] = mapped_column(comment="95th percentile of the same")
     mean_queue_seconds: Mapped[float | None] = mapped_column(
@@ -121,7 +121,7 @@ class RollupRow(Base):
         comment="seconds from admission to complete text, of each complete sample"
     )
     waits: Mapped[Floats | None] = mapped_column(
-        comment="seconds from publishing to claim, of each sample that has any, all its claims together"
+        comment="seconds from when it could be claimed to the claim, all claims of a sample together"
     )
     busy: Mapped[Rows | None] = mapped_column(comment="type busy_part, by worker and author")
     delegation: Mapped[Rows | None] = mapped_column(comment="type delegation_part, by author and trigger")

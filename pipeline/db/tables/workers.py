@@ -59,7 +59,10 @@ class WorkerRow(Base):
     host: Mapped[str] = mapped_column(comment="where it runs")
     pid: Mapped[int] = mapped_column(comment="its process there")
     queue: Mapped[str] = mapped_column(comment="its own queue, for samples whose context it has cached")
-    max_in_flight: Mapped[int] = mapped_column(comment="samples it works on at the same time")
+    max_in_flight: Mapped[int] = mapped_column(comment="most samples that it works on at the same time, as it started")
+    num_slots: Mapped[int | None] = mapped_column(
+        comment="samples that its cache has room for now; null: max_in_flight. Upkeep admits by this"
+    )
     started_at: Mapped[Instant] = mapped_column(server_default=func.now(), comment="when it registered")
     renewed_at: Mapped[Instant] = mapped_column(server_default=func.now(), comment="when it last renewed its lease")
     expires_at: Mapped[Instant] = mapped_column(comment="the lease's end, by this database's clock")
@@ -70,6 +73,9 @@ class WorkerRow(Base):
     settled_at: Mapped[Instant | None] = mapped_column(comment="when all it held was given back")
     num_in_flight: Mapped[int] = mapped_column(
         server_default="0", comment="samples it writes, or holds until it can write or commit them, at renewed_at"
+    )
+    refused_jobs: Mapped[dict[str, Any]] = mapped_column(
+        server_default="{}", comment="jobs that it cannot write, by id, each with the reason"
     )
     tokens_generated: Mapped[int] = mapped_column(
         BigInteger,

@@ -136,7 +136,7 @@ class SpeculativeThinkingPolicy(PairPolicy[_State]):
         if is_due and may_check and turn.remaining(keep, spec.check) >= 1:
             return self._check_all(turn, reader, takeover)
         limit = spec.n1 if takeover.trigger in SHORT_TAKEOVERS else spec.n2
-        return turn.hand_to(
+        return turn.let_write(
             ModelRole.LARGE,
             takeover.trigger,
             {"limit": limit, "inserted": False, "text": reader.state},
@@ -150,7 +150,7 @@ class SpeculativeThinkingPolicy(PairPolicy[_State]):
         reader.close_windows()
         reader.feed(self._spec.check.text)
         state = {"limit": turn.state.n3, "inserted": True, "text": reader.state}
-        return turn.hand_to(
+        return turn.let_write(
             ModelRole.LARGE,
             Trigger.TOO_MUCH_REFLECTION,
             state | turn.state.after_check(self._spec),
@@ -171,7 +171,7 @@ class SpeculativeThinkingPolicy(PairPolicy[_State]):
             return turn.end(reason, keep)
         text, reflections = self._read_kept(turn, keep)
         state = {"limit": 0, "inserted": False, "text": text, "reflections": turn.state.reflections + reflections}
-        return turn.hand_to(ModelRole.SMALL, Trigger.RESUME, state, keep=keep)
+        return turn.let_write(ModelRole.SMALL, Trigger.RESUME, state, keep=keep)
 
     def _read_kept(self, turn: Turn[_State], keep: int) -> tuple[TextState, int]:
         """Read what is kept of a takeover: the state after it, and how many reflective sentences are in it."""

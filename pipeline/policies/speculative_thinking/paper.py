@@ -99,7 +99,7 @@ class PaperPolicy(PairPolicy[_State]):
         if reflections >= turn.state.threshold and turn.remaining(keep, self._spec.check) >= 1:
             return self._check_all(turn, keep, breaks.newlines, cue)
         ages = () if is_reflection else (0,)  # the break's sentence counts once
-        return turn.hand_to(
+        return turn.let_write(
             ModelRole.LARGE,
             trigger,
             {"reflections": reflections, "newlines": breaks.newlines, "ages": ages, "texts": ()},
@@ -113,7 +113,7 @@ class PaperPolicy(PairPolicy[_State]):
         at_break = turn.state.model_copy(update={"newlines": newlines, "ages": (), "texts": ()})
         sentences = _Sentences(at_break, self._spec)
         sentences.feed(self._spec.check.text)
-        return turn.hand_to(
+        return turn.let_write(
             ModelRole.LARGE,
             Trigger.TOO_MUCH_REFLECTION,
             sentences.fields | turn.state.after_check(self._spec),
@@ -142,7 +142,7 @@ class PaperPolicy(PairPolicy[_State]):
             "texts": (),
             "reflections": turn.state.reflections + reflections,
         }
-        return turn.hand_to(ModelRole.SMALL, Trigger.RESUME, state, keep=keep)
+        return turn.let_write(ModelRole.SMALL, Trigger.RESUME, state, keep=keep)
 
     # Watchers.
 

@@ -257,7 +257,7 @@ class CodePolicy(PairPolicy[_State]):
         cue: str = "",
         room: int | None = None,
     ) -> Transition:
-        return turn.hand_to(
+        return turn.let_write(
             ModelRole.SMALL if phase in ("draft", "peek") else ModelRole.LARGE,
             trigger,
             state | {"phase": phase, "cue": cue},

@@ -28,7 +28,7 @@ CREATE TYPE cost_sums AS (
 
 COMMENT ON TYPE cost_sums IS
     'prompt tokens not found in the prefix cache; durations of requests; samples that were handed to an engine and the '
-    'seconds inside engines before the first work; seconds from publishing to claim, all of a sample together';
+    'seconds inside engines before the first work; seconds from when it could be claimed to the claim, all of a sample together';
 
 CREATE FUNCTION aggregate_cost(job bigint, first_problem bigint, last_problem bigint) RETURNS SETOF cost_sums
 LANGUAGE sql STABLE ROWS 1 AS $$

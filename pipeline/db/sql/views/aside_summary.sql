@@ -29,6 +29,6 @@ COMMENT ON COLUMN aside_summary.tokens_taken IS 'of these, put into the text';
 COMMENT ON COLUMN aside_summary.mean_value IS 'mean of the numbers that decided, where one did';
 COMMENT ON COLUMN aside_summary.share_cached IS
     'share of the prompts'' tokens that were found in the prefix cache';
-COMMENT ON COLUMN aside_summary.mean_wait_seconds IS 'from publishing the sample to a worker''s claim';
+COMMENT ON COLUMN aside_summary.mean_wait_seconds IS 'from when the sample could be claimed to a worker''s claim';
 COMMENT ON COLUMN aside_summary.mean_queue_seconds IS 'inside the engine before its first work';
 COMMENT ON COLUMN aside_summary.mean_write_seconds IS 'from handing in to the engine to the end';

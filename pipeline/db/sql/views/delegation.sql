@@ -30,6 +30,6 @@ COMMENT ON COLUMN delegation.tokens IS 'kept tokens';
 COMMENT ON COLUMN delegation.mean_tokens IS 'kept tokens per segment';
 COMMENT ON COLUMN delegation.tokens_discarded IS 'tokens written and not kept';
 COMMENT ON COLUMN delegation.share_cached IS 'share of the prompts'' tokens that were found in the prefix cache';
-COMMENT ON COLUMN delegation.mean_wait_seconds IS 'from publishing the segment to a worker''s claim';
+COMMENT ON COLUMN delegation.mean_wait_seconds IS 'from when the sample could be claimed to a worker''s claim';
 COMMENT ON COLUMN delegation.mean_queue_seconds IS 'inside the engine before its first work';
 COMMENT ON COLUMN delegation.mean_write_seconds IS 'from handing in to the engine to the end';

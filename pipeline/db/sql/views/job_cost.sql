@@ -59,7 +59,7 @@ COMMENT ON COLUMN job_cost.prompt_tokens_large IS 'likewise, large';
 COMMENT ON COLUMN job_cost.p50_wall_seconds IS 'from admission to complete text, median of the complete samples';
 COMMENT ON COLUMN job_cost.p95_wall_seconds IS '95th percentile of the same';
 COMMENT ON COLUMN job_cost.mean_wait_seconds IS
-    'from publishing to a worker''s claim, all claims of a sample together, mean over samples';
+    'from when a sample could be claimed to a worker''s claim, all claims of a sample together, mean over samples';
 COMMENT ON COLUMN job_cost.p95_wait_seconds IS '95th percentile of the same';
 COMMENT ON COLUMN job_cost.mean_queue_seconds IS
     'inside the engines before their first work, likewise, mean over samples';

@@ -7,8 +7,8 @@ SELECT j.id AS job_id, j.name, j.state, c.samples_total, c.graded + c.failed AS 
        CASE WHEN j.state = 'paused' THEN format('paused: specthink resume %s lets it go on', j.id)
             WHEN j.state <> 'running' THEN NULL
             WHEN w.upkeep = 0 THEN 'no live upkeep worker: specthink worker upkeep starts one'
-            ELSE nullif(concat_ws('; ', r.no_small, r.no_large, r.no_grade, r.ahead, r.large_saturated, r.delayed,
-                                  r.suspects, r.small_busy, r.large_busy, r.grading), '')
+            ELSE nullif(concat_ws('; ', r.no_small, r.no_large, r.no_grade, r.refused, r.ahead, r.large_saturated,
+                                  r.delayed, r.suspects, r.small_busy, r.large_busy, r.grading), '')
        END AS waiting_for,
        c.takeovers, c.written_small, c.written_large,
        extract(epoch FROM coalesce(j.finished_at, clock_timestamp()) - j.first_claimed_at)::float8 AS seconds,
@@ -41,9 +41,15 @@ CROSS JOIN LATERAL (
            count(*) FILTER (WHERE w.kind = 'large' AND w.model = j.large_model) AS large,
            count(*) FILTER (WHERE w.kind = 'grade') AS grade,
            count(*) FILTER (WHERE w.kind = 'upkeep') AS upkeep,
-           sum(w.max_in_flight) FILTER (WHERE w.kind = 'small' AND w.model = j.small_model) AS small_slots,
-           sum(w.max_in_flight) FILTER (WHERE w.kind = 'large' AND w.model = j.large_model) AS large_slots
-    FROM workers w WHERE w.ended_at IS NULL AND w.expires_at > clock_timestamp()
+           count(*) FILTER (WHERE w.refusal IS NOT NULL) AS refusing,
+           min(format('worker %s on %s: %s', w.id, w.host, w.refusal)) FILTER (WHERE w.refusal IS NOT NULL) AS refusal,
+           sum(w.slots) FILTER (WHERE w.kind = 'small' AND w.model = j.small_model) AS small_slots,
+           sum(w.slots) FILTER (WHERE w.kind = 'large' AND w.model = j.large_model) AS large_slots
+    FROM (
+        SELECT k.*, coalesce(k.num_slots, k.max_in_flight) AS slots, k.refused_jobs ->> j.id::text AS refusal
+        FROM workers k
+    ) w
+    WHERE w.ended_at IS NULL AND w.expires_at > clock_timestamp()
 ) w
 CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE w.kind = 'small' AND w.model = j.small_model) AS small,
@@ -68,6 +74,8 @@ CROSS JOIN LATERAL (
                             j.large_model) END AS no_large,
            CASE WHEN w.grade = 0 AND c.finished > 0
                 THEN 'no live grade worker: specthink worker grade starts one' END AS no_grade,
+           CASE WHEN w.refusing > 0
+                THEN format('workers that refuse this job: %s, e.g. %s', w.refusing, w.refusal) END AS refused,
            CASE WHEN a.samples_ahead > 0 AND c.pending > 0
                 THEN format('samples of older or higher-ranking jobs ahead: %s', a.samples_ahead) END AS ahead,
            CASE WHEN c.awaiting_large > 0 AND w.large > 0 AND h.large >= w.large_slots

@@ -89,7 +89,7 @@ def test_jobs_that_wait_to_be_shown_do_not_pile_up(app: Celery) -> None:
 def test_deleted_queue_is_empty(app: Celery) -> None:
     publisher = Publisher(app)
     publisher.publish([waiting(1, home_queue="small.m.own", resumed=True)])
-    publisher.drop_queue("small.m.own")
+    assert publisher.drop_queue("small.m.own")
     assert publisher.depth("small.m.own") == 0
 
 
@@ -98,6 +98,18 @@ def test_broker_that_is_away_does_not_stop_the_worker() -> None:
     app.conf.update(CONFIG)
     app.conf.task_publish_retry_policy = {"max_retries": 0}
     Publisher(app).publish([waiting(1)])
+    app.close()
+
+
+def test_queue_that_a_broker_does_not_delete_is_told_and_not_tried_at_once_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app = Celery("test", broker="redis://127.0.0.1:1/0", set_as_current=False)
+    app.conf.update(CONFIG)
+    publisher = Publisher(app)
+    assert not publisher.drop_queue("small.m.own")
+    monkeypatch.setattr(app, "connection_for_write", lambda: pytest.fail("it was asked again within its silence"))
+    assert not publisher.drop_queue("small.m.own")
     app.close()
 
 

@@ -83,3 +83,11 @@ def test_a_drained_worker_starts_nothing() -> None:
     assert register.drain() == [one]
     assert not register.started(active(2))
     assert register.samples() == [one]
+
+
+def test_claim_that_was_made_while_the_heartbeat_was_read_is_not_orphaned() -> None:
+    """before and held are older than the register: the sample came back meanwhile, under a later epoch."""
+    earlier, later = active(1), active(1, epoch=3)
+    register = holding(later)
+    for _ in range(2):
+        assert register.find_orphaned([earlier], {1: 3}) == {}
