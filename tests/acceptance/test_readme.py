@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.slow, pytest.mark.timeout(600)
 
 BLOCKS = blocks()
 COMMANDS = [block for block in BLOCKS if block.language in ("bash", "python") and not block.not_run]
-LAST = [block for block in COMMANDS if "specthink down" in block.text]
+LAST = [block for block in COMMANDS if re.search(r"^specthink down$", block.text, re.MULTILINE)]
 QUERIES = [block for block in BLOCKS if block.language == "sql"]
 EXAMPLE_POLICY = f"{ROOT / 'docs' / 'examples' / 'my_policy.py'}:LongStepSpec"
 
