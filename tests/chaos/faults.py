@@ -1,4 +1,4 @@
-"""What a fault is: something done to a field while a job runs, and what was seen of it."""
+"""What a fault is: something done to a harness while a job runs, and what was seen of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tests.chaos.field import Field
+from tests.chaos.harness import Harness
 from tests.chaos.texts import NUM_SAMPLES
 from tests.chaos.workload import GRADER, GRADER_AT_ONCE, ChaosJob
 
@@ -55,26 +55,26 @@ class Fault(ABC):
     lasts_s: float = 6.0
     """About how long a run takes; the longest cells are begun first."""
 
-    def setup(self, field: Field) -> None:  # noqa: B027  # most faults need none
-        """Before the first run, on a healthy field."""
+    def setup(self, harness: Harness) -> None:  # noqa: B027  # most faults need none
+        """Before the first run, on a healthy harness."""
 
-    def teardown(self, field: Field) -> None:  # noqa: B027  # most faults need none
-        """After the last run; must leave a field that becomes healthy."""
+    def teardown(self, harness: Harness) -> None:  # noqa: B027  # most faults need none
+        """After the last run; must leave a harness that becomes healthy."""
 
-    def prepare(self, field: Field, rng: random.Random) -> None:  # noqa: B027  # most faults need none
+    def prepare(self, harness: Harness, rng: random.Random) -> None:  # noqa: B027  # most faults need none
         """Before the job of a run is submitted."""
 
-    def submit(self, field: Field, rng: random.Random, seed: int) -> ChaosJob:
-        return field.submit(seed, num_samples=self.num_samples, grader=rng.choice(self.graders))
+    def submit(self, harness: Harness, rng: random.Random, seed: int) -> ChaosJob:
+        return harness.submit(seed, num_samples=self.num_samples, grader=rng.choice(self.graders))
 
     @abstractmethod
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
         """Break something. Raises Broken where it could not be broken, or where what must follow did not."""
 
-    def heal(self, field: Field, job: ChaosJob) -> None:  # noqa: B027  # most faults need none
-        """After the job has ended, or has not in time; also where strike failed. The field is waited for afterwards."""
+    def heal(self, harness: Harness, job: ChaosJob) -> None:  # noqa: B027  # most faults need none
+        """After the job ended or ran out of time, also where strike failed. The harness is waited for afterwards."""
 
-    def check(self, field: Field, job: ChaosJob, strike: Strike) -> list[str]:
+    def check(self, harness: Harness, job: ChaosJob, strike: Strike) -> list[str]:
         """What else must hold after this fault, beside the invariants: what does not, in words."""
         return []
 
@@ -96,28 +96,28 @@ class Together(Fault):
         self.component = "+".join(fault.component for fault in faults)
         self._faults = faults
 
-    def setup(self, field: Field) -> None:
+    def setup(self, harness: Harness) -> None:
         for fault in self._faults:
-            fault.setup(field)
+            fault.setup(harness)
 
-    def teardown(self, field: Field) -> None:
+    def teardown(self, harness: Harness) -> None:
         for fault in self._faults:
-            fault.teardown(field)
+            fault.teardown(harness)
 
-    def submit(self, field: Field, rng: random.Random, seed: int) -> ChaosJob:
-        return self._faults[0].submit(field, rng, seed)
+    def submit(self, harness: Harness, rng: random.Random, seed: int) -> ChaosJob:
+        return self._faults[0].submit(harness, rng, seed)
 
-    def prepare(self, field: Field, rng: random.Random) -> None:
+    def prepare(self, harness: Harness, rng: random.Random) -> None:
         for fault in self._faults:
-            fault.prepare(field, rng)
+            fault.prepare(harness, rng)
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        return as_one([fault.strike(field, job, rng) for fault in self._faults])
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        return as_one([fault.strike(harness, job, rng) for fault in self._faults])
 
-    def heal(self, field: Field, job: ChaosJob) -> None:
+    def heal(self, harness: Harness, job: ChaosJob) -> None:
         for fault in self._faults:
-            fault.heal(field, job)
+            fault.heal(harness, job)
 
-    def check(self, field: Field, job: ChaosJob, strike: Strike) -> list[str]:
+    def check(self, harness: Harness, job: ChaosJob, strike: Strike) -> list[str]:
         strikes = zip(self._faults, [strike, *strike.more], strict=True)
-        return [what for fault, its in strikes for what in fault.check(field, job, its)]
+        return [what for fault, its in strikes for what in fault.check(harness, job, its)]

@@ -19,7 +19,7 @@ from pipeline.errors import EngineRefused, EngineUnavailable
 from pipeline.problems import Problem, ProblemSet, content_sha256
 from pipeline.samples import ModelRole
 from tests.chaos.faults import Fault, Strike
-from tests.chaos.field import Broken, Field
+from tests.chaos.harness import Broken, Harness
 from tests.chaos.models import MODELS
 from tests.chaos.worker import ENGINE_VARIABLE, MAX_IN_FLIGHT, STEP_S, Order
 from tests.chaos.workload import ChaosJob
@@ -126,11 +126,11 @@ class EngineFault(Fault):
 
     component = "engine"
 
-    def setup(self, field: Field) -> None:
-        field.change_programs(dict.fromkeys(field.names("small"), ENVIRONMENT))
+    def setup(self, harness: Harness) -> None:
+        harness.change_programs(dict.fromkeys(harness.names("small"), ENVIRONMENT))
 
-    def teardown(self, field: Field) -> None:
-        field.change_programs(dict.fromkeys(field.names("small")))
+    def teardown(self, harness: Harness) -> None:
+        harness.change_programs(dict.fromkeys(harness.names("small")))
 
 
 class Ordered(EngineFault):
@@ -141,14 +141,14 @@ class Ordered(EngineFault):
         self._action = action
         self._end = end
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        victim = rng.choice(field.names("small"))
-        field.order(victim, Order(phase="generating", n=rng.randint(1, 80), action=self._action))
-        fired = field.wait_fired(victim, job)
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        victim = rng.choice(harness.names("small"))
+        harness.order(victim, Order(phase="generating", n=rng.randint(1, 80), action=self._action))
+        fired = harness.wait_fired(victim, job)
         return Strike(at=fired.at, pids=[fired.pid], kind="small")
 
-    def check(self, field: Field, job: ChaosJob, strike: Strike) -> list[str]:
-        rows = field.rows(
+    def check(self, harness: Harness, job: ChaosJob, strike: Strike) -> list[str]:
+        rows = harness.rows(
             "SELECT end_reason FROM workers WHERE pid = :pid ORDER BY id DESC LIMIT 1", pid=strike.pids[0]
         )
         return [] if rows == [(self._end,)] else [f"the struck worker ended as {rows}, not {self._end}"]
@@ -164,11 +164,11 @@ class BadSamples(EngineFault):
         self._bad: int | None = None
         self.lasts_s = 20.0
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
         self._bad = None
-        field.at_some_moment(job, rng, latest=0.4)
+        harness.at_some_moment(job, rng, latest=0.4)
         strike = Strike(is_blow=False)
-        self._bad = field.client.submit(
+        self._bad = harness.client.submit(
             self._problems(job.seed),
             small=MODELS[ModelRole.SMALL], large=MODELS[ModelRole.LARGE], seed=job.seed, max_tokens=1000,
             name=f"{self.name} {job.seed}",
@@ -187,23 +187,23 @@ class BadSamples(EngineFault):
         )
         return ProblemSet(name=f"odd-{seed}", content_sha256=content_sha256(problems), problems=problems)
 
-    def heal(self, field: Field, job: ChaosJob) -> None:
+    def heal(self, harness: Harness, job: ChaosJob) -> None:
         if self._bad is not None:
             bad = ChaosJob(self._bad, job.seed)
             try:
-                field.wait_over(bad, timeout_s=90)
+                harness.wait_over(bad, timeout_s=90)
             except Broken:
-                field.client.cancel(self._bad)
+                harness.client.cancel(self._bad)
                 raise
 
-    def check(self, field: Field, job: ChaosJob, strike: Strike) -> list[str]:
+    def check(self, harness: Harness, job: ChaosJob, strike: Strike) -> list[str]:
         assert self._bad is not None
-        rows = field.rows(
+        rows = harness.rows(
             "SELECT p.position, s.state, s.error_class, s.error, s.score, s.num_attempts, s.epoch, s.num_rescues "
             "FROM samples s JOIN problems p ON p.id = s.problem_id WHERE s.job_id = :job ORDER BY p.position",
             job=self._bad,
         )
-        state = field.rows("SELECT state FROM jobs WHERE id = :job", job=self._bad)[0][0]
+        state = harness.rows("SELECT state FROM jobs WHERE id = :job", job=self._bad)[0][0]
         found = []
         for (mode, error_class), row in zip(self._modes.items(), rows, strict=False):
             if row[1:3] != (("failed", error_class) if error_class else ("graded", None)):
@@ -213,9 +213,9 @@ class BadSamples(EngineFault):
         ]
         if state != ("completed_with_errors" if any(self._modes.values()) else "completed"):
             found.append(f"its job is {state}")
-        with snapshot(field.db_engine) as connection:
+        with snapshot(harness.db_engine) as connection:
             found += [f"{each.invariant}: {each.where} {each.what}" for each in check_job(connection, self._bad)]
-        deaths = field.rows(
+        deaths = harness.rows(
             "SELECT count(*) FROM workers w WHERE kind = 'small' AND end_reason <> 'stopped' "
             "AND ended_at > to_timestamp(:at) AND NOT EXISTS "  # a busy machine: the process lives on with a new lease
             "(SELECT FROM workers later WHERE later.pid = w.pid AND later.id > w.id)",

@@ -16,7 +16,7 @@ from typing import Any
 import redis
 
 from tests.chaos.faults import EITHER_GRADER, Fault, Strike
-from tests.chaos.field import SETTINGS, Broken, Field
+from tests.chaos.harness import SETTINGS, Broken, Harness
 from tests.chaos.worker import RELAY_PREFIX, relay_file
 from tests.chaos.workload import ChaosJob
 
@@ -102,20 +102,20 @@ class Relayed(Fault):
         self._relay: Relay | None = None
         self.lasts_s = 12.0
 
-    def prepare(self, field: Field, rng: random.Random) -> None:
-        self._relay = self._kind(field.connections.redis_url.get_secret_value(), rng)
-        relay_file(field.orders).touch()
+    def prepare(self, harness: Harness, rng: random.Random) -> None:
+        self._relay = self._kind(harness.connections.redis_url.get_secret_value(), rng)
+        relay_file(harness.orders).touch()
         self._relay.start()
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
         return Strike(is_blow=False)
 
-    def heal(self, field: Field, job: ChaosJob) -> None:
-        relay_file(field.orders).unlink(missing_ok=True)
+    def heal(self, harness: Harness, job: ChaosJob) -> None:
+        relay_file(harness.orders).unlink(missing_ok=True)
         if self._relay is not None:
             self._relay.close(timeout_s=3 * LEASE_S + 5)
 
-    def check(self, field: Field, job: ChaosJob, strike: Strike) -> list[str]:
+    def check(self, harness: Harness, job: ChaosJob, strike: Strike) -> list[str]:
         taken = self._relay.num_taken if self._relay else 0
         return [] if taken >= 20 else [f"only {taken} messages went through the relay"]
 

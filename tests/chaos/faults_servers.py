@@ -26,7 +26,7 @@ from pipeline.db.session import transaction
 from pipeline.errors import MigrationRefused, PipelineError
 from pipeline.workforce import WorkerKind
 from tests.chaos.faults import Fault, Strike, as_one
-from tests.chaos.field import Broken, Field
+from tests.chaos.harness import Broken, Harness
 from tests.chaos.models import REPOSITORY
 from tests.chaos.proxy import Proxy, target_of, through
 from tests.chaos.workload import ChaosJob
@@ -34,21 +34,21 @@ from tests.chaos.workload import ChaosJob
 _CLONE_NEWNS = 0x00020000
 
 
-def forget_starts(field: Field, server: str) -> None:
+def forget_starts(harness: Harness, server: str) -> None:
     """Let supervisord start a server at once, however often this matrix has killed it."""
-    (field.state.state_dir / "programs" / f"{server}.starts").unlink(missing_ok=True)
+    (harness.state.state_dir / "programs" / f"{server}.starts").unlink(missing_ok=True)
 
 
-def wait_postgres(field: Field) -> None:
-    field.until(lambda: field.rows("SELECT 1") == [(1,)], "Postgres to answer", timeout_s=60)
+def wait_postgres(harness: Harness) -> None:
+    harness.until(lambda: harness.rows("SELECT 1") == [(1,)], "Postgres to answer", timeout_s=60)
 
 
-def wait_redis(field: Field) -> None:
+def wait_redis(harness: Harness) -> None:
     def answers() -> bool:
-        with field.redis() as client:
+        with harness.redis() as client:
             return bool(client.ping())
 
-    field.until(answers, "Redis to answer", timeout_s=60)
+    harness.until(answers, "Redis to answer", timeout_s=60)
 
 
 # -- Redis ------------------------------------------------------------------------------------------------------------
@@ -59,10 +59,10 @@ class FlushRedis(Fault):
 
     name, component = "FLUSHALL", "Redis"
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        field.at_some_moment(job, rng)
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        harness.at_some_moment(job, rng)
         strike = Strike()
-        with field.redis() as client:
+        with harness.redis() as client:
             for _ in range(3):
                 client.flushall()
                 time.sleep(rng.uniform(0.05, 0.5))
@@ -78,17 +78,17 @@ class KillRedis(Fault):
         self.name = name
         self._keep_file = keep_file
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        field.at_some_moment(job, rng)
-        forget_starts(field, "redis")
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        harness.at_some_moment(job, rng)
+        forget_starts(harness, "redis")
         strike = Strike()
-        pid = field.signal("redis", signal.SIGSTOP)
+        pid = harness.signal("redis", signal.SIGSTOP)
         if not self._keep_file:
-            for path in (field.state.state_dir / "redis").glob("*.aof"):
+            for path in (harness.state.state_dir / "redis").glob("*.aof"):
                 path.unlink()
         os.kill(pid, signal.SIGKILL)
-        wait_redis(field)
-        with field.redis() as client:
+        wait_redis(harness)
+        with harness.redis() as client:
             strike.note = f"{client.dbsize()} keys came back"
         return strike
 
@@ -104,9 +104,9 @@ class FreezeServer(Fault):
         self._server = server
         self._frozen: list[psutil.Process] = []
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        field.at_some_moment(job, rng)
-        pid = field.pid(self._server)
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        harness.at_some_moment(job, rng)
+        pid = harness.pid(self._server)
         strike = Strike()
         process = psutil.Process(pid)
         process.suspend()
@@ -114,11 +114,11 @@ class FreezeServer(Fault):
         for child in self._frozen[1:]:
             with suppress(psutil.NoSuchProcess):
                 child.suspend()
-        time.sleep(field.lease_s * rng.uniform(1.2, 4.0))
-        self.heal(field, job)
+        time.sleep(harness.lease_s * rng.uniform(1.2, 4.0))
+        self.heal(harness, job)
         return strike
 
-    def heal(self, field: Field, job: ChaosJob) -> None:
+    def heal(self, harness: Harness, job: ChaosJob) -> None:
         for process in self._frozen:
             with suppress(psutil.NoSuchProcess):
                 process.resume()
@@ -137,14 +137,14 @@ class StopPostgres(Fault):
         self.name = name
         self._signal = sign
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        field.at_some_moment(job, rng)
-        forget_starts(field, "postgres")
-        pid = field.pid("postgres")
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        harness.at_some_moment(job, rng)
+        forget_starts(harness, "postgres")
+        pid = harness.pid("postgres")
         strike = Strike()
         os.kill(pid, self._signal)
-        field.until(lambda: field.pid("postgres") != pid, "Postgres to start again", timeout_s=60)
-        wait_postgres(field)
+        harness.until(lambda: harness.pid("postgres") != pid, "Postgres to start again", timeout_s=60)
+        wait_postgres(harness)
         strike.note = f"away for {time.time() - strike.at:.1f} s"
         return strike
 
@@ -154,12 +154,12 @@ class CutAll(Fault):
 
     name, component = "pg_terminate_backend of all", "Postgres"
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        field.at_some_moment(job, rng)
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        harness.at_some_moment(job, rng)
         strike = Strike()
         cut = 0
         for _ in range(5):
-            cut += field.rows(
+            cut += harness.rows(
                 "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
                 "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
             )[0][0]
@@ -191,37 +191,37 @@ class BrokenNetwork(Fault):
         assert self._proxy is not None
         return self._proxy
 
-    def setup(self, field: Field) -> None:
+    def setup(self, harness: Harness) -> None:
         variable = "SPECTHINK_REDIS_URL" if self._server == "Redis" else "SPECTHINK_DATABASE_URL"
-        urls = {field.names(kind)[0]: self._url(field, kind) for kind in self._kinds}
+        urls = {harness.names(kind)[0]: self._url(harness, kind) for kind in self._kinds}
         self._victims = list(urls)
         self._proxy = Proxy(target_of(urls[self._victims[0]]))  # each kind has its login, all have the same server
-        field.change_programs({victim: {variable: through(url, self._proxy)} for victim, url in urls.items()})
+        harness.change_programs({victim: {variable: through(url, self._proxy)} for victim, url in urls.items()})
 
-    def _url(self, field: Field, kind: str) -> str:
+    def _url(self, harness: Harness, kind: str) -> str:
         """Of the server, as a worker of this kind is given it."""
-        connections = field.connections
+        connections = harness.connections
         url = connections.redis_url if self._server == "Redis" else connections.worker_url(WorkerKind(kind))
         return url.get_secret_value()
 
-    def teardown(self, field: Field) -> None:
-        field.change_programs(dict.fromkeys(self._victims))
+    def teardown(self, harness: Harness) -> None:
+        harness.change_programs(dict.fromkeys(self._victims))
         self.proxy.close()
 
-    def _begin(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        field.until(lambda: self.proxy.num_connections > 0, f"{self._victims} to connect")
-        field.at_some_moment(job, rng)
+    def _begin(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        harness.until(lambda: self.proxy.num_connections > 0, f"{self._victims} to connect")
+        harness.at_some_moment(job, rng)
         for victim in self._victims:
-            field.until_busy(job, victim)
+            harness.until_busy(job, victim)
         at = time.time()
         return as_one(
             [
-                Strike(at=at, pids=[field.pid(victim)], kind=kind)
+                Strike(at=at, pids=[harness.pid(victim)], kind=kind)
                 for kind, victim in zip(self._kinds, self._victims, strict=True)
             ]
         )
 
-    def heal(self, field: Field, job: ChaosJob) -> None:
+    def heal(self, harness: Harness, job: ChaosJob) -> None:
         self.proxy.forward()
 
 
@@ -230,12 +230,12 @@ class BlackHole(BrokenNetwork):
 
     name = "black hole for 2 to 4 leases"
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        strike = self._begin(field, job, rng)
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        strike = self._begin(harness, job, rng)
         self.proxy.black_hole()
-        time.sleep(field.lease_s * rng.uniform(2.0, 4.0))
+        time.sleep(harness.lease_s * rng.uniform(2.0, 4.0))
         self.proxy.forward()
-        strike.note = "over before the hole was" if field.is_over(job) else ""
+        strike.note = "over before the hole was" if harness.is_over(job) else ""
         return strike
 
 
@@ -244,34 +244,36 @@ class HalfOpen(BrokenNetwork):
 
     name = "half-open for ever"
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        strike = self._begin(field, job, rng)
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        strike = self._begin(harness, job, rng)
         strike.note = f"{self.proxy.forget()} connections"
         return strike
 
-    def heal(self, field: Field, job: ChaosJob) -> None:
+    def heal(self, harness: Harness, job: ChaosJob) -> None:
         """What is dead stays dead: the worker must come to itself. Only afterwards is the next run's way made free."""
         for victim in self._victims:
-            self._wait_renewing(field, victim)
+            self._wait_renewing(harness, victim)
             if self._server == "Redis":
-                self._wait_reading(field, victim)
+                self._wait_reading(harness, victim)
 
-    def _wait_renewing(self, field: Field, victim: str) -> None:
-        pid = field.pid(victim)
+    def _wait_renewing(self, harness: Harness, victim: str) -> None:
+        pid = harness.pid(victim)
         renewed = (
             "SELECT count(*) FROM workers WHERE pid = :pid AND ended_at IS NULL AND renewed_at > now() - interval '1 s'"
         )
-        field.until(lambda: field.rows(renewed, pid=pid)[0][0] > 0, f"{victim} to renew its lease", timeout_s=60)
+        harness.until(lambda: harness.rows(renewed, pid=pid)[0][0] > 0, f"{victim} to renew its lease", timeout_s=60)
 
-    def _wait_reading(self, field: Field, victim: str) -> None:
+    def _wait_reading(self, harness: Harness, victim: str) -> None:
         """Until it takes messages again: none waits in its own queue or, for others, in its kind's."""
-        queues = field.rows("SELECT queue FROM workers WHERE pid = :pid AND ended_at IS NULL", pid=field.pid(victim))
+        queues = harness.rows(
+            "SELECT queue FROM workers WHERE pid = :pid AND ended_at IS NULL", pid=harness.pid(victim)
+        )
 
         def empty() -> bool:
-            with field.redis() as client:
+            with harness.redis() as client:
                 return all(client.llen(queue) == 0 for (queue,) in queues)
 
-        field.until(empty, f"{victim} to read its queue", timeout_s=60)
+        harness.until(empty, f"{victim} to read its queue", timeout_s=60)
 
 
 # -- full disks -------------------------------------------------------------------------------------------------------
@@ -280,10 +282,10 @@ class HalfOpen(BrokenNetwork):
 class SmallDisk:
     """A file system of its own for one server's folder, in memory. Needs the right to mount."""
 
-    def __init__(self, field: Field, server: str, megabytes: int) -> None:
-        self._field = field
+    def __init__(self, harness: Harness, server: str, megabytes: int) -> None:
+        self._harness = harness
         self._server = server
-        self._folder = field.state.state_dir / server
+        self._folder = harness.state.state_dir / server
         self._megabytes = megabytes
         self._beside = self._folder.with_name(f"{server}.on-disk")
 
@@ -293,7 +295,7 @@ class SmallDisk:
 
     def mount(self) -> None:
         """Stop the server, move its data there, start it."""
-        self._field.state.stop_program(self._server)
+        self._harness.state.stop_program(self._server)
         self._folder.rename(self._beside)
         self._folder.mkdir(mode=0o700)
         options = f"size={self._megabytes}m,mode=0700"
@@ -307,7 +309,7 @@ class SmallDisk:
 
     def unmount(self) -> None:
         """The way back; what was stored meanwhile goes with it."""
-        self._field.state.stop_program(self._server)
+        self._harness.state.stop_program(self._server)
         stored = self._folder.with_name(f"{self._server}.back")
         shutil.copytree(self._folder, stored, symlinks=True, ignore=lambda *_: {"ballast"})
         for path in [self._folder, *self._folder.rglob("*")]:
@@ -334,9 +336,9 @@ class SmallDisk:
         self.ballast.unlink(missing_ok=True)
 
     def _start(self) -> None:
-        forget_starts(self._field, self._server)
-        self._field.state.start_program(self._server)
-        {"postgres": wait_postgres, "redis": wait_redis}[self._server](self._field)
+        forget_starts(self._harness, self._server)
+        self._harness.state.start_program(self._server)
+        {"postgres": wait_postgres, "redis": wait_redis}[self._server](self._harness)
 
 
 def _mount(*command: str) -> None:
@@ -381,20 +383,20 @@ class FullDisk(Fault):
     def skipped_because(self) -> str | None:
         return why_no_mount()
 
-    def setup(self, field: Field) -> None:
-        disk = SmallDisk(field, self._server, self._megabytes)
+    def setup(self, harness: Harness) -> None:
+        disk = SmallDisk(harness, self._server, self._megabytes)
         disk.mount()
         self._disk = disk
 
-    def teardown(self, field: Field) -> None:
+    def teardown(self, harness: Harness) -> None:
         self.disk.unmount()
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        field.at_some_moment(job, rng, latest=0.4)
-        self._log_size = self._log(field).stat().st_size
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        harness.at_some_moment(job, rng, latest=0.4)
+        self._log_size = self._log(harness).stat().st_size
         self.disk.fill()
-        field.until(lambda: self._refuses(field), f"{self.component} to run out of room")
-        time.sleep(field.lease_s * rng.uniform(*self.leases))
+        harness.until(lambda: self._refuses(harness), f"{self.component} to run out of room")
+        time.sleep(harness.lease_s * rng.uniform(*self.leases))
         self.disk.empty()
         return Strike(note=self._note)
 
@@ -404,15 +406,15 @@ class FullDisk(Fault):
     _log_size = 0
 
     @abstractmethod
-    def _refuses(self, field: Field) -> bool:
+    def _refuses(self, harness: Harness) -> bool:
         """Whether the server has said that it has no room; noted."""
 
-    def _log(self, field: Field) -> Path:
-        return field.state.state_dir / "logs" / f"{self._server}.log"
+    def _log(self, harness: Harness) -> Path:
+        return harness.state.state_dir / "logs" / f"{self._server}.log"
 
-    def _log_tells(self, field: Field, word: str) -> bool:
+    def _log_tells(self, harness: Harness, word: str) -> bool:
         """Whether a line of the server's log has it since the strike began; that line is noted."""
-        with self._log(field).open("rb") as log:
+        with self._log(harness).open("rb") as log:
             log.seek(self._log_size)
             lines = log.read().decode(errors="replace").splitlines()
         found = [line for line in lines if word in line]
@@ -420,7 +422,7 @@ class FullDisk(Fault):
             self._note = found[0].split("  ")[-1][:80]
         return bool(found)
 
-    def heal(self, field: Field, job: ChaosJob) -> None:
+    def heal(self, harness: Harness, job: ChaosJob) -> None:
         self.disk.empty()
 
 
@@ -431,16 +433,16 @@ class FullAppendOnlyFile(FullDisk):
         super().__init__("redis", "Redis", megabytes=16)
         self._pids: dict[str, int] = {}
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        self._pids = {name: field.pid(name) for name in field.programs}
-        return super().strike(field, job, rng)
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        self._pids = {name: harness.pid(name) for name in harness.programs}
+        return super().strike(harness, job, rng)
 
-    def check(self, field: Field, job: ChaosJob, strike: Strike) -> list[str]:
-        return [f"{name} did not live through it" for name, pid in self._pids.items() if field.pid(name) != pid]
+    def check(self, harness: Harness, job: ChaosJob, strike: Strike) -> list[str]:
+        return [f"{name} did not live through it" for name, pid in self._pids.items() if harness.pid(name) != pid]
 
-    def _refuses(self, field: Field) -> bool:
+    def _refuses(self, harness: Harness) -> bool:
         try:
-            with field.redis() as client:
+            with harness.redis() as client:
                 client.set("chaos", "x" * 4096, ex=1)
         except redis.ResponseError as error:
             self._note = str(error)[:60]
@@ -454,8 +456,8 @@ class FullDatabase(FullDisk):
     def __init__(self) -> None:
         super().__init__("postgres", "Postgres", megabytes=400)
 
-    def _refuses(self, field: Field) -> bool:
-        return self._log_tells(field, "No space left on device")
+    def _refuses(self, harness: Harness) -> bool:
+        return self._log_tells(harness, "No space left on device")
 
 
 class FullLog(FullDatabase):
@@ -465,17 +467,17 @@ class FullLog(FullDatabase):
     lasts_s = 24.0
     leases = (5.0, 7.0)
 
-    def _refuses(self, field: Field) -> bool:
+    def _refuses(self, harness: Harness) -> bool:
         """Each log file that is begun needs 16 MB of its own."""
         with suppress(PipelineError, DBAPIError):
-            field.rows("SELECT pg_switch_wal() FROM pg_logical_emit_message(false, 'chaos', repeat('x', 1000000))")
+            harness.rows("SELECT pg_switch_wal() FROM pg_logical_emit_message(false, 'chaos', repeat('x', 1000000))")
         self.disk.fill()
-        return self._log_tells(field, "PANIC")
+        return self._log_tells(harness, "PANIC")
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        forget_starts(field, "postgres")
-        strike = super().strike(field, job, rng)
-        wait_postgres(field)
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        forget_starts(harness, "postgres")
+        strike = super().strike(harness, job, rng)
+        wait_postgres(harness)
         return strike
 
 
@@ -487,13 +489,13 @@ class MigrateAtHead(Fault):
 
     name, component = "migrate, nothing to do", "schema"
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        field.at_some_moment(job, rng)
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        harness.at_some_moment(job, rng)
         strike = Strike()
-        before = _schema(field)
-        done = run_migrate(field)
-        if done.returncode or _schema(field) != before:
-            raise Broken(f"migrate ended with {done.returncode}, {_schema(field)}: {done.stderr[-500:]}")
+        before = _schema(harness)
+        done = run_migrate(harness)
+        if done.returncode or _schema(harness) != before:
+            raise Broken(f"migrate ended with {done.returncode}, {_schema(harness)}: {done.stderr[-500:]}")
         return strike
 
 
@@ -504,65 +506,65 @@ class MigrateRefused(Fault):
     timeout_s = 60.0
     lasts_s = 24.0
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        field.at_some_moment(job, rng)
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        harness.at_some_moment(job, rng)
         strike = Strike()
-        self._refuse(field)
-        self._stop_workers(field)
-        _note_objects(field, "of another version")
-        done = run_migrate(field)
-        if done.returncode or _schema(field)[1] != wanted_sha256():
+        self._refuse(harness)
+        self._stop_workers(harness)
+        _note_objects(harness, "of another version")
+        done = run_migrate(harness)
+        if done.returncode or _schema(harness)[1] != wanted_sha256():
             raise Broken(f"migrate ended with {done.returncode}: {done.stderr[-500:]}")
-        self._start_workers(field)
+        self._start_workers(harness)
         return strike
 
-    def _refuse(self, field: Field) -> None:
+    def _refuse(self, harness: Harness) -> None:
         """Up, as if the views and functions had changed, and down; both with workers alive."""
-        _note_objects(field, "of another version")
-        done = run_migrate(field)
-        _note_objects(field, wanted_sha256())
+        _note_objects(harness, "of another version")
+        done = run_migrate(harness)
+        _note_objects(harness, wanted_sha256())
         if done.returncode == 0 or "workers run on it" not in done.stderr:
             raise Broken(f"migrate ended with {done.returncode} while workers lived: {done.stderr[-500:]}")
         with suppress(MigrationRefused):
-            migrate.downgrade(field.db_engine, "base")
+            migrate.downgrade(harness.db_engine, "base")
             raise Broken("the database was migrated down while workers lived")
 
-    def _stop_workers(self, field: Field) -> None:
+    def _stop_workers(self, harness: Harness) -> None:
         """SIGTERM to all at once; each hands back what it writes. One whose lease had lapsed has seen and ended."""
-        field.absent = set(field.programs)
-        for name in field.programs:
-            if field.find_pid(name) is not None:
-                field.signal(name, signal.SIGTERM, children=False)
-        for name in field.programs:
-            field.until(lambda name=name: field.exit_code(name) is not None, f"{name} to end")  # type: ignore[misc]
+        harness.absent = set(harness.programs)
+        for name in harness.programs:
+            if harness.find_pid(name) is not None:
+                harness.signal(name, signal.SIGTERM, children=False)
+        for name in harness.programs:
+            harness.until(lambda name=name: harness.exit_code(name) is not None, f"{name} to end")  # type: ignore[misc]
 
-    def _start_workers(self, field: Field) -> None:
-        field.absent = set()
-        for name in field.programs:
-            field.start_program(name)
+    def _start_workers(self, harness: Harness) -> None:
+        harness.absent = set()
+        for name in harness.programs:
+            harness.start_program(name)
 
-    def heal(self, field: Field, job: ChaosJob) -> None:
-        migrate.upgrade(field.db_engine)
-        self._start_workers(field)
+    def heal(self, harness: Harness, job: ChaosJob) -> None:
+        migrate.upgrade(harness.db_engine)
+        self._start_workers(harness)
 
 
-def run_migrate(field: Field) -> subprocess.CompletedProcess[str]:
+def run_migrate(harness: Harness) -> subprocess.CompletedProcess[str]:
     """``specthink migrate``, typed beside the running pipeline."""
-    environment = {**os.environ, **field.environment, "SPECTHINK_STATE_DIR": str(field.state.state_dir)}
+    environment = {**os.environ, **harness.environment, "SPECTHINK_STATE_DIR": str(harness.state.state_dir)}
     return subprocess.run(
         [sys.executable, "-m", "pipeline.cli", "migrate"],
         cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
 
-def _schema(field: Field) -> tuple[str, str]:
+def _schema(harness: Harness) -> tuple[str, str]:
     """The revision of the tables, and the hash of the views and functions."""
-    ((revision, sha256),) = field.rows("SELECT version_num, sha256 FROM alembic_version, schema_objects")
+    ((revision, sha256),) = harness.rows("SELECT version_num, sha256 FROM alembic_version, schema_objects")
     return str(revision), str(sha256)
 
 
-def _note_objects(field: Field, sha256: str) -> None:
-    with transaction(field.db_engine) as connection:
+def _note_objects(harness: Harness, sha256: str) -> None:
+    with transaction(harness.db_engine) as connection:
         connection.execute(text("UPDATE schema_objects SET sha256 = :sha256"), {"sha256": sha256})
 
 

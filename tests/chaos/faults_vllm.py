@@ -2,7 +2,7 @@
 
 One small worker has its engine inside its process, the other beside it; one large worker. A start takes long here, and
 where all workers of a kind are gone, recovery waits for one. What must come of a job is what came of the first one on
-this field, which nothing disturbed: with these engines a text depends on its seed alone.
+this harness, which nothing disturbed: with these engines a text depends on its seed alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.samples import ModelRole
 from pipeline.settings import load_settings
 from tests.chaos import faults_servers, faults_workers, supervisor
 from tests.chaos.faults import Fault, Strike, Together
-from tests.chaos.field import Broken, Field, Missed
+from tests.chaos.harness import Broken, Harness, Missed
 from tests.chaos.models import MODELS, REPOSITORY
 from tests.chaos.worker import ENGINE_VARIABLE, Order, pass_before
 from tests.chaos.workload import ChaosJob, Ending, Workload
@@ -46,7 +46,7 @@ def vllm_engine(role: ModelRole, chat: Any, model: str, phases: Any) -> Any:
 
 
 def import_all() -> None:
-    """What every worker of this field imports."""
+    """What every worker of this harness imports."""
     set_environment(str(MODELS[ModelRole.SMALL]), load_settings().engine)
     supervisor.import_all()
     for module in MODULES:
@@ -96,18 +96,18 @@ class DemoPair(Workload):
         )
         return job.id
 
-    def learn(self, field: Field) -> None:
+    def learn(self, harness: Harness) -> None:
         """Run the job once undisturbed."""
-        job = field.submit(0)
-        field.wait_over(job, timeout_s=60)
-        rows = field.rows(
+        job = harness.submit(0)
+        harness.wait_over(job, timeout_s=60)
+        rows = harness.rows(
             "SELECT p.external_id, s.sample_index, s.score, "
             "       (SELECT string_agg(g.text, '' ORDER BY g.segment_index) FROM segments g WHERE g.sample_id = s.id) "
             "FROM samples s JOIN problems p ON p.id = s.problem_id WHERE s.job_id = :job AND s.state = 'graded'",
             job=job.id,
         )
         self._endings = {(problem, index): Ending(text, score) for problem, index, score, text in rows}
-        self._num_segments = field.num_commits(job)
+        self._num_segments = harness.num_commits(job)
         if len(self._endings) != NUM_PROBLEMS * NUM_SAMPLES:
             raise Broken(f"undisturbed, only {len(self._endings)} samples were graded")
 
@@ -118,16 +118,16 @@ class DemoPair(Workload):
         return self._endings
 
 
-def start_field(state_dir: Any) -> Field:
-    """A field of the demo pair that knows what must come of its job."""
+def start_harness(state_dir: Any) -> Harness:
+    """A harness of the demo pair that knows what must come of its job."""
     pair = DemoPair()
-    field = Field.start(state_dir, pair)
+    harness = Harness.start(state_dir, pair)
     try:
-        pair.learn(field)
+        pair.learn(harness)
     except BaseException:
-        field.close()
+        harness.close()
         raise
-    return field
+    return harness
 
 
 def engine_processes(pid: int) -> list[psutil.Process]:
@@ -147,21 +147,21 @@ class EngineProcess(Fault):
         self._end = end
         self._struck: list[psutil.Process] = []
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        field.at_some_moment(job, rng, latest=0.4)
-        field.until_busy(job, "small-2")
-        if field.is_over(job):
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        harness.at_some_moment(job, rng, latest=0.4)
+        harness.until_busy(job, "small-2")
+        if harness.is_over(job):
             raise Missed("small-2 got no sample of the job")
-        strike = Strike(pids=[field.pid("small-2")], kind="small")
+        strike = Strike(pids=[harness.pid("small-2")], kind="small")
         self._struck = engine_processes(strike.pids[0])
         if not self._struck:
             raise Broken("small-2 has no engine beside it")
         for process in self._struck:
             process.send_signal(self._signal)
-        field.until(lambda: field.pid("small-2") != strike.pids[0], "small-2 to end", timeout_s=30)
+        harness.until(lambda: harness.pid("small-2") != strike.pids[0], "small-2 to end", timeout_s=30)
         return strike
 
-    def heal(self, field: Field, job: ChaosJob) -> None:
+    def heal(self, harness: Harness, job: ChaosJob) -> None:
         left = [process.pid for process in self._struck if process.is_running() and process.status() != "zombie"]
         for process in self._struck:
             if process.pid in left:
@@ -169,8 +169,8 @@ class EngineProcess(Fault):
         if left:
             raise Broken(f"the engine's processes {left} were left")
 
-    def check(self, field: Field, job: ChaosJob, strike: Strike) -> list[str]:
-        rows = field.rows(
+    def check(self, harness: Harness, job: ChaosJob, strike: Strike) -> list[str]:
+        rows = harness.rows(
             "SELECT end_reason FROM workers WHERE pid = :pid ORDER BY id DESC LIMIT 1", pid=strike.pids[0]
         )
         return [] if rows == [(self._end,)] else [f"the struck worker ended as {rows}, not {self._end}"]
@@ -181,9 +181,9 @@ class KillBoth(Fault):
 
     name, component = "kill -9 of a worker whose engine is beside it", "engine"
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        field.order("small-2", Order(phase="generating", n=rng.randint(1, 60), action="stop"))
-        fired = field.wait_fired("small-2", job)
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        harness.order("small-2", Order(phase="generating", n=rng.randint(1, 60), action="stop"))
+        fired = harness.wait_fired("small-2", job)
         engines = engine_processes(fired.pid)
         if not engines:
             raise Broken("small-2 has no engine beside it")

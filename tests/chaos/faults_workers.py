@@ -15,7 +15,7 @@ from functools import partial
 import psutil
 
 from tests.chaos.faults import EITHER_GRADER, Fault, Strike, Together
-from tests.chaos.field import Broken, Field
+from tests.chaos.harness import Broken, Harness
 from tests.chaos.models import REPOSITORY
 from tests.chaos.texts import problem_set
 from tests.chaos.worker import ORDERS_VARIABLE, PROGRAM_VARIABLE, Order, fired_file
@@ -30,8 +30,8 @@ class Nothing(Fault):
 
     name, component = "nothing", "none"
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        field.at_some_moment(job, rng)
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        harness.at_some_moment(job, rng)
         return Strike(is_blow=False)
 
 
@@ -48,11 +48,11 @@ class KillIdle(Fault):
         self._pid = 0
         self._at = 0.0
 
-    def prepare(self, field: Field, rng: random.Random) -> None:
+    def prepare(self, harness: Harness, rng: random.Random) -> None:
         self._at = time.time()
-        self._pid = field.kill(rng.choice(field.names(self.component)))
+        self._pid = harness.kill(rng.choice(harness.names(self.component)))
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
         return Strike(at=self._at, pids=[self._pid], kind=self.component)
 
 
@@ -68,12 +68,12 @@ class KillIn(Fault):
         self._action = action
         self._victim = ""
 
-    def prepare(self, field: Field, rng: random.Random) -> None:
-        self._victim = rng.choice(field.names(self.component))
-        field.order(self._victim, Order(phase=self._phase, n=rng.randint(1, self._passages), action=self._action))
+    def prepare(self, harness: Harness, rng: random.Random) -> None:
+        self._victim = rng.choice(harness.names(self.component))
+        harness.order(self._victim, Order(phase=self._phase, n=rng.randint(1, self._passages), action=self._action))
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        fired = field.wait_fired(self._victim, job)
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        fired = harness.wait_fired(self._victim, job)
         return Strike(at=fired.at, pids=[fired.pid], kind=self.component)
 
 
@@ -100,13 +100,13 @@ class KillRescuer(Fault):
 
     name, component = "kill -9 while settling", "upkeep"
 
-    def prepare(self, field: Field, rng: random.Random) -> None:
-        field.order("upkeep", Order(phase="settling"))
+    def prepare(self, harness: Harness, rng: random.Random) -> None:
+        harness.order("upkeep", Order(phase="settling"))
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        field.at_some_moment(job, rng)
-        pid = field.kill(rng.choice(field.names("small")))
-        fired = field.wait_fired("upkeep", job)
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        harness.at_some_moment(job, rng)
+        pid = harness.kill(rng.choice(harness.names("small")))
+        fired = harness.wait_fired("upkeep", job)
         return Strike(at=fired.at, pids=[pid, fired.pid], kind="upkeep")
 
 
@@ -117,9 +117,9 @@ class KillAll(Fault):
     graders = EITHER_GRADER
     lasts_s = 12.0
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        field.at_some_moment(job, rng)
-        states = [state for state in field.state.program_states() if state.name in field.names_of_all()]
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        harness.at_some_moment(job, rng)
+        states = [state for state in harness.state.program_states() if state.name in harness.names_of_all()]
         strike = Strike(pids=[state.pid for state in states if state.pid])
         for pid in strike.pids:
             with suppress(psutil.NoSuchProcess):
@@ -140,32 +140,32 @@ class KillClient(Fault):
         self._phase = phase
         self._at = 0.0
 
-    def submit(self, field: Field, rng: random.Random, seed: int) -> ChaosJob:
-        Order(phase=self._phase).write(field.orders, CLIENT)
+    def submit(self, harness: Harness, rng: random.Random, seed: int) -> ChaosJob:
+        Order(phase=self._phase).write(harness.orders, CLIENT)
         environment = {
-            **os.environ, **field.environment, ORDERS_VARIABLE: str(field.orders), PROGRAM_VARIABLE: CLIENT,
-            "SPECTHINK_STATE_DIR": str(field.state.state_dir), "CHAOS_SEED": str(seed),
+            **os.environ, **harness.environment, ORDERS_VARIABLE: str(harness.orders), PROGRAM_VARIABLE: CLIENT,
+            "SPECTHINK_STATE_DIR": str(harness.state.state_dir), "CHAOS_SEED": str(seed),
         }  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-m", "tests.chaos.worker", "submit"], cwd=REPOSITORY, env=environment, check=False,
             capture_output=True, text=True, timeout=60,
         )  # fmt: skip
-        fired = field.fired(CLIENT)
-        fired_file(field.orders, CLIENT).unlink(missing_ok=True)
+        fired = harness.fired(CLIENT)
+        fired_file(harness.orders, CLIENT).unlink(missing_ok=True)
         if done.returncode != -signal.SIGKILL or fired is None:
             raise Broken(f"the client was not killed; exit code {done.returncode}, {done.stderr[-500:]}")
         self._at = fired.at
-        stored = field.rows("SELECT id FROM jobs WHERE name = :name", name=f"chaos {seed}")
+        stored = harness.rows("SELECT id FROM jobs WHERE name = :name", name=f"chaos {seed}")
         if self._phase == "committed":
             return ChaosJob(stored[0][0], seed)
-        sets = field.rows(
+        sets = harness.rows(
             "SELECT id FROM problem_sets WHERE content_sha256 = :sha", sha=problem_set(seed).content_sha256
         )
         if stored or sets:
             raise Broken(f"half stored: jobs {stored}, problem sets {sets}")
-        return field.submit(seed)
+        return harness.submit(seed)
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
         return Strike(at=self._at)
 
 
@@ -182,37 +182,37 @@ class Terminate(Fault):
         self._victim = ""
         self._found: list[str] = []
 
-    def prepare(self, field: Field, rng: random.Random) -> None:
-        self._victim = rng.choice(field.names(self.component))
+    def prepare(self, harness: Harness, rng: random.Random) -> None:
+        self._victim = rng.choice(harness.names(self.component))
 
-    def setup(self, field: Field) -> None:
+    def setup(self, harness: Harness) -> None:
         if self._environment is not None:
-            field.change_programs(dict.fromkeys(field.names(self.component), self._environment))
+            harness.change_programs(dict.fromkeys(harness.names(self.component), self._environment))
 
-    def teardown(self, field: Field) -> None:
+    def teardown(self, harness: Harness) -> None:
         if self._environment is not None:
-            field.change_programs(dict.fromkeys(field.names(self.component)))
+            harness.change_programs(dict.fromkeys(harness.names(self.component)))
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        field.at_some_moment(job, rng)
-        field.until_busy(job, self._victim)
-        return self._terminate(field, job)
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        harness.at_some_moment(job, rng)
+        harness.until_busy(job, self._victim)
+        return self._terminate(harness, job)
 
-    def _terminate(self, field: Field, job: ChaosJob) -> Strike:
+    def _terminate(self, harness: Harness, job: ChaosJob) -> Strike:
         victim, self._found = self._victim, []
-        strike = Strike(pids=[field.pid(victim)], kind=self.component)
-        field.signal(victim, signal.SIGTERM, children=False)
-        field.until(lambda: field.exit_code(victim) is not None, f"{victim} to end", timeout_s=20)
-        if field.exit_code(victim) != 0:
-            self._found.append(f"{victim} ended with exit code {field.exit_code(victim)}")
-        held = field.holds(job, strike.pids[0])
+        strike = Strike(pids=[harness.pid(victim)], kind=self.component)
+        harness.signal(victim, signal.SIGTERM, children=False)
+        harness.until(lambda: harness.exit_code(victim) is not None, f"{victim} to end", timeout_s=20)
+        if harness.exit_code(victim) != 0:
+            self._found.append(f"{victim} ended with exit code {harness.exit_code(victim)}")
+        held = harness.holds(job, strike.pids[0])
         if held:
             self._found.append(f"{victim} has ended and holds {held} samples")
-        field.start_program(victim)
+        harness.start_program(victim)
         return strike
 
-    def check(self, field: Field, job: ChaosJob, strike: Strike) -> list[str]:
-        ends = field.rows(
+    def check(self, harness: Harness, job: ChaosJob, strike: Strike) -> list[str]:
+        ends = harness.rows(
             "SELECT end_reason, tokens_dropped FROM workers WHERE pid = :pid ORDER BY id DESC LIMIT 1",
             pid=strike.pids[0],
         )
@@ -228,13 +228,13 @@ class TerminateEarly(Terminate):
     def __init__(self, kind: str) -> None:
         super().__init__(kind, "SIGTERM as soon as it has registered")
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        field.at_some_moment(job, rng)
-        killed = field.kill(self._victim)
-        field.until(lambda: field.pid(self._victim) != killed, f"{self._victim} to start again")
-        field.wait_registered(self._victim)
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        harness.at_some_moment(job, rng)
+        killed = harness.kill(self._victim)
+        harness.until(lambda: harness.pid(self._victim) != killed, f"{self._victim} to start again")
+        harness.wait_registered(self._victim)
         time.sleep(rng.choice((0.0, rng.uniform(0.0, 0.3))))
-        return self._terminate(field, job)
+        return self._terminate(harness, job)
 
 
 class RollingRestart(Fault):
@@ -244,21 +244,21 @@ class RollingRestart(Fault):
     num_samples = 6
     lasts_s = 24.0
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        field.at_some_moment(job, rng, latest=0.1)
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        harness.at_some_moment(job, rng, latest=0.1)
         strike = Strike()
-        names = field.names_of_all()
+        names = harness.names_of_all()
         rng.shuffle(names)
         for pair in zip(names[::2], names[1::2], strict=True):
             for name in pair:
-                pid = field.pid(name)
-                field.stop_program(name)
-                if field.exit_code(name) != 0:
-                    raise Broken(f"{name} (pid {pid}) ended with exit code {field.exit_code(name)}")
-                field.start_program(name)
+                pid = harness.pid(name)
+                harness.stop_program(name)
+                if harness.exit_code(name) != 0:
+                    raise Broken(f"{name} (pid {pid}) ended with exit code {harness.exit_code(name)}")
+                harness.start_program(name)
             for name in pair:
-                field.wait_registered(name)
-        strike.note = "over before the last restart" if field.is_over(job) else ""
+                harness.wait_registered(name)
+        strike.note = "over before the last restart" if harness.is_over(job) else ""
         return strike
 
 
@@ -274,30 +274,30 @@ class Freeze(Fault):
         self._frozen: list[str] = []
         self.lasts_s = 9.0
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        field.at_some_moment(job, rng, latest=0.5)
-        victim = rng.choice(field.names(self.component))
-        field.until_busy(job, victim)
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        harness.at_some_moment(job, rng, latest=0.5)
+        victim = rng.choice(harness.names(self.component))
+        harness.until_busy(job, victim)
         self._frozen = [victim]
         strike = Strike(kind=self.component)
-        strike.pids = [field.signal(victim, signal.SIGSTOP)]
-        self._beyond_lease(field, rng, strike.pids[0])
-        field.signal(victim, signal.SIGCONT)
+        strike.pids = [harness.signal(victim, signal.SIGSTOP)]
+        self._beyond_lease(harness, rng, strike.pids[0])
+        harness.signal(victim, signal.SIGCONT)
         self._frozen = []
         return strike
 
-    def _beyond_lease(self, field: Field, rng: random.Random, pid: int) -> None:
+    def _beyond_lease(self, harness: Harness, rng: random.Random, pid: int) -> None:
         """Until its lease was taken, and somewhat longer; upkeep's lease is taken by nobody."""
         if self.component != "upkeep":
             taken = "SELECT count(*) FROM workers WHERE pid = :pid AND ended_at IS NULL"
-            field.until(lambda: field.rows(taken, pid=pid)[0][0] == 0, "the lease to lapse")
+            harness.until(lambda: harness.rows(taken, pid=pid)[0][0] == 0, "the lease to lapse")
             time.sleep(rng.uniform(0, 0.5))
         else:
-            time.sleep(field.lease_s * rng.uniform(1.1, 1.5))
+            time.sleep(harness.lease_s * rng.uniform(1.1, 1.5))
 
-    def heal(self, field: Field, job: ChaosJob) -> None:
+    def heal(self, harness: Harness, job: ChaosJob) -> None:
         for name in self._frozen:
-            field.signal(name, signal.SIGCONT)
+            harness.signal(name, signal.SIGCONT)
         self._frozen = []
 
 
@@ -311,16 +311,16 @@ class FreezeIn(Fault):
         self._passages = passages
         self._pid = 0
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        victim = rng.choice(field.names(self.component))
-        field.order(victim, Order(phase=self._phase, n=rng.randint(1, self._passages), action="stop"))
-        fired = field.wait_fired(victim, job)
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        victim = rng.choice(harness.names(self.component))
+        harness.order(victim, Order(phase=self._phase, n=rng.randint(1, self._passages), action="stop"))
+        fired = harness.wait_fired(victim, job)
         self._pid = fired.pid
-        time.sleep(field.lease_s * rng.uniform(1.3, 2.0))
-        self.heal(field, job)
+        time.sleep(harness.lease_s * rng.uniform(1.3, 2.0))
+        self.heal(harness, job)
         return Strike(at=fired.at, pids=[fired.pid], kind=self.component)
 
-    def heal(self, field: Field, job: ChaosJob) -> None:
+    def heal(self, harness: Harness, job: ChaosJob) -> None:
         if self._pid:
             with suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGCONT)
@@ -341,12 +341,12 @@ class CutPostgres(Fault):
         self.component = component
         self._logins = list(logins)
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        field.at_some_moment(job, rng)
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        harness.at_some_moment(job, rng)
         strike = Strike()
         cut = 0
         for _ in range(3):
-            cut += field.rows(
+            cut += harness.rows(
                 "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
                 "WHERE usename = ANY(:logins) AND application_name = 'specthink'",
                 logins=self._logins,
@@ -363,11 +363,11 @@ class CutRedis(Fault):
 
     name, component = "CLIENT KILL", "all"
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        field.at_some_moment(job, rng)
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        harness.at_some_moment(job, rng)
         strike = Strike()
         cut = 0
-        with field.redis() as client:
+        with harness.redis() as client:
             for _ in range(3):
                 for kind in ("normal", "pubsub"):
                     cut += int(client.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes"))
@@ -384,32 +384,32 @@ class NoLarge(Fault):
     name, component = "none for 3 leases", "large"
     lasts_s = 14.0
 
-    def prepare(self, field: Field, rng: random.Random) -> None:
-        field.absent = set(field.names("large"))
-        for name in field.absent:
-            field.stop_program(name)
+    def prepare(self, harness: Harness, rng: random.Random) -> None:
+        harness.absent = set(harness.names("large"))
+        for name in harness.absent:
+            harness.stop_program(name)
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
         states = "SELECT DISTINCT state FROM samples WHERE job_id = :job AND state NOT IN ('pending', 'awaiting_large')"
-        field.until(lambda: field.rows(states, job=job.id) == [], "every sample to wait for the large model")
-        time.sleep(3 * field.lease_s)
-        if found := field.rows(states, job=job.id):
+        harness.until(lambda: harness.rows(states, job=job.id) == [], "every sample to wait for the large model")
+        time.sleep(3 * harness.lease_s)
+        if found := harness.rows(states, job=job.id):
             raise Broken(f"without a large worker samples are {found}")
-        field.until(lambda: self._in_flight(field) == 0, "the small workers to have nothing in flight", timeout_s=2)
+        harness.until(lambda: self._in_flight(harness) == 0, "the small workers to have nothing in flight", timeout_s=2)
         strike = Strike(kind="large")
-        self._come_back(field)
+        self._come_back(harness)
         return strike
 
-    def _in_flight(self, field: Field) -> int:
-        return field.rows("SELECT coalesce(sum(num_in_flight), 0) FROM workers WHERE ended_at IS NULL")[0][0]
+    def _in_flight(self, harness: Harness) -> int:
+        return harness.rows("SELECT coalesce(sum(num_in_flight), 0) FROM workers WHERE ended_at IS NULL")[0][0]
 
-    def _come_back(self, field: Field) -> None:
-        for name in sorted(field.absent):
-            field.start_program(name)
-        field.absent = set()
+    def _come_back(self, harness: Harness) -> None:
+        for name in sorted(harness.absent):
+            harness.start_program(name)
+        harness.absent = set()
 
-    def heal(self, field: Field, job: ChaosJob) -> None:
-        self._come_back(field)
+    def heal(self, harness: Harness, job: ChaosJob) -> None:
+        self._come_back(harness)
 
 
 class WrongClock(Fault):
@@ -421,22 +421,22 @@ class WrongClock(Fault):
         self._program = program
         self._offset_s = offset_s
 
-    def setup(self, field: Field) -> None:
-        field.change_programs({self._program: {"CHAOS_CLOCK_OFFSET_S": str(self._offset_s)}})
+    def setup(self, harness: Harness) -> None:
+        harness.change_programs({self._program: {"CHAOS_CLOCK_OFFSET_S": str(self._offset_s)}})
 
-    def teardown(self, field: Field) -> None:
-        field.change_programs({self._program: None})
+    def teardown(self, harness: Harness) -> None:
+        harness.change_programs({self._program: None})
 
-    def strike(self, field: Field, job: ChaosJob, rng: random.Random) -> Strike:
-        field.at_some_moment(job, rng)
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        harness.at_some_moment(job, rng)
         beside = "small-2" if self.component == "upkeep" else self._program.replace("-1", "-2")
         kind = "small" if self.component == "upkeep" else self.component
         strike = Strike(kind=kind)
-        strike.pids = [field.kill(beside)]
+        strike.pids = [harness.kill(beside)]
         return strike
 
-    def check(self, field: Field, job: ChaosJob, strike: Strike) -> list[str]:
-        lapsed = field.rows(
+    def check(self, harness: Harness, job: ChaosJob, strike: Strike) -> list[str]:
+        lapsed = harness.rows(
             "SELECT pid FROM workers WHERE end_reason = 'lapsed' AND ended_at > to_timestamp(:at) "
             "AND pid <> ALL(:pids)",
             at=strike.at, pids=list(strike.pids),

@@ -1,6 +1,6 @@
-"""The matrix: every fault, several times, on fields that run beside each other.
+"""The matrix: every fault, several times, on harnesses that run beside each other.
 
-A field's processes end with the process that started it, and it must be its main thread: so each lane is a process.
+A harness's processes end with the process that started it, and it must be its main thread: so each lane is a process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 from pipeline.errors import PipelineError
 from tests.chaos import faults_engines, faults_messages, faults_servers, faults_vllm, faults_workers
 from tests.chaos.faults import Fault, Strike
-from tests.chaos.field import Broken, Field, Missed, copy_logs, dump_rows, log_sizes
+from tests.chaos.harness import Broken, Harness, Missed, copy_logs, dump_rows, log_sizes
 from tests.chaos.verdict import Verdict, judge
 from tests.chaos.workload import ChaosJob
 
@@ -57,7 +57,7 @@ class Run:
     parts: dict[str, float] = field(default_factory=dict)
     """Seconds of each part of it: where its time went."""
     cpu_s: float = 0.0
-    """Seconds of a core that all processes of the field used meanwhile."""
+    """Seconds of a core that all processes of the harness used meanwhile."""
     note: str = ""
     verdict: Verdict = field(default_factory=Verdict)
 
@@ -78,26 +78,26 @@ def seed_of(seed: int, fault: Fault, run: int) -> int:
 
 
 class Lane:
-    """Runs cells on a field of its own, which is replaced when it does not become healthy again."""
+    """Runs cells on a harness of its own, which is replaced when it does not become healthy again."""
 
     def __init__(self, out: Path, *, new_folder: Callable[[], Path]) -> None:
-        """new_folder: names one that is not there, for a field's state."""
+        """new_folder: names one that is not there, for a harness's state."""
         self._out = out
         self._new_folder = new_folder
-        self._field: Field | None = None
+        self._harness: Harness | None = None
         self._on_vllm = False
 
     @property
-    def field(self) -> Field:
-        if self._field is None:
-            start = faults_vllm.start_field if self._on_vllm else Field.start
-            self._field = start(self._new_folder())
-        return self._field
+    def harness(self) -> Harness:
+        if self._harness is None:
+            start = faults_vllm.start_harness if self._on_vllm else Harness.start
+            self._harness = start(self._new_folder())
+        return self._harness
 
     def close(self) -> None:
-        if self._field is not None:
-            self._field.close()
-            self._field = None
+        if self._harness is not None:
+            self._harness.close()
+            self._harness = None
 
     def cell(self, fault: Fault, *, runs: int, seed: int) -> Iterator[Run]:
         """All runs of one fault."""
@@ -120,12 +120,12 @@ class Lane:
 
 
 class Cell:
-    """One fault on one lane: its setup is done before the first run, and again on a new field."""
+    """One fault on one lane: its setup is done before the first run, and again on a new harness."""
 
     def __init__(self, fault: Fault, lane: Lane) -> None:
         self._fault = fault
         self._lane = lane
-        self._set_up_on: Field | None = None
+        self._set_up_on: Harness | None = None
 
     def run(self, number: int, seed: int) -> Run:
         """One run; whatever goes wrong in it is in its verdict."""
@@ -139,8 +139,8 @@ class Cell:
     def _try(self, number: int, seed: int) -> tuple[Run, bool]:
         """One job, and whether it was over before the fault came about."""
         run = Run(fault=self._fault.name, component=self._fault.column, run=number, seed=seed)
-        began, cpu_s = time.monotonic(), self._lane.field.cpu_s()
-        attempt = Attempt(self._lane.field, self._fault, seed)
+        began, cpu_s = time.monotonic(), self._lane.harness.cpu_s()
+        attempt = Attempt(self._lane.harness, self._fault, seed)
         try:
             with attempt.part("setup"):
                 self._set_up()
@@ -148,7 +148,7 @@ class Cell:
         except Exception as error:
             run.verdict.violations.append(_told(error))
         run.note, run.parts = attempt.note, attempt.parts
-        run.seconds, run.cpu_s = time.monotonic() - began, self._lane.field.cpu_s() - cpu_s
+        run.seconds, run.cpu_s = time.monotonic() - began, self._lane.harness.cpu_s() - cpu_s
         if not run.is_good:
             self._keep(run, attempt)
         if attempt.field_is_sick:
@@ -156,14 +156,14 @@ class Cell:
         return run, attempt.missed
 
     def _set_up(self) -> None:
-        if self._set_up_on is not self._lane.field:
-            self._set_up_on = self._lane.field
-            self._fault.setup(self._lane.field)
-            self._lane.field.wait_healthy()
+        if self._set_up_on is not self._lane.harness:
+            self._set_up_on = self._lane.harness
+            self._fault.setup(self._lane.harness)
+            self._lane.harness.wait_healthy()
 
     def end(self) -> None:
-        """Undo the setup; a field that cannot be mended is replaced."""
-        if self._set_up_on is not self._lane._field or self._set_up_on is None:
+        """Undo the setup; a harness that cannot be mended is replaced."""
+        if self._set_up_on is not self._lane._harness or self._set_up_on is None:
             return
         try:
             self._fault.teardown(self._set_up_on)
@@ -182,12 +182,12 @@ class Cell:
 class Attempt:
     """One job with one fault."""
 
-    def __init__(self, field: Field, fault: Fault, seed: int) -> None:
-        self._field = field
+    def __init__(self, harness: Harness, fault: Fault, seed: int) -> None:
+        self._harness = harness
         self._fault = fault
         self._seed = seed
         self._rng = random.Random(seed)
-        self._log_sizes = log_sizes(field)
+        self._log_sizes = log_sizes(harness)
         self._job: ChaosJob | None = None
         self.note = ""
         self.parts: dict[str, float] = {}
@@ -206,19 +206,19 @@ class Attempt:
 
     def verdict(self) -> Verdict:
         """Run it."""
-        field, fault = self._field, self._fault
+        harness, fault = self._harness, self._fault
         broken: list[str] = []
         strike: Strike | None = None
         try:
             with self.part("prepare"):
-                fault.prepare(field, self._rng)
+                fault.prepare(harness, self._rng)
             with self.part("submit"):
-                self._job = fault.submit(field, self._rng, self._seed)
+                self._job = fault.submit(harness, self._rng, self._seed)
             with self.part("strike"):
-                strike = fault.strike(field, self._job, self._rng)
+                strike = fault.strike(harness, self._job, self._rng)
             self.note = strike.note
             with self.part("job"):
-                field.wait_over(self._job, timeout_s=fault.timeout_s)
+                harness.wait_over(self._job, timeout_s=fault.timeout_s)
         except Missed:
             self.missed = True
         except Exception as error:
@@ -227,21 +227,21 @@ class Attempt:
             broken += self._heal()
         if self._job is None:
             return Verdict(violations=broken or ["no job was submitted"])
-        if broken and not field.is_over(self._job):
-            field.client.cancel(self._job.id)
+        if broken and not harness.is_over(self._job):
+            harness.client.cancel(self._job.id)
         with self.part("judge"):
-            verdict = judge(field, self._job, strike)
+            verdict = judge(harness, self._job, strike)
         verdict.violations = broken + verdict.violations
         if strike is not None and not broken:
-            verdict.violations += fault.check(field, self._job, strike)
+            verdict.violations += fault.check(harness, self._job, strike)
         return verdict
 
     def _heal(self) -> list[str]:
         try:
-            self._field.withdraw_orders()
+            self._harness.withdraw_orders()
             if self._job is not None:
-                self._fault.heal(self._field, self._job)
-            self._field.wait_healthy()
+                self._fault.heal(self._harness, self._job)
+            self._harness.wait_healthy()
         except Exception as error:
             self.field_is_sick = True
             return [_told(error)]
@@ -249,9 +249,9 @@ class Attempt:
 
     def keep(self, folder: Path) -> None:
         """Leave the logs of all processes and the job's rows."""
-        copy_logs(self._field, self._log_sizes, folder)
+        copy_logs(self._harness, self._log_sizes, folder)
         try:
-            dump_rows(self._field, self._job.id if self._job else None, folder)
+            dump_rows(self._harness, self._job.id if self._job else None, folder)
         except PipelineError as error:
             (folder / "rows-not-read.txt").write_text(str(error))
 
@@ -277,7 +277,7 @@ class Plan:
 
 
 def run_matrix(plan: Plan) -> Iterator[Run]:
-    """All runs, as they end. One lane begins with the cells of vLLM: two of its fields would starve each other."""
+    """All runs, as they end. One lane begins with the cells of vLLM: two of its harnesses would starve each other."""
     spawn = multiprocessing.get_context("spawn")
     cells: dict[bool, Any] = {on_vllm: spawn.Queue() for on_vllm in (False, True)}
     faults = find_faults(plan.only)
@@ -336,7 +336,7 @@ def _next_fault(cells: Any) -> Fault | None:
 
 
 def _end(*_: object) -> None:
-    """Told to end: leave by way of the finally, which ends the field."""
+    """Told to end: leave by way of the finally, which ends the harness."""
     sys.exit(1)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos import faults_vllm
-from tests.chaos.field import SETTINGS
+from tests.chaos.harness import SETTINGS
 from tests.chaos.matrix import SKIPPED, Run
 from tests.chaos.texts import NUM_CUES, NUM_PROBLEMS, NUM_SAMPLES
 from tests.chaos.verdict import Verdict

@@ -1,10 +1,10 @@
-"""supervisord of a field: the real one, but a worker of the harness is forked from it with all it imports in place.
+"""supervisord of a harness: the real one, but a worker is forked from it with all it imports in place.
 
     python tests/chaos/supervisor.py MODULE:FUNCTION -c supervisord.conf
 
 A matrix starts workers thousands of times, and what one imports costs 1.5 s of a core, with vLLM 8 s. All else
 is as it is anywhere: process id, group, signals, environment, log, exit code, and launcher.py's own code before it; but
-all workers of a field have the same hash seed. The function imports what they import; it must start no thread.
+all workers of a harness have the same hash seed. The function imports what they import; it must start no thread.
 """
 
 from __future__ import annotations

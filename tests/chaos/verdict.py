@@ -13,7 +13,7 @@ from typing import NamedTuple
 from pipeline.db.invariants import check_job, snapshot
 from pipeline.samples import RUNNABLE_STATE, WRITING_STATE
 from tests.chaos.faults import Strike
-from tests.chaos.field import Field
+from tests.chaos.harness import Harness
 from tests.chaos.workload import ChaosJob, Ending
 
 _RUNNABLE = {state.value for state in RUNNABLE_STATE.values()}
@@ -58,25 +58,25 @@ class Claim(NamedTuple):
     committed: bool
 
 
-def judge(field: Field, job: ChaosJob, strike: Strike | None) -> Verdict:
+def judge(harness: Harness, job: ChaosJob, strike: Strike | None) -> Verdict:
     """Look at a job that has ended, or should have."""
     verdict = Verdict()
-    _compare_texts(field, job, verdict)
-    with snapshot(field.db_engine) as connection:
+    _compare_texts(harness, job, verdict)
+    with snapshot(harness.db_engine) as connection:
         found = check_job(connection, job.id)
     verdict.violations += [f"{violation.invariant}: {violation.where} {violation.what}" for violation in found]
-    events = _events(field, job)
+    events = _events(harness, job)
     claims = _claims(events)
     verdict.again = sum(claim.ended_at is not None and not claim.committed for claim in claims)
     if strike is not None:
         blows = [each for each in (strike, *strike.more) if each.is_blow]
-        recoveries = [recovery_s(events, claims, blow, _struck_workers(field, blow)) for blow in blows]
+        recoveries = [recovery_s(events, claims, blow, _struck_workers(harness, blow)) for blow in blows]
         verdict.recovery_s = max((seconds for seconds in recoveries if seconds is not None), default=None)
     return verdict
 
 
-def _compare_texts(field: Field, job: ChaosJob, verdict: Verdict) -> None:
-    rows = field.rows(
+def _compare_texts(harness: Harness, job: ChaosJob, verdict: Verdict) -> None:
+    rows = harness.rows(
         """
         SELECT p.external_id, s.sample_index, s.state, s.score,
                (SELECT string_agg(g.text, '' ORDER BY g.segment_index) FROM segments g WHERE g.sample_id = s.id)
@@ -87,7 +87,7 @@ def _compare_texts(field: Field, job: ChaosJob, verdict: Verdict) -> None:
     found: dict[tuple[str, int], list[tuple[str, Ending]]] = defaultdict(list)
     for external_id, sample_index, state, score, output in rows:
         found[external_id, sample_index].append((state, Ending(output or "", score)))
-    expected = field.workload.endings(job)
+    expected = harness.workload.endings(job)
     verdict.lost += len(set(expected) - set(found))
     verdict.doubled += sum(len(samples) - 1 for samples in found.values()) + len(set(found) - set(expected))
     for place in found.keys() & expected.keys():
@@ -109,10 +109,10 @@ def _compare_sample(verdict: Verdict, place: tuple[str, int], state: str, found:
         verdict.violations.append(f"{where}: its score is {found.score} and not {expected.score}")
 
 
-def _events(field: Field, job: ChaosJob) -> list[Event]:
+def _events(harness: Harness, job: ChaosJob) -> list[Event]:
     query = """SELECT sample_id, from_state, to_state, epoch, worker_id, extract(epoch FROM at)::float8
                FROM events WHERE job_id = :job ORDER BY id"""
-    return [Event(*row) for row in field.rows(query, job=job.id)]
+    return [Event(*row) for row in harness.rows(query, job=job.id)]
 
 
 def _claims(events: Sequence[Event]) -> list[Claim]:
@@ -130,9 +130,9 @@ def _claims(events: Sequence[Event]) -> list[Claim]:
     return claims
 
 
-def _struck_workers(field: Field, strike: Strike) -> set[int]:
+def _struck_workers(harness: Harness, strike: Strike) -> set[int]:
     """The lives of the struck processes at the moment of the strike."""
-    rows = field.rows(
+    rows = harness.rows(
         """
         SELECT id FROM workers WHERE pid = ANY(:pids) AND started_at <= to_timestamp(:at)
           AND (ended_at IS NULL OR ended_at >= to_timestamp(:at))

@@ -1,4 +1,4 @@
-"""What a field is for: which programs run on it, which jobs they are given, and what must come out of these."""
+"""What a harness is for: which programs run on it, which jobs they are given, and what must come out of these."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.chaos.field import Field
+from tests.chaos.harness import Harness
 from tests.chaos.verdict import judge
 from tests.chaos.worker import Order
 from tests.chaos.workload import ChaosJob, Scripted
@@ -25,12 +25,12 @@ HANGS_S = {"small-1": 0.5, "large-1": 9.0}
 
 
 @pytest.fixture(scope="module")
-def field(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
+def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("SPECTHINK_STATE_DIR", "")  # put back what the field takes out of the environment
-        field = Field.start(tmp_path_factory.mktemp("deploys") / "state", Scripted(ENVIRONMENT))
-        yield field
-        field.close()
+        environment.setenv("SPECTHINK_STATE_DIR", "")  # put back what the harness takes out of the environment
+        harness = Harness.start(tmp_path_factory.mktemp("deploys") / "state", Scripted(ENVIRONMENT))
+        yield harness
+        harness.close()
 
 
 @dataclass(frozen=True)
@@ -50,29 +50,29 @@ class Stopped:
 
 
 @pytest.fixture(scope="module")
-def stopped(field: Field) -> Stopped:
+def stopped(harness: Harness) -> Stopped:
     """Two workers were told to stop while their engines were in the middle of samples, and started again."""
-    job = field.submit(1)
+    job = harness.submit(1)
     for program, seconds in HANGS_S.items():
-        field.order(program, Order(phase="generating", n=5, action="hang", seconds=seconds))
+        harness.order(program, Order(phase="generating", n=5, action="hang", seconds=seconds))
     with ThreadPoolExecutor(len(HANGS_S)) as pool:
         lives = dict(
-            zip(HANGS_S, pool.map(lambda program: stop_while_it_writes(field, program, job), HANGS_S), strict=True)
+            zip(HANGS_S, pool.map(lambda program: stop_while_it_writes(harness, program, job), HANGS_S), strict=True)
         )
     for program in HANGS_S:
-        field.start_program(program)
-    field.wait_over(job, timeout_s=120)
+        harness.start_program(program)
+    harness.wait_over(job, timeout_s=120)
     return Stopped(job, lives)
 
 
-def stop_while_it_writes(field: Field, program: str, job: ChaosJob) -> Life:
-    fired = field.wait_fired(program, job, timeout_s=60)
+def stop_while_it_writes(harness: Harness, program: str, job: ChaosJob) -> Life:
+    fired = harness.wait_fired(program, job, timeout_s=60)
     alive = "SELECT id FROM workers WHERE pid = :pid AND ended_at IS NULL"
-    [(worker_id,)] = field.rows(alive, pid=fired.pid)
-    field.stop_program(program)
+    [(worker_id,)] = harness.rows(alive, pid=fired.pid)
+    harness.stop_program(program)
     settled = "SELECT id FROM workers WHERE id = :id AND settled_at IS NOT NULL"
-    field.until(lambda: field.rows(settled, id=worker_id), f"upkeep to settle {program}")
-    [(end_reason, tokens_dropped, handed_back)] = field.rows(
+    harness.until(lambda: harness.rows(settled, id=worker_id), f"upkeep to settle {program}")
+    [(end_reason, tokens_dropped, handed_back)] = harness.rows(
         """
         SELECT w.end_reason, w.tokens_dropped, count(m.epoch)
         FROM workers w LEFT JOIN (
@@ -83,13 +83,13 @@ def stop_while_it_writes(field: Field, program: str, job: ChaosJob) -> Life:
         """,
         id=worker_id,
     )
-    return Life(field.exit_code(program), end_reason, tokens_dropped, handed_back)
+    return Life(harness.exit_code(program), end_reason, tokens_dropped, handed_back)
 
 
-def assert_nobody_noticed(field: Field, job: ChaosJob) -> None:
+def assert_nobody_noticed(harness: Harness, job: ChaosJob) -> None:
     """The job has all of its texts, once, its rows keep every invariant, and no sample lost a worker to death."""
-    assert judge(field, job, None).violations == []
-    assert field.rows("SELECT max(num_rescues) FROM samples WHERE job_id = :job", job=job.id) == [(0,)]
+    assert judge(harness, job, None).violations == []
+    assert harness.rows("SELECT max(num_rescues) FROM samples WHERE job_id = :job", job=job.id) == [(0,)]
 
 
 def test_worker_told_to_stop_ends_what_it_writes_and_exits_0(stopped: Stopped) -> None:
@@ -103,30 +103,30 @@ def test_worker_whose_time_to_drain_is_over_hands_back_the_rest_and_exits_0(stop
     assert life.handed_back > 0
 
 
-def test_job_goes_on_from_the_last_committed_segments_of_stopped_workers(field: Field, stopped: Stopped) -> None:
-    assert_nobody_noticed(field, stopped.job)
+def test_job_goes_on_from_the_last_committed_segments_of_stopped_workers(harness: Harness, stopped: Stopped) -> None:
+    assert_nobody_noticed(harness, stopped.job)
 
 
-def test_rolling_restart_of_all_workers_in_mid_job_is_noticed_by_nobody(field: Field, stopped: Stopped) -> None:
-    field.wait_healthy(timeout_s=120)
-    jobs = [field.submit(2)]
+def test_rolling_restart_of_all_workers_in_mid_job_is_noticed_by_nobody(harness: Harness, stopped: Stopped) -> None:
+    harness.wait_healthy(timeout_s=120)
+    jobs = [harness.submit(2)]
     for names in (["small-1", "large-1"], ["small-2", "large-2"], ["grade", "upkeep"]):
-        if field.is_over(jobs[-1]):
-            jobs.append(field.submit(jobs[-1].seed + 1))
-        wait_for_progress(field, jobs[-1])
+        if harness.is_over(jobs[-1]):
+            jobs.append(harness.submit(jobs[-1].seed + 1))
+        wait_for_progress(harness, jobs[-1])
         for name in names:
-            field.stop_program(name)
-            assert field.exit_code(name) == 0, name
-            field.start_program(name)
-        field.wait_healthy(timeout_s=120)
+            harness.stop_program(name)
+            assert harness.exit_code(name) == 0, name
+            harness.start_program(name)
+        harness.wait_healthy(timeout_s=120)
     for job in jobs:
-        field.wait_over(job, timeout_s=120)
-        assert_nobody_noticed(field, job)
-    lives = field.rows("SELECT id, kind, end_reason FROM workers ORDER BY id")
+        harness.wait_over(job, timeout_s=120)
+        assert_nobody_noticed(harness, job)
+    lives = harness.rows("SELECT id, kind, end_reason FROM workers ORDER BY id")
     assert {reason for _, _, reason in lives} == {None, "stopped"}, lives
-    assert sum(reason is None for _, _, reason in lives) == len(field.programs), lives
+    assert sum(reason is None for _, _, reason in lives) == len(harness.programs), lives
 
 
-def wait_for_progress(field: Field, job: ChaosJob) -> None:
-    stored = field.num_commits(job)
-    field.until(lambda: field.num_commits(job) > stored or field.is_over(job), "the job to move on", timeout_s=60)
+def wait_for_progress(harness: Harness, job: ChaosJob) -> None:
+    stored = harness.num_commits(job)
+    harness.until(lambda: harness.num_commits(job) > stored or harness.is_over(job), "the job to move on", timeout_s=60)

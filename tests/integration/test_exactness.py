@@ -22,7 +22,7 @@ from pipeline.results.replay import replay
 from pipeline.results.stored import StoredSample
 from pipeline.samples import Author, FinishReason, ModelRole, SampleState
 from pipeline.signals import Signal
-from tests.integration.crew import LARGE, SMALL, Crew, Engines, make_crew
+from tests.integration.writer_pool import LARGE, SMALL, Engines, WriterPool, make_writer_pool
 from tests.permuted import permute_vocabulary
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -38,13 +38,13 @@ def engines() -> Iterator[Engines]:
 
 
 @pytest.fixture(scope="module")
-def crew(servers: Connections) -> Iterator[Crew]:
-    with make_crew(servers) as crew:
-        yield crew
+def writers(servers: Connections) -> Iterator[WriterPool]:
+    with make_writer_pool(servers) as writers:
+        yield writers
 
 
 def run(
-    crew: Crew,
+    writers: WriterPool,
     engines: Engines,
     *,
     num_workers: int = 1,
@@ -56,25 +56,27 @@ def run(
 ) -> int:
     """A job from submit to the last sample's end; no sample may fail."""
     for number in range(num_workers):
-        crew.hire(engines.get(small, ModelRole.SMALL, number), small, ModelRole.SMALL, max_in_flight=in_flight)
-        crew.hire(engines.get(large, ModelRole.LARGE, number), large, ModelRole.LARGE)
-    job = crew.submit(small=small, large=large, **options)
-    crew.work(order=order)
-    crew.dismiss()
-    assert crew.rows(f"SELECT DISTINCT state FROM samples WHERE job_id = {job}") == [("finished",)]
+        writers.hire(engines.get(small, ModelRole.SMALL, number), small, ModelRole.SMALL, max_in_flight=in_flight)
+        writers.hire(engines.get(large, ModelRole.LARGE, number), large, ModelRole.LARGE)
+    job = writers.submit(small=small, large=large, **options)
+    writers.work(order=order)
+    writers.dismiss()
+    assert writers.rows(f"SELECT DISTINCT state FROM samples WHERE job_id = {job}") == [("finished",)]
     return job
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
-def test_order_and_number_of_workers_change_no_segment(crew: Crew, engines: Engines, temperature: float) -> None:
-    one_by_one = run(crew, engines, in_flight=1, temperature=temperature)
-    expected = crew.segments(one_by_one, WRITTEN)
+def test_order_and_number_of_workers_change_no_segment(
+    writers: WriterPool, engines: Engines, temperature: float
+) -> None:
+    one_by_one = run(writers, engines, in_flight=1, temperature=temperature)
+    expected = writers.segments(one_by_one, WRITTEN)
     authors = {row[3] for row in expected}
     assert authors == {"small", "large", "inserted"}
     for num_workers, order in ((1, 1), (2, 2)):
-        job = run(crew, engines, num_workers=num_workers, order=order, temperature=temperature)
-        assert crew.segments(job, WRITTEN) == expected
-    assert all(replayed.divergence is None for replayed in crew.client.replay_job(job))
+        job = run(writers, engines, num_workers=num_workers, order=order, temperature=temperature)
+        assert writers.segments(job, WRITTEN) == expected
+    assert all(replayed.divergence is None for replayed in writers.client.replay_job(job))
 
 
 @pytest.fixture(scope="module")
@@ -96,26 +98,26 @@ def test_permuted_model_speaks_the_same_language_in_other_ids(permuted: dict[Mod
 
 
 def test_greedy_texts_are_the_same_under_another_vocabulary(
-    crew: Crew, engines: Engines, permuted: dict[ModelRole, Path]
+    writers: WriterPool, engines: Engines, permuted: dict[ModelRole, Path]
 ) -> None:
-    plain = run(crew, engines, limit=12, temperature=0.0)
+    plain = run(writers, engines, limit=12, temperature=0.0)
     what = "g.author, g.trigger, g.cue, g.text, cardinality(g.token_ids), g.discarded_text, g.finish"
-    expected = crew.segments(plain, what)
+    expected = writers.segments(plain, what)
     assert sum(row[3] == "large" for row in expected) > 12
     small, large = permuted[ModelRole.SMALL], permuted[ModelRole.LARGE]
     for models in ((SMALL, large), (small, LARGE), (small, large)):
-        job = run(crew, engines, limit=12, temperature=0.0, small=models[0], large=models[1])
-        assert crew.segments(job, what) == expected
-        assert all(replayed.divergence is None for replayed in crew.client.replay_job(job))
+        job = run(writers, engines, limit=12, temperature=0.0, small=models[0], large=models[1])
+        assert writers.segments(job, what) == expected
+        assert all(replayed.divergence is None for replayed in writers.client.replay_job(job))
 
 
 def test_ids_are_the_authors_own_under_two_vocabularies(
-    crew: Crew, engines: Engines, permuted: dict[ModelRole, Path]
+    writers: WriterPool, engines: Engines, permuted: dict[ModelRole, Path]
 ) -> None:
     large = permuted[ModelRole.LARGE]
-    job = run(crew, engines, limit=4, temperature=0.9, large=large)
+    job = run(writers, engines, limit=4, temperature=0.9, large=large)
     chats = {"demo-small": ChatModel.load(SMALL), "permuted-large": ChatModel.load(large)}
-    rows = crew.rows(f"""
+    rows = writers.rows(f"""
         SELECT e.model, g.author, g.token_ids, g.text FROM segments g JOIN engines e ON e.id = g.engine_id
         JOIN samples s ON s.id = g.sample_id WHERE s.job_id = {job}
     """)
@@ -127,19 +129,19 @@ def test_ids_are_the_authors_own_under_two_vocabularies(
 @pytest.mark.parametrize(
     "policy", ["speculative-thinking:improved", "speculative-thinking:paper", "speculative-thinking:code", "random"]
 )
-def test_stored_samples_replay(crew: Crew, engines: Engines, policy: str) -> None:
-    job = run(crew, engines, policy=parse_policy(policy), temperature=0.9, seed=3)
-    replays = list(crew.client.replay_job(job))
+def test_stored_samples_replay(writers: WriterPool, engines: Engines, policy: str) -> None:
+    job = run(writers, engines, policy=parse_policy(policy), temperature=0.9, seed=3)
+    replays = list(writers.client.replay_job(job))
     assert [replayed.divergence for replayed in replays] == [None] * 6
     assert sum(replayed.num_segments for replayed in replays) >= 6
 
 
 @pytest.fixture(scope="module")
-def stored(crew: Crew, engines: Engines) -> StoredSample:
+def stored(writers: WriterPool, engines: Engines) -> StoredSample:
     """A complete sample with takeovers and an inserted sentence."""
-    job = run(crew, engines, temperature=0.9, seed=11)
+    job = run(writers, engines, temperature=0.9, seed=11)
     inserted = f"SELECT min(g.sample_id) FROM segments g JOIN samples s ON s.id = g.sample_id WHERE s.job_id = {job} "
-    with transaction(crew.db_engine) as connection:
+    with transaction(writers.db_engine) as connection:
         sample_id = connection.execute(text(inserted + "AND g.author = 'inserted'")).scalar_one()
         return get_stored_sample(connection, sample_id)
 
@@ -236,9 +238,9 @@ def test_replay_computes_seeds_again(stored: StoredSample) -> None:
 
 
 def test_replay_command_says_what_a_changed_row_is(
-    crew: Crew, stored: StoredSample, monkeypatch: pytest.MonkeyPatch
+    writers: WriterPool, stored: StoredSample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SPECTHINK_DATABASE_URL", crew.url.get_secret_value())
+    monkeypatch.setenv("SPECTHINK_DATABASE_URL", writers.url.get_secret_value())
     monkeypatch.setenv("SPECTHINK_REDIS_URL", "redis://localhost:1/0")  # reading needs none
     sample = str(stored.sample_id)
     done = CliRunner().invoke(app, ["replay", sample])
@@ -247,7 +249,7 @@ def test_replay_command_says_what_a_changed_row_is(
     segment = stored.segments[0]
     row = {"id": stored.sample_id, "ids": [segment.token_ids[0] + 1, *segment.token_ids[1:]]}
     change = text("UPDATE segments SET token_ids = :ids WHERE sample_id = :id AND segment_index = 0")
-    with transaction(crew.db_engine) as connection:
+    with transaction(writers.db_engine) as connection:
         connection.execute(change, row)
     try:
         done = CliRunner().invoke(app, ["replay", sample, "--json"])
@@ -259,7 +261,7 @@ def test_replay_command_says_what_a_changed_row_is(
         assert f"sample {sample}, " in whole.output
         assert "5 of 6 samples" in whole.output
     finally:
-        with transaction(crew.db_engine) as connection:
+        with transaction(writers.db_engine) as connection:
             connection.execute(change, row | {"ids": list(segment.token_ids)})
     assert CliRunner().invoke(app, ["replay", "--job", str(stored.job_id)]).exit_code == 0
     assert CliRunner().invoke(app, ["replay"]).exit_code == 2

@@ -14,7 +14,7 @@ from pipeline.db.session import transaction
 from pipeline.jobs.config import JobState
 from pipeline.results.reports import Job
 from pipeline.samples import ModelRole
-from tests.chaos.field import Field
+from tests.chaos.harness import Harness
 from tests.chaos.models import MODELS
 from tests.chaos.texts import expected_text, problem_set
 from tests.chaos.workload import ChaosJob, Scripted
@@ -26,49 +26,49 @@ _seeds = itertools.count(7_000_000)
 
 
 @pytest.fixture(scope="module")
-def field(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
-    field = Field.start(tmp_path_factory.mktemp("life") / "state", Scripted(USUAL_LEASE))
-    yield field
-    field.close()
+def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
+    harness = Harness.start(tmp_path_factory.mktemp("life") / "state", Scripted(USUAL_LEASE))
+    yield harness
+    harness.close()
 
 
-def submit(field: Field, *, num_samples: int = 2) -> ChaosJob:
-    return field.submit(next(_seeds), num_samples=num_samples)
+def submit(harness: Harness, *, num_samples: int = 2) -> ChaosJob:
+    return harness.submit(next(_seeds), num_samples=num_samples)
 
 
-def held(field: Field, job: ChaosJob) -> int:
+def held(harness: Harness, job: ChaosJob) -> int:
     return int(
-        field.rows("SELECT count(*) FROM samples WHERE job_id = :job AND holder_id IS NOT NULL", job=job.id)[0][0]
+        harness.rows("SELECT count(*) FROM samples WHERE job_id = :job AND holder_id IS NOT NULL", job=job.id)[0][0]
     )
 
 
-def in_flight(field: Field) -> int:
+def in_flight(harness: Harness) -> int:
     """Samples in the engines, by the workers' own count at their last heartbeat."""
-    return int(field.rows("SELECT sum(num_in_flight) FROM workers WHERE ended_at IS NULL")[0][0])
+    return int(harness.rows("SELECT sum(num_in_flight) FROM workers WHERE ended_at IS NULL")[0][0])
 
 
-def wait_at_work(field: Field, job: ChaosJob) -> None:
+def wait_at_work(harness: Harness, job: ChaosJob) -> None:
     """Until both models have written for the job, something is graded, and the engines are full of it."""
 
     def is_at_work() -> bool:
-        [progress] = field.client.progress(job.id)
-        return progress.graded > 0 and progress.takeovers > 8 and held(field, job) > 8 and in_flight(field) > 8
+        [progress] = harness.client.progress(job.id)
+        return progress.graded > 0 and progress.takeovers > 8 and held(harness, job) > 8 and in_flight(harness) > 8
 
-    field.until(is_at_work, "the engines to be full of the job")
+    harness.until(is_at_work, "the engines to be full of the job")
 
 
-def require_dropped(field: Field, job: ChaosJob) -> None:
+def require_dropped(harness: Harness, job: ChaosJob) -> None:
     """Nothing of a job is held or stored any more, and every engine drops it at its next heartbeat."""
-    commits = field.num_commits(job)
-    assert held(field, job) == 0
+    commits = harness.num_commits(job)
+    assert held(harness, job) == 0
     start = time.monotonic()
-    field.until(lambda: in_flight(field) == 0, "the engines to drop the job", timeout_s=15)
+    harness.until(lambda: in_flight(harness) == 0, "the engines to drop the job", timeout_s=15)
     print(f"all engines say so after {time.monotonic() - start:.1f} s")
-    assert field.num_commits(job) == commits
+    assert harness.num_commits(job) == commits
 
 
-def texts(field: Field, job_id: int) -> dict[tuple[str, int], str]:
-    return {(row.problem, row.sample_index): row.output for row in field.client.results(job_id)}
+def texts(harness: Harness, job_id: int) -> dict[tuple[str, int], str]:
+    return {(row.problem, row.sample_index): row.output for row in harness.client.results(job_id)}
 
 
 def expected(job: ChaosJob) -> dict[tuple[str, int], str]:
@@ -80,55 +80,55 @@ def expected(job: ChaosJob) -> dict[tuple[str, int], str]:
     }
 
 
-def require_whole(field: Field, job: ChaosJob) -> None:
+def require_whole(harness: Harness, job: ChaosJob) -> None:
     """The job ended as it would have undisturbed, and its books balance."""
-    field.wait_over(job)
-    assert field.client.job(job.id).state is JobState.COMPLETED
-    assert texts(field, job.id) == expected(job)
-    field.until(lambda: violations(field, job) == [], "the last heartbeats' books", timeout_s=20, every_s=0.3)
-    assert [str(replayed) for replayed in field.client.replay_job(job.id) if replayed.divergence] == []
+    harness.wait_over(job)
+    assert harness.client.job(job.id).state is JobState.COMPLETED
+    assert texts(harness, job.id) == expected(job)
+    harness.until(lambda: violations(harness, job) == [], "the last heartbeats' books", timeout_s=20, every_s=0.3)
+    assert [str(replayed) for replayed in harness.client.replay_job(job.id) if replayed.divergence] == []
 
 
-def violations(field: Field, job: ChaosJob) -> list[str]:
-    with snapshot(field.db_engine) as connection:
+def violations(harness: Harness, job: ChaosJob) -> list[str]:
+    with snapshot(harness.db_engine) as connection:
         return [str(violation) for violation in check_job(connection, job.id)]
 
 
-def test_paused_job_is_dropped_by_all_workers_and_ends_undisturbed_after_its_resume(field: Field) -> None:
-    job = submit(field, num_samples=14)
-    wait_at_work(field, job)
-    assert field.client.pause(job.id).num_samples > 0
-    require_dropped(field, job)
-    [progress] = field.client.progress(job.id)
+def test_paused_job_is_dropped_by_all_workers_and_ends_undisturbed_after_its_resume(harness: Harness) -> None:
+    job = submit(harness, num_samples=14)
+    wait_at_work(harness, job)
+    assert harness.client.pause(job.id).num_samples > 0
+    require_dropped(harness, job)
+    [progress] = harness.client.progress(job.id)
     assert (progress.state, progress.waiting_for) == (
         JobState.PAUSED, f"paused: specthink resume {job.id} lets it go on",
     )  # fmt: skip
     assert 0 < progress.samples_done < progress.samples_total
-    assert field.client.summary(job.id)[0].samples_graded == progress.graded
+    assert harness.client.summary(job.id)[0].samples_graded == progress.graded
     start = time.monotonic()
-    field.client.resume(job.id)
-    field.until(lambda: held(field, job) > 0, "a claim", timeout_s=10)
+    harness.client.resume(job.id)
+    harness.until(lambda: held(harness, job) > 0, "a claim", timeout_s=10)
     print(f"claimed {time.monotonic() - start:.1f} s after the resume")
-    require_whole(field, job)
+    require_whole(harness, job)
 
 
-def test_cancelled_job_is_dropped_by_all_workers_and_keeps_what_it_has(field: Field) -> None:
-    job = submit(field, num_samples=14)
-    wait_at_work(field, job)
-    assert field.client.cancel(job.id).num_samples > 0
-    require_dropped(field, job)
+def test_cancelled_job_is_dropped_by_all_workers_and_keeps_what_it_has(harness: Harness) -> None:
+    job = submit(harness, num_samples=14)
+    wait_at_work(harness, job)
+    assert harness.client.cancel(job.id).num_samples > 0
+    require_dropped(harness, job)
     whole = expected(job)
-    partial = texts(field, job.id)
+    partial = texts(harness, job.id)
     assert partial.keys() == whole.keys()
     assert all(whole[sample].startswith(written) for sample, written in partial.items())
-    field.until(lambda: violations(field, job) == [], "the last heartbeats' books", timeout_s=20, every_s=0.3)
-    [progress] = field.client.progress(job.id)
+    harness.until(lambda: violations(harness, job) == [], "the last heartbeats' books", timeout_s=20, every_s=0.3)
+    [progress] = harness.client.progress(job.id)
     assert progress.graded + progress.failed + progress.cancelled == progress.samples_total == len(whole)
 
 
-def test_samples_that_were_cut_are_drawn_again_to_the_same_text_and_on(field: Field) -> None:
+def test_samples_that_were_cut_are_drawn_again_to_the_same_text_and_on(harness: Harness) -> None:
     seed = next(_seeds)
-    submitted = field.client.submit(
+    submitted = harness.client.submit(
         problem_set(seed),
         small=MODELS[ModelRole.SMALL],
         large=MODELS[ModelRole.LARGE],
@@ -137,20 +137,20 @@ def test_samples_that_were_cut_are_drawn_again_to_the_same_text_and_on(field: Fi
         max_tokens=30,
     )
     job = ChaosJob(submitted.id, seed)
-    field.wait_over(job)
-    cut = texts(field, job.id)
+    harness.wait_over(job)
+    cut = texts(harness, job.id)
     whole = expected(job)
     assert all(whole[sample].startswith(written) and whole[sample] != written for sample, written in cut.items())
-    change = field.client.retry(job.id, cut=True, max_tokens=1000)
+    change = harness.client.retry(job.id, cut=True, max_tokens=1000)
     assert (change.num_samples, change.state) == (len(whole), JobState.RUNNING)
-    require_whole(field, job)
-    assert field.rows("SELECT sum(tokens_withdrawn) > 0 FROM workers") == [(True,)]
+    require_whole(harness, job)
+    assert harness.rows("SELECT sum(tokens_withdrawn) > 0 FROM workers") == [(True,)]
 
 
-def test_failed_samples_go_on_behind_their_last_segment_when_they_are_tried_again(field: Field) -> None:
-    job = submit(field, num_samples=4)
-    field.until(lambda: field.num_commits(job) > 20, "segments", every_s=0.05)
-    with transaction(field.db_engine) as connection:
+def test_failed_samples_go_on_behind_their_last_segment_when_they_are_tried_again(harness: Harness) -> None:
+    job = submit(harness, num_samples=4)
+    harness.until(lambda: harness.num_commits(job) > 20, "segments", every_s=0.05)
+    with transaction(harness.db_engine) as connection:
         broken = connection.execute(
             text("""
                 UPDATE samples SET state = 'failed', epoch = epoch + 1, holder_id = NULL, error = 'by the test',
@@ -160,18 +160,18 @@ def test_failed_samples_go_on_behind_their_last_segment_when_they_are_tried_agai
             {"job": job.id},
         ).scalars().all()  # fmt: skip
     assert broken
-    field.wait_over(job)
-    assert field.client.job(job.id).state is JobState.COMPLETED_WITH_ERRORS
+    harness.wait_over(job)
+    assert harness.client.job(job.id).state is JobState.COMPLETED_WITH_ERRORS
     kept = "SELECT sample_id, segment_index, committed_at FROM segments WHERE sample_id = ANY(:ids) ORDER BY 1, 2"
-    before = field.rows(kept, ids=list(broken))
-    assert field.client.retry(job.id).num_samples == len(broken)
-    require_whole(field, job)
-    assert set(before) < set(field.rows(kept, ids=list(broken)))
+    before = harness.rows(kept, ids=list(broken))
+    assert harness.client.retry(job.id).num_samples == len(broken)
+    require_whole(harness, job)
+    assert set(before) < set(harness.rows(kept, ids=list(broken)))
 
 
-def test_clone_with_the_same_seed_gives_the_same_texts(field: Field) -> None:
-    job = submit(field)
-    clone: Job = field.client.clone(job.id, {"num_samples": 1, "sampling.max_tokens": 900})
-    field.client.set_priority(clone, 10)
-    field.wait_over(job)
-    require_whole(field, ChaosJob(clone.id, job.seed, num_samples=1))
+def test_clone_with_the_same_seed_gives_the_same_texts(harness: Harness) -> None:
+    job = submit(harness)
+    clone: Job = harness.client.clone(job.id, {"num_samples": 1, "sampling.max_tokens": 900})
+    harness.client.set_priority(clone, 10)
+    harness.wait_over(job)
+    require_whole(harness, ChaosJob(clone.id, job.seed, num_samples=1))

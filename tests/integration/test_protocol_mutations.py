@@ -22,11 +22,11 @@ from pipeline.db.session import transaction
 from pipeline.samples import SUSPECT_AFTER
 from tests.integration.test_protocol_machine import quick_engine, run_machine
 from tests.integration.test_protocol_pairs import run_pair
-from tests.integration.test_writer import Desk, desk
+from tests.integration.test_writer import WriterRig, rig
 from workers.broker.publish import Publisher
 from workers.writing.store import Store
 
-__all__ = ["desk", "quick_engine"]  # fixtures
+__all__ = ["rig", "quick_engine"]  # fixtures
 
 
 @dataclass(frozen=True)
@@ -97,41 +97,41 @@ def check(db_engine: DbEngine, pair: str | None) -> None:
         run_pair(db_engine, pair)
 
 
-def false_messages(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> list[Runnable]:
+def false_messages(rig: WriterRig, monkeypatch: pytest.MonkeyPatch) -> list[Runnable]:
     """What a writer tells others of its samples that is not so for them at that moment."""
     told: list[Runnable] = []
     false: list[Runnable] = []
 
     def publish(_: Publisher, samples: Sequence[Runnable]) -> None:
-        with transaction(desk.db_engine) as connection:
+        with transaction(rig.db_engine) as connection:
             seen = {row.id: (row.epoch, row.state) for row in connection.execute(SEEN)}
         told.extend(samples)
         false.extend(s for s in samples if seen[s.sample_id] != (s.epoch, s.state.value))
 
     monkeypatch.setattr(Publisher, "publish", publish)
-    desk.writer.write(desk.message)
-    assert {s.sample_id for s in told} == set(desk.message.epochs), "each sample is told of"
+    rig.writer.write(rig.message)
+    assert {s.sample_id for s in told} == set(rig.message.epochs), "each sample is told of"
     return false
 
 
 SEEN = text("SELECT id, epoch, state FROM samples")
 
 
-def test_writer_tells_others_only_what_they_find(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert false_messages(desk, monkeypatch) == []
+def test_writer_tells_others_only_what_they_find(rig: WriterRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert false_messages(rig, monkeypatch) == []
 
 
-def test_publishing_before_the_commit_is_caught(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publishing_before_the_commit_is_caught(rig: WriterRig, monkeypatch: pytest.MonkeyPatch) -> None:
     def commit_together(self: Store, group: Sequence[SampleCommit]) -> Committed:
         def statement(connection: Connection) -> Committed:
             identity = self.identity
             committed = commits.commit_samples(
                 connection, worker_id=identity.worker_id, engine_id=identity.engine_id, commits=group
             )
-            desk.writer._publisher.publish(committed.samples)
+            rig.writer._publisher.publish(committed.samples)
             return committed
 
         return self.patiently(statement)
 
     monkeypatch.setattr(Store, "_commit_together", commit_together)
-    assert false_messages(desk, monkeypatch) != []
+    assert false_messages(rig, monkeypatch) != []

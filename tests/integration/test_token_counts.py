@@ -18,7 +18,7 @@ from pipeline.db.upkeep import settle_workers
 from pipeline.embedded import Connections
 from pipeline.errors import ServiceUnavailable
 from pipeline.samples import ModelRole
-from tests.integration.crew import LARGE, SMALL, Crew, Engines, make_crew
+from tests.integration.writer_pool import LARGE, SMALL, Engines, WriterPool, make_writer_pool
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -31,24 +31,24 @@ def engines() -> Iterator[Engines]:
 
 
 @pytest.fixture
-def crew(servers: Connections, engines: Engines) -> Iterator[Crew]:
-    with make_crew(servers) as crew:
-        crew.hire(engines.get(SMALL, ModelRole.SMALL), SMALL, ModelRole.SMALL)
-        crew.hire(engines.get(LARGE, ModelRole.LARGE), LARGE, ModelRole.LARGE)
-        yield crew
+def writers(servers: Connections, engines: Engines) -> Iterator[WriterPool]:
+    with make_writer_pool(servers) as writers:
+        writers.hire(engines.get(SMALL, ModelRole.SMALL), SMALL, ModelRole.SMALL)
+        writers.hire(engines.get(LARGE, ModelRole.LARGE), LARGE, ModelRole.LARGE)
+        yield writers
 
 
-def check_books(crew: Crew) -> dict[str, int]:
+def check_books(writers: WriterPool) -> dict[str, int]:
     """Ends the workers and compares every pair of books; returns what was dropped, by role."""
-    members = list(crew.members)
-    crew.dismiss()
-    wrong = crew.rows("""
+    members = list(writers.members)
+    writers.dismiss()
+    wrong = writers.rows("""
         SELECT sample_id, segment_index FROM segments
         WHERE tokens_generated <> CASE author WHEN 'inserted' THEN 0 ELSE
               cardinality(token_ids) + cardinality(discarded_ids) + (finish = 'eos')::integer END
     """)
     assert wrong == [], "a segment's ids and its count"
-    wrong = crew.rows("""
+    wrong = writers.rows("""
         SELECT s.id FROM samples s LEFT JOIN LATERAL (
             SELECT sum(tokens_generated) AS generated, count(*) FILTER (WHERE finish = 'eos') AS eos
             FROM segments g WHERE g.sample_id = s.id) g ON true
@@ -56,7 +56,7 @@ def check_books(crew: Crew) -> dict[str, int]:
               <> coalesce(g.generated, 0)
     """)
     assert wrong == [], "a sample and its segments"
-    wrong = crew.rows("""
+    wrong = writers.rows("""
         SELECT j.job_id FROM job_summary j JOIN LATERAL (
             SELECT sum(tokens_small) AS small, sum(tokens_large) AS large, sum(tokens_inserted) AS inserted,
                    sum(discarded_small + discarded_large) AS discarded
@@ -65,7 +65,7 @@ def check_books(crew: Crew) -> dict[str, int]:
               <> (s.small, s.large, s.inserted, s.discarded)
     """)
     assert wrong == [], "a job and its samples"
-    wrong = crew.rows("""
+    wrong = writers.rows("""
         SELECT w.id, w.tokens_generated, w.tokens_committed, w.tokens_dropped, g.generated FROM workers w
         JOIN LATERAL (SELECT coalesce(sum(g.tokens_generated), 0) AS generated
                       FROM segments g WHERE g.worker_id = w.id) g ON true
@@ -74,7 +74,7 @@ def check_books(crew: Crew) -> dict[str, int]:
     assert wrong == [], "a worker and its segments"
     dropped = {}
     for member in members:
-        [booked] = crew.rows(f"""
+        [booked] = writers.rows(f"""
             SELECT sum(tokens_generated), sum(prompt_tokens), sum(cached_tokens), sum(tokens_dropped)
             FROM workers WHERE kind = '{member.role.value}'
         """)
@@ -89,11 +89,11 @@ def check_books(crew: Crew) -> dict[str, int]:
     return dropped
 
 
-def while_writing(crew: Crew, job: int, action: Callable[[Connection], object]) -> Callable[[], bool]:
+def while_writing(writers: WriterPool, job: int, action: Callable[[Connection], object]) -> Callable[[], bool]:
     """Does something once, in a moment in which samples are being written and some were handed over before."""
 
     def attempt() -> bool:
-        with transaction(crew.db_engine) as connection:
+        with transaction(writers.db_engine) as connection:
             held = text("SELECT num_segments FROM samples WHERE job_id = :job AND holder_id IS NOT NULL FOR UPDATE")
             segments = connection.execute(held, {"job": job}).scalars().all()  # nobody commits these meanwhile
             is_ready = len(segments) > 2 and sum(segments) > 4
@@ -104,36 +104,36 @@ def while_writing(crew: Crew, job: int, action: Callable[[Connection], object]) 
     return attempt
 
 
-def wait_for_second_lives(crew: Crew) -> None:
+def wait_for_second_lives(writers: WriterPool) -> None:
     deadline = time.monotonic() + 20
-    while crew.rows("SELECT count(*) FROM workers WHERE ended_at IS NULL") != [(2,)]:
+    while writers.rows("SELECT count(*) FROM workers WHERE ended_at IS NULL") != [(2,)]:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_books_balance_when_nothing_happens(crew: Crew) -> None:
-    crew.submit(temperature=0.9)
-    crew.work()
-    prompts = crew.rows("SELECT sum(prompt_tokens), sum(cached_tokens) FROM segments")
-    assert check_books(crew) == {"small": 0, "large": 0}
-    assert crew.rows("SELECT sum(prompt_tokens), sum(cached_tokens) FROM workers") == prompts
+def test_books_balance_when_nothing_happens(writers: WriterPool) -> None:
+    writers.submit(temperature=0.9)
+    writers.work()
+    prompts = writers.rows("SELECT sum(prompt_tokens), sum(cached_tokens) FROM segments")
+    assert check_books(writers) == {"small": 0, "large": 0}
+    assert writers.rows("SELECT sum(prompt_tokens), sum(cached_tokens) FROM workers") == prompts
 
 
-def test_books_balance_after_a_cancel(crew: Crew) -> None:
-    job = crew.submit(limit=16, temperature=0.9)
+def test_books_balance_after_a_cancel(writers: WriterPool) -> None:
+    job = writers.submit(limit=16, temperature=0.9)
 
     def cancel(connection: Connection) -> None:
         cancel_job(connection, job)
         while cancel_samples(connection, job):
             pass
 
-    crew.work(until=while_writing(crew, job, cancel))
-    crew.work()
-    assert sum(check_books(crew).values()) > 0
+    writers.work(until=while_writing(writers, job, cancel))
+    writers.work()
+    assert sum(check_books(writers).values()) > 0
 
 
-def test_books_balance_after_a_lease_ran_out_and_the_samples_were_rescued(crew: Crew) -> None:
-    job = crew.submit(limit=16, temperature=0.9)
+def test_books_balance_after_a_lease_ran_out_and_the_samples_were_rescued(writers: WriterPool) -> None:
+    job = writers.submit(limit=16, temperature=0.9)
 
     def lapse(connection: Connection) -> None:
         connection.execute(text("UPDATE workers SET expires_at = clock_timestamp() - interval '1 s'"))
@@ -141,16 +141,16 @@ def test_books_balance_after_a_lease_ran_out_and_the_samples_were_rescued(crew: 
         assert settled is not None
         assert settled.rescued > 0
 
-    crew.work(until=while_writing(crew, job, lapse))
-    wait_for_second_lives(crew)
-    crew.work()
-    assert crew.states() == {"finished": 16}
-    assert sum(check_books(crew).values()) > 0
-    assert crew.rows("SELECT count(*) FROM workers WHERE kind = 'small'") == [(2,)], "it began a second life"
-    assert all(replayed.divergence is None for replayed in crew.client.replay_job(job))
+    writers.work(until=while_writing(writers, job, lapse))
+    wait_for_second_lives(writers)
+    writers.work()
+    assert writers.states() == {"finished": 16}
+    assert sum(check_books(writers).values()) > 0
+    assert writers.rows("SELECT count(*) FROM workers WHERE kind = 'small'") == [(2,)], "it began a second life"
+    assert all(replayed.divergence is None for replayed in writers.client.replay_job(job))
 
 
-def test_commit_whose_answer_was_lost_is_booked_once(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commit_whose_answer_was_lost_is_booked_once(writers: WriterPool, monkeypatch: pytest.MonkeyPatch) -> None:
     lost: list[bool] = []
 
     @contextlib.contextmanager
@@ -158,21 +158,21 @@ def test_commit_whose_answer_was_lost_is_booked_once(crew: Crew, monkeypatch: py
         """Postgres commits, and the connection breaks before it says so: once, at the first segment."""
         with transaction(db_engine) as connection:
             yield connection
-        if not lost and crew.rows("SELECT count(*) FROM segments") != [(0,)]:
+        if not lost and writers.rows("SELECT count(*) FROM segments") != [(0,)]:
             lost.append(True)
             raise ServiceUnavailable("the connection was lost")
 
     monkeypatch.setattr(workers.writing.store, "transaction", unlucky)
     monkeypatch.setattr(workers.writing.store, "RETRY_PAUSE_S", 0.01)
-    crew.submit(limit=2, temperature=0.9)
-    crew.work()
+    writers.submit(limit=2, temperature=0.9)
+    writers.work()
     assert lost
-    assert check_books(crew) == {"small": 0, "large": 0}
+    assert check_books(writers) == {"small": 0, "large": 0}
 
 
-def test_row_that_postgres_refuses_sets_its_own_sample_aside(crew: Crew) -> None:
-    job = crew.submit(limit=3, temperature=0.9)
-    with transaction(crew.db_engine) as connection:
+def test_row_that_postgres_refuses_sets_its_own_sample_aside(writers: WriterPool) -> None:
+    job = writers.submit(limit=3, temperature=0.9)
+    with transaction(writers.db_engine) as connection:
         connection.execute(
             text(f"""
             CREATE FUNCTION refuse_one() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -183,7 +183,7 @@ def test_row_that_postgres_refuses_sets_its_own_sample_aside(crew: Crew) -> None
             CREATE TRIGGER refuse_one BEFORE INSERT ON segments FOR EACH ROW EXECUTE FUNCTION refuse_one();
             """)
         )
-    crew.work()
-    assert crew.states() == {"finished": 2, "failed": 1}
-    assert "not this one" in crew.rows("SELECT error FROM samples WHERE state = 'failed'")[0][0]
-    assert sum(check_books(crew).values()) > 0, "what it had written is dropped"
+    writers.work()
+    assert writers.states() == {"finished": 2, "failed": 1}
+    assert "not this one" in writers.rows("SELECT error FROM samples WHERE state = 'failed'")[0][0]
+    assert sum(check_books(writers).values()) > 0, "what it had written is dropped"

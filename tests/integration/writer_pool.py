@@ -123,7 +123,7 @@ class MemberHolder:
         self._writer = writer
         self._engine_id = engine_id
         self._max_in_flight = max_in_flight
-        self._start = writer.counters()  # an engine that was another crew's before has counted already
+        self._start = writer.counters()  # an engine that was another writers's before has counted already
 
     def counters(self) -> WorkerCounters:
         return replace(self._writer.counters().since(self._start), num_slots=self._max_in_flight)
@@ -138,7 +138,7 @@ class MemberHolder:
         self._writer.lease_renewed_as(Identity(worker_id=worker_id, engine_id=self._engine_id))
 
 
-class Crew:
+class WriterPool:
     """Workers on one database."""
 
     def __init__(self, url: SecretStr, db_engine: DbEngine) -> None:
@@ -176,7 +176,7 @@ class Crew:
             engine=engine,
             chat=chat,
             db_engine=self.db_engine,
-            publisher=Publisher(Celery("crew", broker="memory://", set_as_current=False)),
+            publisher=Publisher(Celery("writers", broker="memory://", set_as_current=False)),
             identity=Identity(worker_id=lease.worker_id, engine_id=engine_id),
             on_failure=lambda reason: None,
         )
@@ -201,7 +201,7 @@ class Crew:
         with transaction(self.db_engine) as connection:
             return insert_job(
                 connection,
-                name="crew",
+                name="writers",
                 policy=policy.name,
                 problem_set_id=put_problem_set(connection, load_problem_set(PROBLEMS)),
                 num_problems=limit,
@@ -268,8 +268,8 @@ class Crew:
 
 
 @contextlib.contextmanager
-def make_crew(servers: Connections) -> Iterator[Crew]:
-    """A crew on a new database."""
+def make_writer_pool(servers: Connections) -> Iterator[WriterPool]:
+    """A writers on a new database."""
     name = f"crew_{uuid.uuid4().hex[:12]}"
     owner = open_database(servers.database_url)
     with owner.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -277,9 +277,9 @@ def make_crew(servers: Connections) -> Iterator[Crew]:
     owner.dispose()
     url = with_database(servers.database_url, name)
     db_engine = open_database(url, pool_size=16)
-    crew = Crew(url, db_engine)
+    writers = WriterPool(url, db_engine)
     try:
-        yield crew
+        yield writers
     finally:
-        crew.close()
+        writers.close()
         db_engine.dispose()

@@ -1,6 +1,6 @@
 """A running pipeline to break: real servers, real worker processes, supervisord; only the models are scripted.
 
-One field serves many runs. Each run submits a job of its own, something is broken while it runs, and the job's rows
+One harness serves many runs. Each run submits a job of its own, something is broken while it runs, and the job's rows
 are read at its end. Must be started from the main thread: everything ends with this process.
 """
 
@@ -56,7 +56,7 @@ SETTINGS = {
     "SPECTHINK_GRADING__TIME_LIMIT_S": "5",
 }
 """Short leases: recovery takes a lease and a sweep, and is measured with these. Renewals and rounds of upkeep are what
-an idle field costs, and several share two cores."""
+an idle harness costs, and several share two cores."""
 
 _BYTECODE = {"PYTHONDONTWRITEBYTECODE": ""}
 """Hundreds of starts: compiled anew each time, one costs 7 s of a core instead of 2.5."""
@@ -85,8 +85,8 @@ class Fired:
 
 
 @dataclass
-class Field:
-    """The pipeline, and all that one does to it. Got from ``Field.start``; ``close`` ends it."""
+class Harness:
+    """The pipeline, and all that one does to it. Got from ``Harness.start``; ``close`` ends it."""
 
     state: EmbeddedState
     client: Client
@@ -99,7 +99,7 @@ class Field:
     """Programs that are not to run now."""
 
     @classmethod
-    def start(cls, state_dir: Path, workload: Workload | None = None) -> Field:
+    def start(cls, state_dir: Path, workload: Workload | None = None) -> Harness:
         """Start servers and workers; returns once all workers are up. workload: None: Scripted."""
         workload = workload or Scripted()
         with _without_settings(), _preloading(workload.imports):
@@ -333,7 +333,7 @@ class Field:
         """Return once every program runs and has registered, and nobody else is registered."""
         timeout_s = timeout_s or self.workload.start_timeout_s
         try:
-            self.until(lambda: not self._sick(), "a healthy field", timeout_s=timeout_s)
+            self.until(lambda: not self._sick(), "a healthy harness", timeout_s=timeout_s)
         except Broken as error:
             with suppress(PipelineError):
                 raise Broken(f"{error}; not up, or not yet settled: {', '.join(self._sick())}") from None
@@ -388,20 +388,20 @@ def rows_of(connection: Connection, query: str, **values: Any) -> list[tuple[Any
     return [tuple(row) for row in connection.execute(text(query), values)]
 
 
-def log_sizes(field: Field) -> dict[Path, int]:
+def log_sizes(harness: Harness) -> dict[Path, int]:
     """How long each log is now."""
-    return {path: path.stat().st_size for path in sorted((field.state.state_dir / "logs").glob("*.log"))}
+    return {path: path.stat().st_size for path in sorted((harness.state.state_dir / "logs").glob("*.log"))}
 
 
-def copy_logs(field: Field, since: Mapping[Path, int], folder: Path) -> None:
+def copy_logs(harness: Harness, since: Mapping[Path, int], folder: Path) -> None:
     """What was added to each log since."""
-    for path in sorted((field.state.state_dir / "logs").glob("*.log")):
+    for path in sorted((harness.state.state_dir / "logs").glob("*.log")):
         content = path.read_bytes()
         start_at = since.get(path, 0)
         (folder / path.name).write_bytes(content[start_at:] if start_at <= len(content) else content)
 
 
-def dump_rows(field: Field, job_id: int | None, folder: Path) -> None:
+def dump_rows(harness: Harness, job_id: int | None, folder: Path) -> None:
     """The job's rows as JSON lines, one file a table."""
     queries = {
         "jobs": "SELECT to_jsonb(j) FROM jobs j WHERE id = :job",
@@ -413,7 +413,7 @@ def dump_rows(field: Field, job_id: int | None, folder: Path) -> None:
         "workers": "SELECT to_jsonb(w) FROM workers w ORDER BY id",
     }  # fmt: skip
     for table, query in queries.items():
-        lines: Sequence[tuple[Any, ...]] = field.rows(query, job=job_id)
+        lines: Sequence[tuple[Any, ...]] = harness.rows(query, job=job_id)
         write_lines(folder / f"{table}.jsonl", (row[0] for row in lines))
 
 
