@@ -35,8 +35,9 @@ from bench.scripted_worker import environment, program
 from bench.scripts import ANSWER
 from bench.stack import MODELS, Stack, running_servers
 from pipeline.chat.files import served_name
-from pipeline.db import claims, context_cache, grading, rollups, upkeep
+from pipeline.db import claims, context_cache, grades, rollups
 from pipeline.db import job_control as control
+from pipeline.db import upkeep_statements as upkeep
 from pipeline.db.session import transaction
 from pipeline.problems import load_problem_set
 from pipeline.results.reports import Job
@@ -164,7 +165,7 @@ def plans(job: int, ids: Sequence[int], worker: int) -> list[Plan]:
         Plan(name="close", statement=upkeep._ENDING.text, values={}, indexes=frozenset({"ix_samples_open"})),
         Plan(name="cancel", statement=control._LOCK_ALL.text, values={"job": job, "limit": control.BATCH},
              indexes=frozenset({"ix_samples_open"})),
-        Plan(name="late grades", statement=grading._TIME_OUT.text, values={"age": TEN_S, "tries": 2},
+        Plan(name="late grades", statement=grades._TIME_OUT.text, values={"age": TEN_S, "tries": 2},
              indexes=frozenset({"ix_grades_running"})),
         Plan(name="refreshable rollups", statement=rollups._REFRESHABLE.text, values={"quiet": TEN_S, "limit": 4},
              indexes=frozenset({"uq_samples_job_id_problem_id_sample_index"})),

@@ -16,7 +16,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from pipeline import Client, load_settings
-from pipeline.db import migrate, reports
+from pipeline.db import migrate, report_queries
 from pipeline.db.session import open_database, transaction
 from pipeline.embedded import Connections, EmbeddedState, Program, ProgramState, start, stop
 from pipeline.embedded.supervision import last_lines
@@ -85,7 +85,7 @@ class Stack:
 
     def _unregistered(self, names: set[str]) -> dict[str, ProgramState]:
         with transaction(self.db_engine) as connection:
-            registered = {worker.pid for worker in reports.live_workers(connection)}
+            registered = {worker.pid for worker in report_queries.live_workers(connection)}
         return {
             program.name: program
             for program in self.state.program_states()

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, text
 
-from pipeline.db import job_control, planning, replays, reports, submissions
+from pipeline.db import job_control, planning, replays, report_queries, submissions
 from pipeline.db.readonly_query import MAX_ROWS, Table, run_query
 from pipeline.db.revision import require_current
 from pipeline.db.session import open_database, transaction
@@ -221,10 +221,10 @@ class Client:
         if submission.policy != "random":
             raise ConfigurationError(f"only the policy 'random' can be matched to a job, not {submission.policy!r}")
         with self._transaction() as connection:
-            found = reports.get_job(connection, submission.matched_to or 0)
+            found = report_queries.get_job(connection, submission.matched_to or 0)
             if not found.is_final:
                 raise JobError(found.id, "it still runs; a job can be matched once it has ended")
-            written = reports.measure_delegation(connection, found.id)
+            written = report_queries.measure_delegation(connection, found.id)
         same_exit = submission.exit is not None and submission.exit == found.config.exit
         return matched_values(written, same_exit=same_exit)
 
@@ -282,7 +282,7 @@ class Client:
             raise ConfigurationError("a retry takes either error classes, or cut with max_tokens")
         job_id = _id(job)
         with self._change() as connection:
-            found = reports.get_job(connection, job_id)
+            found = report_queries.get_job(connection, job_id)
             if max_tokens is None:
                 ids = job_control.select_failed(connection, job_id, wanted)
             else:
@@ -309,7 +309,7 @@ class Client:
         job_id = _id(job)
         with self._change() as connection:
             is_new = job_control.set_priority(connection, job_id, priority)
-            state = reports.get_job(connection, job_id).state
+            state = report_queries.get_job(connection, job_id).state
         return JobChange(job_id=job_id, state=state, is_new=is_new)
 
     def clone(self, job: JobRef, changes: Mapping[str, Any] | None = None, *, name: str | None = None) -> Job:
@@ -355,16 +355,16 @@ class Client:
     def jobs(self, limit: int = 100) -> list[Job]:
         """The newest jobs, newest first."""
         with self._transaction() as connection:
-            return reports.list_jobs(connection, limit=limit)
+            return report_queries.list_jobs(connection, limit=limit)
 
     def job(self, job_id: int) -> Job:
         with self._transaction() as connection:
-            return reports.get_job(connection, job_id)
+            return report_queries.get_job(connection, job_id)
 
     def progress(self, *jobs: JobRef) -> list[JobProgress]:
         """How far some jobs are, and what they wait for; in the order of their ids."""
         with self._transaction() as connection:
-            return reports.select_progress(connection, [_id(job) for job in jobs])
+            return report_queries.select_progress(connection, [_id(job) for job in jobs])
 
     def results(self, job: JobRef, *, only_final: bool = False, batch: int = 200) -> Iterator[Result]:
         """Every sample of a job with its text so far, streamed: one batch at a time is in memory.
@@ -372,12 +372,12 @@ class Client:
         All rows are of one moment. only_final: leave out samples that are still at work.
         """
         with self._reading() as connection:
-            yield from reports.stream_results(connection, _id(job), only_final=only_final, batch=batch)
+            yield from report_queries.stream_results(connection, _id(job), only_final=only_final, batch=batch)
 
     def sample(self, sample_id: int) -> SampleReport:
         """One sample with its segments, and its steps once it is complete."""
         with self._reading() as connection:
-            return reports.get_sample(connection, sample_id)
+            return report_queries.get_sample(connection, sample_id)
 
     def replay(self, sample_id: int) -> Replay:
         """Feed a sample's stored segments through its policy; say where it decides otherwise than what is stored."""
@@ -392,17 +392,17 @@ class Client:
     def summary(self, *jobs: JobRef) -> list[JobSummary]:
         """One line per job: accuracy with its interval, lengths, shares, speed."""
         with self._transaction() as connection:
-            return reports.select_summaries(connection, [_id(job) for job in jobs])
+            return report_queries.select_summaries(connection, [_id(job) for job in jobs])
 
     def stats(self, job: JobRef) -> JobStats:
         """All statistics of one job."""
         with self._transaction() as connection:
-            return reports.get_stats(connection, _id(job))
+            return report_queries.get_stats(connection, _id(job))
 
     def errors(self, job: JobRef) -> tuple[JobErrors, ...]:
         """What went wrong in a job, by class, the most frequent first."""
         with self._transaction() as connection:
-            return reports.get_errors(connection, _id(job))
+            return report_queries.get_errors(connection, _id(job))
 
     def compare(self, first: JobRef, *others: JobRef, anyway: bool = False) -> list[Comparison]:
         """Each of the others compared with the first, paired by problem.
@@ -411,7 +411,9 @@ class Client:
         all the same, by the ids of the problems in their files, and say so in the result.
         """
         with self._transaction() as connection:
-            return [reports.get_comparison(connection, _id(first), _id(other), anyway=anyway) for other in others]
+            return [
+                report_queries.get_comparison(connection, _id(first), _id(other), anyway=anyway) for other in others
+            ]
 
     def page(self, *jobs: JobRef, num_samples: int = 6) -> str:
         """One self-contained HTML page about jobs: tables, charts, and num_samples samples of each to read.
@@ -423,13 +425,13 @@ class Client:
         ids = [_id(job) for job in jobs]
         with self._reading() as connection:
             data = PageData(
-                jobs=tuple(reports.get_job(connection, job) for job in ids),
-                stats=tuple(reports.get_stats(connection, job) for job in ids),
+                jobs=tuple(report_queries.get_job(connection, job) for job in ids),
+                stats=tuple(report_queries.get_stats(connection, job) for job in ids),
                 comparisons=tuple(_comparisons(connection, ids)),
                 samples=tuple(
                     tuple(
-                        reports.get_sample(connection, sample)
-                        for sample in reports.select_examples(connection, job, limit=num_samples)
+                        report_queries.get_sample(connection, sample)
+                        for sample in report_queries.select_examples(connection, job, limit=num_samples)
                     )
                     for job in ids
                 ),
@@ -440,7 +442,7 @@ class Client:
     def problem_scores(self, job: JobRef) -> tuple[ProblemScore, ...]:
         """The scored problems of a job, in the order of their set."""
         with self._transaction() as connection:
-            return reports.problem_scores(connection, _id(job))
+            return report_queries.problem_scores(connection, _id(job))
 
     def plan(
         self,
@@ -492,12 +494,12 @@ class Client:
     def workers(self) -> list[WorkerReport]:
         """The workers that are alive."""
         with self._transaction() as connection:
-            return reports.live_workers(connection)
+            return report_queries.live_workers(connection)
 
     def generated_tokens(self) -> dict[str, int]:
         """Tokens that all small and all large workers generated so far; differences over time give the speed."""
         with self._transaction() as connection:
-            return reports.generated_tokens(connection)
+            return report_queries.generated_tokens(connection)
 
     def sql(self, query: str, *, timeout_s: float = 60.0, max_rows: int = MAX_ROWS) -> Table:
         """One read-only statement, for whatever question the views answer.
@@ -544,4 +546,4 @@ def _comparisons(connection: Connection, ids: Sequence[int]) -> Iterator[Compari
     """Of the first job with those of the others that have a problem in common with it."""
     for other in ids[1:]:
         with contextlib.suppress(NotComparable):
-            yield reports.get_comparison(connection, ids[0], other, anyway=True)
+            yield report_queries.get_comparison(connection, ids[0], other, anyway=True)

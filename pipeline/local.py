@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.db import migrate, reports
+from pipeline.db import migrate, report_queries
 from pipeline.db.grants import grant_roles
 from pipeline.db.session import open_database, transaction
 from pipeline.embedded import (
@@ -206,7 +206,7 @@ def _start_and_wait(
             programs = {program.name: program for program in state.program_states() if program.name in names}
             require_alive(state, programs)
             with transaction(db_engine) as connection:
-                registered = {worker.pid for worker in reports.live_workers(connection)}
+                registered = {worker.pid for worker in report_queries.live_workers(connection)}
             waiting = [name for name in names if not _is_up(programs[name], registered, flower)]
             if not waiting:
                 return

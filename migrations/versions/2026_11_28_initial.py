@@ -39,7 +39,7 @@ def upgrade() -> None:
         sa.Column("revision", sa.String(), nullable=True, comment="of the hub, as the worker was started with"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_engines")),
         sa.UniqueConstraint("sha256", name=op.f("uq_engines_sha256")),
-        comment="What an engine was, for the books; stored once per distinct content.",
+        comment="An engine: its models' identity, versions and settings, stored once per distinct content.",
     )
     op.create_table(
         "events",
@@ -413,7 +413,12 @@ def upgrade() -> None:
             nullable=False,
             comment="of the small model's prompts, computed: not found in the prefix cache",
         ),
-        sa.Column("prompt_tokens_large", sa.BigInteger(), nullable=False, comment="likewise, large"),
+        sa.Column(
+            "prompt_tokens_large",
+            sa.BigInteger(),
+            nullable=False,
+            comment="of the large model's prompts, computed: not found in the prefix cache",
+        ),
         sa.Column("accuracy", sa.Double(), nullable=True, comment="mean score of the scored samples"),
         sa.Column("score_variance", sa.Double(), nullable=True, comment="variance of their scores"),
         sa.Column(
@@ -439,14 +444,24 @@ def upgrade() -> None:
             nullable=True,
             comment="time in which a small worker had a request of this job, summed over the workers",
         ),
-        sa.Column("engine_seconds_large", sa.Double(), nullable=True, comment="likewise, large"),
+        sa.Column(
+            "engine_seconds_large",
+            sa.Double(),
+            nullable=True,
+            comment="time in which a large worker had a request of this job, summed over the workers",
+        ),
         sa.Column(
             "request_seconds_small",
             sa.Double(),
             nullable=True,
             comment="sum of the durations of the small model's requests",
         ),
-        sa.Column("request_seconds_large", sa.Double(), nullable=True, comment="likewise, large"),
+        sa.Column(
+            "request_seconds_large",
+            sa.Double(),
+            nullable=True,
+            comment="sum of the durations of the large model's requests",
+        ),
         sa.Column(
             "mean_wait_seconds",
             sa.Double(),
@@ -458,7 +473,7 @@ def upgrade() -> None:
             "mean_queue_seconds",
             sa.Double(),
             nullable=True,
-            comment="inside the engines before the first work, likewise, mean over samples",
+            comment="inside the engines before their first work, all requests of a sample together, mean over samples",
         ),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_job_totals_job_id_jobs")),
         sa.PrimaryKeyConstraint("job_id", name=op.f("pk_job_totals")),
@@ -472,7 +487,7 @@ def upgrade() -> None:
         sa.Column("verdict", sa.String(), nullable=False, comment="right, wrong or unscored"),
         sa.Column("tokens", sa.Integer(), nullable=False, comment="how long they are"),
         sa.Column("n", sa.BigInteger(), nullable=False, comment="samples added, negative for samples taken out"),
-        sa.Column("score", sa.Numeric(), nullable=False, comment="sum of their scores, likewise"),
+        sa.Column("score", sa.Numeric(), nullable=False, comment="sum of their scores, negative for samples taken out"),
         sa.Column(
             "is_base",
             sa.Boolean(),
@@ -606,7 +621,9 @@ def upgrade() -> None:
         sa.Column(
             "small_worker_id", sa.BigInteger(), nullable=True, comment="the small worker whose cache holds the context"
         ),
-        sa.Column("large_worker_id", sa.BigInteger(), nullable=True, comment="likewise, large"),
+        sa.Column(
+            "large_worker_id", sa.BigInteger(), nullable=True, comment="the large worker whose cache holds the context"
+        ),
         sa.Column(
             "runnable_at",
             sa.DateTime(timezone=True),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from pipeline.embedded import Connections
-    from pipeline.results.invariants import Violation
+    from pipeline.results.promises import Violation
     from pipeline.settings import Settings
 
 PANEL = "Running it"
@@ -110,7 +110,7 @@ def check_jobs(settings: Settings, jobs: list[int]) -> dict[int, list[Violation]
 
 
 def _print_violations(found: dict[int, list[Violation]]) -> None:
-    from pipeline.results.invariants import INVARIANTS
+    from pipeline.results.promises import INVARIANTS
 
     out = console()
     for job_id, violations in found.items():
@@ -343,9 +343,9 @@ def _check_work(connection: Any) -> Iterator[Finding]:
     """Live workers by kind and model, and the jobs that wait for something."""
     from collections import Counter
 
-    from pipeline.db import reports
+    from pipeline.db import report_queries
 
-    workers = Counter((worker.kind, worker.model) for worker in reports.live_workers(connection))
+    workers = Counter((worker.kind, worker.model) for worker in report_queries.live_workers(connection))
     for (kind, model), count in sorted(workers.items(), key=str):
         yield Finding(
             check=f"{kind} workers", verdict=Verdict.OK, found=f"{count} alive{f', {model}' if model else ''}"
@@ -355,7 +355,7 @@ def _check_work(connection: Any) -> Iterator[Finding]:
             yield Finding(
                 check=f"{kind} workers", verdict=Verdict.WARNING, found="none alive", remedy=f"specthink worker {kind}"
             )
-    waiting = [job for job in reports.running_jobs(connection) if job.waiting_for]
+    waiting = [job for job in report_queries.running_jobs(connection) if job.waiting_for]
     for job in waiting:
         yield Finding(
             check=f"job {job.job_id}",

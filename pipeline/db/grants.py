@@ -38,7 +38,7 @@ _WRITTEN = (
     "taken_large, finish_reason, error_class, error, finished_at, ended_at"
 )
 """What a claim, a commit, a release or a deferral changes of a sample."""
-_GRADE_BOOKS = ", ".join(
+_GRADE_COLUMNS = ", ".join(
     column.name for column in GradeRow.__table__.columns if column.name not in ("predicted_answer", "detail")
 )
 """Of a grade, what is no text: a grader that broke may quote the reference answer in its detail."""
@@ -81,7 +81,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         "length_counts": "SELECT, INSERT, UPDATE, DELETE",
         "workers": f"SELECT, INSERT ({_REGISTRATION}), UPDATE",
         "samples": "SELECT, UPDATE",
-        "grades": f"SELECT ({_GRADE_BOOKS}), UPDATE (status, graded_at, detail)",
+        "grades": f"SELECT ({_GRADE_COLUMNS}), UPDATE (status, graded_at, detail)",
     },
     DatabaseRole.SUBMITTER: {
         **dict.fromkeys(("alembic_version", "schema_objects"), "SELECT"),
@@ -95,7 +95,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         "jobs": f"SELECT, INSERT ({_SUBMITTED}), UPDATE (state, priority, first_claimed_at, finished_at)",
         "job_totals": "SELECT, DELETE",  # of a job that runs again
         "samples": "SELECT, UPDATE (state, epoch, holder_id, runnable_at, published_at, ended_at)",
-        "grades": f"SELECT ({_GRADE_BOOKS})",
+        "grades": f"SELECT ({_GRADE_COLUMNS})",
         **dict.fromkeys(
             (f"FUNCTION {name}" for name in ("add_samples", "retry_failed_samples", "retry_cut_samples")), "EXECUTE"
         ),

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, TextClause, text
 from pipeline.db.invariant_checks import CHECKS, PARAMETERS
 from pipeline.db.session import transaction
 from pipeline.errors import NotFound
-from pipeline.results.invariants import MAX_SHOWN, Invariant, Violation
+from pipeline.results.promises import MAX_SHOWN, Invariant, Violation
 
 
 @contextmanager

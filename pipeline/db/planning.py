@@ -7,7 +7,7 @@ from itertools import groupby
 
 from sqlalchemy import Connection, text
 
-from pipeline.db.reports import get_job
+from pipeline.db.report_queries import get_job
 from pipeline.db.states import COMPLETE
 from pipeline.planning.measured import MeasuredJob, MeasuredRequest, MeasuredWorker
 from pipeline.planning.pools import Piece, Trajectory

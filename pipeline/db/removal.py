@@ -89,7 +89,7 @@ _WITHDRAW = text("UPDATE workers SET tokens_withdrawn = tokens_withdrawn + :toke
 def remove_job(connection: Connection, job_id: int) -> None:
     """Delete a job that has ended, with its samples and all that was written for them. Its problem set stays.
 
-    The tokens count as withdrawn with the workers that generated them, so that the books of other jobs hold; their rows
+    The tokens count as withdrawn with the workers that generated them, so that those workers' counts hold; their rows
     are locked last, because they renew their leases in them. Raises NotFound, and JobError for a job that has not
     ended or whose samples have not.
     """

@@ -56,7 +56,8 @@ class ModelSpec(BaseModel):
     """sha256 of its tokenizer and chat template, where the client could read them; a worker whose model differs
     refuses the job's samples."""
     weights: str | None = None
-    """sha256 of its weights (``pipeline.chat.weights``), likewise."""
+    """sha256 of its weights (``pipeline.chat.weights``), where the client could read them; a worker with others refuses
+    the job's samples."""
 
 
 MAX_INTEGER = 2**31 - 1

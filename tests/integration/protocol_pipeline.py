@@ -17,14 +17,14 @@ from celery import Celery
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
 
-from pipeline.db import claims, commits, upkeep, workforce
+from pipeline.db import claims, commits, upkeep_statements, worker_leases
 from pipeline.db import job_control as control
 from pipeline.db.claims import ClaimedSample
 from pipeline.db.commits import Committed, SampleCommit
-from pipeline.db.grading import TextGrade, begin_grade, end_grade, store_grades, time_out_grades
+from pipeline.db.grades import TextGrade, begin_grade, end_grade, store_grades, time_out_grades
 from pipeline.db.runnable import Runnable
 from pipeline.db.submissions import insert_job, put_problem_set
-from pipeline.db.workforce import Registration, WorkerCounters
+from pipeline.db.worker_leases import Registration, WorkerCounters
 from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec
 from pipeline.policies import parse_policy
 from pipeline.problems import Problem, ProblemSet, content_sha256
@@ -183,7 +183,7 @@ def see_runnables(answer: Sequence[Runnable]) -> tuple[Any, ...]:
     return tuple((s.sample_id, s.epoch, s.state.value, s.home_queue, s.resumed, s.is_suspect) for s in answer)
 
 
-def see_settled(answer: upkeep.Settled | None) -> Any:
+def see_settled(answer: upkeep_statements.Settled | None) -> Any:
     if answer is None:
         return None
     return frozenset(answer.worker_ids), answer.rescued, answer.failed, see_runnables(answer.samples)
@@ -225,7 +225,7 @@ class Pipeline:
         self.eye = db_engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         """Sees what is committed."""
         with db_engine.begin() as connection:
-            self.engine_id = workforce.put_engine(
+            self.engine_id = worker_leases.put_engine(
                 connection, kind="scripted", version="1", model="m", model_fingerprint="f", vocabulary_sha256="v",
                 settings={},
             )  # fmt: skip
@@ -451,7 +451,7 @@ class Pipeline:
             return {sample: epoch for sample, epoch in held.items() if known.get(sample) != epoch}
 
         def run(connection: Connection) -> tuple[dict[int, int], list[Runnable]]:
-            workforce.renew_worker(connection, worker, ttl=TTL, counters=WorkerCounters())
+            worker_leases.renew_worker(connection, worker, ttl=TTL, counters=WorkerCounters())
             held = claims.held_epochs(connection, worker)
             return held, claims.release_samples(connection, worker_id=worker, epochs=strays(held))
 
@@ -485,7 +485,7 @@ class Pipeline:
 
         return Op(
             f"worker {worker} ends, {reason.value}",
-            lambda c: workforce.end_worker(c, worker, WorkerCounters(), reason=reason),
+            lambda c: worker_leases.end_worker(c, worker, WorkerCounters(), reason=reason),
             lambda model: model.end(worker, reason.value),
             learn,
         )
@@ -496,13 +496,13 @@ class Pipeline:
         awake_s = 10 * MINUTE if awake == 7 else 24 * 60 * MINUTE
         return Op(
             "upkeep settles",
-            lambda c: upkeep.settle_workers(c, awake_for=dt.timedelta(seconds=awake_s)),
+            lambda c: upkeep_statements.settle_workers(c, awake_for=dt.timedelta(seconds=awake_s)),
             lambda model: model.settle(awake_s),
             self.learn_settled,
             see_settled,
         )
 
-    def learn_settled(self, answer: upkeep.Settled | None) -> None:
+    def learn_settled(self, answer: upkeep_statements.Settled | None) -> None:
         if answer is not None:
             self.publish(answer.samples)
 
@@ -513,9 +513,9 @@ class Pipeline:
             return None
         worker = hand.worker_id
 
-        def run(connection: Connection) -> upkeep.Settled | None:
+        def run(connection: Connection) -> upkeep_statements.Settled | None:
             connection.execute(SILENT, {"worker": worker, "time": dt.timedelta(seconds=LONG)})
-            return upkeep.settle_workers(connection)
+            return upkeep_statements.settle_workers(connection)
 
         def predict(model: Model) -> Any:
             if model.workers[worker].ended is None:
@@ -528,7 +528,7 @@ class Pipeline:
     def admitting(self, *_: int) -> Op:
         return Op(
             "upkeep admits",
-            lambda c: upkeep.admit_samples(c, ahead=1.0),
+            lambda c: upkeep_statements.admit_samples(c, ahead=1.0),
             lambda model: model.admit(),
             self.publish,
             see_runnables,
@@ -537,7 +537,7 @@ class Pipeline:
     def publishing_again(self, *_: int) -> Op:
         return Op(
             "upkeep publishes again",
-            lambda c: sorted(upkeep.overdue_samples(c, age=AGE), key=lambda s: s.sample_id),
+            lambda c: sorted(upkeep_statements.overdue_samples(c, age=AGE), key=lambda s: s.sample_id),
             lambda model: model.overdue(),
             self.publish,
             see_runnables,
@@ -546,19 +546,19 @@ class Pipeline:
     def trying_suspects(self, *_: int) -> Op:
         return Op(
             "upkeep tries suspects",
-            lambda c: sorted(upkeep.suspects_to_try(c, age=AGE), key=lambda s: s.sample_id),
+            lambda c: sorted(upkeep_statements.suspects_to_try(c, age=AGE), key=lambda s: s.sample_id),
             lambda model: model.try_suspects(),
             self.post.publish_alone,
             see_runnables,
         )
 
     def halting(self, *_: int) -> Op:
-        return Op("upkeep halts", upkeep.halt_paused_jobs, lambda model: model.halt())
+        return Op("upkeep halts", upkeep_statements.halt_paused_jobs, lambda model: model.halt())
 
     def closing(self, *_: int) -> Op:
         return Op(
             "upkeep closes",
-            upkeep.close_jobs,
+            upkeep_statements.close_jobs,
             lambda model: model.close(),
             see=lambda answer: {job: state.value for job, state in answer.items()},
         )
@@ -710,7 +710,7 @@ class Pipeline:
             max_in_flight=SLOTS, ttl=TTL,
         )  # fmt: skip
         with self.db_engine.begin() as connection:
-            worker = workforce.register_worker(connection, registration)
+            worker = worker_leases.register_worker(connection, registration)
         now = self.model.now
         self.model.register(pm.Worker(worker, role.value, model, queue, SLOTS, renewed=now, expires=now + TTL_S))
         return worker

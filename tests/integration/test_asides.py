@@ -16,8 +16,8 @@ from sqlalchemy import text
 from pipeline.db.invariants import check_job, snapshot
 from pipeline.db.replays import get_stored_sample
 from pipeline.db.session import transaction
-from pipeline.db.upkeep import settle_workers
-from pipeline.db.workforce import renew_worker
+from pipeline.db.upkeep_statements import settle_workers
+from pipeline.db.worker_leases import renew_worker
 from pipeline.jobs.config import JobConfig
 from pipeline.policies.protocol import PolicyState, Reading, SampleContext, Transition, Watcher
 from pipeline.policies.requests import Answered, Ask, Event, Finish, Generate, Insert, Take, Trigger, Written
@@ -177,7 +177,7 @@ def test_asides_are_stored_beside_the_text_and_replayed(done: Done) -> None:
     assert "4 segments, 2 asides and" in str(found)
 
 
-def test_books_of_a_sample_with_asides_add_up(done: Done) -> None:
+def test_tokens_of_a_sample_with_asides_add_up(done: Done) -> None:
     counted = done.rows("""
         SELECT DISTINCT num_segments, num_asides, num_takeovers, tokens_small, tokens_large, tokens_inserted,
                discarded_small, aside_small, aside_large, taken_small, taken_large FROM samples

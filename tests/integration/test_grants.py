@@ -19,13 +19,13 @@ from pipeline.db import migrate
 from pipeline.db.claims import defer_samples, held_epochs, release_samples
 from pipeline.db.grants import GRANTS, create_logins, find_telling_logins, grant_roles
 from pipeline.db.job_configs import fix_think_phase, get_job_config
-from pipeline.db.reports import select_progress
+from pipeline.db.report_queries import select_progress
 from pipeline.db.revision import require_current
 from pipeline.db.rollups import Rollup, postpone_rollup
 from pipeline.db.session import open_database, session, transaction
 from pipeline.db.tables import METADATA
-from pipeline.db.upkeep import mark_followed, try_to_lead
-from pipeline.db.workforce import WorkerCounters, end_worker, finalize_counters, renew_worker, settle_late_tokens
+from pipeline.db.upkeep_statements import mark_followed, try_to_lead
+from pipeline.db.worker_leases import WorkerCounters, end_worker, finalize_counters, renew_worker, settle_late_tokens
 from pipeline.embedded import EMBEDDED_LOGINS, Connections
 from pipeline.errors import ConfigurationError, QueryRefused
 from pipeline.logins import DatabaseRole, Login
@@ -39,7 +39,7 @@ from tests.integration.test_protocol import TTL, claim, commit, make_job, make_w
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
 from workers.grading.grader import grade_samples
-from workers.upkeep.rollups import RollupRefresher
+from workers.upkeep.rollup_refresher import RollupRefresher
 from workers.upkeep.rounds import Upkeep
 
 Ask = Callable[[DatabaseRole, str], list[tuple[object, ...]]]

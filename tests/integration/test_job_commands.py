@@ -81,11 +81,11 @@ def expected(job: ChaosJob) -> dict[tuple[str, int], str]:
 
 
 def require_whole(harness: Harness, job: ChaosJob) -> None:
-    """The job ended as it would have undisturbed, and its books balance."""
+    """The job ended as it would have undisturbed, and its token counts agree."""
     harness.wait_over(job)
     assert harness.client.job(job.id).state is JobState.COMPLETED
     assert texts(harness, job.id) == expected(job)
-    harness.until(lambda: violations(harness, job) == [], "the last heartbeats' books", timeout_s=20, every_s=0.3)
+    harness.until(lambda: violations(harness, job) == [], "the last heartbeats' counts", timeout_s=20, every_s=0.3)
     assert [str(replayed) for replayed in harness.client.replay_job(job.id) if replayed.divergence] == []
 
 
@@ -121,7 +121,7 @@ def test_cancelled_job_is_dropped_by_all_workers_and_keeps_what_it_has(harness: 
     partial = texts(harness, job.id)
     assert partial.keys() == whole.keys()
     assert all(whole[sample].startswith(written) for sample, written in partial.items())
-    harness.until(lambda: violations(harness, job) == [], "the last heartbeats' books", timeout_s=20, every_s=0.3)
+    harness.until(lambda: violations(harness, job) == [], "the last heartbeats' counts", timeout_s=20, every_s=0.3)
     [progress] = harness.client.progress(job.id)
     assert progress.graded + progress.failed + progress.cancelled == progress.samples_total == len(whole)
 

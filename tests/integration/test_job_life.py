@@ -23,8 +23,8 @@ from pipeline.db.claims import ClaimedSample
 from pipeline.db.removal import remove_job
 from pipeline.db.session import open_database, transaction
 from pipeline.db.tables import METADATA
-from pipeline.db.upkeep import admit_samples, close_jobs, mark_first_claims, overdue_samples
-from pipeline.db.workforce import WorkerCounters, renew_worker
+from pipeline.db.upkeep_statements import admit_samples, close_jobs, mark_first_claims, overdue_samples
+from pipeline.db.worker_leases import WorkerCounters, renew_worker
 from pipeline.embedded import Connections
 from pipeline.errors import ConfigurationError, JobError, NotFound, ServiceUnavailable
 from pipeline.jobs.config import JobState
@@ -422,7 +422,7 @@ def written_sample(connection: Connection, job: int, **columns: Any) -> tuple[in
 
 
 def require_begins_anew(connection: Connection, sample: int, workers: list[int]) -> None:
-    """Nothing of what was written is left, and those who wrote it have it in their books."""
+    """Nothing of what was written is left, and those who wrote it count its tokens."""
     for table in ("segments", "steps", "grades"):
         assert every(connection, f"SELECT * FROM {table} WHERE sample_id = :id", id=sample) == []
     row = one(connection, "SELECT * FROM samples WHERE id = :id", id=sample)

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from pipeline.db.session import transaction
-from pipeline.db.workforce import Registration
+from pipeline.db.worker_leases import Registration
 from pipeline.errors import ServiceUnavailable
 from pipeline.settings import LeaseSettings
 from pipeline.workforce import WorkerKind

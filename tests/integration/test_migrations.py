@@ -31,8 +31,8 @@ from pipeline.db.revision import newest_revision, require_current, schema_fault
 from pipeline.db.schema_objects import applied_sha256, wanted_sha256
 from pipeline.db.session import open_database, transaction
 from pipeline.db.tables import METADATA, SampleRow
-from pipeline.db.workforce import Registration, end_worker, register_worker
-from pipeline.db.workforce import WorkerCounters as Counters
+from pipeline.db.worker_leases import Registration, end_worker, register_worker
+from pipeline.db.worker_leases import WorkerCounters as Counters
 from pipeline.embedded import Connections
 from pipeline.errors import ConfigurationError, MigrationRefused
 from pipeline.jobs.config import JobState

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from pipeline.db.session import transaction
-from pipeline.db.workforce import (
+from pipeline.db.worker_leases import (
     Registration,
     WorkerCounters,
     end_worker,

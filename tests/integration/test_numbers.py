@@ -14,9 +14,9 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from pipeline.db import rollups
-from pipeline.db.grading import begin_grade, end_grade
-from pipeline.db.reports import get_stats
-from pipeline.db.upkeep import close_jobs
+from pipeline.db.grades import begin_grade, end_grade
+from pipeline.db.report_queries import get_stats
+from pipeline.db.upkeep_statements import close_jobs
 from pipeline.samples import GradeStatus
 from pipeline.settings import PriceSettings
 from tests.integration.rows import (

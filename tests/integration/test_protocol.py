@@ -18,7 +18,7 @@ from pipeline.db import migrate
 from pipeline.db.claims import ClaimedSample, claim_samples, defer_samples, held_epochs, release_samples
 from pipeline.db.commits import SampleCommit, commit_samples
 from pipeline.db.context_cache import EMPTY, Context, ContextCache
-from pipeline.db.grading import (
+from pipeline.db.grades import (
     Gradable,
     TextGrade,
     Ungraded,
@@ -34,7 +34,7 @@ from pipeline.db.revision import newest_revision
 from pipeline.db.session import transaction
 from pipeline.db.submissions import insert_job, put_problem_set
 from pipeline.db.tables import METADATA
-from pipeline.db.upkeep import (
+from pipeline.db.upkeep_statements import (
     Settled,
     admit_samples,
     close_jobs,
@@ -43,7 +43,14 @@ from pipeline.db.upkeep import (
     settle_workers,
     suspects_to_try,
 )
-from pipeline.db.workforce import Registration, WorkerCounters, end_worker, put_engine, register_worker, renew_worker
+from pipeline.db.worker_leases import (
+    Registration,
+    WorkerCounters,
+    end_worker,
+    put_engine,
+    register_worker,
+    renew_worker,
+)
 from pipeline.errors import LeaseLost
 from pipeline.jobs.config import JobConfig, JobState, ModelSpec
 from pipeline.policies import parse_policy
@@ -693,7 +700,7 @@ def test_cancelled_job_refuses_what_is_still_being_written(connection: Connectio
     assert {state_of(connection, sample.sample_id) for sample in samples} == {"cancelled"}
 
 
-def test_books_of_a_sample_are_the_sum_of_its_segments(connection: Connection) -> None:
+def test_tokens_of_a_sample_are_the_sum_of_its_segments(connection: Connection) -> None:
     make_job(connection, num_problems=1)
     small, large = make_worker(connection), make_worker(connection, ModelRole.LARGE)
     [sample] = claim(connection, small, admit_all(connection))

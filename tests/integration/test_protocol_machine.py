@@ -25,7 +25,7 @@ from sqlalchemy import Engine, text
 
 from pipeline.db.invariants import check_job
 from pipeline.embedded import Connections
-from pipeline.results.invariants import Invariant
+from pipeline.results.promises import Invariant
 from pipeline.samples import SUSPECT_AFTER
 from tests.conftest import TEMPLATE, with_database
 from tests.integration.interleaving import Op

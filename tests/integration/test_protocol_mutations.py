@@ -15,7 +15,7 @@ from sqlalchemy import Connection, TextClause, bindparam, text
 from sqlalchemy import Engine as DbEngine
 from sqlalchemy.exc import IntegrityError
 
-from pipeline.db import claims, commits, upkeep, workforce
+from pipeline.db import claims, commits, upkeep_statements, worker_leases
 from pipeline.db.commits import Committed, SampleCommit
 from pipeline.db.runnable import Runnable
 from pipeline.db.session import transaction
@@ -53,20 +53,20 @@ MUTATIONS = [
              "commits .* against .* commits", pair="commit, late commit"),
     Mutation("commit without holder", commits, "_COMMIT", "AND s.holder_id = :worker", "",
              r"worker \d+ commits|no transition from"),
-    Mutation("lease by the worker's clock", workforce, "_RENEW", "expires_at = clock_timestamp() + :ttl",
+    Mutation("lease by the worker's clock", worker_leases, "_RENEW", "expires_at = clock_timestamp() + :ttl",
              "expires_at = CAST(:worker_clock AS timestamptz) + :ttl", r"after worker \d+ renews:\s+workers"),
     Mutation("claim without a lock on its worker", claims, "_CLAIM", " FOR SHARE", "",
              "claims .* lapses .* gave what neither order gives", pair="claim, lapse"),
-    Mutation("settle without a new epoch", upkeep, "_RESCUE", "epoch = s.epoch + 1, holder_id", "holder_id",
+    Mutation("settle without a new epoch", upkeep_statements, "_RESCUE", "epoch = s.epoch + 1, holder_id", "holder_id",
              "settle"),
-    Mutation("death that makes a suspect convicts it", upkeep, "_RESCUE",
+    Mutation("death that makes a suspect convicts it", upkeep_statements, "_RESCUE",
              f"s.num_rescues >= {SUSPECT_AFTER} AS was_suspect", f"s.num_rescues + 1 >= {SUSPECT_AFTER} AS was_suspect",
              "gave what neither order gives", pair="lapse beside others, renew"),
     Mutation("repeated commit taken for a stale one", commits, "_STORED_BEFORE", "g.worker_id = :worker",
              "g.worker_id = -:worker", r"worker \d+ commits"),
-    Mutation("settle locks the keys of its workers", upkeep, "_UNSETTLED", "FOR NO KEY UPDATE", "FOR UPDATE",
+    Mutation("settle locks the keys of its workers", upkeep_statements, "_UNSETTLED", "FOR NO KEY UPDATE", "FOR UPDATE",
              "gave what neither order gives", pair="commit, lapse"),  # it passes over the worker that commits
-    Mutation("settle waits for what it only publishes", upkeep, "_ORPHANED", " SKIP LOCKED", "",
+    Mutation("settle waits for what it only publishes", upkeep_statements, "_ORPHANED", " SKIP LOCKED", "",
              "deadlock detected", pair="lapse, cancel samples"),
 ]  # fmt: skip
 

@@ -117,7 +117,7 @@ def test_pair_beats_the_small_model_with_less_than_half_written_by_the_large_one
     assert (small.share_large, large.share_large) == (0, 1)
 
 
-def test_books_balance_from_segment_to_engine(running: Running, three_jobs: dict[str, Job]) -> None:
+def test_token_counts_agree_from_segment_to_engine(running: Running, three_jobs: dict[str, Job]) -> None:
     wrong = running.rows("""
         SELECT s.id FROM samples s
         JOIN LATERAL (

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, text
 
 from pipeline.db.session import open_database, session, transaction
-from pipeline.db.upkeep import try_to_lead
+from pipeline.db.upkeep_statements import try_to_lead
 from pipeline.embedded import Connections
 from pipeline.errors import ServiceUnavailable
 from tests.chaos.proxy import Proxy, target_of, through

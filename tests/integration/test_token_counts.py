@@ -1,4 +1,4 @@
-"""Token books, to the token: what the engines generated is committed in segments or dropped, whatever happened."""
+"""Token counts, to the token: what the engines generated is committed in segments or dropped, whatever happened."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sqlalchemy import Engine as DbEngine
 import workers.writing.store
 from pipeline.db.job_control import cancel_job, cancel_samples
 from pipeline.db.session import transaction
-from pipeline.db.upkeep import settle_workers
+from pipeline.db.upkeep_statements import settle_workers
 from pipeline.embedded import Connections
 from pipeline.errors import ServiceUnavailable
 from pipeline.samples import ModelRole
@@ -38,8 +38,8 @@ def writers(servers: Connections, engines: Engines) -> Iterator[WriterPool]:
         yield writers
 
 
-def check_books(writers: WriterPool) -> dict[str, int]:
-    """Ends the workers and compares every pair of books; returns what was dropped, by role."""
+def check_token_counts(writers: WriterPool) -> dict[str, int]:
+    """Ends the workers and compares every pair of counts; returns what was dropped, by role."""
     members = list(writers.members)
     writers.dismiss()
     wrong = writers.rows("""
@@ -111,15 +111,15 @@ def wait_for_second_lives(writers: WriterPool) -> None:
         time.sleep(0.01)
 
 
-def test_books_balance_when_nothing_happens(writers: WriterPool) -> None:
+def test_token_counts_agree_when_nothing_happens(writers: WriterPool) -> None:
     writers.submit(temperature=0.9)
     writers.work()
     prompts = writers.rows("SELECT sum(prompt_tokens), sum(cached_tokens) FROM segments")
-    assert check_books(writers) == {"small": 0, "large": 0}
+    assert check_token_counts(writers) == {"small": 0, "large": 0}
     assert writers.rows("SELECT sum(prompt_tokens), sum(cached_tokens) FROM workers") == prompts
 
 
-def test_books_balance_after_a_cancel(writers: WriterPool) -> None:
+def test_token_counts_agree_after_a_cancel(writers: WriterPool) -> None:
     job = writers.submit(limit=16, temperature=0.9)
 
     def cancel(connection: Connection) -> None:
@@ -129,10 +129,10 @@ def test_books_balance_after_a_cancel(writers: WriterPool) -> None:
 
     writers.work(until=while_writing(writers, job, cancel))
     writers.work()
-    assert sum(check_books(writers).values()) > 0
+    assert sum(check_token_counts(writers).values()) > 0
 
 
-def test_books_balance_after_a_lease_ran_out_and_the_samples_were_rescued(writers: WriterPool) -> None:
+def test_token_counts_agree_after_a_lease_ran_out_and_the_samples_were_rescued(writers: WriterPool) -> None:
     job = writers.submit(limit=16, temperature=0.9)
 
     def lapse(connection: Connection) -> None:
@@ -145,7 +145,7 @@ def test_books_balance_after_a_lease_ran_out_and_the_samples_were_rescued(writer
     wait_for_second_lives(writers)
     writers.work()
     assert writers.states() == {"finished": 16}
-    assert sum(check_books(writers).values()) > 0
+    assert sum(check_token_counts(writers).values()) > 0
     assert writers.rows("SELECT count(*) FROM workers WHERE kind = 'small'") == [(2,)], "it began a second life"
     assert all(replayed.divergence is None for replayed in writers.client.replay_job(job))
 
@@ -167,7 +167,7 @@ def test_commit_whose_answer_was_lost_is_booked_once(writers: WriterPool, monkey
     writers.submit(limit=2, temperature=0.9)
     writers.work()
     assert lost
-    assert check_books(writers) == {"small": 0, "large": 0}
+    assert check_token_counts(writers) == {"small": 0, "large": 0}
 
 
 def test_row_that_postgres_refuses_sets_its_own_sample_aside(writers: WriterPool) -> None:
@@ -186,4 +186,4 @@ def test_row_that_postgres_refuses_sets_its_own_sample_aside(writers: WriterPool
     writers.work()
     assert writers.states() == {"finished": 2, "failed": 1}
     assert "not this one" in writers.rows("SELECT error FROM samples WHERE state = 'failed'")[0][0]
-    assert sum(check_books(writers).values()) > 0, "what it had written is dropped"
+    assert sum(check_token_counts(writers).values()) > 0, "what it had written is dropped"

@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from pipeline.cli.jobs import _exit_code
-from pipeline.db.grading import select_ungraded
-from pipeline.db.reports import select_progress
+from pipeline.db.grades import select_ungraded
+from pipeline.db.report_queries import select_progress
 from pipeline.db.session import transaction
-from pipeline.db.upkeep import close_jobs
+from pipeline.db.upkeep_statements import close_jobs
 from pipeline.grading import grade_any, make_grader
 from pipeline.jobs.config import JobState
 from tests.integration.rows import add_job, add_problem_set, add_samples

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from pipeline.db import migrate
-from pipeline.db.reports import get_comparison
+from pipeline.db.report_queries import get_comparison
 from pipeline.db.session import open_database, transaction
 from pipeline.embedded import Connections
 from pipeline.results import reports

@@ -24,8 +24,8 @@ from pipeline.db.job_control import cancel_job, cancel_samples
 from pipeline.db.runnable import Runnable
 from pipeline.db.session import open_database, transaction
 from pipeline.db.submissions import insert_job, put_problem_set
-from pipeline.db.upkeep import admit_samples, overdue_samples, settle_workers
-from pipeline.db.workforce import Registration, finalize_counters, put_engine, register_worker
+from pipeline.db.upkeep_statements import admit_samples, overdue_samples, settle_workers
+from pipeline.db.worker_leases import Registration, finalize_counters, put_engine, register_worker
 from pipeline.errors import EngineUnavailable
 from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec
 from pipeline.policies import parse_policy
@@ -473,4 +473,4 @@ def test_commit_whose_answer_comes_after_the_lease_was_lost_is_booked_in_the_lif
     books = rig.one("SELECT tokens_generated, tokens_committed, tokens_dropped FROM workers")
     assert books == (num_tokens, num_tokens, 0)
     counters = rig.writer.counters()
-    assert (counters.tokens_committed, counters.tokens_dropped) == (0, num_tokens), "the next life books none of it"
+    assert (counters.tokens_committed, counters.tokens_dropped) == (0, num_tokens), "the next life counts none of it"

@@ -12,9 +12,9 @@ from celery import Celery, Task
 from pydantic import BaseModel, ValidationError
 from sqlalchemy import Engine as DbEngine
 
-from pipeline.db.reports import select_progress
+from pipeline.db.report_queries import select_progress
 from pipeline.db.session import transaction
-from pipeline.db.upkeep import mark_followed
+from pipeline.db.upkeep_statements import mark_followed
 from pipeline.errors import NotFound, ServiceUnavailable
 from pipeline.results.reports import JobProgress
 from workers.broker.forms import accept

@@ -13,7 +13,7 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy import Engine as DbEngine
 
-from pipeline.db.grading import (
+from pipeline.db.grades import (
     GRADING_TRIES,
     TextGrade,
     Ungraded,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from sqlalchemy import Engine as DbEngine
 
-from pipeline.db.grading import gradable_samples
+from pipeline.db.grades import gradable_samples
 from pipeline.db.job_configs import get_job_config
-from pipeline.db.reports import select_progress
+from pipeline.db.report_queries import select_progress
 from pipeline.db.runnable import select_runnable
 from pipeline.db.session import transaction
 from pipeline.errors import NotFound, ServiceUnavailable

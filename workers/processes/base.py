@@ -16,7 +16,7 @@ from sqlalchemy import Engine as DbEngine
 
 from pipeline.db.revision import require_current
 from pipeline.db.session import open_database
-from pipeline.db.workforce import Registration
+from pipeline.db.worker_leases import Registration
 from pipeline.embedded import resolve_connections
 from pipeline.settings import Settings
 from pipeline.workforce import WorkerKind

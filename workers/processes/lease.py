@@ -18,7 +18,7 @@ from sqlalchemy import Engine as DbEngine
 
 from pipeline.db.revision import check_current
 from pipeline.db.session import transaction
-from pipeline.db.workforce import (
+from pipeline.db.worker_leases import (
     Registration,
     WorkerCounters,
     end_worker,

@@ -18,7 +18,7 @@ from pipeline.chat.files import find_folder, served_name
 from pipeline.chat.model import ChatModel
 from pipeline.chat.weights import weights_sha256
 from pipeline.db.session import transaction
-from pipeline.db.workforce import WorkerCounters, put_engine, refuse_second_identity
+from pipeline.db.worker_leases import WorkerCounters, put_engine, refuse_second_identity
 from pipeline.samples import ModelRole
 from pipeline.settings import Settings
 from pipeline.workforce import WorkerEnd, WorkerKind

@@ -23,10 +23,10 @@ import structlog
 from sqlalchemy import Connection, text
 from sqlalchemy import Engine as DbEngine
 
-from pipeline.db.grading import GRADING_TRIES, time_out_grades
+from pipeline.db.grades import GRADING_TRIES, time_out_grades
 from pipeline.db.job_control import cancel_leftovers
 from pipeline.db.session import connected, session
-from pipeline.db.upkeep import (
+from pipeline.db.upkeep_statements import (
     admit_samples,
     close_jobs,
     halt_paused_jobs,
@@ -40,7 +40,7 @@ from pipeline.db.upkeep import (
 from pipeline.errors import ServiceUnavailable
 from pipeline.settings import Settings
 from workers.broker.publish import Publisher
-from workers.upkeep.rollups import RollupRefresher
+from workers.upkeep.rollup_refresher import RollupRefresher
 
 log = structlog.get_logger()
 

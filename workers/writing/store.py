@@ -21,7 +21,7 @@ from pipeline.db.commits import Committed, SampleCommit, commit_samples
 from pipeline.db.context_cache import ContextCache
 from pipeline.db.runnable import Runnable
 from pipeline.db.session import transaction
-from pipeline.db.workforce import settle_late_tokens
+from pipeline.db.worker_leases import settle_late_tokens
 from pipeline.errors import EngineUnavailable, ServiceUnavailable
 from pipeline.samples import RUNNABLE_STATE, ModelRole
 from workers.writing.turn import failed
@@ -41,7 +41,7 @@ ServiceUnavailable by then."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Who writes, by the books."""
+    """The worker that writes, and its engine."""
 
     worker_id: int
     engine_id: int

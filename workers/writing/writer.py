@@ -28,7 +28,7 @@ from pipeline.db.commits import SampleCommit
 from pipeline.db.faults import describe
 from pipeline.db.job_configs import fix_think_phase, get_job_config
 from pipeline.db.runnable import Runnable
-from pipeline.db.workforce import WorkerCounters
+from pipeline.db.worker_leases import WorkerCounters
 from pipeline.errors import EngineDied, EngineRefused, EngineUnavailable, ServiceUnavailable
 from pipeline.jobs.config import ModelSpec
 from pipeline.policies.requests import Generate
@@ -52,7 +52,7 @@ log = structlog.get_logger()
 MAX_GROUP = 256
 """Most samples in one commit: keeps a transaction in the tens of milliseconds."""
 MAX_MESSAGES = 16
-"""Most messages in one claim, likewise: of up to 28 samples each."""
+"""Most messages in one claim, of up to 28 samples each: bounds its transaction too."""
 COMMIT_EVERY_S = 0.25
 """Time between two commits of several samples, where FULL_GROUP do not wait before. A commit and the message after it
 cost some 10 ms of CPU however many samples they have, and of more than a hundred in flight a few can wait: on two cores

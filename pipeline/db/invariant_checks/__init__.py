@@ -14,7 +14,7 @@ import datetime as dt
 from pipeline.db.invariant_checks import answers, claims, events, rows, segments, tokens
 from pipeline.jobs.config import FINAL_JOB_STATES, JOB_TRANSITIONS
 from pipeline.problems.columns import USUAL_COLUMNS
-from pipeline.results.invariants import Invariant
+from pipeline.results.promises import Invariant
 from pipeline.samples import FINAL_STATES, RUNNABLE_STATE, TRANSITIONS, WRITING_STATE
 
 MIN_ANSWER_CHARS = 8
@@ -47,7 +47,7 @@ CHECKS: dict[Invariant, tuple[str, ...]] = {
     Invariant.ROWS: rows.STATEMENTS,
     Invariant.SEGMENTS: segments.STATEMENTS,
     Invariant.CLAIMS: claims.STATEMENTS,
-    Invariant.BOOKS: tokens.STATEMENTS,
+    Invariant.TOKENS: tokens.STATEMENTS,
     Invariant.EVENTS: events.STATEMENTS,
     Invariant.ANSWERS: answers.STATEMENTS,
 }

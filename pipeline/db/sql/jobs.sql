@@ -53,7 +53,7 @@ BEGIN
 END $$;
 
 COMMENT ON FUNCTION withdraw_texts IS
-    'deletes what was written of samples that the transaction has locked, and books it with those who generated it';
+    'deletes what was written of samples that the transaction has locked, and counts its tokens as withdrawn with the workers that generated them';
 
 CREATE FUNCTION retry_failed_samples(job bigint, chosen bigint[]) RETURNS integer LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = public, pg_temp AS $$

@@ -88,7 +88,9 @@ class SampleRow(Base):
         ForeignKey("workers.id"),
         comment="the small worker whose cache holds the context",
     )
-    large_worker_id: Mapped[int | None] = mapped_column(ForeignKey("workers.id"), comment="likewise, large")
+    large_worker_id: Mapped[int | None] = mapped_column(
+        ForeignKey("workers.id"), comment="the large worker whose cache holds the context"
+    )
     runnable_at: Mapped[Instant | None] = mapped_column(
         comment="since when it waits, or waited before its claim, for a worker or a grader"
     )

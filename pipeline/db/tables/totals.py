@@ -61,7 +61,9 @@ class JobTotalsRow(Base):
     prompt_tokens_small: Mapped[int] = mapped_column(
         BigInteger, comment="of the small model's prompts, computed: not found in the prefix cache"
     )
-    prompt_tokens_large: Mapped[int] = mapped_column(BigInteger, comment="likewise, large")
+    prompt_tokens_large: Mapped[int] = mapped_column(
+        BigInteger, comment="of the large model's prompts, computed: not found in the prefix cache"
+    )
     accuracy: Mapped[float | None] = mapped_column(comment="mean score of the scored samples")
     score_variance: Mapped[float | None] = mapped_column(comment="variance of their scores")
     score_squares: Mapped[float | None] = mapped_column(
@@ -78,17 +80,21 @@ class JobTotalsRow(Base):
     engine_seconds_small: Mapped[float | None] = mapped_column(
         comment="time in which a small worker had a request of this job, summed over the workers"
     )
-    engine_seconds_large: Mapped[float | None] = mapped_column(comment="likewise, large")
+    engine_seconds_large: Mapped[float | None] = mapped_column(
+        comment="time in which a large worker had a request of this job, summed over the workers"
+    )
     request_seconds_small: Mapped[float | None] = mapped_column(
         comment="sum of the durations of the small model's requests"
     )
-    request_seconds_large: Mapped[float | None] = mapped_column(comment="likewise, large")
+    request_seconds_large: Mapped[float | None] = mapped_column(
+        comment="sum of the durations of the large model's requests"
+    )
     mean_wait_seconds: Mapped[float | None] = mapped_column(
         comment="from when it could be claimed to the claim, all segments of a sample together, mean over samples"
     )
     p95_wait_seconds: Mapped[float | None] = mapped_column(comment="95th percentile of the same")
     mean_queue_seconds: Mapped[float | None] = mapped_column(
-        comment="inside the engines before the first work, likewise, mean over samples"
+        comment="inside the engines before their first work, all requests of a sample together, mean over samples"
     )
 
 
@@ -157,7 +163,7 @@ class LengthCountRow(Base):
     verdict: Mapped[str] = mapped_column(comment="right, wrong or unscored")
     tokens: Mapped[int] = mapped_column(comment="how long they are")
     n: Mapped[int] = mapped_column(BigInteger, comment="samples added, negative for samples taken out")
-    score: Mapped[Decimal] = mapped_column(comment="sum of their scores, likewise")
+    score: Mapped[Decimal] = mapped_column(comment="sum of their scores, negative for samples taken out")
     is_base: Mapped[bool] = mapped_column(
         server_default="false", comment="the one row of its key that others are added to"
     )

@@ -19,7 +19,7 @@ from pipeline.workforce import WorkerEnd, WorkerKind
 
 
 class EngineRow(Base):
-    """What an engine was, for the books; stored once per distinct content."""
+    """An engine: its models' identity, versions and settings, stored once per distinct content."""
 
     __tablename__ = "engines"
 

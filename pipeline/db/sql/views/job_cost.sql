@@ -43,9 +43,10 @@ COMMENT ON COLUMN job_cost.num_complete IS 'samples with complete text';
 COMMENT ON COLUMN job_cost.num_right IS 'graded samples with a score of at least 0.5';
 COMMENT ON COLUMN job_cost.engine_seconds_small IS
     'time in which a small worker had a request of this job, summed over the workers';
-COMMENT ON COLUMN job_cost.engine_seconds_large IS 'likewise, large';
+COMMENT ON COLUMN job_cost.engine_seconds_large IS
+    'time in which a large worker had a request of this job, summed over the workers';
 COMMENT ON COLUMN job_cost.request_seconds_small IS 'durations of the small model''s requests, summed';
-COMMENT ON COLUMN job_cost.request_seconds_large IS 'likewise, large';
+COMMENT ON COLUMN job_cost.request_seconds_large IS 'durations of the large model''s requests, summed';
 COMMENT ON COLUMN job_cost.seconds_per_right IS 'engine seconds of both roles per right sample';
 COMMENT ON COLUMN job_cost.small_seconds_per_right IS 'engine_seconds_small per right sample';
 COMMENT ON COLUMN job_cost.large_seconds_per_right IS 'engine_seconds_large per right sample';
@@ -55,14 +56,15 @@ COMMENT ON COLUMN job_cost.overlapping_jobs IS
     'other jobs that ran at some time while this one did: its times and rates may be shared with them';
 COMMENT ON COLUMN job_cost.prompt_tokens_small IS
     'of the small model''s prompts, computed: not found in the prefix cache';
-COMMENT ON COLUMN job_cost.prompt_tokens_large IS 'likewise, large';
+COMMENT ON COLUMN job_cost.prompt_tokens_large IS
+    'of the large model''s prompts, computed: not found in the prefix cache';
 COMMENT ON COLUMN job_cost.p50_wall_seconds IS 'from admission to complete text, median of the complete samples';
 COMMENT ON COLUMN job_cost.p95_wall_seconds IS '95th percentile of the same';
 COMMENT ON COLUMN job_cost.mean_wait_seconds IS
     'from when a sample could be claimed to a worker''s claim, all claims of a sample together, mean over samples';
 COMMENT ON COLUMN job_cost.p95_wait_seconds IS '95th percentile of the same';
 COMMENT ON COLUMN job_cost.mean_queue_seconds IS
-    'inside the engines before their first work, likewise, mean over samples';
+    'inside the engines before their first work, all requests of a sample together, mean over samples';
 COMMENT ON COLUMN job_cost.share_length IS 'share of the complete samples that were cut by the job''s max_tokens';
 COMMENT ON COLUMN job_cost.share_context IS 'share cut by the model''s context';
 COMMENT ON COLUMN job_cost.share_repetition IS 'share ended by the loop guard';

@@ -78,12 +78,13 @@ COMMENT ON COLUMN job_summary.tokens_inserted IS 'kept tokens put in by the poli
 COMMENT ON COLUMN job_summary.discarded_small IS 'tokens the small model wrote that were not kept';
 COMMENT ON COLUMN job_summary.discarded_large IS 'tokens the large model wrote that were not kept';
 COMMENT ON COLUMN job_summary.aside_small IS 'tokens the small model wrote in asides, on side branches of the text';
-COMMENT ON COLUMN job_summary.aside_large IS 'likewise, large';
+COMMENT ON COLUMN job_summary.aside_large IS 'tokens the large model wrote in asides, on side branches of the text';
 COMMENT ON COLUMN job_summary.taken_small IS 'of aside_small, put into the text: in tokens_small too';
-COMMENT ON COLUMN job_summary.taken_large IS 'likewise, large';
+COMMENT ON COLUMN job_summary.taken_large IS 'of aside_large, put into the text: in tokens_large too';
 COMMENT ON COLUMN job_summary.written_small IS
     'all tokens the small model wrote, each once: tokens_small + discarded_small + aside_small - taken_small';
-COMMENT ON COLUMN job_summary.written_large IS 'likewise, large';
+COMMENT ON COLUMN job_summary.written_large IS
+    'all tokens the large model wrote, each once: tokens_large + discarded_large + aside_large - taken_large';
 COMMENT ON COLUMN job_summary.seconds IS 'from the first claim of a sample to the job''s end, or until now';
 COMMENT ON COLUMN job_summary.tokens_per_second IS 'kept tokens of all authors per second';
 COMMENT ON COLUMN job_summary.tokens_per_second_small IS 'written_small per second';

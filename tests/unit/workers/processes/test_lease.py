@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 from sqlalchemy import Engine as DbEngine
 
-from pipeline.db.workforce import Registration, WorkerCounters
+from pipeline.db.worker_leases import Registration, WorkerCounters
 from pipeline.errors import ConfigurationError, LeaseLost, ServiceUnavailable
 from pipeline.settings import LeaseSettings
 from pipeline.workforce import WorkerEnd, WorkerKind

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from sqlalchemy import Engine as DbEngine
 
 from pipeline.db.runnable import Runnable
-from pipeline.db.upkeep import Settled
+from pipeline.db.upkeep_statements import Settled
 from pipeline.jobs.config import JobState
 from pipeline.samples import SampleState
 from pipeline.settings import Settings

@@ -12,7 +12,7 @@ class Invariant(StrEnum):
     ROWS = "rows"
     SEGMENTS = "segments"
     CLAIMS = "claims"
-    BOOKS = "books"
+    TOKENS = "tokens"
     EVENTS = "events"
     ANSWERS = "answers"
 
@@ -28,7 +28,7 @@ INVARIANTS: dict[Invariant, str] = {
     Invariant.CLAIMS: (
         "Every segment and aside was written under one claim of the event log that its worker held until it committed."
     ),
-    Invariant.BOOKS: (
+    Invariant.TOKENS: (
         "Tokens add up: a segment is what it kept and discarded, a sample its segments and asides, a job its samples, "
         "a worker what it committed; takeovers are the segments that take over."
     ),
