@@ -29,6 +29,7 @@ from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, text
 
 from pipeline.db import job_control, planning, replays, report_queries, submissions
+from pipeline.db.leadership import get_leader
 from pipeline.db.readonly_query import MAX_ROWS, Table, run_query
 from pipeline.db.revision import require_current
 from pipeline.db.session import open_database, transaction
@@ -48,6 +49,7 @@ from pipeline.results.reports import (
     JobProgress,
     JobStats,
     JobSummary,
+    LeaderReport,
     ProblemScore,
     Result,
     SampleReport,
@@ -495,6 +497,11 @@ class Client:
         """The workers that are alive."""
         with self._transaction() as connection:
             return report_queries.live_workers(connection)
+
+    def leader(self) -> LeaderReport | None:
+        """The upkeep worker that does the duties now; None: nobody does, and no job goes on."""
+        with self._transaction() as connection:
+            return get_leader(connection)
 
     def generated_tokens(self) -> dict[str, int]:
         """Tokens that all small and all large workers generated so far; differences over time give the speed."""

@@ -1070,10 +1070,35 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("sample_id", "step_index", name=op.f("pk_steps")),
         comment="One reasoning step: the text between two breaks, whoever wrote it.",
     )
+    op.create_table(
+        "upkeep_leader",
+        sa.Column("is_single", sa.Boolean(), server_default="true", nullable=False, comment="true: there is one row"),
+        sa.Column("worker_id", sa.BigInteger(), nullable=True, comment="the leader; null: nobody leads"),
+        sa.Column(
+            "backend_pid", sa.Integer(), nullable=True, comment="of its session, which is open as long as it leads"
+        ),
+        sa.Column("backend_start", sa.DateTime(timezone=True), nullable=True, comment="when that session began"),
+        sa.Column("since", sa.DateTime(timezone=True), nullable=True, comment="when it began to lead"),
+        sa.Column("seen_at", sa.DateTime(timezone=True), nullable=True, comment="when it last said so"),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True, comment="from then on another may lead"),
+        sa.Column(
+            "can_publish",
+            sa.Boolean(),
+            server_default="true",
+            nullable=False,
+            comment="whether Redis took its last messages; one that cannot gives way to one that can",
+        ),
+        sa.CheckConstraint("is_single", name=op.f("ck_upkeep_leader_is_single")),
+        sa.ForeignKeyConstraint(["worker_id"], ["workers.id"], name=op.f("fk_upkeep_leader_worker_id_workers")),
+        sa.PrimaryKeyConstraint("is_single", name=op.f("pk_upkeep_leader")),
+        comment="The upkeep worker that does the duties now (pipeline.db.leadership); one row.",
+    )
+    op.execute("INSERT INTO upkeep_leader DEFAULT VALUES")
 
 
 def downgrade() -> None:
     for table in (
+        "upkeep_leader",
         "steps",
         "signals",
         "segments",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from pipeline.embedded import Connections
     from pipeline.results.promises import Violation
+    from pipeline.results.reports import LeaderReport
     from pipeline.settings import Settings
 
 PANEL = "Running it"
@@ -344,6 +345,7 @@ def _check_work(connection: Any) -> Iterator[Finding]:
     from collections import Counter
 
     from pipeline.db import report_queries
+    from pipeline.db.leadership import get_leader
 
     workers = Counter((worker.kind, worker.model) for worker in report_queries.live_workers(connection))
     for (kind, model), count in sorted(workers.items(), key=str):
@@ -355,6 +357,8 @@ def _check_work(connection: Any) -> Iterator[Finding]:
             yield Finding(
                 check=f"{kind} workers", verdict=Verdict.WARNING, found="none alive", remedy=f"specthink worker {kind}"
             )
+    if any(kind == "upkeep" for kind, _ in workers):
+        yield _leader_finding(get_leader(connection))
     waiting = [job for job in report_queries.running_jobs(connection) if job.waiting_for]
     for job in waiting:
         yield Finding(
@@ -362,3 +366,24 @@ def _check_work(connection: Any) -> Iterator[Finding]:
             verdict=Verdict.OK if job.samples_ahead and "ahead" in (job.waiting_for or "") else Verdict.WARNING,
             found=f"{job.samples_done}/{job.samples_total} done, waits: {job.waiting_for}",
         )
+
+
+def _leader_finding(leader: LeaderReport | None) -> Finding:
+    """Whether an upkeep worker does the duties, and can wake the others."""
+    if leader is None:
+        return Finding(
+            check="upkeep leader",
+            verdict=Verdict.WARNING,
+            found="none: no job goes on",
+            remedy="try again in a minute; then see the upkeep workers' logs",
+        )
+    who = f"worker {leader.worker_id} on {leader.host} since {leader.since:%Y-%m-%d %H:%M:%S %Z}"
+    seen = f"seen {leader.seen_seconds_ago:.1f} s ago"
+    if not leader.can_publish:
+        return Finding(
+            check="upkeep leader",
+            verdict=Verdict.WARNING,
+            found=f"{who}, {seen}; Redis does not take its messages",
+            remedy="see that its host reaches Redis",
+        )
+    return Finding(check="upkeep leader", verdict=Verdict.OK, found=f"{who}, {seen}")

@@ -51,9 +51,9 @@ def status(
     with connect(context, state_dir) as client:
         jobs = {listed.id: listed for listed in ([client.job(job)] if job is not None else client.jobs(limit))}
         progress = client.progress(*jobs)[::-1]
-        workers = client.workers()
+        workers, leader = client.workers(), client.leader()
     if as_json:
-        print_json({"jobs": progress, "workers": workers})
+        print_json({"jobs": progress, "workers": workers, "leader": leader})
         return
     out = console()
     _print_progress(out, progress)
@@ -64,6 +64,12 @@ def status(
     columns = ["worker", "kind", "model", "host", "pid", "writes", "tokens"]
     rows = [[w.id, w.kind, w.model, w.host, w.pid, _writes(w), w.tokens_generated] for w in workers]
     out.print(table(columns, rows) if rows else "no live workers; specthink up or specthink worker starts some")
+    if leader:
+        out.print(
+            f"worker {leader.worker_id} on {visible(leader.host)} leads since {leader.since:%Y-%m-%d %H:%M:%S %Z}"
+        )
+    elif any(worker.kind == "upkeep" for worker in workers):
+        out.print("no upkeep worker leads: no job goes on until one does", style="yellow")
 
 
 def _print_progress(out: Console, progress: list[JobProgress]) -> None:

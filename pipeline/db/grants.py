@@ -1,8 +1,10 @@
 """Who may do what in the database. Granted again after each migration, to exactly what is written here.
 
-Of the workers only graders can read a reference answer, or a column that no prompt shows. The reader can too: there a
-person asks. A submitter writes both and reads neither; what it may do to a text or a score, it does by functions that
-check it. Events need no grant: the triggers that write them have the rights of the schema's owner.
+Of the workers only graders can read a reference answer, or a column that no prompt shows; nor can anybody else learn it
+from a sample that is right: writers read texts and no score, upkeep reads scores and no text. The reader can read all:
+there a person asks. A submitter writes answers and hidden columns and reads neither; what it may do to a text or a
+score, it does by functions that check it. Events need no grant: the triggers that write them have the rights of the
+schema's owner.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, text
 
 from pipeline.db.migrate import MIGRATION_LOCK
-from pipeline.db.tables import GradeRow
+from pipeline.db.tables import AsideRow, GradeRow, SegmentRow, SignalRow, StepRow
 from pipeline.errors import ConfigurationError
 from pipeline.logins import SUPERUSER_SETTINGS, DatabaseRole, Login
 
@@ -25,19 +27,38 @@ _LEASE = (
     "renewed_at, expires_at, ended_at, end_reason, num_in_flight, num_slots, tokens_generated, tokens_committed, "
     "tokens_dropped, prompt_tokens, cached_tokens, refused_jobs"
 )
+"""What a worker stores of its own life."""
 _REGISTRATION = "kind, model, engine_id, host, pid, queue, max_in_flight, expires_at"
-_WORKERS = {
-    "workers": f"SELECT, INSERT ({_REGISTRATION}), UPDATE ({_LEASE})",
-    **dict.fromkeys(("alembic_version", "schema_objects"), "SELECT"),
-}
-"""What every worker does: find the schema current, register, renew, end."""
+_SCHEMA = {"alembic_version": "SELECT (version_num)", "schema_objects": "SELECT (sha256)"}
+"""To find the schema current."""
+
 _WRITTEN = (
-    "state, epoch, holder_id, small_worker_id, large_worker_id, runnable_at, published_at, not_before, num_rescues, "
-    "num_attempts, policy_state, next_role, next_request, num_segments, num_takeovers, tokens_small, tokens_large, "
-    "tokens_inserted, discarded_small, discarded_large, num_asides, aside_small, aside_large, taken_small, "
-    "taken_large, finish_reason, error_class, error, finished_at, ended_at"
+    "state, epoch, holder_id, small_worker_id, large_worker_id, runnable_at, not_before, num_rescues, num_attempts, "
+    "policy_state, next_role, next_request, num_segments, num_takeovers, tokens_small, tokens_large, tokens_inserted, "
+    "discarded_small, discarded_large, num_asides, aside_small, aside_large, taken_small, taken_large"
 )
-"""What a claim, a commit, a release or a deferral changes of a sample."""
+"""What a claim, a commit, a release or a deferral reads of a sample and changes."""
+_ENDED = "published_at, finish_reason, error_class, error, finished_at, ended_at"
+"""What these change and never read."""
+_ENGINE = "kind, version, model, model_fingerprint, vocabulary_sha256, settings, sha256, weights_sha256, revision"
+_RESUMED = (
+    "sample_id, segment_index, epoch, worker_id, engine_id, author, trigger, takes_over, finish, token_ids, text, "
+    "token_lengths, tokens_generated, prompt_tokens"
+)
+"""What a writer reads of the segments that it goes on from."""
+_ASIDE = ", ".join(column.name for column in AsideRow.__table__.columns if column.name != "created_at")
+_SEGMENT = ", ".join(column.name for column in SegmentRow.__table__.columns if column.name != "created_at")
+_STEP = ", ".join(column.name for column in StepRow.__table__.columns)
+_SIGNAL = ", ".join(column.name for column in SignalRow.__table__.columns)
+
+_COUNTED = (
+    "id, job_id, problem_id, state, epoch, holder_id, small_worker_id, large_worker_id, next_role, num_segments, "
+    "num_takeovers, num_asides, num_rescues, tokens_small, tokens_large, tokens_inserted, discarded_small, "
+    "discarded_large, aside_small, aside_large, taken_small, taken_large, finish_reason, score, published_at, "
+    "not_before, admitted_at, ended_at"
+)
+"""What upkeep reads of a sample, for its duties and for job_progress: a score, and no text or answer beside it."""
+
 _GRADE_COLUMNS = ", ".join(
     column.name for column in GradeRow.__table__.columns if column.name not in ("predicted_answer", "detail")
 )
@@ -53,39 +74,78 @@ _SUBMITTED = (
 
 GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
     DatabaseRole.WRITER: {
-        **_WORKERS,
-        "engines": "SELECT, INSERT",
-        "problems": "SELECT (id, problem_set_id, position, external_id, prompt, shown)",
-        "jobs": "SELECT, UPDATE (think_start, think_end, think_opened)",
-        "samples": f"SELECT, UPDATE ({_WRITTEN})",
-        **dict.fromkeys(("segments", "asides"), "SELECT, INSERT"),
-        **dict.fromkeys(("signals", "steps"), "INSERT"),
+        **_SCHEMA,
+        "workers": (
+            "SELECT (id, model, engine_id, host, queue, expires_at, ended_at, tokens_committed, tokens_dropped), "
+            f"INSERT ({_REGISTRATION}), UPDATE ({_LEASE})"
+        ),
+        "engines": f"SELECT (id, sha256, model_fingerprint, vocabulary_sha256, weights_sha256), INSERT ({_ENGINE})",
+        "problems": "SELECT (id, external_id, prompt, shown)",
+        "jobs": (
+            "SELECT (id, state, config, small_model, large_model, think_start, think_end, think_opened), "
+            "UPDATE (think_start, think_end, think_opened)"
+        ),
+        "samples": (
+            f"SELECT (id, job_id, problem_id, sample_index, max_tokens, {_WRITTEN}), UPDATE ({_WRITTEN}, {_ENDED})"
+        ),
+        "segments": f"SELECT ({_RESUMED}), INSERT ({_SEGMENT})",
+        "asides": f"SELECT ({_ASIDE}), INSERT ({_ASIDE})",
+        "signals": f"INSERT ({_SIGNAL})",
+        "steps": f"INSERT ({_STEP})",
     },
     DatabaseRole.GRADER: {
-        **_WORKERS,
-        "reference_answers": "SELECT",
-        "hidden_columns": "SELECT",
-        "problems": "SELECT",
-        "segments": "SELECT",
-        "jobs": "SELECT, UPDATE (followed_at)",  # to lock a job's row against the count of its totals
+        **_SCHEMA,
+        "workers": f"SELECT (id, ended_at), INSERT ({_REGISTRATION}), UPDATE ({_LEASE})",
+        "reference_answers": "SELECT (problem_id, answer, also_accepted)",
+        "segments": "SELECT (sample_id, segment_index, text)",
+        "jobs": (  # an UPDATE to lock a job's row against the count of its totals
+            "SELECT (id, config, think_start, think_end, think_opened), UPDATE (followed_at)"
+        ),
         "job_totals": "SELECT (job_id), UPDATE (stale_at)",
-        "samples": "SELECT, UPDATE (state, score, predicted_answer, ended_at)",
-        "grades": "SELECT, INSERT, UPDATE",
+        "samples": (
+            "SELECT (id, job_id, problem_id, state, epoch, finish_reason, ended_at), "
+            "UPDATE (state, score, predicted_answer, ended_at)"
+        ),
+        "grades": (
+            "SELECT (sample_id, grader, grader_version, status, score, predicted_answer, started_at, num_tries), "
+            "INSERT (sample_id, grader, grader_version, status, score, predicted_answer, detail, graded_at), "
+            "UPDATE (status, score, predicted_answer, detail, started_at, num_tries, graded_at)"
+        ),
     },
     DatabaseRole.UPKEEP: {
-        **_WORKERS,
-        **dict.fromkeys(("engines", "problem_sets", "problems", "segments", "asides", "steps", "events"), "SELECT"),
-        "jobs": "SELECT, UPDATE",
-        "job_totals": "SELECT, INSERT, UPDATE",
-        "rollups": "SELECT, UPDATE",
-        "length_counts": "SELECT, INSERT, UPDATE, DELETE",
-        "workers": f"SELECT, INSERT ({_REGISTRATION}), UPDATE",
-        "samples": "SELECT, UPDATE",
-        "grades": f"SELECT ({_GRADE_COLUMNS}), UPDATE (status, graded_at, detail)",
+        **_SCHEMA,
+        "workers": (
+            "SELECT (id, kind, model, queue, max_in_flight, num_slots, renewed_at, expires_at, ended_at, end_reason, "
+            f"settled_at), INSERT ({_REGISTRATION}), UPDATE ({_LEASE}, settled_at)"
+        ),
+        "upkeep_leader": (
+            "SELECT, UPDATE (worker_id, backend_pid, backend_start, since, seen_at, expires_at, can_publish)"
+        ),
+        "jobs": (
+            "SELECT (id, state, config, small_model, large_model, first_role, priority, first_claimed_at, "
+            "followed_at), "
+            "UPDATE (state, first_claimed_at, finished_at, followed_at)"
+        ),
+        "samples": (
+            f"SELECT ({_COUNTED}), UPDATE (state, epoch, holder_id, runnable_at, published_at, num_rescues, "
+            "error_class, error, admitted_at, ended_at)"
+        ),
+        "grades": "SELECT (sample_id, status, started_at, num_tries), UPDATE (status, detail, graded_at)",
+        "events": "SELECT (job_id, to_state, at)",
+        "job_totals": "SELECT (job_id, stale_at)",
+        "rollups": (
+            "SELECT (job_id, first_problem, last_problem, samples, refreshed_at, changed_at), UPDATE (changed_at)"
+        ),
+        "job_progress": "SELECT",
+        **dict.fromkeys(
+            (f"FUNCTION {name}" for name in ("refresh_rollup", "compact_lengths", "keep_totals")), "EXECUTE"
+        ),
     },
     DatabaseRole.SUBMITTER: {
         **dict.fromkeys(("alembic_version", "schema_objects"), "SELECT"),
-        **dict.fromkeys(("engines", "workers", "segments", "asides", "signals", "steps", "events"), "SELECT"),
+        **dict.fromkeys(
+            ("engines", "workers", "upkeep_leader", "segments", "asides", "signals", "steps", "events"), "SELECT"
+        ),
         **dict.fromkeys(("rollups", "length_counts"), "SELECT"),
         "problem_sets": f"SELECT, INSERT ({_PROBLEM_SET})",
         "problems": f"SELECT, INSERT ({_PROBLEM})",
@@ -102,18 +162,26 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
     },
     DatabaseRole.READER: {"ALL TABLES IN SCHEMA public": "SELECT"},
 }
-"""Privileges by role and table; upkeep and submitters read the views too."""
-_READ_VIEWS = (DatabaseRole.UPKEEP, DatabaseRole.SUBMITTER)
+"""Privileges by role and table, view or function; submitters read all views. Of a worker, each is one that a statement
+of its needs (tests/integration/test_rights.py)."""
+_READ_VIEWS = (DatabaseRole.SUBMITTER,)
 _VIEWS = "SELECT relname FROM pg_class WHERE relkind = 'v' AND relnamespace = 'public'::regnamespace"
 _NEVER: Mapping[DatabaseRole, tuple[tuple[str, str], ...]] = {
     DatabaseRole.WRITER: (
         ("reference_answers", "SELECT"),
         ("hidden_columns", "SELECT"),
         ("grades", "SELECT"),
+        ("rollups", "SELECT"),
         ("events", "INSERT"),
     ),
     DatabaseRole.GRADER: (("reference_answers", "UPDATE"), ("hidden_columns", "UPDATE"), ("events", "INSERT")),
-    DatabaseRole.UPKEEP: (("reference_answers", "SELECT"), ("hidden_columns", "SELECT"), ("events", "INSERT")),
+    DatabaseRole.UPKEEP: (
+        ("reference_answers", "SELECT"),
+        ("hidden_columns", "SELECT"),
+        ("problems", "SELECT"),
+        ("segments", "SELECT"),
+        ("events", "INSERT"),
+    ),
     DatabaseRole.SUBMITTER: (
         ("reference_answers", "SELECT"),
         ("hidden_columns", "SELECT"),

@@ -30,18 +30,7 @@ _POSTPONE = text("""
     WHERE job_id = :job AND first_problem = :first AND refreshed_at IS NULL
 """)
 _REFRESH = text("SELECT refresh_rollup(:job, :first)")
-_COUNT_ADDED = text("SELECT count(*) FROM length_counts WHERE job_id = :job AND NOT is_base")
-_COMPACT = text("""
-    WITH added AS (
-        DELETE FROM length_counts WHERE job_id = :job AND NOT is_base
-        RETURNING author, finish_reason, verdict, tokens, n, score
-    )
-    INSERT INTO length_counts (job_id, author, finish_reason, verdict, tokens, n, score, is_base)
-    SELECT :job, author, finish_reason, verdict, tokens, sum(n), sum(score), true FROM added
-    GROUP BY author, finish_reason, verdict, tokens ORDER BY author, finish_reason, verdict, tokens
-    ON CONFLICT (job_id, author, finish_reason, verdict, tokens) WHERE is_base
-    DO UPDATE SET n = length_counts.n + excluded.n, score = length_counts.score + excluded.score
-""")
+_COMPACT = text("SELECT compact_lengths(:job, :at_least)")
 _COMPACT_FROM = 20_000
 """Rows beside the base ones that are worth compacting: a view reads them all."""
 
@@ -78,8 +67,4 @@ def postpone_rollup(connection: Connection, rollup: Rollup, *, by: dt.timedelta)
 
 def compact_lengths(connection: Connection, job_id: int, *, at_least: int = _COMPACT_FROM) -> bool:
     """Add a job's added length counts to its base rows where there are so many; returns whether there were."""
-    values = {"job": job_id}
-    if int(connection.execute(_COUNT_ADDED, values).scalar_one()) < at_least:
-        return False
-    connection.execute(_COMPACT, values)
-    return True
+    return bool(connection.execute(_COMPACT, {"job": job_id, "at_least": at_least}).scalar_one())

@@ -121,7 +121,7 @@ def copy_rows(connection: Connection, statement: str, rows: Iterable[Sequence[in
 
 @contextmanager
 def session(db_engine: Engine) -> Iterator[Connection]:
-    """One connection in autocommit mode, for locks that belong to the session. Raises as ``transaction``."""
+    """One connection in autocommit mode, for what holds as long as the session. Raises as ``transaction``."""
     with connected(db_engine) as connection:
         yield connection.execution_options(isolation_level="AUTOCOMMIT")
 

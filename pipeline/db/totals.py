@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
-from functools import lru_cache
 
-from sqlalchemy import Connection, TextClause, text
+from sqlalchemy import Connection, text
 
 from pipeline.db.states import FINAL
 
@@ -24,19 +23,7 @@ _UNCOUNTED = f"""
 _SELECT_UNCOUNTED = text(f"{_UNCOUNTED} AND j.id <> ALL(:but) ORDER BY j.id LIMIT :limit")
 _LOCK_UNCOUNTED = text(f"{_UNCOUNTED} AND j.id = :job FOR NO KEY UPDATE OF j SKIP LOCKED")
 
-
-@lru_cache(maxsize=1)
-def _count_statement() -> TextClause:
-    from pipeline.db.tables import JobTotalsRow  # not above: most processes never count, and the ORM's import is slow
-
-    names = [column.name for column in JobTotalsRow.__table__.columns]
-    counted = [name for name in names if name not in ("job_id", "counted_at", "stale_at")]
-    return text(f"""
-        INSERT INTO job_totals (job_id, counted_at, stale_at, {", ".join(counted)})
-        SELECT :job, clock_timestamp(), NULL, {", ".join(counted)} FROM count_samples(:job), count_cost(:job)
-        ON CONFLICT (job_id) DO UPDATE SET counted_at = excluded.counted_at, stale_at = NULL,
-            {", ".join(f"{name} = excluded.{name}" for name in counted)}
-    """)
+_KEEP = text("SELECT keep_totals(:job)")
 
 
 def uncounted_jobs(connection: Connection, *, quiet: dt.timedelta, limit: int, but: Sequence[int] = ()) -> list[int]:
@@ -55,7 +42,7 @@ def count_job(connection: Connection, job_id: int, *, quiet: dt.timedelta) -> bo
     """
     if connection.execute(_LOCK_UNCOUNTED, {"quiet": quiet, "job": job_id}).first() is None:
         return False
-    connection.execute(_count_statement(), {"job": job_id})
+    connection.execute(_KEEP, {"job": job_id})
     return True
 
 

@@ -28,15 +28,6 @@ from pipeline.db.states import (
 from pipeline.jobs.config import JobState
 from pipeline.samples import SUSPECT_AFTER
 
-LEADER_LOCK = 7_300_002
-"""Advisory lock key: one upkeep process at a time does the duties."""
-
-
-def try_to_lead(connection: Connection) -> bool:
-    """True once this connection's session holds the leader's lock; it is held until the connection closes."""
-    return bool(connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": LEADER_LOCK}).scalar_one())
-
-
 _ROOM = text(f"""
     WITH demand AS (
         SELECT j.id, j.priority, j.first_role, {model_of("j.first_role")} AS model

@@ -572,6 +572,17 @@ class WorkerReport:
     renewed_seconds_ago: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaderReport:
+    """The upkeep worker that does the duties now. can_publish: whether Redis took its last messages."""
+
+    worker_id: int
+    host: str
+    since: dt.datetime
+    seen_seconds_ago: float
+    can_publish: bool
+
+
 def plain(report: Any) -> dict[str, Any]:
     """A report as a dict of plain values, as JSON and CSV take them."""
     values = asdict(report)

@@ -4,43 +4,23 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import psycopg
 import pytest
-from celery import Celery
 from pydantic import SecretStr
 from sqlalchemy import Engine, make_url, text
 
 from pipeline import Client, Problem, ProblemSet
-from pipeline.chat.steps import Step
-from pipeline.chat.translation import ThinkPhase
 from pipeline.db import migrate
-from pipeline.db.claims import defer_samples, held_epochs, release_samples
 from pipeline.db.grants import GRANTS, create_logins, find_telling_logins, grant_roles
-from pipeline.db.job_configs import fix_think_phase, get_job_config
-from pipeline.db.report_queries import select_progress
-from pipeline.db.revision import require_current
-from pipeline.db.rollups import Rollup, postpone_rollup
-from pipeline.db.session import open_database, session, transaction
+from pipeline.db.session import open_database, transaction
 from pipeline.db.tables import METADATA
-from pipeline.db.upkeep_statements import mark_followed, try_to_lead
-from pipeline.db.worker_leases import WorkerCounters, end_worker, finalize_counters, renew_worker, settle_late_tokens
 from pipeline.embedded import EMBEDDED_LOGINS, Connections
 from pipeline.errors import ConfigurationError, QueryRefused
 from pipeline.logins import DatabaseRole, Login
-from pipeline.policies.reading.cues import SentenceClass
 from pipeline.problems import content_sha256
-from pipeline.samples import Author, SampleState
-from pipeline.settings import Settings
 from tests.conftest import TEMPLATE, with_database
 from tests.integration.rows import add_job, add_problem_set, add_samples
-from tests.integration.test_protocol import TTL, claim, commit, make_job, make_worker, written
-from workers.broker.messages import SamplesMessage
-from workers.broker.publish import Publisher
-from workers.grading.grader import grade_samples
-from workers.upkeep.rollup_refresher import RollupRefresher
-from workers.upkeep.rounds import Upkeep
 
 Ask = Callable[[DatabaseRole, str], list[tuple[object, ...]]]
 WORKERS = (DatabaseRole.WRITER, DatabaseRole.GRADER, DatabaseRole.UPKEEP)
@@ -416,78 +396,3 @@ def test_login_without_its_rights_is_told_how_it_gets_them(own_server: SecretStr
     own = url.set(username=login.name, password="word").render_as_string(hide_password=False)
     with pytest.raises(ConfigurationError, match=r"may not do this: permission denied .*specthink migrate"):
         Client.connect(database_url=own)
-
-
-def test_each_worker_does_its_work_with_the_rights_of_its_role_alone(
-    servers: Connections, connections: Connections, db_engine: Engine
-) -> None:
-    """Every statement once: a new one that needs more fails here, and not in a worker that says so in its log only."""
-    name = make_url(connections.database_url.get_secret_value()).database or ""
-    logins = {role: open_database(with_database(servers.role_urls[role], name)) for role in WORKERS}
-    with transaction(db_engine) as connection:
-        grant_roles(connection, EMBEDDED_LOGINS)
-        job = make_job(connection, num_problems=4)
-    publisher = Publisher(Celery("grants", broker="memory://", set_as_current=False))
-    upkeep = Upkeep(logins[DatabaseRole.UPKEEP], publisher, Settings())
-    refresher = RollupRefresher(logins[DatabaseRole.UPKEEP])
-    with transaction(logins[DatabaseRole.WRITER]) as connection:
-        worker = make_worker(connection)
-    with session(logins[DatabaseRole.UPKEEP]) as connection:
-        assert try_to_lead(connection)
-        upkeep.round()
-
-    with transaction(logins[DatabaseRole.WRITER]) as connection:
-        require_current(logins[DatabaseRole.WRITER])
-        waiting = connection.execute(text("SELECT id, epoch FROM samples WHERE state = 'ready'")).all()
-        claimed = claim(connection, worker, {row.id: row.epoch for row in waiting})
-        assert len(claimed) == 4
-        get_job_config(connection, job)
-        fix_think_phase(connection, job, ThinkPhase(start="", end="", opened=False))
-        first, second, third, fourth = claimed
-        step = Step(
-            step_index=0, text="one two", tokens_small=2, tokens_large=0, tokens_inserted=0, author=Author.SMALL,
-            sentence_class=SentenceClass.STATEMENT, trigger=None, start_token=0,
-        )  # fmt: skip
-        assert commit(
-            connection, worker, replace(written(first, SampleState.FINISHED), steps=(step,)),
-            written(second, SampleState.READY),
-        )  # fmt: skip
-        assert claim(connection, worker, {second.sample_id: second.epoch})[0].context
-        release_samples(connection, worker_id=worker, epochs={third.sample_id: third.epoch})
-        defer_samples(
-            connection, worker_id=worker, epochs={fourth.sample_id: fourth.epoch}, error="busy", max_attempts=1
-        )
-        assert len(held_epochs(connection, worker)) == 1
-        renew_worker(connection, worker, ttl=TTL, counters=WorkerCounters())
-        finalize_counters(connection, worker, WorkerCounters())
-        settle_late_tokens(connection, worker, tokens=1)
-        end_worker(connection, worker, WorkerCounters())
-
-    for grader_version in ("1", "2"):  # the second one changes a grade of a sample that is graded
-        with transaction(db_engine) as connection:
-            connection.execute(text("UPDATE grades SET grader_version = :version"), {"version": grader_version})
-        message = SamplesMessage(job_id=job, samples=[(first.sample_id, first.epoch)])
-        assert grade_samples(logins[DatabaseRole.GRADER], message, time_limit_s=20) == "1 of 1 graded"
-
-    with transaction(db_engine) as connection:  # all the duties have something to do
-        connection.execute(text("UPDATE grades SET status = 'running', started_at = '2001-01-01', num_tries = 99"))
-        connection.execute(text("UPDATE samples SET published_at = '2001-01-01' WHERE state = 'ready'"))
-    upkeep.round()
-    with transaction(logins[DatabaseRole.UPKEEP]) as connection:
-        mark_followed(connection, job)
-        assert select_progress(connection, [job])[0].failed == 1
-    with transaction(db_engine) as connection:
-        connection.execute(text("UPDATE jobs SET state = 'cancelled', finished_at = clock_timestamp()"))
-    upkeep.round()  # ends the samples of a cancel whose client died
-    assert refresher.count_jobs() == 1
-    with transaction(db_engine) as connection:
-        connection.execute(text("UPDATE rollups SET changed_at = '2001-01-01'"))
-    assert refresher.refresh_rollups() == 1
-    with transaction(logins[DatabaseRole.UPKEEP]) as connection:
-        postpone_rollup(connection, Rollup(job, 0), by=TTL)
-    with transaction(db_engine) as connection:
-        states = set(connection.execute(text("SELECT state FROM samples")).scalars())
-        assert states == {"graded", "failed", "cancelled"}
-        assert connection.execute(text("SELECT count(*) FROM job_totals")).scalar_one() == 1
-    for login in logins.values():
-        login.dispose()

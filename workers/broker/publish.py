@@ -1,10 +1,12 @@
 """Publishes wake-up messages, after the commit that made them true.
 
-A message that cannot be sent is logged and forgotten: the sample is found again by upkeep.
+A message that cannot be sent is logged and forgotten, whatever the reason: the sample is found again by upkeep, and
+the thread that sends has segments to store.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -12,9 +14,8 @@ from typing import NamedTuple
 
 import structlog
 from celery import Celery
-from kombu.exceptions import KombuError
-from redis.exceptions import RedisError
 
+from pipeline.db.faults import first_line
 from pipeline.db.runnable import Runnable
 from pipeline.samples import ModelRole, SampleState
 from workers.broker import queues
@@ -24,9 +25,6 @@ log = structlog.get_logger()
 
 DRAFT, ASSIST, GRADE, FOLLOW = "draft", "assist", "grade", "follow"
 """Task names, as Flower shows them."""
-
-BROKER_ERRORS = (KombuError, RedisError, OSError)
-"""Redis is away, is loading, has no disk or memory left: nothing that a sender could mend."""
 
 MAX_FOLLOWED = 64
 """Jobs that one upkeep worker shows at a time; as many more may wait for it."""
@@ -44,6 +42,10 @@ _ROLE_OF_STATE = {
     SampleState.READY: ModelRole.SMALL,
     SampleState.AWAITING_LARGE: ModelRole.LARGE,
 }
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 class Route(NamedTuple):
@@ -131,7 +133,7 @@ class Publisher:
         shown: str,
     ) -> bool:
         """Whether the broker took it."""
-        if time.monotonic() < self._silent_until:
+        if self.is_silent:
             return False
         try:
             self._app.send_task(
@@ -142,14 +144,14 @@ class Publisher:
                 argsrepr="",
                 kwargsrepr=shown,
             )
-        except BROKER_ERRORS as error:
+        except Exception as error:  # a channel that was given up breaks in any way
             self._silent_until = time.monotonic() + SILENCE_S
             log.warning(
                 "message not sent",
                 task=task,
                 queue=queue,
                 shown=shown,
-                reason=str(error),
+                reason=_reason(error),
                 silent_s=SILENCE_S,
             )
             return False
@@ -160,9 +162,18 @@ class Publisher:
             return True
         try:
             return self.depth(queue) < max_depth
-        except BROKER_ERRORS as error:
-            log.warning("queue not measured", queue=queue, reason=str(error))
+        except Exception as error:
+            log.warning("queue not measured", queue=queue, reason=_reason(error))
             return False
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the broker did not take the last message, so that nothing is sent for now."""
+        return time.monotonic() < self._silent_until
+
+    def reaches_broker(self) -> bool:
+        """Whether the broker answers now."""
+        return self._takes_more(queues.UPKEEP, sys.maxsize)
 
     def depth(self, queue: str) -> int:
         """Messages that wait in a queue, all priorities together."""
@@ -171,16 +182,16 @@ class Publisher:
 
     def drop_queue(self, queue: str) -> bool:
         """Delete the queue of a worker that is gone, with whatever is in it; False where that could not be done."""
-        if time.monotonic() < self._silent_until:
+        if self.is_silent:
             return False
         try:
             with self._app.connection_for_write() as connection:
                 # queue_delete does nothing for a queue that another process declared; Celery names exchange and
                 # routing key after the queue
                 connection.default_channel._delete(queue, queue, queue, "")
-        except BROKER_ERRORS as error:
+        except Exception as error:
             self._silent_until = time.monotonic() + SILENCE_S
-            log.warning("queue not deleted", queue=queue, reason=str(error), silent_s=SILENCE_S)
+            log.warning("queue not deleted", queue=queue, reason=_reason(error), silent_s=SILENCE_S)
             return False
         return True
 

@@ -22,13 +22,13 @@ def run_upkeep(settings: Settings) -> int:
     followers = open_beside(WorkerKind.UPKEEP, settings)  # dozens: they take no connection from rounds and lease
     add_follow_task(base.app, followers, stop)
     on_shutdown(stop.set)
-    upkeep = Upkeep(base.db_engine, base.publisher, settings)
     early = EarlySignals()
     lease = LeaseKeeper(
         base.db_engine,
         registration(WorkerKind.UPKEEP, settings, queue=queues.UPKEEP, max_in_flight=0),
         settings.lease,
     )
+    upkeep = Upkeep(base.db_engine, base.publisher, settings, worker_id=lambda: lease.worker_id)
     lease.start()
     upkeep.start()
     try:

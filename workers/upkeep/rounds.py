@@ -1,5 +1,7 @@
 """The duties that keep the pipeline moving, done in rounds by one upkeep process at a time, the leader.
 
+Who leads is a row of the database (``pipeline.db.leadership``); the leader says before each duty that it still does.
+
 - settler: ends the registrations of workers whose lease lapsed and gives back the samples they held (the rescue)
 - prober: tries samples whose workers died with them one at a time, to find the one that kills
 - halter: takes the samples of paused jobs from their workers, and ends the samples of jobs that are half cancelled
@@ -15,16 +17,19 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import structlog
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 from sqlalchemy import Engine as DbEngine
 
 from pipeline.db.grades import GRADING_TRIES, time_out_grades
 from pipeline.db.job_control import cancel_leftovers
+from pipeline.db.leadership import lead, resign
 from pipeline.db.session import connected, session
 from pipeline.db.upkeep_statements import (
     admit_samples,
@@ -34,7 +39,6 @@ from pipeline.db.upkeep_statements import (
     overdue_samples,
     settle_workers,
     suspects_to_try,
-    try_to_lead,
     unfollowed_jobs,
 )
 from pipeline.errors import ServiceUnavailable
@@ -52,20 +56,33 @@ FRESH_PER_MESSAGE = 8
 CANCELLING_S = 0.5
 """Most time that one round spends on ending the samples of cancelled jobs."""
 
+SAY_SO_S = 1.0
+"""A leader says so no more often."""
+
 MAX_DEPTH = 64
 """Messages in a queue above which none is sent again: either none was lost, or nobody reads it."""
+
+
+class Superseded(Exception):
+    """Another worker leads now."""
 
 
 class Upkeep:
     """Does the duties every tick, as long as it leads."""
 
-    def __init__(self, db_engine: DbEngine, publisher: Publisher, settings: Settings) -> None:
+    def __init__(
+        self, db_engine: DbEngine, publisher: Publisher, settings: Settings, *, worker_id: Callable[[], int]
+    ) -> None:
+        """worker_id: under which this process is registered now."""
+        self._worker_id = worker_id
         self._db_engine = db_engine
         self._publisher = publisher
         self._settings = settings.upkeep
         self._ttl_s = settings.lease.ttl_s
-        self._silence_s = max(1.0, settings.lease.answer_within_s)
-        """The server ends a leader's session that is silent for this time: a leader that hangs stops leading."""
+        self._silence = dt.timedelta(seconds=max(1.0, settings.lease.answer_within_s))
+        """A leader that has not said so for this time, because it hangs, leads no more."""
+        self._said_so = -math.inf
+        """When it last said that it leads."""
         self._awake_since = time.monotonic()
         """When the present run of rounds without a gap began: a leader that did not look cannot say who was silent."""
         self._to_drop: list[str] = []
@@ -85,52 +102,61 @@ class Upkeep:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                with session(self._db_engine) as lock:
+                with session(self._db_engine) as own:
                     try:
-                        self._lead(lock)
+                        self._lead(own)
                     finally:
-                        lock.invalidate()  # a pooled connection would keep the lock, and lend it to nobody
+                        own.invalidate()  # a session that stays open looks like one that leads
+            except Superseded:
+                log.warning("upkeep leads no more: another worker does")
             except ServiceUnavailable as error:
                 log.warning("upkeep waits for Postgres", reason=str(error))
             except Exception:
                 log.exception("upkeep round failed")
             self._stop.wait(1.0)
 
-    def _lead(self, lock: Connection) -> None:
-        """Do rounds while this session holds the leader's lock; a lost connection loses it and ends the rounds."""
-        end_when_silent = text("SELECT set_config('idle_session_timeout', :timeout, false)")
-        lock.execute(end_when_silent, {"timeout": f"{self._silence_s:.0f}s"})
-        while not try_to_lead(lock):
+    def _lead(self, own: Connection) -> None:
+        """Do rounds while this worker leads, by a session of its own: where that is lost, another may lead at once."""
+        while not self._may_lead(own, can_publish=self._publisher.reaches_broker()):
             if self._stop.wait(1.0):
                 return
-        log.info("upkeep leads")
+        log.info("upkeep leads", worker_id=self._worker_id())
         self._rollups.start()
         try:
-            self._do_rounds(lock)
+            self._do_rounds(own)
         finally:
             self._rollups.stop()
+        resign(own, self._worker_id())
 
-    def _do_rounds(self, lock: Connection) -> None:
+    def _may_lead(self, own: Connection, *, can_publish: bool) -> bool:
+        self._said_so = time.monotonic()
+        return lead(own, self._worker_id(), ttl=self._silence, can_publish=can_publish)
+
+    def _do_rounds(self, own: Connection) -> None:
         self._awake_since = last = time.monotonic()
         while not self._stop.wait(self._settings.tick_s):
-            lock.execute(text("SELECT 1"))  # raises when the connection, and with it the lock, is gone
             if time.monotonic() - last > self._ttl_s / 2:
                 self._awake_since = time.monotonic()
-            self.round()
+            self.round(own)
             last = time.monotonic()
 
-    def round(self) -> None:
-        """Each duty once, each in a transaction of its own."""
+    def round(self, own: Connection) -> None:
+        """Each duty once, each in a transaction of its own, as long as this worker leads. Raises Superseded."""
+        duties = (
+            self._settle, self._halt, self._republish, self._probe, self._reap_grades, self._close, self._admit,
+            self._follow,
+        )  # fmt: skip
         with connected(self._db_engine) as connection:
-            self._settle(connection)
-            self._halt(connection)
-            self._republish(connection)
-            self._probe(connection)
-            self._reap_grades(connection)
-            self._close(connection)
-            self._admit(connection)
-            self._follow(connection)
+            for duty in duties:
+                self._say_so(own)
+                duty(connection)
         self._drop_queues()
+
+    def _say_so(self, own: Connection) -> None:
+        if time.monotonic() - self._said_so < SAY_SO_S:
+            return
+        if not self._may_lead(own, can_publish=not self._publisher.is_silent):
+            raise Superseded
 
     def _settle(self, connection: Connection) -> None:
         with connection.begin():

@@ -8,7 +8,7 @@ from pipeline.db.tables.log import EventRow, SchemaObjectsRow
 from pipeline.db.tables.samples import GradeRow, SampleRow
 from pipeline.db.tables.segments import AsideRow, SegmentRow, SignalRow, StepRow
 from pipeline.db.tables.totals import JobTotalsRow, LengthCountRow, RollupRow
-from pipeline.db.tables.workers import EngineRow, WorkerRow
+from pipeline.db.tables.workers import EngineRow, UpkeepLeaderRow, WorkerRow
 
 __all__ = [
     "AsideRow",
@@ -29,6 +29,7 @@ __all__ = [
     "SegmentRow",
     "SignalRow",
     "StepRow",
+    "UpkeepLeaderRow",
     "WorkerRow",
 ]
 

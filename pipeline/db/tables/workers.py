@@ -37,6 +37,24 @@ class EngineRow(Base):
     revision: Mapped[str | None] = mapped_column(comment="of the hub, as the worker was started with")
 
 
+class UpkeepLeaderRow(Base):
+    """The upkeep worker that does the duties now (pipeline.db.leadership); one row."""
+
+    __tablename__ = "upkeep_leader"
+    __table_args__ = (CheckConstraint("is_single", name="is_single"),)
+
+    is_single: Mapped[bool] = mapped_column(primary_key=True, server_default="true", comment="true: there is one row")
+    worker_id: Mapped[int | None] = mapped_column(ForeignKey("workers.id"), comment="the leader; null: nobody leads")
+    backend_pid: Mapped[int | None] = mapped_column(comment="of its session, which is open as long as it leads")
+    backend_start: Mapped[Instant | None] = mapped_column(comment="when that session began")
+    since: Mapped[Instant | None] = mapped_column(comment="when it began to lead")
+    seen_at: Mapped[Instant | None] = mapped_column(comment="when it last said so")
+    expires_at: Mapped[Instant | None] = mapped_column(comment="from then on another may lead")
+    can_publish: Mapped[bool] = mapped_column(
+        server_default="true", comment="whether Redis took its last messages; one that cannot gives way to one that can"
+    )
+
+
 class WorkerRow(Base):
     """One life of one worker process: its lease, and its engine's token counters."""
 

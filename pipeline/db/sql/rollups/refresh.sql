@@ -1,7 +1,10 @@
 -- Refreshing a rollup, and invalidating it when one of its samples changes.
 -- Read by: upkeep, which refreshes rollups (pipeline.db.rollups); a trigger on samples, which invalidates them.
 
-CREATE FUNCTION refresh_rollup(job bigint, first bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+-- Upkeep may call this, compact_lengths and keep_totals, and read none of the scores and texts that they add up: they
+-- have the rights of the schema's owner.
+CREATE FUNCTION refresh_rollup(job bigint, first bigint) RETURNS boolean LANGUAGE plpgsql
+SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     last bigint;
     sums sample_sums;
@@ -102,3 +105,26 @@ COMMENT ON FUNCTION invalidate_rollups IS
 CREATE TRIGGER invalidate_rollups AFTER UPDATE ON samples
     REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
     FOR EACH STATEMENT EXECUTE FUNCTION invalidate_rollups();
+
+CREATE FUNCTION compact_lengths(job bigint, at_least integer) RETURNS boolean LANGUAGE plpgsql
+SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    IF (SELECT count(*) FROM length_counts WHERE job_id = job AND NOT is_base) < at_least THEN
+        RETURN false;
+    END IF;
+    WITH added AS (
+        DELETE FROM length_counts WHERE job_id = job AND NOT is_base
+        RETURNING author, finish_reason, verdict, tokens, n, score
+    )
+    INSERT INTO length_counts (job_id, author, finish_reason, verdict, tokens, n, score, is_base)
+    SELECT job, author, finish_reason, verdict, tokens, sum(n), sum(score), true FROM added
+    GROUP BY author, finish_reason, verdict, tokens ORDER BY author, finish_reason, verdict, tokens
+    ON CONFLICT (job_id, author, finish_reason, verdict, tokens) WHERE is_base
+    DO UPDATE SET n = length_counts.n + excluded.n, score = length_counts.score + excluded.score;
+    RETURN true;
+END $$;
+
+COMMENT ON FUNCTION compact_lengths IS
+    'adds the added length counts of a job to its base rows where there are so many; returns whether there were';
+
+REVOKE EXECUTE ON FUNCTION refresh_rollup, compact_lengths FROM PUBLIC;

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
@@ -18,7 +20,7 @@ from pipeline.samples import SampleState
 from pipeline.settings import Settings
 from workers.broker.publish import Publisher
 from workers.upkeep import rounds
-from workers.upkeep.rounds import FRESH_PER_MESSAGE, MAX_DEPTH, Upkeep
+from workers.upkeep.rounds import FRESH_PER_MESSAGE, MAX_DEPTH, Superseded, Upkeep
 
 NOTHING: dict[str, Any] = {
     "settle_workers": None, "halt_paused_jobs": 0, "cancel_leftovers": 0, "overdue_samples": [], "suspects_to_try": [],
@@ -35,7 +37,6 @@ class Store:
         self.asked: list[str] = []
         self.values: dict[str, dict[str, Any]] = {}
         self.is_open = False
-        self.num_looks = 0
 
     def answer(self, statement: str, values: dict[str, Any]) -> Any:
         assert self.is_open, f"{statement} is asked outside a transaction"
@@ -50,9 +51,6 @@ class Store:
         yield
         self.is_open = False
 
-    def execute(self, *_: Any) -> None:
-        self.num_looks += 1
-
 
 class Post:
     """Takes down what is published; ``is_away``: the broker is."""
@@ -65,6 +63,13 @@ class Post:
         self.followed: list[int] = []
         self.dropped: list[str] = []
         self.is_away = False
+
+    @property
+    def is_silent(self) -> bool:
+        return self.is_away
+
+    def reaches_broker(self) -> bool:
+        return not self.is_away
 
     def publish(self, samples: Sequence[Runnable], **how: Any) -> None:
         assert not self._store.is_open, "nothing is published before the commit"
@@ -109,7 +114,7 @@ def post(store: Store) -> Post:
 
 @pytest.fixture
 def upkeep(store: Store, post: Post, monkeypatch: pytest.MonkeyPatch) -> Upkeep:
-    upkeep = Upkeep(cast(DbEngine, None), cast(Publisher, post), Settings())
+    upkeep = Upkeep(cast(DbEngine, None), cast(Publisher, post), Settings(), worker_id=lambda: 5)
     monkeypatch.setattr(upkeep._rollups, "start", lambda: store.asked.append("rollups begin"))
     monkeypatch.setattr(upkeep._rollups, "stop", lambda: store.asked.append("rollups end"))
     return upkeep
@@ -126,8 +131,13 @@ def settled(*samples: Runnable) -> Settled:
     return Settled(worker_ids=[3], queues=["small.m.gone"], rescued=len(samples), failed=0, samples=list(samples))
 
 
+def do_round(upkeep: Upkeep) -> None:
+    upkeep._said_so = math.inf
+    upkeep.round(cast(Connection, None))
+
+
 def test_round_does_each_duty_once_and_rescues_first(store: Store, post: Post, upkeep: Upkeep) -> None:
-    upkeep.round()
+    do_round(upkeep)
     assert sorted(store.asked) == sorted(NOTHING)
     assert store.asked[0] == "settle_workers"
     assert store.asked.index("close_jobs") < store.asked.index("admit_samples"), "what ends makes room"
@@ -139,7 +149,7 @@ def test_what_the_duties_return_is_published_as_each_wants_it(store: Store, post
         "settle_workers": settled(waiting(1)), "overdue_samples": [waiting(2)], "suspects_to_try": [waiting(3)],
         "admit_samples": [waiting(4, None)], "unfollowed_jobs": [7], "close_jobs": {8: JobState.COMPLETED},
     }  # fmt: skip
-    upkeep.round()
+    do_round(upkeep)
     assert post.sent == [([1], {}), ([2], {"max_depth": MAX_DEPTH}), ([4], {"max_shared": FRESH_PER_MESSAGE})]
     assert post.homes == ["small.m.own", None, None], "what waits too long goes to any worker: its own may be deaf"
     assert (post.alone, post.followed, post.dropped) == ([3], [7], ["small.m.gone"])
@@ -147,13 +157,13 @@ def test_what_the_duties_return_is_published_as_each_wants_it(store: Store, post
 
 def test_queue_that_cannot_be_deleted_is_tried_in_later_rounds(store: Store, post: Post, upkeep: Upkeep) -> None:
     store.answers["settle_workers"], post.is_away = settled(), True
-    upkeep.round()
+    do_round(upkeep)
     store.answers["settle_workers"] = None
-    upkeep.round()
+    do_round(upkeep)
     assert post.dropped == []
     post.is_away = False
-    upkeep.round()
-    upkeep.round()
+    do_round(upkeep)
+    do_round(upkeep)
     assert post.dropped == ["small.m.gone"], "once"
 
 
@@ -162,51 +172,112 @@ def test_leftovers_of_cancels_are_ended_in_one_round_until_its_time_is_over(
 ) -> None:
     store.answers["cancel_leftovers"] = 5
     monkeypatch.setattr(rounds, "CANCELLING_S", 0.0)
-    upkeep.round()
+    do_round(upkeep)
     assert store.asked.count("cancel_leftovers") == 1
     monkeypatch.setattr(rounds, "CANCELLING_S", 60.0)
     ends = iter([5, 5, 0])
     monkeypatch.setattr(rounds, "cancel_leftovers", lambda connection: next(ends))
-    upkeep.round()
+    do_round(upkeep)
     assert next(ends, None) is None
 
 
 # Leading.
 
 
-def lead(upkeep: Upkeep, store: Store) -> None:
-    upkeep._lead(cast(Connection, store))
+@dataclass
+class Leadership:
+    """Says who leads, and notes what is said. leads: what the row answers."""
+
+    leads: Callable[[], bool] = lambda: True
+    said: list[bool] = field(default_factory=list)
+    """Each time that the worker said that it leads: whether it can publish."""
+    resigned: bool = False
+
+    def lead(self, _: Connection, worker_id: int, *, ttl: dt.timedelta, can_publish: bool) -> bool:
+        assert (worker_id, ttl) == (5, dt.timedelta(seconds=30))
+        self.said.append(can_publish)
+        return self.leads()
+
+    def resign(self, _: Connection, worker_id: int) -> None:
+        self.resigned = True
 
 
-def test_standby_that_is_stopped_does_nothing_that_needs_the_lock(
-    store: Store, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def told_to_stop_meanwhile(_: Connection) -> bool:
+@pytest.fixture
+def row(monkeypatch: pytest.MonkeyPatch) -> Leadership:
+    row = Leadership()
+    monkeypatch.setattr(rounds, "lead", row.lead)
+    monkeypatch.setattr(rounds, "resign", row.resign)
+    return row
+
+
+def lead(upkeep: Upkeep) -> None:
+    upkeep._lead(cast(Connection, None))
+
+
+def test_standby_that_is_stopped_does_no_duty(store: Store, upkeep: Upkeep, row: Leadership) -> None:
+    def told_to_stop_meanwhile() -> bool:
         upkeep._stop.set()
         return False
 
-    monkeypatch.setattr(rounds, "try_to_lead", told_to_stop_meanwhile)
-    lead(upkeep, store)
-    assert store.asked == []
+    row.leads = told_to_stop_meanwhile
+    lead(upkeep)
+    assert (store.asked, row.resigned) == ([], False)
 
 
-def test_leader_keeps_rollups_while_it_leads_and_no_longer(
-    store: Store, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
+def test_leader_keeps_rollups_while_it_leads_and_resigns_when_it_is_stopped(
+    store: Store, upkeep: Upkeep, row: Leadership, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lose_the_lock() -> None:
+    def round_of(_: Connection) -> None:
         store.asked.append("round")
-        raise ConnectionError("the lock's connection is gone")
+        upkeep._stop.set()
 
-    monkeypatch.setattr(rounds, "try_to_lead", lambda _: True)
-    monkeypatch.setattr(upkeep, "round", lose_the_lock)
-    with pytest.raises(ConnectionError):
-        lead(upkeep, store)
+    monkeypatch.setattr(upkeep, "round", round_of)
+    lead(upkeep)
     assert store.asked == ["rollups begin", "round", "rollups end"]
-    assert store.num_looks == 2, "the lock's own connection is asked before a round"
+    assert row.resigned
+
+
+def test_leader_that_lost_its_session_keeps_no_rollups(
+    store: Store, upkeep: Upkeep, row: Leadership, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose_the_session(_: Connection) -> None:
+        raise ConnectionError("the session is gone")
+
+    monkeypatch.setattr(upkeep, "round", lose_the_session)
+    with pytest.raises(ConnectionError):
+        lead(upkeep)
+    assert store.asked == ["rollups begin", "rollups end"]
+
+
+def test_leader_says_so_between_two_duties_of_a_long_round_and_stops_where_another_leads(
+    store: Store, upkeep: Upkeep, row: Leadership, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("workers.upkeep.rounds.time.monotonic", lambda: clock[0])
+    upkeep._said_so = clock[0]
+
+    def slow(statement: str, values: dict[str, Any]) -> Any:
+        store.asked.append(statement)
+        clock[0] += 0.6
+        return NOTHING[statement]
+
+    monkeypatch.setattr(store, "answer", slow)
+    answers = iter([True, True, False])
+    row.leads = lambda: next(answers)
+    with pytest.raises(Superseded):
+        upkeep.round(cast(Connection, None))
+    assert row.said == [True, True, True]
+    assert 0 < len(store.asked) < len(NOTHING)
+
+
+def test_leader_that_cannot_publish_says_so(post: Post, upkeep: Upkeep, row: Leadership) -> None:
+    post.is_away = True
+    upkeep.round(cast(Connection, None))
+    assert row.said == [False]
 
 
 def test_leader_that_was_away_itself_takes_no_lease_that_ran_out_meanwhile(
-    store: Store, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
+    store: Store, upkeep: Upkeep, row: Leadership, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [1000.0]
     awake: list[dt.timedelta] = []
@@ -223,5 +294,5 @@ def test_leader_that_was_away_itself_takes_no_lease_that_ran_out_meanwhile(
 
     monkeypatch.setattr(upkeep._stop, "wait", wait)
     monkeypatch.setattr(store, "answer", note)
-    upkeep._do_rounds(cast(Connection, store))
+    upkeep._do_rounds(cast(Connection, None))
     assert [time.total_seconds() for time in awake] == [0.25, 0.5, 0.0, 0.25]
