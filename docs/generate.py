@@ -22,6 +22,7 @@ from sqlalchemy import Connection, text
 from docs.fields import Described, allowed, default, described_fields, is_model
 from pipeline import errors
 from pipeline.cli.app import app
+from pipeline.db.grants import GRANTS
 from pipeline.policies import parse_policy, policy_names
 from pipeline.policies.exits import CutExit
 from pipeline.policies.guards import LoopGuard
@@ -55,6 +56,7 @@ def pages(connection: Connection) -> Mapping[str, str]:
         "commands.md": commands_page(),
         "errors.md": errors_page(),
         "policies.md": policies_page(),
+        "rights.md": rights_page(),
         "settings.md": settings_page(),
         "tables.md": relations_page(connection, "r", "Tables", TABLES_INTRODUCTION),
         "views.md": relations_page(connection, "v", "Views", VIEWS_INTRODUCTION),
@@ -254,6 +256,19 @@ def relations_page(connection: Connection, kind: str, title: str, introduction: 
         names = ["column", "type", *(["not null"] * (kind == "r")), "meaning"]
         parts.append(f"## {relation.name}\n\n{plain(relation.comment or '')}\n\n{table(names, rows)}")
     return page(title, introduction, *parts)
+
+
+RIGHTS_INTRODUCTION = """What each login may do in the database: nothing but this. `specthink migrate` grants it anew.
+Of the workers' logins each right is one that a statement needs: a test takes them away one by one. Reading a view needs no right
+on the tables below it; the functions check what they are asked for and have the rights of the schema's owner."""
+
+
+def rights_page() -> str:
+    parts = []
+    for role, granted in GRANTS.items():
+        rows = [[f"`{name}`", privileges] for name, privileges in granted.items()]
+        parts.append(f"## {role.value}\n\n{table(['table, view or function', 'may'], rows)}")
+    return page("Rights of the logins", RIGHTS_INTRODUCTION, *parts)
 
 
 @contextmanager

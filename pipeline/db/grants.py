@@ -46,8 +46,8 @@ _RESUMED = (
     "token_lengths, tokens_generated, prompt_tokens"
 )
 """What a writer reads of the segments that it goes on from."""
-_ASIDE = ", ".join(column.name for column in AsideRow.__table__.columns if column.name != "created_at")
-_SEGMENT = ", ".join(column.name for column in SegmentRow.__table__.columns if column.name != "created_at")
+_ASIDE = ", ".join(column.name for column in AsideRow.__table__.columns if column.name != "committed_at")
+_SEGMENT = ", ".join(column.name for column in SegmentRow.__table__.columns if column.name != "committed_at")
 _STEP = ", ".join(column.name for column in StepRow.__table__.columns)
 _SIGNAL = ", ".join(column.name for column in SignalRow.__table__.columns)
 
@@ -119,7 +119,8 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
             f"settled_at), INSERT ({_REGISTRATION}), UPDATE ({_LEASE}, settled_at)"
         ),
         "upkeep_leader": (
-            "SELECT, UPDATE (worker_id, backend_pid, backend_start, since, seen_at, expires_at, can_publish)"
+            "SELECT (is_single, worker_id, backend_pid, backend_start, since, seen_at, expires_at, can_publish), "
+            "UPDATE (worker_id, backend_pid, backend_start, since, seen_at, expires_at, can_publish)"
         ),
         "jobs": (
             "SELECT (id, state, config, small_model, large_model, first_role, priority, first_claimed_at, "

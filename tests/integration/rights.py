@@ -89,3 +89,27 @@ def unneeded(connection: psycopg.Connection[Any], login: str, statements: Mappin
             if refused(connection, login, {statement: statements[statement] for statement in likely_first}) is None:
                 found.append(right)
     return found
+
+
+_READABLE = """
+    SELECT c.relname, a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+    WHERE c.relkind IN ('r', 'v', 'm', 'p') AND a.attnum > 0 AND NOT a.attisdropped
+      AND c.relnamespace = 'public'::regnamespace AND has_column_privilege(c.oid, a.attnum, 'SELECT')
+    ORDER BY 1, 2
+"""
+_STATISTICS = """
+    SELECT tablename, attname, most_common_vals::text, histogram_bounds::text FROM pg_stats
+    WHERE schemaname = 'public' ORDER BY 1, 2
+"""
+
+
+def everything_readable(connection: psycopg.Connection[Any]) -> dict[str, list[str]]:
+    """All that this login can read: each table and view in its columns, and what the planner keeps of them."""
+    columns: dict[str, list[str]] = {}
+    for table, column in connection.execute(_READABLE):
+        columns.setdefault(table, []).append(f'"{column}"')
+    found = {
+        table: sorted(str(row) for row in connection.execute(f'SELECT {", ".join(names)} FROM "{table}"'))
+        for table, names in columns.items()
+    }
+    return found | {"pg_stats": [str(row) for row in connection.execute(_STATISTICS)]}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import psycopg
 import pytest
 from celery import Celery
-from sqlalchemy import Connection, Engine, TextClause, text
+from sqlalchemy import Connection, Engine, TextClause, make_url, text
 
 from pipeline.chat.steps import Step
 from pipeline.chat.translation import ThinkPhase
@@ -44,7 +44,8 @@ from pipeline.settings import Settings
 from pipeline.signals import Signal
 from pipeline.workforce import WorkerKind
 from tests.conftest import TEMPLATE, with_database
-from tests.integration.rights import Recorded, recording, unneeded
+from tests.integration.rights import Recorded, everything_readable, recording, unneeded
+from tests.integration.rows import add_engine, add_job, add_problem_set, add_samples, add_segment, add_worker
 from tests.integration.test_protocol import TTL, claim, commit, make_job, make_worker, written
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
@@ -230,3 +231,59 @@ def test_no_right_without_a_statement_that_needs_it(worked: Worked, role: Databa
     with psycopg.connect(worked.url) as connection:
         found = unneeded(connection, EMBEDDED_LOGINS[role], worked.recorded[role])
     assert sorted(map(str, found)) == []
+
+
+TEXTS = ("so it is QZ-first-7", "so it is QZ-second-8")
+
+
+@pytest.fixture
+def finished_job(db_engine: Engine) -> None:
+    """A job with two samples of one problem: the first is right, the second is not; the planner knows all of them."""
+    with transaction(db_engine) as connection:
+        grant_roles(connection, EMBEDDED_LOGINS)
+        job = add_job(connection, add_problem_set(connection, 1), state="completed", seconds=5, num_samples=2)
+        worker, engine = add_worker(connection, "small"), add_engine(connection, "S")
+        for sample, written_text in zip(add_samples(connection, job, [{}, {}]), TEXTS, strict=True):
+            add_segment(connection, sample, 0, "small", written_text, worker_id=worker, engine_id=engine)
+    say_which_is_right(db_engine, 0)
+
+
+def say_which_is_right(db_engine: Engine, place: int) -> None:
+    """Nothing but the scores, the predicted answers, the grades and the reference answer says so."""
+    with transaction(db_engine) as connection:
+        connection.execute(text("SET LOCAL session_replication_role = 'replica'"))  # no trigger: no event tells it
+        values = {"right": TEXTS[place], "answer": TEXTS[place].split()[-1]}
+        connection.execute(text("UPDATE reference_answers SET answer = :answer"), values)
+        connection.execute(
+            text("""
+                UPDATE samples s SET score = (g.text = :right)::integer, predicted_answer = split_part(g.text, ' ', 4)
+                FROM segments g WHERE g.sample_id = s.id
+            """),
+            values,
+        )
+        connection.execute(text("DELETE FROM grades"))
+        connection.execute(
+            text("""
+                INSERT INTO grades (sample_id, grader, grader_version, status, score, predicted_answer, started_at)
+                SELECT id, 'math', '1', 'done', score, predicted_answer, '2001-01-01' FROM samples
+            """)
+        )
+    with db_engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("ANALYZE"))
+
+
+@pytest.mark.parametrize("role", [DatabaseRole.WRITER, DatabaseRole.UPKEEP])
+def test_who_generates_or_tidies_cannot_tell_the_answer_of_a_finished_job(
+    servers: Connections, connections: Connections, db_engine: Engine, finished_job: None, role: DatabaseRole
+) -> None:
+    """Whatever it asks: all that it can read is the same when the other sample is right, or holds no text of either."""
+    name = make_url(connections.database_url.get_secret_value()).database or ""
+    with psycopg.connect(with_database(servers.role_urls[role], name).get_secret_value(), autocommit=True) as login:
+        readable = everything_readable(login)
+        say_which_is_right(db_engine, 1)
+        now = everything_readable(login)
+    assert readable
+    tells = {place for place in readable if readable[place] != now[place]}
+    texts = {place for place in readable if any("QZ-" in row for row in readable[place])}
+    assert not tells or not texts, f"{sorted(tells)} tell which of the texts in {sorted(texts)} is right"
+    assert texts if role is DatabaseRole.WRITER else tells, "each reads one of the two"

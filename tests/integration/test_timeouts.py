@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 from collections.abc import Iterator
 
@@ -9,11 +10,12 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import Engine, text
 
+from pipeline.db.leadership import lead
 from pipeline.db.session import open_database, session, transaction
-from pipeline.db.upkeep_statements import try_to_lead
 from pipeline.embedded import Connections
 from pipeline.errors import ServiceUnavailable
 from tests.chaos.proxy import Proxy, target_of, through
+from tests.integration.rows import add_worker
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -75,13 +77,15 @@ def test_locks_of_a_client_that_vanished_in_a_transaction_are_freed(
 def test_leader_that_the_server_does_not_hear_of_leads_no_more(
     deadline_engine: Engine, proxy: Proxy, db_engine: Engine
 ) -> None:
+    ttl = dt.timedelta(seconds=1)
+    with transaction(db_engine) as connection:
+        first, second = (add_worker(connection, "upkeep") for _ in range(2))
     with session(db_engine) as other, session(deadline_engine) as leader:
-        leader.execute(text("SET idle_session_timeout = '1s'"))  # as workers.upkeep.rounds does
-        assert try_to_lead(leader)
-        assert not try_to_lead(other)
+        assert lead(leader, first, ttl=ttl, can_publish=True)
+        assert not lead(other, second, ttl=ttl, can_publish=True)
         proxy.forget()
         deadline = time.monotonic() + 30
-        while not try_to_lead(other):
-            assert time.monotonic() < deadline, "the dead leader keeps the lock"
+        while not lead(other, second, ttl=ttl, can_publish=True):
+            assert time.monotonic() < deadline, "the dead leader still leads"
             time.sleep(0.1)
         leader.invalidate()
