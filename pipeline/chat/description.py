@@ -37,6 +37,13 @@ def describe_model(chat: ChatModel) -> dict[str, Any]:
     }
 
 
+def think_phase_of(chat: ChatModel) -> str:
+    """How a model marks its thoughts as it is asked, in one line."""
+    marks = chat.think_marks
+    tags = f"{marks.opening} … {marks.closing}: " if marks.closing else ""
+    return f"{tags}{_STARTS[marks.start]}"
+
+
 def describe_pair(small: ChatModel, large: ChatModel) -> dict[str, Any]:
     """How two models write one text. Raises ConfigurationError where they cannot."""
     phase = settle_think_phase(small, large)

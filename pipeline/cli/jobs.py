@@ -48,6 +48,8 @@ specthink submit problems.jsonl --small a/s --large b/l --set exit.thinking_toke
 
 specthink submit problems.jsonl --small a/s --large b/l --policy random --matched-to 1
 
+specthink submit problems.jsonl --small a/s --large b/l --dry-run
+
 Recipes of the paper: math500, aime, gpqa-diamond, amc23. Each reads your copy of the set in its published columns, and
 asks, samples and grades as the paper did; options given beside it win. Others: gsm8k, math, svamp, olympiadbench, mmlu,
 mmlu-pro, arc, aqua and more; a wrong name lists them.
@@ -165,10 +167,20 @@ def submit(
     small_think_tags: ThinkTagsOption = None,
     large_think_tags: ThinkTagsOption = None,
     wait: Wait = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Store nothing: show the first prompts, what was found, and what is missing."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")] = False,
     state_dir: StateDir = None,
 ) -> None:
     """Store a job and print its number. Workers do the rest; the command need not stay."""
     from pipeline.jobs.submission import Submission, part_values
+
+    if as_json and not dry_run:
+        raise typer.BadParameter("it goes with --dry-run alone", param_hint="--json")
+    if wait and dry_run:
+        raise typer.BadParameter("a dry run stores no job to wait for", param_hint="--wait")
 
     submission = Submission.parse(
         problems=file,
@@ -205,6 +217,11 @@ def submit(
         limit=limit,
         name=name,
     )
+    if dry_run:
+        from pipeline.cli.dry_run import look, print_dry_run
+
+        print_dry_run(look(context, state_dir, submission), as_json=as_json)
+        return
     with connect(context, state_dir) as client:
         client.on_note(lambda note: typer.echo(note, err=True))
         _announce(client, client.submit(submission), wait=wait)

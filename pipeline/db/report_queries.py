@@ -393,9 +393,11 @@ def select_examples(connection: Connection, job_id: int, *, limit: int) -> list[
 
 
 _SELECT_WORKERS = text("""
-    SELECT id, kind, model, host, pid, max_in_flight, num_in_flight, tokens_generated, started_at,
-           extract(epoch FROM clock_timestamp() - renewed_at)::float8 AS renewed_seconds_ago
-    FROM workers WHERE ended_at IS NULL AND expires_at > clock_timestamp() ORDER BY kind, model, id
+    SELECT w.id, w.kind, w.model, w.host, w.pid, w.max_in_flight, w.num_in_flight, w.tokens_generated, w.started_at,
+           extract(epoch FROM clock_timestamp() - w.renewed_at)::float8 AS renewed_seconds_ago,
+           (e.settings ->> 'max_model_len')::int AS max_model_len, e.model_fingerprint, e.weights_sha256, e.revision
+    FROM workers w LEFT JOIN engines e ON e.id = w.engine_id
+    WHERE w.ended_at IS NULL AND w.expires_at > clock_timestamp() ORDER BY w.kind, w.model, w.id
 """)
 
 

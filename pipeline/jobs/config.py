@@ -59,6 +59,19 @@ class ModelSpec(BaseModel):
     """sha256 of its weights (``pipeline.chat.weights``), where the client could read them; a worker with others refuses
     the job's samples."""
 
+    def why_not(self, *, fingerprint: str | None, weights: str | None, revision: str | None) -> str | None:
+        """Why a worker whose model is this one may not write for it; None where it may.
+
+        What is not known counts as the same, but for a revision that is asked for.
+        """
+        if None not in (self.fingerprint, fingerprint) and self.fingerprint != fingerprint:
+            return "this worker's model has another tokenizer or chat template than the job was submitted with"
+        if None not in (self.weights, weights) and self.weights != weights:
+            return "this worker's model has other weights than the job was submitted with"
+        if self.revision not in (None, revision):
+            return f"the job asks for revision {self.revision!r}, and this worker was started with {revision!r}"
+        return None
+
 
 MAX_INTEGER = 2**31 - 1
 """Of a column in the database, and of what engines take."""

@@ -55,18 +55,23 @@ class ModelPair:
     def known_chats(self) -> list[ChatModel]:
         return [chat for chat in self.chats.values() if chat is not None]
 
+    def found_chats(self) -> dict[ModelRole, ChatModel | None]:
+        """As ``chats``, with what the hub's cache on this machine has of the others."""
+        from pipeline.chat.model import ChatModel
+
+        found = dict(self.chats)
+        for role, model in self.models.items():
+            cached = None if found[role] else ChatModel.find_cached(_name(model))
+            found[role] = cached.asked(self.asking[role]) if cached else found[role]
+        return found
+
     def think_phase(self, opener: ModelRole) -> ThinkPhase | None:
         """How the job's texts mark the think phase; None where only workers can tell.
 
         Raises ConfigurationError for a pair that cannot write one text.
         """
-        from pipeline.chat.model import ChatModel
-
-        known = dict(self.chats)
-        for role, model in self.models.items():
-            cached = None if known[role] else ChatModel.find_cached(_name(model))
-            known[role] = cached.asked(self.asking[role]) if cached else known[role]
-        first, *others = (known[role] for role in sorted(known, key=lambda role: role is not opener))
+        found = self.found_chats()
+        first, *others = (found[role] for role in sorted(found, key=lambda role: role is not opener))
         if first is None or None in others:
             return None
         return settle_think_phase(first, *others)

@@ -558,7 +558,11 @@ class SampleReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerReport:
-    """One live worker; counters as of its last heartbeat."""
+    """One live worker; counters as of its last heartbeat.
+
+    max_model_len: most tokens of prompt and output that its engine takes. model_fingerprint, weights_sha256, revision:
+    of its model. None for a worker without an engine, and where they are not known.
+    """
 
     id: int
     kind: str
@@ -570,6 +574,10 @@ class WorkerReport:
     tokens_generated: int
     started_at: dt.datetime
     renewed_seconds_ago: float
+    max_model_len: int | None = None
+    model_fingerprint: str | None = None
+    weights_sha256: str | None = None
+    revision: str | None = None
 
 
 def plain(report: Any) -> dict[str, Any]:

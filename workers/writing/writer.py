@@ -262,18 +262,9 @@ class Writer:
 
     def _require(self, wanted: ModelSpec) -> None:
         """Raises EngineRefused where this worker's model is not the one that the job was submitted with."""
-        if wanted.fingerprint not in (None, self._chat.fingerprint):
-            raise EngineRefused(
-                wanted.name,
-                "this worker's model has another tokenizer or chat template than the job was submitted with",
-            )
-        if None not in (wanted.weights, self._weights) and wanted.weights != self._weights:
-            raise EngineRefused(wanted.name, "this worker's model has other weights than the job was submitted with")
-        if wanted.revision not in (None, self._revision):
-            raise EngineRefused(
-                wanted.name,
-                f"the job asks for revision {wanted.revision!r}, and this worker was started with {self._revision!r}",
-            )
+        reason = wanted.why_not(fingerprint=self._chat.fingerprint, weights=self._weights, revision=self._revision)
+        if reason is not None:
+            raise EngineRefused(wanted.name, reason)
 
     def _submit(self, active: ActiveSample, request: GenerateRequest) -> None:
         self.engine.submit(request, lambda result: self._recorder.put(Outcome(active, result)))
