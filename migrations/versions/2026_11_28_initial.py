@@ -739,6 +739,7 @@ def upgrade() -> None:
                 "length",
                 "context",
                 "repetition",
+                "stop",
                 name="finish_reason",
                 native_enum=False,
                 create_constraint=True,
