@@ -1,20 +1,21 @@
 """Whether a sample has a think phase, as far as only its text can tell.
 
 A policy around a policy. A job says how its texts mark the think phase; a text that never opens it, or closes it at
-once, has none. The policy inside is then told that there is no phase: it reads the whole text, and the large model's
+once, has none. The policy inside is then told that there is no phase: it reads all that follows, and the large model's
 end of turn ends it. Once the text has begun with a thought, this part is gone: the state is that of the policy inside.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.policies.protocol import Policy, PolicyState, SampleContext, Transition, Watcher
 from pipeline.policies.reading.beginning import read_beginning
-from pipeline.policies.requests import Answered, Ask, Event, Finish, Insert, Take
-from pipeline.samples import ModelRole
+from pipeline.policies.requests import Answered, Ask, Event, Finish, Insert, Take, Written
+from pipeline.samples import ModelRole, Piece
 from pipeline.signals import Readings
 
 
@@ -52,47 +53,73 @@ class AsThought:
         stored = _read(state)
         if stored.has_thoughts is not None:
             return self._policy.watcher(_told(context, stored.has_thoughts), stored.inner)
-        thinking = self._policy.watcher(context, stored.inner)
-        plain = self._policy.watcher(_told(context, False), stored.inner)
-        return _UndecidedWatcher(context, stored.head, thinking, plain) if thinking or plain else None
+        watchers = {has: self._policy.watcher(_told(context, has), stored.inner) for has in (True, False)}
+        return _UndecidedWatcher(_BeginningReader(context, stored.head), watchers) if any(watchers.values()) else None
 
     def advance(self, context: SampleContext, state: PolicyState, event: Event) -> Transition:
         stored = _read(state)
         if stored.has_thoughts is not None:
             told = _told(context, stored.has_thoughts)
             return _stored(self._policy.advance(told, stored.inner, event), stored)
-        texts = () if isinstance(event, Answered) else event.piece.texts
-        _, has_thoughts = read_beginning(context, stored.head, "".join(texts))
-        transition = self._policy.advance(_told(context, has_thoughts), stored.inner, event)
-        kept = "".join((*texts[: transition.keep or 0], *_put_in(transition, event)))
-        head, has_thoughts = read_beginning(context, stored.head, kept)
-        return _stored(
-            transition, _Beginning(inner={}, head=head if has_thoughts is None else "", has_thoughts=has_thoughts)
+        texts = event.piece.texts if isinstance(event, Written) else ()
+        reader = _BeginningReader(context, stored.head)
+        plain = [reader.feed(text) for text in texts]
+        if isinstance(event, Written) and reader.has_thoughts is False:
+            event = replace(event, piece=Piece(token_ids=event.piece.token_ids, texts=tuple(plain)))
+        transition = self._policy.advance(_told(context, reader.has_thoughts), stored.inner, event)
+        kept = _BeginningReader(context, stored.head)
+        for text in (*texts[: transition.keep or 0], *_put_in(transition, event)):
+            kept.feed(text)
+        return _stored(transition, kept.state)
+
+
+class _BeginningReader:
+    """Reads the beginning of a text token by token."""
+
+    __slots__ = ("_context", "_head", "has_thoughts")
+
+    def __init__(self, context: SampleContext, head: str) -> None:
+        self._context = context
+        self._head = head
+        self.has_thoughts: bool | None = None
+
+    @property
+    def state(self) -> _Beginning:
+        return _Beginning(
+            inner={}, head=self._head if self.has_thoughts is None else "", has_thoughts=self.has_thoughts
         )
+
+    def feed(self, text: str) -> str:
+        """What a policy reads of it where the text has no thoughts: nothing before the answer's first word."""
+        if self.has_thoughts is not None:
+            return text
+        self._head, self.has_thoughts = read_beginning(self._context, self._head, text)
+        if self.has_thoughts is None:
+            return ""
+        return text if self.has_thoughts else self._head
 
 
 class _UndecidedWatcher:
-    """Asks the watcher that reads thoughts until the text says that there are none, then the other one."""
+    """Waits for the text to say whether it has thoughts, and then asks the watcher for such a text."""
 
-    __slots__ = ("_context", "_has_thoughts", "_head", "_plain", "_thinking")
+    __slots__ = ("_read", "_reader", "_watcher", "_watchers")
 
-    def __init__(self, context: SampleContext, head: str, thinking: Watcher | None, plain: Watcher | None) -> None:
-        self._context = context
-        self._head = head
-        self._thinking = thinking
-        self._plain = plain
-        self._has_thoughts: bool | None = None
+    def __init__(self, reader: _BeginningReader, watchers: Mapping[bool, Watcher | None]) -> None:
+        """watchers: by whether the text has thoughts."""
+        self._reader = reader
+        self._watchers = watchers
+        self._watcher: Watcher | None = None
+        self._read: list[tuple[str, str, Readings | None]] = []
 
     def feed(self, text: str, readings: Readings | None = None) -> bool:
-        if self._has_thoughts is None:
-            self._head, self._has_thoughts = read_beginning(self._context, self._head, text)
-        thinking = self._has_thoughts is not False and _feed(self._thinking, text, readings)
-        plain = self._has_thoughts is not True and _feed(self._plain, text, readings)
-        return plain if self._has_thoughts is False else thinking
-
-
-def _feed(watcher: Watcher | None, text: str, readings: Readings | None) -> bool:
-    return watcher is not None and watcher.feed(text, readings)
+        if self._reader.has_thoughts is not None:
+            return self._watcher is not None and self._watcher.feed(text, readings)
+        self._read.append((text, self._reader.feed(text), readings))
+        has_thoughts = self._reader.has_thoughts
+        watcher = self._watcher = None if has_thoughts is None else self._watchers[has_thoughts]
+        if watcher is None:
+            return False
+        return any(watcher.feed(whole if has_thoughts else plain, read) for whole, plain, read in self._read)
 
 
 def _told(context: SampleContext, has_thoughts: bool | None) -> SampleContext:

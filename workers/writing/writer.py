@@ -256,7 +256,7 @@ class Writer:
         if wanted is not None:
             self._require(wanted)
         chat = self._chat.asked(config.asking(self.role))
-        phase = settle_think_phase(chat)
+        phase = settle_think_phase(chat, other_is_unknown=len(config.build_policy().roles) > 1)
         think = self._store.patiently(lambda connection: fix_think_phase(connection, job_id, phase))
         return JobSetup.of(config, think, chat, role=self.role, max_model_len=self.engine.max_model_len)
 

@@ -12,19 +12,20 @@ from pipeline.policies.protocol import SampleContext
 def read_beginning(context: SampleContext, before: str, text: str) -> tuple[str, bool | None]:
     """What matters of the text so far, and whether it has thoughts; None where it does not say yet.
 
-    before: what mattered of the text before. The first word of a thought, or of an answer, decides.
+    before: what mattered of the text before. The first word of a thought, or of an answer, decides. What matters of a
+    text without thoughts is its answer.
     """
-    start, end = context.think_start, context.think_end
     head = (before + text).lstrip()
-    if not context.think_opened:
-        if not head.startswith(start):
-            return head, None if start.startswith(head) else False
-        thought = head.removeprefix(start).lstrip()
-        return start + thought, _has_thought(thought, end)
-    return head, _has_thought(head, end)
+    if context.think_opened:
+        return _read_thought("", head, context.think_end)
+    start = context.think_start
+    if not head.startswith(start):
+        return head, None if start.startswith(head) else False
+    return _read_thought(start, head.removeprefix(start).lstrip(), context.think_end)
 
 
-def _has_thought(thought: str, end: str) -> bool | None:
+def _read_thought(start: str, thought: str, end: str) -> tuple[str, bool | None]:
     if thought.startswith(end):
-        return False
-    return None if end.startswith(thought) else True
+        answer = thought.removeprefix(end).lstrip()
+        return (answer, False) if answer else (start + end, None)
+    return start + thought, None if end.startswith(thought) else True
