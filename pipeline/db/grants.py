@@ -56,7 +56,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         **_WORKERS,
         "engines": "SELECT, INSERT",
         "problems": "SELECT (id, problem_set_id, position, external_id, prompt, shown)",
-        "jobs": "SELECT, UPDATE (think_start, think_end, think_opened)",
+        "jobs": "SELECT, UPDATE (think_start, think_end, think_opened, small_identity, large_identity)",
         "samples": f"SELECT, UPDATE ({_WRITTEN})",
         **dict.fromkeys(("segments", "asides"), "SELECT, INSERT"),
         **dict.fromkeys(("signals", "steps"), "INSERT"),

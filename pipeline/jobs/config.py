@@ -67,9 +67,9 @@ class ModelSpec(BaseModel):
         What is not known counts as the same, but for a revision that is asked for.
         """
         if None not in (self.fingerprint, fingerprint) and self.fingerprint != fingerprint:
-            return "this worker's model has another tokenizer or chat template than the job was submitted with"
+            return "this worker's model has another tokenizer or chat template than the job's"
         if None not in (self.weights, weights) and self.weights != weights:
-            return "this worker's model has other weights than the job was submitted with"
+            return "this worker's model has other weights than the job's"
         if self.revision not in (None, revision):
             return f"the job asks for revision {self.revision!r}, and this worker was started with {revision!r}"
         return None

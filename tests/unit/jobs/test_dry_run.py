@@ -107,6 +107,6 @@ def test_a_budget_beyond_the_models_own_context_is_told_where_nobody_serves_it(t
 
 def test_a_worker_with_another_model_of_the_name_serves_nothing(tmp_path: Path) -> None:
     found = look(tmp_path, worker("small", "demo-small", weights_sha256="other"), policy="small-only")
-    told = "worker 3 on there: this worker's model has other weights than the job was submitted with"
+    told = "worker 3 on there: this worker's model has other weights than the job's"
     assert told in found.warnings
     assert any("no live small worker serves demo-small" in warning for warning in found.warnings)
