@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from pipeline.chat.model import ChatModel
 from pipeline.db.claims import ClaimedSample, claim_samples, held_epochs
 from pipeline.db.commits import Committed, SampleCommit, commit_samples
+from pipeline.db.job_configs import fix_identity
 from pipeline.db.job_control import cancel_job, cancel_samples
 from pipeline.db.runnable import Runnable
 from pipeline.db.session import open_database, transaction
