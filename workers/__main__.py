@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import gc
-import sys
 from typing import Annotated
 
 import typer
 
-from pipeline.db.faults import line_of
-from pipeline.errors import PipelineError
+from pipeline.command_line import run_command
 from pipeline.logs import configure_logging
 from pipeline.samples import ModelRole
 from pipeline.settings import Settings, load_settings
@@ -91,18 +89,4 @@ def grade_again(job_id: int) -> None:
     typer.echo(publish(base.db_engine, base.publisher, job_id))
 
 
-def main() -> None:
-    try:
-        app()
-    except PipelineError as error:
-        print(f"specthink: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except Exception as error:
-        line = line_of(error)
-        if line is None:
-            raise
-        print(f"specthink: {line}", file=sys.stderr)
-        sys.exit(1)
-
-
-main()
+run_command(app)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 
 _MANY = 50_000
 """New objects between two collections of garbage. By Python's own number, 700, a fifth of a command's time is spent
@@ -14,22 +13,6 @@ on going through what it has just imported."""
 def main() -> None:
     gc.set_threshold(_MANY)
     from pipeline.cli.app import app
-    from pipeline.errors import PipelineError
+    from pipeline.command_line import run_command
 
-    try:
-        app(prog_name="specthink")
-    except PipelineError as error:
-        from pipeline.texts import visible
-
-        print(f"specthink: {visible(str(error))}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except Exception as error:
-        from pipeline.db.faults import line_of
-
-        line = line_of(error)
-        if line is None:
-            raise
-        from pipeline.texts import visible
-
-        print(f"specthink: {visible(line)}", file=sys.stderr)
-        sys.exit(1)
+    run_command(lambda: app(prog_name="specthink"))

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
@@ -18,22 +18,21 @@ from pipeline.cli.render import (
     console,
     cost_table,
     duration,
-    percent,
     print_json,
     print_rows,
     print_sample,
     summary_table,
     table,
 )
+from pipeline.cli.stats_tables import errors_table, stats_parts
 from pipeline.results.advice import few_takeovers, partial_results, shared_time
 from pipeline.results.exports import ExportFormat
 from pipeline.texts import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
-    from pipeline.results.reports import JobErrors, JobProgress, WorkerReport
+    from pipeline.results.reports import JobProgress, WorkerReport
 
 PANEL = "Questions"
 
@@ -172,77 +171,8 @@ def stats(context: typer.Context, job: JobId, as_json: AsJson = False, state_dir
         print_json(found)
         return
     out = console()
-    out.print(summary_table([found.summary], title=found.summary.name))
-    advice = few_takeovers(listed, progress)
-    for note in [*partial_results([found.summary]), *([advice] if advice else [])]:
-        out.print(note, style="yellow")
-    lengths = [
-        [
-            row.author,
-            row.finish_reason,
-            row.verdict,
-            row.n,
-            row.mean,
-            row.sd,
-            row.min,
-            row.p50,
-            row.p90,
-            row.p99,
-            row.max,
-        ]
-        for row in found.token_lengths
-        if row.author == "all" or (row.finish_reason == "all" and row.total)
-    ]
-    columns = ["author", "finish", "verdict", "n", "mean", "sd", "min", "p50", "p90", "p99", "max"]
-    out.print(table(columns, lengths, title="output tokens"))
-    if found.delegation:
-        columns = ["author", "trigger", "segments", "samples", "tokens", "mean", "wait s", "queue s", "write s"]
-        rows = [
-            [
-                row.author.value, row.trigger, row.num_segments, row.num_samples, row.tokens, row.mean_tokens,
-                row.mean_wait_seconds, row.mean_queue_seconds, row.mean_write_seconds,
-            ]
-            for row in found.delegation
-        ]  # fmt: skip
-        out.print(table(columns, rows, title="delegation"))
-    if found.takeover_flow:
-        columns = ["trigger", "followed by", "times", "at", "large's tokens", "tokens between", "scored", "accuracy"]
-        rows = [
-            [
-                row.trigger, row.followed_by, row.num_takeovers, percent(row.mean_position), row.mean_tokens,
-                row.mean_tokens_between, row.num_scored, percent(row.accuracy),
-            ]
-            for row in found.takeover_flow
-        ]  # fmt: skip
-        out.print(table(columns, rows, title="what followed a takeover (at: place in the output)"))
-    if found.pass_at_k:
-        majority = {row.k: row.maj_at_k for row in found.maj_at_k}
-        rows = [[row.k, row.num_problems, percent(row.pass_at_k), percent(majority[row.k])] for row in found.pass_at_k]
-        out.print(table(["k", "problems", "pass@k", "maj@k"], rows, title="pass@k and maj@k"))
-    out.print(cost_table([found.cost], title="cost"))
-    for note in shared_time([found.cost]):
-        out.print(note, style="yellow")
-    if found.bootstrap:
-        low, high = percent(found.bootstrap.low), percent(found.bootstrap.high)
-        out.print(f"the interval above is the one to quote; drawing whole problems (bootstrap) gives {low} … {high}")
-    if found.truncation and found.truncation.num_truncated:
-        cut = found.truncation
-        out.print(
-            f"truncated: {cut.num_truncated} of {cut.num_complete} samples ended by max_tokens ({cut.num_length}) or "
-            f"context ({cut.num_context}); accuracy {percent(cut.accuracy_truncated)} of "
-            f"{cut.num_scored_truncated} scored there, {percent(cut.accuracy_eos)} of "
-            f"{cut.num_scored_eos} scored that ended themselves",
-            style="yellow",
-        )
-    if found.errors:
-        out.print(_errors_table(found.errors))
-
-
-def _errors_table(found: Sequence[JobErrors]) -> Table:
-    rows = [
-        [e.stage, e.error_class, e.num_samples, e.most_tries, e.last_at, e.example_sample_id, e.example] for e in found
-    ]
-    return table(["stage", "class", "samples", "tries", "last", "e.g. sample", "message"], rows, title="errors")
+    for part in stats_parts(found, few_takeovers(listed, progress)):
+        out.print(part, style="yellow" if isinstance(part, str) else None)
 
 
 @commands.command(rich_help_panel=PANEL, epilog="Example: specthink errors 3")
@@ -253,7 +183,7 @@ def errors(context: typer.Context, job: JobId, as_json: AsJson = False, state_di
     if as_json:
         print_json(found)
     else:
-        console().print(_errors_table(found) if found else f"nothing went wrong in job {job}")
+        console().print(errors_table(found) if found else f"nothing went wrong in job {job}")
 
 
 _COMPARE_EXAMPLES = """Examples:
