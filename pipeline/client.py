@@ -426,12 +426,14 @@ class Client:
     def page(self, *jobs: JobRef, num_samples: int = 6) -> str:
         """One self-contained HTML page about jobs: tables, charts, and num_samples samples of each to read.
 
-        The others are compared with the first one, with what speaks against it where that is so.
+        Of several jobs it also shows so many problems side by side, those on which they disagree first. The others are
+        compared with the first one, with what speaks against it where that is so.
         """
         from pipeline.results.page import PageData, render_page
 
         ids = [_id(job) for job in jobs]
         with self._reading() as connection:
+            same = report_queries.select_same_problems(connection, ids, limit=num_samples) if len(ids) > 1 else []
             data = PageData(
                 jobs=tuple(report_queries.get_job(connection, job) for job in ids),
                 stats=tuple(report_queries.get_stats(connection, job) for job in ids),
@@ -444,6 +446,9 @@ class Client:
                     for job in ids
                 ),
                 read_at=dt.datetime.now(dt.UTC),
+                side_by_side=tuple(
+                    tuple(report_queries.get_sample(connection, sample) for sample in samples) for samples in same
+                ),
             )
         return render_page(data)
 

@@ -265,6 +265,20 @@ class JobCost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineTimeAlone:
+    """A row of the view engine_time_alone; its comment says what is counted."""
+
+    job_id: int
+    author: str
+    engine_seconds: float
+    alone_seconds: float
+    tokens: float | None
+    tokens_alone: float | None
+    tokens_per_alone_second: float | None
+    engine_seconds_if_alone: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProblemScore:
     """A row of the view problem_scores."""
 
@@ -461,6 +475,8 @@ class JobStats:
     truncation: Truncation | None
     """None while no sample is complete."""
     errors: tuple[JobErrors, ...]
+    engine_time_alone: tuple[EngineTimeAlone, ...] = ()
+    """By role, where other jobs ran meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
