@@ -285,17 +285,17 @@ def test_stop_strings_end_samples_outside_their_thoughts_alone(writers: WriterPo
         plain = {
             row[:2]: row[2:] for row in writers.rows(texts.format(run(writers, engines, policy=policy, **options)))
         }
-        job = run(writers, engines, policy=policy, stop=("oxed{", "is "), **options)
+        job = run(writers, engines, policy=policy, stop=("oxed{", "he "), **options)
         stopped = {row[:2]: row[2:] for row in writers.rows(texts.format(job))}
         ended = 0
         for sample, (reason, written) in plain.items():
             thought, tag, answer = written.partition("</think>")
-            places = [place for stop in ("oxed{", "is ") if (place := answer.find(stop)) >= 0]
+            places = [place for stop in ("oxed{", "he ") if (place := answer.find(stop)) >= 0]
             if places:
                 assert stopped[sample] == ("stop", thought + tag + answer[: min(places)])
                 ended += 1
             else:
                 assert stopped[sample] == (reason, written)
         assert ended >= 10
-        assert any("is " in written.partition("</think>")[0] for _, written in stopped.values()), "thoughts hold it too"
+        assert any("he " in written.partition("</think>")[0] for _, written in stopped.values()), "thoughts hold it too"
         assert all(replayed.divergence is None for replayed in writers.client.replay_job(job))
