@@ -24,7 +24,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def worker(kind: str, model: str | None = None, **columns: Any) -> WorkerReport:
-    usual = {
+    usual: dict[str, Any] = {
         "id": 3, "kind": kind, "model": model, "host": "there", "pid": 1, "max_in_flight": 8, "num_in_flight": 0,
         "tokens_generated": 0, "started_at": dt.datetime.now(dt.UTC), "renewed_seconds_ago": 1.0,
     }  # fmt: skip

@@ -18,13 +18,19 @@ from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
 EOS, LENGTH, WATCH = SegmentFinish.EOS, SegmentFinish.LENGTH, SegmentFinish.WATCH
-THOUGHT = {"think_start": "<think>", "think_end": "</think>", "think_opened": True}
+THOUGHT: dict[str, Any] = {"think_start": "<think>", "think_end": "</think>", "think_opened": True}
 BY_TEXT = THOUGHT | {"think_opened": False}
-PLAIN = {"think_end": ""}
+PLAIN: dict[str, Any] = {"think_end": ""}
 
 
 def context(**more: Any) -> SampleContext:
-    usual = {"job_seed": 1, "problem_id": "p", "sample_index": 0, "max_tokens": 1000, "num_prompt_tokens": 0}
+    usual: dict[str, Any] = {
+        "job_seed": 1,
+        "problem_id": "p",
+        "sample_index": 0,
+        "max_tokens": 1000,
+        "num_prompt_tokens": 0,
+    }
     return SampleContext(**(usual | more))
 
 
@@ -134,7 +140,8 @@ def test_a_character_of_several_tokens_is_not_torn() -> None:
 def test_a_stop_string_that_was_begun_before_ends_the_next_piece() -> None:
     play = Play(alone("\n\nQ:"), context(**PLAIN))
     play.write(["a", "\n\n"], WATCH)
-    assert play.reason is None
+    assert play.text == "a\n\n"
+    assert isinstance(play.last.then, Generate)
     play.write(["Q", ": b"])
     assert (play.text, play.reason) == ("a\n\n", FinishReason.STOP)
 
