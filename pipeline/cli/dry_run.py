@@ -45,8 +45,9 @@ def print_dry_run(found: DryRun, *, as_json: bool) -> None:
         told = f" ({asked.num_tokens:,} tokens)" if asked.num_tokens is not None else ", as its user message"
         out.print(f"\nfirst prompt of the {asked.role} model{told}:", style="bold")
         out.print(asked.prompt, soft_wrap=True)
-    if found.warnings:
-        out.print()
+    out.print()
+    for note in found.notes:
+        out.print(note, soft_wrap=True)
     for warning in found.warnings:
         out.print(warning, style="yellow", soft_wrap=True)
     out.print("\nnothing was stored", style="dim")

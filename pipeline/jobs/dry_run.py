@@ -78,7 +78,7 @@ class AskedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DryRun:
-    """What would be stored and asked. warnings: what speaks against it, in sentences."""
+    """What would be stored and asked. notes: what was found; warnings: what speaks against it; both in sentences."""
 
     name: str
     policy: str
@@ -89,6 +89,7 @@ class DryRun:
     samples_total: int
     max_tokens: int
     seed: int
+    notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
@@ -107,6 +108,7 @@ def dry_run(ready: ReadyJob, workers: Sequence[WorkerReport] | None) -> DryRun:
         samples_total=ready.num_problems * config.num_samples,
         max_tokens=config.sampling.max_tokens,
         seed=config.seed,
+        notes=ready.notes,
         warnings=(*_unread(problems), *_unserved(models, config.sampling.max_tokens), *_unmanned(workers)),
     )
 

@@ -57,24 +57,25 @@ class ModelPair:
 
     def found_chats(self) -> dict[ModelRole, ChatModel | None]:
         """As ``chats``, with what the hub's cache on this machine has of the others."""
-        from pipeline.chat.model import ChatModel
-
-        found = dict(self.chats)
-        for role, model in self.models.items():
-            cached = None if found[role] else ChatModel.find_cached(_name(model))
-            found[role] = cached.asked(self.asking[role]) if cached else found[role]
-        return found
+        return {role: self._find_chat(role) for role in self.models}
 
     def think_phase(self, opener: ModelRole) -> ThinkPhase | None:
         """How the job's texts mark the think phase; None where only workers can tell.
 
         Raises ConfigurationError for a pair that cannot write one text.
         """
-        found = self.found_chats()
-        first, *others = (found[role] for role in sorted(found, key=lambda role: role is not opener))
+        known = {role: self._find_chat(role) for role in self.models}
+        first, *others = (known[role] for role in sorted(known, key=lambda role: role is not opener))
         if first is None or None in others:
             return None
         return settle_think_phase(first, *others)
+
+    def _find_chat(self, role: ModelRole) -> ChatModel | None:
+        """As ``chats``, or what an earlier job left of the model's files in this machine's cache."""
+        from pipeline.chat.model import ChatModel
+
+        cached = None if self.chats[role] else ChatModel.find_cached(_name(self.models[role]))
+        return cached.asked(self.asking[role]) if cached else self.chats[role]
 
 
 def _name(model: ModelChoice) -> str:
