@@ -36,7 +36,7 @@ from pipeline.db.session import open_database, transaction
 from pipeline.errors import ConfigurationError, JobError, NotComparable, PipelineError
 from pipeline.jobs.config import MAX_INTEGER, JobState
 from pipeline.jobs.matching import matched_values
-from pipeline.jobs.readiness import make_ready
+from pipeline.jobs.readiness import ReadyJob, make_ready
 from pipeline.jobs.references import StoredSet
 from pipeline.jobs.submission import SourceJob, Submission
 from pipeline.problems import Problem, ProblemSet
@@ -60,6 +60,7 @@ from pipeline.settings import Settings, load_settings
 from pipeline.submit_options import SubmitOptions, shows_options
 
 if TYPE_CHECKING:
+    from pipeline.jobs.dry_run import DryRun
     from pipeline.planning.answers import Plan
     from pipeline.planning.pools import PartCosts
     from pipeline.settings import PlanningSettings, PriceSettings
@@ -178,23 +179,30 @@ class Client:
         Raises ProblemSetError for a bad file, BadProblem for a problem that the prompt template cannot show, NotFound
         for a stored set or job that does not exist, and ConfigurationError for a bad option; nothing is stored then.
         """
-        if isinstance(problems, Submission):
-            if options:
-                raise ConfigurationError(f"a Submission has its options: set {', '.join(options)} in it")
-            return self._store(problems)
-        source = problems if isinstance(problems, ProblemSet | int) else Path(problems)
-        matched_to = options.get("matched_to")
-        if isinstance(matched_to, Job):
-            options["matched_to"] = matched_to.id
-        return self._store(Submission.parse(problems=source, **options))
+        return self._store(_submission(problems, options))
 
-    def _store(self, submission: Submission, source: SourceJob | None = None) -> Job:
-        ready = make_ready(
+    @shows_options
+    def dry_run(
+        self, problems: Submission | ProblemSet | str | PathLike[str] | int, **options: Unpack[SubmitOptions]
+    ) -> DryRun:
+        """What ``submit`` would store and ask, and what speaks against it; nothing is stored.
+
+        Takes what ``submit`` takes, checks what it checks, and raises as it does.
+        """
+        from pipeline.jobs.dry_run import dry_run
+
+        return dry_run(self._make_ready(_submission(problems, options)), self.workers())
+
+    def _make_ready(self, submission: Submission, source: SourceJob | None = None) -> ReadyJob:
+        return make_ready(
             submission,
             stored=self._stored_set(submission.problems) if isinstance(submission.problems, int) else None,
             source=source,
             matched=None if submission.matched_to is None else self._matched_values(submission),
         )
+
+    def _store(self, submission: Submission, source: SourceJob | None = None) -> Job:
+        ready = self._make_ready(submission, source)
         with self._transaction() as connection:
             job_id = submissions.insert_ready(connection, ready)
         for note in ready.notes:
@@ -420,12 +428,14 @@ class Client:
     def page(self, *jobs: JobRef, num_samples: int = 6) -> str:
         """One self-contained HTML page about jobs: tables, charts, and num_samples samples of each to read.
 
-        The others are compared with the first one, with what speaks against it where that is so.
+        Of several jobs it also shows so many problems side by side, those on which they disagree first. The others are
+        compared with the first one, with what speaks against it where that is so.
         """
         from pipeline.results.page import PageData, render_page
 
         ids = [_id(job) for job in jobs]
         with self._reading() as connection:
+            same = report_queries.select_same_problems(connection, ids, limit=num_samples) if len(ids) > 1 else []
             data = PageData(
                 jobs=tuple(report_queries.get_job(connection, job) for job in ids),
                 stats=tuple(report_queries.get_stats(connection, job) for job in ids),
@@ -438,6 +448,9 @@ class Client:
                     for job in ids
                 ),
                 read_at=dt.datetime.now(dt.UTC),
+                side_by_side=tuple(
+                    tuple(report_queries.get_sample(connection, sample) for sample in samples) for samples in same
+                ),
             )
         return render_page(data)
 
@@ -517,6 +530,18 @@ class Client:
         that READ ONLY does not hold: it could run programs on the server.
         """
         return run_query(self._reader_url, query, timeout_s=timeout_s, max_rows=max_rows, values=self._prices)
+
+
+def _submission(problems: Submission | ProblemSet | str | PathLike[str] | int, options: SubmitOptions) -> Submission:
+    if isinstance(problems, Submission):
+        if options:
+            raise ConfigurationError(f"a Submission has its options: set {', '.join(options)} in it")
+        return problems
+    source = problems if isinstance(problems, ProblemSet | int) else Path(problems)
+    matched_to = options.get("matched_to")
+    if isinstance(matched_to, Job):
+        options["matched_to"] = matched_to.id
+    return Submission.parse(problems=source, **options)
 
 
 def _id(job: JobRef) -> int:

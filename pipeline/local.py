@@ -64,6 +64,11 @@ def start_local(
     _require_embedded(settings)
     on_event("starting Postgres and Redis")
     state = start(settings.state_dir, die_with_parent=die_with_parent)
+    if state.made_system_user:
+        on_event(
+            "Postgres refuses to run as root: the first start here made the system user specthink-db for it, which "
+            "`specthink down --purge` removes"
+        )
     on_event("migrating the database")
     revision = _prepare_database(state)
     port = _flower_port(settings, state) if flower else None

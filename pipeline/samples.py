@@ -96,6 +96,11 @@ class FinishReason(StrEnum):
     LENGTH = "length"  # the job's max_tokens are used up
     CONTEXT = "context"  # the model's context is full
     REPETITION = "repetition"  # the loop guard ended it
+    STOP = "stop"  # it came to a stop string of the job's
+
+
+ENDED = frozenset({FinishReason.EOS, FinishReason.STOP})
+"""The text is whole; what ended otherwise was cut."""
 
 
 class CutSamples(StrEnum):

@@ -47,6 +47,7 @@ class SubmitOptions(TypedDict, total=False):
     presence_penalty: float | None
     frequency_penalty: float | None
     repetition_penalty: float | None
+    stop: tuple[str, ...] | None
     max_tokens: int | None
     small_sampling: RoleDrawingSpec
     large_sampling: RoleDrawingSpec

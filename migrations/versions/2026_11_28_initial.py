@@ -155,6 +155,14 @@ def upgrade() -> None:
             nullable=True,
             comment="whether the prompt opens the think phase; else the texts have the opening tag",
         ),
+        sa.Column(
+            "small_identity",
+            JSONB(),
+            nullable=True,
+            comment="tokenizer and template, weights and revision of its first worker's model; null: none has had it "
+            "yet",
+        ),
+        sa.Column("large_identity", JSONB(), nullable=True, comment="the same of the large model"),
         sa.Column("num_problems", sa.Integer(), nullable=False, comment="the first so many of the set"),
         sa.Column("num_samples", sa.Integer(), nullable=False, comment="per problem"),
         sa.Column(
@@ -739,6 +747,7 @@ def upgrade() -> None:
                 "length",
                 "context",
                 "repetition",
+                "stop",
                 name="finish_reason",
                 native_enum=False,
                 create_constraint=True,

@@ -15,7 +15,7 @@ _STARTS = {
     ThinkStart.OPENED: "the prompt opens it",
     ThinkStart.CLOSED: "the prompt closes it: the model does not think so",
     ThinkStart.BY_TEXT: "the model opens it itself",
-    ThinkStart.NONE: "none was found; --think-tags OPEN,CLOSE names one",
+    ThinkStart.NONE: "none was found; a text may open <think> itself, and --think-tags OPEN,CLOSE names others",
 }
 
 
@@ -37,6 +37,13 @@ def describe_model(chat: ChatModel) -> dict[str, Any]:
     }
 
 
+def think_phase_of(chat: ChatModel) -> str:
+    """How a model marks its thoughts as it is asked, in one line."""
+    marks = chat.think_marks
+    tags = f"{marks.opening} … {marks.closing}: " if marks.closing else ""
+    return f"{tags}{_STARTS[marks.start]}"
+
+
 def describe_pair(small: ChatModel, large: ChatModel) -> dict[str, Any]:
     """How two models write one text. Raises ConfigurationError where they cannot."""
     phase = settle_think_phase(small, large)
@@ -45,5 +52,5 @@ def describe_pair(small: ChatModel, large: ChatModel) -> dict[str, Any]:
         "pair": f"{small.name} + {large.name}",
         "handed over as": "token ids: one vocabulary" if same else "text: each has a vocabulary of its own",
         "think phase of their texts": f"{phase.start} … {phase.end}" if phase.end else "none: large's end of turn ends",
-        "opened by": "the prompt" if phase.opened else "the text",
+        "opened by": "the prompt" if phase.opened else "the text, or by nothing: then it has no thoughts",
     }

@@ -224,9 +224,10 @@ class ChatModel:
     @cached_property
     def think_marks(self) -> ThinkMarks:
         """How it marks its thoughts, and where its prompt leaves the think phase."""
+        before, _, tail = self._frame.rpartition(_STAND_IN)
         return find_marks(
-            tail=self._frame.rpartition(_STAND_IN)[2],
-            chat_template=self.chat_template,
+            tail=tail,
+            shown=self.chat_template + before,
             told=self.asking.think_tags,
             vocabulary=frozenset(token.content for token in self.tokenizer.get_added_tokens_decoder().values()),
         )
@@ -246,6 +247,11 @@ class ChatModel:
         """The closing think tag's id; None where it is no single token."""
         token_id: int | None = self.tokenizer.token_to_id(self.think_end) if self.think_end else None
         return token_id
+
+    @property
+    def may_think_unseen(self) -> bool:
+        """Whether neither its files nor the job say how it marks its thoughts, or that it has none."""
+        return self.think_marks.start is ThinkStart.NONE and self.asking.think_tags is None
 
     @property
     def tags_are_tokens(self) -> bool:

@@ -74,24 +74,23 @@ class ThinkMarks:
         return self.start in (ThinkStart.OPENED, ThinkStart.BY_TEXT)
 
 
-def find_marks(
-    *, tail: str, chat_template: str, told: tuple[str, ...] | None, vocabulary: frozenset[str]
-) -> ThinkMarks:
+def find_marks(*, tail: str, shown: str, told: tuple[str, ...] | None, vocabulary: frozenset[str]) -> ThinkMarks:
     """How a model marks its thoughts in a job.
 
-    tail: the rendered prompt behind the user's message. told: the tags that the job names, () for none, None where it
+    tail: the rendered prompt behind the user's message. shown: the chat template and the rendered prompt before that
+    message, as a system message may say how to think. told: the tags that the job names, () for none, None where it
     says nothing. vocabulary: the tokenizer's added tokens.
     """
     if told is not None:
         opening, closing = told or ("", "")
     else:
-        family = _family(tail, chat_template, vocabulary)
+        family = _family(tail, shown, vocabulary)
         opening, closing = (family.opening, family.closing) if family else ("", "")
     return ThinkMarks(opening=opening, closing=closing, start=_start(tail, opening, closing))
 
 
-def _family(tail: str, chat_template: str, vocabulary: frozenset[str]) -> ThinkFamily | None:
-    """The family whose tags the prompt ends with, else the first whose tags or frame the template shows."""
+def _family(tail: str, shown: str, vocabulary: frozenset[str]) -> ThinkFamily | None:
+    """The family whose tags the prompt ends with, else the first whose tags or frame are shown."""
     in_tail = [family for family in THINK_FAMILIES if family.opening in tail or family.closing in tail]
     if in_tail:
         return max(in_tail, key=lambda family: max(tail.rfind(family.opening), tail.rfind(family.closing)))
@@ -99,7 +98,7 @@ def _family(tail: str, chat_template: str, vocabulary: frozenset[str]) -> ThinkF
         if family.frame:
             if tail.endswith(family.frame) and _are_tokens(family, vocabulary):
                 return family
-        elif family.opening in chat_template or family.closing in chat_template:
+        elif family.opening in shown or family.closing in shown:
             return family
     return None
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import chain, groupby, takewhile
 from typing import TYPE_CHECKING
 
+from pipeline.chat.thinking import THINK_FAMILIES
 from pipeline.errors import ConfigurationError
 from pipeline.samples import Author, Piece
 from pipeline.segments import Segment
@@ -33,11 +34,21 @@ class ThinkPhase:
     """Whether the prompt has opened it, so that the text begins inside; else the text has the opening tag."""
 
 
-def settle_think_phase(opener: ChatModel, other: ChatModel | None = None) -> ThinkPhase:
-    """How a job's texts mark the think phase. Raises ConfigurationError for a pair that cannot write one text."""
+def settle_think_phase(
+    opener: ChatModel, other: ChatModel | None = None, *, other_is_unknown: bool = False
+) -> ThinkPhase:
+    """How a job's texts mark the think phase. Raises ConfigurationError for a pair that cannot write one text.
+
+    Where nothing shows how the models mark it and the job says nothing, a text may still open the usual one: some
+    models think when their system message says so. other_is_unknown: there is another, which may mark it in some way.
+    """
     model = other if other is not None and not opener.think_end else opener
     phase = ThinkPhase(start=model.think_start, end=model.think_end, opened=model.starts_in_think)
-    for chat in filter(None, (opener, other)):
+    models = [chat for chat in (opener, other) if chat is not None]
+    if not other_is_unknown and all(chat.may_think_unseen for chat in models):
+        usual = THINK_FAMILIES[0]
+        phase = ThinkPhase(start=usual.opening, end=usual.closing, opened=False)
+    for chat in models:
         ThinkTagTranslator(chat, phase)
     return phase
 

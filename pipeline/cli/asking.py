@@ -20,23 +20,14 @@ RoleSystem: TypeAlias = Annotated[
 TemplateVariables: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
-        "--template-var",
         metavar="NAME=VALUE",
         help="A variable of both chat templates, e.g. enable_thinking=true; may be given again.",
         rich_help_panel=PANEL,
     ),
 ]
-SmallTemplateVariables: TypeAlias = Annotated[
+RoleTemplateVariables: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option(
-        "--small-template-var", metavar="NAME=VALUE", help="For the small model alone.", rich_help_panel=PANEL
-    ),
-]
-LargeTemplateVariables: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--large-template-var", metavar="NAME=VALUE", help="For the large model alone.", rich_help_panel=PANEL
-    ),
+    typer.Option(metavar="NAME=VALUE", help="For this model alone.", rich_help_panel=PANEL),
 ]
 ThinkTagsOption: TypeAlias = Annotated[
     str | None,
@@ -45,6 +36,20 @@ ThinkTagsOption: TypeAlias = Annotated[
         help="Tags around the thoughts, where the pipeline does not find them; none: it does not think.",
         rich_help_panel=PANEL,
     ),
+]
+
+StopStrings: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="End a sample where this text comes outside its thoughts; in double quotes it is read as JSON, for "
+        "newlines and the like; may be given again.",
+        rich_help_panel=PANEL,
+    ),
+]
+RoleStopStrings: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TEXT", help="For what this model writes, in the place of --stop.", rich_help_panel=PANEL),
 ]
 
 
@@ -80,6 +85,23 @@ def _variable(given: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value
+
+
+def stop_strings(given: list[str] | None) -> tuple[str, ...] | None:
+    """None where none was given."""
+    if not given:
+        return None
+    return tuple(str(json_value(text, option="--stop")) if text.startswith('"') else text for text in given)
+
+
+def json_value(text: str, *, option: str) -> Any:
+    """Lists, objects, quoted text, true, false and null as JSON; any other text as it is."""
+    if not text.startswith(("[", "{", '"')) and text not in ("true", "false", "null"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text}: not JSON ({error})", param_hint=option) from error
 
 
 def _tags(given: str) -> tuple[str, ...]:

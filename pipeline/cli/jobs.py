@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.asking import (
-    LargeTemplateVariables,
+    RoleStopStrings,
     RoleSystem,
-    SmallTemplateVariables,
+    RoleTemplateVariables,
+    StopStrings,
     System,
     TemplateVariables,
     ThinkTagsOption,
     asking,
+    json_value,
+    stop_strings,
 )
 from pipeline.cli.options import JobId, StateDir, Wait, connect, make_group, settings_of
 from pipeline.cli.render import console, counted
@@ -47,6 +50,8 @@ specthink submit problems.jsonl --small a/s --large b/l --set policy.n1=30 --set
 specthink submit problems.jsonl --small a/s --large b/l --set exit.thinking_tokens=4000 --set guard.repeats=3
 
 specthink submit problems.jsonl --small a/s --large b/l --policy random --matched-to 1
+
+specthink submit problems.jsonl --small a/s --large b/l --dry-run
 
 Recipes of the paper: math500, aime, gpqa-diamond, amc23. Each reads your copy of the set in its published columns, and
 asks, samples and grades as the paper did; options given beside it win. Others: gsm8k, math, svamp, olympiadbench, mmlu,
@@ -159,16 +164,29 @@ def submit(
     small_system: RoleSystem = None,
     large_system: RoleSystem = None,
     template_var: TemplateVariables = None,
-    small_template_var: SmallTemplateVariables = None,
-    large_template_var: LargeTemplateVariables = None,
+    small_template_var: RoleTemplateVariables = None,
+    large_template_var: RoleTemplateVariables = None,
     think_tags: ThinkTagsOption = None,
     small_think_tags: ThinkTagsOption = None,
     large_think_tags: ThinkTagsOption = None,
+    stop: StopStrings = None,
+    small_stop: RoleStopStrings = None,
+    large_stop: RoleStopStrings = None,
     wait: Wait = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Store nothing: show the first prompts, what was found, and what is missing."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")] = False,
     state_dir: StateDir = None,
 ) -> None:
     """Store a job and print its number. Workers do the rest; the command need not stay."""
     from pipeline.jobs.submission import Submission, part_values
+
+    if as_json and not dry_run:
+        raise typer.BadParameter("it goes with --dry-run alone", param_hint="--json")
+    if wait and dry_run:
+        raise typer.BadParameter("a dry run stores no job to wait for", param_hint="--wait")
 
     submission = Submission.parse(
         problems=file,
@@ -191,8 +209,19 @@ def submit(
         presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty,
         repetition_penalty=repetition_penalty,
-        small_sampling={"temperature": small_temperature, "top_p": small_top_p, "top_k": small_top_k},
-        large_sampling={"temperature": large_temperature, "top_p": large_top_p, "top_k": large_top_k},
+        stop=stop_strings(stop),
+        small_sampling={
+            "temperature": small_temperature,
+            "top_p": small_top_p,
+            "top_k": small_top_k,
+            "stop": stop_strings(small_stop),
+        },
+        large_sampling={
+            "temperature": large_temperature,
+            "top_p": large_top_p,
+            "top_k": large_top_k,
+            "stop": stop_strings(large_stop),
+        },
         **asking(system, template_var, think_tags),
         small_asking=asking(small_system, small_template_var, small_think_tags),
         large_asking=asking(large_system, large_template_var, large_think_tags),
@@ -205,6 +234,11 @@ def submit(
         limit=limit,
         name=name,
     )
+    if dry_run:
+        from pipeline.cli.dry_run import look, print_dry_run
+
+        print_dry_run(look(context, state_dir, submission), as_json=as_json)
+        return
     with connect(context, state_dir) as client:
         client.on_note(lambda note: typer.echo(note, err=True))
         _announce(client, client.submit(submission), wait=wait)
@@ -423,19 +457,8 @@ def _changes(given: list[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not key or not equals:
             raise typer.BadParameter(f"{text!r}: write KEY=VALUE, as in sampling.temperature=0.9", param_hint="--set")
-        changes[key] = _value(value)
+        changes[key] = json_value(value, option="--set")
     return changes
-
-
-def _value(text: str) -> Any:
-    import json
-
-    if not text.startswith(("[", "{", '"')) and text not in ("true", "false", "null"):
-        return text
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"{text}: not JSON ({error})", param_hint="--set") from error
 
 
 @commands.command(rich_help_panel=PANEL, epilog="Example: specthink grade 3")

@@ -81,19 +81,28 @@ def _show_programs(state: EmbeddedState) -> None:
 
 
 @commands.command(
-    rich_help_panel=PANEL, epilog="Examples: specthink down small · specthink --state-dir /data/run-7 down"
+    rich_help_panel=PANEL,
+    epilog="Examples: specthink down small · specthink --state-dir /data/run-7 down · specthink down --purge",
 )
 def down(
     context: typer.Context,
     programs: Annotated[
         list[str] | None, typer.Argument(metavar="[PROGRAM]...", help="Stop only these, as `specthink up` names them.")
     ] = None,
+    purge: Annotated[
+        bool,
+        typer.Option("--purge", help="Then remove the state folder: all jobs and logs, and the system user it made."),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --purge: do not ask.")] = False,
     state_dir: StateDir = None,
 ) -> None:
-    """Stop what `up` started in this state folder, and nothing else. The data stay."""
+    """Stop what `up` started in this state folder, and nothing else. The data stay, but for --purge."""
     from pipeline.embedded import find_running, stop
 
     settings = settings_of(context, state_dir)
+    if purge:
+        _purge(settings.state_dir, programs or [], yes=yes)
+        return
     if not programs:
         stopped = stop(settings.state_dir)
         typer.echo(f"stopped: {', '.join(stopped)}" if stopped else f"nothing runs for {settings.state_dir}")
@@ -101,6 +110,19 @@ def down(
     stopped = find_running(settings.state_dir).stop_programs(programs)
     again = f"{command_line(chosen_state_dir(context, state_dir))} up {' '.join(programs)}"
     typer.echo(f"stopped: {', '.join(stopped)}; start again: {again}" if stopped else "none of these was running")
+
+
+def _purge(state_dir: Path, programs: list[str], *, yes: bool) -> None:
+    from pipeline.embedded import purge
+
+    if programs:
+        raise typer.BadParameter("it removes all of the state folder; name no program", param_hint="--purge")
+    if not yes:
+        if not sys.stdin.isatty():
+            raise typer.BadParameter("there is nobody to ask: give --yes", param_hint="--purge")
+        typer.confirm(f"remove {state_dir} with all of its jobs, for good?", abort=True)
+    done = purge(state_dir)
+    typer.echo("\n".join(done) if done else f"{state_dir} is no state folder; nothing was removed")
 
 
 @commands.command(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from pipeline.results.reports import (
         Delegation,
+        EngineTimeAlone,
         JobErrors,
         JobStats,
         MajAtK,
@@ -38,6 +39,8 @@ def stats_parts(found: JobStats, advice: str | None) -> Iterator[Table | str]:
         yield _pass_table(found.pass_at_k, found.maj_at_k)
     yield cost_table([found.cost], title="cost")
     yield from shared_time([found.cost])
+    if found.engine_time_alone:
+        yield _alone_table(found.engine_time_alone, found.cost.num_right)
     if found.bootstrap:
         low, high = percent(found.bootstrap.low), percent(found.bootstrap.high)
         yield f"the interval above is the one to quote; drawing whole problems (bootstrap) gives {low} … {high}"
@@ -89,6 +92,18 @@ def _takeover_table(found: Sequence[TakeoverFlow]) -> Table:
         for row in found
     ]  # fmt: skip
     return table(columns, rows, title="what followed a takeover (at: place in the output)")
+
+
+def _alone_table(found: Sequence[EngineTimeAlone], num_right: int) -> Table:
+    columns = ["author", "engine s", "alone s", "tokens/s alone", "engine s if alone", "per right answer"]
+    rows = [
+        [
+            row.author, row.engine_seconds, row.alone_seconds, row.tokens_per_alone_second, row.engine_seconds_if_alone,
+            None if row.engine_seconds_if_alone is None or not num_right else row.engine_seconds_if_alone / num_right,
+        ]
+        for row in found
+    ]  # fmt: skip
+    return table(columns, rows, title="time in which the engines had this job alone, and what all of it takes so")
 
 
 def _pass_table(passes: Sequence[PassAtK], majorities: Sequence[MajAtK]) -> Table:

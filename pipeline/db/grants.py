@@ -82,8 +82,8 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         "engines": f"SELECT (id, sha256, model_fingerprint, vocabulary_sha256, weights_sha256), INSERT ({_ENGINE})",
         "problems": "SELECT (id, external_id, prompt, shown)",
         "jobs": (
-            "SELECT (id, state, config, small_model, large_model, think_start, think_end, think_opened), "
-            "UPDATE (think_start, think_end, think_opened)"
+            "SELECT (id, state, config, small_model, large_model, small_identity, large_identity, think_start, "
+            "think_end, think_opened), UPDATE (small_identity, large_identity, think_start, think_end, think_opened)"
         ),
         "samples": (
             f"SELECT (id, job_id, problem_id, sample_index, max_tokens, {_WRITTEN}), UPDATE ({_WRITTEN}, {_ENDED})"

@@ -5,13 +5,33 @@ from __future__ import annotations
 from sqlalchemy import Connection, text
 
 from pipeline.chat.translation import ThinkPhase
-from pipeline.jobs.config import JobConfig
+from pipeline.jobs.config import JobConfig, ModelSpec
+from pipeline.samples import ModelRole
 
 
 def get_job_config(connection: Connection, job_id: int) -> JobConfig:
     """The frozen configuration of a job."""
     config = connection.execute(text("SELECT config FROM jobs WHERE id = :job"), {"job": job_id}).scalar_one()
     return JobConfig.model_validate(config)
+
+
+_FIX_IDENTITY = {
+    role: text(f"""
+        UPDATE jobs SET {role}_identity = CAST(:identity AS jsonb) WHERE id = :job AND {role}_identity IS NULL
+    """)
+    for role in ModelRole
+}
+
+
+def fix_identity(connection: Connection, job_id: int, role: ModelRole, model: ModelSpec) -> ModelSpec:
+    """Which model writes a role of a job: the one that did so first, else from now on this one.
+
+    Its weights and tokenizer say so; the revision is stored beside them for people.
+    """
+    identity = model.model_dump_json(exclude={"name"})
+    connection.execute(_FIX_IDENTITY[role], {"job": job_id, "identity": identity})
+    found = connection.execute(text(f"SELECT {role}_identity FROM jobs WHERE id = :job"), {"job": job_id}).scalar_one()
+    return ModelSpec(name=model.name, fingerprint=found["fingerprint"], weights=found["weights"])
 
 
 _FIX_THINK_PHASE = text("""

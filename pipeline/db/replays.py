@@ -19,12 +19,23 @@ from pipeline.segments import StoredAside, StoredSegment, signal_values
 from pipeline.signals import Signal, SignalValues
 
 _BATCH = 100
-_NOT_OF_THE_ROW = {"config", "think_end", "problem", "sample_id", "segments", "asides", "steps"}
+_NOT_OF_THE_ROW = {
+    "config",
+    "think_start",
+    "think_end",
+    "think_opened",
+    "problem",
+    "sample_id",
+    "segments",
+    "asides",
+    "steps",
+}
 _SAMPLE_COLUMNS = ", ".join(f"s.{each.name}" for each in fields(StoredSample) if each.name not in _NOT_OF_THE_ROW)
 _STEP_COLUMNS = ", ".join(f"t.{each.name}" for each in fields(StoredStep))
 
 _SELECT = text(f"""
-    SELECT s.id AS sample_id, j.config, j.think_end, p.external_id AS problem, {_SAMPLE_COLUMNS}
+    SELECT s.id AS sample_id, j.config, j.think_start, j.think_end, j.think_opened, p.external_id AS problem,
+           {_SAMPLE_COLUMNS}
     FROM samples s JOIN jobs j ON j.id = s.job_id JOIN problems p ON p.id = s.problem_id
     WHERE s.id = ANY(:ids) ORDER BY s.id
 """)

@@ -21,6 +21,7 @@ from pipeline.results.reports import (
     Comparison,
     Delegation,
     DelegationTenth,
+    EngineTimeAlone,
     Job,
     JobCost,
     JobErrors,
@@ -132,10 +133,11 @@ def _require_all(wanted: Sequence[int], found: Any) -> None:
 def get_stats(connection: Connection, job_id: int) -> JobStats:
     """Raises NotFound."""
     (summary,) = select_summaries(connection, [job_id])
+    cost = get_cost(connection, job_id)
     return JobStats(
         summary=summary,
         bootstrap=_bootstrap(connection, job_id) if summary.num_samples > 1 and summary.num_scored else None,
-        cost=get_cost(connection, job_id),
+        cost=cost,
         token_lengths=_of_job(
             connection, TokenLengths, "token_lengths", job_id,
             "array_position(ARRAY['all', 'small', 'large', 'inserted'], author),"
@@ -152,6 +154,9 @@ def get_stats(connection: Connection, job_id: int) -> JobStats:
         maj_at_k=_of_job(connection, MajAtK, "maj_at_k", job_id, "k"),
         truncation=next(iter(_of_job(connection, Truncation, "truncation", job_id, "job_id")), None),
         errors=_of_job(connection, JobErrors, "errors", job_id, "num_samples DESC"),
+        engine_time_alone=_of_job(connection, EngineTimeAlone, "engine_time_alone", job_id, "author DESC")
+        if cost.overlapping_jobs
+        else (),
     )  # fmt: skip
 
 
@@ -392,10 +397,27 @@ def select_examples(connection: Connection, job_id: int, *, limit: int) -> list[
     return list(connection.execute(_SELECT_EXAMPLES, {"job": job_id, "limit": limit}).scalars())
 
 
+_SELECT_SAME_PROBLEMS = text(f"""
+    SELECT array_agg(s.id ORDER BY array_position(CAST(:jobs AS bigint[]), s.job_id)) AS ids
+    FROM samples s JOIN problems p ON p.id = s.problem_id
+    WHERE s.job_id = ANY(:jobs) AND s.sample_index = 0 AND s.state IN {COMPLETE}
+    GROUP BY p.external_id HAVING count(*) = :num_jobs
+    ORDER BY count(DISTINCT s.score >= 0.5) DESC, sum(s.num_takeovers) DESC, md5(p.external_id) LIMIT :limit
+""")
+
+
+def select_same_problems(connection: Connection, job_ids: Sequence[int], *, limit: int) -> list[list[int]]:
+    """Ids of the first samples of one problem in each of some jobs; problems on which the jobs disagree first."""
+    values = {"jobs": list(job_ids), "num_jobs": len(job_ids), "limit": limit}
+    return list(connection.execute(_SELECT_SAME_PROBLEMS, values).scalars())
+
+
 _SELECT_WORKERS = text("""
-    SELECT id, kind, model, host, pid, max_in_flight, num_in_flight, tokens_generated, started_at,
-           extract(epoch FROM clock_timestamp() - renewed_at)::float8 AS renewed_seconds_ago
-    FROM workers WHERE ended_at IS NULL AND expires_at > clock_timestamp() ORDER BY kind, model, id
+    SELECT w.id, w.kind, w.model, w.host, w.pid, w.max_in_flight, w.num_in_flight, w.tokens_generated, w.started_at,
+           extract(epoch FROM clock_timestamp() - w.renewed_at)::float8 AS renewed_seconds_ago,
+           (e.settings ->> 'max_model_len')::int AS max_model_len, e.model_fingerprint, e.weights_sha256, e.revision
+    FROM workers w LEFT JOIN engines e ON e.id = w.engine_id
+    WHERE w.ended_at IS NULL AND w.expires_at > clock_timestamp() ORDER BY w.kind, w.model, w.id
 """)
 
 

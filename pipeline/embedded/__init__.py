@@ -9,7 +9,7 @@ stop(state_dir)                               # what start() started, and nothin
 
 from pipeline.embedded.connections import Connections, find_connections, is_running, resolve_connections, resolve_redis
 from pipeline.embedded.postgres import LOGINS as EMBEDDED_LOGINS
-from pipeline.embedded.state import SERVERS, EmbeddedState, find_running, start, stop
+from pipeline.embedded.state import SERVERS, EmbeddedState, find_running, purge, start, stop
 from pipeline.embedded.supervision import Program, ProgramPhase, ProgramState
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "find_connections",
     "find_running",
     "is_running",
+    "purge",
     "resolve_connections",
     "resolve_redis",
     "start",

@@ -7,6 +7,7 @@ running.json      0600, the connections; there while servers run
 supervisord.conf  programs/NAME.json  what runs, and how
 logs/             one file a program, rotated
 postgres/ redis/  their data
+made-user         there where a start here made the system user that the servers run as
 run/              sockets; in /tmp where this folder's path is too long for a socket or has odd characters
 """
 
@@ -53,6 +54,11 @@ class StateFolder:
     @property
     def running_file(self) -> Path:
         return self.path / "running.json"
+
+    @property
+    def made_user_file(self) -> Path:
+        """There where a start in this folder made the system user that the servers run as."""
+        return self.path / "made-user"
 
     @property
     def programs(self) -> Path:

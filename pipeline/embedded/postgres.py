@@ -27,7 +27,7 @@ MAJOR_VERSION = 18
 DATABASE = "specthink"
 OWNER = "specthink"
 LOGINS: Mapping[DatabaseRole, str] = {role: f"specthink_{role.value}" for role in DatabaseRole}
-_SYSTEM_USER = "specthink-db"
+SYSTEM_USER = "specthink-db"
 _INITDB_TIMEOUT_S = 300.0
 _SETTINGS: Mapping[str, str] = {
     "listen_addresses": "",
@@ -51,17 +51,19 @@ _SETTINGS: Mapping[str, str] = {
 }
 
 
-def service_user() -> tuple[int, int] | None:
+def service_user(folder: StateFolder) -> tuple[int, int] | None:
     """(uid, gid) that the servers run as: None for this process's own, or a system user's if that is root's.
 
-    Postgres refuses to be root. Raises ConfigurationError where the user is missing and cannot be made.
+    Postgres refuses to be root. A user that is made here is noted in the folder. Raises ConfigurationError where the
+    user is missing and cannot be made.
     """
     if os.geteuid() != 0:
         return None
     try:
-        entry = pwd.getpwnam(_SYSTEM_USER)
+        entry = pwd.getpwnam(SYSTEM_USER)
     except KeyError:
         entry = _create_system_user()
+        folder.made_user_file.touch(mode=0o600)
     return entry.pw_uid, entry.pw_gid
 
 
@@ -77,14 +79,26 @@ def _create_system_user() -> pwd.struct_passwd:
         "/usr/sbin/nologin",
     ]
     try:
-        made = subprocess.run(["useradd", *options, _SYSTEM_USER], capture_output=True, text=True, check=False)
-        return pwd.getpwnam(_SYSTEM_USER)
+        made = subprocess.run(["useradd", *options, SYSTEM_USER], capture_output=True, text=True, check=False)
+        return pwd.getpwnam(SYSTEM_USER)
     except (KeyError, OSError) as error:
         reason = made.stderr.strip() if isinstance(error, KeyError) else "no useradd here"
         raise ConfigurationError(
-            f"Postgres does not run as root, and the system user {_SYSTEM_USER!r} could not be made ({reason}); "
+            f"Postgres does not run as root, and the system user {SYSTEM_USER!r} could not be made ({reason}); "
             f"run as an ordinary user, or make that user first"
         ) from error
+
+
+def remove_system_user() -> str | None:
+    """Remove the user that a start made; why it stays, or None. One that is gone already is removed."""
+    try:
+        done = subprocess.run(["userdel", SYSTEM_USER], capture_output=True, text=True, check=False)
+        pwd.getpwnam(SYSTEM_USER)
+    except KeyError:
+        return None
+    except OSError:
+        return "no userdel here"
+    return done.stderr.strip() or f"userdel ended with {done.returncode}"
 
 
 def package_file(package: str, *parts: str) -> Path:

@@ -8,6 +8,7 @@ killed, so are the programs it runs, by the signal that launcher.py arranges.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -116,6 +117,11 @@ class EmbeddedState:
         with self._folder.lock():
             return _stop_programs(self._folder, self._supervisor, [known[name] for name in names])
 
+    @property
+    def made_system_user(self) -> bool:
+        """Whether a start in this folder made the system user that the servers run as."""
+        return self._folder.made_user_file.exists()
+
     def program_states(self) -> list[ProgramState]:
         """The servers and the added programs, as they are now."""
         return self._supervisor.program_states()
@@ -185,7 +191,7 @@ def _launch(folder: StateFolder, *, die_with_parent: bool) -> EmbeddedState:
     folder.create_run()
     for path in (*folder.programs.glob("*.json"), *folder.programs.glob("*.starts")):
         path.unlink()
-    user = postgres.service_user()
+    user = postgres.service_user(folder)
     write_service(folder, postgres.prepare(folder, user))
     launch_supervisord(folder, die_with_parent=die_with_parent)
     supervisor = SupervisorClient(folder)
@@ -254,6 +260,30 @@ def stop(state_dir: Path) -> list[str]:
         return []
     with folder.lock():
         return _stop_all(folder)
+
+
+def purge(state_dir: Path) -> list[str]:
+    """Stop what runs in a state folder, and remove it with all of its data and the system user that it made.
+
+    Returns what was done, empty where there is no state folder. Raises ServiceUnavailable where its servers run out of
+    this process's sight.
+    """
+    folder = StateFolder.of(state_dir)
+    if not folder.exists():
+        return []
+    with folder.lock():
+        stopped = _stop_all(folder)
+        if folder.is_held():
+            raise ServiceUnavailable(f"the servers of {folder.path} run where this process cannot see them")
+        made_user = folder.made_user_file.exists()
+        shutil.rmtree(folder.path)
+    done = [f"stopped: {', '.join(stopped)}"] if stopped else []
+    done.append(f"removed: {folder.path}")
+    if made_user:
+        reason = postgres.remove_system_user()
+        name = f"the system user {postgres.SYSTEM_USER}"
+        done.append(f"removed: {name}" if reason is None else f"{name} stays: {reason}; `userdel` removes it")
+    return done
 
 
 def _stop_all(folder: StateFolder) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pipeline.errors import GradingError
 from pipeline.grading.base import Grade, Grader, grade_any
 from pipeline.grading.extract import answer_part, is_thinking
-from pipeline.samples import CutSamples, FinishReason
+from pipeline.samples import ENDED, CutSamples, FinishReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class Ending:
 
     @property
     def is_cut(self) -> bool:
-        return self.finish_reason is not None and self.finish_reason is not FinishReason.EOS
+        return self.finish_reason is not None and self.finish_reason not in ENDED
 
 
 def grade_output(
@@ -46,7 +46,7 @@ def grade_output(
     text = answer_part(output, end=ending.think_end)
     if ending.is_cut and not _states_answer(grader, text):
         return _without_answer(references, ending, cut_samples, "the text was cut before it stated an answer")
-    best = grade_any(_Finished(grader) if ending.finish_reason is FinishReason.EOS else grader, text, references)
+    best = grade_any(_Finished(grader) if ending.finish_reason in ENDED else grader, text, references)
     return checked(best, grader)
 
 

@@ -16,6 +16,8 @@ from pipeline.policies.composition import compose
 from pipeline.policies.exits import CutExit
 from pipeline.policies.guards import LoopGuard
 from pipeline.policies.reading.cues import CueLists
+from pipeline.policies.stops import Stopping
+from pipeline.policies.thoughts import AsThought
 from pipeline.problems import Problem
 from pipeline.samples import CutSamples, ModelRole
 
@@ -59,6 +61,19 @@ class ModelSpec(BaseModel):
     """sha256 of its weights (``pipeline.chat.weights``), where the client could read them; a worker with others refuses
     the job's samples."""
 
+    def why_not(self, *, fingerprint: str | None, weights: str | None, revision: str | None) -> str | None:
+        """Why a worker whose model is this one may not write for it; None where it may.
+
+        What is not known counts as the same, but for a revision that is asked for.
+        """
+        if None not in (self.fingerprint, fingerprint) and self.fingerprint != fingerprint:
+            return "this worker's model has another tokenizer or chat template than the job's"
+        if None not in (self.weights, weights) and self.weights != weights:
+            return "this worker's model has other weights than the job's"
+        if self.revision not in (None, revision):
+            return f"the job asks for revision {self.revision!r}, and this worker was started with {revision!r}"
+        return None
+
 
 MAX_INTEGER = 2**31 - 1
 """Of a column in the database, and of what engines take."""
@@ -69,6 +84,7 @@ TopK = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 MinP = Annotated[float, Field(ge=0.0, le=1.0)]
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
 RepetitionPenalty = Annotated[float, Field(gt=0.0, le=10.0)]
+StopStrings = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], Field(max_length=16)]
 TokenBudget = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
 SampleCount = Annotated[int, Field(ge=1, le=10_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -92,6 +108,8 @@ class DrawingSpec(BaseModel):
     """The same for each time that it is there; 0: off."""
     repetition_penalty: RepetitionPenalty = 1.0
     """Divides the logits of the tokens in the prompt and the text so far; 1: off."""
+    stop: StopStrings = ()
+    """Texts that end a sample where they come outside its thoughts, and are no part of it."""
 
 
 class RoleDrawingSpec(BaseModel):
@@ -106,6 +124,7 @@ class RoleDrawingSpec(BaseModel):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: RepetitionPenalty | None = None
+    stop: StopStrings | None = None
 
 
 class SamplingSpec(DrawingSpec):
@@ -181,9 +200,12 @@ class JobConfig(BaseModel):
         return self
 
     def build_policy(self) -> Policy:
-        """The job's policy, with its exit and guard. Raises ConfigurationError where its package is not here."""
+        """The job's policy, with its exit, guard and stop strings. Raises ConfigurationError where its package is not
+        here."""
         guards = [] if self.guard is None else [self.guard]
-        return compose(self.policy.build(), exit=self.exit, guards=guards)
+        policy = AsThought(compose(self.policy.build(), exit=self.exit, guards=guards))
+        stops = {role: self.drawing(role).stop for role in ModelRole}
+        return Stopping(policy, stops) if any(stops.values()) else policy
 
     def template(self) -> PromptTemplate:
         """Raises ConfigurationError for a name that there is not here."""

@@ -9,7 +9,7 @@ import contextlib
 import datetime as dt
 import secrets
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +64,8 @@ class ReadyJob:
     think: ThinkPhase | None
     versions: dict[str, str]
     cloned_from: int | None
+    pair: ModelPair = field(compare=False, repr=False)
+    """Its models as far as they are known here."""
     notes: tuple[str, ...] = ()
     """What a person should know of the problems."""
 
@@ -98,7 +100,7 @@ def make_ready(
     else:
         think = source.think
     if source is None or pair.is_new or _asks_otherwise(config, source.config):
-        check_prompts(_used(problems, num_problems), config, pair.known_chats())
+        check_prompts(used_problems(problems, num_problems), config, pair.known_chats())
     if source is None or config.grader != source.config.grader:
         check_references(problems, num_problems, config.grader)
     return ReadyJob(
@@ -111,6 +113,7 @@ def make_ready(
         think=think,
         versions=versions_of(config),
         cloned_from=submission.cloned_from,
+        pair=pair,
         notes=tuple(notes_on(problems)) if source is None else (),
     )
 
@@ -120,7 +123,8 @@ def _asks_otherwise(config: JobConfig, source: JobConfig) -> bool:
     return any(getattr(config, name) != getattr(source, name) for name in asked)
 
 
-def _used(problems: ProblemSet | StoredSet, num_problems: int) -> ProblemSet:
+def used_problems(problems: ProblemSet | StoredSet, num_problems: int) -> ProblemSet:
+    """The first so many; those of a stored set without their reference answers."""
     if isinstance(problems, StoredSet):
         return ProblemSet(name=problems.name, content_sha256="", problems=problems.read(num_problems))
     return replace(problems, problems=problems.problems[:num_problems])

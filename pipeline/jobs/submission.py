@@ -39,6 +39,7 @@ from pipeline.jobs.config import (
     RoleDrawingSpec,
     SampleCount,
     Seed,
+    StopStrings,
     Temperature,
     TokenBudget,
     TopK,
@@ -133,6 +134,8 @@ class Submission(BaseModel):
     """The same for each time that it is there; 0: off."""
     repetition_penalty: RepetitionPenalty | None = None
     """Divides the logits of the tokens in the prompt and the text so far; 1: off."""
+    stop: StopStrings | None = None
+    """Texts that end a sample where they come outside its thoughts, and are no part of it."""
     max_tokens: TokenBudget | None = None
     """Most output tokens per sample, all authors together."""
     small_sampling: RoleDrawingSpec = RoleDrawingSpec()

@@ -86,7 +86,8 @@ class _EitherWatcher:
         return self._first.feed(text, readings) or self._second.feed(text, readings)
 
 
-def _either(first: Watcher | None, second: Watcher | None) -> Watcher | None:
+def either(first: Watcher | None, second: Watcher | None) -> Watcher | None:
+    """The watcher that there is; of two, one that ends a request where the first of them does."""
     if first is None or second is None:
         return first or second
     return _EitherWatcher(first, second)
@@ -131,7 +132,7 @@ class Guarded:
     def watcher(self, context: SampleContext, state: PolicyState) -> Watcher | None:
         stored = _GuardedState.model_validate(state)
         inner = self._policy.watcher(context, stored.policy)
-        return _either(inner, self._guard.watcher() if self._watches(stored.writer) else None)
+        return either(inner, self._guard.watcher() if self._watches(stored.writer) else None)
 
     def advance(self, context: SampleContext, state: PolicyState, event: Event) -> Transition:
         stored = _GuardedState.model_validate(state)
@@ -194,7 +195,7 @@ class Exiting:
         stored = _ExitingState.model_validate(state)
         if stored.answer is not None:
             return self._answering.watcher(context, stored.answer)
-        return _either(self._policy.watcher(context, stored.policy), self._exit_watcher(context, stored))
+        return either(self._policy.watcher(context, stored.policy), self._exit_watcher(context, stored))
 
     def advance(self, context: SampleContext, state: PolicyState, event: Event) -> Transition:
         stored = _ExitingState.model_validate(state)

@@ -39,6 +39,10 @@ class SampleContext:
     """The tag that ends the think phase, as text, e.g. ``</think>``; '' for models without one."""
     num_prompt_tokens: int
     """Tokens of the rendered prompt, as the model that wrote first reads it."""
+    think_start: str = ""
+    """The tag that opens the think phase; '' for models without one."""
+    think_opened: bool = True
+    """Whether the prompt has opened it; else the text may."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,6 +43,7 @@ class Trigger(StrEnum):
     PEEK_KEPT = "peek_kept"  # preset code: small's peek, put back into the text
     EXIT = "exit"  # the closing think tag, put in by an exit
     ANSWER = "answer"  # the answer after an exit from the think phase
+    STOP = "stop"  # the beginning of a token in which a stop string begins
 
 
 @checked_dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))

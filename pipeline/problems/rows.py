@@ -246,6 +246,9 @@ def _reading(rows: Sequence[Row], layout: Layout, form: AnswerForm | None, probl
         answer=told(layout.answer),
         answer_as=form or layout.answer_as,
         choices=told(layout.choices),
+        id=told(layout.id),
+        subject=told(layout.subject),
+        level=told(layout.level),
         ignored=tuple(name for name in ignored if name not in read),
         binary=tuple({name: None for row in rows for name in row.binary}),
     )

@@ -49,7 +49,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetReading:
-    """How a file was read: the columns of question, answer and choices as a person names them.
+    """How a file was read: the columns of each part of a problem as a person names them; None: it has none.
 
     ignored: columns that are hidden from those who generate. binary: columns with bytes, which are not stored.
     """
@@ -58,6 +58,9 @@ class SetReading:
     answer: str | None = None
     answer_as: AnswerForm | None = None
     choices: str | None = None
+    id: str | None = None
+    subject: str | None = None
+    level: str | None = None
     ignored: tuple[str, ...] = ()
     binary: tuple[str, ...] = ()
 

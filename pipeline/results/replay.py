@@ -150,7 +150,9 @@ class _Replayer:
             problem_id=sample.problem,
             sample_index=sample.sample_index,
             max_tokens=sample.max_tokens or sample.config.sampling.max_tokens,
+            think_start=sample.think_start or "",
             think_end=sample.think_end,
+            think_opened=sample.think_opened is not False,
             num_prompt_tokens=first_prompt_tokens(lengths) or 0,
         )
         self._num_segments = 0

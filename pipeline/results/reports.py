@@ -265,6 +265,20 @@ class JobCost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineTimeAlone:
+    """A row of the view engine_time_alone; its comment says what is counted."""
+
+    job_id: int
+    author: str
+    engine_seconds: float
+    alone_seconds: float
+    tokens: float | None
+    tokens_alone: float | None
+    tokens_per_alone_second: float | None
+    engine_seconds_if_alone: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProblemScore:
     """A row of the view problem_scores."""
 
@@ -461,6 +475,8 @@ class JobStats:
     truncation: Truncation | None
     """None while no sample is complete."""
     errors: tuple[JobErrors, ...]
+    engine_time_alone: tuple[EngineTimeAlone, ...] = ()
+    """By role, where other jobs ran meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -558,7 +574,11 @@ class SampleReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerReport:
-    """One live worker; counters as of its last heartbeat."""
+    """One live worker; counters as of its last heartbeat.
+
+    max_model_len: most tokens of prompt and output that its engine takes. model_fingerprint, weights_sha256, revision:
+    of its model. None for a worker without an engine, and where they are not known.
+    """
 
     id: int
     kind: str
@@ -570,6 +590,10 @@ class WorkerReport:
     tokens_generated: int
     started_at: dt.datetime
     renewed_seconds_ago: float
+    max_model_len: int | None = None
+    model_fingerprint: str | None = None
+    weights_sha256: str | None = None
+    revision: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,9 @@ class StoredSample:
     sample_id: int
     job_id: int
     config: JobConfig
+    think_start: str | None
     think_end: str | None
+    think_opened: bool | None
     problem: str
     sample_index: int
     state: SampleState

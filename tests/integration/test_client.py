@@ -88,6 +88,29 @@ def test_submit_stores_the_job_and_every_sample(client: Client) -> None:
     assert count(client, "problems") == 200
 
 
+def test_dry_run_stores_nothing_and_says_who_serves_the_models(client: Client, connection: Connection) -> None:
+    engine = add_engine(connection, "demo-small")
+    connection.execute(text("""UPDATE engines SET settings = '{"max_model_len": 512}'"""))
+    worker = add_worker(connection, "small", model="demo-small", engine_id=engine)
+    tables = connection.execute(
+        text("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace")
+    ).scalars()
+    names = sorted(tables)
+    connection.commit()
+    before = {name: count(client, name) for name in names}
+    found = client.dry_run(PROBLEMS, small=SMALL, large=LARGE, num_samples=3, limit=5, max_tokens=1000)
+    assert {name: count(client, name) for name in names} == before
+    assert (before["workers"], before["jobs"], before["problem_sets"]) == (1, 0, 0)
+    small, large = found.models
+    assert [(one.id, one.max_model_len) for one in small.workers or ()] == [(worker, 512)]
+    assert large.workers == ()
+    assert (found.samples_total, found.problems.num_references) == (15, 5)
+    stored = client.submit(PROBLEMS, small=SMALL, large=LARGE, limit=5)
+    again = client.dry_run(stored.problem_set_id, small=SMALL, large=LARGE)
+    assert (again.problems.size, again.problems.num_references) == (200, 200)
+    assert again.models[0].prompt == small.prompt
+
+
 def test_submitting_the_same_problems_again_stores_them_once(client: Client) -> None:
     first = client.submit(PROBLEMS, small="S", large="L")
     second = client.submit(PROBLEMS, small="S", large="L", limit=1000)

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -31,6 +32,8 @@ from pipeline.embedded import (
     ProgramState,
     find_connections,
     is_running,
+    postgres,
+    purge,
     start,
     stop,
 )
@@ -618,6 +621,40 @@ def test_root_hands_the_servers_to_another_user_and_opens_no_folder(state_dir: P
     status = Path(f"/proc/{program_state(state, 'postgres').pid}/status").read_text()
     effective = int(status.split("CapEff:")[1].split()[0], 16)
     assert effective in (1 << 1, 1 << 2)  # CAP_DAC_OVERRIDE or CAP_DAC_READ_SEARCH, nothing else
+
+
+def test_purge_stops_everything_and_leaves_nothing(state_dir: Path) -> None:
+    state = start(state_dir)
+    pids = [found.pid for found in state.program_states()]
+    made_user = state.made_system_user
+    done = purge(state_dir)
+    assert done[:2] == ["stopped: redis, postgres", f"removed: {state_dir}"]
+    assert len(done) == 2 + made_user
+    assert not state_dir.exists()
+    assert not any(psutil.pid_exists(pid) for pid in pids if pid)
+    assert purge(state_dir) == []
+
+
+def test_purge_leaves_a_folder_alone_that_is_no_state_folder(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("kept")
+    assert purge(tmp_path) == []
+    assert (tmp_path / "mine.txt").read_text() == "kept"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes users")
+def test_a_system_user_that_a_start_made_can_be_removed(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"specthink-{uuid.uuid4().hex[:8]}"
+    monkeypatch.setattr(postgres, "SYSTEM_USER", name)
+    folder = StateFolder.of(state_dir)
+    folder.create()
+    user = postgres.service_user(folder)
+    assert user == postgres.service_user(folder)
+    assert folder.made_user_file.exists()
+    assert pwd.getpwnam(name).pw_uid == (user or (0,))[0]
+    assert purge(state_dir) == [f"removed: {state_dir}", f"removed: the system user {name}"]
+    with pytest.raises(KeyError):
+        pwd.getpwnam(name)
+    assert postgres.remove_system_user() is None, "one that is gone already is removed"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")

@@ -274,3 +274,28 @@ def test_hash_is_of_every_column_that_says_what_was_written(stored: StoredSample
     assert replace(segment, value=0.5).sha256 != segment.content_sha256
     assert replace(segment, signals={Signal.LOGPROB: (-0.5,)}).sha256 != segment.content_sha256
     assert replace(segment, write_seconds=1.0, epoch=9).sha256 == segment.content_sha256
+
+
+def test_stop_strings_end_samples_outside_their_thoughts_alone(writers: WriterPool, engines: Engines) -> None:
+    """Of the same seeds the text is the same up to the stop string, whoever writes it and however tokens split it."""
+    options: dict[str, Any] = {"temperature": 0.6, "seed": 3, "limit": 10, "num_samples": 2}
+    texts = "SELECT problem, sample_index, finish_reason, output FROM results WHERE job_id = {}"
+    for name in ("small-only", "speculative-thinking:improved"):
+        policy = parse_policy(name)
+        plain = {
+            row[:2]: row[2:] for row in writers.rows(texts.format(run(writers, engines, policy=policy, **options)))
+        }
+        job = run(writers, engines, policy=policy, stop=("oxed{", "he "), **options)
+        stopped = {row[:2]: row[2:] for row in writers.rows(texts.format(job))}
+        ended = 0
+        for sample, (reason, written) in plain.items():
+            thought, tag, answer = written.partition("</think>")
+            places = [place for stop in ("oxed{", "he ") if (place := answer.find(stop)) >= 0]
+            if places:
+                assert stopped[sample] == ("stop", thought + tag + answer[: min(places)])
+                ended += 1
+            else:
+                assert stopped[sample] == (reason, written)
+        assert ended >= 10
+        assert any("he " in written.partition("</think>")[0] for _, written in stopped.values()), "thoughts hold it too"
+        assert all(replayed.divergence is None for replayed in writers.client.replay_job(job))

@@ -364,6 +364,39 @@ def test_cost_names_jobs_that_ran_at_the_same_time(connection: Connection) -> No
     assert found == {first: [second], second: [first, third], third: [second], running: [], waiting: []}
 
 
+def test_time_that_was_a_jobs_own_is_told_from_time_it_shared(connection: Connection) -> None:
+    problems = add_problem_set(connection)
+    begin = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    by = writers(connection)
+
+    def ran(since: int, until: int) -> int:
+        """A job whose small model wrote 10 tokens in the first half of this time and 20 in the second."""
+        job = add_job(connection, problems, state="completed")
+        (sample,) = add_samples(connection, job, [{"problem": 0, "score": 1.0}])
+        half = (until - since) / 2
+        for index, (ended, written) in enumerate(((since + half, "a" * 10), (until, "b" * 20))):
+            add_segment(
+                connection, sample, index, "small", written, committed_at=begin + dt.timedelta(seconds=ended),
+                write_seconds=half, **by["small"],
+            )  # fmt: skip
+        instants = {"since": begin + dt.timedelta(seconds=since), "until": begin + dt.timedelta(seconds=until)}
+        connection.execute(
+            text("UPDATE jobs SET first_claimed_at = :since, finished_at = :until WHERE id = :job"),
+            instants | {"job": job},
+        )
+        return job
+
+    first, second, apart = ran(0, 20), ran(15, 35), ran(100, 120)
+    found = {row["job_id"]: row for row in every(connection, "SELECT * FROM engine_time_alone WHERE author = 'small'")}
+    numbers = ("engine_seconds", "alone_seconds", "tokens", "tokens_alone", "engine_seconds_if_alone")
+    # 10 tokens in 10 s, then 20 in 10 s, of which the last 5 s were shared: 20 tokens in 15 s.
+    assert [found[first][name] for name in numbers] == pytest.approx([20, 15, 30, 20, 22.5])
+    # 5 of 10 tokens in its first half, 20 in its second: 25 tokens in 15 s.
+    assert [found[second][name] for name in numbers] == pytest.approx([20, 15, 30, 25, 18])
+    assert [found[apart][name] for name in numbers] == pytest.approx([20, 20, 30, 30, 20])
+    assert found[first]["tokens_per_alone_second"] == pytest.approx(20 / 15)
+
+
 def test_cost_is_money_where_prices_are_set(connection: Connection) -> None:
     job = add_job(connection, add_problem_set(connection), state="completed")
     ids = add_samples(connection, job, [{"problem": 0, "score": 1.0}, {"problem": 1, "score": 1.0}])

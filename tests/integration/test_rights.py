@@ -18,7 +18,7 @@ from pipeline.chat.translation import ThinkPhase
 from pipeline.db.claims import ClaimedSample, defer_samples, held_epochs, release_samples
 from pipeline.db.grades import TextGrade, begin_grade, end_grade, store_grades
 from pipeline.db.grants import grant_roles
-from pipeline.db.job_configs import fix_think_phase, get_job_config
+from pipeline.db.job_configs import fix_identity, fix_think_phase, get_job_config
 from pipeline.db.leadership import lead, resign
 from pipeline.db.report_queries import select_progress
 from pipeline.db.revision import require_current
@@ -36,9 +36,10 @@ from pipeline.db.worker_leases import (
     settle_late_tokens,
 )
 from pipeline.embedded import EMBEDDED_LOGINS, Connections
+from pipeline.jobs.config import ModelSpec
 from pipeline.logins import DatabaseRole
 from pipeline.policies.reading.cues import SentenceClass
-from pipeline.samples import Author, GradeStatus, Piece, SampleState, SegmentFinish
+from pipeline.samples import Author, GradeStatus, ModelRole, Piece, SampleState, SegmentFinish
 from pipeline.segments import WrittenAside
 from pipeline.settings import Settings
 from pipeline.signals import Signal
@@ -141,6 +142,8 @@ def write(connection: Connection, job: int, worker: int) -> list[ClaimedSample]:
     claimed = claim(connection, worker, {row.id: row.epoch for row in waiting if row.id != waiting[-1].id})
     assert len(claimed) == 5
     get_job_config(connection, job)
+    for role in ModelRole:
+        fix_identity(connection, job, role, ModelSpec(name="S", fingerprint="f", weights="w"))
     fix_think_phase(connection, job, ThinkPhase(start="", end="", opened=False))
     first, second, third, fourth, fifth = claimed
     step = Step(
@@ -221,9 +224,10 @@ def test_each_worker_does_its_work_with_the_rights_of_its_role_alone(worked: Wor
 def test_every_statement_of_the_workers_was_tried(worked: Worked) -> None:
     tried = set().union(*worked.recorded.values())
     for module in MODULES:
-        for name, statement in vars(importlib.import_module(f"pipeline.db.{module}")).items():
-            if isinstance(statement, TextClause) and f"{module}.{name}" not in OTHERS:
-                assert str(statement.compile(worked.owner)) in tried, f"let a worker execute {module}.{name} here"
+        for name, found in vars(importlib.import_module(f"pipeline.db.{module}")).items():
+            for statement in found.values() if isinstance(found, dict) else [found]:
+                if isinstance(statement, TextClause) and f"{module}.{name}" not in OTHERS:
+                    assert str(statement.compile(worked.owner)) in tried, f"let a worker execute {module}.{name} here"
 
 
 @pytest.mark.parametrize("role", WORKERS)

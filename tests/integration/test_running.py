@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -64,6 +65,10 @@ class Running:
     def flower(self, path: str) -> Any:
         with urllib.request.urlopen(f"{self.stack.flower_url}{path}", timeout=20) as response:
             return json.load(response)
+
+    def flower_page(self, path: str) -> str:
+        with urllib.request.urlopen(f"{self.stack.flower_url}{path}", timeout=20) as response:
+            return str(response.read().decode())
 
     def pid(self, program: str) -> int | None:
         return next(state.pid for state in self.stack.state.program_states() if state.name == program)
@@ -189,6 +194,11 @@ def test_flower_shows_tasks_that_a_person_can_read(running: Running, three_jobs:
     follow = [t for t in running.flower("/api/tasks?taskname=follow").values() if t["kwargs"] == f"job {job.id}"]
     assert [t["state"] for t in follow] == ["SUCCESS"]
     assert "40/40 samples (100 %)" in follow[0]["result"]
+
+    assert "uuid" in re.findall(r'data-column="(\w+)"', running.flower_page("/tasks"))
+    page = running.flower_page(f"/task/{follow[0]['uuid']}")
+    assert follow[0]["uuid"] in page
+    assert f"job {job.id}" in page
 
     def queues() -> set[str]:
         return {queue["name"] for queue in running.flower("/api/queues/length")["active_queues"]}

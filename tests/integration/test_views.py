@@ -41,6 +41,7 @@ VIEWS = {
     "errors": reports.JobErrors,
     "truncation": reports.Truncation,
     "job_cost": reports.JobCost,
+    "engine_time_alone": reports.EngineTimeAlone,
     "problem_scores": reports.ProblemScore,
     "maj_at_k": reports.MajAtK,
     "length_histogram": reports.LengthBucket,

@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from pipeline.chat.model import ChatModel
 from pipeline.db.claims import ClaimedSample, claim_samples, held_epochs
 from pipeline.db.commits import Committed, SampleCommit, commit_samples
+from pipeline.db.job_configs import fix_identity
 from pipeline.db.job_control import cancel_job, cancel_samples
 from pipeline.db.runnable import Runnable
 from pipeline.db.session import open_database, transaction
@@ -89,9 +90,10 @@ def make_rig(
     max_tokens: int = 100,
     prompt: str = "1+1?",
     fingerprint: str | None = None,
+    weights: str | None = None,
     engine_type: type[ScriptedEngine] = ScriptedEngine,
 ) -> WriterRig:
-    """fingerprint: of the model that the job was submitted with; None: of any."""
+    """fingerprint: of the model that the job was submitted with; None: of any. weights: of the worker's model."""
     problems = tuple(Problem(external_id=str(i), prompt=prompt, answer="2") for i in range(2))
     problem_set = ProblemSet(name="sums", content_sha256=content_sha256(problems), problems=problems)
     config = JobConfig(
@@ -144,6 +146,7 @@ def make_rig(
         identity=Identity(worker_id=worker_id, engine_id=engine_id),
         on_failure=ends.append,
         max_attempts=2,
+        weights=weights,
     )
     message = SamplesMessage(job_id=job_id, samples=[(sample.sample_id, sample.epoch) for sample in admitted])
     return WriterRig(writer, engine, db_engine, job_id, worker_id, message, ends)
@@ -195,6 +198,37 @@ def test_worker_with_another_tokenizer_refuses_the_job_and_harms_no_sample(
         assert rig.one(f"{states} WHERE state = 'ready'") == (2, 2, 2, 0, 0), "it does not claim for that job again"
         assert rig.writer.counters().refused_jobs == {rig.job_id: reason}
         assert rig.ends == []
+    finally:
+        rig.writer.close()
+        rig.engine.close()
+
+
+def test_the_first_worker_fixes_which_model_writes_a_job(db_engine: DbEngine) -> None:
+    rig = make_rig(db_engine, weights="w")
+    try:
+        assert rig.writer.write(rig.message) == "2 of 2 written"
+        fixed = {"fingerprint": CHAT.fingerprint, "weights": "w", "revision": None}
+        assert rig.one("SELECT small_identity, large_identity FROM jobs") == (fixed, None)
+    finally:
+        rig.writer.close()
+        rig.engine.close()
+
+
+@pytest.mark.parametrize(("weights", "is_refused"), [("w", False), ("x", True), (None, False)])
+def test_a_later_worker_with_other_weights_is_refused(
+    db_engine: DbEngine, weights: str | None, is_refused: bool
+) -> None:
+    rig = make_rig(db_engine, weights=weights)
+    first = ModelSpec(name="S", fingerprint=CHAT.fingerprint, weights="w", revision="main")
+    with transaction(db_engine) as connection:
+        assert fix_identity(connection, rig.job_id, ModelRole.SMALL, first) == first.model_copy(
+            update={"revision": None}
+        ), "weights decide, whatever they were asked for by"
+    try:
+        answer = rig.writer.write(rig.message)
+        assert answer == (
+            "EngineRefused: S: this worker's model has other weights than the job's" if is_refused else "2 of 2 written"
+        )
     finally:
         rig.writer.close()
         rig.engine.close()

@@ -90,7 +90,8 @@ def _environment(flower: FlowerSettings) -> dict[str, str]:
         "FLOWER_COOKIE_SECRET": secrets.token_urlsafe(32),
         "FLOWER_READ_ONLY": "true",
         "FLOWER_INSPECT_TIMEOUT": "3000",  # ms; a worker busy on a few cores needs more than 1000
-        "FLOWER_TASKS_COLUMNS": "name,state,kwargs,result,received,runtime,worker",
+        # The uuid is the link to a task's own page: the name leads to the tasks of that name.
+        "FLOWER_TASKS_COLUMNS": "name,uuid,state,kwargs,result,received,runtime,worker",
     }
     if flower.basic_auth is not None:
         environment["FLOWER_BASIC_AUTH"] = flower.basic_auth.get_secret_value()

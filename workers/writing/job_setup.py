@@ -26,7 +26,7 @@ class JobSetup:
     role: ModelRole
     chat: ChatModel
     max_model_len: int
-    think_end: str
+    think: ThinkPhase
     translator: ThinkTagTranslator
     questions: Questions
     sampling: Sampling
@@ -58,10 +58,10 @@ class JobSetup:
             role=role,
             chat=chat,
             max_model_len=max_model_len,
-            think_end=think.end,
+            think=think,
             translator=translator,
             questions=questions,
-            sampling=Sampling(**config.drawing(role).model_dump()),
+            sampling=Sampling(**config.drawing(role).model_dump(exclude={"stop"})),
         )
 
     def prompt_ids(self, problem_id: int, problem: Problem) -> list[int]:

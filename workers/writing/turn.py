@@ -64,7 +64,9 @@ def begin(sample: ClaimedSample, setup: JobSetup, latch: Latch) -> tuple[ActiveS
         problem_id=sample.problem.external_id,
         sample_index=sample.sample_index,
         max_tokens=sample.budget or setup.config.sampling.max_tokens,
-        think_end=setup.think_end,
+        think_start=setup.think.start,
+        think_end=setup.think.end,
+        think_opened=setup.think.opened,
         num_prompt_tokens=sample.num_prompt_tokens or len(prompt_ids),
     )
     first = _first_transition(sample, setup, context)

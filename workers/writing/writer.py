@@ -26,7 +26,7 @@ from pipeline.chat.translation import settle_think_phase
 from pipeline.db.claims import ClaimedSample
 from pipeline.db.commits import SampleCommit
 from pipeline.db.faults import describe
-from pipeline.db.job_configs import fix_think_phase, get_job_config
+from pipeline.db.job_configs import fix_identity, fix_think_phase, get_job_config
 from pipeline.db.runnable import Runnable
 from pipeline.db.worker_leases import WorkerCounters
 from pipeline.errors import EngineDied, EngineRefused, EngineUnavailable, ServiceUnavailable
@@ -255,25 +255,20 @@ class Writer:
         wanted = config.model(self.role)
         if wanted is not None:
             self._require(wanted)
+            own = ModelSpec(
+                name=wanted.name, fingerprint=self._chat.fingerprint, weights=self._weights, revision=self._revision
+            )
+            self._require(self._store.patiently(lambda connection: fix_identity(connection, job_id, self.role, own)))
         chat = self._chat.asked(config.asking(self.role))
-        phase = settle_think_phase(chat)
+        phase = settle_think_phase(chat, other_is_unknown=len(config.build_policy().roles) > 1)
         think = self._store.patiently(lambda connection: fix_think_phase(connection, job_id, phase))
         return JobSetup.of(config, think, chat, role=self.role, max_model_len=self.engine.max_model_len)
 
     def _require(self, wanted: ModelSpec) -> None:
-        """Raises EngineRefused where this worker's model is not the one that the job was submitted with."""
-        if wanted.fingerprint not in (None, self._chat.fingerprint):
-            raise EngineRefused(
-                wanted.name,
-                "this worker's model has another tokenizer or chat template than the job was submitted with",
-            )
-        if None not in (wanted.weights, self._weights) and wanted.weights != self._weights:
-            raise EngineRefused(wanted.name, "this worker's model has other weights than the job was submitted with")
-        if wanted.revision not in (None, self._revision):
-            raise EngineRefused(
-                wanted.name,
-                f"the job asks for revision {wanted.revision!r}, and this worker was started with {self._revision!r}",
-            )
+        """Raises EngineRefused where this worker's model is not the one that the job asks for, or has."""
+        reason = wanted.why_not(fingerprint=self._chat.fingerprint, weights=self._weights, revision=self._revision)
+        if reason is not None:
+            raise EngineRefused(wanted.name, reason)
 
     def _submit(self, active: ActiveSample, request: GenerateRequest) -> None:
         self.engine.submit(request, lambda result: self._recorder.put(Outcome(active, result)))

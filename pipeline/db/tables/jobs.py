@@ -113,6 +113,10 @@ class JobRow(Base):
     think_opened: Mapped[bool | None] = mapped_column(
         comment="whether the prompt opens the think phase; else the texts have the opening tag"
     )
+    small_identity: Mapped[dict[str, Any] | None] = mapped_column(
+        comment="tokenizer and template, weights and revision of its first worker's model; null: none has had it yet"
+    )
+    large_identity: Mapped[dict[str, Any] | None] = mapped_column(comment="the same of the large model")
     num_problems: Mapped[int] = mapped_column(comment="the first so many of the set")
     num_samples: Mapped[int] = mapped_column(comment="per problem")
     submitted_at: Mapped[Instant] = mapped_column(server_default=func.now(), comment="when it was stored")

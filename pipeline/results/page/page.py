@@ -20,6 +20,7 @@ class PageData:
     """What a page is made of, jobs in the order asked for.
 
     comparisons: of the first job with the others that can be paired with it. samples: those to read, of each job.
+    side_by_side: samples of one problem, one of each job.
     """
 
     jobs: tuple[Job, ...]
@@ -27,6 +28,7 @@ class PageData:
     comparisons: tuple[Comparison, ...]
     samples: tuple[tuple[SampleReport, ...], ...]
     read_at: dt.datetime
+    side_by_side: tuple[tuple[SampleReport, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,10 +49,47 @@ def test_tags_are_those_of_prompt_and_template(
 @pytest.mark.parametrize("family", THINK_FAMILIES, ids=lambda family: family.opening)
 def test_each_family_is_found_where_the_prompt_opens_it(family: object) -> None:
     marks = find_marks(
-        tail=f"<|assistant|>{family.opening}", chat_template="", told=None, vocabulary=frozenset()  # type: ignore[attr-defined]
+        tail=f"<|assistant|>{family.opening}", shown="", told=None, vocabulary=frozenset()  # type: ignore[attr-defined]
     )  # fmt: skip
     assert (marks.opening, marks.closing) == (family.opening, family.closing)  # type: ignore[attr-defined]
     assert marks.start is ThinkStart.OPENED
+
+
+_TURNS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"
+_HYBRID = _TURNS + "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+_STRIPS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}{% endfor %}<|assistant|>"
+_BUDGET = _TURNS + "{% if thinking_budget == 0 %}<seed:think>\n</seed:think>{% endif %}{# <seed:think> #}"
+_KEPT = ThinkPhase(start="<think>", end="</think>", opened=False)
+_OPEN = ThinkPhase(start="<think>", end="</think>", opened=True)
+_NONE = ThinkPhase(start="", end="", opened=False)
+_SEED = ThinkPhase(start="<seed:think>", end="</seed:think>", opened=False)
+
+
+@pytest.mark.parametrize(
+    ("template", "asking", "phase"),
+    [
+        (_HYBRID, {}, _KEPT),
+        (_HYBRID, {"template_variables": {"enable_thinking": True}}, _KEPT),
+        (_HYBRID, {"template_variables": {"enable_thinking": False}}, _NONE),
+        (_STRIPS, {}, _KEPT),  # the template takes thoughts out of earlier turns: the text opens them
+        (_STRIPS + "<think>\n", {}, _OPEN),
+        (_TURNS, {}, _KEPT),  # nothing shows any tag: the text may open the usual one, and need not
+        (_TURNS, {"system": "detailed thinking on"}, _KEPT),
+        (_TURNS, {"system": "detailed thinking off", "think_tags": ()}, _NONE),
+        (_TURNS, {"system": "Think in [THINK]so[/THINK]."}, ThinkPhase(start="[THINK]", end="[/THINK]", opened=False)),
+        (_TURNS, {"think_tags": ("<t>", "</t>")}, ThinkPhase(start="<t>", end="</t>", opened=False)),
+        (_BUDGET, {"template_variables": {"thinking_budget": 512}}, _SEED),
+        (_BUDGET, {"template_variables": {"thinking_budget": 0}}, _NONE),
+        (_TURNS + "◁think▷", {}, ThinkPhase(start="◁think▷", end="◁/think▷", opened=True)),
+        (_TURNS + "<reasoning>\n", {}, ThinkPhase(start="<reasoning>", end="</reasoning>", opened=True)),
+        (_TURNS + "{% if reasoning %}<thought>{% else %}</thought>{% endif %}", {}, _NONE),
+    ],
+)
+def test_a_model_alone_thinks_as_its_prompt_leaves_it(
+    tmp_path: Path, template: str, asking: dict[str, object], phase: ThinkPhase
+) -> None:
+    model = ChatModel.load(write_model(tmp_path / "m", template=template))
+    assert settle_think_phase(model.asked(Asking.model_validate(asking))) == phase
 
 
 def test_a_job_names_tags_that_nobody_knows(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from pipeline.chat.asking import Asking
 from pipeline.chat.model import ChatModel
 from pipeline.chat.translation import ThinkPhase, ThinkTagTranslator, first_prompt_tokens, settle_think_phase
 from pipeline.errors import ConfigurationError
@@ -155,7 +156,12 @@ def test_template_that_does_not_open_the_think_phase_is_given_the_tag(folder: Pa
 def test_model_without_think_tags_takes_the_others(folder: Path, chat: ChatModel) -> None:
     plain = make_chat(folder / "plain", tags=None)
     assert settle_think_phase(plain, chat) == ThinkPhase(start="<think>", end="</think>", opened=True)
-    assert settle_think_phase(plain) == ThinkPhase(start="", end="", opened=False)
+    assert settle_think_phase(plain, other_is_unknown=True) == ThinkPhase(start="", end="", opened=False)
+    assert settle_think_phase(plain) == ThinkPhase(start="<think>", end="</think>", opened=False), (
+        "its text may open it"
+    )
+    told = plain.asked(Asking(think_tags=()))
+    assert settle_think_phase(told) == ThinkPhase(start="", end="", opened=False), "the job says that it does not think"
     translator = ThinkTagTranslator(plain, settle_think_phase(plain, chat))
     assert decoded(plain, translator.output_ids([part(chat, "So.</think>")], own=OWN)) == "So.</think>"
 

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from pipeline.cli import main
-from pipeline.cli.asking import asking
+from pipeline.cli.asking import asking, stop_strings
 
 MODELS = Path(__file__).parents[3] / "examples" / "models"
 
@@ -39,6 +39,13 @@ def test_options_become_fields(tmp_path: Path) -> None:
 def test_what_is_wrong_is_said(system: str | None, variables: list[str] | None, tags: str | None, told: str) -> None:
     with pytest.raises(typer.BadParameter, match=told):
         asking(system, variables, tags)
+
+
+def test_stop_strings_in_quotes_are_json() -> None:
+    assert stop_strings(["Q:", r'"\n\nQ:"', "[1]", ""]) == ("Q:", "\n\nQ:", "[1]", "")
+    assert stop_strings(None) is None
+    with pytest.raises(typer.BadParameter, match="not JSON"):
+        stop_strings(['"Q'])
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

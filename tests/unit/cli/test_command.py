@@ -28,6 +28,7 @@ from pipeline.results.reports import JobProgress, Result, SampleReport, SegmentR
 from pipeline.samples import Author, FinishReason, SampleState
 
 Run = Callable[..., int]
+EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
 @pytest.fixture
@@ -121,6 +122,9 @@ def test_import_of_the_package_is_lazy_and_gives_every_public_name() -> None:
         (["cancel", "1"], 4, "specthink up"),
         (["submit", "f.jsonl", "--column", "question"], 2, "PART=COLUMN"),
         (["submit", "f.jsonl", "--samples", "0"], 2, "--samples"),
+        (["submit", "f.jsonl", "--json"], 2, "--dry-run"),
+        (["submit", "f.jsonl", "--dry-run", "--wait"], 2, "--wait"),
+        (["submit", "f.jsonl", "--dry-run", "--policy", "random", "--matched-to", "1"], 4, "specthink up"),
         (["results", "1", "--format", "xlsx"], 2, "xlsx"),
         (["frobnicate"], 2, "frobnicate"),
         (["worker", "small"], 2, "--model"),
@@ -362,3 +366,16 @@ def test_sample_shows_the_author_and_trigger_of_each_step(capsys: pytest.Capture
 def test_sample_without_steps_shows_its_segments(capsys: pytest.CaptureFixture[str]) -> None:
     render.print_sample(sample_report(complete=False), render.console())
     assert "  0 S S5        [start] so\n" in capsys.readouterr().out
+
+
+def test_dry_run_needs_no_server(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    models = ["--small", str(EXAMPLES / "models" / "demo-small"), "--large", str(EXAMPLES / "models" / "demo-large")]
+    asked = ["submit", str(EXAMPLES / "problems.jsonl"), *models, "--limit", "3", "--dry-run"]
+    assert run(*asked) == 0
+    printed = capsys.readouterr().out
+    told = ["200 rows, the first 3 are used", "3, for the grader math", "first prompt of the small model", "<think>"]
+    for part in (*told, "no database was reached", "nothing was stored", "n1 20"):
+        assert part in printed
+    assert run(*asked, "--json") == 0
+    found = orjson.loads(capsys.readouterr().out)
+    assert [(asked["role"], asked["workers"]) for asked in found["models"]] == [("small", None), ("large", None)]

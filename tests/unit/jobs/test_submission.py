@@ -12,7 +12,7 @@ import pytest
 from pipeline import ColumnNames, Problem, ProblemSet
 from pipeline.chat.asking import Asking
 from pipeline.errors import BadProblem, ConfigurationError
-from pipeline.jobs.config import JobConfig, ModelSpec
+from pipeline.jobs.config import DrawingSpec, JobConfig, ModelSpec, RoleDrawingSpec
 from pipeline.jobs.readiness import ReadyJob, make_ready
 from pipeline.jobs.references import StoredSet
 from pipeline.jobs.submission import SourceJob, Submission, part_values
@@ -46,6 +46,21 @@ def stored_job(**values: Any) -> SourceJob:
 
 
 # What it takes
+
+
+def test_what_can_be_said_of_drawing_can_be_said_of_a_job_and_of_a_role() -> None:
+    fields = set(DrawingSpec.model_fields)
+    assert set(RoleDrawingSpec.model_fields) == fields
+    assert fields < set(Submission.model_fields)
+
+
+def test_a_role_has_stop_strings_of_its_own() -> None:
+    config = ready(stop=("Q:",), small_sampling={"stop": ()}).config
+    assert (config.drawing(ModelRole.SMALL).stop, config.drawing(ModelRole.LARGE).stop) == ((), ("Q:",))
+    with pytest.raises(ConfigurationError, match="stop"):
+        ready(stop=("",))
+    with pytest.raises(ConfigurationError, match="stop"):
+        ready(stop=("Q",) * 17)
 
 
 def test_submission_from_json_is_the_one_made_in_python() -> None:

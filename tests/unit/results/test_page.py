@@ -203,6 +203,43 @@ def test_page_shows_what_was_right_and_the_settings() -> None:
     assert '"temperature": 0.6' in text
 
 
+def test_page_shows_one_problem_in_two_jobs_side_by_side() -> None:
+    found = [job(1), job(2)]
+    right = sample([segment(0, "small", "first job's text")], [])
+    right = replace(right, result=replace(right.result, score=1.0))
+    wrong = sample([segment(0, "large", HOSTILE, HOSTILE, HOSTILE)], [])
+    data = PageData(
+        jobs=tuple(row[0] for row in found), stats=tuple(row[1] for row in found), comparisons=(), samples=((), ()),
+        read_at=NOW, side_by_side=((right, wrong),),
+    )  # fmt: skip
+    html = render_page(data)
+    elements = Elements(html)
+    assert [attributes.get("class") for tag, attributes in elements.found if tag == "div"].count("side") == 1
+    assert len([tag for tag, _ in elements.found if tag == "section"]) == 2
+    text = " ".join(elements.text.split())
+    for shown in (
+        "The same problem in each job",
+        "right · wrong",
+        "first job's text",
+        f"1 · {POLICY} · right",
+        f"2 · {POLICY} · wrong",
+    ):
+        assert shown in text, shown
+    assert elements.text.count(HOSTILE) >= 5
+    assert "script" not in [tag for tag, _ in elements.found]
+    assert "The same problem" not in render_page(replace(data, side_by_side=()))
+
+
+def test_page_has_nothing_wider_than_a_phone_but_what_scrolls(hostile_page: str) -> None:
+    style = hostile_page.partition("<style>")[2].partition("</style>")[0]
+    wide = [int(width) for width in re.findall(r"minmax\((\d+)px", style)]
+    assert wide == [], "a column of fixed width pushes the page beyond a phone's"
+    elements = Elements(hostile_page)
+    inside = re.findall(r"<(div class=\"scroll\"|table)", hostile_page)
+    assert inside[::2] == ['div class="scroll"'] * (len(inside) // 2), "every table scrolls by itself"
+    assert any(attributes.get("name") == "viewport" for tag, attributes in elements.found if tag == "meta")
+
+
 def test_page_marks_partial_and_shared_numbers() -> None:
     listed, stats = job(1)
     partial = replace(stats.summary, samples_graded=3, samples_open=1)

@@ -51,7 +51,7 @@ LANGUAGE sql STABLE ROWS 1 AS $$
         SELECT s.state, s.finish_reason, s.score::numeric AS score, count(*) AS num,
                s.state IN ('finished', 'graded') AS is_complete,
                s.state IN ('finished', 'graded') AND s.finish_reason IN ('length', 'context') AS is_truncated,
-               s.state IN ('finished', 'graded') AND s.finish_reason = 'eos' AS is_eos,
+               s.state IN ('finished', 'graded') AND s.finish_reason IN ('eos', 'stop') AS is_eos,
                sum(s.num_takeovers) AS takeovers, sum(s.tokens_small) AS tokens_small,
                sum(s.tokens_large) AS tokens_large, sum(s.tokens_inserted) AS tokens_inserted,
                sum(s.discarded_small) AS discarded_small, sum(s.discarded_large) AS discarded_large,

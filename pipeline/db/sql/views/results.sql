@@ -29,7 +29,7 @@ COMMENT ON COLUMN results.prompt IS 'the question''s text, before any template';
 COMMENT ON COLUMN results.output IS 'the kept text so far, complete in the states finished and graded';
 COMMENT ON COLUMN results.predicted_answer IS 'what the grader read out of it, null where it found none';
 COMMENT ON COLUMN results.score IS 'null: unscored, which is not wrong';
-COMMENT ON COLUMN results.finish_reason IS 'what ended the text: eos, length, context or repetition';
+COMMENT ON COLUMN results.finish_reason IS 'what ended the text: eos, length, context, repetition or stop';
 COMMENT ON COLUMN results.output_tokens IS 'kept tokens, all authors';
 COMMENT ON COLUMN results.tokens_small IS 'of these, written by the small model';
 COMMENT ON COLUMN results.tokens_large IS 'written by the large model';

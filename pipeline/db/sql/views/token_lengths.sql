@@ -35,7 +35,7 @@ COMMENT ON VIEW token_lengths IS
     'verdict = ''all''.';
 COMMENT ON COLUMN token_lengths.job_id IS 'the job';
 COMMENT ON COLUMN token_lengths.author IS 'whose tokens are counted in each sample: all, small, large or inserted';
-COMMENT ON COLUMN token_lengths.finish_reason IS 'all, eos, length, context or repetition';
+COMMENT ON COLUMN token_lengths.finish_reason IS 'all, eos, length, context, repetition or stop';
 COMMENT ON COLUMN token_lengths.verdict IS 'all, right (score of at least 0.5), wrong or unscored';
 COMMENT ON COLUMN token_lengths.n IS 'samples; those where the author wrote nothing count with 0 tokens';
 COMMENT ON COLUMN token_lengths.mean IS 'mean tokens';

@@ -22,5 +22,5 @@ COMMENT ON COLUMN truncation.num_context IS 'ended by the model''s context';
 COMMENT ON COLUMN truncation.num_repetition IS 'ended by the loop guard';
 COMMENT ON COLUMN truncation.num_scored_truncated IS 'truncated ones that have a score';
 COMMENT ON COLUMN truncation.accuracy_truncated IS 'their mean score';
-COMMENT ON COLUMN truncation.num_scored_eos IS 'those with a score that the model ended itself';
+COMMENT ON COLUMN truncation.num_scored_eos IS 'those with a score that the model ended itself, or a stop string';
 COMMENT ON COLUMN truncation.accuracy_eos IS 'their mean score';
