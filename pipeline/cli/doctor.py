@@ -142,6 +142,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     """All checks, in the order in which one depends on another."""
     yield from check_packages(metadata.version)
     yield from check_engine(sys.executable)
+    yield check_sandbox(settings)
     try:
         from pipeline.embedded import resolve_connections
 
@@ -193,6 +194,21 @@ def check_engine(python: str) -> Iterator[Finding]:
         verdict=Verdict.OK if is_good else Verdict.FAILURE,
         found=next(reversed(said.strip().splitlines()), "it ended without a word"),
         remedy="" if is_good else "no model can run here: install specthink[cpu] or specthink[gpu] anew",
+    )
+
+
+def check_sandbox(settings: Settings) -> Finding:
+    """Whether the grader `code` can run what models write in isolation here, by this user."""
+    from pipeline.grading.code import REMEDY
+    from pipeline.grading.code.sandbox import find_fault
+
+    fault = find_fault()
+    allowed = settings.grading.code_without_isolation
+    return Finding(
+        check="code sandbox",
+        verdict=Verdict.WARNING if fault or allowed else Verdict.OK,
+        found=f"{fault}; allowed without" if fault and allowed else fault or "own network, processes and files",
+        remedy=f"only the grader 'code' minds: {REMEDY}" if fault and not allowed else "",
     )
 
 

@@ -112,7 +112,9 @@ def _letter_by_text(text: str, choices: Sequence[str]) -> str | None:
     text = text[-MAX_TEXT_CHARS:]
     boxed = last_boxed(text)
     said = boxed if boxed is not None else find_stated(text)
-    if not choices or said is None or re.fullmatch("[a-z]", bare(said)):  # one letter is the letter of a choice, not its text
+    if (
+        not choices or said is None or re.fullmatch("[a-z]", bare(said))
+    ):  # one letter is the letter of a choice, not its text
         return None
     for form in (bare, plain_form):
         if fitting := [index for index, choice in enumerate(choices) if form(choice) == form(said) != ""]:

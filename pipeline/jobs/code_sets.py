@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any, assert_never
 
 from pipeline.grading.code import CodeReference
+from pipeline.grading.code.reading import defines
 from pipeline.problems import Problem
 
 
@@ -29,6 +30,17 @@ def with_tests(problem: Problem, form: CodeForm) -> Problem:
         case _:
             assert_never(form)
     return replace(problem, answer=reference.model_dump_json())
+
+
+def as_worked(problem: Problem) -> Problem:
+    """The problem with the code that solves it as its answer, for an example; without one where that is not known."""
+    try:
+        reference = CodeReference.model_validate_json(problem.answer or "")
+    except ValueError:
+        return replace(problem, answer=None)
+    whole = reference.solution if defines(reference.solution, reference.entry_point) else ""
+    code = whole or reference.prompt + reference.solution
+    return replace(problem, answer=f"```python\n{code.strip()}\n```" if reference.solution else None)
 
 
 def _humaneval(problem: Problem) -> CodeReference:

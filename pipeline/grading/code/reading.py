@@ -18,7 +18,7 @@ def find_code(text: str, entry_point: str) -> str | None:
     """The last fenced block that defines the entry point, else the last block, else the text; None where it is blank."""
     text = text[-MAX_CODE_CHARS:]
     blocks = [textwrap.dedent(block) for block in _BLOCK.findall(text)]
-    defining = [block for block in blocks if _defines(block, entry_point)]
+    defining = [block for block in blocks if defines(block, entry_point)]
     if blocks:
         code = (defining or blocks)[-1]
     else:
@@ -38,7 +38,7 @@ def readings(code: str, *, prompt: str, entry_point: str) -> Sequence[str]:
     One that defines the entry point stands for itself, behind the prompt for the helpers there. Any other is the
     continuation of the prompt.
     """
-    if _defines(code, entry_point) or not prompt:
+    if defines(code, entry_point) or not prompt:
         start = _CODE_LINE.search(code)
         bare = [code, *([code[start.start() :]] if start else [])]
         return [*(f"{prompt}\n{each}" for each in bare if prompt), *bare]
@@ -47,5 +47,8 @@ def readings(code: str, *, prompt: str, entry_point: str) -> Sequence[str]:
     return [prompt + body for body in bodies]
 
 
-def _defines(code: str, entry_point: str) -> bool:
-    return re.search(rf"^[ \t]*(?:async[ \t]+)?def[ \t]+{re.escape(entry_point)}[ \t]*\(", code, re.MULTILINE) is not None
+def defines(code: str, entry_point: str) -> bool:
+    """Whether a text has the line that begins a function of this name."""
+    return (
+        re.search(rf"^[ \t]*(?:async[ \t]+)?def[ \t]+{re.escape(entry_point)}[ \t]*\(", code, re.MULTILINE) is not None
+    )
