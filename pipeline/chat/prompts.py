@@ -130,8 +130,7 @@ _TEMPLATES = {
         PromptTemplate(
             name="code",
             version="code/1",
-            instruction="Please reason step by step, and put the whole Python code of your answer within one fenced code "
-            "block.",
+            instruction="Please reason step by step, and put the whole Python code of your answer in one fenced block.",
         ),
         # arXiv 2504.12329 asks so: the instruction, then the problem; the opening think tag is the chat template's.
         PromptTemplate(

@@ -20,7 +20,7 @@ class CodeForm(StrEnum):
 
 
 def with_tests(problem: Problem, form: CodeForm) -> Problem:
-    """The problem with its tests and solution as its reference answer. Raises ValueError for a column that is missing."""
+    """The problem with tests and solution as its reference answer. Raises ValueError for a column that is missing."""
     match form:
         case CodeForm.HUMANEVAL:
             reference = _humaneval(problem)

@@ -76,8 +76,8 @@ class CodeGrader:
 
 
 REMEDY = (
-    "it needs a kernel that lets this user make namespaces, or SPECTHINK_GRADING__CODE_WITHOUT_ISOLATION=true, with which "
-    "code reaches the network and all that this user may read"
+    "it needs a kernel that lets this user make namespaces, or SPECTHINK_GRADING__CODE_WITHOUT_ISOLATION=true, with "
+    "which code reaches the network and all that this user may read"
 )
 
 

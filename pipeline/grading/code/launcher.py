@@ -1,8 +1,10 @@
 """Puts a process into its sandbox and starts a bare interpreter there. Run as a script; it imports nothing of ours.
 
 Arguments: the descriptors to report to and to hand on with the password; they become 3 and 4. Standard input: JSON with
-``interpreter``, ``prefix``, ``runner``, ``work`` (an empty folder), ``limits``, ``isolate`` and ``program``. Three processes: this one; the first of its own process namespace, whose
-end kills all others there; and the one that runs the program, as another user where this one is root.
+``interpreter``, ``prefix``, ``runner``, ``work`` (an empty folder), ``limits``, ``isolate`` and ``program``.
+
+Three processes: this one; the first of its own process namespace, whose end kills all others there; and the one that
+runs the program, as another user where this one is root.
 """
 
 import ctypes

@@ -15,7 +15,7 @@ _CODE_LINE = re.compile(r"^(?:from|import|def|class|async def|@)\b", re.MULTILIN
 
 
 def find_code(text: str, entry_point: str) -> str | None:
-    """The last fenced block that defines the entry point, else the last block, else the text; None where it is blank."""
+    """The last fenced block that defines the entry point, else the last one, else the text; None where it is blank."""
     text = text[-MAX_CODE_CHARS:]
     blocks = [textwrap.dedent(block) for block in _BLOCK.findall(text)]
     defining = [block for block in blocks if defines(block, entry_point)]

@@ -1,7 +1,7 @@
 """Runs an answer and its tests inside the sandbox. Its text is given to a bare interpreter with ``-c``.
 
-Standard input: JSON with ``answers`` (the first that compiles is run) and ``tests``. The verdict, one JSON line, goes to
-descriptor 3. What must be said for a pass waits unread on descriptor 4 until the tests are through.
+Standard input: JSON with ``answers`` (the first that compiles is run) and ``tests``. The verdict, one JSON line, goes
+to descriptor 3. What must be said for a pass waits unread on descriptor 4 until the tests are through.
 """
 
 import json

@@ -4,8 +4,8 @@ It has no network, sees no process but its own, and no file but the interpreter'
 empty folder, an empty environment, little memory, processor time, processes and files, and a time limit. It runs as
 another user where the grader is root. That needs a kernel that gives namespaces to whoever asks here.
 
-What it does not hold off: a fault of the kernel itself; up to ``MAX_PROCESSES`` times ``MAX_MEMORY`` for some seconds; and
-in ``/usr`` everything can be read.
+What it does not hold off: a fault of the kernel itself, and ``MAX_PROCESSES`` times ``MAX_MEMORY`` for some seconds.
+Everything in ``/usr`` can be read. An answer shares its process with its tests: one that reads them can please them.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import stat
+import sys
 import threading
 import time
 from pathlib import Path
@@ -146,13 +148,14 @@ def test_processes_that_code_leaves_behind_are_killed() -> None:
 
 
 def sandboxed() -> list[int]:
-    """Process ids of bare interpreters with the sandbox's environment."""
+    """Process ids of the interpreters that run programs here."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and b"PYTHONHASHSEED=0\0" in (entry / "environ").read_bytes():
-                if b"the tests are through" in (entry / "cmdline").read_bytes():
-                    found.append(int(entry.name))
+            if entry.name.isdigit() and b"the tests are through" not in (entry / "cmdline").read_bytes():
+                continue
+            if entry.name.isdigit():
+                found.append(int(entry.name))
         except OSError:
             continue
     return found
@@ -174,12 +177,14 @@ def test_code_sees_nothing_of_its_grader(tmp_path: Path, monkeypatch: pytest.Mon
     secret = tmp_path / "secret"
     secret.write_text("x")
     secret.chmod(0o644)
+    top = Path(sys.base_prefix).resolve().parts[1]
     code = f"""
 import os
 assert set(os.environ) <= {{'HOME', 'LANG', 'PYTHONHASHSEED', 'LC_CTYPE'}}, dict(os.environ)
 assert not os.path.exists({str(secret)!r})
 assert not os.path.exists({str(Path(__file__))!r})
-assert not os.path.exists('/proc') and not os.path.exists('/etc/passwd') and not os.path.exists('/root')
+assert set(os.listdir('/')) <= {{'usr', 'lib', 'lib64', 'lib32', 'bin', 'etc', 'dev', 'tmp', {top!r}}}, os.listdir('/')
+assert os.listdir('/etc') in ([], ['ld.so.cache'])
 assert os.listdir('/tmp') == [] == os.listdir(os.getcwd())
 assert os.getuid() != 0 and os.geteuid() != 0 and os.getgroups() in ([], [os.getgid()])
 for pid in ({os.getpid()}, {os.getppid()}, os.getppid()):
@@ -226,7 +231,7 @@ def test_sandbox_that_cannot_be_made_is_refused(monkeypatch: pytest.MonkeyPatch,
     (tmp_path / "launcher.py").write_text(broken)
     (tmp_path / "runner.py").write_text((sandbox_module._HERE / "runner.py").read_text())
     monkeypatch.setattr(sandbox_module, "_HERE", tmp_path)
-    with pytest.raises(GradingError, match="code cannot be run in isolation here: .*x"):
+    with pytest.raises(GradingError, match=r"code cannot be run in isolation here: .*x"):
         CodeGrader().grade("def half(x): return x // 2", REFERENCE)
     find_fault.cache_clear()
     try:
@@ -234,8 +239,20 @@ def test_sandbox_that_cannot_be_made_is_refused(monkeypatch: pytest.MonkeyPatch,
             CodeGrader().check_reference(REFERENCE)
     finally:
         find_fault.cache_clear()
+
+
+def test_setting_allows_code_without_isolation_but_not_as_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPECTHINK_GRADING__CODE_WITHOUT_ISOLATION", "true")
-    assert make_grader("code").grade("def half(x): return x // 2", REFERENCE).score == 1.0
+    grader, answer = make_grader("code"), "import os\nassert os.getuid() != 0\ndef half(x): return x // 2"
+    if os.getuid() == 0 and not is_for_everybody(Path(sys.executable).resolve()):
+        with pytest.raises(GradingError, match="Permission denied"):
+            grader.grade(answer, REFERENCE)
+    else:
+        assert grader.grade(answer, REFERENCE).score == 1.0
+
+
+def is_for_everybody(path: Path) -> bool:
+    return all(each.stat().st_mode & stat.S_IXOTH for each in (path, *path.parents))
 
 
 def test_reference_is_checked_by_running_its_solution() -> None:
@@ -254,7 +271,8 @@ HUMANEVAL = {
     "test": "METADATA = {}\n\n\ndef check(candidate):\n    assert candidate(9) == 4\n",
 }  # fmt: skip
 MBPP = {
-    "task_id": 2, "text": "Write a function to add.", "code": "def one():\r\n    return 1\r\ndef add(a, b=one()):\r\n    return a + b",
+    "task_id": 2, "text": "Write a function to add.",
+    "code": "def one():\r\n    return 1\r\ndef add(a, b=one()):\r\n    return a + b",
     "test_list": ["assert add(1, 2) == 3"], "test_setup_code": "", "challenge_test_list": [],
 }  # fmt: skip
 
@@ -288,7 +306,7 @@ def test_problem_whose_solution_fails_is_refused_with_its_line(tmp_path: Path) -
     file = tmp_path / "set.jsonl"
     bad = HUMANEVAL | {"task_id": "HumanEval/1", "canonical_solution": "    return 5\n"}
     file.write_text("".join(json.dumps(row) + "\n" for row in (HUMANEVAL, bad)))
-    with pytest.raises(ProblemSetError, match="line 2: .* its own solution does not pass"):
+    with pytest.raises(ProblemSetError, match=r"line 2: .* its own solution does not pass"):
         check_references(find_recipe("humaneval").load(file), 2, "code")
     file.write_text(json.dumps(HUMANEVAL | {"test": None}) + "\n")
     with pytest.raises(ProblemSetError, match="line 1: 'test' is missing"):
