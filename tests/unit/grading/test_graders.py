@@ -292,7 +292,7 @@ def test_versions_name_what_a_grade_depends_on() -> None:
 
 
 def test_unknown_grader_lists_the_known() -> None:
-    with pytest.raises(ConfigurationError, match="no grader 'maths'; there are math, exact, choice, none"):
+    with pytest.raises(ConfigurationError, match="no grader 'maths'; there are math, exact, choice, code, none"):
         make_grader("maths")
 
 

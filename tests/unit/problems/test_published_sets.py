@@ -34,8 +34,6 @@ class Published:
     plain: ColumnNames | None = field(default_factory=ColumnNames)
     """Columns without the recipe; None where it needs the recipe."""
     in_parquet: bool = False
-    graded: bool = True
-    """False: its references are run, and tested in tests/unit/grading/test_code.py."""
 
 
 SKY = "What colour is the sky?"
@@ -138,7 +136,7 @@ SETS = [
             "task_id": "HumanEval/0", "prompt": "def f():", "canonical_solution": SECRET, "test": SECRET,
             "entry_point": "f",
         },
-        shown=("def f():",), answer=None, graded=False,
+        shown=("def f():",), answer=None,
     ),
     Published(
         recipe="mbpp",
@@ -146,7 +144,7 @@ SETS = [
             "task_id": 2, "text": "Write a function to add.", "code": f"def add(a, b):\n    return a + b  # {SECRET}",
             "test_list": [f"assert add(1, 2) == 3  # {SECRET}"], "test_setup_code": "", "challenge_test_list": [SECRET],
         },
-        shown=("Write a function to add.", "`def add(a, b)`"), answer=None, plain=None, graded=False,
+        shown=("Write a function to add.", "`def add(a, b)`"), answer=None, plain=None,
     ),
     Published(
         recipe="math", row={"problem": "1+1?", "level": "Level 1", "type": "Algebra",
