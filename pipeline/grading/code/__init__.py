@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.errors import ConfigurationError, GradingError
 from pipeline.grading.base import NOT_FOUND, Grade, shown, unscored
 from pipeline.grading.code.reading import find_code, has_code_block, readings
-from pipeline.grading.code.sandbox import Outcome, Report, find_fault, run_program
+from pipeline.grading.code.sandbox import MAX_WALL_S, Outcome, Report, find_fault, run_program
 from pipeline.settings import load_settings
 
 _MUST_FAIL = "raise AssertionError"
@@ -62,17 +62,24 @@ class CodeGrader:
         wanted = _parse(reference)
         if self.isolate and (fault := find_fault()) is not None:
             raise ConfigurationError(f"the grader 'code' runs every solution at submit: {fault}; {REMEDY}")
-        if wanted.solution and (reason := self._why_wrong(wanted.solution, wanted)):
-            raise GradingError(f"its own solution does not pass its tests: {reason}")
+        if not wanted.solution:
+            return
+        report = self._run(wanted.solution, wanted)
+        if report.outcome is not Outcome.PASSED:
+            raise GradingError(f"its own solution does not pass its tests: {_told(report)}")
 
     def _why_wrong(self, code: str, wanted: CodeReference) -> str | None:
         """None where the code passes the tests, and does not pass what nothing can pass."""
-        answers = readings(code, prompt=wanted.prompt, entry_point=wanted.entry_point)
-        report = run_program(answers, wanted.tests, isolate=self.isolate)
+        report = self._run(code, wanted)
         if report.outcome is not Outcome.PASSED:
             return _told(report)
-        again = run_program(answers, _MUST_FAIL, isolate=self.isolate, wall_s=_MUST_FAIL_WALL_S)
+        must_fail = wanted.model_copy(update={"tests": _MUST_FAIL})
+        again = self._run(code, must_fail, wall_s=_MUST_FAIL_WALL_S)
         return "the code passes tests that must fail" if again.outcome is Outcome.PASSED else None
+
+    def _run(self, code: str, wanted: CodeReference, *, wall_s: float = MAX_WALL_S) -> Report:
+        answers = readings(code, prompt=wanted.prompt, entry_point=wanted.entry_point)
+        return run_program(answers, wanted.tests, isolate=self.isolate, wall_s=wall_s)
 
 
 REMEDY = (
