@@ -206,10 +206,17 @@ def check_sandbox(settings: Settings) -> Finding:
     allowed = settings.grading.code_without_isolation
     return Finding(
         check="code sandbox",
-        verdict=Verdict.WARNING if fault or allowed else Verdict.OK,
-        found=f"{fault}; allowed without" if fault and allowed else fault or "own network, processes and files",
-        remedy=f"only the grader 'code' minds: {REMEDY}" if fault and not allowed else "",
+        verdict=Verdict.WARNING if allowed else Verdict.OK,
+        found=f"none: {fault}" if fault else "own network, processes and files",
+        remedy=_sandbox_remedy(fault is None, allowed, REMEDY),
     )
+
+
+def _sandbox_remedy(can_isolate: bool, allowed: bool, how: str) -> str:
+    if allowed:
+        unset = "unset SPECTHINK_GRADING__CODE_WITHOUT_ISOLATION"
+        return f"{unset}: it is not needed here" if can_isolate else f"code runs without one; {unset} to refuse it"
+    return "" if can_isolate else f"only the grader 'code' needs one: {how}"
 
 
 def _find(version_of: Callable[[str], str], package: str) -> str | None:

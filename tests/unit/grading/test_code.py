@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli.doctor import Verdict, check_sandbox
 from pipeline.errors import ConfigurationError, GradingError, ProblemSetError
 from pipeline.grading import Ending, grade_output, make_grader
 from pipeline.grading.code import CodeGrader, CodeReference
@@ -24,6 +25,7 @@ from pipeline.jobs.recipes import find_recipe
 from pipeline.jobs.references import check_references
 from pipeline.problems import Problem
 from pipeline.samples import FinishReason
+from pipeline.settings import GradingSettings, Settings
 
 PROMPT = (
     'import math\n\n\ndef half(x: int) -> int:\n    """Give half of x, rounded down.\n    >>> half(5)\n    2\n    """\n'
@@ -237,8 +239,16 @@ def test_sandbox_that_cannot_be_made_is_refused(monkeypatch: pytest.MonkeyPatch,
     try:
         with pytest.raises(ConfigurationError, match="SPECTHINK_GRADING__CODE_WITHOUT_ISOLATION"):
             CodeGrader().check_reference(REFERENCE)
+        here = check_sandbox(Settings())
+        allowed = check_sandbox(Settings(grading=GradingSettings(code_without_isolation=True)))
     finally:
+        monkeypatch.undo()
         find_fault.cache_clear()
+
+    assert (here.verdict, here.found[:6]) == (Verdict.OK, "none: ")
+    assert here.remedy.startswith("only the grader 'code' needs one: it needs a kernel")
+    assert (allowed.verdict, allowed.remedy[:26]) == (Verdict.WARNING, "code runs without one; uns")
+    assert check_sandbox(Settings()).remedy == ""
 
 
 def test_setting_allows_code_without_isolation_but_not_as_root(monkeypatch: pytest.MonkeyPatch) -> None:
