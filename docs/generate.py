@@ -259,8 +259,8 @@ def relations_page(connection: Connection, kind: str, title: str, introduction: 
 
 
 RIGHTS_INTRODUCTION = """What each login may do in the database: nothing but this. `specthink migrate` grants it anew.
-Of the workers' logins each right is one that a statement needs: a test takes them away one by one. Reading a view needs no right
-on the tables below it; the functions check what they are asked for and have the rights of the schema's owner."""
+Of the workers' logins each right is one that a statement needs: a test takes them away one by one. Reading a view needs
+no right on the tables below it. The functions check what they are asked for, and have the schema owner's rights."""
 
 
 def rights_page() -> str:

@@ -112,6 +112,9 @@ class GradingSettings(_Part):
     time_limit_s: Seconds = 20.0
     """A grader that runs longer costs its own grade (status "timeout") and nothing else."""
     concurrency: Annotated[int, Field(ge=1)] = 1
+    code_without_isolation: bool = False
+    """Let the grader `code` run what models wrote where the kernel gives it no namespaces: with limits, but with the
+    network and all that the grader's user may read. Only in a container that is made for it."""
 
 
 class FlowerSettings(_Part):

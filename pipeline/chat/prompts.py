@@ -127,6 +127,11 @@ _TEMPLATES = {
             instruction=r"Please reason step by step, and put the letter of your final answer within \boxed{}.",
         ),
         PromptTemplate(name="free", version="free/2", instruction=""),
+        PromptTemplate(
+            name="code",
+            version="code/1",
+            instruction="Please reason step by step, and put the whole Python code of your answer in one fenced block.",
+        ),
         # arXiv 2504.12329 asks so: the instruction, then the problem; the opening think tag is the chat template's.
         PromptTemplate(
             name="paper-math",

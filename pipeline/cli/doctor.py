@@ -143,6 +143,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     """All checks, in the order in which one depends on another."""
     yield from check_packages(metadata.version)
     yield from check_engine(sys.executable)
+    yield check_sandbox(settings)
     try:
         from pipeline.embedded import resolve_connections
 
@@ -195,6 +196,28 @@ def check_engine(python: str) -> Iterator[Finding]:
         found=next(reversed(said.strip().splitlines()), "it ended without a word"),
         remedy="" if is_good else "no model can run here: install specthink[cpu] or specthink[gpu] anew",
     )
+
+
+def check_sandbox(settings: Settings) -> Finding:
+    """Whether the grader `code` can run what models write in isolation here, by this user."""
+    from pipeline.grading.code import REMEDY
+    from pipeline.grading.code.sandbox import find_fault
+
+    fault = find_fault()
+    allowed = settings.grading.code_without_isolation
+    return Finding(
+        check="code sandbox",
+        verdict=Verdict.WARNING if allowed else Verdict.OK,
+        found=f"none: {fault}" if fault else "own network, processes and files",
+        remedy=_sandbox_remedy(fault is None, allowed, REMEDY),
+    )
+
+
+def _sandbox_remedy(can_isolate: bool, allowed: bool, how: str) -> str:
+    if allowed:
+        unset = "unset SPECTHINK_GRADING__CODE_WITHOUT_ISOLATION"
+        return f"{unset}: it is not needed here" if can_isolate else f"code runs without one; {unset} to refuse it"
+    return "" if can_isolate else f"only the grader 'code' needs one: {how}"
 
 
 def _find(version_of: Callable[[str], str], package: str) -> str | None:

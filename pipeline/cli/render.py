@@ -249,6 +249,7 @@ def print_sample(report: SampleReport, out: Console) -> None:
         f"ended by {result.finish_reason.value}" if result.finish_reason else "",
         _answer(result.predicted_answer),
         _right(result),
+        result.grade_detail or "",
     ]
     out.print(" · ".join(part for part in [*ending, result.error or ""] if part), style="bold")
 

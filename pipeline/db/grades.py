@@ -44,6 +44,8 @@ class Ungraded:
     think_end: str | None = None
     """How the job's texts mark the think phase; None where nobody has settled it."""
     think_opened: bool = False
+    choices: tuple[str, ...] = ()
+    """Texts of a multiple choice's choices."""
 
 
 _SELECT_UNGRADED = text(f"""
@@ -52,8 +54,10 @@ _SELECT_UNGRADED = text(f"""
            coalesce(r.also_accepted, '{{}}') AS also_accepted,
            s.finish_reason, j.config->>'cut_samples' AS cut_samples,
            j.think_start, j.think_end, coalesce(j.think_opened, false) AS think_opened,
+           p.shown->'choices' AS choices,
            (SELECT string_agg(g.text, '' ORDER BY g.segment_index) FROM segments g WHERE g.sample_id = s.id) AS output
-    FROM samples s JOIN jobs j ON j.id = s.job_id LEFT JOIN reference_answers r ON r.problem_id = s.problem_id
+    FROM samples s JOIN jobs j ON j.id = s.job_id JOIN problems p ON p.id = s.problem_id
+    LEFT JOIN reference_answers r ON r.problem_id = s.problem_id
     WHERE s.id = ANY(:ids) AND s.job_id = :job AND s.state IN {COMPLETE} ORDER BY s.id
 """)
 
@@ -68,6 +72,7 @@ def select_ungraded(connection: Connection, sample_ids: Sequence[int], *, job_id
                 "output": row["output"] or "",
                 "grader_origin": _origin(row["grader_origin"]),
                 "also_accepted": tuple(row["also_accepted"]),
+                "choices": tuple(map(str, row["choices"] or ())),
                 "finish_reason": FinishReason(row["finish_reason"]) if row["finish_reason"] else None,
             }
         )

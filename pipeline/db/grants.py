@@ -97,6 +97,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         **_SCHEMA,
         "workers": f"SELECT (id, ended_at), INSERT ({_REGISTRATION}), UPDATE ({_LEASE})",
         "reference_answers": "SELECT (problem_id, answer, also_accepted)",
+        "problems": "SELECT (id, shown)",
         "segments": "SELECT (sample_id, segment_index, text)",
         "jobs": (  # an UPDATE to lock a job's row against the count of its totals
             "SELECT (id, config, think_start, think_end, think_opened), UPDATE (followed_at)"

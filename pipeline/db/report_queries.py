@@ -290,12 +290,15 @@ _RESULTS = """
 """
 _WITH_ANSWERS = f"""{_RESULTS}
            r.answer AS reference, coalesce(r.also_accepted, '{{}}') AS also_accepted,
+           (SELECT d.detail FROM grades d WHERE d.sample_id = s.id AND d.status <> 'running'
+            ORDER BY d.graded_at DESC, d.grader DESC, d.grader_version DESC LIMIT 1) AS grade_detail,
            coalesce(h.columns, '{{}}') || p.shown AS metadata
     FROM samples s JOIN problems p ON p.id = s.problem_id
     LEFT JOIN reference_answers r ON r.problem_id = p.id LEFT JOIN hidden_columns h ON h.problem_id = p.id
 """
 _WITHOUT_ANSWERS = f"""{_RESULTS}
-           NULL AS reference, CAST('{{}}' AS varchar[]) AS also_accepted, p.shown AS metadata
+           NULL AS reference, CAST('{{}}' AS varchar[]) AS also_accepted, NULL AS grade_detail,
+           p.shown AS metadata
     FROM samples s JOIN problems p ON p.id = s.problem_id
 """
 

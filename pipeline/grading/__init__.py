@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pipeline.errors import ConfigurationError
 from pipeline.grading.base import Grade, Grader, check_reference, grade_any
 from pipeline.grading.choice import ChoiceGrader
+from pipeline.grading.code import make_code_grader
 from pipeline.grading.ends import Ending, grade_output
 from pipeline.grading.exact import ExactGrader, NoGrader
 from pipeline.grading.extract import answer_part
@@ -33,6 +34,7 @@ _GRADERS: dict[str, Callable[[], Grader]] = {
     "math": MathGrader,
     "exact": ExactGrader,
     "choice": ChoiceGrader,
+    "code": make_code_grader,
     "none": NoGrader,
 }
 

@@ -1,15 +1,18 @@
-"""Multiple choice: the letter that an answer names."""
+"""Multiple choice: the letter that an answer names, or the choice whose text it says."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from pipeline.errors import GradingError
 from pipeline.grading.base import NOT_FOUND, Grade, shown, unscored
 from pipeline.grading.characters import plain_characters
+from pipeline.grading.exact import bare
 from pipeline.grading.extract import MAX_TEXT_CHARS, last_boxed
-from pipeline.grading.statements import looks_finished
+from pipeline.grading.forms import plain_form
+from pipeline.grading.statements import find_stated, looks_finished
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _CYRILLIC = str.maketrans("АВСЕНКМОРТХ", "ABCEHKMOPTX")
@@ -53,14 +56,23 @@ _STANDING_ALONE = re.compile(r"(?<![\w'\\])(?!A [a-z]|I [a-z]|I')([A-J])(?![\w']
 
 @dataclass(frozen=True, slots=True)
 class ChoiceGrader:
-    r"""Takes the letter of the last ``\boxed{}``, else of the last statement, else the last letter that stands out."""
+    r"""Takes the letter of the last ``\boxed{}``, else of the last statement, else the last letter that stands out.
 
+    A box or a statement may say the text of a choice instead of its letter. One that fits two choices says none.
+    """
+
+    choices: tuple[str, ...] = ()
+    """Texts of the problem's choices, where they are known."""
     name: str = "choice"
-    version: str = "choice/2"
+    version: str = "choice/3"
     is_instant: bool = False
 
+    def with_choices(self, choices: Sequence[str]) -> ChoiceGrader:
+        """The same grader for a problem with these choices."""
+        return replace(self, choices=tuple(choices))
+
     def grade(self, answer_text: str, reference: str | None) -> Grade:
-        predicted = find_letter(answer_text)
+        predicted = find_letter(answer_text, self.choices)
         if reference is None:
             return unscored(predicted)
         expected = _leading_letter(reference) or _letter_of_index(reference)
@@ -71,13 +83,19 @@ class ChoiceGrader:
         return Grade(score=float(predicted == expected), predicted_answer=shown(predicted))
 
     def states_answer(self, answer_text: str) -> bool:
-        return find_stated_letter(_plain(answer_text)) is not None or looks_finished(answer_text)
+        text = _plain(answer_text)
+        stated = find_stated_letter(text) is not None or _letter_by_text(answer_text, self.choices) is not None
+        return stated or looks_finished(answer_text)
 
 
-def find_letter(text: str) -> str | None:
-    """The chosen letter in upper case: of a box, else of a statement, else the last that stands alone."""
-    text = _plain(text)
-    if (stated := find_stated_letter(text)) is not None:
+def find_letter(text: str, choices: Sequence[str] = ()) -> str | None:
+    """The chosen letter in upper case: of a box, else of a statement, else the last that stands alone.
+
+    choices: their texts; a box or a statement that says one of them means its letter.
+    """
+    written, text = text, _plain(text)
+    stated = _letter_by_text(written, choices) or find_stated_letter(text)
+    if stated is not None:
         return stated
     if last_boxed(text) is not None:
         return None  # a box holds what was answered, and it names no choice
@@ -85,7 +103,45 @@ def find_letter(text: str) -> str | None:
         if letters := [match[1] for match in pattern.finditer(text) if not _is_refused(text, match)]:
             return str(letters[-1])
     lines = [line for line in text.splitlines() if line.strip()]
-    return _leading_letter(lines[-1]) if lines and len(lines[-1].strip()) <= 4 else None
+    short = _leading_letter(lines[-1]) if lines and len(lines[-1].strip()) <= 4 else None
+    return short or (_letter_in_line(written, choices) if lines else None)
+
+
+def _letter_by_text(text: str, choices: Sequence[str]) -> str | None:
+    """The letter of the choice whose text a box holds, or a statement says; None where that is none, or two."""
+    text = text[-MAX_TEXT_CHARS:]
+    boxed = last_boxed(text)
+    said = boxed if boxed is not None else find_stated(text)
+    if (
+        not choices or said is None or re.fullmatch("[a-z]", bare(said))
+    ):  # one letter is the letter of a choice, not its text
+        return None
+    for form in (bare, plain_form):
+        if fitting := [index for index, choice in enumerate(choices) if form(choice) == form(said) != ""]:
+            return _letter_at(fitting)
+    return None
+
+
+def _letter_in_line(text: str, choices: Sequence[str]) -> str | None:
+    """The letter of the one choice whose text stands in the last line, and is not refused there."""
+    line = bare([line for line in text[-MAX_TEXT_CHARS:].splitlines() if line.strip()][-1])
+    found: list[tuple[int, int, int]] = []
+    for index, choice in enumerate(choices):
+        if (said := bare(choice)) and (match := re.search(rf"(?<!\w){re.escape(said)}(?!\w)", line)):
+            if _is_refused(line, match):
+                return None
+            found.append((match.start(), match.end(), index))
+    whole = [one for one in found if not any(_holds(other, one) for other in found)]
+    return _letter_at([index for _, _, index in whole])
+
+
+def _holds(outer: tuple[int, int, int], inner: tuple[int, int, int]) -> bool:
+    """Whether a longer choice says a shorter one with it: "dark blue" says "blue"."""
+    return outer[0] <= inner[0] and inner[1] <= outer[1] and outer[1] - outer[0] > inner[1] - inner[0]
+
+
+def _letter_at(positions: Sequence[int]) -> str | None:
+    return LETTERS[positions[0]] if len(positions) == 1 and positions[0] < len(LETTERS) else None
 
 
 def find_stated_letter(text: str) -> str | None:

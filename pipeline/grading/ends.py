@@ -36,11 +36,15 @@ def grade_output(
     *,
     ending: Ending,
     cut_samples: CutSamples = CutSamples.WRONG,
+    choices: Sequence[str] = (),
 ) -> Grade:
     """Grade a whole output by the best of several references, each of which is right.
 
+    choices: the problem's, for a grader with a method ``with_choices``.
     Raises GradingError where the grader breaks, or gives a score that is no number from 0 to 1.
     """
+    if choices and (knowing := getattr(grader, "with_choices", None)) is not None:
+        grader = knowing(choices)
     if is_thinking(output, start=ending.think_start, end=ending.think_end, opened=ending.think_opened):
         return _without_answer(references, ending, cut_samples, "the text ended inside its think phase")
     text = answer_part(output, end=ending.think_end)

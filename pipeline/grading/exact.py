@@ -30,8 +30,8 @@ class ExactGrader:
             return unscored(found[0] if found else None)
         if not found:
             return NOT_FOUND
-        expected = _bare(reference)
-        right = next((answer for answer in found if _bare(answer) == expected), None)
+        expected = bare(reference)
+        right = next((answer for answer in found if bare(answer) == expected), None)
         return Grade(score=float(right is not None), predicted_answer=shown(right if right is not None else found[0]))
 
     def states_answer(self, answer_text: str) -> bool:
@@ -48,7 +48,7 @@ def _candidates(text: str) -> list[str]:
     return [line] if line else []
 
 
-def _bare(text: str) -> str:
+def bare(text: str) -> str:
     """One form for texts that differ in case, width, white space, and the marks around them."""
     text = unicodedata.normalize("NFKC", _WRAPPED.sub(r"\1", text))
     plain = normalise(_MARKS.sub("", text)).strip(_ENDS)

@@ -18,6 +18,7 @@ from pipeline.chat.asking import Asking
 from pipeline.chat.prompts import make_text_template, prompt_template
 from pipeline.chat.translation import ThinkPhase
 from pipeline.errors import ConfigurationError
+from pipeline.jobs.code_sets import as_worked
 from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec
 from pipeline.jobs.few_shot import FewShot, FewShotFile, draw_examples
 from pipeline.jobs.pair import ModelPair
@@ -256,6 +257,8 @@ def with_examples(
         source = recipe.load(wanted.file, keep=keep)
     else:
         source = load_problem_set(wanted.file, columns=submission.columns, keep=keep)
+    if config.grader == "code":
+        source = replace(source, problems=tuple(map(as_worked, source.problems)))
     asked = problems.read(problems.size) if isinstance(problems, StoredSet) else problems.problems
     seed = config.seed if wanted.seed is None else wanted.seed
     examples = draw_examples(

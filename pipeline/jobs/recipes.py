@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from os import PathLike
 
 from pipeline.errors import ConfigurationError, ProblemSetError
+from pipeline.jobs.code_sets import CodeForm, with_tests
 from pipeline.jobs.config import SamplingSpec
 from pipeline.problems import AnswerForm, ColumnNames, Problem, ProblemSet, content_sha256, load_problem_set
 
@@ -34,7 +35,8 @@ class Recipe:
     columns: of the published file; what is None takes the usual ones. kept: columns that those who generate may read.
     published: where its columns are described. url_years: leave out problems whose url names none of these years; a
     file without a url is taken whole. shuffles_choices: the file has the right choice first; their order is drawn for
-    each problem by its text alone, so that neither the file's order nor its format matters.
+    each problem by its text alone, so that neither the file's order nor its format matters. code: how the file says
+    which tests an answer must pass.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Recipe:
     url_years: tuple[int, ...] = ()
     shuffles_choices: bool = False
     has_answers: bool = True
+    code: CodeForm | None = None
     prompt_template: str = "math"
     grader: str = "math"
     sampling: SamplingSpec = _SAMPLING
@@ -72,6 +75,8 @@ class Recipe:
         return not (url and self.url_years) or any(str(year) in url for year in self.url_years)
 
     def _made(self, problem: Problem) -> Problem:
+        if self.code is not None:
+            problem = with_tests(problem, self.code)
         if self.has_answers and problem.answer is None:
             raise ValueError(f"no answer; {self.title} has one for every problem")
         return _shuffle_choices(problem) if self.shuffles_choices else problem
@@ -274,9 +279,27 @@ _OTHERS = (
         title="HumanEval",
         published="task_id, prompt, canonical_solution, test, entry_point",
         columns=ColumnNames(problem="prompt", id="task_id", answer=""),
-        has_answers=False,
-        prompt_template="free",
-        grader="none",
+        code=CodeForm.HUMANEVAL,
+        prompt_template="code",
+        grader="code",
+    ),
+    Recipe(
+        name="mbpp",
+        title="MBPP",
+        published="task_id, text, code, test_list, test_setup_code",
+        columns=ColumnNames(problem="text", id="task_id", answer=""),
+        code=CodeForm.MBPP,
+        prompt_template="code",
+        grader="code",
+    ),
+    Recipe(
+        name="mbpp-sanitized",
+        title="MBPP, sanitized",
+        published="task_id, prompt, code, test_list, test_imports",
+        columns=ColumnNames(problem="prompt", id="task_id", answer=""),
+        code=CodeForm.MBPP,
+        prompt_template="code",
+        grader="code",
     ),
     Recipe(
         name="livecodebench",

@@ -486,8 +486,8 @@ class Result:
     problem: the problem's id in the submitted file. output: the kept text so far, complete in the states finished and
     graded. score: None is unscored, which is not wrong. rendered_prompt: what the job's prompt template makes of the
     problem, before the model's chat template; None where the template is not installed here. reference, also_accepted:
-    the right answers, and metadata: all other columns of the file; None, none, and what the prompt shows where the
-    login may not read the rest.
+    the right answers, grade_detail: why the newest grade is what it is, and metadata: all other columns of the file;
+    None, none, None, and what the prompt shows where the login may not read the rest.
     """
 
     job_id: int
@@ -520,6 +520,7 @@ class Result:
     rendered_prompt: str | None = None
     reference: str | None = None
     also_accepted: tuple[str, ...] = ()
+    grade_detail: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Engine, text
 
+from pipeline.db.report_queries import get_sample, stream_results
 from pipeline.db.session import transaction
 from tests.integration.rows import add_engine, add_job, add_problem_set, add_samples, add_segment, add_worker
 from workers.broker.messages import SamplesMessage
@@ -43,4 +44,9 @@ def test_cut_text_is_stored_with_the_reason(
     assert grade_samples(db_engine, message, time_limit_s=20) == "1 of 1 graded"
     with transaction(db_engine) as connection:
         stored = connection.execute(text("SELECT status, score, detail FROM grades")).one()
+        shown = connection.execute(text("SELECT score, grade_detail FROM results")).one()
+        report = get_sample(connection, sample)
+        (result,) = stream_results(connection, job, only_final=True)
     assert tuple(stored) == ("done", score, detail)
+    assert tuple(shown) == (score, detail)
+    assert report.result.grade_detail == result.grade_detail == detail

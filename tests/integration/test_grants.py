@@ -33,7 +33,12 @@ def prepare(servers: Connections, url: SecretStr) -> Ask:
     with transaction(db_engine) as connection:
         grant_roles(connection, EMBEDDED_LOGINS)
         job = add_job(connection, add_problem_set(connection))
-        add_samples(connection, job, [{"state": "ready"}])
+        (sample,) = add_samples(connection, job, [{"state": "ready"}])
+        connection.execute(
+            text("INSERT INTO grades (sample_id, grader, grader_version, status, detail, graded_at) "
+                 "VALUES (:id, 'own', '1', 'error', :secret, now())"),
+            {"id": sample, "secret": SECRET},
+        )  # fmt: skip
         connection.execute(text("UPDATE reference_answers SET answer = :answer"), {"answer": SECRET})
         connection.execute(
             text("UPDATE hidden_columns SET columns = jsonb_build_object('rationale', CAST(:secret AS text))"),
@@ -108,6 +113,13 @@ def test_graders_and_people_read_answers(asked: Ask) -> None:
     for role in (DatabaseRole.GRADER, DatabaseRole.READER):
         assert set(asked(role, "SELECT answer FROM reference_answers")) == {(SECRET,)}
     assert set(asked(DatabaseRole.READER, "SELECT columns->>'rationale' FROM hidden_columns")) == {(SECRET,)}
+
+
+def test_what_a_grader_said_is_for_those_who_may_read_answers(asked: Ask) -> None:
+    statement = "SELECT grade_detail FROM results"
+    assert asked(DatabaseRole.READER, statement) == [(SECRET,)]
+    for role in (DatabaseRole.UPKEEP, DatabaseRole.SUBMITTER):
+        assert asked(role, statement) == [(None,)]
 
 
 def test_writers_read_of_a_problem_what_a_prompt_may_show_alone(asked: Ask) -> None:

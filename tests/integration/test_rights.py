@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import Any
 
 import psycopg
 import pytest
@@ -172,7 +173,7 @@ def grade(owner: Engine, grader: Engine, job: int, sample: ClaimedSample, other:
             connection.execute(text("UPDATE grades SET grader_version = :version"), {"version": version})
         message = SamplesMessage(job_id=job, samples=[(sample.sample_id, sample.epoch)])
         assert grade_samples(grader, message, time_limit_s=20) == "1 of 1 graded"
-    slow = {"sample_id": sample.sample_id, "epoch": sample.epoch, "grader": "slow", "version": "1"}
+    slow: dict[str, Any] = {"sample_id": sample.sample_id, "epoch": sample.epoch, "grader": "slow", "version": "1"}
     with transaction(grader) as connection:
         quick = TextGrade(other.sample_id, other.epoch, GradeStatus.DONE, 1.0, SECRET, None)
         assert store_grades(connection, [quick], grader="quick", version="1")

@@ -60,6 +60,7 @@ COLUMNS = {view: [field.name for field in fields(report)] for view, report in VI
         "job_id", "sample_id", "problem", "subject", "level", "sample_index", "state", "policy", "small_model",
         "large_model", "seed", "prompt", "output", "predicted_answer", "score", "finish_reason", "output_tokens",
         "tokens_small", "tokens_large", "tokens_inserted", "num_takeovers", "error_class", "error", "finished_at",
+        "grade_detail",
     ],
     "subject_scores": [
         "job_id", "subject", "num_problems", "num_scored", "num_right", "accuracy", "accuracy_low", "accuracy_high",

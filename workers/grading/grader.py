@@ -100,6 +100,7 @@ def _grade(grader: Grader, sample: Ungraded) -> Grade:
         (sample.reference, *sample.also_accepted),
         ending=ending,
         cut_samples=CutSamples(sample.cut_samples or CutSamples.WRONG),
+        choices=sample.choices,
     )
 
 

@@ -363,6 +363,13 @@ def test_sample_shows_the_author_and_trigger_of_each_step(capsys: pytest.Capture
     assert "ended by eos · answer 4" in printed
 
 
+def test_sample_says_why_it_has_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    report = sample_report(complete=True)
+    cut = replace(report.result, predicted_answer=None, score=0.0, grade_detail="no answer: [b] cut")
+    render.print_sample(replace(report, result=cut), render.console())
+    assert "ended by eos · no answer: [b] cut" in capsys.readouterr().out
+
+
 def test_sample_without_steps_shows_its_segments(capsys: pytest.CaptureFixture[str]) -> None:
     render.print_sample(sample_report(complete=False), render.console())
     assert "  0 S S5        [start] so\n" in capsys.readouterr().out

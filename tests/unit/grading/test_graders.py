@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigurationError, GradingError
-from pipeline.grading import Grade, answer_part, grader_names, make_grader
+from pipeline.grading import Ending, Grade, answer_part, grade_output, grader_names, make_grader
 from pipeline.grading.extract import last_boxed
 from pipeline.grading.math import MathGrader
 
@@ -208,6 +208,36 @@ def test_choice_takes_no_article_for_a_letter(answer: str) -> None:
     assert make_grader("choice").grade(answer, "A").predicted_answer in (None, "I")
 
 
+COLOURS = ("red", "dark blue", "Blue", "a white dog", r"$\frac{1}{2}$", "2", "2.", "7")
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        (r"\boxed{blue}", "C"),
+        (r"\boxed{\text{Dark Blue}}", "B"),
+        ("The answer is blue.", "C"),
+        ("The final answer is **red**", "A"),
+        ("<answer>A white dog</answer>", "D"),
+        ("The answer is A white dog", "D"),
+        (r"\boxed{\dfrac{1}{2}}", "E"),
+        (r"\boxed{7}", "H"),
+        ("Not red.\nSo the sky must be dark blue.", "B"),
+        ("Blue", "C"),
+        (r"\boxed{C}", "C"),
+        ("The answer is C, blue", "C"),
+        (r"\boxed{2}", None),  # two choices say so
+        (r"\boxed{green}", None),
+        ("So it is red or a white dog", None),
+        ("So it is not red", None),
+    ],
+)
+def test_choice_reads_the_text_of_a_choice(answer: str, letter: str | None) -> None:
+    grade = grade_output(make_grader("choice"), answer, ["C"], ending=Ending(), choices=COLOURS)
+    assert grade.predicted_answer == letter
+    assert grade.score == float(letter == "C")
+
+
 def test_choice_takes_references_as_they_are_written() -> None:
     grader = make_grader("choice")
     right = [grader.grade(r"\boxed{B}", reference).score for reference in ("B", "(B)", " b ", "B. red", "1")]
@@ -262,7 +292,7 @@ def test_versions_name_what_a_grade_depends_on() -> None:
 
 
 def test_unknown_grader_lists_the_known() -> None:
-    with pytest.raises(ConfigurationError, match="no grader 'maths'; there are math, exact, choice, none"):
+    with pytest.raises(ConfigurationError, match="no grader 'maths'; there are math, exact, choice, code, none"):
         make_grader("maths")
 
 

@@ -139,6 +139,14 @@ SETS = [
         shown=("def f():",), answer=None,
     ),
     Published(
+        recipe="mbpp",
+        row={
+            "task_id": 2, "text": "Write a function to add.", "code": f"def add(a, b):\n    return a + b  # {SECRET}",
+            "test_list": [f"assert add(1, 2) == 3  # {SECRET}"], "test_setup_code": "", "challenge_test_list": [SECRET],
+        },
+        shown=("Write a function to add.", "`def add(a, b)`"), answer=None, plain=None,
+    ),
+    Published(
         recipe="math", row={"problem": "1+1?", "level": "Level 1", "type": "Algebra",
                             "solution": SECRET + r" so $\boxed{\frac{4}{2}}$."},
         shown=("1+1?",), answer=r"\frac{4}{2}", right=r"\boxed{2}",

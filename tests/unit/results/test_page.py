@@ -200,6 +200,8 @@ def test_page_shows_what_was_right_and_the_settings() -> None:
     text = " ".join(Elements(page([right])).text.split())
     assert "right is <b>42</b> or forty-two" in text
     assert "problem set 1, p, 2 problems" in text
+    cut = replace(report, result=replace(report.result, grade_detail="no answer: <b>cut</b>"))
+    assert "no answer: <b>cut</b>" in " ".join(Elements(page([cut])).text.split())
     assert '"temperature": 0.6' in text
 
 

@@ -4,12 +4,17 @@ CREATE VIEW results AS
 SELECT s.job_id, s.id AS sample_id, p.external_id AS problem, p.subject, p.level, s.sample_index, s.state, j.policy,
        j.small_model, j.large_model, (j.config->>'seed')::bigint AS seed, p.prompt, o.output, s.predicted_answer,
        s.score, s.finish_reason, s.tokens_small + s.tokens_large + s.tokens_inserted AS output_tokens,
-       s.tokens_small, s.tokens_large, s.tokens_inserted, s.num_takeovers, s.error_class, s.error, s.finished_at
+       s.tokens_small, s.tokens_large, s.tokens_inserted, s.num_takeovers, s.error_class, s.error, s.finished_at,
+       CASE WHEN has_table_privilege('reference_answers', 'SELECT') THEN d.detail END AS grade_detail
 FROM samples s JOIN jobs j ON j.id = s.job_id JOIN problems p ON p.id = s.problem_id
 CROSS JOIN LATERAL (
     SELECT coalesce(string_agg(g.text, '' ORDER BY g.segment_index), '') AS output
     FROM segments g WHERE g.sample_id = s.id
-) o;
+) o
+LEFT JOIN LATERAL (
+    SELECT g.detail FROM grades g WHERE g.sample_id = s.id AND g.status <> 'running'
+    ORDER BY g.graded_at DESC, g.grader DESC, g.grader_version DESC LIMIT 1
+) d ON true;
 
 COMMENT ON VIEW results IS
     'One row per sample with its text. Who may read reference answers finds them in reference_answers, by problem; '
@@ -38,3 +43,6 @@ COMMENT ON COLUMN results.num_takeovers IS 'times the large model was called in'
 COMMENT ON COLUMN results.error_class IS 'the kind of error of a failed sample';
 COMMENT ON COLUMN results.error IS 'its message';
 COMMENT ON COLUMN results.finished_at IS 'when its text was complete';
+COMMENT ON COLUMN results.grade_detail IS
+    'why the newest grade is what it is, e.g. that a cut text has no answer; null to logins that may not read reference '
+    'answers, since a grader may quote one here';

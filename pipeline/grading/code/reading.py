@@ -1,0 +1,54 @@
+"""Finds the code in an answer, and the ways in which it may be meant."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Sequence
+
+MAX_CODE_CHARS = 100_000
+_BLOCK = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
+_OPENED = re.compile(r"^[ \t]*```[^\n`]*\n", re.MULTILINE)
+_NEXT = re.compile(r"\n(?:class|def|if|print|#|@|assert|```)")
+"""Where a continuation ends, as in the released evaluation of HumanEval."""
+_CODE_LINE = re.compile(r"^(?:from|import|def|class|async def|@)\b", re.MULTILINE)
+
+
+def find_code(text: str, entry_point: str) -> str | None:
+    """The last fenced block that defines the entry point, else the last one, else the text; None where it is blank."""
+    text = text[-MAX_CODE_CHARS:]
+    blocks = [textwrap.dedent(block) for block in _BLOCK.findall(text)]
+    defining = [block for block in blocks if defines(block, entry_point)]
+    if blocks:
+        code = (defining or blocks)[-1]
+    else:
+        opened = _OPENED.split(text)
+        code = opened[-1] if len(opened) > 1 else text
+    return code if code.strip() else None
+
+
+def has_code_block(text: str) -> bool:
+    """Whether a text has a fenced block that is closed."""
+    return _BLOCK.search(text[-MAX_CODE_CHARS:]) is not None
+
+
+def readings(code: str, *, prompt: str, entry_point: str) -> Sequence[str]:
+    """Programs that the code may mean, the likeliest first; of these the first that compiles is run.
+
+    One that defines the entry point stands for itself, behind the prompt for the helpers there. Any other is the
+    continuation of the prompt.
+    """
+    if defines(code, entry_point) or not prompt:
+        start = _CODE_LINE.search(code)
+        bare = [code, *([code[start.start() :]] if start else [])]
+        return [*(f"{prompt}\n{each}" for each in bare if prompt), *bare]
+    ended = _NEXT.split(code, maxsplit=1)[0]
+    bodies = [code, ended, textwrap.indent(code, "    "), textwrap.indent(ended, "    ")]
+    return [prompt + body for body in bodies]
+
+
+def defines(code: str, entry_point: str) -> bool:
+    """Whether a text has the line that begins a function of this name."""
+    return (
+        re.search(rf"^[ \t]*(?:async[ \t]+)?def[ \t]+{re.escape(entry_point)}[ \t]*\(", code, re.MULTILINE) is not None
+    )
