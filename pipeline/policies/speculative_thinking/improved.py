@@ -29,7 +29,7 @@ from pipeline.policies.protocol import Policy, SampleContext, Transition, Watche
 from pipeline.policies.reading.cues import Cue, CueKind, CueStream, SentenceClass, cue_finder
 from pipeline.policies.reading.handback import HandBack, HandBackFrom, HandBackWatcher
 from pipeline.policies.reading.loops import LoopFinder
-from pipeline.policies.reading.reader import Reader, TextState
+from pipeline.policies.reading.reader import Reader, TakeoverFrom, TextState
 from pipeline.policies.requests import Trigger
 from pipeline.policies.speculative_thinking.rules import SHORT_TAKEOVERS, ReflectionState, VerifyingRules
 from pipeline.policies.turns import PairPolicy, Tokens, Turn, fires, first_turn, whole_characters
@@ -49,6 +49,9 @@ class SpeculativeThinkingSpec(VerifyingRules):
     preset: Literal["improved"] = "improved"
     window_tokens: Tokens = 20
     """Tokens after a break in which a cue counts. Code: 20; the paper speaks of a sentence."""
+    takeover_from: TakeoverFrom = "earliest"
+    """The break from which large writes, where a cue lies in the windows of several. Ours; paper and code look at one
+    break at a time."""
     handback: HandBack = "sentence"
     """Where a takeover ends. Ours; paper and code: tokens."""
     handback_from: HandBackFrom = 0.5
@@ -191,7 +194,14 @@ class SpeculativeThinkingPolicy(PairPolicy[_State]):
         return self._takeover_watcher(context, state)
 
     def _reader(self, context: SampleContext, state: _State) -> Reader:
-        return Reader(state.text, self._finder, window_tokens=self._spec.window_tokens, think_end=context.think_end)
+        spec = self._spec
+        return Reader(
+            state.text,
+            self._finder,
+            window_tokens=spec.window_tokens,
+            think_end=context.think_end,
+            takeover_from=spec.takeover_from,
+        )
 
     def _draft_watcher(self, context: SampleContext, state: _State) -> _DraftWatcher:
         spec = self._spec
@@ -272,7 +282,7 @@ class _TakeoverWatcher:
             self._look_for_verify(self._verify, text)
         ended = self._back.feed(text)
         if self._verify is not None and self._back.reader.at_break:
-            self._verify.reset()
+            self._verify.begin_sentence()
         return ended
 
     def _look_for_verify(self, verify: CueStream, text: str) -> None:
