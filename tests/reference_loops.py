@@ -260,7 +260,7 @@ def code_loop(sample: Sample) -> FinishReason:
 
 
 def is_break(before: str, token: str) -> bool:
-    """Whether this token has a newline and the text ends with two of them after it; blanks around them do not matter."""
+    """Whether this token has a newline and the text then ends with two; blanks around them do not matter."""
     return "\n" in token and re.search(r"\n\s*\n\s*\Z", before + token) is not None
 
 

@@ -6,12 +6,12 @@ en: appendix of arXiv 2504.12329, the same in every configuration of its release
 
 wide: en and the words that R1-Distill-Qwen-14B and -Llama-8B use besides where they are in doubt. Measured on the
 labelled sentences of 40 published traces (interp-reasoning/thought-anchors.com; labels by a language model): en finds
-54 % of the 670 sentences labelled uncertain, wide 69 %, and 45 % and 48 % of the sentences that each finds are labelled
-so. A word was taken where at least half of the sentences that it adds are, besides a few that the traces hardly have.
+54 % of the 670 sentences labelled uncertain, wide 69 %, and 45 % and 48 % of the sentences that each finds are
+labelled so. A word was taken where at least half of the sentences that it adds are, besides a few rare ones.
 
-The other languages: what the paper's words become where a model thinks in them. The word for "wait" is that of the recipe
-"reasoning-language" of NVIDIA-NeMo/Skills, for zh also that of R1's own traces; the rest is our translation, not
-measured. Forms are chosen that negation changes, where it comes after the word (Japanese, Korean).
+The other languages: what the paper's words become where a model thinks in them. The word for "wait" of de, es, fr, ja
+and zh is that of the recipe "reasoning-language" of NVIDIA-NeMo/Skills; the rest is our translation, not measured. Where
+negation comes after the word (Japanese, Korean), forms are chosen that it changes.
 """
 
 from __future__ import annotations
@@ -37,13 +37,32 @@ _WIDE: Lists = {
     "positive": _EN["positive"],
 }
 _ZH: Lists = {
-    "verify": ("验证", "驗證", "检查", "檢查", "检验", "核对", "核對", "再想想", "再想一想", "重新思考", "重新考虑", "回顾一下"),
-    "negative": ("等等", "等一下", "等一等", "且慢", "不对", "不對", "或者说", "另一种", "另一種", "换一种", "換一種", "换个"),
-    "positive": ("没错", "沒錯", "是的，", "是的。", "对的，", "最终答案", "最終答案", "确信", "確信", "有把握"),
-}  # fmt: skip
+    "verify": (
+        *("验证", "检查", "检验", "核对", "再想想", "再想一想", "重新思考", "重新考虑", "回顾一下"),
+        *("驗證", "檢查", "檢驗", "核對"),
+    ),
+    "negative": (
+        *("等等", "等一下", "等一等", "且慢", "不对", "或者说", "另一种", "换一种", "换个"),
+        *("不對", "另一種", "換一種"),
+    ),
+    "positive": (
+        *("没错", "是的，", "是的。", "对的，", "最终答案", "确信", "有把握"),
+        *("沒錯", "最終答案", "確信"),
+    ),
+}
 _JA: Lists = {
     "verify": ("確認", "検証", "検算", "確かめ", "見直", "もう一度考え", "考え直", "振り返"),
-    "negative": ("待って", "待てよ", "ちょっと待", "いや、", "あるいは", "別の方法", "別の考え", "他の方法", "おかしい"),
+    "negative": (
+        "待って",
+        "待てよ",
+        "ちょっと待",
+        "いや、",
+        "あるいは",
+        "別の方法",
+        "別の考え",
+        "他の方法",
+        "おかしい",
+    ),
     "positive": ("はい、", "そうだ、", "その通り", "最終的な答え", "最終回答", "確信して", "間違いない"),
 }
 _KO: Lists = {
@@ -72,9 +91,11 @@ NAMED_LISTS: Mapping[str, Lists] = MappingProxyType(
 )
 
 ANSWER_CUES = frozenset(
-    {"final answer", "最终答案", "最終答案", "最終的な答え", "最終回答", "최종 답", "endgültige antwort", "endgültige lösung",
-     "respuesta final", "réponse finale"}
-)  # fmt: skip
+    {
+        *("final answer", "endgültige antwort", "endgültige lösung", "respuesta final", "réponse finale"),
+        *("最终答案", "最終答案", "最終的な答え", "最終回答", "최종 답"),
+    }
+)
 """Cues that may do no more than state the answer: at the beginning of a sentence they call nobody in."""
 
 

@@ -1,8 +1,9 @@
 """Cues: the words that show what a reasoning sentence is about to do, and how they are found in streamed text.
 
-A cue is matched as whole words (in scripts that have them: ``scripts``), case-folded, with any run of white space between
-its words. Text comes token by token, so a cue may be split over tokens, and one at the end of the text so far may not be
-certain yet: "wait" may go on as "waiting". It is certain once the next character shows, or once nothing more can come.
+A cue is matched as whole words (in scripts that have them: ``scripts``), case-folded, with any run of white space
+between its words. Text comes token by token, so a cue may be split over tokens, and one at the end of the text so far
+may not be certain yet: "wait" may go on as "waiting". It is certain once the next character shows, or once nothing more
+can come.
 
 A negated affirmation ("not confident") is no cue. A line that only states the final answer is an affirmation, as in the
 paper, but no cue in a stream of text: no help is wanted there.
@@ -56,7 +57,7 @@ class CueLists(BaseModel):
     @field_validator("verify", "negative", "positive")
     @classmethod
     def _are_words(cls, cues: tuple[str, ...]) -> tuple[str, ...]:
-        folded = tuple(" ".join(cue.casefold().split()) for cue in cues)
+        folded = tuple(fold(cue).strip() for cue in cues)
         for cue in folded:
             if not cue:
                 raise ValueError("a blank text is no cue")
@@ -174,8 +175,9 @@ _WHITE_SPACE = re.compile(r"\s{2,}|[^\S ]")
 
 @lru_cache(maxsize=16_384)
 def fold(text: str) -> str:
-    """Case-folded, with one space for each run of white space. Tokens come again and again: their forms are kept."""
-    return _WHITE_SPACE.sub(" ", text.casefold())
+    """Case-folded, with one space for each run of white space, and straight apostrophes. Tokens come again and again:
+    their forms are kept."""
+    return _WHITE_SPACE.sub(" ", text.casefold().replace("’", "'"))
 
 
 @cache

@@ -13,10 +13,9 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.breaks import BreakFinder
 from pipeline.policies.reading.cues import Cue, CueFinder, CueStream
 
-
 TakeoverFrom: TypeAlias = Literal["earliest", "nearest"]
-"""The break that a cue belongs to, of those whose window holds it. earliest: large writes again what small wrote between
-them, the step that small is about to doubt. nearest: the last one, so that a finished step is never thrown away."""
+"""The break that a cue belongs to, of those whose window holds it. earliest: large writes again what small wrote
+between them, the step that small is about to doubt. nearest: the last one; no finished step is thrown away."""
 
 
 class TextState(BaseModel):
@@ -81,8 +80,10 @@ class Reader:
     over a break.
     """
 
-    __slots__ = ("_breaks", "_closes_at", "_cues", "_tag", "_tag_part", "_takeover_from", "_window_tokens", "_windows", "at_break",
-                 "cue_break", "position", "thinking")  # fmt: skip
+    __slots__ = (
+        *("_breaks", "_closes_at", "_cues", "_tag", "_tag_part", "_takeover_from", "_window_tokens", "_windows"),
+        *("at_break", "cue_break", "position", "thinking"),
+    )
 
     def __init__(
         self,

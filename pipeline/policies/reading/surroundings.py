@@ -14,12 +14,12 @@ SENTENCE_START = "\n"
 """Marks where a sentence begins. Folded text has blanks for all of its newlines, so that it cannot come from there."""
 
 _NOT = (
-    r"not(?! only\b)|\w+n['’]t|(?:is|does|do|did|was|wo|would)nt|can(?:no|['’]?)t|never|nor|neither|hardly|barely|"
+    r"not(?! only\b)|\w+n't|(?:is|does|do|did|was|wo|would)nt|can(?:no|'?)t|never|nor|neither|hardly|barely|"
     r"scarcely|without|unable|unlikely|less|far from|lack of|no(?! (?:doubt|question|problem|need)\b)|"  # English
     r"nicht|keine?[mnrs]?|nie|ohne|pas|jamais|sans|nunca|jamás|sin|não|sem|non|senza|не|ни|нет|без"
 )
 _BREAKS_OFF = r"(?:but|so|and|because|though|although|while|then|aber|mais|pero|ma|но)\b"
-_NEGATED = re.compile(rf"(?<![\w'’])(?:{_NOT})(?: (?!{_BREAKS_OFF})[\w'’]+){{0,5}} \Z")
+_NEGATED = re.compile(rf"(?<![\w'])(?:{_NOT})(?: (?!{_BREAKS_OFF})[\w']+){{0,5}} \Z")
 _NEGATED_UNSPACED = re.compile(r"[不没沒未非无無别別](?:[是很太够夠能会會敢怎么麼那十分完全百这這个個我的]){0,6}\Z")
 
 _LEADS = (

@@ -276,7 +276,9 @@ def test_each_language_has_its_cues(name: str, text: str, words: str) -> None:
 
 
 SCRIPT_PARTS = st.lists(
-    st.sampled_from(["wait", "等等", "等", "，", "not", " ", "yes", "n't", "final", " answer", "\n", ".", "不", "没错", "so"]),
+    st.sampled_from(
+        ["wait", "等等", "等", "，", "not", " ", "yes", "n't", "final", " answer", "\n", ".", "不", "没错", "so"]
+    ),
     max_size=14,
 )
 
