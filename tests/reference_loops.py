@@ -261,7 +261,8 @@ def code_loop(sample: Sample) -> FinishReason:
 
 def is_break(before: str, token: str) -> bool:
     """Whether this token has a newline and the text then ends with two; blanks around them do not matter."""
-    return "\n" in token and re.search(r"\n\s*\n\s*\Z", before + token) is not None
+    text = before + token
+    return "\n" in token and text[len(text.rstrip()) :].count("\n") >= 2
 
 
 def breaks_in(before: str, texts: Sequence[str]) -> list[int]:

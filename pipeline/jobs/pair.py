@@ -60,16 +60,23 @@ class ModelPair:
 
         Raises ConfigurationError for a pair that cannot write one text.
         """
-        from pipeline.chat.model import ChatModel
-
-        known = dict(self.chats)
-        for role, model in self.models.items():
-            cached = None if known[role] else ChatModel.find_cached(_name(model))
-            known[role] = cached.asked(self.asking[role]) if cached else known[role]
+        known = {role: self._find_chat(role) for role in self.models}
         first, *others = (known[role] for role in sorted(known, key=lambda role: role is not opener))
         if first is None or None in others:
             return None
         return settle_think_phase(first, *others)
+
+    def reasons(self, role: ModelRole) -> bool | None:
+        """Whether the model has a think phase in this job; None where only workers can tell."""
+        chat = self._find_chat(role) if role in self.models else None
+        return None if chat is None else bool(chat.think_end)
+
+    def _find_chat(self, role: ModelRole) -> ChatModel | None:
+        """As ``chats``, or what an earlier job left of the model's files in this machine's cache."""
+        from pipeline.chat.model import ChatModel
+
+        cached = None if self.chats[role] else ChatModel.find_cached(_name(self.models[role]))
+        return cached.asked(self.asking[role]) if cached else self.chats[role]
 
 
 def _name(model: ModelChoice) -> str:

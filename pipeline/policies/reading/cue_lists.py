@@ -10,8 +10,8 @@ labelled sentences of 40 published traces (interp-reasoning/thought-anchors.com;
 labelled so. A word was taken where at least half of the sentences that it adds are, besides a few rare ones.
 
 The other languages: what the paper's words become where a model thinks in them. The word for "wait" of de, es, fr, ja
-and zh is that of the recipe "reasoning-language" of NVIDIA-NeMo/Skills; the rest is our translation, not measured. Where
-negation comes after the word (Japanese, Korean), forms are chosen that it changes.
+and zh is that of the recipe "reasoning-language" of NVIDIA-NeMo/Skills; the rest is our translation, not measured.
+Where negation comes after the word (Japanese, Korean), forms are chosen that it changes.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from pipeline.breaks import BreakFinder
 _FENCE = re.compile(r"\s*(?:```|~~~)")
 _DELIMITER = re.compile(r"\\\[|\\\]|\$\$|\\begin\{[^}]*\}|\\end\{[^}]*\}")
 _HEADING = re.compile(r"#{1,6}\s|(?:\*\*|__)[^*_]+(?:\*\*|__)[:：]?$")
-_ITEM_ALONE = re.compile(r"(?:[-*•]|\(?\w{1,3}[.)])$")
+_ITEM_ALONE = re.compile(r"(?:[-*•]|\(?(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,5})[.)])$")
 _INTRODUCES = re.compile(r"[:：,，、=+(（]\**$|\\\\$")
 _OPENS_FORMULA = re.compile(r"\\\[|\$\$|\\begin|```|~~~")
 _UNDECIDED = re.compile(r"(?:\\(?:b(?:e(?:g(?:i)?)?)?)?|\$|`{1,2}|~{1,2})\Z")

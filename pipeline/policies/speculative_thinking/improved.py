@@ -57,8 +57,9 @@ class ImprovedRules(VerifyingRules):
     """The break from which large writes, where a cue lies in the windows of several. Ours; paper and code look at one
     break at a time."""
     every_break_of: Literal["text", "layout"] = "text"
-    """What ``every_break`` means by a break. text: two newlines, as paper and code. layout: only where a step ends: not in
-    display formulas, blocks of code and items of lists, nor after headings and lines that introduce what follows. Ours."""
+    """What ``every_break`` means by a break. text: two newlines; paper and code. layout: only where a step ends, not in
+    display formulas, blocks of code and items of lists, nor after headings and lines that introduce what follows; ours.
+    """
     handback: HandBack = "sentence"
     """Where a takeover ends. Ours; paper and code: tokens."""
     handback_from: HandBackFrom = 0.5
