@@ -260,8 +260,9 @@ def code_loop(sample: Sample) -> FinishReason:
 
 
 def is_break(before: str, token: str) -> bool:
-    """Whether the text ends with two newlines after this token; blanks after them in the same token do not matter."""
-    return "\n" in token and (before + token.rstrip(" \t")).endswith("\n\n")
+    """Whether this token has a newline and the text then ends with two; blanks around them do not matter."""
+    text = before + token
+    return "\n" in token and text[len(text.rstrip()) :].count("\n") >= 2
 
 
 def breaks_in(before: str, texts: Sequence[str]) -> list[int]:
@@ -397,7 +398,18 @@ class Reading:
         sentence = self.text[self.ends[start] : self.visible]
         sentence = re.sub(r"\s+", " ", sentence.casefold())
         found = re.finditer(r"(?<!\w)(?:" + "|".join(map(re.escape, cues)) + r")(?!\w)", sentence)
-        return [(match.end(), match[0]) for match in found if certain or match.end() < len(sentence)]
+        return [
+            (match.end(), match[0])
+            for match in found
+            if (certain or match.end() < len(sentence))
+            and not (match[0] == "final answer" and only_states(sentence[: match.start()]))
+        ]
+
+
+def only_states(before: str) -> bool:
+    """Whether "final answer" begins a sentence after this text, with "so" before it perhaps."""
+    clause = re.split(r"[.!?] |。", before)[-1]
+    return re.fullmatch(r"\W*(?:so\W+)*", clause) is not None
 
 
 @dataclass

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from pipeline.breaks import BreakFinder
+from pipeline.breaks import BreakFinder, is_newlines
 from pipeline.policies.reading.cues import CueLists, SentenceClass, classify
 from pipeline.samples import Author
 from pipeline.segments import Segment
@@ -70,7 +70,7 @@ def _split(tokens: Iterable[_Token]) -> Iterator[list[_Token]]:
     step: list[_Token] = []
     is_blank, at_break = True, False
     for token in tokens:
-        only_newlines = token.text != "" and not token.text.strip("\n")
+        only_newlines = "\n" in token.text and is_newlines(token.text)
         if at_break and not is_blank and not only_newlines:
             yield step
             step, is_blank = [], True

@@ -79,11 +79,13 @@ def submit(
     ] = None,
     large_revision: Annotated[str | None, typer.Option(metavar="REVISION", help="For the large model.")] = None,
     policy: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="NAME[:PRESET]", help="Who writes what; FILE.py:CLASS tries a policy of your own from a file."
+            metavar="NAME[:PRESET]",
+            show_default="speculative-thinking:improved; improved-instruct where small has no think phase",
+            help="Who writes what; FILE.py:CLASS tries a policy of your own from a file.",
         ),
-    ] = "speculative-thinking:improved",
+    ] = None,
     values: Annotated[
         list[str] | None,
         typer.Option(
@@ -197,7 +199,7 @@ def submit(
         large=large,
         small_revision=small_revision,
         large_revision=large_revision,
-        policy=policy,
+        **({} if policy is None else {"policy": policy}),
         matched_to=matched_to,
         **part_values(_changes(values or [])),
         num_samples=samples,

@@ -70,6 +70,11 @@ class ModelPair:
             return None
         return settle_think_phase(first, *others)
 
+    def reasons(self, role: ModelRole) -> bool | None:
+        """Whether the model has a think phase in this job; None where only workers can tell."""
+        chat = self._find_chat(role) if role in self.models else None
+        return None if chat is None else bool(chat.think_end)
+
     def _find_chat(self, role: ModelRole) -> ChatModel | None:
         """As ``chats``, or what an earlier job left of the model's files in this machine's cache."""
         from pipeline.chat.model import ChatModel

@@ -24,10 +24,11 @@ from pipeline.jobs.few_shot import FewShot, FewShotFile, draw_examples
 from pipeline.jobs.pair import ModelPair
 from pipeline.jobs.recipes import Recipe, find_recipe
 from pipeline.jobs.references import StoredSet, check_references, notes_on
-from pipeline.jobs.submission import SourceJob, Submission, options_checked
+from pipeline.jobs.submission import INSTRUCT_POLICY, SourceJob, Submission, options_checked
 from pipeline.policies import PolicySpec, parse_policy
 from pipeline.policies.protocol import SampleContext
 from pipeline.policies.requests import Finish
+from pipeline.policies.speculative_thinking.rules import Rules
 from pipeline.problems import (
     ColumnNames,
     ProblemSet,
@@ -88,8 +89,7 @@ def make_ready(
     recipe = find_recipe(submission.recipe) if submission.recipe else None
     submission = with_template(submission)
     problems = stored or read_problems(submission, recipe)
-    spec = parse_policy(submission.policy, {**(matched or {}), **submission.policy_values} or None)
-    pair = ModelPair.of(submission, spec)
+    submission, spec, pair, told = choose_policy(submission, matched or {})
     config = make_config(submission, spec, pair.specs(), recipe, has_choices=problems.has_choices)
     check_names(config)
     config = with_examples(config, submission, recipe, problems)
@@ -115,8 +115,31 @@ def make_ready(
         versions=versions_of(config),
         cloned_from=submission.cloned_from,
         pair=pair,
-        notes=tuple(notes_on(problems)) if source is None else (),
+        notes=(*told, *notes_on(problems)) if source is None else (),
     )
+
+
+def choose_policy(
+    submission: Submission, matched: Mapping[str, Any]
+) -> tuple[Submission, PolicySpec, ModelPair, tuple[str, ...]]:
+    """The policy that was asked for, or the one that suits the small model; with a note where it does not reason."""
+    spec = parse_policy(submission.policy, {**matched, **submission.policy_values} or None)
+    pair = ModelPair.of(submission, spec)
+    waits_for_cues = isinstance(spec, Rules) and not (spec.opening_tokens or spec.every_break)
+    if not waits_for_cues or pair.reasons(ModelRole.SMALL) is not False:
+        return submission, spec, pair, ()
+    if "policy" in submission.model_fields_set:
+        note = (
+            f"the small model has no think phase in this job, and may write no cue for {submission.policy!r}; "
+            f"the preset for such a model is {INSTRUCT_POLICY!r}"
+        )
+        return submission, spec, pair, (note,)
+    submission = submission.model_copy(update={"policy": INSTRUCT_POLICY})
+    spec = parse_policy(submission.policy, submission.policy_values or None)
+    note = (
+        f"the small model has no think phase in this job: the policy is {INSTRUCT_POLICY!r}; --policy asks for another"
+    )
+    return submission, spec, pair, (note,)
 
 
 def _asks_otherwise(config: JobConfig, source: JobConfig) -> bool:

@@ -55,6 +55,8 @@ from pipeline.problems.values import check_text
 from pipeline.samples import CutSamples, ModelRole
 
 DEFAULT_POLICY = "speculative-thinking:improved"
+INSTRUCT_POLICY = "speculative-thinking:improved-instruct"
+"""What stands in its place where no policy was asked for and the small model does not reason."""
 
 # An object of this process, never parsed: the code that parses a set also computes the hash that it is stored under.
 _MadeSet = Annotated[
@@ -107,7 +109,8 @@ class Submission(BaseModel):
     large_revision: str | None = None
     """The same for the large model."""
     policy: str = DEFAULT_POLICY
-    """Who writes what: NAME or NAME:PRESET. A model that the policy does not call for is ignored."""
+    """Who writes what: NAME or NAME:PRESET. A model that the policy does not call for is ignored. Not named: this one,
+    or its sibling improved-instruct where the small model is known to have no think phase."""
     policy_values: dict[str, Any] = {}
     """Numbers of the policy that differ from its preset, by the names of its fields."""
     exit: CutExit | None = None

@@ -26,14 +26,17 @@ from pipeline.policies.glimpse import GlimpseSpec
 from pipeline.policies.protocol import Policy
 from pipeline.policies.random_delegation import RandomDelegationSpec
 from pipeline.policies.specs import PolicySpec
-from pipeline.policies.speculative_thinking.improved import SpeculativeThinkingSpec
-from pipeline.policies.speculative_thinking.paper import PaperSpec
-from pipeline.policies.speculative_thinking.released_code import CodeSpec
+from pipeline.policies.speculative_thinking.improved import ImprovedInstructSpec, SpeculativeThinkingSpec
+from pipeline.policies.speculative_thinking.paper import PaperInstructSpec, PaperSpec
+from pipeline.policies.speculative_thinking.released_code import CodeInstructSpec, CodeSpec
 
 _OWN: tuple[type[PolicySpec], ...] = (
     SpeculativeThinkingSpec,
     PaperSpec,
     CodeSpec,
+    ImprovedInstructSpec,
+    PaperInstructSpec,
+    CodeInstructSpec,
     SmallOnlySpec,
     LargeOnlySpec,
     RandomDelegationSpec,

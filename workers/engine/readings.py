@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias, assert_never
 
-from pipeline.breaks import BreakFinder
+from pipeline.breaks import BreakFinder, is_newlines
 from pipeline.signals import DIGITS, SPARSE_SIGNALS, Readings, Signal, SignalValues
 
 
@@ -143,7 +143,7 @@ class SignalReader:
 
     def _starts_step(self, text: str) -> bool:
         at_break = self._breaks.feed(text)
-        goes_on = at_break and not text.strip(" \t\n")
+        goes_on = at_break and is_newlines(text)
         starts = self._is_first or (self._at_break and not goes_on)
         self._is_first, self._at_break = False, at_break
         return starts

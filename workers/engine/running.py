@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from pipeline.breaks import BREAK_NEWLINES, BreakFinder
+from pipeline.breaks import BreakFinder
 from pipeline.samples import Piece, SegmentFinish
 from pipeline.signals import SPARSE_SIGNALS
 from workers.engine.base import Done, EngineStats, GenerateRequest, GenerateResult
@@ -139,11 +139,15 @@ class Running:
         return Piece(token_ids=tuple(self._token_ids), texts=tuple(texts))
 
 
+_BREAK_TOKENS = 8
+"""Last tokens of a prompt that are read for a break: its newlines, and blanks in tokens of their own."""
+
+
 def newlines_before(request: GenerateRequest, decode_stream: Callable[[Sequence[int]], DecodeStream]) -> int:
     """Newlines that a prompt ends with, as far as a break needs them; 0 where no signal asks for breaks."""
     if not request.signals & SPARSE_SIGNALS:
         return 0
-    before, end = request.prompt_ids[:-BREAK_NEWLINES], request.prompt_ids[-BREAK_NEWLINES:]
+    before, end = request.prompt_ids[:-_BREAK_TOKENS], request.prompt_ids[-_BREAK_TOKENS:]
     breaks, stream = BreakFinder(), decode_stream(before)
     for token_id in end:
         breaks.feed(stream.step(token_id))

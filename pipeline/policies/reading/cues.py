@@ -1,8 +1,12 @@
 """Cues: the words that show what a reasoning sentence is about to do, and how they are found in streamed text.
 
-A cue is matched as whole words, case-folded, with any run of white space between its words. Text comes token by
-token, so a cue may be split over tokens, and one at the end of the text so far is not certain yet: "wait" may go on
-as "waiting". It is certain once the next character shows, or once nothing more can come.
+A cue is matched as whole words (in scripts that have them: ``scripts``), case-folded, with any run of white space
+between its words. Text comes token by token, so a cue may be split over tokens, and one at the end of the text so far
+may not be certain yet: "wait" may go on as "waiting". It is certain once the next character shows, or once nothing more
+can come.
+
+A negated affirmation ("not confident") is no cue. A line that only states the final answer is an affirmation, as in the
+paper, but no cue in a stream of text: no help is wanted there.
 """
 
 from __future__ import annotations
@@ -11,8 +15,13 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, lru_cache
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+
+from pipeline.policies.reading.cue_lists import ANSWER_CUES, NAMED_LISTS, named_lists
+from pipeline.policies.reading.scripts import must_end, whole_words
+from pipeline.policies.reading.surroundings import REACH, SENTENCE_START, is_negated, states_answer
 
 
 class CueKind(StrEnum):
@@ -32,21 +41,26 @@ class SentenceClass(StrEnum):
 
 
 class CueLists(BaseModel):
-    """The cues, stored with the job. Defaults: appendix of arXiv 2504.12329, the same in its released code."""
+    """The cues, stored with the job; a name of ``cue_lists`` stands for its words. Default: "en", the paper's."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    verify: tuple[str, ...] = ("verify", "think again", "recap", "check")
-    negative: tuple[str, ...] = ("wait", "alternatively", "hold on", "another")
-    positive: tuple[str, ...] = ("yeah", "yes", "final answer", "confident")
+    verify: tuple[str, ...] = NAMED_LISTS["en"]["verify"]
+    negative: tuple[str, ...] = NAMED_LISTS["en"]["negative"]
+    positive: tuple[str, ...] = NAMED_LISTS["en"]["positive"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_names(cls, value: Any) -> Any:
+        return named_lists(value) if isinstance(value, str) else value
 
     @field_validator("verify", "negative", "positive")
     @classmethod
     def _are_words(cls, cues: tuple[str, ...]) -> tuple[str, ...]:
-        folded = tuple(" ".join(cue.casefold().split()) for cue in cues)
+        folded = tuple(fold(cue).strip() for cue in cues)
         for cue in folded:
-            if not re.fullmatch(r"\w+(?: \w+)*", cue):
-                raise ValueError(f"{cue!r} is no cue: give one or more words of letters and digits")
+            if not cue:
+                raise ValueError("a blank text is no cue")
         return folded
 
     @model_validator(mode="after")
@@ -77,32 +91,48 @@ class CueFinder:
     def __init__(self, lists: CueLists, kinds: frozenset[CueKind] = frozenset(CueKind)) -> None:
         listed = {CueKind.VERIFY: lists.verify, CueKind.NEGATIVE: lists.negative, CueKind.POSITIVE: lists.positive}
         cues = [Cue(kind, words) for kind in CueKind if kind in kinds for words in listed[kind]]
-        self.memory = max((len(cue.words) for cue in cues), default=0) + 1
-        """Characters of the text so far that can matter: the longest cue and the character before it."""
-        self._each = [(cue, re.compile(_whole_words(re.escape(cue.words)))) for cue in cues]
-        alternatives = "|".join(re.escape(cue.words) for cue in cues)
-        self._any = re.compile(_whole_words(f"(?:{alternatives})") if cues else r"(?!)")
+        self._reach = max((len(cue.words) for cue in cues), default=0) + 1  # the longest, and the character before it
+        self.memory = self._reach + (REACH if CueKind.POSITIVE in kinds else 0)
+        """Characters of the text so far that can matter."""
+        self._each = [(cue, must_end(cue.words), re.compile(whole_words(cue.words))) for cue in cues]
+        self._any = re.compile("|".join(whole_words(cue.words) for cue in cues) or r"(?!)")
 
     def find(self, text: str, since: int, *, ended: bool) -> Cue | None:
         """The cue that completes first in text[since:]; what stands before is known to hold none.
 
         ended: nothing follows, so that a cue at the very end is certain, too.
         """
-        start = max(0, since - self.memory + 1)
+        start = max(0, since - self._reach + 1)
         if self._any.search(text, start) is None:
             return None
         ends = (
             (match.end(), cue)
-            for cue, pattern in self._each
+            for cue, waits, pattern in self._each
             for match in pattern.finditer(text, start)
-            if match.end() >= since and (ended or match.end() < len(text))
+            if _is_new(match.end(), since, len(text), waits=waits, ended=ended)
+            and not self._is_none(cue, text, match.start())
         )
         return min(ends, key=lambda end: end[0], default=(0, None))[1]
 
     def count(self, text: str) -> int:
         """How many cues text holds, each occurrence counted."""
         folded = fold.__wrapped__(text)  # a whole sentence comes once
-        return sum(len(pattern.findall(folded)) for _, pattern in self._each)
+        return sum(
+            not (cue.kind is CueKind.POSITIVE and is_negated(folded, match.start()))
+            for cue, _, pattern in self._each
+            for match in pattern.finditer(folded)
+        )
+
+    def _is_none(self, cue: Cue, text: str, start: int) -> bool:
+        """Whether what stands before a cue at text[start:] takes its meaning away."""
+        if cue.kind is not CueKind.POSITIVE:
+            return False
+        return is_negated(text, start) or (cue.words in ANSWER_CUES and states_answer(text, start))
+
+
+def _is_new(end: int, since: int, length: int, *, waits: bool, ended: bool) -> bool:
+    """Whether the text from since to length makes a cue that ends there certain. waits: by the character after it."""
+    return end >= since and (ended or end < length) if waits else end > since
 
 
 class CueStream:
@@ -127,7 +157,7 @@ class CueStream:
             text = text[1:]
         if not text:
             return None
-        before = self._text if len(self._text) < 64 else self.tail  # a shorter string costs more to cut than to search
+        before = self._text if len(self._text) < 192 else self.tail  # a shorter string costs more to cut than to search
         self._text = before + text
         return self._finder.find(self._text, len(before), ended=False)
 
@@ -135,8 +165,9 @@ class CueStream:
         """The cue that is certain once nothing more comes."""
         return self._finder.find(self._text, len(self._text), ended=True)
 
-    def reset(self) -> None:
-        self._text = ""
+    def begin_sentence(self) -> None:
+        """Forget what came; a sentence begins here."""
+        self._text = SENTENCE_START
 
 
 _WHITE_SPACE = re.compile(r"\s{2,}|[^\S ]")
@@ -144,8 +175,9 @@ _WHITE_SPACE = re.compile(r"\s{2,}|[^\S ]")
 
 @lru_cache(maxsize=16_384)
 def fold(text: str) -> str:
-    """Case-folded, with one space for each run of white space. Tokens come again and again: their forms are kept."""
-    return _WHITE_SPACE.sub(" ", text.casefold())
+    """Case-folded, with one space for each run of white space, and straight apostrophes. Tokens come again and again:
+    their forms are kept."""
+    return _WHITE_SPACE.sub(" ", text.casefold().replace("’", "'"))
 
 
 @cache
@@ -192,7 +224,3 @@ def read_loosely(text: str, lists: CueLists) -> LooseReading:
 def _first_substring(lowered: str, cues: tuple[str, ...]) -> str:
     found = [(lowered.find(cue), cue) for cue in cues if cue in lowered]
     return min(found, default=(0, ""))[1]
-
-
-def _whole_words(pattern: str) -> str:
-    return rf"(?<!\w){pattern}(?!\w)"

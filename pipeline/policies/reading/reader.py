@@ -6,11 +6,16 @@ What a break is: ``pipeline.breaks``.
 from __future__ import annotations
 
 import re
+from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.breaks import BreakFinder
 from pipeline.policies.reading.cues import Cue, CueFinder, CueStream
+
+TakeoverFrom: TypeAlias = Literal["earliest", "nearest"]
+"""The break that a cue belongs to, of those whose window holds it. earliest: large writes again what small wrote
+between them, the step that small is about to doubt. nearest: the last one; no finished step is thrown away."""
 
 
 class TextState(BaseModel):
@@ -75,22 +80,33 @@ class Reader:
     over a break.
     """
 
-    __slots__ = ("_breaks", "_closes_at", "_cues", "_tag", "_tag_part", "_window_tokens", "_windows", "at_break",
-                 "cue_break", "position", "thinking")  # fmt: skip
+    __slots__ = (
+        *("_breaks", "_closes_at", "_cues", "_tag", "_tag_part", "_takeover_from", "_window_tokens", "_windows"),
+        *("at_break", "cue_break", "position", "thinking"),
+    )
 
-    def __init__(self, state: TextState, finder: CueFinder, *, window_tokens: int, think_end: str) -> None:
+    def __init__(
+        self,
+        state: TextState,
+        finder: CueFinder,
+        *,
+        window_tokens: int,
+        think_end: str,
+        takeover_from: TakeoverFrom = "earliest",
+    ) -> None:
         self.position = 0
         """Tokens read since the state."""
         self.thinking = state.thinking
         self.at_break = False
         """Whether the token read last ended with a break."""
         self.cue_break = 0
-        """Tokens before the earliest break whose window holds the cue found last; 0 where that is before the state."""
+        """Tokens before the break that the cue found last belongs to; 0 where that is before the state."""
         self._tag = think_end
         self._tag_part = state.tag_part
         self._breaks = BreakFinder(state.newlines)
         self._cues = CueStream(finder, state.tail)
         self._window_tokens = window_tokens
+        self._takeover_from = takeover_from
         self._windows = [-age for age in state.windows]
         self._closes_at = self._windows[0] + window_tokens if self._windows else 0
 
@@ -132,10 +148,10 @@ class Reader:
     def close_windows(self) -> None:
         """Look for no cue until the next break."""
         self._windows.clear()
-        self._cues.reset()
+        self._cues.begin_sentence()
 
     def _open_window(self) -> None:
-        self._cues.reset()
+        self._cues.begin_sentence()
         self._windows.append(self.position)
         self._closes_at = self._windows[0] + self._window_tokens
 
@@ -155,7 +171,7 @@ class Reader:
         return None
 
     def _found(self) -> None:
-        self.cue_break = max(0, self._windows[0])
+        self.cue_break = max(0, self._windows[0 if self._takeover_from == "earliest" else -1])
         self.close_windows()
 
     def _read_tag(self, text: str) -> str:

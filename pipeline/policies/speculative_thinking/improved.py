@@ -18,7 +18,6 @@ one goes on with the windows at that place closed, so that it can be interrupted
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -28,27 +27,39 @@ from pipeline.policies.guards import LoopGuard
 from pipeline.policies.protocol import Policy, SampleContext, Transition, Watcher
 from pipeline.policies.reading.cues import Cue, CueKind, CueStream, SentenceClass, cue_finder
 from pipeline.policies.reading.handback import HandBack, HandBackFrom, HandBackWatcher
+from pipeline.policies.reading.layout import LayoutState, StepEndFinder
 from pipeline.policies.reading.loops import LoopFinder
-from pipeline.policies.reading.reader import Reader, TextState
+from pipeline.policies.reading.reader import Reader, TakeoverFrom, TextState
 from pipeline.policies.requests import Trigger
-from pipeline.policies.speculative_thinking.rules import SHORT_TAKEOVERS, ReflectionState, VerifyingRules
+from pipeline.policies.speculative_thinking.improved_watchers import DraftWatcher, Takeover, TakeoverWatcher
+from pipeline.policies.speculative_thinking.rules import (
+    INSTRUCT_OPENING,
+    SHORT_TAKEOVERS,
+    Count,
+    ReflectionState,
+    VerifyingRules,
+)
 from pipeline.policies.turns import PairPolicy, Tokens, Turn, fires, first_turn, whole_characters
 from pipeline.samples import ModelRole, SegmentFinish
-from pipeline.signals import Readings
 
 
-class SpeculativeThinkingSpec(VerifyingRules):
-    """Every number of the preset ``improved``.
+class ImprovedRules(VerifyingRules):
+    """Every number of the preset ``improved`` and of its sibling for a small model that does not reason.
 
     "Paper" is arXiv 2504.12329, "code" its released code, "ours" a choice made here. ``threshold`` counts in the kept
     text, whoever wrote it. ``n1``, ``n2``, ``n3`` and ``opening_tokens`` are upper limits where ``handback`` is
     "sentence".
     """
 
-    name: Literal["speculative-thinking"] = "speculative-thinking"
-    preset: Literal["improved"] = "improved"
     window_tokens: Tokens = 20
     """Tokens after a break in which a cue counts. Code: 20; the paper speaks of a sentence."""
+    takeover_from: TakeoverFrom = "earliest"
+    """The break from which large writes, where a cue lies in the windows of several. Ours; paper and code look at one
+    break at a time."""
+    every_break_of: Literal["text", "layout"] = "text"
+    """What ``every_break`` means by a break. text: two newlines; paper and code. layout: only where a step ends, not in
+    display formulas, blocks of code and items of lists, nor after headings and lines that introduce what follows; ours.
+    """
     handback: HandBack = "sentence"
     """Where a takeover ends. Ours; paper and code: tokens."""
     handback_from: HandBackFrom = 0.5
@@ -83,6 +94,26 @@ class SpeculativeThinkingSpec(VerifyingRules):
         return self._guard.watcher() if self.repetition == "hand_over" else None
 
 
+class SpeculativeThinkingSpec(ImprovedRules):
+    """The preset ``improved``."""
+
+    name: Literal["speculative-thinking"] = "speculative-thinking"
+    preset: Literal["improved"] = "improved"
+
+
+class ImprovedInstructSpec(ImprovedRules):
+    """The preset ``improved`` for a small model that does not reason, which has no cues to wait for."""
+
+    name: Literal["speculative-thinking"] = "speculative-thinking"
+    preset: Literal["improved-instruct"] = "improved-instruct"
+    opening_tokens: Count = INSTRUCT_OPENING
+    """Paper and code."""
+    every_break: bool = True
+    """Paper and code."""
+    every_break_of: Literal["text", "layout"] = "layout"
+    """Ours: such a model writes headings, lists and display formulas, and half of its breaks lie inside them."""
+
+
 class _State(ReflectionState):
     """All that is stored of the policy with a sample; what ``text`` follows is the kept text."""
 
@@ -91,15 +122,8 @@ class _State(ReflectionState):
     inserted: bool = False
     """Whether a sentence was inserted before it."""
     text: TextState
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Takeover:
-    """Where and why the small model is interrupted: its first num_kept tokens stay."""
-
-    num_kept: int
-    trigger: Trigger
-    cue: str = ""
+    layout: LayoutState = LayoutState()
+    """Followed where ``every_break_of`` is "layout"."""
 
 
 class SpeculativeThinkingPolicy(PairPolicy[_State]):
@@ -107,7 +131,7 @@ class SpeculativeThinkingPolicy(PairPolicy[_State]):
 
     _state_type = _State
 
-    def __init__(self, spec: SpeculativeThinkingSpec) -> None:
+    def __init__(self, spec: ImprovedRules) -> None:
         self._spec = spec
         self._finder = cue_finder(spec.cues)
         self._verify_finder = cue_finder(spec.cues, CueKind.VERIFY)
@@ -122,14 +146,14 @@ class SpeculativeThinkingPolicy(PairPolicy[_State]):
         watcher = self._draft_watcher(turn.context, turn.state)
         found = fires(watcher, turn.event) or (turn.event.finish is SegmentFinish.EOS and watcher.end())
         if not found:
-            return turn.carry_on({"text": watcher.reader.state})
+            return turn.carry_on({"text": watcher.reader.state, "layout": self._layout(turn, len(turn.texts))})
         takeover = watcher.takeover()
         reader = self._reader(turn.context, turn.state)
         for text in turn.texts[: takeover.num_kept]:
             reader.feed(text)
         return self._take_over(turn, reader, takeover)
 
-    def _take_over(self, turn: Turn[_State], reader: Reader, takeover: _Takeover) -> Transition:
+    def _take_over(self, turn: Turn[_State], reader: Reader, takeover: Takeover) -> Transition:
         spec, keep = self._spec, takeover.num_kept
         may_check = takeover.trigger is not Trigger.REPETITION and reader.state.at_break
         is_due = turn.state.reflections >= turn.state.threshold
@@ -139,17 +163,19 @@ class SpeculativeThinkingPolicy(PairPolicy[_State]):
         return turn.let_write(
             ModelRole.LARGE,
             takeover.trigger,
-            {"limit": limit, "inserted": False, "text": reader.state},
+            {"limit": limit, "inserted": False, "text": reader.state, "layout": self._layout(turn, keep)},
             keep=keep,
             max_tokens=spec.n2,  # R1's are ended at n1 by the watcher
             cue=takeover.cue,
         )
 
-    def _check_all(self, turn: Turn[_State], reader: Reader, takeover: _Takeover) -> Transition:
+    def _check_all(self, turn: Turn[_State], reader: Reader, takeover: Takeover) -> Transition:
         """R3: insert the sentence and let the large model look for wrong steps."""
         reader.close_windows()
-        reader.feed(self._spec.check.text)
-        state = {"limit": turn.state.n3, "inserted": True, "text": reader.state}
+        sentence = self._spec.check.text
+        reader.feed(sentence)
+        layout = self._layout(turn, takeover.num_kept, sentence)
+        state = {"limit": turn.state.n3, "inserted": True, "text": reader.state, "layout": layout}
         return turn.let_write(
             ModelRole.LARGE,
             Trigger.TOO_MUCH_REFLECTION,
@@ -170,7 +196,13 @@ class SpeculativeThinkingPolicy(PairPolicy[_State]):
         if reason is not None:
             return turn.end(reason, keep)
         text, reflections = self._read_kept(turn, keep)
-        state = {"limit": 0, "inserted": False, "text": text, "reflections": turn.state.reflections + reflections}
+        state = {
+            "limit": 0,
+            "inserted": False,
+            "text": text,
+            "layout": self._layout(turn, keep),
+            "reflections": turn.state.reflections + reflections,
+        }
         return turn.let_write(ModelRole.SMALL, Trigger.RESUME, state, keep=keep)
 
     def _read_kept(self, turn: Turn[_State], keep: int) -> tuple[TextState, int]:
@@ -182,7 +214,20 @@ class SpeculativeThinkingPolicy(PairPolicy[_State]):
             reader.close_windows()  # the large model has nothing to say here: small passes this place unwatched
         return reader.state, sum(_is_reflective(cue) for cue in cues)
 
+    def _layout(self, turn: Turn[_State], keep: int, *inserted: str) -> LayoutState:
+        """The layout's state after what is kept and inserted, where it is followed."""
+        if not self._follows_layout:
+            return turn.state.layout
+        ends = StepEndFinder(turn.state.layout)
+        for text in (*turn.texts[:keep], *inserted):
+            ends.feed(text)
+        return ends.state
+
     # Readers and watchers.
+
+    @property
+    def _follows_layout(self) -> bool:
+        return self._spec.every_break and self._spec.every_break_of == "layout"
 
     def _watch_small(self, context: SampleContext, state: _State) -> Watcher | None:
         return self._draft_watcher(context, state) if state.text.thinking else None
@@ -191,13 +236,23 @@ class SpeculativeThinkingPolicy(PairPolicy[_State]):
         return self._takeover_watcher(context, state)
 
     def _reader(self, context: SampleContext, state: _State) -> Reader:
-        return Reader(state.text, self._finder, window_tokens=self._spec.window_tokens, think_end=context.think_end)
-
-    def _draft_watcher(self, context: SampleContext, state: _State) -> _DraftWatcher:
         spec = self._spec
-        return _DraftWatcher(self._reader(context, state), spec.loop_finder(), every_break=spec.every_break)
+        return Reader(
+            state.text,
+            self._finder,
+            window_tokens=spec.window_tokens,
+            think_end=context.think_end,
+            takeover_from=spec.takeover_from,
+        )
 
-    def _takeover_watcher(self, context: SampleContext, state: _State) -> _TakeoverWatcher:
+    def _draft_watcher(self, context: SampleContext, state: _State) -> DraftWatcher:
+        spec = self._spec
+        step_ends = StepEndFinder(state.layout) if self._follows_layout else None
+        return DraftWatcher(
+            self._reader(context, state), spec.loop_finder(), every_break=spec.every_break, step_ends=step_ends
+        )
+
+    def _takeover_watcher(self, context: SampleContext, state: _State) -> TakeoverWatcher:
         spec = self._spec
         back = HandBackWatcher(
             self._reader(context, state),
@@ -208,80 +263,7 @@ class SpeculativeThinkingPolicy(PairPolicy[_State]):
         )
         extends = state.trigger in SHORT_TAKEOVERS
         verify = CueStream(self._verify_finder, state.text.tail) if extends else None
-        return _TakeoverWatcher(back, verify, window_tokens=spec.window_tokens, extended_limit=spec.n2)
-
-
-class _DraftWatcher:
-    """Ends the small model's request at a cue inside a window; at every break or in a loop, where that is asked for."""
-
-    __slots__ = ("_cue", "_every_break", "_loops", "reader")
-
-    def __init__(self, reader: Reader, loops: LoopFinder | None, *, every_break: bool) -> None:
-        self.reader = reader
-        self._loops = loops
-        self._every_break = every_break
-        self._cue: Cue | None = None
-
-    def feed(self, text: str, readings: Readings | None = None) -> bool:
-        self._cue = self.reader.feed(text)
-        if self._cue is not None or (self._every_break and self.reader.at_break):
-            return True
-        return self._loops is not None and self._loops.feed(text) and self.reader.thinking
-
-    def end(self) -> bool:
-        """After the last token: whether the end of the text makes a cue certain."""
-        self._cue = self.reader.end()
-        return self._cue is not None
-
-    def takeover(self) -> _Takeover:
-        """After a True: the takeover it asks for."""
-        if self._cue is not None:
-            return _Takeover(
-                num_kept=self.reader.cue_break,
-                trigger=Trigger.VERIFY if self._cue.kind is CueKind.VERIFY else Trigger(self._cue.sentence_class),
-                cue=self._cue.words,
-            )
-        if self._every_break and self.reader.at_break:
-            return _Takeover(num_kept=self.reader.position, trigger=Trigger.EVERY_BREAK)
-        assert self._loops is not None
-        return _Takeover(num_kept=self._loops.first_block_end(), trigger=Trigger.REPETITION)
-
-
-class _TakeoverWatcher:
-    """Ends the large model's request where the small one goes on, later where a verify cue lets it write on."""
-
-    __slots__ = ("_back", "_extended_limit", "_num_read", "_verify", "_window_tokens")
-
-    def __init__(
-        self, back: HandBackWatcher, verify: CueStream | None, *, window_tokens: int, extended_limit: int
-    ) -> None:
-        """verify: the cues that raise the limit while the window lasts; None where nothing raises it."""
-        self._back = back
-        self._verify = verify
-        self._window_tokens = window_tokens
-        self._extended_limit = extended_limit
-        self._num_read = 0
-
-    @property
-    def num_kept(self) -> int:
-        return self._back.num_kept
-
-    def feed(self, text: str, readings: Readings | None = None) -> bool:
-        self._num_read += 1
-        if self._verify is not None:
-            self._look_for_verify(self._verify, text)
-        ended = self._back.feed(text)
-        if self._verify is not None and self._back.reader.at_break:
-            self._verify.reset()
-        return ended
-
-    def _look_for_verify(self, verify: CueStream, text: str) -> None:
-        closes = self._num_read >= self._window_tokens
-        if verify.feed(text) is not None or (closes and verify.end() is not None):
-            self._back.limit = self._extended_limit
-            self._verify = None
-        elif closes:
-            self._verify = None
+        return TakeoverWatcher(back, verify, window_tokens=spec.window_tokens, extended_limit=spec.n2)
 
 
 def _is_reflective(cue: Cue | None) -> bool:

@@ -28,20 +28,24 @@ from pipeline.breaks import BreakFinder
 from pipeline.policies.protocol import SampleContext, Transition
 from pipeline.policies.reading.cues import LooseReading, SentenceClass, read_loosely
 from pipeline.policies.requests import Trigger
-from pipeline.policies.speculative_thinking.rules import SHORT_TAKEOVERS, Count, ReflectionState, VerifyingRules
+from pipeline.policies.speculative_thinking.rules import (
+    INSTRUCT_OPENING,
+    SHORT_TAKEOVERS,
+    Count,
+    ReflectionState,
+    VerifyingRules,
+)
 from pipeline.policies.turns import PairPolicy, Tokens, Turn, fires, first_turn, whole_characters
 from pipeline.samples import ModelRole, SegmentFinish
 from pipeline.signals import Readings
 
 
-class PaperSpec(VerifyingRules):
+class PaperRules(VerifyingRules):
     """Every number of the preset ``paper``.
 
     ``threshold`` counts the reflective sentences of the running text, those of small that are taken over included.
     """
 
-    name: Literal["speculative-thinking"] = "speculative-thinking"
-    preset: Literal["paper"] = "paper"
     window_tokens: Tokens = 20
     """Tokens after a break that make the sentence. Paper: "the next n1"; code: 20."""
     n3_step: Count = 0
@@ -57,6 +61,24 @@ class PaperSpec(VerifyingRules):
 
     def build(self) -> PaperPolicy:
         return PaperPolicy(self)
+
+
+class PaperSpec(PaperRules):
+    """The preset ``paper``."""
+
+    name: Literal["speculative-thinking"] = "speculative-thinking"
+    preset: Literal["paper"] = "paper"
+
+
+class PaperInstructSpec(PaperRules):
+    """The preset ``paper`` for a small model that does not reason."""
+
+    name: Literal["speculative-thinking"] = "speculative-thinking"
+    preset: Literal["paper-instruct"] = "paper-instruct"
+    opening_tokens: Count = INSTRUCT_OPENING
+    """Paper."""
+    every_break: bool = True
+    """Paper."""
 
 
 class _State(ReflectionState):
@@ -75,7 +97,7 @@ class PaperPolicy(PairPolicy[_State]):
 
     _state_type = _State
 
-    def __init__(self, spec: PaperSpec) -> None:
+    def __init__(self, spec: PaperRules) -> None:
         self._spec = spec
 
     def start(self, context: SampleContext) -> Transition:
@@ -161,7 +183,7 @@ class _Sentences:
 
     __slots__ = ("_breaks", "_cues", "_starts", "_texts", "_window_tokens", "at_break", "num_read", "start")
 
-    def __init__(self, state: _State, spec: PaperSpec) -> None:
+    def __init__(self, state: _State, spec: PaperRules) -> None:
         self.num_read = 0
         self.at_break = False
         """Whether the token read last ended with a break."""
@@ -249,7 +271,7 @@ class _TakeoverWatcher:
 
     __slots__ = ("_limit", "_spec", "_texts", "num_read")
 
-    def __init__(self, spec: PaperSpec) -> None:
+    def __init__(self, spec: PaperRules) -> None:
         self.num_read = 0
         self._spec = spec
         self._limit = spec.n1

@@ -43,7 +43,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.policies.protocol import SampleContext, Transition, Watcher
 from pipeline.policies.reading.cues import LooseReading, SentenceClass, read_loosely
 from pipeline.policies.requests import Insert, Trigger
-from pipeline.policies.speculative_thinking.rules import ReflectionState, Rules
+from pipeline.policies.speculative_thinking.rules import INSTRUCT_OPENING, Count, ReflectionState, Rules
 from pipeline.policies.turns import PairPolicy, Tokens, Turn, first_turn, whole_characters
 from pipeline.samples import FinishReason, ModelRole, SegmentFinish
 from pipeline.signals import Readings
@@ -53,7 +53,7 @@ Phase: TypeAlias = Literal["opening", "draft", "peek", "answer", "verify", "chec
 BREAK = "\n\n"
 
 
-class CodeSpec(Rules):
+class CodeRules(Rules):
     """Every number of the preset ``code``; the defaults are those of the released configurations for a pair of
     reasoning models.
 
@@ -61,8 +61,6 @@ class CodeSpec(Rules):
     the sample. ``threshold`` counts in what is kept of peeks and of large's answers to them, nowhere else.
     """
 
-    name: Literal["speculative-thinking"] = "speculative-thinking"
-    preset: Literal["code"] = "code"
     choose_large: bool = True
     """Whether large's answer to a peek is kept in any case; off: only where the classes disagree, one of them being a
     reflection. Code: on in every released configuration."""
@@ -73,6 +71,24 @@ class CodeSpec(Rules):
 
     def build(self) -> CodePolicy:
         return CodePolicy(self)
+
+
+class CodeSpec(CodeRules):
+    """The preset ``code``."""
+
+    name: Literal["speculative-thinking"] = "speculative-thinking"
+    preset: Literal["code"] = "code"
+
+
+class CodeInstructSpec(CodeRules):
+    """The preset ``code`` for a small model that does not reason."""
+
+    name: Literal["speculative-thinking"] = "speculative-thinking"
+    preset: Literal["code-instruct"] = "code-instruct"
+    opening_tokens: Count = INSTRUCT_OPENING
+    """Code."""
+    every_break: bool = True
+    """Code."""
 
 
 class _Peek(BaseModel):
@@ -100,7 +116,7 @@ class CodePolicy(PairPolicy[_State]):
 
     _state_type = _State
 
-    def __init__(self, spec: CodeSpec) -> None:
+    def __init__(self, spec: CodeRules) -> None:
         self._spec = spec
 
     def start(self, context: SampleContext) -> Transition:

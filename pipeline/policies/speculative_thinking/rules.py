@@ -18,6 +18,9 @@ from pipeline.samples import ModelRole
 
 Count = Annotated[int, Field(ge=0)]
 
+INSTRUCT_OPENING = 100
+"""Tokens that large writes first where small does not reason. Paper and code."""
+
 SHORT_TAKEOVERS = frozenset({Trigger.REFLECTION, Trigger.AFFIRMATION, Trigger.EVERY_BREAK})
 """Triggers of takeovers of n1 tokens."""
 

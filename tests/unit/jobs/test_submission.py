@@ -23,6 +23,7 @@ from pipeline.problems import content_sha256
 from pipeline.samples import ModelRole
 
 MODELS = {"small": "S", "large": "L"}
+DEMO_MODELS = Path(__file__).parents[3] / "examples" / "models"
 
 
 def few(*prompts: str, **metadata: Any) -> ProblemSet:
@@ -136,6 +137,22 @@ def test_defaults_are_those_of_a_job() -> None:
     )  # fmt: skip
     assert made.think is None  # only workers know models by these names
     assert made.versions["prompt template"] == "math/2"
+
+
+def test_small_model_that_does_not_reason_gets_its_preset_where_no_policy_is_named() -> None:
+    pair = {"small": DEMO_MODELS / "demo-small", "large": DEMO_MODELS / "demo-large"}
+    unthinking = pair | {"small_asking": Asking(think_tags=())}
+    chosen = ready(**unthinking, policy_values={"n1": 30})
+    assert chosen.policy == "speculative-thinking:improved-instruct"
+    assert chosen.config.policy == parse_policy(chosen.policy, {"n1": 30})
+    assert chosen.first_role is ModelRole.LARGE
+    assert chosen.notes[0].startswith("the small model has no think phase in this job: the policy is 'speculative-thin")
+    asked = ready(**unthinking, policy="speculative-thinking:improved")
+    assert asked.policy == "speculative-thinking:improved"
+    assert "the preset for such a model is 'speculative-thinking:improved-instruct'" in asked.notes[0]
+    for usual in (ready(**pair), ready(**unthinking, policy="small-only")):
+        assert usual.policy in ("speculative-thinking:improved", "small-only")
+        assert not any("think phase" in note for note in usual.notes)
 
 
 def test_seed_is_drawn_where_none_is_given_and_a_clone_keeps_it() -> None:

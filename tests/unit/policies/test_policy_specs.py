@@ -6,15 +6,19 @@ from pipeline.policies import AnyPolicySpec, PolicySpec, parse_policy, policy_na
 from pipeline.policies.baselines import LargeOnlySpec, SmallOnlySpec
 from pipeline.policies.glimpse import GlimpseSpec
 from pipeline.policies.random_delegation import RandomDelegationSpec
-from pipeline.policies.speculative_thinking.improved import SpeculativeThinkingSpec
-from pipeline.policies.speculative_thinking.paper import PaperSpec
-from pipeline.policies.speculative_thinking.released_code import CodeSpec
+from pipeline.policies.reading.cues import CueLists
+from pipeline.policies.speculative_thinking.improved import ImprovedInstructSpec, SpeculativeThinkingSpec
+from pipeline.policies.speculative_thinking.paper import PaperInstructSpec, PaperSpec
+from pipeline.policies.speculative_thinking.released_code import CodeInstructSpec, CodeSpec
 
 ADAPTER: TypeAdapter[PolicySpec] = TypeAdapter(AnyPolicySpec)
 SPECS = {
     "speculative-thinking:improved": SpeculativeThinkingSpec(),
     "speculative-thinking:paper": PaperSpec(),
     "speculative-thinking:code": CodeSpec(),
+    "speculative-thinking:improved-instruct": ImprovedInstructSpec(),
+    "speculative-thinking:paper-instruct": PaperInstructSpec(),
+    "speculative-thinking:code-instruct": CodeInstructSpec(),
     "small-only": SmallOnlySpec(),
     "large-only": LargeOnlySpec(),
     "random": RandomDelegationSpec(),
@@ -130,6 +134,8 @@ def test_the_preset_improved_is_stored_with_every_value() -> None:
         "inserted_sentence": "Let me check whether there are some wrong steps:",
         "opening_tokens": 0,
         "every_break": False,
+        "takeover_from": "earliest",
+        "every_break_of": "text",
         "handback": "sentence",
         "handback_from": 0.5,
         "repetition": "finish",
@@ -161,3 +167,20 @@ def test_the_preset_improved_is_stored_with_every_value() -> None:
 def test_a_spec_that_makes_no_sense_is_refused(values: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         ADAPTER.validate_python({"name": "speculative-thinking", **values})
+
+
+@pytest.mark.parametrize("preset", ["improved", "paper", "code"])
+def test_a_preset_for_a_small_model_that_does_not_reason_differs_in_opening_and_breaks_alone(preset: str) -> None:
+    usual = parse_policy(f"speculative-thinking:{preset}").model_dump()
+    instruct = parse_policy(f"speculative-thinking:{preset}-instruct").model_dump()
+    differing = {key for key, value in instruct.items() if usual[key] != value}
+    assert differing == {"preset", "opening_tokens", "every_break"} | ({"every_break_of"} & usual.keys())
+    assert (instruct["opening_tokens"], instruct["every_break"]) == (100, True)
+
+
+def test_cues_can_be_set_by_the_name_of_their_lists() -> None:
+    spec = parse_policy("speculative-thinking:paper", {"cues": "zh"})
+    assert spec == PaperSpec(cues=CueLists.model_validate("zh"))
+    assert "等等" in ADAPTER.dump_python(spec, mode="json")["cues"]["negative"]
+    with pytest.raises(ConfigurationError, match="cues: Value error, there are no cues 'klingon'; there are: en, wide"):
+        parse_policy("speculative-thinking", {"cues": "klingon"})

@@ -1,3 +1,6 @@
+import itertools
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,9 +31,16 @@ def hits(texts: list[str], window: int = 5) -> list[tuple[int, str, int]]:
         ([")\n", "\n"], [1]),
         (["\n\n\n"], [0]),
         (["\n", "", "\n"], [2]),
-        (["\n", " ", "\n"], []),
-        (["\n", " \n"], []),
-        (["a\n\n  ", "\n"], [0]),
+        (["\n", " ", "\n"], [2]),
+        (["\n", " \n"], [1]),
+        (["a\n\n  ", "\n"], [0, 1]),
+        (["a\n\n", "  ", "b"], [0]),
+        (["a\n \t \n", "b"], [0]),
+        (["a\r\n\r\n", "b"], [0]),
+        (["a\r\n", "\r\n", "b"], [1]),
+        (["a\r", "\n", "\r", "\n", "b"], [3]),
+        (["a\n", "\u3000", "\n", "b"], [2]),
+        (["a\n", " b", "\n"], []),
         (["a\n\nb"], []),
         (["\n\n", ""], [0]),
     ],
@@ -38,6 +48,32 @@ def hits(texts: list[str], window: int = 5) -> list[tuple[int, str, int]]:
 def test_breaks_are_found_at_token_boundaries(texts: list[str], breaks: list[int]) -> None:
     finder = BreakFinder()
     assert [index for index, text in enumerate(texts) if finder.feed(text)] == breaks
+
+
+BLANK_TEXTS = st.text(alphabet=["\n", " ", "\t", "\r", "a", "b"], max_size=20)
+
+
+@given(text=BLANK_TEXTS, cuts=st.sets(st.integers(1, 19)))
+def test_breaks_are_the_same_however_a_text_is_split(text: str, cuts: set[int]) -> None:
+    places = sorted({cut for cut in cuts if cut < len(text)} | {0, len(text)})
+    finder = BreakFinder()
+    seen = {end for start, end in itertools.pairwise(places) if finder.feed(text[start:end])}
+    ends = {match.end(1) for match in re.finditer(r"(?=(\n\s*\n))", text)}
+    first_places = {min((place for place in places if place >= end), default=0) for end in ends}
+    assert seen <= {place for place in places if re.search(r"\n\s*\n\s*\Z", text[:place])}
+    assert {place for place in first_places if re.search(r"\n\s*\n\s*\Z", text[:place])} <= seen
+
+
+def plain_break(before: str, token: str) -> bool:
+    """Two newlines and nothing between them."""
+    return "\n" in token and (before + token.rstrip(" \t")).endswith("\n\n")
+
+
+@given(tokens=st.lists(st.sampled_from(["\n", "\n\n", "a", ".\n\n", "\n\na", " a", ""]), max_size=20))
+def test_text_without_blanks_between_newlines_has_its_breaks_at_two_newlines(tokens: list[str]) -> None:
+    finder = BreakFinder()
+    found = [finder.feed(token) for token in tokens]
+    assert found == [plain_break("".join(tokens[:index]), token) for index, token in enumerate(tokens)]
 
 
 def test_a_cue_counts_only_after_a_break() -> None:

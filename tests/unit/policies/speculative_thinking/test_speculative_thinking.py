@@ -7,7 +7,11 @@ import pytest
 
 from pipeline.policies.protocol import SampleContext, Transition
 from pipeline.policies.requests import Finish, Generate, Insert, Written
-from pipeline.policies.speculative_thinking.improved import SpeculativeThinkingSpec
+from pipeline.policies.speculative_thinking.improved import (
+    ImprovedInstructSpec,
+    ImprovedRules,
+    SpeculativeThinkingSpec,
+)
 from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
 from tests.decisions import Keep, decided, delegation_state
 
@@ -25,7 +29,7 @@ def split(text: str) -> tuple[str, ...]:
 class Play:
     """One sample, written by hand: each call is one carried-out request."""
 
-    spec: SpeculativeThinkingSpec = field(default_factory=SpeculativeThinkingSpec)
+    spec: ImprovedRules = field(default_factory=SpeculativeThinkingSpec)
     max_tokens: int = 1000
     think_end: str = "</think>"
     num_output_tokens: int = 0
@@ -389,3 +393,32 @@ def test_newlines_after_a_break_are_no_step_of_large() -> None:
     play = taken_over(spec=spec(handback="break"))
     assert play.watched("\n|Then| so|.\n\n|more") == 4
     assert play.large("\n|Then| so|.\n\n")[0] == Keep(num_tokens=4)
+
+
+def test_a_takeover_may_begin_at_the_nearest_break() -> None:
+    text = "a|.\n\n|b|.\n\n|Wait|,"
+    for takeover_from, kept in (("earliest", 2), ("nearest", 4)):
+        play = Play(SpeculativeThinkingSpec.model_validate({"takeover_from": takeover_from}))
+        decisions = play.write(SMALL, text, WATCH)
+        assert decisions[0] == Keep(num_tokens=kept)
+        assert isinstance(decisions[-1], Generate)
+        assert decisions[-1].takes_over
+
+
+def test_an_instruct_model_is_led_at_the_ends_of_its_steps() -> None:
+    play = Play(ImprovedInstructSpec(), think_end="")
+    assert isinstance(play.last.then, Generate)
+    assert (play.last.then.role, play.last.then.max_tokens, play.last.then.trigger) == (LARGE, 100, "opening")
+    play.write(LARGE, "Okay|,| we| have|:\n\n|\\[|x", WATCH)
+    formula = "| =|\n\n|1|\n\\|]\n\n"  # begun by large, and a break inside it
+    assert play.watched(f"{formula}|So|.") == 7
+    decisions = play.write(SMALL, f"{formula}|So|.", WATCH)
+    assert decisions[0] == Keep(num_tokens=6)
+    assert isinstance(decisions[-1], Generate)
+    assert (decisions[-1].role, decisions[-1].trigger) == (LARGE, "every_break")
+
+
+def test_a_line_that_states_the_final_answer_calls_nobody() -> None:
+    play = Play()
+    assert play.watched("x|.\n\n|**|Final| Answer|:**| 12|.\n\n|So| the| final| answer| is| 12|.") is None
+    assert play.watched("x|.\n\n|I| think| the| final| answer| is| 12|.") == 8
