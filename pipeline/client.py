@@ -49,15 +49,14 @@ from pipeline.results.reports import (
     JobProgress,
     JobStats,
     JobSummary,
-    LeaderReport,
     ProblemScore,
     Result,
     SampleReport,
-    WorkerReport,
 )
 from pipeline.samples import ErrorClass, ModelRole
 from pipeline.settings import Settings, load_settings
 from pipeline.submit_options import SubmitOptions, shows_options
+from pipeline.workforce import LeaderReport, WorkerReport
 
 if TYPE_CHECKING:
     from pipeline.jobs.dry_run import DryRun

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -22,3 +24,38 @@ class WorkerEnd(StrEnum):
     ENGINE_DIED = "engine_died"  # it said so, and ended
     ENGINE_STALLED = "engine_stalled"  # no token for too long while requests ran; it said so, and ended
     WRITER_FAILED = "writer_failed"  # an error of its own that nobody foresaw; it said so, and ended
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReport:
+    """One live worker; counters as of its last heartbeat.
+
+    max_model_len: most tokens of prompt and output that its engine takes. model_fingerprint, weights_sha256, revision:
+    of its model. None for a worker without an engine, and where they are not known.
+    """
+
+    id: int
+    kind: str
+    model: str | None
+    host: str
+    pid: int
+    max_in_flight: int
+    num_in_flight: int
+    tokens_generated: int
+    started_at: dt.datetime
+    renewed_seconds_ago: float
+    max_model_len: int | None = None
+    model_fingerprint: str | None = None
+    weights_sha256: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaderReport:
+    """The upkeep worker that does the duties now. can_publish: whether Redis took its last messages."""
+
+    worker_id: int
+    host: str
+    since: dt.datetime
+    seen_seconds_ago: float
+    can_publish: bool

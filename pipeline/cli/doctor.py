@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from pipeline.embedded import Connections
     from pipeline.results.promises import Violation
-    from pipeline.results.reports import LeaderReport
     from pipeline.settings import Settings
+    from pipeline.workforce import LeaderReport
 
 PANEL = "Running it"
 

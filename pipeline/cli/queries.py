@@ -32,7 +32,8 @@ from pipeline.texts import visible
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipeline.results.reports import JobProgress, WorkerReport
+    from pipeline.results.reports import JobProgress
+    from pipeline.workforce import WorkerReport
 
 PANEL = "Questions"
 

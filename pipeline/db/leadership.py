@@ -9,7 +9,7 @@ import datetime as dt
 
 from sqlalchemy import Connection, text
 
-from pipeline.results.reports import LeaderReport
+from pipeline.workforce import LeaderReport
 
 # Free: nobody leads, or whoever did is gone: its worker ended, its session ended, its time is over, or the server's
 # clock went back since. A row that somebody has locked is left for the next try.

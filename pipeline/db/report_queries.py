@@ -40,9 +40,9 @@ from pipeline.results.reports import (
     TakeoverFlow,
     TokenLengths,
     Truncation,
-    WorkerReport,
 )
 from pipeline.samples import Author, FinishReason, SampleState
+from pipeline.workforce import WorkerReport
 
 _R = TypeVar("_R")
 _CONVERSIONS: dict[str, Any] = {

@@ -15,11 +15,10 @@ from pipeline.jobs.references import UNGRADED, StoredSet
 from pipeline.problems import Problem
 from pipeline.problems.columns import PARTS
 from pipeline.samples import ModelRole
-from pipeline.workforce import WorkerKind
+from pipeline.workforce import WorkerKind, WorkerReport
 
 if TYPE_CHECKING:
     from pipeline.chat.model import ChatModel
-    from pipeline.results.reports import WorkerReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

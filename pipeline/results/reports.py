@@ -573,41 +573,6 @@ class SampleReport:
     steps: tuple[StepReport, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerReport:
-    """One live worker; counters as of its last heartbeat.
-
-    max_model_len: most tokens of prompt and output that its engine takes. model_fingerprint, weights_sha256, revision:
-    of its model. None for a worker without an engine, and where they are not known.
-    """
-
-    id: int
-    kind: str
-    model: str | None
-    host: str
-    pid: int
-    max_in_flight: int
-    num_in_flight: int
-    tokens_generated: int
-    started_at: dt.datetime
-    renewed_seconds_ago: float
-    max_model_len: int | None = None
-    model_fingerprint: str | None = None
-    weights_sha256: str | None = None
-    revision: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaderReport:
-    """The upkeep worker that does the duties now. can_publish: whether Redis took its last messages."""
-
-    worker_id: int
-    host: str
-    since: dt.datetime
-    seen_seconds_ago: float
-    can_publish: bool
-
-
 def plain(report: Any) -> dict[str, Any]:
     """A report as a dict of plain values, as JSON and CSV take them."""
     values = asdict(report)

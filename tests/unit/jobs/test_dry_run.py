@@ -11,8 +11,8 @@ import pytest
 from pipeline.jobs.dry_run import DryRun, dry_run
 from pipeline.jobs.readiness import make_ready
 from pipeline.jobs.submission import Submission
-from pipeline.results.reports import WorkerReport
 from pipeline.samples import ModelRole
+from pipeline.workforce import WorkerReport
 
 MODELS = Path(__file__).parents[3] / "examples" / "models"
 SMALL, LARGE = MODELS / "demo-small", MODELS / "demo-large"
