@@ -237,7 +237,7 @@ class JobConfig(BaseModel):
 
     @property
     def cues(self) -> CueLists:
-        """By which a step's sentence is classed: the policy's own, else the paper's.
+        """By which a step's sentence is classed: the policy's own, else the usual ones.
 
         A plug-in may mean something else by a field of that name; then it has no cue lists.
         """

@@ -1,6 +1,7 @@
 """The cue lists that have a name, as data: the paper's, a wider one for English, and one for each of other languages.
 
-A job chooses one by ``policy.cues=zh``, or several by ``policy.cues=en+zh``, and stores the words.
+A job chooses one by ``policy.cues=ja``, or several by ``policy.cues=en+ja``, and stores the words. en+zh is the default
+of ``improved``; ``paper`` and ``code`` have en.
 
 en: appendix of arXiv 2504.12329, the same in every configuration of its released code.
 

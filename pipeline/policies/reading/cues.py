@@ -12,6 +12,7 @@ paper, but no cue in a stream of text: no help is wanted there.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, lru_cache
@@ -19,7 +20,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from pipeline.policies.reading.cue_lists import ANSWER_CUES, NAMED_LISTS, named_lists
+from pipeline.policies.reading.cue_lists import ANSWER_CUES, named_lists
 from pipeline.policies.reading.scripts import must_end, whole_words
 from pipeline.policies.reading.surroundings import REACH, SENTENCE_START, is_negated, states_answer
 
@@ -40,14 +41,31 @@ class SentenceClass(StrEnum):
     STATEMENT = "statement"  # no cue at all
 
 
+_WHITE_SPACE = re.compile(r"\s{2,}|[^\S ]")
+
+
+@lru_cache(maxsize=16_384)
+def fold(text: str) -> str:
+    """Case-folded, with one space for each run of white space, and straight apostrophes. Tokens come again and again:
+    their forms are kept."""
+    return _WHITE_SPACE.sub(" ", text.casefold().replace("’", "'"))
+
+
+_USUAL = named_lists("en+zh")
+
+
 class CueLists(BaseModel):
-    """The cues, stored with the job; a name of ``cue_lists`` stands for its words. Default: "en", the paper's."""
+    """The cues, stored with the job; a name of ``cue_lists`` stands for its words.
+
+    Default: "en+zh", the paper's and, because R1 and Qwen think in Chinese as well, what they are there. A text in
+    English has no word of the latter.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    verify: tuple[str, ...] = NAMED_LISTS["en"]["verify"]
-    negative: tuple[str, ...] = NAMED_LISTS["en"]["negative"]
-    positive: tuple[str, ...] = NAMED_LISTS["en"]["positive"]
+    verify: tuple[str, ...] = _USUAL["verify"]
+    negative: tuple[str, ...] = _USUAL["negative"]
+    positive: tuple[str, ...] = _USUAL["positive"]
 
     @model_validator(mode="before")
     @classmethod
@@ -70,6 +88,10 @@ class CueLists(BaseModel):
         if twice:
             raise ValueError(f"cues named twice: {', '.join(twice)}")
         return self
+
+
+PAPER_CUES = CueLists.model_validate("en")
+"""Appendix of arXiv 2504.12329; the same in its released code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +117,8 @@ class CueFinder:
         self.memory = self._reach + (REACH if CueKind.POSITIVE in kinds else 0)
         """Characters of the text so far that can matter."""
         self._each = [(cue, must_end(cue.words), re.compile(whole_words(cue.words))) for cue in cues]
-        self._any = re.compile("|".join(whole_words(cue.words) for cue in cues) or r"(?!)")
+        self._any = _any_of(cues)
+        self._any_ascii = _any_of([cue for cue in cues if cue.words.isascii()])  # most text has no other letters
 
     def find(self, text: str, since: int, *, ended: bool) -> Cue | None:
         """The cue that completes first in text[since:]; what stands before is known to hold none.
@@ -103,7 +126,7 @@ class CueFinder:
         ended: nothing follows, so that a cue at the very end is certain, too.
         """
         start = max(0, since - self._reach + 1)
-        if self._any.search(text, start) is None:
+        if (self._any_ascii if text.isascii() else self._any).search(text, start) is None:
             return None
         ends = (
             (match.end(), cue)
@@ -128,6 +151,10 @@ class CueFinder:
         if cue.kind is not CueKind.POSITIVE:
             return False
         return is_negated(text, start) or (cue.words in ANSWER_CUES and states_answer(text, start))
+
+
+def _any_of(cues: Sequence[Cue]) -> re.Pattern[str]:
+    return re.compile("|".join(whole_words(cue.words) for cue in cues) or r"(?!)")
 
 
 def _is_new(end: int, since: int, length: int, *, waits: bool, ended: bool) -> bool:
@@ -168,16 +195,6 @@ class CueStream:
     def begin_sentence(self) -> None:
         """Forget what came; a sentence begins here."""
         self._text = SENTENCE_START
-
-
-_WHITE_SPACE = re.compile(r"\s{2,}|[^\S ]")
-
-
-@lru_cache(maxsize=16_384)
-def fold(text: str) -> str:
-    """Case-folded, with one space for each run of white space, and straight apostrophes. Tokens come again and again:
-    their forms are kept."""
-    return _WHITE_SPACE.sub(" ", text.casefold().replace("’", "'"))
 
 
 @cache

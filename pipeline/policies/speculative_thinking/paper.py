@@ -26,7 +26,7 @@ from pydantic import Field
 
 from pipeline.breaks import BreakFinder
 from pipeline.policies.protocol import SampleContext, Transition
-from pipeline.policies.reading.cues import LooseReading, SentenceClass, read_loosely
+from pipeline.policies.reading.cues import PAPER_CUES, CueLists, LooseReading, SentenceClass, read_loosely
 from pipeline.policies.requests import Trigger
 from pipeline.policies.speculative_thinking.rules import (
     INSTRUCT_OPENING,
@@ -46,6 +46,8 @@ class PaperRules(VerifyingRules):
     ``threshold`` counts the reflective sentences of the running text, those of small that are taken over included.
     """
 
+    cues: CueLists = PAPER_CUES
+    """Paper, appendix; the same in every configuration of the code."""
     window_tokens: Tokens = 20
     """Tokens after a break that make the sentence. Paper: "the next n1"; code: 20."""
     n3_step: Count = 0

@@ -41,7 +41,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.policies.protocol import SampleContext, Transition, Watcher
-from pipeline.policies.reading.cues import LooseReading, SentenceClass, read_loosely
+from pipeline.policies.reading.cues import PAPER_CUES, CueLists, LooseReading, SentenceClass, read_loosely
 from pipeline.policies.requests import Insert, Trigger
 from pipeline.policies.speculative_thinking.rules import INSTRUCT_OPENING, Count, ReflectionState, Rules
 from pipeline.policies.turns import PairPolicy, Tokens, Turn, first_turn, whole_characters
@@ -61,6 +61,8 @@ class CodeRules(Rules):
     the sample. ``threshold`` counts in what is kept of peeks and of large's answers to them, nowhere else.
     """
 
+    cues: CueLists = PAPER_CUES
+    """Paper, appendix; the same in every configuration of the code."""
     choose_large: bool = True
     """Whether large's answer to a peek is kept in any case; off: only where the classes disagree, one of them being a
     reflection. Code: on in every released configuration."""

@@ -29,7 +29,7 @@ class Rules(PolicySpec):
     """The numbers that every preset has. The defaults are the released code's; a preset overrides what differs."""
 
     cues: CueLists = CueLists()
-    """Paper, appendix; the same in every configuration of the code."""
+    """Paper, appendix, and for Chinese what its words are there: ours."""
     n1: Tokens = 20
     """R1: most tokens of a takeover at a reflection or an affirmation. Code: 20; the paper speaks of a sentence."""
     n2: Tokens = 125

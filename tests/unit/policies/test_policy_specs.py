@@ -121,7 +121,7 @@ def test_the_preset_improved_is_stored_with_every_value() -> None:
     assert dumped == {
         "name": "speculative-thinking",
         "preset": "improved",
-        "cues": CUES,
+        "cues": CueLists.model_validate("en+zh").model_dump(mode="json"),
         "window_tokens": 20,
         "n1": 20,
         "n2": 125,

@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.policies.reading.cue_lists import NAMED_LISTS
-from pipeline.policies.reading.cues import Cue, CueKind, CueLists, CueStream, SentenceClass, classify, cue_finder
+from pipeline.policies.reading.cues import (
+    PAPER_CUES,
+    Cue,
+    CueKind,
+    CueLists,
+    CueStream,
+    SentenceClass,
+    classify,
+    cue_finder,
+)
 
 LISTS = CueLists()
 WAIT = Cue(CueKind.NEGATIVE, "wait")
@@ -244,9 +253,10 @@ def test_a_line_that_says_more_than_the_final_answer_has_its_cues() -> None:
 
 
 def test_lists_have_names_and_can_be_joined() -> None:
-    assert CueLists.model_validate("en") == CueLists()
+    assert CueLists.model_validate("en") == PAPER_CUES
     both = CueLists.model_validate("en+zh")
-    assert both.verify[:4] == CueLists().verify
+    assert both == CueLists()
+    assert both.verify[:4] == PAPER_CUES.verify == ("verify", "think again", "recap", "check")
     assert "等等" in both.negative
     for name in NAMED_LISTS:
         assert CueLists.model_validate(name).negative
