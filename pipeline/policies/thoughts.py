@@ -51,6 +51,8 @@ class AsThought:
 
     def watcher(self, context: SampleContext, state: PolicyState) -> Watcher | None:
         stored = _read(state)
+        if stored is None:
+            return self._policy.watcher(context, state)
         if stored.has_thoughts is not None:
             return self._policy.watcher(_told(context, stored.has_thoughts), stored.inner)
         watchers = {has: self._policy.watcher(_told(context, has), stored.inner) for has in (True, False)}
@@ -58,6 +60,8 @@ class AsThought:
 
     def advance(self, context: SampleContext, state: PolicyState, event: Event) -> Transition:
         stored = _read(state)
+        if stored is None:
+            return self._policy.advance(context, state, event)
         if stored.has_thoughts is not None:
             told = _told(context, stored.has_thoughts)
             return _stored(self._policy.advance(told, stored.inner, event), stored)
@@ -147,7 +151,6 @@ def _stored(transition: Transition, beginning: _Beginning) -> Transition:
     return replace(transition, state={"think_phase": state.model_dump(mode="json")})
 
 
-def _read(state: PolicyState) -> _Beginning:
-    if state.keys() != {"think_phase"}:
-        return _Beginning(inner=state, has_thoughts=True)
-    return _Beginning.model_validate(state["think_phase"])
+def _read(state: PolicyState) -> _Beginning | None:
+    """None: the text has begun with a thought, and the state is that of the policy inside."""
+    return _Beginning.model_validate(state["think_phase"]) if state.keys() == {"think_phase"} else None

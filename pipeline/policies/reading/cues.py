@@ -131,6 +131,7 @@ class CueFinder:
         ends = (
             (match.end(), cue)
             for cue, waits, pattern in self._each
+            if cue.words in text  # few are: this is many times as fast as a pattern
             for match in pattern.finditer(text, start)
             if _is_new(match.end(), since, len(text), waits=waits, ended=ended)
             and not self._is_none(cue, text, match.start())
@@ -143,6 +144,7 @@ class CueFinder:
         return sum(
             not (cue.kind is CueKind.POSITIVE and is_negated(folded, match.start()))
             for cue, _, pattern in self._each
+            if cue.words in folded
             for match in pattern.finditer(folded)
         )
 
