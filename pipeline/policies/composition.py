@@ -18,10 +18,11 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.policies.around import AroundPolicy
 from pipeline.policies.baselines import SingleModelPolicy
 from pipeline.policies.protocol import Policy, PolicyState, SampleContext, Transition, Watcher
 from pipeline.policies.reading.reader import Reader, TextState
-from pipeline.policies.requests import Answered, Ask, Event, Finish, Generate, Insert, Take, Trigger, Written
+from pipeline.policies.requests import Answered, Event, Finish, Generate, Insert, Take, Trigger, Written
 from pipeline.policies.step_delegation import text_reader
 from pipeline.policies.turns import fires, most_tokens, readings_of, whole_characters
 from pipeline.samples import FinishReason, ModelRole
@@ -111,20 +112,12 @@ class _GuardedState(BaseModel):
     writer: ModelRole | None
 
 
-class Guarded:
+class Guarded(AroundPolicy):
     """A policy that a guard watches over."""
 
     def __init__(self, policy: Policy, guard: Guard) -> None:
-        self._policy = policy
+        super().__init__(policy)
         self._guard = guard
-
-    @property
-    def roles(self) -> frozenset[ModelRole]:
-        return self._policy.roles
-
-    @property
-    def asks(self) -> tuple[Ask, ...]:
-        return self._policy.asks
 
     def start(self, context: SampleContext) -> Transition:
         return self._wrap(self._policy.start(context))
@@ -172,21 +165,17 @@ class _ExitingState(BaseModel):
     answer: PolicyState | None = None
 
 
-class Exiting:
+class Exiting(AroundPolicy):
     """A policy whose think phase an exit may end."""
 
     def __init__(self, policy: Policy, exit: Exit) -> None:
-        self._policy = policy
+        super().__init__(policy)
         self._exit = exit
         self._answering = SingleModelPolicy(exit.answer_role, trigger=Trigger.ANSWER)
 
     @property
     def roles(self) -> frozenset[ModelRole]:
         return self._policy.roles | {self._exit.answer_role}
-
-    @property
-    def asks(self) -> tuple[Ask, ...]:
-        return self._policy.asks
 
     def start(self, context: SampleContext) -> Transition:
         return self._wrap(context, self._policy.start(context), text=TextState(), num_tokens=0)

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.policies.around import AroundPolicy
 from pipeline.policies.composition import either
 from pipeline.policies.protocol import Policy, PolicyState, SampleContext, Transition, Watcher
-from pipeline.policies.requests import Ask, Event, Finish, Generate, Insert, Take, Trigger, Written
+from pipeline.policies.requests import Event, Finish, Generate, Insert, Take, Trigger, Written
 from pipeline.policies.turns import fires, most_tokens, whole_characters
 from pipeline.samples import FinishReason, ModelRole
 from pipeline.signals import Readings
@@ -99,21 +100,13 @@ class _State(BaseModel):
     text: ReadText
 
 
-class Stopping:
+class Stopping(AroundPolicy):
     """A policy whose samples end at stop strings."""
 
     def __init__(self, policy: Policy, stops: Stops) -> None:
-        self._policy = policy
+        super().__init__(policy)
         self._stops = stops
         self._longest = max(len(stop) for of_role in stops.values() for stop in of_role)
-
-    @property
-    def roles(self) -> frozenset[ModelRole]:
-        return self._policy.roles
-
-    @property
-    def asks(self) -> tuple[Ask, ...]:
-        return self._policy.asks
 
     def start(self, context: SampleContext) -> Transition:
         transition = self._policy.start(context)

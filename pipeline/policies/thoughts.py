@@ -12,10 +12,11 @@ from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.policies.protocol import Policy, PolicyState, SampleContext, Transition, Watcher
+from pipeline.policies.around import AroundPolicy
+from pipeline.policies.protocol import PolicyState, SampleContext, Transition, Watcher
 from pipeline.policies.reading.beginning import read_beginning
-from pipeline.policies.requests import Answered, Ask, Event, Finish, Insert, Take, Written
-from pipeline.samples import ModelRole, Piece
+from pipeline.policies.requests import Answered, Event, Finish, Insert, Take, Written
+from pipeline.samples import Piece
 from pipeline.signals import Readings
 
 
@@ -30,19 +31,8 @@ class _Beginning(BaseModel):
     has_thoughts: bool | None = None
 
 
-class AsThought:
+class AsThought(AroundPolicy):
     """A policy that is told how the text itself begins."""
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-
-    @property
-    def roles(self) -> frozenset[ModelRole]:
-        return self._policy.roles
-
-    @property
-    def asks(self) -> tuple[Ask, ...]:
-        return self._policy.asks
 
     def start(self, context: SampleContext) -> Transition:
         return _stored(
