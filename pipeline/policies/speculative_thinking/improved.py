@@ -111,7 +111,7 @@ class ImprovedInstructSpec(ImprovedRules):
     every_break: bool = True
     """Paper and code."""
     every_break_of: Literal["text", "layout"] = "layout"
-    """Ours: such a model writes headings, lists and display formulas, and half of its breaks lie inside them."""
+    """Ours: such a model writes headings, lists and display formulas, with breaks inside them."""
 
 
 class _State(ReflectionState):

@@ -19,7 +19,9 @@ from pipeline.signals import Signal
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
 NUM_SAMPLES, MAX_TOKENS = 40, 1000
-PRESETS = [name for name in policy_names() if name not in ("small-only", "large-only")]
+UNMATCHED = ("small-only", "large-only", *(name for name in policy_names() if name.endswith("-instruct")))
+"""No takeovers; or openings and takeovers at every break, which random delegation refuses to be matched to."""
+PRESETS = [name for name in policy_names() if name not in UNMATCHED]
 PLAIN = [f" w{index}" for index in range(80)]
 WORDS = {
     SMALL: [*PLAIN, *[".\n\n"] * 12, *["\n"] * 4, " wait", " check", " yes"],
