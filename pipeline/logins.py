@@ -32,6 +32,8 @@ SESSION_SETTINGS: Mapping[DatabaseRole, Mapping[str, str]] = {
     DatabaseRole.READER: {
         "default_transaction_read_only": "on",
         "statement_timeout": "30s",
+        "idle_in_transaction_session_timeout": "10min",  # results may be read page by page
+        "idle_session_timeout": "1h",
         "temp_file_limit": "1GB",  # a sort or a join that does not fit into memory fills the server's disk
     },
 }

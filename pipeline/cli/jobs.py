@@ -465,6 +465,9 @@ def _changes(given: list[str]) -> dict[str, Any]:
 
 @commands.command(rich_help_panel=PANEL, epilog="Example: specthink grade 3")
 def grade(context: typer.Context, job: JobId, state_dir: StateDir = None) -> None:
-    """Grade a job's complete samples again with the present graders. Nothing is generated."""
+    """Grade a job's complete samples again with the present graders, also those whose grading timed out or broke.
+
+    Nothing is generated.
+    """
     environment = {**os.environ, "SPECTHINK_STATE_DIR": str(settings_of(context, state_dir).state_dir)}
     os.execve(sys.executable, [sys.executable, "-m", "workers", "grade-again", str(job)], environment)

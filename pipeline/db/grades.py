@@ -88,9 +88,10 @@ _BEGIN = text("""
     INSERT INTO grades (sample_id, grader, grader_version, status)
     SELECT id, :grader, :version, 'running' FROM samples WHERE id = :sample AND epoch = :epoch FOR KEY SHARE
     ON CONFLICT (sample_id, grader, grader_version)
-    DO UPDATE SET started_at = clock_timestamp(), num_tries = grades.num_tries + 1
+    DO UPDATE SET status = 'running', started_at = clock_timestamp(), num_tries = grades.num_tries + 1
     WHERE grades.status = 'running' AND grades.started_at <= clock_timestamp() - :patience
       AND (CAST(:tries AS int) IS NULL OR grades.num_tries < :tries)
+       OR grades.status IN ('timeout', 'error') AND grades.num_tries = 0
     RETURNING sample_id
 """)
 
@@ -251,9 +252,17 @@ def time_out_grades(connection: Connection, *, age: dt.timedelta, tries: int = 1
 _COMPLETE = text(f"""
     SELECT s.id, EXISTS (
         SELECT FROM grades g WHERE g.sample_id = s.id AND g.grader = :grader AND g.grader_version = :version
-                               AND g.status <> 'running') AS is_graded
+                               AND g.status <> 'running' AND g.num_tries > 0) AS is_graded
     FROM samples s WHERE s.job_id = :job AND s.state IN {COMPLETE} ORDER BY s.id
 """)
+
+
+_REOPEN = text("SELECT reopen_grades(:job, :grader, :version)")
+
+
+def reopen_grades(connection: Connection, job_id: int, *, grader: str, version: str) -> int:
+    """Let gradings of a job that timed out or broke be tried again; returns how many. Their grades stay until then."""
+    return int(connection.execute(_REOPEN, {"job": job_id, "grader": grader, "version": version}).scalar_one())
 
 
 class Gradable(NamedTuple):

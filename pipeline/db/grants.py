@@ -159,7 +159,11 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         "samples": "SELECT, UPDATE (state, epoch, holder_id, runnable_at, published_at, ended_at)",
         "grades": f"SELECT ({_GRADE_COLUMNS})",
         **dict.fromkeys(
-            (f"FUNCTION {name}" for name in ("add_samples", "retry_failed_samples", "retry_cut_samples")), "EXECUTE"
+            (
+                f"FUNCTION {name}"
+                for name in ("add_samples", "retry_failed_samples", "retry_cut_samples", "reopen_grades")
+            ),
+            "EXECUTE",
         ),
     },
     DatabaseRole.READER: {"ALL TABLES IN SCHEMA public": "SELECT"},

@@ -260,6 +260,8 @@ def test_reader_changes_nothing_and_sees_no_file(asked: Ask, statement: str) -> 
 
 def test_reader_runs_under_a_time_limit(asked: Ask) -> None:
     assert asked(DatabaseRole.READER, "SHOW statement_timeout") == [("30s",)]
+    assert asked(DatabaseRole.READER, "SHOW idle_in_transaction_session_timeout") == [("10min",)]
+    assert asked(DatabaseRole.READER, "SHOW idle_session_timeout") == [("1h",)]
     with pytest.raises(psycopg.errors.QueryCanceled):
         asked(DatabaseRole.READER, "SET statement_timeout = 50; SELECT pg_sleep(60)")
 

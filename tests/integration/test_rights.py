@@ -62,7 +62,7 @@ MODULES = (
     "upkeep_statements", "worker_leases",
 )  # fmt: skip
 """Of pipeline.db: their statements are those that workers execute."""
-OTHERS = {"grades._COMPLETE", "leadership._SELECT_LEADER"}
+OTHERS = {"grades._COMPLETE", "grades._REOPEN", "leadership._SELECT_LEADER"}
 """Statements there that a person's login executes."""
 
 

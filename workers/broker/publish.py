@@ -163,7 +163,8 @@ class Publisher:
         try:
             return self.depth(queue) < max_depth
         except Exception as error:
-            log.warning("queue not measured", queue=queue, reason=_reason(error))
+            self._silent_until = time.monotonic() + SILENCE_S
+            log.warning("queue not measured", queue=queue, reason=_reason(error), silent_s=SILENCE_S)
             return False
 
     @property

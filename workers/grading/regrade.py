@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Engine as DbEngine
 
-from pipeline.db.grades import gradable_samples
+from pipeline.db.grades import gradable_samples, reopen_grades
 from pipeline.db.job_configs import get_job_config
 from pipeline.db.report_queries import select_progress
 from pipeline.db.runnable import select_runnable
@@ -15,7 +15,8 @@ from workers.broker.publish import Publisher
 
 
 def grade_again(db_engine: DbEngine, publisher: Publisher, job_id: int) -> str:
-    """Send the complete samples of a job that have no grade by the present version of its grader to the graders.
+    """Send the complete samples of a job that have no grade by the present version of its grader to the graders, and
+    those whose grading timed out or broke.
 
     A message that Redis loses, or a grader that dies, leaves its samples with their former grades: called again, this
     finds them. Raises NotFound where the job has no complete sample; ServiceUnavailable where Redis does not take them.
@@ -23,6 +24,7 @@ def grade_again(db_engine: DbEngine, publisher: Publisher, job_id: int) -> str:
     with transaction(db_engine) as connection:
         select_progress(connection, [job_id])  # raises where there is no such job
         grader = make_grader(get_job_config(connection, job_id).grader)
+        reopen_grades(connection, job_id, grader=grader.name, version=grader.version)
         gradable = gradable_samples(connection, job_id, grader=grader.name, version=grader.version)
         samples = select_runnable(connection, gradable.sample_ids)
     if not samples and not gradable.num_graded:

@@ -1,6 +1,6 @@
 """The duties that keep the pipeline moving, done in rounds by one upkeep process at a time, the leader.
 
-Who leads is a row of the database (``pipeline.db.leadership``); the leader says before each duty that it still does.
+Who leads is a row of the database (``pipeline.db.leadership``); the leader renews its leadership between duties.
 
 - settler: ends the registrations of workers whose lease lapsed and gives back the samples they held (the rescue)
 - prober: tries samples whose workers died with them one at a time, to find the one that kills
@@ -10,7 +10,7 @@ Who leads is a row of the database (``pipeline.db.leadership``); the leader says
 - grade reaper: turns gradings that never came back into grades of status "timeout"
 - first-claim marker: notes when a worker first took a sample of a job
 - closer: ends jobs that have no open sample left
-- rollup refresher: counts what the settled samples of jobs add up to, in a thread of its own
+- rollup refresher: counts what the idle samples of jobs add up to, in a thread of its own
 - follower: makes sure that each running job is shown in Flower
 """
 
@@ -56,11 +56,11 @@ FRESH_PER_MESSAGE = 8
 CANCELLING_S = 0.5
 """Most time that one round spends on ending the samples of cancelled jobs."""
 
-SAY_SO_S = 1.0
-"""A leader says so no more often."""
+RENEW_LEADERSHIP_S = 1.0
+"""Least time between two renewals of the leadership."""
 
 MAX_DEPTH = 64
-"""Messages in a queue above which none is sent again: either none was lost, or nobody reads it."""
+"""Overdue samples are not published to a queue that holds this many messages: none was lost, or nobody reads it."""
 
 
 class Superseded(Exception):
@@ -79,12 +79,12 @@ class Upkeep:
         self._publisher = publisher
         self._settings = settings.upkeep
         self._ttl_s = settings.lease.ttl_s
-        self._silence = dt.timedelta(seconds=max(1.0, settings.lease.answer_within_s))
-        """A leader that has not said so for this time, because it hangs, leads no more."""
-        self._said_so = -math.inf
-        """When it last said that it leads."""
-        self._awake_since = time.monotonic()
-        """When the present run of rounds without a gap began: a leader that did not look cannot say who was silent."""
+        self._leader_ttl = dt.timedelta(seconds=max(1.0, settings.lease.answer_within_s))
+        """Another may lead this long after the last renewal: the leader hangs."""
+        self._renewed_at = -math.inf
+        """When it last renewed its leadership, or asked for it."""
+        self._watching_since = time.monotonic()
+        """Since when rounds ran without a gap of half a lease; no longer lease is taken: nobody watched it."""
         self._to_drop: list[str] = []
         """Queues of workers that were settled, until they are deleted."""
         self._rollups = RollupRefresher(db_engine)
@@ -129,14 +129,14 @@ class Upkeep:
         resign(own, self._worker_id())
 
     def _may_lead(self, own: Connection, *, can_publish: bool) -> bool:
-        self._said_so = time.monotonic()
-        return lead(own, self._worker_id(), ttl=self._silence, can_publish=can_publish)
+        self._renewed_at = time.monotonic()
+        return lead(own, self._worker_id(), ttl=self._leader_ttl, can_publish=can_publish)
 
     def _do_rounds(self, own: Connection) -> None:
-        self._awake_since = last = time.monotonic()
+        self._watching_since = last = time.monotonic()
         while not self._stop.wait(self._settings.tick_s):
             if time.monotonic() - last > self._ttl_s / 2:
-                self._awake_since = time.monotonic()
+                self._watching_since = time.monotonic()
             self.round(own)
             last = time.monotonic()
 
@@ -148,19 +148,21 @@ class Upkeep:
         )  # fmt: skip
         with connected(self._db_engine) as connection:
             for duty in duties:
-                self._say_so(own)
+                self._renew_leadership(own)
                 duty(connection)
         self._drop_queues()
 
-    def _say_so(self, own: Connection) -> None:
-        if time.monotonic() - self._said_so < SAY_SO_S:
+    def _renew_leadership(self, own: Connection) -> None:
+        if time.monotonic() - self._renewed_at < RENEW_LEADERSHIP_S:
             return
         if not self._may_lead(own, can_publish=not self._publisher.is_silent):
             raise Superseded
 
     def _settle(self, connection: Connection) -> None:
         with connection.begin():
-            settled = settle_workers(connection, awake_for=dt.timedelta(seconds=time.monotonic() - self._awake_since))
+            settled = settle_workers(
+                connection, awake_for=dt.timedelta(seconds=time.monotonic() - self._watching_since)
+            )
         if settled is None:
             return
         log.warning(

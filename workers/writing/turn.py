@@ -39,9 +39,9 @@ from workers.writing.latch import Latch
 from workers.writing.requests import engine_request
 
 STAY_TOKENS = 2048
-STAY_DECISIONS = 64
+STAY_REQUESTS = 64
 """A claim ends between two requests once it has so many tokens or requests, whoever writes next. No request is cut for
-that: a crash costs less than so much, and the request that runs."""
+that: a crash loses fewer than STAY_TOKENS gathered tokens, and the running request."""
 
 _EMPTY = Piece(token_ids=(), texts=())
 
@@ -121,7 +121,7 @@ def _go_on(active: ActiveSample, then: Request | Finish, *, may_stay: bool) -> S
 
 
 def _stays(active: ActiveSample) -> bool:
-    return active.num_requests < STAY_DECISIONS and active.num_tokens < STAY_TOKENS
+    return active.num_requests < STAY_REQUESTS and active.num_tokens < STAY_TOKENS
 
 
 def _advance(active: ActiveSample, result: GenerateResult | None) -> Request | Finish:
@@ -297,8 +297,8 @@ def _commit(active: ActiveSample, to_state: SampleState, *, then: Request | Fini
 
 
 def commit_gathered(active: ActiveSample) -> SampleCommit | None:
-    """What was gathered before the request that runs now, which somebody carries out again; None where that is
-    nothing."""
+    """Commits what was gathered before the running request, and stores that request for the next claim; None where
+    nothing was gathered."""
     if active.request is None or not (active.segments or active.asides):
         return None
     return _commit(active, RUNNABLE_STATE[active.setup.role], then=active.request)

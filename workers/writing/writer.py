@@ -54,9 +54,9 @@ MAX_GROUP = 256
 MAX_MESSAGES = 16
 """Most messages in one claim, of up to 28 samples each: bounds its transaction too."""
 COMMIT_EVERY_S = 0.25
-"""Time between two commits of several samples, where FULL_GROUP do not wait before. A commit and the message after it
-cost some 10 ms of CPU however many samples they have, and of more than a hundred in flight a few can wait: on two cores
-this is worth a third of a job's speed over 0.05 s. A sample that is alone does not wait, nor does one that stays."""
+"""Time between two commits of several samples, unless FULL_GROUP samples wait already. A commit and the message after
+it cost some 10 ms of CPU however many samples they have, and of more than a hundred in flight a few can wait: on two
+cores a job is a third faster than with 0.05 s. A sample that is alone does not wait, nor does one that stays."""
 FULL_GROUP = 20
 """Samples that make a commit worth its cost."""
 MAX_REFUSALS_SHOWN = 16
@@ -79,22 +79,22 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Deferral:
-    """So does it, for later: the engine refuses it for the moment."""
+    """The sample goes back to its last commit and is tried later: the engine refuses it for now."""
 
     error: EngineUnavailable
 
 
-Ending: TypeAlias = SampleCommit | Release | Deferral | None
+ClaimEnd: TypeAlias = SampleCommit | Release | Deferral | None
 """How a claim ends here; None: nothing is to be done, somebody else has the sample."""
 
 
-class Ended(NamedTuple):
+class EndedClaim(NamedTuple):
     """A claim that ends. num_tokens: generated under it."""
 
     claim: tuple[int, int]
     latch: Latch
     num_tokens: int
-    ending: Ending
+    how: ClaimEnd
 
 
 @dataclass(slots=True, eq=False)
@@ -150,7 +150,7 @@ class Writer:
         self._setup = lru_cache(maxsize=64)(self._load_setup)
         self._refusals: dict[int, str] = {}
         """Jobs whose texts this process cannot write, and why. It never claims for them again."""
-        self._recorder: Batcher[Outcome | Ended, Ended] = Batcher(
+        self._recorder: Batcher[Outcome | EndedClaim, EndedClaim] = Batcher(
             "recorder",
             self._record,
             prepare=self._advance,
@@ -217,7 +217,7 @@ class Writer:
             call.num_claimed += setup is not None
             call.under_way.add()
             if setup is None:
-                self._recorder.put(Ended((sample.sample_id, sample.epoch), call.under_way, 0, Release()))
+                self._recorder.put(EndedClaim((sample.sample_id, sample.epoch), call.under_way, 0, Release()))
             else:
                 self._begin(sample, setup, call.under_way)
         return self._refusals.get(job_id)
@@ -234,7 +234,7 @@ class Writer:
     def _begin(self, sample: ClaimedSample, setup: JobSetup, latch: Latch) -> None:
         """Hand a sample to the engine; whatever goes wrong with this one sample ends this one sample."""
         claim = sample.sample_id, sample.epoch
-        ending: Ending
+        ending: ClaimEnd
         try:
             active, step = begin(sample, setup, latch)
         except Exception as error:
@@ -248,7 +248,7 @@ class Writer:
                 ending = Release()
             else:
                 ending = step
-        self._recorder.put(Ended(claim, latch, 0, ending))
+        self._recorder.put(EndedClaim(claim, latch, 0, ending))
 
     def _load_setup(self, job_id: int) -> JobSetup:
         config = self._store.patiently(lambda connection: get_job_config(connection, job_id))
@@ -277,9 +277,9 @@ class Writer:
 
     # The recorder's thread.
 
-    def _advance(self, item: Outcome | Ended) -> Ended | None:
+    def _advance(self, item: Outcome | EndedClaim) -> EndedClaim | None:
         """Carry a sample on by what the engine made of its request. None: the engine has its next one."""
-        if isinstance(item, Ended):
+        if isinstance(item, EndedClaim):
             return item
         active, result = item
         if isinstance(result, GenerateResult):
@@ -292,9 +292,9 @@ class Writer:
             self._submit(active, step)
             return None
         active.committing = True
-        return Ended(active.claim, active.latch, active.num_tokens, step)
+        return EndedClaim(active.claim, active.latch, active.num_tokens, step)
 
-    def _next_step(self, active: ActiveSample, result: GenerateResult | Exception) -> Step | Ending:
+    def _next_step(self, active: ActiveSample, result: GenerateResult | Exception) -> Step | ClaimEnd:
         if active.abandoned or active.handed_back:
             active.num_tokens += result.num_generated_tokens if isinstance(result, GenerateResult) else 0
             return None if active.abandoned else commit_gathered(active) or Release()
@@ -312,9 +312,9 @@ class Writer:
             log.exception("sample not carried on", sample_id=active.sample.sample_id)
             return failed(active.claim, error)
 
-    def _record(self, group: Sequence[Ended]) -> None:
+    def _record(self, group: Sequence[EndedClaim]) -> None:
         """Store how a group of claims ended, tell who goes on, and let the waiting tasks end."""
-        commits = [ended.ending for ended in group if isinstance(ended.ending, SampleCommit)]
+        commits = [ended.how for ended in group if isinstance(ended.how, SampleCommit)]
         generation, identity = self._ledger.generation, self._store.identity
         committed = self._store.commit(commits)
         stored = sum(commit.tokens_generated for commit in commits if commit.claim in committed.claims)
@@ -324,11 +324,11 @@ class Writer:
             generation=generation,
             worker_id=identity.worker_id,
         )
-        released = self._store.release(dict(ended.claim for ended in group if isinstance(ended.ending, Release)))
+        released = self._store.release(dict(ended.claim for ended in group if isinstance(ended.how, Release)))
         for ended in group:
-            if isinstance(ended.ending, Deferral):
-                log.warning("sample deferred", sample_id=ended.claim[0], reason=str(ended.ending.error))
-                self._store.defer(ended.claim, ended.ending.error)
+            if isinstance(ended.how, Deferral):
+                log.warning("sample deferred", sample_id=ended.claim[0], reason=str(ended.how.error))
+                self._store.defer(ended.claim, ended.how.error)
         self._in_flight.ended(ended.claim for ended in group)
         self._publisher.publish([*committed.samples, *(self._sent_on(sample) for sample in released)])
         for ended in group:

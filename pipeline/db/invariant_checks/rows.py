@@ -50,7 +50,7 @@ _STATE_OF_THE_JOB = """
 _GRADE_OF_EACH_GRADED = """
     SELECT s.id AS position, format('sample %s', s.id) AS place, 'is graded, but no grading of it has ended' AS what
     FROM samples s WHERE s.job_id = :job AND s.state = 'graded'
-      AND NOT EXISTS (SELECT FROM grades g WHERE g.sample_id = s.id AND g.status <> 'running')
+      AND NOT EXISTS (SELECT FROM grades g WHERE g.sample_id = s.id AND g.graded_at IS NOT NULL)
 """
 
 STATEMENTS = (

@@ -105,4 +105,20 @@ END $$;
 COMMENT ON FUNCTION retry_cut_samples IS
     'lets samples that a smaller budget has cut be drawn again from their beginning';
 
+-- A try that was never begun: begin_grade takes it up (pipeline.db.grades). Until then its sample keeps this grade.
+CREATE FUNCTION reopen_grades(job bigint, by_grader text, by_version text) RETURNS integer LANGUAGE sql
+SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    WITH reopened AS (
+        UPDATE grades g SET num_tries = 0 FROM samples s
+        WHERE s.id = g.sample_id AND s.job_id = job AND g.grader = by_grader AND g.grader_version = by_version
+          AND g.status IN ('timeout', 'error')
+        RETURNING 1
+    )
+    SELECT count(*)::integer FROM reopened
+$$;
+
+COMMENT ON FUNCTION reopen_grades IS
+    'lets gradings of a job that timed out or broke be tried again; returns how many';
+
+REVOKE EXECUTE ON FUNCTION reopen_grades FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION add_samples, withdraw_texts, retry_failed_samples, retry_cut_samples FROM PUBLIC;

@@ -101,6 +101,30 @@ def test_broker_that_is_away_does_not_stop_the_worker() -> None:
     app.close()
 
 
+@pytest.mark.parametrize("error", [AttributeError("'NoneType' object has no attribute 'send'"), OSError(), KeyError(3)])
+def test_no_error_of_sending_reaches_who_stores_segments(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def breaks(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(app, "send_task", breaks)
+    publisher = Publisher(app)
+    publisher.publish([waiting(1)])
+    assert publisher.is_silent
+
+
+def test_queue_that_cannot_be_measured_keeps_the_publisher_silent() -> None:
+    app = Celery("test", broker="redis://127.0.0.1:1/0", set_as_current=False)
+    app.conf.update(CONFIG)
+    publisher = Publisher(app)
+    assert not publisher.is_silent
+    publisher.publish([waiting(1)], max_depth=3)
+    assert publisher.is_silent, "or a leader without Redis would never give way"
+    assert not publisher.reaches_broker()
+    app.close()
+
+
 def test_queue_that_a_broker_does_not_delete_is_told_and_not_tried_at_once_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -132,7 +132,7 @@ def settled(*samples: Runnable) -> Settled:
 
 
 def do_round(upkeep: Upkeep) -> None:
-    upkeep._said_so = math.inf
+    upkeep._renewed_at = math.inf
     upkeep.round(cast(Connection, None))
 
 
@@ -254,7 +254,7 @@ def test_leader_says_so_between_two_duties_of_a_long_round_and_stops_where_anoth
 ) -> None:
     clock = [1000.0]
     monkeypatch.setattr("workers.upkeep.rounds.time.monotonic", lambda: clock[0])
-    upkeep._said_so = clock[0]
+    upkeep._renewed_at = clock[0]
 
     def slow(statement: str, values: dict[str, Any]) -> Any:
         store.asked.append(statement)

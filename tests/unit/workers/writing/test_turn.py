@@ -152,7 +152,7 @@ def test_a_claim_ends_after_so_many_requests() -> None:
     while not isinstance(step, SampleCommit):
         count += 1
         step = apply_result(active, result_of(request_of(step), EMPTY_PIECE))
-    assert count == turn.STAY_DECISIONS
+    assert count == turn.STAY_REQUESTS
 
 
 @pytest.mark.parametrize("policy", ["improved", "paper", "code"])
