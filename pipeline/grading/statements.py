@@ -13,7 +13,7 @@ _VERB = r"(?:is|are|would[ \t]+be|will[ \t]+be|must[ \t]+be|should[ \t]+be|equal
 _STATED = re.compile(
     r"(?:(?<![A-Za-z])(?:final\s+answers?|answers?|final\s+result)"
     rf"{_MARK}(?:[ \t]+(?:to|of|for)\b[^.\n:=]{{0,80}}?)?{_MARK}(?:[ \t]*[:=：]|[ \t]+{_VERB})"
-    rf"|答案(?:应该|应|就)?(?:是|为|[:：])|^[ \t]*A:|^{_MARK}[ \t]*#*[ \t]*(?:final[ \t]+)?answer{_MARK}[ \t]*$)"
+    rf"|答案(?:应该|应|就)?(?:是|为|[:：])|^[ \t]*A:|^{_MARK}[ \t]*(?:#+[ \t]*)?(?:final[ \t]+)?answer{_MARK}[ \t]*$)"
     rf"[ \t]*{_MARK}[ \t]*[:：]?[ \t]*{_MARK}",
     re.IGNORECASE | re.MULTILINE,
 )

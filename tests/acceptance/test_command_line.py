@@ -137,8 +137,8 @@ def test_report_is_one_page_with_the_samples_text(
 ) -> None:
     specthink.ok("report", str(small_job), str(finished_job), "--html", str(tmp_path / "r.html"), "--samples", "2")
     page = (tmp_path / "r.html").read_text()
-    assert page.count("<summary>problem ") == 4
-    assert page.count("<details") == 4 + 2  # samples, and each job's settings
+    assert page.count("<summary>problem ") == 2 + 4  # two problems side by side; two samples of each job
+    assert page.count("<details") == 2 + 4 + 2  # these, and each job's settings
     assert 'class="by by-large"' in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert specthink.run("report", "4711", "--html", str(tmp_path / "none.html")).returncode == 3

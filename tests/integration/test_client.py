@@ -540,5 +540,5 @@ def test_config_is_stored_with_every_value(client: Client) -> None:
     assert stored == json.loads(job.config.model_dump_json())
     assert stored["sampling"] == {
         "temperature": 0.6, "top_p": 0.95, "top_k": 50, "max_tokens": 32768, "min_p": 0.0, "presence_penalty": 0.0,
-        "frequency_penalty": 0.0, "repetition_penalty": 1.0,
+        "frequency_penalty": 0.0, "repetition_penalty": 1.0, "stop": [],
     }  # fmt: skip

@@ -132,9 +132,9 @@ def test_one_newline_and_newlines_inside_a_token_are_no_break() -> None:
     assert places("a", "\n", "b", "\n\nc", "d") == [0]
 
 
-def test_token_that_ends_a_run_without_a_break_begins_the_step() -> None:
-    """ " \\n" after a break leaves one newline after a blank: the text ends with no break any more."""
-    assert places("a", "\n\n", " \n", "b") == [0, 2]
+def test_blanks_between_newlines_are_a_part_of_the_break() -> None:
+    assert places("a", "\n\n", " \n", "b") == [0, 3]
+    assert places("a", "\n", " ", "\n", "b") == [0, 4]
 
 
 def test_step_that_begins_with_part_of_a_character_is_read_there() -> None:
