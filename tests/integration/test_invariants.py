@@ -329,7 +329,11 @@ BREAKS: list[tuple[Invariant, str, list[str]]] = [
         "is completed with 0 open, 5 graded, 1 failed",
         [f"UPDATE samples SET state = 'failed', error = 'broken' WHERE id = {SOME}"],
     ),
-    (Invariant.ROWS, "no grading of it has ended", [f"UPDATE grades SET status = 'running' WHERE sample_id = {SOME}"]),
+    (
+        Invariant.ROWS,
+        "no grading of it has ended",
+        [f"UPDATE grades SET status = 'running', graded_at = NULL WHERE sample_id = {SOME}"],
+    ),
     (
         Invariant.SEGMENTS,
         "and has",
