@@ -18,13 +18,13 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.policies.around import AroundPolicy
+from pipeline.policies.around import AroundPolicy, writer_of
 from pipeline.policies.baselines import SingleModelPolicy
 from pipeline.policies.protocol import Policy, PolicyState, SampleContext, Transition, Watcher
 from pipeline.policies.reading.reader import Reader, TextState
 from pipeline.policies.requests import Answered, Event, Finish, Generate, Insert, Take, Trigger, Written
 from pipeline.policies.step_delegation import text_reader
-from pipeline.policies.turns import fires, most_tokens, readings_of, whole_characters
+from pipeline.policies.turns import most_tokens, readings_of, whole_characters
 from pipeline.samples import FinishReason, ModelRole
 from pipeline.signals import Readings, Signal
 
@@ -131,23 +131,17 @@ class Guarded(AroundPolicy):
         stored = _GuardedState.model_validate(state)
         if isinstance(event, Written) and self._watches(stored.writer) and len(event.piece) >= self._guard.min_tokens:
             place = _place(self._guard.watcher(), event)
-            if place is not None and not self._is_ended(context, stored, event, place):
+            if place is not None and not self._is_ended(context, stored.policy, event, place):
                 return Transition(state={}, keep=place, then=Finish(reason=self._guard.reason))
         return self._wrap(self._policy.advance(context, stored.policy, event))
 
     def _watches(self, writer: ModelRole | None) -> bool:
         return writer is not None and self._guard.role in (None, writer)
 
-    def _is_ended(self, context: SampleContext, state: _GuardedState, event: Written, place: int) -> bool:
-        """Whether the policy itself ends the piece within its first tokens."""
-        head = replace(event, piece=event.piece.head(place), signals=_head_of_signals(event, place))
-        watcher = self._policy.watcher(context, state.policy)
-        return watcher is not None and fires(watcher, head)
-
     def _wrap(self, transition: Transition) -> Transition:
         if isinstance(transition.then, Finish):
             return transition
-        return replace(transition, state={"policy": transition.state, "writer": _writer(transition)})
+        return replace(transition, state={"policy": transition.state, "writer": writer_of(transition)})
 
 
 class _ExitingState(BaseModel):
@@ -208,7 +202,7 @@ class Exiting(AroundPolicy):
         for insert in transition.insert:
             for text in _inserted_texts(insert, asides):
                 watcher.reader.feed(text)
-        would_go_on = isinstance(event, Written) and _writer(transition) is ModelRole.SMALL and not transition.insert
+        would_go_on = isinstance(event, Written) and writer_of(transition) is ModelRole.SMALL and not transition.insert
         if is_due and would_go_on:
             assert isinstance(event, Written)
             return self._close(context, event, len(kept))
@@ -242,7 +236,7 @@ class Exiting(AroundPolicy):
         then = transition.then
         if isinstance(then, Finish):
             return transition
-        writer = _writer(transition)
+        writer = writer_of(transition)
         state = _ExitingState(
             policy=transition.state, writer=writer, text=text, num_tokens=num_tokens, asides=dict(asides)
         )
@@ -274,11 +268,6 @@ class _PhaseWatcher:
         return self.reader.thinking and self._exit.feed(text, readings)
 
 
-def _writer(transition: Transition) -> ModelRole | None:
-    """Who writes on the text next; None where nobody does, or an aside is asked for."""
-    return transition.then.role if isinstance(transition.then, Generate) else None
-
-
 def _inserted_texts(insert: Take | Insert, asides: Mapping[int, tuple[str, ...]]) -> tuple[str, ...]:
     match insert:
         case Insert(text=text):
@@ -290,7 +279,3 @@ def _inserted_texts(insert: Take | Insert, asides: Mapping[int, tuple[str, ...]]
                     "an aside before anything else is kept or put in, or ask again"
                 )
             return asides[index][:num_tokens]
-
-
-def _head_of_signals(event: Written, num_tokens: int) -> dict[Signal, tuple[float | None, ...]]:
-    return {signal: values[:num_tokens] for signal, values in event.signals.items()}

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.policies.around import AroundPolicy
+from pipeline.policies.around import AroundPolicy, writer_of
 from pipeline.policies.composition import either
 from pipeline.policies.protocol import Policy, PolicyState, SampleContext, Transition, Watcher
-from pipeline.policies.requests import Event, Finish, Generate, Insert, Take, Trigger, Written
-from pipeline.policies.turns import fires, most_tokens, whole_characters
+from pipeline.policies.requests import Event, Finish, Insert, Take, Trigger, Written
+from pipeline.policies.turns import most_tokens, whole_characters
 from pipeline.samples import FinishReason, ModelRole
 from pipeline.signals import Readings
 
@@ -125,7 +125,7 @@ class Stopping(AroundPolicy):
         if isinstance(event, Written):
             texts = event.piece.texts
             end = self._find_end(context, stored, event)
-            if end is not None and not self._is_ended(context, stored, event, end.num_read - 1):
+            if end is not None and not self._is_ended(context, stored.inner, event, end.num_read - 1):
                 return _finish(context, event, end)
         transition = self._policy.advance(context, stored.inner, event)
         kept = texts[: transition.keep or 0]
@@ -148,14 +148,6 @@ class Stopping(AroundPolicy):
         keep = whole_characters(texts, place)
         return _End(num_read=num_read, keep=keep, head=texts[place][:rest])
 
-    def _is_ended(self, context: SampleContext, state: _State, event: Written, num_tokens: int) -> bool:
-        """Whether the policy itself ends the piece within its first tokens."""
-        signals = {signal: values[:num_tokens] for signal, values in event.signals.items()}
-        watcher = self._policy.watcher(context, state.inner)
-        return watcher is not None and fires(
-            watcher, replace(event, piece=event.piece.head(num_tokens), signals=signals)
-        )
-
     def _read_on(
         self, context: SampleContext, text: ReadText, kept: Iterable[str], put_in: Sequence[Take | Insert]
     ) -> ReadText:
@@ -169,11 +161,9 @@ class Stopping(AroundPolicy):
         return finder.state.model_copy(update={"tail": ""}) if put_in else finder.state
 
     def _wrap(self, transition: Transition, text: ReadText) -> Transition:
-        then = transition.then
-        if isinstance(then, Finish):
+        if isinstance(transition.then, Finish):
             return transition
-        writer = then.role if isinstance(then, Generate) else None
-        state = _State(inner=transition.state, writer=writer, text=text)
+        state = _State(inner=transition.state, writer=writer_of(transition), text=text)
         return replace(transition, state=state.model_dump(mode="json"))
 
 
