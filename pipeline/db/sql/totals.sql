@@ -131,45 +131,13 @@ COMMENT ON FUNCTION totals_of_cost IS
 -- before.
 CREATE FUNCTION keep_totals(job bigint) RETURNS void LANGUAGE sql
 SECURITY DEFINER SET search_path = public, pg_temp AS $$
-    INSERT INTO job_totals (
-        job_id, counted_at, stale_at,
-        samples_total, pending, ready, drafting, awaiting_large, assisting, finished, graded, failed, cancelled,
-        num_length, num_context, num_repetition, num_scored, num_right, problems_scored, takeovers, tokens_small,
-        tokens_large, tokens_inserted, discarded_small, discarded_large, aside_small, aside_large, taken_small,
-        taken_large, prompt_tokens_small, prompt_tokens_large, accuracy, score_variance, score_squares,
-        mean_output_tokens, p50_output_tokens, p90_output_tokens, takeovers_per_sample, p50_wall_seconds,
-        p95_wall_seconds, engine_seconds_small, engine_seconds_large, request_seconds_small, request_seconds_large,
-        mean_wait_seconds, p95_wait_seconds, mean_queue_seconds
-    )
-    SELECT job, clock_timestamp(), NULL,
-        samples_total, pending, ready, drafting, awaiting_large, assisting, finished, graded, failed, cancelled,
-        num_length, num_context, num_repetition, num_scored, num_right, problems_scored, takeovers, tokens_small,
-        tokens_large, tokens_inserted, discarded_small, discarded_large, aside_small, aside_large, taken_small,
-        taken_large, prompt_tokens_small, prompt_tokens_large, accuracy, score_variance, score_squares,
-        mean_output_tokens, p50_output_tokens, p90_output_tokens, takeovers_per_sample, p50_wall_seconds,
-        p95_wall_seconds, engine_seconds_small, engine_seconds_large, request_seconds_small, request_seconds_large,
-        mean_wait_seconds, p95_wait_seconds, mean_queue_seconds
-    FROM count_samples(job), count_cost(job)
-    ON CONFLICT (job_id) DO UPDATE SET counted_at = excluded.counted_at, stale_at = NULL,
-            samples_total = excluded.samples_total, pending = excluded.pending, ready = excluded.ready, drafting =
-            excluded.drafting, awaiting_large = excluded.awaiting_large, assisting = excluded.assisting, finished =
-            excluded.finished, graded = excluded.graded, failed = excluded.failed, cancelled = excluded.cancelled,
-            num_length = excluded.num_length, num_context = excluded.num_context, num_repetition =
-            excluded.num_repetition, num_scored = excluded.num_scored, num_right = excluded.num_right,
-            problems_scored = excluded.problems_scored, takeovers = excluded.takeovers, tokens_small =
-            excluded.tokens_small, tokens_large = excluded.tokens_large, tokens_inserted = excluded.tokens_inserted,
-            discarded_small = excluded.discarded_small, discarded_large = excluded.discarded_large, aside_small =
-            excluded.aside_small, aside_large = excluded.aside_large, taken_small = excluded.taken_small,
-            taken_large = excluded.taken_large, prompt_tokens_small = excluded.prompt_tokens_small,
-            prompt_tokens_large = excluded.prompt_tokens_large, accuracy = excluded.accuracy, score_variance =
-            excluded.score_variance, score_squares = excluded.score_squares, mean_output_tokens =
-            excluded.mean_output_tokens, p50_output_tokens = excluded.p50_output_tokens, p90_output_tokens =
-            excluded.p90_output_tokens, takeovers_per_sample = excluded.takeovers_per_sample, p50_wall_seconds =
-            excluded.p50_wall_seconds, p95_wall_seconds = excluded.p95_wall_seconds, engine_seconds_small =
-            excluded.engine_seconds_small, engine_seconds_large = excluded.engine_seconds_large,
-            request_seconds_small = excluded.request_seconds_small, request_seconds_large =
-            excluded.request_seconds_large, mean_wait_seconds = excluded.mean_wait_seconds, p95_wait_seconds =
-            excluded.p95_wait_seconds, mean_queue_seconds = excluded.mean_queue_seconds
+    DELETE FROM job_totals WHERE job_id = job;
+    INSERT INTO job_totals
+    SELECT k.* FROM count_samples(job) s CROSS JOIN count_cost(job) c
+    CROSS JOIN jsonb_populate_record(
+        NULL::job_totals,
+        to_jsonb(s) || to_jsonb(c) || jsonb_build_object('job_id', job, 'counted_at', clock_timestamp())
+    ) k
 $$;
 
 COMMENT ON FUNCTION keep_totals IS
