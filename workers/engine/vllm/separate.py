@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _LOOK_S = 0.5
 """How often an idle reader looks whether the engine's process is still there."""
 
+_KILLED_S = 10.0
+"""How long to wait for the end of the engine's process after it was killed."""
+
 
 class SeparateEngine(VllmEngine):
     """The core in its own process; the engine's thread reads what it sends.
@@ -62,4 +65,7 @@ class SeparateEngine(VllmEngine):
             self._client.abort_requests([core_id])
 
     def _shut_down(self) -> None:
-        self._client.shutdown()
+        manager = self._client.resources.engine_manager
+        self._client.shutdown()  # kills what does not end by itself, and does not wait for it
+        for process in getattr(manager, "processes", ()):
+            process.join(_KILLED_S)
