@@ -132,7 +132,7 @@ def _claimed_sample(row: dict[str, Any], context: Context) -> ClaimedSample:
         prompt=row.pop("prompt"),
         metadata=row.pop("shown"),
     )
-    lengths = [(segment.prompt_tokens, len(segment.token_ids)) for segment in context.segments]
+    lengths = ((segment.prompt_tokens, len(segment.token_ids)) for segment in context.segments)
     return ClaimedSample(problem=problem, context=context, num_prompt_tokens=first_prompt_tokens(lengths), **row)
 
 

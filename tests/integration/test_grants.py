@@ -267,6 +267,11 @@ def test_reader_runs_under_a_time_limit(asked: Ask) -> None:
         asked(DatabaseRole.READER, "SET statement_timeout = 50; SELECT pg_sleep(60)")
 
 
+def test_writers_plan_once(asked: Ask) -> None:
+    assert asked(DatabaseRole.WRITER, "SHOW plan_cache_mode") == [("force_generic_plan",)]
+    assert asked(DatabaseRole.UPKEEP, "SHOW plan_cache_mode") == [("auto",)]
+
+
 def test_every_table_is_somebodys_and_every_grant_is_of_a_table() -> None:
     tables = set(METADATA.tables) | {"alembic_version"}
     granted = {name for role in (*WORKERS, DatabaseRole.SUBMITTER) for name in GRANTS[role] if " " not in name}
