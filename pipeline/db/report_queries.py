@@ -237,9 +237,10 @@ _SUM_LARGE = text("""
     SELECT count(*) FILTER (WHERE p.takes_over) AS num_takeovers,
            coalesce(sum(p.tokens) FILTER (WHERE p.num_before > 0 AND p.trigger <> 'answer'), 0) AS takeover_tokens,
            coalesce(sum(p.tokens) FILTER (WHERE p.num_before = 0 AND p.trigger <> 'answer'), 0) AS opening_tokens,
+           count(DISTINCT p.sample_id) FILTER (WHERE p.num_before = 0 AND p.trigger <> 'answer') AS num_openings,
            coalesce(sum(p.tokens) FILTER (WHERE p.trigger = 'answer'), 0) AS answer_tokens
     FROM (
-        SELECT g.author, g.takes_over, g.trigger, cardinality(g.token_ids) AS tokens,
+        SELECT g.sample_id, g.author, g.takes_over, g.trigger, cardinality(g.token_ids) AS tokens,
                count(*) FILTER (WHERE g.takes_over) OVER (PARTITION BY g.sample_id ORDER BY g.segment_index)
                AS num_before
         FROM samples s JOIN segments g ON g.sample_id = s.id
@@ -247,9 +248,9 @@ _SUM_LARGE = text("""
     ) p
     WHERE p.author = 'large'
 """)
-# A break ends a step that another follows; the author of the step's last token wrote it. From the step on that holds
-# the closing think tag there are none.
-_COUNT_BREAKS = text("""
+# A break ends a step that another follows; the author of the step's last token wrote it. The think phase ends with the
+# step before the one that holds the closing tag.
+_SUM_SMALL = text("""
     WITH written AS (
         SELECT g.sample_id, g.author, sum(cardinality(g.token_ids)) OVER w AS end_token,
                sum(cardinality(g.token_ids)) OVER w - cardinality(g.token_ids) AS start_token
@@ -258,22 +259,23 @@ _COUNT_BREAKS = text("""
         WINDOW w AS (PARTITION BY g.sample_id ORDER BY g.segment_index)
     ),
     ends AS (
-        SELECT t.sample_id, lead(t.start_token) OVER w - 1 AS last_token,
+        SELECT t.sample_id, t.tokens_small, lead(t.start_token) OVER w - 1 AS last_token,
                coalesce(bool_or(j.think_end <> '' AND strpos(t.text, j.think_end) > 0) OVER w, false) AS is_closed
         FROM jobs j JOIN samples s ON s.job_id = j.id JOIN steps t ON t.sample_id = s.id
         WHERE j.id = :job AND s.state IN ('finished', 'graded')
         WINDOW w AS (PARTITION BY t.sample_id ORDER BY t.step_index)
     )
-    SELECT count(*) FROM ends e JOIN written g ON g.sample_id = e.sample_id
-    WHERE NOT e.is_closed AND g.author = 'small' AND e.last_token >= g.start_token AND e.last_token < g.end_token
+    SELECT (SELECT count(*) FROM ends e JOIN written g ON g.sample_id = e.sample_id
+            WHERE NOT e.is_closed AND g.author = 'small' AND e.last_token >= g.start_token
+              AND e.last_token < g.end_token) AS num_breaks,
+           (SELECT coalesce(sum(e.tokens_small), 0) FROM ends e WHERE NOT e.is_closed) AS small_tokens
 """)
 
 
 def measure_delegation(connection: Connection, job_id: int) -> DelegatedWriting:
-    """What the large model wrote in a job's complete samples, and at how many breaks of the small one it could have."""
-    large = connection.execute(_SUM_LARGE, {"job": job_id}).mappings().one()
-    num_breaks = connection.execute(_COUNT_BREAKS, {"job": job_id}).scalar_one()
-    return DelegatedWriting(num_breaks=int(num_breaks), **{name: int(count) for name, count in large.items()})
+    """What the large model wrote in a job's complete samples, and at how many places of the small one it could have."""
+    sums = [connection.execute(query, {"job": job_id}).mappings().one() for query in (_SUM_LARGE, _SUM_SMALL)]
+    return DelegatedWriting(**{name: int(count) for found in sums for name, count in found.items()})
 
 
 _MAY_READ_ANSWERS = text("""

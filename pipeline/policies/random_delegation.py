@@ -1,7 +1,9 @@
 """Random delegation: the control that shows whether the triggers of another policy matter.
 
-The large model takes over at breaks of the small one's text drawn at random, and hands back as the policy it is the
-control of. Matched to that policy's rate, the two differ only in where the large model is called.
+The large model takes over at places of the small one's text drawn at random, and hands back as the policy it is the
+control of. Matched to that policy's rate, the two differ only in where the large model is called. The places are
+breaks. The control of a policy that takes over at nearly every break draws tokens instead: at breaks it would be that
+policy.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pipeline.policies.reading.reader import Reader
 from pipeline.policies.requests import Trigger
 from pipeline.policies.specs import PolicySpec
 from pipeline.policies.step_delegation import StepPolicy, StepState, text_reader
-from pipeline.policies.turns import Turn, fires, first_turn
+from pipeline.policies.turns import Turn, fires, first_turn, whole_characters
 from pipeline.samples import ModelRole
 from pipeline.signals import Readings
 
@@ -28,9 +30,11 @@ class RandomDelegationSpec(PolicySpec):
     """Every number of the control. All are ours; a fair control takes rate and tokens from the job it is for."""
 
     name: Literal["random"] = "random"
+    at: Literal["break", "token"] = "break"
+    """What is drawn: breaks that small writes in the think phase, or tokens that end a whole character there."""
     rate: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """Probability of a takeover at each break that small writes in the think phase. About the share of large's tokens
-    in the paper's table, where most takeovers are as long as a step: 0.18 to 0.19."""
+    """Probability of a takeover at each of them. About the share of large's tokens in the paper's table, where most
+    takeovers are as long as a step: 0.18 to 0.19."""
     tokens: Annotated[float, Field(ge=1)] = 20
     """Most tokens of a takeover, their mean where it is no whole number: 2.5 is 2 and 3 in turn, which of them
     first is drawn. As n1 of Speculative Thinking."""
@@ -38,6 +42,9 @@ class RandomDelegationSpec(PolicySpec):
     """Where a takeover ends. As Speculative Thinking's ``improved``; "break" as ``glimpse``."""
     handback_from: HandBackFrom = 0.5
     """Share of its tokens that a takeover has at least written before a sentence's end ends it. As ``improved``."""
+    opening_tokens: Annotated[float, Field(ge=0)] = 0
+    """Most tokens that large writes first of all, their mean where it is no whole number; 0: small begins. As
+    ``opening_tokens`` of Speculative Thinking."""
 
     def build(self) -> RandomDelegationPolicy:
         return RandomDelegationPolicy(self)
@@ -47,7 +54,7 @@ class _State(StepState):
     """All that is stored of the policy with a sample."""
 
     num_draws: int = 0
-    """Breaks decided about so far."""
+    """Places decided about so far."""
     num_takeovers: int = 0
     """Takeovers begun so far."""
 
@@ -62,6 +69,9 @@ class RandomDelegationPolicy(StepPolicy[_State]):
         self._spec = spec
 
     def start(self, context: SampleContext) -> Transition:
+        opening = min(self._opening(context), context.max_tokens)
+        if opening:
+            return first_turn(_State(role=ModelRole.LARGE, max_tokens=opening, trigger=Trigger.OPENING))
         return first_turn(_State(role=ModelRole.SMALL, max_tokens=context.max_tokens, trigger=Trigger.START))
 
     def _watch_small(self, context: SampleContext, state: _State) -> _DraftWatcher | None:
@@ -77,6 +87,10 @@ class RandomDelegationPolicy(StepPolicy[_State]):
         limit = self._limit(turn.context, turn.state.num_takeovers + 1)
         return turn.let_write(ModelRole.LARGE, Trigger.RANDOM, update, keep=watcher.reader.position, max_tokens=limit)
 
+    def _opening(self, context: SampleContext) -> int:
+        """Tokens of the sample's opening: their mean, rounded up or down as drawn for the sample."""
+        return math.floor(self._spec.opening_tokens + _draw(context, 0))
+
     def _limit(self, context: SampleContext, number: int) -> int:
         """Most tokens of a sample's takeover of that number, from 1: they sum up to the mean times the number, rounded
         up or down as drawn for the sample, so that few takeovers have that mean, too."""
@@ -84,33 +98,41 @@ class RandomDelegationPolicy(StepPolicy[_State]):
         return math.floor(number * tokens + drawn) - math.floor((number - 1) * tokens + drawn)
 
     def _takeover_limit(self, context: SampleContext, state: _State) -> int:
+        if state.trigger is Trigger.OPENING:
+            return self._opening(context)
         return self._limit(context, state.num_takeovers)
 
     def _draft_watcher(self, context: SampleContext, state: _State) -> _DraftWatcher:
-        return _DraftWatcher(text_reader(context, state.text), context, state, rate=self._spec.rate)
+        return _DraftWatcher(text_reader(context, state.text), context, state, self._spec)
 
 
 class _DraftWatcher:
-    """Ends the small model's request at a break that is drawn; a run of newlines is one break."""
+    """Ends the small model's request at a place that is drawn; a run of newlines is one break."""
 
-    __slots__ = ("_context", "_in_break", "_rate", "num_draws", "reader")
+    __slots__ = ("_context", "_in_break", "_spec", "num_draws", "reader")
 
-    def __init__(self, reader: Reader, context: SampleContext, state: _State, *, rate: float) -> None:
+    def __init__(self, reader: Reader, context: SampleContext, state: _State, spec: RandomDelegationSpec) -> None:
         self.reader = reader
         self.num_draws = state.num_draws
         self._context = context
-        self._rate = rate
+        self._spec = spec
         self._in_break = state.text.at_break
 
     def feed(self, text: str, readings: Readings | None = None) -> bool:
         self.reader.feed(text)
+        if not self._is_place(text):
+            return False
+        self.num_draws += 1
+        return _draw(self._context, self.num_draws) < self._spec.rate
+
+    def _is_place(self, text: str) -> bool:
+        """Whether the token that was read last ends a place that may be drawn."""
+        if self._spec.at == "token":
+            return self.reader.thinking and whole_characters((text,), 1) == 1
         begins = self.reader.at_break and not (self._in_break and is_newlines(text))
         if text:
             self._in_break = self.reader.at_break
-        if not begins:
-            return False
-        self.num_draws += 1
-        return _draw(self._context, self.num_draws) < self._rate
+        return begins
 
 
 def _draw(context: SampleContext, number: int) -> float:

@@ -341,6 +341,33 @@ def test_takeovers_are_as_long_as_they_were_written_not_as_allowed(client: Clien
     assert policy.model_dump()["tokens"] == 36
 
 
+def test_control_of_takeovers_at_every_break_draws_tokens_and_opens_as_they_did(
+    client: Client, connection: Connection
+) -> None:
+    matched = job_to_match(connection)
+    (sample,) = add_samples(connection, matched, [{"problem": 1, "tokens_small": 8, "tokens_large": 9}])
+    by = one(connection, "SELECT worker_id, engine_id FROM segments WHERE author = 'large'")
+    pieces = [("opening", "OOO"), ("resume", "a\n\nb\n\n"), ("every_break", "LLL"), ("every_break", "MMM")]
+    start = 0
+    for index, (trigger, written) in enumerate(pieces):
+        author = "small" if trigger == "resume" else "large"
+        taking = {"trigger": trigger, "takes_over": trigger == "every_break"}
+        add_segment(connection, sample, index, author, written, **taking, **by)
+        add_step(connection, sample, index, author, written, start_token=start)
+        start += len(written)
+    connection.commit()
+    policy = client.submit(small_set("1?"), small="S", large="L", policy="random", matched_to=matched).config.policy
+    values = policy.model_dump()
+    # small wrote 3 breaks in the first sample and 1 in the second
+    assert (values["at"], values["rate"]) == ("break", pytest.approx(3 / 4))
+    assert (values["tokens"], values["opening_tokens"]) == (pytest.approx((6 + 3 + 3) / 3), 3)
+    connection.execute(text("DELETE FROM steps WHERE sample_id <> :sample"), {"sample": sample})
+    connection.commit()
+    policy = client.submit(small_set("1?"), small="S", large="L", policy="random", matched_to=matched).config.policy
+    values = policy.model_dump()
+    assert (values["at"], values["rate"]) == ("token", pytest.approx(3 / 6))
+
+
 def test_numbers_that_are_given_win_over_the_matched_ones(client: Client, connection: Connection) -> None:
     job = client.submit(
         small_set("1?"), small="S", large="L", policy="random", matched_to=job_to_match(connection),

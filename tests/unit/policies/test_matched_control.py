@@ -19,9 +19,7 @@ from pipeline.signals import Signal
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
 NUM_SAMPLES, MAX_TOKENS = 40, 1000
-UNMATCHED = ("small-only", "large-only", *(name for name in policy_names() if name.endswith("-instruct")))
-"""No takeovers; or openings and takeovers at every break, which random delegation refuses to be matched to."""
-PRESETS = [name for name in policy_names() if name not in UNMATCHED]
+PRESETS = [name for name in policy_names() if name not in ("small-only", "large-only")]
 PLAIN = [f" w{index}" for index in range(80)]
 WORDS = {
     SMALL: [*PLAIN, *[".\n\n"] * 12, *["\n"] * 4, " wait", " check", " yes"],
@@ -39,6 +37,10 @@ class Job:
     """Times that large wrote right after small."""
     num_tokens: int = 0
     """Kept tokens of large, those of an opening left out."""
+    openings: list[int] = field(default_factory=list)
+    """Kept tokens of each opening."""
+    small_tokens: int = 0
+    """Kept tokens of small."""
     num_breaks: int = 0
     """Breaks that small wrote in the kept think phase; a run of newlines is one, by the author of its last token."""
 
@@ -81,8 +83,13 @@ def write_sample(job: Job, spec: PolicySpec, draws: Random, index: int) -> None:
         event = Written(role=request.role, piece=piece, finish=finish, start_token=len(kept), signals=signals)
         transition, last_writer = policy.advance(context, transition.state, event), request.role
         kept += [(text, request.role) for text in texts[: transition.keep]]
-        if request.role is LARGE and request.trigger != "opening":
-            job.num_tokens += transition.keep or 0
+        keep = transition.keep or 0
+        if request.trigger == "opening":
+            job.openings.append(keep)
+        elif request.role is LARGE:
+            job.num_tokens += keep
+        else:
+            job.small_tokens += keep
         kept += [(insert.text, None) for insert in transition.insert if isinstance(insert, Insert)]
     job.num_breaks += count_breaks(kept)
 
@@ -107,23 +114,46 @@ def test_random_calls_the_large_model_as_often_and_for_as_long_as_the_preset_it_
     spec = parse_policy(name)
     job = run(spec, seed=1)
     assert job.takeovers.total() == job.num_calls
-    written = DelegatedWriting(num_breaks=job.num_breaks, num_takeovers=job.num_calls, takeover_tokens=job.num_tokens)
-    values = matched_values(written)
+    values = matched_values(written_in(job))
     assert 0.02 < values["rate"] < 0.98
+    assert values["at"] == ("token" if name.endswith("-instruct") else "break")
     control = run(parse_policy("random", values), seed=2)
-    assert control.num_breaks > 500
+    places, control_places = (
+        each.num_breaks if values["at"] == "break" else each.small_tokens for each in (job, control)
+    )
+    assert control_places > 500
     assert set(+control.takeovers) == {"random"}
-    assert is_likely(control.num_calls, trials=control.num_breaks, rate=job.num_calls / job.num_breaks)
+    assert is_likely(control.num_calls, trials=control_places, rate=job.num_calls / places)
     # Not nearer: budgets cut takeovers at the end of a sample, longer ones oftener.
     assert control.num_tokens / control.num_calls == pytest.approx(job.num_tokens / job.num_calls, rel=0.05)
-    assert control.num_tokens / control.num_breaks == pytest.approx(job.num_tokens / job.num_breaks, rel=0.15)
+    assert control.num_tokens / control_places == pytest.approx(job.num_tokens / places, rel=0.15)
 
 
-def test_an_opening_is_no_takeover_and_is_not_matched() -> None:
-    spec = parse_policy("speculative-thinking:improved", {"opening_tokens": 50})
-    job = run(spec, seed=1)
+def written_in(job: Job) -> DelegatedWriting:
+    return DelegatedWriting(
+        num_breaks=job.num_breaks,
+        small_tokens=job.small_tokens,
+        num_takeovers=job.num_calls,
+        takeover_tokens=job.num_tokens,
+        num_openings=len(job.openings),
+        opening_tokens=sum(job.openings),
+    )
+
+
+@pytest.mark.parametrize("preset", ["improved", "paper", "code"])
+def test_random_opens_as_the_job_it_is_matched_to(preset: str) -> None:
+    job = run(parse_policy(f"speculative-thinking:{preset}", {"opening_tokens": 50}), seed=1)
     assert job.takeovers["opening"] == 0
     assert sum(job.takeovers.values()) == job.num_calls
+    control = run(parse_policy("random", matched_values(written_in(job))), seed=2)
+    assert len(control.openings) == len(job.openings) == NUM_SAMPLES
+    assert abs(sum(control.openings) - sum(job.openings)) <= NUM_SAMPLES
+    assert set(control.takeovers) >= {"opening", "random"}
+
+
+def test_opening_longer_than_the_budget_is_cut() -> None:
+    job = run(parse_policy("random", {"opening_tokens": 5000, "handback": "tokens"}), seed=1)
+    assert job.openings == [MAX_TOKENS] * NUM_SAMPLES
 
 
 def test_a_wrong_rate_would_be_seen() -> None:
