@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.errors import ConfigurationError
 
 MOST_BREAKS = 0.9
-"""Where a job takes over at a larger share of small's breaks, its control draws tokens: at breaks it would be the same."""
+"""Where a job takes over at more of small's breaks, its control draws tokens: at breaks it would be the same policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
