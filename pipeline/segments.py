@@ -7,6 +7,7 @@ migration, and where ``workers/writing/turn.py`` gives it its value.
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -122,6 +123,7 @@ class ContextSegment:
     tokens_generated: int
     prompt_tokens: int
     epoch: int = field(metadata=_NOT_HASHED)
+    committed_at: dt.datetime = field(metadata=_NOT_HASHED)
     vocabulary_sha256: str = field(metadata=_NO_COLUMN)
 
     @property
@@ -166,6 +168,7 @@ class StoredAside(_Aside):
     token_lengths: Sequence[int]
     content_sha256: str | None
     epoch: int = field(metadata=_NOT_HASHED)
+    committed_at: dt.datetime = field(metadata=_NOT_HASHED)
     engine_id: int = field(metadata=_NOT_HASHED)
     vocabulary_sha256: str = field(metadata=_NO_COLUMN)
     signals: SignalValues = field(default_factory=dict, metadata=_NO_COLUMN)

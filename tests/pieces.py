@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,5 +32,6 @@ def stored(author: Author, texts: Sequence[str], segment_index: int = 0, **more:
         token_ids=tuple(range(len(texts))),
         text="".join(texts),
         token_lengths=[len(text) for text in texts],
+        committed_at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
         **fields,
     )

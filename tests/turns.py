@@ -5,6 +5,7 @@ What a commit stores goes through the very rows that the database gets, and come
 
 from __future__ import annotations
 
+import datetime as dt
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -150,7 +151,7 @@ def as_claimed(before: ClaimedSample, commit: SampleCommit) -> ClaimedSample:
             *before.context.segments,
             *(
                 stored_again(segment, index, commit.epoch)
-                for index, segment in enumerate(commit.segments, commit.num_segments_before)
+                for index, segment in enumerate(commit.segments, commit.num_segments_before or 0)
             ),
         ),
         asides=(*before.context.asides, *(aside_again(aside, commit.epoch) for aside in commit.asides)),
@@ -189,7 +190,8 @@ def _read(row: dict[str, Any], epoch: int) -> dict[str, Any]:
     values = through_json(row)
     finish = SegmentFinish(values["finish"]) if values["finish"] else None
     engine_id = values["engine_id"] or 1
-    return values | {"author": Author(values["author"]), "finish": finish, "epoch": epoch, "engine_id": engine_id}
+    of_claim = {"epoch": epoch, "engine_id": engine_id, "committed_at": dt.datetime(2026, 1, 1, tzinfo=dt.UTC)}
+    return values | of_claim | {"author": Author(values["author"]), "finish": finish}
 
 
 # A sample's whole way.

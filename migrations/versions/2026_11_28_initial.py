@@ -231,7 +231,13 @@ def upgrade() -> None:
     )
     op.create_table(
         "workers",
-        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False, comment="given by the database"),
+        sa.Column(
+            "id",
+            sa.BigInteger(),
+            sa.Identity(),
+            nullable=False,
+            comment="of one life; its last six digits are drawn",
+        ),
         sa.Column(
             "kind",
             sa.Enum(

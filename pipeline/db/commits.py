@@ -1,7 +1,8 @@
 """The statements that store what a worker wrote, fenced by the sample's epoch.
 
-A commit touches only rows that still have the epoch and the holder under which they were claimed. Rows are locked in
-the order of their ids, so that two workers never wait for each other in a circle.
+A commit touches only rows that still have the epoch and the holder under which they were claimed, and as many segments
+and asides as the writer went on from. Rows are locked in the order of their ids, so that two workers never wait for
+each other in a circle.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ class SampleCommit:
     epoch: int
     to_state: SampleState
     segments: tuple[WrittenSegment, ...] = ()
-    num_segments_before: int = 0
+    num_segments_before: int | None = None
+    """Segments that it stands on, and ``num_asides_before`` asides: where the sample has others, the commit is of a
+    history that a restore has undone. None: it stands on whatever there is, and writes nothing."""
+    num_asides_before: int | None = None
     asides: tuple[WrittenAside, ...] = ()
     policy_state: PolicyState | None = None
     next_request: Request | None = None
@@ -69,7 +73,8 @@ class Committed:
 
 
 _SAMPLE_COLUMNS = (
-    "sample_id bigint, epoch integer, to_state text, policy_state jsonb, next_request jsonb, num_segments integer, "
+    "sample_id bigint, epoch integer, segments_before integer, asides_before integer, to_state text, "
+    "policy_state jsonb, next_request jsonb, num_segments integer, "
     "num_takeovers integer, num_asides integer, tokens_small integer, tokens_large integer, tokens_inserted integer, "
     "discarded_small integer, discarded_large integer, aside_small integer, aside_large integer, taken_small integer, "
     "taken_large integer, finish_reason text, error_class text, error text"
@@ -79,7 +84,7 @@ _COUNTED = (
     "discarded_large", "aside_small", "aside_large", "taken_small", "taken_large",
 )  # fmt: skip
 """Columns of samples that a commit adds to."""
-_OF_CLAIM = ("epoch", "engine_id")
+_OF_CLAIM = ("epoch", "engine_id", "committed_at")
 """Columns that a statement fills itself."""
 _SEGMENT_NAMES = [name for name in SEGMENT_COLUMNS if name not in _OF_CLAIM]
 _ASIDE_NAMES = [name for name in ASIDE_COLUMNS if name not in _OF_CLAIM]
@@ -103,6 +108,8 @@ _COMMIT = text(f"""
     mine AS (
         SELECT s.id, written.epoch FROM samples s JOIN written ON written.sample_id = s.id
         WHERE s.epoch = written.epoch AND s.holder_id = :worker
+          AND s.num_segments = coalesce(written.segments_before, s.num_segments)
+          AND s.num_asides = coalesce(written.asides_before, s.num_asides)
         ORDER BY s.id FOR UPDATE OF s
     ),
     moved AS (
@@ -222,6 +229,8 @@ def _sample_row(commit: SampleCommit) -> dict[str, Any]:
     return {
         "sample_id": commit.sample_id,
         "epoch": commit.epoch,
+        "segments_before": commit.num_segments_before,
+        "asides_before": commit.num_asides_before,
         "to_state": commit.to_state.value,
         "policy_state": commit.policy_state,
         "next_request": request_to_json(commit.next_request) if commit.next_request else None,
@@ -255,13 +264,14 @@ def _segment_rows(commit: SampleCommit) -> list[dict[str, Any]]:
     now = time.monotonic()
     return [
         _of_claim(commit) | segment_row(segment, index, now=now)
-        for index, segment in enumerate(commit.segments, commit.num_segments_before)
+        for index, segment in enumerate(commit.segments, commit.num_segments_before or 0)
     ]
 
 
 def _signal_rows(commit: SampleCommit) -> list[dict[str, Any]]:
     pieces = [
-        ("segment", index, segment.signals) for index, segment in enumerate(commit.segments, commit.num_segments_before)
+        ("segment", index, segment.signals)
+        for index, segment in enumerate(commit.segments, commit.num_segments_before or 0)
     ]
     pieces += [("aside", aside.aside_index, aside.signals) for aside in commit.asides]
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -91,8 +92,9 @@ def load_contexts(
     """The contexts of claimed samples: what is cached of each, and what was stored after it; they are cached now.
 
     with_asides: the samples that have any.
-    The last record of each kind that is cached is read again. Its epoch tells whether it, and all before it, are still
-    those that are stored: a sample that was begun anew has others in their places.
+    The last record of each kind that is cached is read again. Its epoch and the time of its commit tell whether it,
+    and all before it, are still those that are stored: a sample that was begun anew, or a database that was restored
+    to an earlier moment, has others in their places.
     """
     cached = {sample_id: cache.recall(sample_id) for sample_id in sample_ids}
     contexts = _load(connection, cached, with_asides)
@@ -124,7 +126,11 @@ def _load(connection: Connection, cached: Mapping[int, Context], with_asides: Co
 
 
 def _begins_with(loaded: tuple[_Stored, ...], cached: tuple[_Stored, ...]) -> bool:
-    return not cached or (bool(loaded) and loaded[0].epoch == cached[-1].epoch)
+    return not cached or (bool(loaded) and _commit(loaded[0]) == _commit(cached[-1]))
+
+
+def _commit(stored: ContextSegment | StoredAside) -> tuple[int, dt.datetime]:
+    return stored.epoch, stored.committed_at
 
 
 def segment_columns(alias: str) -> str:

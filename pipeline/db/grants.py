@@ -28,7 +28,9 @@ _LEASE = (
     "tokens_dropped, prompt_tokens, cached_tokens, refused_jobs"
 )
 """What a worker stores of its own life."""
-_REGISTRATION = "kind, model, engine_id, host, pid, queue, max_in_flight, expires_at"
+_REGISTRATION = "id, kind, model, engine_id, host, pid, queue, max_in_flight, expires_at"
+_LIFE = {"SEQUENCE workers_id_seq": "USAGE"}
+"""To begin one."""
 _SCHEMA = {"alembic_version": "SELECT (version_num)", "schema_objects": "SELECT (sha256)"}
 """To find the schema current."""
 
@@ -43,7 +45,7 @@ _ENDED = "published_at, finish_reason, error_class, error, finished_at, ended_at
 _ENGINE = "kind, version, model, model_fingerprint, vocabulary_sha256, settings, sha256, weights_sha256, revision"
 _RESUMED = (
     "sample_id, segment_index, epoch, worker_id, engine_id, author, trigger, takes_over, finish, token_ids, text, "
-    "token_lengths, tokens_generated, prompt_tokens"
+    "token_lengths, tokens_generated, prompt_tokens, committed_at"
 )
 """What a writer reads of the segments that it goes on from."""
 _ASIDE = ", ".join(column.name for column in AsideRow.__table__.columns if column.name != "committed_at")
@@ -75,8 +77,10 @@ _SUBMITTED = (
 GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
     DatabaseRole.WRITER: {
         **_SCHEMA,
+        **_LIFE,
         "workers": (
-            "SELECT (id, model, engine_id, host, queue, expires_at, ended_at, tokens_committed, tokens_dropped), "
+            "SELECT (id, model, engine_id, host, queue, renewed_at, expires_at, ended_at, tokens_committed, "
+            "tokens_dropped), "
             f"INSERT ({_REGISTRATION}), UPDATE ({_LEASE})"
         ),
         "engines": f"SELECT (id, sha256, model_fingerprint, vocabulary_sha256, weights_sha256), INSERT ({_ENGINE})",
@@ -89,13 +93,14 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
             f"SELECT (id, job_id, problem_id, sample_index, max_tokens, {_WRITTEN}), UPDATE ({_WRITTEN}, {_ENDED})"
         ),
         "segments": f"SELECT ({_RESUMED}), INSERT ({_SEGMENT})",
-        "asides": f"SELECT ({_ASIDE}), INSERT ({_ASIDE})",
+        "asides": f"SELECT ({_ASIDE}, committed_at), INSERT ({_ASIDE})",
         "signals": f"INSERT ({_SIGNAL})",
         "steps": f"INSERT ({_STEP})",
     },
     DatabaseRole.GRADER: {
         **_SCHEMA,
-        "workers": f"SELECT (id, ended_at), INSERT ({_REGISTRATION}), UPDATE ({_LEASE})",
+        **_LIFE,
+        "workers": f"SELECT (id, renewed_at, ended_at), INSERT ({_REGISTRATION}), UPDATE ({_LEASE})",
         "reference_answers": "SELECT (problem_id, answer, also_accepted)",
         "problems": "SELECT (id, shown)",
         "segments": "SELECT (sample_id, segment_index, text)",
@@ -115,6 +120,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
     },
     DatabaseRole.UPKEEP: {
         **_SCHEMA,
+        **_LIFE,
         "workers": (
             "SELECT (id, kind, model, queue, max_in_flight, num_slots, renewed_at, expires_at, ended_at, end_reason, "
             f"settled_at), INSERT ({_REGISTRATION}), UPDATE ({_LEASE}, settled_at)"

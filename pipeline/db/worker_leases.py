@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -134,17 +135,25 @@ def refuse_second_identity(
         )
 
 
-_REGISTER = text("""
-    INSERT INTO workers (kind, model, engine_id, host, pid, queue, max_in_flight, expires_at)
-    VALUES (:kind, :model, :engine_id, :host, :pid, :queue, :max_in_flight, clock_timestamp() + :ttl)
+_LIVES = 1_000_000
+"""Ids for each number that the database gives. See ``register_worker``."""
+_REGISTER = text(f"""
+    INSERT INTO workers (id, kind, model, engine_id, host, pid, queue, max_in_flight, expires_at)
+    VALUES (nextval('workers_id_seq') * {_LIVES} + :drawn, :kind, :model, :engine_id, :host, :pid, :queue,
+            :max_in_flight, clock_timestamp() + :ttl)
     RETURNING id
 """)
 
 
 def register_worker(connection: Connection, registration: Registration) -> int:
-    """Begin a worker's life; returns its id."""
+    """Begin a worker's life; returns its id.
+
+    The last six digits are drawn. A database that is restored to an earlier moment gives its numbers once more, and no
+    two lives may share an id: whatever a worker asks for under an id that this database does not know is refused.
+    """
     values = {name: getattr(registration, name) for name in Registration.__dataclass_fields__}
-    return int(connection.execute(_REGISTER, values | {"kind": registration.kind.value}).scalar_one())
+    drawn = {"kind": registration.kind.value, "drawn": secrets.randbelow(_LIVES)}
+    return int(connection.execute(_REGISTER, values | drawn).scalar_one())
 
 
 _RENEW = text("""
@@ -153,7 +162,8 @@ _RENEW = text("""
         tokens_generated = :tokens_generated, tokens_committed = :tokens_committed,
         tokens_dropped = :tokens_dropped, prompt_tokens = :prompt_tokens, cached_tokens = :cached_tokens,
         refused_jobs = CAST(:refused_jobs AS jsonb)
-    WHERE id = :worker AND ended_at IS NULL
+    WHERE id = :worker AND ended_at IS NULL AND renewed_at >= coalesce(CAST(:since AS timestamptz), renewed_at)
+    RETURNING renewed_at
 """)
 
 
@@ -163,24 +173,32 @@ def renew_worker(
     *,
     ttl: dt.timedelta,
     counters: WorkerCounters,
-) -> None:
-    """Heartbeat: renew the lease and book the counters. Raises LeaseLost when it was taken away.
+    since: dt.datetime | None = None,
+) -> dt.datetime:
+    """Heartbeat: renew the lease and book the counters; returns when, by the database's clock.
 
-    One that has run out can be renewed until upkeep takes it: whoever is first.
+    since: what the last heartbeat returned. A row that was renewed before that is of a database that was restored to an
+    earlier moment: the life is over with the history that it was a part of.
+    Raises LeaseLost when the lease was taken away. One that has run out can be renewed until upkeep takes it: whoever
+    is first.
     """
-    if connection.execute(_RENEW, _values(worker_id, counters) | {"ttl": ttl}).rowcount == 0:
+    values = _values(worker_id, counters) | {"ttl": ttl, "since": since}
+    renewed_at: dt.datetime | None = connection.execute(_RENEW, values).scalar_one_or_none()
+    if renewed_at is None:
         raise LeaseLost(worker_id)
+    return renewed_at
 
 
 _FINALIZE_COUNTERS = text("""
     UPDATE workers SET num_in_flight = 0, tokens_generated = :tokens_generated, tokens_committed = :tokens_committed,
         tokens_dropped = :tokens_dropped, prompt_tokens = :prompt_tokens, cached_tokens = :cached_tokens
-    WHERE id = :worker
+    WHERE id = :worker AND ended_at IS NOT NULL
 """)
 
 
 def finalize_counters(connection: Connection, worker_id: int, counters: WorkerCounters) -> None:
-    """Book the last counters of a life whose lease has lapsed."""
+    """Book the last counters of a life whose lease has lapsed. One that a restore has brought back lapses as it is: its
+    counters are of the history that was undone."""
     connection.execute(_FINALIZE_COUNTERS, _values(worker_id, counters))
 
 

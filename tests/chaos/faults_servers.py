@@ -108,12 +108,7 @@ class FreezeServer(Fault):
         harness.at_some_moment(job, rng)
         pid = harness.pid(self._server)
         strike = Strike()
-        process = psutil.Process(pid)
-        process.suspend()
-        self._frozen = [process, *process.children(recursive=True)]
-        for child in self._frozen[1:]:
-            with suppress(psutil.NoSuchProcess):
-                child.suspend()
+        self._frozen = _freeze(pid)
         time.sleep(harness.lease_s * rng.uniform(1.2, 4.0))
         self.heal(harness, job)
         return strike
@@ -147,6 +142,53 @@ class StopPostgres(Fault):
         wait_postgres(harness)
         strike.note = f"away for {time.time() - strike.at:.1f} s"
         return strike
+
+
+class RestorePostgres(Fault):
+    """The data of an earlier moment put back, while workers live that it knows, and workers that it does not know."""
+
+    name, component = "restored to an earlier moment", "Postgres"
+    lasts_s = 12.0
+
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        harness.at_some_moment(job, rng, latest=0.3)
+        forget_starts(harness, "postgres")
+        data = harness.state.state_dir / "postgres"
+        backup, lost = data.with_name("postgres.backup"), data.with_name("postgres.lost")
+        frozen = _freeze(harness.pid("postgres"))
+        subprocess.run(["cp", "-a", str(data), str(backup)], check=True)
+        for process in frozen:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+        before = harness.num_commits(job)
+        for kind in ("small", "large"):
+            name = rng.choice(harness.names(kind))
+            harness.kill(name)
+            harness.wait_registered(name)
+        time.sleep(rng.uniform(0.0, 1.0))
+        undone = harness.num_commits(job) - before
+        strike = Strike(note=f"{undone} segments undone")
+        frozen = _freeze(pid := harness.pid("postgres"))
+        data.rename(lost)
+        backup.rename(data)
+        for process in frozen:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        harness.until(lambda: harness.pid("postgres") != pid, "Postgres to start again", timeout_s=60)
+        wait_postgres(harness)
+        shutil.rmtree(lost)
+        return strike
+
+
+def _freeze(pid: int) -> list[psutil.Process]:
+    """Stop a server's process and all its children."""
+    process = psutil.Process(pid)
+    process.suspend()
+    children = process.children(recursive=True)
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.suspend()
+    return [process, *children]
 
 
 class CutAll(Fault):
@@ -577,6 +619,7 @@ FAULTS: list[Fault] = [
     StopPostgres("stopped at once", signal.SIGQUIT),
     StopPostgres("fast stop", signal.SIGINT),
     FreezeServer("postgres", "Postgres"),
+    RestorePostgres(),
     CutAll(),
     *(
         broken(kinds, server)

@@ -346,6 +346,7 @@ class Pipeline:
             bare,
             segments=segments,
             num_segments_before=len(work.context.segments),
+            num_asides_before=len(work.context.asides),
             asides=asides,
             policy_state={"count": len(work.context.segments) + 1},
             finish_reason=FINISH_REASON.get(outcome),
@@ -767,7 +768,7 @@ def modelled(worker: int, commit: SampleCommit) -> Written:
             for g in commit.segments
         ),
         asides=tuple(Aside(commit.epoch, worker, a.author.value, len(a.piece), a.after_segment) for a in commit.asides),
-        index=commit.num_segments_before,
+        index=commit.num_segments_before or 0,
         first_aside=commit.asides[0].aside_index if commit.asides else -1,
         num_takeovers=sum(g.takes_over for g in commit.segments),
         count=commit.policy_state["count"] if commit.policy_state else 0,

@@ -351,7 +351,7 @@ def test_control_of_takeovers_at_every_break_draws_tokens_and_opens_as_they_did(
     start = 0
     for index, (trigger, written) in enumerate(pieces):
         author = "small" if trigger == "resume" else "large"
-        taking = {"trigger": trigger, "takes_over": trigger == "every_break"}
+        taking: dict[str, Any] = {"trigger": trigger, "takes_over": trigger == "every_break"}
         add_segment(connection, sample, index, author, written, **taking, **by)
         add_step(connection, sample, index, author, written, start_token=start)
         start += len(written)

@@ -6,6 +6,7 @@ import datetime as dt
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import pytest
@@ -47,6 +48,7 @@ from pipeline.db.worker_leases import (
     Registration,
     WorkerCounters,
     end_worker,
+    finalize_counters,
     put_engine,
     register_worker,
     renew_worker,
@@ -839,3 +841,88 @@ def test_grade_of_a_text_that_was_drawn_again_is_refused(connection: Connection)
     )
     assert state_of(connection, ungraded.sample_id) == "finished"
     assert not begin(connection, ungraded, dt.timedelta(0))
+
+
+# A restore to an earlier moment, while workers live
+
+
+@contextmanager
+def lost_history(connection: Connection) -> Iterator[None]:
+    """What happens inside is undone, and the sequences go back: as by a restore to the moment of the beginning."""
+    last = connection.execute(text("SELECT last_value FROM workers_id_seq")).scalar_one()
+    undone = connection.begin_nested()
+    yield
+    undone.rollback()
+    connection.execute(text("SELECT setval('workers_id_seq', :last)"), {"last": last})
+
+
+def test_life_that_a_restore_has_undone_is_nobodys(connection: Connection) -> None:
+    make_job(connection)
+    make_worker(connection)
+    waiting = admit_all(connection)
+    with lost_history(connection):
+        lost = make_worker(connection)
+    again = make_worker(connection)
+    assert again != lost
+    with pytest.raises(LeaseLost):
+        renew_worker(connection, lost, ttl=TTL, counters=WorkerCounters())
+    assert claim(connection, lost, waiting) == []
+    assert len(claim(connection, again, waiting)) == 2
+    assert held_epochs(connection, lost) == {}
+    end_worker(connection, lost, WorkerCounters())
+    renew_worker(connection, again, ttl=TTL, counters=WorkerCounters())
+
+
+def test_life_that_a_restore_has_set_back_is_over(connection: Connection) -> None:
+    worker = make_worker(connection)
+    counters = WorkerCounters(tokens_generated=5, tokens_committed=5)
+    first = renew_worker(connection, worker, ttl=TTL, counters=counters)
+    with lost_history(connection):
+        second = renew_worker(connection, worker, ttl=TTL, counters=counters, since=first)
+    with pytest.raises(LeaseLost):
+        renew_worker(connection, worker, ttl=TTL, counters=WorkerCounters(tokens_committed=9), since=second)
+    finalize_counters(connection, worker, WorkerCounters(tokens_committed=9))
+    assert connection.execute(text("SELECT tokens_committed FROM workers")).scalar_one() == 5
+    third = renew_worker(connection, worker, ttl=TTL, counters=counters, since=first)  # whose answer is lost
+    assert renew_worker(connection, worker, ttl=TTL, counters=counters, since=first) > third
+
+
+def test_commit_of_a_lost_history_is_refused(connection: Connection) -> None:
+    """Its worker lives on in the restored database, and holds the sample at the same epoch, with fewer segments."""
+    job = make_job(connection, num_problems=1)
+    worker = make_worker(connection)
+    waiting = admit_all(connection)
+    with lost_history(connection):
+        commit(connection, worker, written(claim(connection, worker, waiting)[0], SampleState.READY))
+        late = written(claim(connection, worker, runnable_epochs(connection, job))[0], SampleState.AWAITING_LARGE)
+        assert (late.epoch, late.num_segments_before) == (2, 1)
+    first = claim(connection, worker, waiting)
+    release_samples(connection, worker_id=worker, epochs={sample.sample_id: sample.epoch for sample in first})
+    connection.execute(text("UPDATE samples SET epoch = 1"))  # to meet the lost claim's
+    (held,) = claim(connection, worker, runnable_epochs(connection, job))
+    assert held.epoch == late.epoch
+    assert commit(connection, worker, late) == []
+    assert commit(connection, worker, written(held, SampleState.READY)) == [held.sample_id]
+    indexes = connection.execute(text("SELECT segment_index FROM segments ORDER BY 1")).scalars().all()
+    assert indexes == [0]
+
+
+def test_cached_text_of_a_lost_history_is_read_anew(connection: Connection) -> None:
+    job = make_job(connection, num_problems=1)
+    worker = make_worker(connection)
+    waiting = admit_all(connection)
+    cache = ContextCache()
+    with lost_history(connection):
+        commit(connection, worker, written(claim(connection, worker, waiting)[0], SampleState.READY))
+        epochs = runnable_epochs(connection, job)
+        claim_samples(connection, worker_id=worker, role=ModelRole.SMALL, epochs=epochs, cache=cache)
+    commit(connection, worker, written(claim(connection, worker, waiting)[0], SampleState.READY, kept=1))
+    connection.execute(text("UPDATE segments SET committed_at = committed_at + interval '1 s'"))  # a later transaction
+    epochs = runnable_epochs(connection, job)
+    (sample,) = claim_samples(connection, worker_id=worker, role=ModelRole.SMALL, epochs=epochs, cache=cache)
+    assert [segment.text for segment in sample.context.segments] == ["one"]
+
+
+def runnable_epochs(connection: Connection, job: int) -> dict[int, int]:
+    rows = connection.execute(text("SELECT id, epoch FROM samples WHERE job_id = :job"), {"job": job})
+    return {row.id: row.epoch for row in rows}

@@ -2,7 +2,7 @@
 
 Authority is the database and its clock. A worker whose lease ran out (it was stopped, or could not reach Postgres)
 claims nothing. Once upkeep has ended its row it owns nothing any more: it abandons what it was writing and registers as
-a new worker.
+a new worker. So it does where its row is not as it left it: the database was restored to an earlier moment.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class LeaseKeeper:
         self._interval_s = settings.renew_interval_s
         self._holder: LeaseHolder = HoldsNothing()
         self._stop = threading.Event()
+        self._renewed_at: dt.datetime | None = None
         self._before = WorkerCounters()
         """The counters when this registration began: they run on through all of a process's, each stores its own."""
         self._thread = threading.Thread(target=self._renew_forever, name="lease", daemon=True)
@@ -109,8 +110,9 @@ class LeaseKeeper:
     def _renew(self) -> None:
         try:
             with transaction(self._db_engine) as connection:
-                renew_worker(
-                    connection, self.worker_id, ttl=self._ttl, counters=self._holder.counters().since(self._before)
+                counters = self._holder.counters().since(self._before)
+                renewed_at = renew_worker(
+                    connection, self.worker_id, ttl=self._ttl, counters=counters, since=self._renewed_at
                 )
         except LeaseLost:
             log.warning("lease lost", worker_id=self.worker_id)
@@ -118,6 +120,7 @@ class LeaseKeeper:
             self._register_again()
             self._holder.lease_renewed_as(self.worker_id)
         else:
+            self._renewed_at = renewed_at
             self._holder.lease_renewed(self.worker_id)
 
     def _register_again(self) -> None:
@@ -128,7 +131,7 @@ class LeaseKeeper:
             worker_id = register_worker(connection, self._registration)
             check_current(connection)
         # Not before the commit's answer: where that is lost, a registration that nobody knows of lapses; this repeats.
-        self.worker_id, self._before = worker_id, total
+        self.worker_id, self._before, self._renewed_at = worker_id, total, None
         log.info("worker registered", worker_id=self.worker_id, kind=self._registration.kind.value)
 
     def stop(self, reason: WorkerEnd = WorkerEnd.STOPPED) -> None:

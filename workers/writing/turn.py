@@ -288,6 +288,7 @@ def _commit(active: ActiveSample, to_state: SampleState, *, then: Request | Fini
         to_state=to_state,
         segments=tuple(active.segments),
         num_segments_before=len(active.sample.context.segments),
+        num_asides_before=len(active.sample.context.asides),
         asides=tuple(active.asides),
         policy_state=active.state,
         next_request=None if isinstance(then, Finish) else then,

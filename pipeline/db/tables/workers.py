@@ -8,6 +8,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     ForeignKey,
+    Identity,
     Index,
     func,
     text,
@@ -70,7 +71,9 @@ class WorkerRow(Base):
         Index("ix_workers_unsettled", "id", postgresql_where=text("settled_at IS NULL")),
     )
 
-    id: Mapped[Id] = mapped_column(comment="given by the database")
+    id: Mapped[int] = mapped_column(
+        BigInteger, Identity(), primary_key=True, comment="of one life; its last six digits are drawn"
+    )
     kind: Mapped[WorkerKind] = mapped_column(choice(WorkerKind, "kind"), comment="small, large, grade or upkeep")
     model: Mapped[str | None] = mapped_column(comment="the name jobs use")
     engine_id: Mapped[int | None] = mapped_column(ForeignKey("engines.id"), comment="null: it has none")
