@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, text
 
-from pipeline.db.migrate import MIGRATION_LOCK
+from pipeline.db.schema_lock import lock_schema
 from pipeline.db.tables import AsideRow, GradeRow, SegmentRow, SignalRow, StepRow
 from pipeline.errors import ConfigurationError
 from pipeline.logins import SUPERUSER_SETTINGS, DatabaseRole, Login
@@ -212,7 +212,7 @@ def grant_roles(connection: Connection, logins: Mapping[DatabaseRole, str]) -> N
     logins: role → name of a login that exists. Two calls at once wait for each other. Raises ConfigurationError for a
     login that can do more whatever is granted, as a superuser or the tables' owner can.
     """
-    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+    lock_schema(connection)
     quote = connection.dialect.identifier_preparer.quote
     database = quote(str(connection.execute(text("SELECT current_database()")).scalar_one()))
     connection.execute(text(f"REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC"))  # a reader could fill the disk
@@ -263,7 +263,7 @@ def create_logins(connection: Connection, logins: Iterable[Login]) -> None:
     """
     import psycopg
 
-    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+    lock_schema(connection)
     driver = connection.connection.driver_connection
     assert isinstance(driver, psycopg.Connection)
     for login in logins:

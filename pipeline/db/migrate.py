@@ -21,13 +21,11 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
 
 from pipeline.db.revision import current_revision, migrations_folder, newest_revision
+from pipeline.db.schema_lock import lock_schema
 from pipeline.db.schema_objects import applied_sha256, create_objects, drop_objects, wanted_sha256
 from pipeline.db.server_checks import creation_fault, require_usable
 from pipeline.db.session import transaction
 from pipeline.errors import ConfigurationError, MigrationRefused
-
-MIGRATION_LOCK = 7_300_001
-"""Advisory lock key: two migrations at once wait for each other."""
 
 LOCK_TIMEOUT = dt.timedelta(seconds=10)
 """So long a migration waits for a table that somebody uses. Meanwhile everybody else waits behind it."""
@@ -100,7 +98,7 @@ def _migrating(
 ) -> Iterator[Connection]:
     """A transaction in which nobody else migrates and no worker runs, waiting for no table longer than lock_timeout."""
     with transaction(db_engine) as connection:
-        _wait_for_others(connection, on_wait)
+        lock_schema(connection, lambda: on_wait("waiting for another migration of this database to end"))
         mine = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
         try:
             set_timeout = text("SELECT set_config('lock_timeout', :timeout, true)")
@@ -112,13 +110,6 @@ def _migrating(
             if not isinstance(error.orig, psycopg.errors.LockNotAvailable):
                 raise
             raise MigrationRefused(_in_use(db_engine, mine, lock_timeout)) from error
-
-
-def _wait_for_others(connection: Connection, on_wait: Callable[[str], None]) -> None:
-    key = {"key": MIGRATION_LOCK}
-    if not connection.execute(text("SELECT pg_try_advisory_xact_lock(:key)"), key).scalar_one():
-        on_wait("waiting for another migration of this database to end")
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), key)
 
 
 def _require_known(connection: Connection) -> None:

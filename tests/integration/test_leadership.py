@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import psycopg
@@ -118,6 +119,23 @@ def test_reader_can_take_no_lock_that_keeps_others_from_leading(
             with pytest.raises(psycopg.errors.InsufficientPrivilege), reader.transaction():
                 reader.execute(statement)
         assert leads(sessions[0], workers[0])
+
+
+def test_reader_can_take_no_lock_that_keeps_the_owner_from_changing_the_schema(
+    servers: Connections, connections: Connections, db_engine: Engine
+) -> None:
+    with transaction(db_engine) as connection:
+        grant_roles(connection, EMBEDDED_LOGINS)
+    name = make_url(connections.database_url.get_secret_value()).database or ""
+    assert servers.reader_url is not None
+    with psycopg.connect(with_database(servers.reader_url, name).get_secret_value()) as reader:
+        reader.execute("SELECT pg_advisory_lock_shared(generate_series(7300000, 7300010))")
+        reader.execute("LOCK TABLE alembic_version IN ACCESS SHARE MODE")
+        for mode in ("ROW SHARE", "SHARE", "SHARE ROW EXCLUSIVE", "ACCESS EXCLUSIVE"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege), reader.transaction():
+                reader.execute(f"LOCK TABLE alembic_version IN {mode} MODE")
+        with ThreadPoolExecutor(1) as pool, transaction(db_engine) as connection:
+            pool.submit(grant_roles, connection, EMBEDDED_LOGINS).result(60)
 
 
 def test_client_says_who_leads(connections: Connections, db_engine: Engine, workers: tuple[int, int]) -> None:

@@ -55,6 +55,8 @@ SCRIPTS = list(ScriptDirectory.from_config(migrate.alembic_config()).walk_revisi
 REVISIONS = [script.revision for script in SCRIPTS]
 """Newest first."""
 
+LOCK_SCHEMA = "LOCK TABLE alembic_version IN SHARE ROW EXCLUSIVE MODE"
+
 RELEASED: Mapping[str, str] = {}
 """sha256 of the migrations that databases of users have behind them: none before the first release. Never change an
 entry: write a new migration."""
@@ -397,8 +399,7 @@ def registration(ttl: dt.timedelta = dt.timedelta(minutes=5)) -> Registration:
 def test_migration_that_is_not_due_waits_for_nobody(db_engine: Engine) -> None:
     with transaction(db_engine) as connection:
         register_worker(connection, registration())
-    lock_all = f"LOCK TABLE jobs, samples, workers; SELECT pg_advisory_xact_lock({migrate.MIGRATION_LOCK})"
-    with somebody(db_engine, lock_all):
+    with somebody(db_engine, f"LOCK TABLE jobs, samples, workers; {LOCK_SCHEMA}"):
         assert migrate.upgrade(db_engine) == newest_revision()
 
 
@@ -438,11 +439,20 @@ def test_leases_that_ran_out_while_the_database_was_down_count_as_alive(db_engin
         migrate.upgrade(db_engine)
 
 
+def test_first_migrations_at_once_wait_for_each_other(db_engine: Engine) -> None:
+    with transaction(db_engine) as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+    with ThreadPoolExecutor(3) as pool:
+        done = [pool.submit(migrate.upgrade, db_engine) for _ in range(3)]
+        assert [each.result(120) for each in done] == [newest_revision()] * 3
+
+
 def test_second_migration_waits_for_the_first(db_engine: Engine) -> None:
     make_due(db_engine)
     told = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        with somebody(db_engine, f"SELECT pg_advisory_xact_lock({migrate.MIGRATION_LOCK})"):
+        with somebody(db_engine, LOCK_SCHEMA):
             second = pool.submit(migrate.upgrade, db_engine, on_wait=lambda what: told.set())
             assert told.wait(60)
             assert not second.done()
