@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import MutableMapping
+from typing import Any
 
 import structlog
 
 from pipeline.settings import Settings
+from pipeline.texts import visible
+
+
+def _show(logger: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A fact may quote what a model or a user wrote, and a terminal may show the log."""
+    return {name: visible(fact) if isinstance(fact, str) else fact for name, fact in event.items()}
 
 
 def configure_logging(settings: Settings) -> None:
@@ -22,12 +30,14 @@ def configure_logging(settings: Settings) -> None:
         if settings.log_format == "json"
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
+    shown = [] if settings.log_format == "json" else [_show]
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.StackInfoRenderer(),
             structlog.processors.format_exc_info,
+            *shown,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),

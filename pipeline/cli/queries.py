@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO, cast
 
 import typer
 
@@ -27,7 +27,7 @@ from pipeline.cli.render import (
 from pipeline.cli.stats_tables import errors_table, stats_parts
 from pipeline.results.advice import few_takeovers, partial_results, shared_time
 from pipeline.results.exports import ExportFormat
-from pipeline.texts import visible
+from pipeline.texts import VisibleStream, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -143,8 +143,9 @@ def results(
 def _destination(output: Path | None, *, option: str = "--output") -> Iterator[BinaryIO]:
     """Standard output, or a file that appears whole or not at all."""
     if output is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+        stream = cast("BinaryIO", VisibleStream(sys.stdout)) if sys.stdout.isatty() else sys.stdout.buffer
+        yield stream
+        stream.flush()
         return
     try:
         descriptor, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from pipeline.texts import visible
+from pipeline.texts import escaped_json, visible
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -44,8 +44,8 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def print_json(value: Any) -> None:
-    """Dataclasses, instants and enums are turned into what JSON has."""
-    sys.stdout.write(_dump(value, option=orjson.OPT_INDENT_2).decode() + "\n")
+    """Dataclasses, instants and enums are turned into what JSON has. No character of it commands a terminal."""
+    sys.stdout.write(escaped_json(_dump(value, option=orjson.OPT_INDENT_2).decode()) + "\n")
 
 
 def _dump(value: Any, option: int = 0) -> bytes:

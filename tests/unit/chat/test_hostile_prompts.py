@@ -9,15 +9,19 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from pipeline.chat.model import ChatModel
 from pipeline.chat.prompts import _TEMPLATES, render_user_message
-from pipeline.cli.render import cell, console, print_rows
+from pipeline.cli.render import cell, console, print_json, print_rows
+from pipeline.logs import configure_logging
 from pipeline.problems import Problem
-from pipeline.texts import printable, visible
+from pipeline.results.exports import ExportFormat, write_results
+from pipeline.settings import Settings
+from pipeline.texts import VisibleStream, printable, visible
 from tests.fuzzing import examples
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "models"
@@ -194,6 +198,41 @@ def test_terminal_gets_no_command_from_data(monkeypatch: pytest.MonkeyPatch) -> 
         assert command not in written
     assert "␛[2J" in written
     assert "\x1b[1m" in written  # the console's own
+
+
+def test_json_has_no_character_that_a_terminal_obeys(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    value = {HOSTILE: [HOSTILE, "é 😀 مرحبا"], "n": 10**30}
+    print_json(value)
+    written = screen.getvalue()
+    assert not set(written) & set(OBEYED)
+    assert json.loads(written) == value
+    assert "é 😀 مرحبا" in written
+
+
+@pytest.mark.parametrize("format", [ExportFormat.JSONL, ExportFormat.CSV])
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_results_on_a_terminal_command_nothing(format: ExportFormat, size: int) -> None:
+    """Whatever the pieces in which they come, and whatever characters these cut in two."""
+    screen = Screen()
+    stream = VisibleStream(screen)
+    written = f"{HOSTILE} é 😀\r\n".encode()
+    for start in range(0, len(written), size):
+        stream.write(written[start : start + size])
+    stream.flush()
+    assert not set(screen.getvalue()) & set(OBEYED)
+    assert screen.getvalue().endswith(" end\tand\nmore é 😀\n")
+    assert write_results([], stream, format) == 0
+
+
+def test_log_that_people_read_commands_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(Settings(log_format="console"))
+    structlog.get_logger().warning("sample refused", reason=HOSTILE, n=3)
+    structlog.reset_defaults()
+    written = capsys.readouterr().err
+    assert "sample refused" in written
+    assert not set(written) & set(OBEYED)
 
 
 def test_cell_shows_what_it_cannot_dump_elsewhere() -> None:
