@@ -7,6 +7,7 @@ import json
 import sys
 import unicodedata
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import pytest
 import structlog
@@ -223,7 +224,7 @@ def test_results_on_a_terminal_command_nothing(format: ExportFormat, size: int) 
     stream.flush()
     assert not set(screen.getvalue()) & set(OBEYED)
     assert screen.getvalue().endswith(" end\tand\nmore é 😀\n")
-    assert write_results([], stream, format) == 0
+    assert write_results([], cast("BinaryIO", stream), format) == 0
 
 
 def test_log_that_people_read_commands_nothing(capsys: pytest.CaptureFixture[str]) -> None:
