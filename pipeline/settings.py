@@ -125,6 +125,10 @@ class FlowerSettings(_Part):
     address: str = "127.0.0.1"
     basic_auth: SecretStr | None = None
     """user:password; required when address is not a loopback address."""
+    max_tasks: Annotated[int, Field(ge=100)] = 10_000
+    """The newest tasks that it remembers, about 5 kB each; Flower's own default is 100,000."""
+    purge_offline_after_s: Annotated[int, Field(ge=1)] = 86_400
+    """So long it shows a worker that has ended."""
 
 
 class PlanningSettings(_Part):

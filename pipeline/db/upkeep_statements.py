@@ -313,20 +313,26 @@ def close_jobs(connection: Connection) -> dict[int, JobState]:
     return {row.id: JobState(row.state) for row in connection.execute(_CLOSE, {"jobs": ending})} if ending else {}
 
 
-_UNFOLLOWED = text("""
+MOST_FOLLOWED = 20
+"""Jobs whose progress Flower shows at the same time: the newest. Each takes a thread, and a query a second."""
+_NEWEST = f"""
+    id IN (SELECT id FROM jobs WHERE state IN ('running', 'paused') ORDER BY id DESC LIMIT {MOST_FOLLOWED})
+"""
+_UNFOLLOWED = text(f"""
     UPDATE jobs SET followed_at = clock_timestamp()
-    WHERE state IN ('running', 'paused') AND coalesce(followed_at, '-infinity') < clock_timestamp() - :age RETURNING id
+    WHERE {_NEWEST} AND coalesce(followed_at, '-infinity') < clock_timestamp() - :age RETURNING id
 """)
 
 
 def unfollowed_jobs(connection: Connection, *, age: dt.timedelta) -> list[int]:
-    """Jobs that have not ended, whose progress nobody has shown for that long; they count as followed from now."""
+    """The newest jobs that have not ended, as far as nobody has shown their progress for that long; they count as
+    followed from now."""
     return list(connection.execute(_UNFOLLOWED, {"age": age}).scalars())
 
 
-_FOLLOWED = text("UPDATE jobs SET followed_at = clock_timestamp() WHERE id = :job")
+_FOLLOWED = text(f"UPDATE jobs SET followed_at = clock_timestamp() WHERE id = :job AND {_NEWEST} RETURNING id")
 
 
-def mark_followed(connection: Connection, job_id: int) -> None:
-    """Note that somebody shows this job's progress now."""
-    connection.execute(_FOLLOWED, {"job": job_id})
+def mark_followed(connection: Connection, job_id: int) -> bool:
+    """Note that somebody shows this job's progress now; False where it has ended, or newer ones are shown instead."""
+    return connection.execute(_FOLLOWED, {"job": job_id}).scalar_one_or_none() is not None

@@ -23,7 +23,15 @@ from pipeline.db.claims import ClaimedSample
 from pipeline.db.removal import remove_job
 from pipeline.db.session import open_database, transaction
 from pipeline.db.tables import METADATA
-from pipeline.db.upkeep_statements import admit_samples, close_jobs, mark_first_claims, overdue_samples
+from pipeline.db.upkeep_statements import (
+    MOST_FOLLOWED,
+    admit_samples,
+    close_jobs,
+    mark_first_claims,
+    mark_followed,
+    overdue_samples,
+    unfollowed_jobs,
+)
 from pipeline.db.worker_leases import WorkerCounters, renew_worker
 from pipeline.embedded import Connections
 from pipeline.errors import ConfigurationError, JobError, NotFound, ServiceUnavailable
@@ -930,3 +938,22 @@ def test_submitter_may_remove_nothing(client: Client, servers: Connections, conn
     with pytest.raises(ConfigurationError, match="permission denied"), transaction(submitter) as own:
         remove_job(own, job)
     submitter.dispose()
+
+
+# What Flower shows
+
+
+def test_newest_jobs_are_followed_whatever_their_number(db_engine: Engine) -> None:
+    with transaction(db_engine) as connection:
+        problems = add_problem_set(connection)
+        jobs = [add_job(connection, problems) for _ in range(MOST_FOLLOWED + 3)]
+        ended = add_job(connection, problems, state="completed")
+        age = dt.timedelta(minutes=1)
+        assert sorted(unfollowed_jobs(connection, age=age)) == jobs[3:]
+        assert unfollowed_jobs(connection, age=age) == []
+        assert [mark_followed(connection, job) for job in (jobs[0], jobs[2], jobs[3], jobs[-1], ended)] == [
+            False, False, True, True, False,
+        ]  # fmt: skip
+        cancel = text("UPDATE jobs SET state = 'cancelled', finished_at = now() WHERE id = :job")
+        connection.execute(cancel, {"job": jobs[-1]})
+        assert unfollowed_jobs(connection, age=age) == [jobs[2]]

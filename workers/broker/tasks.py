@@ -14,7 +14,7 @@ from sqlalchemy import Engine as DbEngine
 
 from pipeline.db.report_queries import select_progress
 from pipeline.db.session import transaction
-from pipeline.db.upkeep_statements import mark_followed
+from pipeline.db.upkeep_statements import MOST_FOLLOWED, mark_followed
 from pipeline.errors import NotFound, ServiceUnavailable
 from pipeline.results.reports import JobProgress
 from workers.broker.forms import accept
@@ -65,12 +65,12 @@ def add_follow_task(app: Celery, db_engine: DbEngine, stop: threading.Event) -> 
 
 
 def _follow(task: Task, db_engine: DbEngine, job_id: int, stop: threading.Event) -> str:
-    """Show progress until the job or this process ends; nothing while Postgres is away."""
-    line, is_away = "", False
+    """Show progress until the job or this process ends, or newer jobs are shown; nothing while Postgres is away."""
+    line, is_away, is_shown = "", False, True
     while True:
         progress: JobProgress | None = None
         try:
-            progress = _progress(db_engine, job_id)
+            progress, is_shown = _progress(db_engine, job_id)
         except NotFound as error:
             return str(error)
         except ServiceUnavailable as error:
@@ -80,15 +80,18 @@ def _follow(task: Task, db_engine: DbEngine, job_id: int, stop: threading.Event)
         line = progress_line(progress) if progress else line
         if (progress and progress.is_final) or stop.wait(PROGRESS_INTERVAL_S):
             return line
+        if not is_shown:
+            return f"{line}; no longer shown, since {MOST_FOLLOWED} newer jobs run: specthink watch {job_id}"
         if progress:
             task.send_event("task-progress", done=progress.samples_done, total=progress.samples_total, result=line)
 
 
-def _progress(db_engine: DbEngine, job_id: int) -> JobProgress:
+def _progress(db_engine: DbEngine, job_id: int) -> tuple[JobProgress, bool]:
+    """A job's progress, and whether it is one of those that are shown."""
     with transaction(db_engine) as connection:
-        mark_followed(connection, job_id)
+        is_shown = mark_followed(connection, job_id)
         [progress] = select_progress(connection, [job_id])
-    return progress
+    return progress, is_shown
 
 
 def progress_line(progress: JobProgress) -> str:

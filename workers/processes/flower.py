@@ -89,6 +89,8 @@ def _environment(flower: FlowerSettings) -> dict[str, str]:
         "FLOWER_PORT": str(flower.port),
         "FLOWER_COOKIE_SECRET": secrets.token_urlsafe(32),
         "FLOWER_READ_ONLY": "true",
+        "FLOWER_MAX_TASKS": str(flower.max_tasks),
+        "FLOWER_PURGE_OFFLINE_WORKERS": str(flower.purge_offline_after_s),
         "FLOWER_INSPECT_TIMEOUT": "3000",  # ms; a worker busy on a few cores needs more than 1000
         # The uuid is the link to a task's own page: the name leads to the tasks of that name.
         "FLOWER_TASKS_COLUMNS": "name,uuid,state,kwargs,result,received,runtime,worker",

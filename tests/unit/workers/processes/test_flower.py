@@ -31,4 +31,5 @@ def test_password_opens_the_pages_and_closes_the_interface() -> None:
     without = _environment(FlowerSettings())
     assert "FLOWER_BASIC_AUTH" not in without
     assert without["FLOWER_UNAUTHENTICATED_API"] == "true"
+    assert (without["FLOWER_MAX_TASKS"], without["FLOWER_PURGE_OFFLINE_WORKERS"]) == ("10000", "86400")
     assert with_password["FLOWER_READ_ONLY"] == without["FLOWER_READ_ONLY"] == "true"
