@@ -7,6 +7,7 @@ and what a crash kept from being published is found again by ``overdue_samples``
 from __future__ import annotations
 
 import datetime as dt
+import time
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
@@ -64,17 +65,24 @@ _ADMIT = text(f"""
 """)
 
 
+ADMITTING_S = 0.3
+"""So long jobs are looked at, one statement each: with thousands of small jobs the next round goes on."""
+
+
 def admit_samples(connection: Connection, *, ahead: float) -> list[Runnable]:
     """Let in as many waiting samples as the live workers of their opening model have room for.
 
-    Jobs with a higher priority first, then older ones.
+    Jobs with a higher priority first, then older ones, for ADMITTING_S.
 
     ahead: samples in the pipeline per slot. A sample with the large model still counts: its context is cached. A
     worker whose cache cannot hold the contexts of so many says fewer slots with its heartbeat (CacheRoom).
     """
     admitted: list[int] = []
     room_left: dict[tuple[str, str], int] = {}
+    until = time.monotonic() + ADMITTING_S
     for row in connection.execute(_ROOM, {"ahead": ahead}):
+        if time.monotonic() > until:
+            break
         room = room_left.setdefault((row.first_role, row.model), row.room)
         if room <= 0:
             continue
