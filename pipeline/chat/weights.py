@@ -35,13 +35,17 @@ def weights_sha256(folder: Path) -> str | None:
     if not files:
         return None
     known = _read_cache()
-    hashes = {}
+    hashes, new = {}, {}
     for file in files:
         key, stamp = str(file.resolve()), _stamp(file)
         kept = known.get(key)
-        hashes[file.name] = kept[1] if kept and kept[0] == stamp else _file_sha256(file)
-        known[key] = [stamp, hashes[file.name]]
-    _write_cache(known)
+        if kept and kept[0] == stamp:
+            hashes[file.name] = kept[1]
+        else:
+            hashes[file.name] = _file_sha256(file)
+            new[key] = [stamp, hashes[file.name]]
+    if new:
+        _write_cache(known | new)
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 

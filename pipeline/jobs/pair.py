@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from pipeline.chat.asking import Asking
 from pipeline.chat.translation import ThinkPhase, settle_think_phase
@@ -87,6 +90,27 @@ def _name(model: ModelChoice) -> str:
     return model.name if isinstance(model, ModelSpec) else str(model)
 
 
+Signature: TypeAlias = tuple[tuple[str, int, int], ...]
+"""What a folder's files are known again by: their names, sizes in bytes and times of change in nanoseconds."""
+
+
+def _signature(folder: Path) -> Signature:
+    found = []
+    with suppress(OSError), os.scandir(folder) as entries:  # what cannot be read is told by whoever reads it
+        for entry in entries:
+            with suppress(OSError):
+                found.append((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns))
+    return tuple(sorted(found))
+
+
+@lru_cache(maxsize=16)
+def _load_folder(folder: Path, signature: Signature) -> ChatModel:
+    """Read once for many jobs, for as long as the folder stays as it is."""
+    from pipeline.chat.model import ChatModel
+
+    return ChatModel.load(folder)
+
+
 def load_chat_model(model: ModelChoice) -> ChatModel | None:
     """The tokenizer and chat template of a local folder; None for a name, which only workers need to know.
 
@@ -96,9 +120,7 @@ def load_chat_model(model: ModelChoice) -> ChatModel | None:
         return None
     path = Path(model).expanduser()
     if path.is_dir():
-        from pipeline.chat.model import ChatModel
-
-        return ChatModel.load(path)
+        return _load_folder(path, _signature(path))
     looks_like_path = isinstance(model, PathLike) or model.startswith(("/", ".", "~")) or model.count("/") > 1
     if looks_like_path:
         raise ConfigurationError(f"model {str(model)!r}: there is no such folder; give a model's folder or hub id")

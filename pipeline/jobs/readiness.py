@@ -10,6 +10,7 @@ import datetime as dt
 import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -327,6 +328,12 @@ def first_role(config: JobConfig) -> ModelRole:
 def versions_of(config: JobConfig) -> dict[str, str]:
     """Versions of what shapes a job at submit: its prompt template, and packages; those not installed are left out."""
     versions = {"prompt template": config.template().version}
+    return versions | _installed_versions()
+
+
+@cache
+def _installed_versions() -> dict[str, str]:
+    versions = {}
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)

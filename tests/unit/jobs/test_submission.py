@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipeline import ColumnNames, Problem, ProblemSet
 from pipeline.chat.asking import Asking
 from pipeline.errors import BadProblem, ConfigurationError
 from pipeline.jobs.config import DrawingSpec, JobConfig, ModelSpec, RoleDrawingSpec
+from pipeline.jobs.pair import load_chat_model
 from pipeline.jobs.readiness import ReadyJob, make_ready
 from pipeline.jobs.references import StoredSet
 from pipeline.jobs.submission import SourceJob, Submission, part_values
@@ -342,3 +344,19 @@ def test_job_with_a_policy_of_a_file_is_cloned_with_its_numbers(tmp_path: Path) 
 def test_wrong_change_of_a_stored_job_is_refused(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigurationError, match=told):
         Submission.from_job(stored_job(), changes)
+
+
+def test_model_folder_is_read_once_for_many_jobs_until_it_changes(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(DEMO_MODELS / "demo-small", folder)
+    first = load_chat_model(folder)
+    assert first is not None
+    assert load_chat_model(str(folder)) is first
+    template = folder / "chat_template.jinja"
+    template.write_text(f"{template.read_text()}{{# another one #}}")
+    again = load_chat_model(folder)
+    assert again is not None
+    assert again.fingerprint != first.fingerprint
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ConfigurationError, match=r"tokenizer\.json"):
+        load_chat_model(folder)
