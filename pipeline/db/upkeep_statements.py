@@ -201,7 +201,11 @@ _OVERDUE = text(f"""
 """)
 
 
-def overdue_samples(connection: Connection, *, age: dt.timedelta, limit: int = 1000) -> list[Runnable]:
+MOST_OVERDUE = 200
+"""Samples that are looked for at a time."""
+
+
+def overdue_samples(connection: Connection, *, age: dt.timedelta, limit: int = MOST_OVERDUE) -> list[Runnable]:
     """Samples that wait since more than age; they count as published now. Index: ix_samples_published.
 
     A resumed job's and those whose delay after a failure is over count as waiting for ever.

@@ -6,10 +6,11 @@ the thread that sends has segments to store.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -75,15 +76,18 @@ class Publisher:
         """Wake the workers that can go on with these samples. Leaves out suspects, and states that nobody works on.
 
         max_shared: most samples in one message on a queue that several workers read; a message on one worker's own
-        queue is filled up. max_depth: skip queues that hold this many messages.
+        queue is filled up. max_depth: send no more to a queue that holds this many messages.
         """
         groups: dict[Route, list[Runnable]] = defaultdict(list)
         for sample in samples:
             if sample.state in _TASK_OF_STATE and not sample.is_suspect:
                 groups[_route(sample)].append(sample)
+        room = self._room({route.queue for route in groups}, max_depth)
         for route, group in groups.items():
-            if self._takes_more(route.queue, max_depth):
-                self._send_all(route, group, max_shared if group[0].home_queue is None else MAX_SAMPLES)
+            if room[route.queue] > 0:
+                most = max_shared if group[0].home_queue is None else MAX_SAMPLES
+                self._send_all(route, group, most)
+                room[route.queue] -= math.ceil(len(group) / most)
 
     def publish_alone(self, suspects: Sequence[Runnable]) -> None:
         """Wake a worker for each of these suspects, in a message of its own."""
@@ -157,15 +161,20 @@ class Publisher:
             return False
         return True
 
-    def _takes_more(self, queue: str, max_depth: int | None) -> bool:
+    def _room(self, names: Collection[str], max_depth: int | None) -> dict[str, float]:
+        """Messages that each of these queues takes; none where the broker does not answer."""
         if max_depth is None:
-            return True
+            return dict.fromkeys(names, math.inf)
         try:
-            return self.depth(queue) < max_depth
+            with self._app.connection_for_write() as connection:
+                return {name: max_depth - connection.default_channel._size(name) for name in names}
         except Exception as error:
             self._silent_until = time.monotonic() + SILENCE_S
-            log.warning("queue not measured", queue=queue, reason=_reason(error), silent_s=SILENCE_S)
-            return False
+            log.warning("queues not measured", queues=len(names), reason=_reason(error), silent_s=SILENCE_S)
+            return dict.fromkeys(names, 0)
+
+    def _takes_more(self, queue: str, max_depth: int) -> bool:
+        return self._room([queue], max_depth)[queue] > 0
 
     @property
     def is_silent(self) -> bool:
@@ -175,11 +184,6 @@ class Publisher:
     def reaches_broker(self) -> bool:
         """Whether the broker answers now."""
         return self._takes_more(queues.UPKEEP, sys.maxsize)
-
-    def depth(self, queue: str) -> int:
-        """Messages that wait in a queue, all priorities together."""
-        with self._app.connection_for_write() as connection:
-            return int(connection.default_channel._size(queue))
 
     def drop_queue(self, queue: str) -> bool:
         """Delete the queue of a worker that is gone, with whatever is in it; False where that could not be done."""

@@ -32,6 +32,7 @@ from pipeline.db.job_control import cancel_leftovers
 from pipeline.db.leadership import lead, resign
 from pipeline.db.session import connected, session
 from pipeline.db.upkeep_statements import (
+    MOST_OVERDUE,
     admit_samples,
     close_jobs,
     halt_paused_jobs,
@@ -55,6 +56,9 @@ FRESH_PER_MESSAGE = 8
 
 CANCELLING_S = 0.5
 """Most time that one round spends on ending the samples of cancelled jobs."""
+
+REPUBLISHING_S = 0.3
+"""Most time that one round spends on sending messages again, a few at a time."""
 
 RENEW_LEADERSHIP_S = 1.0
 """Least time between two renewals of the leadership."""
@@ -183,14 +187,22 @@ class Upkeep:
         self._publisher.publish(admitted, max_shared=FRESH_PER_MESSAGE)
 
     def _republish(self, connection: Connection) -> None:
+        deadline = time.monotonic() + REPUBLISHING_S
+        published = newly = self._publish_overdue(connection)
+        while newly == MOST_OVERDUE and time.monotonic() < deadline:
+            newly = self._publish_overdue(connection)
+            published += newly
+        if published:
+            log.info("samples published again", samples=published)
+
+    def _publish_overdue(self, connection: Connection) -> int:
+        """How many samples were overdue, MOST_OVERDUE at most."""
         age = dt.timedelta(seconds=self._settings.republish_after_s)
         with connection.begin():
             overdue = overdue_samples(connection, age=age)
-        if overdue:
-            log.info("samples published again", samples=len(overdue))
-            # to the model's queue, not the worker's own: that worker may be alive and deaf
-            anywhere = [replace(sample, home_queue=None) for sample in overdue]
-            self._publisher.publish(anywhere, max_depth=MAX_DEPTH)
+        if overdue:  # to the model's queue, not the worker's own: that worker may be alive and deaf
+            self._publisher.publish([replace(sample, home_queue=None) for sample in overdue], max_depth=MAX_DEPTH)
+        return len(overdue)
 
     def _halt(self, connection: Connection) -> None:
         with connection.begin():
