@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from unittest.mock import Mock
 
 import pytest
 from celery import Celery
@@ -81,13 +82,12 @@ def test_full_queue_gets_no_second_messages(app: Celery) -> None:
 def test_many_jobs_share_the_room_of_a_queue_which_is_measured_once(
     app: Celery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = []
-    connect = app.connection_for_write
-    monkeypatch.setattr(app, "connection_for_write", lambda: opened.append(1) or connect())
+    connect = Mock(wraps=app.connection_for_write)
+    monkeypatch.setattr(app, "connection_for_write", connect)
     jobs = [waiting(i, job_id=i, model="m" if i % 2 else "n") for i in range(1, 41)]
     Publisher(app).publish(jobs, max_depth=5)
     assert [len(read(app, queue)) for queue in ("small.m", "small.n")] == [5, 5]
-    assert len(opened) < 10, "not one for each job"
+    assert connect.call_count < 10, "not one for each job"
 
 
 def test_jobs_that_wait_to_be_shown_do_not_pile_up(app: Celery) -> None:
