@@ -27,7 +27,7 @@ from pipeline.db.states import (
     waiting_again,
 )
 from pipeline.jobs.config import JobState
-from pipeline.samples import SUSPECT_AFTER
+from pipeline.samples import GUILTY_AFTER_LAPSES, SUSPECT_AFTER
 
 _ROOM = text(f"""
     WITH demand AS (
@@ -119,7 +119,7 @@ _UNSETTLED = text("""
     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 """)
 # Only a sample that was claimed as a suspect can be guilty: of those that become suspects by this death, each may have
-# been beside the one that did it.
+# been beside the one that did it. A lapse is no death that its work explains, or one after many.
 _RESCUE = text(f"""
     WITH held AS (
         SELECT s.id, s.holder_id, w.end_reason, s.num_rescues + (w.end_reason <> 'stopped')::integer AS deaths,
@@ -129,6 +129,7 @@ _RESCUE = text(f"""
     ),
     judged AS (
         SELECT held.*, end_reason <> 'stopped' AND was_suspect
+               AND (end_reason <> 'lapsed' OR deaths >= {GUILTY_AFTER_LAPSES})
                AND count(*) FILTER (WHERE was_suspect) OVER (PARTITION BY holder_id) = 1 AS is_guilty
         FROM held
     )

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.samples import SUSPECT_AFTER
+from pipeline.samples import GUILTY_AFTER_LAPSES, SUSPECT_AFTER
 
 MINUTE = 60.0
 TTL_S = 65 * MINUTE
@@ -337,7 +337,8 @@ class Model:
         back: set[int] = set()
         for s in held:
             s.published = EARLIEST if s.is_suspect else self.now
-            if w.ended != "stopped" and suspects == [s]:
+            may_blame = w.ended != "lapsed" or s.num_rescues >= GUILTY_AFTER_LAPSES
+            if w.ended != "stopped" and suspects == [s] and may_blame:
                 s.epoch += 1
                 s.fail({"engine_stalled": "timed_out", "writer_failed": "internal"}.get(w.ended or "", "engine_died"))
             else:

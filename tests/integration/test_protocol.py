@@ -59,6 +59,7 @@ from pipeline.policies import parse_policy
 from pipeline.policies.requests import Generate, request_from_json
 from pipeline.problems import Problem, ProblemSet, content_sha256
 from pipeline.samples import (
+    GUILTY_AFTER_LAPSES,
     TRANSITIONS,
     Author,
     ErrorClass,
@@ -486,6 +487,44 @@ def test_sample_that_becomes_the_only_suspect_by_a_death_is_not_blamed_for_it(co
     [sample] = claim(connection, worker, {bystander: suspect.epoch})
     commit(connection, worker, written(sample, SampleState.READY))
     assert connection.execute(text("SELECT sum(num_rescues) FROM samples")).scalar_one() == 1, "the commit clears it"
+
+
+def test_suspect_whose_workers_vanish_is_blamed_after_five_losses_and_not_before(connection: Connection) -> None:
+    """A long segment on hosts that are taken away is none that kills."""
+    make_job(connection, num_problems=1)
+    epochs = admit_all(connection)
+    failed = []
+    for _ in range(GUILTY_AFTER_LAPSES):
+        worker = make_worker(connection)
+        [sample] = claim(connection, worker, epochs)
+        failed.append(vanish_with(connection, worker).failed)
+        epochs = epochs_of(connection, sample.sample_id)
+    assert failed == [0, 0, 0, 0, 1]
+    assert state_of(connection, sample.sample_id) == "failed"
+
+
+def test_one_death_of_the_engine_convicts_a_suspect_whose_workers_vanished(connection: Connection) -> None:
+    make_job(connection, num_problems=1)
+    epochs = admit_all(connection)
+    for _ in range(3):
+        worker = make_worker(connection)
+        [sample] = claim(connection, worker, epochs)
+        assert vanish_with(connection, worker).failed == 0
+        epochs = epochs_of(connection, sample.sample_id)
+    worker = make_worker(connection)
+    claim(connection, worker, epochs)
+    assert die_with(connection, worker).failed == 1
+
+
+def vanish_with(connection: Connection, worker: int) -> Settled:
+    """Its lease runs out, and nobody knows why."""
+    connection.execute(
+        text("UPDATE workers SET renewed_at = renewed_at - :time, expires_at = expires_at - :time WHERE id = :id"),
+        {"time": 2 * TTL, "id": worker},
+    )
+    settled = settle_workers(connection)
+    assert settled is not None
+    return settled
 
 
 def test_worker_that_stops_in_order_blames_nobody(connection: Connection) -> None:

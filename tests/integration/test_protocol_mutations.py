@@ -61,7 +61,7 @@ MUTATIONS = [
              "settle"),
     Mutation("death that makes a suspect convicts it", upkeep_statements, "_RESCUE",
              f"s.num_rescues >= {SUSPECT_AFTER} AS was_suspect", f"s.num_rescues + 1 >= {SUSPECT_AFTER} AS was_suspect",
-             "gave what neither order gives", pair="lapse beside others, renew"),
+             "gave what neither order gives", pair="die beside others, settle"),
     Mutation("repeated commit taken for a stale one", commits, "_STORED_BEFORE", "g.worker_id = :worker",
              "g.worker_id = -:worker", r"worker \d+ commits"),
     Mutation("settle locks the keys of its workers", upkeep_statements, "_UNSETTLED", "FOR NO KEY UPDATE", "FOR UPDATE",

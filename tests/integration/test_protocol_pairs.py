@@ -140,6 +140,10 @@ def by(name: str, which: int = 0) -> Maker:
     return lambda machine: getattr(machine, name)(which, 0, 0)
 
 
+def die(machine: ProtocolMachine) -> Op:
+    return machine.ending_of(machine.hands[0], WorkerEnd.ENGINE_DIED)
+
+
 lapse = by("lapsing")
 PAIRS: dict[str, tuple[Callable[[ProtocolMachine], None], Maker, Maker]] = {
     "claim, lapse": (waiting, claim, lapse),
@@ -161,6 +165,7 @@ PAIRS: dict[str, tuple[Callable[[ProtocolMachine], None], Maker, Maker]] = {
     "defer, release": (held, defer, release),
     "renew, lapse": (held, by("beating"), lapse),
     "lapse beside others, renew": (beside, lapse, by("beating")),
+    "die beside others, settle": (beside, die, by("settling")),
     "lapse, cancel samples": (half_held, lapse, by("cancelling_samples", JOB)),
     "lapse, release job": (paused, lapse, by("releasing_job", JOB)),
     "end of grading, reap": (being_graded, grade, by("reaping_grades")),
