@@ -41,8 +41,8 @@ class SampleState(StrEnum):
 SUSPECT_AFTER = 2
 """A sample whose worker died with it so many times without a commit between them is a suspect: it is tried alone."""
 GUILTY_AFTER_LAPSES = 5
-"""A suspect is blamed for a worker that vanished only after so many losses without a commit between them: a cut cable, a
-suspended machine or a reclaimed host is likelier than a sample that takes the whole process with it."""
+"""A suspect is blamed for a worker that vanished only after so many losses without a commit between them: a cut cable,
+a suspended machine or a reclaimed host is likelier than a sample that takes the whole process with it."""
 
 FINAL_STATES = frozenset({SampleState.GRADED, SampleState.FAILED, SampleState.CANCELLED})
 IDLE_STATES = FINAL_STATES | {SampleState.PENDING}

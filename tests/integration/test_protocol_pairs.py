@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import Engine
 
+from pipeline.workforce import WorkerEnd
 from tests.integration import protocol_model as pm
 from tests.integration.interleaving import Op
 from tests.integration.protocol_pipeline import KINDS, LONG
