@@ -343,21 +343,28 @@ class Client:
     ) -> list[JobProgress]:
         """Return once all of the jobs have ended, with their last progress.
 
-        on_progress: called with the present progress each time it is read. interval_s: the pause between two reads; it
-        grows with the time a read takes. Raises TimeoutError after timeout_s.
+        on_progress: called with the present progress each time it is read; without it only states are read meanwhile.
+        interval_s: the pause between two reads; it grows with the time a read takes. Raises TimeoutError after
+        timeout_s.
         """
+        ids = [_id(job) for job in jobs]
         start = time.monotonic()
         while True:
             asked_at = time.monotonic()
-            progress = self.progress(*jobs)
+            if on_progress or not self._any_open(ids):
+                progress = self.progress(*jobs)
+                if on_progress:
+                    on_progress(progress)
+                if all(job.is_final for job in progress):
+                    return progress
             took_s = time.monotonic() - asked_at
-            if on_progress:
-                on_progress(progress)
-            if all(job.is_final for job in progress):
-                return progress
             if timeout_s is not None and time.monotonic() - start > timeout_s:
-                raise TimeoutError(f"jobs {[job.job_id for job in progress]} did not end within {timeout_s:.0f} s")
+                raise TimeoutError(f"jobs {sorted(ids)} did not end within {timeout_s:.0f} s")
             time.sleep(max(interval_s, 10 * took_s))
+
+    def _any_open(self, job_ids: Sequence[int]) -> bool:
+        with self._transaction() as connection:
+            return report_queries.any_open(connection, job_ids)
 
     # Reading
 

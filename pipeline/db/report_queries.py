@@ -111,6 +111,14 @@ def select_progress(connection: Connection, job_ids: Sequence[int]) -> list[JobP
     return list(found)
 
 
+_ANY_OPEN = text("SELECT EXISTS (SELECT FROM jobs WHERE id = ANY(:ids) AND state IN ('running', 'paused'))")
+
+
+def any_open(connection: Connection, job_ids: Sequence[int]) -> bool:
+    """Whether one of these jobs has not ended."""
+    return bool(connection.execute(_ANY_OPEN, {"ids": [*job_ids]}).scalar_one())
+
+
 def running_jobs(connection: Connection) -> list[JobProgress]:
     """Progress of every job that has not ended, oldest first."""
     return list(_select_view(connection, JobProgress, "job_progress", "state IN ('running', 'paused') ORDER BY job_id"))

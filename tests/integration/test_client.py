@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from sqlalchemy import Connection, Engine, text
@@ -451,6 +452,20 @@ def test_wait_returns_when_the_job_has_ended(client: Client) -> None:
     assert (seen[0], seen[-1]) == (JobState.RUNNING, JobState.CANCELLED)
     with pytest.raises(TimeoutError):
         client.wait(client.submit(small_set("1?"), small="S", large="L"), interval_s=0.01, timeout_s=0.05)
+
+
+def test_waiting_reads_no_progress_that_nobody_asks_for(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = client.submit(small_set("1?"), small="S", large="L")
+    progress = Mock(wraps=client.progress)
+    monkeypatch.setattr(client, "progress", progress)
+    with pytest.raises(TimeoutError, match=rf"jobs \[{job.id}\] did not end"):
+        client.wait(job, interval_s=0.01, timeout_s=0.1)
+    assert progress.call_count == 0
+    client.cancel(job)
+    (ended,) = client.wait(job, interval_s=0.01, timeout_s=30)
+    assert (ended.state, progress.call_count) == (JobState.CANCELLED, 1)
+    with pytest.raises(NotFound):
+        client.wait(10**6, interval_s=0.01, timeout_s=5)
 
 
 def test_results_stream_in_the_order_of_the_problems(client: Client, connection: Connection) -> None:
