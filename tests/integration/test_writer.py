@@ -495,6 +495,7 @@ def test_commit_whose_answer_comes_after_the_lease_was_lost_is_booked_in_the_lif
         committed = commit_samples(connection, **values)
         rig.writer.lease_lost()
         with transaction(rig.db_engine) as other:
+            other.execute(text("UPDATE workers SET ended_at = now(), end_reason = 'lapsed'"))
             finalize_counters(other, rig.worker_id, rig.writer.counters().closed())
         return committed
 

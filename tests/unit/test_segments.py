@@ -48,7 +48,7 @@ def test_records_have_the_columns_of_their_tables(table: str, columns: tuple[str
 
 
 def test_the_hash_is_of_what_was_written_and_of_nothing_else() -> None:
-    of_the_claim = {"epoch", "engine_id", "content_sha256"}
+    of_the_claim = {"epoch", "committed_at", "engine_id", "content_sha256"}
     costs = {name for name in SEGMENT_COLUMNS if name.endswith("_seconds")} | {"prompt_tokens", "cached_tokens"}
     assert set(SEGMENT_COLUMNS) - set(SEGMENT_HASHED) == of_the_claim | costs
     assert set(ASIDE_COLUMNS) - set(ASIDE_HASHED) == of_the_claim | costs

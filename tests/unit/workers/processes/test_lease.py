@@ -31,6 +31,7 @@ class Workforce:
     def __init__(self) -> None:
         self.lives: dict[int, WorkerCounters] = {}
         self.ends: dict[int, WorkerEnd] = {}
+        self.renewed: dict[int, dt.datetime] = {}
         self.is_away = False
         self.is_migrated = False
 
@@ -49,10 +50,15 @@ class Workforce:
         self.lives[len(self.lives) + 1] = WorkerCounters()
         return len(self.lives)
 
-    def renew_worker(self, _: None, worker_id: int, *, ttl: dt.timedelta, counters: WorkerCounters) -> None:
+    def renew_worker(
+        self, _: None, worker_id: int, *, ttl: dt.timedelta, counters: WorkerCounters, since: dt.datetime | None
+    ) -> dt.datetime:
         if worker_id in self.ends:
             raise LeaseLost(worker_id)
+        assert since == self.renewed.get(worker_id), "each heartbeat names what the last one of this life returned"
         self.lives[worker_id] = counters
+        self.renewed[worker_id] = dt.datetime.now(dt.UTC)
+        return self.renewed[worker_id]
 
     def finalize_counters(self, _: None, worker_id: int, counters: WorkerCounters) -> None:
         self.lives[worker_id] = counters
