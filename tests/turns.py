@@ -149,10 +149,7 @@ def as_claimed(before: ClaimedSample, commit: SampleCommit) -> ClaimedSample:
     context = Context(
         segments=(
             *before.context.segments,
-            *(
-                stored_again(segment, index, commit.epoch)
-                for index, segment in enumerate(commit.segments, commit.num_segments_before or 0)
-            ),
+            *(stored_again(segment, index, commit.epoch) for index, segment in commit.numbered_segments),
         ),
         asides=(*before.context.asides, *(aside_again(aside, commit.epoch) for aside in commit.asides)),
     )

@@ -8,7 +8,7 @@ each other in a circle.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,11 @@ class SampleCommit:
     steps: tuple[Step, ...] = ()
     error_class: str | None = None
     error: str | None = None
+
+    @property
+    def numbered_segments(self) -> Iterator[tuple[int, WrittenSegment]]:
+        """Its segments with their segment_index."""
+        return enumerate(self.segments, self.num_segments_before or 0)
 
     @property
     def claim(self) -> tuple[int, int]:
@@ -262,17 +267,11 @@ def _of_claim(commit: SampleCommit) -> dict[str, int]:
 
 def _segment_rows(commit: SampleCommit) -> list[dict[str, Any]]:
     now = time.monotonic()
-    return [
-        _of_claim(commit) | segment_row(segment, index, now=now)
-        for index, segment in enumerate(commit.segments, commit.num_segments_before or 0)
-    ]
+    return [_of_claim(commit) | segment_row(segment, index, now=now) for index, segment in commit.numbered_segments]
 
 
 def _signal_rows(commit: SampleCommit) -> list[dict[str, Any]]:
-    pieces = [
-        ("segment", index, segment.signals)
-        for index, segment in enumerate(commit.segments, commit.num_segments_before or 0)
-    ]
+    pieces = [("segment", index, segment.signals) for index, segment in commit.numbered_segments]
     pieces += [("aside", aside.aside_index, aside.signals) for aside in commit.asides]
     return [
         {"sample_id": commit.sample_id, "kind": kind, "index": index} | row

@@ -102,40 +102,43 @@ def test_clock_that_went_back_leaves_nobody_leading_for_ever(
     assert leads(other, second)
 
 
-def test_reader_can_take_no_lock_that_keeps_others_from_leading(
-    servers: Connections, connections: Connections, db_engine: Engine, sessions: tuple[Connection, Connection],
-    workers: tuple[int, int],
-) -> None:  # fmt: skip
+@pytest.fixture
+def reader(servers: Connections, connections: Connections, db_engine: Engine) -> Iterator[psycopg.Connection]:
+    """A connection by the reader's login."""
     with transaction(db_engine) as connection:
         grant_roles(connection, EMBEDDED_LOGINS)
     name = make_url(connections.database_url.get_secret_value()).database or ""
     assert servers.reader_url is not None
     with psycopg.connect(with_database(servers.reader_url, name).get_secret_value()) as reader:
-        reader.execute("SET default_transaction_read_only = off")
-        reader.commit()
-        reader.execute("SELECT pg_advisory_lock_shared(generate_series(7300000, 7300010))")
-        reader.execute("SELECT * FROM upkeep_leader")
-        for statement in ("SELECT * FROM upkeep_leader FOR KEY SHARE", "LOCK TABLE upkeep_leader IN SHARE MODE"):
-            with pytest.raises(psycopg.errors.InsufficientPrivilege), reader.transaction():
-                reader.execute(statement)
-        assert leads(sessions[0], workers[0])
+        yield reader
+
+
+def assert_refused(reader: psycopg.Connection, statement: str) -> None:
+    with pytest.raises(psycopg.errors.InsufficientPrivilege), reader.transaction():
+        reader.execute(statement)
+
+
+def test_reader_can_take_no_lock_that_keeps_others_from_leading(
+    reader: psycopg.Connection, sessions: tuple[Connection, Connection], workers: tuple[int, int]
+) -> None:
+    reader.execute("SET default_transaction_read_only = off")
+    reader.commit()
+    reader.execute("SELECT pg_advisory_lock_shared(generate_series(7300000, 7300010))")
+    reader.execute("SELECT * FROM upkeep_leader")
+    for statement in ("SELECT * FROM upkeep_leader FOR KEY SHARE", "LOCK TABLE upkeep_leader IN SHARE MODE"):
+        assert_refused(reader, statement)
+    assert leads(sessions[0], workers[0])
 
 
 def test_reader_can_take_no_lock_that_keeps_the_owner_from_changing_the_schema(
-    servers: Connections, connections: Connections, db_engine: Engine
+    reader: psycopg.Connection, db_engine: Engine
 ) -> None:
-    with transaction(db_engine) as connection:
-        grant_roles(connection, EMBEDDED_LOGINS)
-    name = make_url(connections.database_url.get_secret_value()).database or ""
-    assert servers.reader_url is not None
-    with psycopg.connect(with_database(servers.reader_url, name).get_secret_value()) as reader:
-        reader.execute("SELECT pg_advisory_lock_shared(generate_series(7300000, 7300010))")
-        reader.execute("LOCK TABLE alembic_version IN ACCESS SHARE MODE")
-        for mode in ("ROW SHARE", "SHARE", "SHARE ROW EXCLUSIVE", "ACCESS EXCLUSIVE"):
-            with pytest.raises(psycopg.errors.InsufficientPrivilege), reader.transaction():
-                reader.execute(f"LOCK TABLE alembic_version IN {mode} MODE")
-        with ThreadPoolExecutor(1) as pool, transaction(db_engine) as connection:
-            pool.submit(grant_roles, connection, EMBEDDED_LOGINS).result(60)
+    reader.execute("SELECT pg_advisory_lock_shared(generate_series(7300000, 7300010))")
+    reader.execute("LOCK TABLE alembic_version IN ACCESS SHARE MODE")
+    for mode in ("ROW SHARE", "SHARE", "SHARE ROW EXCLUSIVE", "ACCESS EXCLUSIVE"):
+        assert_refused(reader, f"LOCK TABLE alembic_version IN {mode} MODE")
+    with ThreadPoolExecutor(1) as pool, transaction(db_engine) as connection:
+        pool.submit(grant_roles, connection, EMBEDDED_LOGINS).result(60)
 
 
 def test_client_says_who_leads(connections: Connections, db_engine: Engine, workers: tuple[int, int]) -> None:
