@@ -25,6 +25,11 @@ _redis_databases = itertools.cycle(range(1, 16))
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """A file's bytes are no test's name: packed by the second, they would name other tests to each process."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connections]:
     """An embedded Postgres and Redis, ended with the tests even if these are killed; the template is migrated."""
