@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 from pipeline.chat.translation import first_prompt_tokens
 from pipeline.db.context_cache import EMPTY, Context, ContextCache, load_contexts
 from pipeline.db.runnable import Runnable, select_runnable
-from pipeline.db.states import model_waited_for, waiting_again
+from pipeline.db.states import waiting_again, why_not_served
 from pipeline.policies.protocol import PolicyState
 from pipeline.problems import Problem
 from pipeline.samples import RUNNABLE_STATE, SUSPECT_AFTER, WRITING_STATE, ModelRole
@@ -49,11 +49,21 @@ _HOME_IS_HERE = ", ".join(
     f"{role.value}_worker_id = CASE s.state WHEN {state.value!r} THEN :worker ELSE s.{role.value}_worker_id END"
     for role, state in RUNNABLE_STATE.items()
 )
+_FITS = " OR ".join(
+    f"w.kind = {role.value!r} AND j.{role.value}_model = w.model AND {why_not_served(role, engine='w')} IS NULL"
+    for role in ModelRole
+)
+# The job is looked at once, not for each of its samples: its configuration may be long.
 _CLAIM = text(f"""
     WITH message AS (SELECT * FROM unnest(CAST(:ids AS bigint[]), CAST(:epochs AS integer[])) AS m(id, epoch)),
     me AS MATERIALIZED (
-        SELECT w.model FROM workers w
-        WHERE w.id = :worker AND w.ended_at IS NULL AND w.expires_at > clock_timestamp() FOR SHARE
+        SELECT w.kind, w.model, e.model_fingerprint, e.weights_sha256, e.revision
+        FROM workers w LEFT JOIN engines e ON e.id = w.engine_id
+        WHERE w.id = :worker AND w.ended_at IS NULL AND w.expires_at > clock_timestamp() FOR SHARE OF w
+    ),
+    served AS MATERIALIZED (
+        SELECT j.id FROM jobs j, me w
+        WHERE (CAST(:job AS bigint) IS NULL OR j.id = :job) AND j.state = 'running' AND ({_FITS})
     ),
     suspect AS (
         SELECT min(s.id) AS id FROM samples s JOIN message m ON m.id = s.id AND m.epoch = s.epoch
@@ -63,11 +73,8 @@ _CLAIM = text(f"""
     ),
     mine AS (
         SELECT s.id
-        FROM samples s JOIN message m ON m.id = s.id AND m.epoch = s.epoch JOIN jobs j ON j.id = s.job_id
-        WHERE s.state = :runnable AND j.state = 'running'
-          AND (CAST(:job AS bigint) IS NULL OR s.job_id = :job)
-          AND (s.not_before IS NULL OR s.not_before <= clock_timestamp())
-          AND {model_waited_for("s.state")} = (SELECT model FROM me)
+        FROM samples s JOIN message m ON m.id = s.id AND m.epoch = s.epoch JOIN served ON served.id = s.job_id
+        WHERE s.state = :runnable AND (s.not_before IS NULL OR s.not_before <= clock_timestamp())
           AND (s.num_rescues < {SUSPECT_AFTER} OR s.id = (SELECT id FROM suspect))
         ORDER BY s.id FOR UPDATE OF s
     ),
@@ -99,7 +106,8 @@ def claim_samples(
     """Take the samples that still wait at the epochs a message names; resumed ones come first.
 
     epochs: sample id → epoch. Samples that moved on meanwhile, and those of another job than job_id, are left out; so
-    are suspects beside a first one: of two that lose their worker together, nobody could tell who killed it.
+    are those of a job that another model writes (``find_misfit`` says why), and suspects beside a first one: of two
+    that lose their worker together, nobody could tell who killed it.
     cache: what this process has of their contexts; the contexts that are loaded now are kept there. A worker whose
     lease lapsed gets nothing: its row is locked before any sample's, so that a claim and the winding up of its worker
     never pass each other.
@@ -134,6 +142,35 @@ def _claimed_sample(row: dict[str, Any], context: Context) -> ClaimedSample:
     )
     lengths = ((segment.prompt_tokens, len(segment.token_ids)) for segment in context.segments)
     return ClaimedSample(problem=problem, context=context, num_prompt_tokens=first_prompt_tokens(lengths), **row)
+
+
+_MISFIT = text(f"""
+    SELECT CASE w.kind {" ".join(f"WHEN {role.value!r} THEN {why_not_served(role)}" for role in ModelRole)} END
+    FROM workers w JOIN engines e ON e.id = w.engine_id, jobs j WHERE w.id = :worker AND j.id = :job
+""")
+
+
+def find_misfit(connection: Connection, *, worker_id: int, job_id: int) -> str | None:
+    """Why a worker's model may not write for a job; None where it may, or where there is no such job."""
+    reason: str | None = connection.execute(_MISFIT, {"worker": worker_id, "job": job_id}).scalar()
+    return reason
+
+
+_FITTING = {
+    role: text(f"""
+        SELECT w.queue FROM workers w JOIN engines e ON e.id = w.engine_id, jobs j
+        WHERE j.id = :job AND w.kind = {role.value!r} AND w.model = j.{role.value}_model
+          AND w.ended_at IS NULL AND w.expires_at > clock_timestamp() AND {why_not_served(role)} IS NULL
+        ORDER BY random() LIMIT 1
+    """)
+    for role in ModelRole
+}
+
+
+def find_fitting_queue(connection: Connection, *, role: ModelRole, job_id: int) -> str | None:
+    """The own queue of a live worker whose model may write for a job; None where there is none."""
+    queue: str | None = connection.execute(_FITTING[role], {"job": job_id}).scalar()
+    return queue
 
 
 _MINE = """

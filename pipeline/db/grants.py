@@ -79,11 +79,13 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         **_SCHEMA,
         **_LIFE,
         "workers": (
-            "SELECT (id, model, engine_id, host, queue, renewed_at, expires_at, ended_at, tokens_committed, "
+            "SELECT (id, kind, model, engine_id, host, queue, renewed_at, expires_at, ended_at, tokens_committed, "
             "tokens_dropped), "
             f"INSERT ({_REGISTRATION}), UPDATE ({_LEASE})"
         ),
-        "engines": f"SELECT (id, sha256, model_fingerprint, vocabulary_sha256, weights_sha256), INSERT ({_ENGINE})",
+        "engines": (
+            f"SELECT (id, sha256, model_fingerprint, vocabulary_sha256, weights_sha256, revision), INSERT ({_ENGINE})"
+        ),
         "problems": "SELECT (id, external_id, prompt, shown)",
         "jobs": (
             "SELECT (id, state, config, small_model, large_model, small_identity, large_identity, think_start, "
@@ -122,16 +124,17 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         **_SCHEMA,
         **_LIFE,
         "workers": (
-            "SELECT (id, kind, model, queue, max_in_flight, num_slots, renewed_at, expires_at, ended_at, end_reason, "
-            f"settled_at), INSERT ({_REGISTRATION}), UPDATE ({_LEASE}, settled_at)"
+            "SELECT (id, kind, model, engine_id, queue, max_in_flight, num_slots, renewed_at, expires_at, ended_at, "
+            f"end_reason, settled_at), INSERT ({_REGISTRATION}), UPDATE ({_LEASE}, settled_at)"
         ),
+        "engines": "SELECT (id, model_fingerprint, weights_sha256, revision)",
         "upkeep_leader": (
             "SELECT (is_single, worker_id, backend_pid, backend_start, since, seen_at, expires_at, can_publish), "
             "UPDATE (worker_id, backend_pid, backend_start, since, seen_at, expires_at, can_publish)"
         ),
         "jobs": (
-            "SELECT (id, state, config, small_model, large_model, first_role, priority, first_claimed_at, "
-            "followed_at), "
+            "SELECT (id, state, config, small_model, large_model, small_identity, large_identity, first_role, "
+            "priority, first_claimed_at, followed_at), "
             "UPDATE (state, first_claimed_at, finished_at, followed_at)"
         ),
         "samples": (

@@ -25,14 +25,25 @@ from pipeline.db.states import (
     role_of,
     runnable_state_of,
     waiting_again,
+    why_not_served,
 )
 from pipeline.jobs.config import JobState
-from pipeline.samples import GUILTY_AFTER_LAPSES, SUSPECT_AFTER
+from pipeline.samples import GUILTY_AFTER_LAPSES, SUSPECT_AFTER, ModelRole
 
+_MISFITS = " ".join(f"WHEN {role.value!r} THEN {why_not_served(role)}" for role in ModelRole)
 _ROOM = text(f"""
-    WITH demand AS (
+    WITH live AS MATERIALIZED (
+        SELECT DISTINCT w.kind, w.model, e.model_fingerprint, e.weights_sha256, e.revision
+        FROM workers w LEFT JOIN engines e ON e.id = w.engine_id
+        WHERE w.ended_at IS NULL AND w.expires_at > clock_timestamp()
+    ),
+    demand AS MATERIALIZED (
         SELECT j.id, j.priority, j.first_role, {model_of("j.first_role")} AS model
-        FROM jobs j WHERE j.state = 'running'
+        FROM jobs j
+        WHERE j.state = 'running' AND EXISTS (
+            SELECT FROM live e
+            WHERE e.kind = j.first_role AND e.model = {model_of("j.first_role")}
+              AND CASE j.first_role {_MISFITS} END IS NULL)
     ),
     supply AS (
         SELECT kind, model, sum(coalesce(num_slots, max_in_flight)) AS slots FROM workers
@@ -72,7 +83,8 @@ ADMITTING_S = 0.3
 def admit_samples(connection: Connection, *, ahead: float) -> list[Runnable]:
     """Let in as many waiting samples as the live workers of their opening model have room for.
 
-    Jobs with a higher priority first, then older ones, for ADMITTING_S.
+    Jobs with a higher priority first, then older ones, for ADMITTING_S. A job that no live worker's model may write
+    takes no room from others of the same name.
 
     ahead: samples in the pipeline per slot. A sample with the large model still counts: its context is cached. A
     worker whose cache cannot hold the contexts of so many says fewer slots with its heartbeat (CacheRoom).

@@ -55,7 +55,7 @@ MUTATIONS = [
              r"worker \d+ commits|no transition from"),
     Mutation("lease by the worker's clock", worker_leases, "_RENEW", "expires_at = clock_timestamp() + :ttl",
              "expires_at = CAST(:worker_clock AS timestamptz) + :ttl", r"after worker \d+ renews:\s+workers"),
-    Mutation("claim without a lock on its worker", claims, "_CLAIM", " FOR SHARE", "",
+    Mutation("claim without a lock on its worker", claims, "_CLAIM", " FOR SHARE OF w", "",
              "claims .* lapses .* gave what neither order gives", pair="claim, lapse"),
     Mutation("settle without a new epoch", upkeep_statements, "_RESCUE", "epoch = s.epoch + 1, holder_id", "holder_id",
              "settle"),

@@ -6,7 +6,7 @@ import datetime as dt
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,15 @@ class BusyEngine(ScriptedEngine):
         raise EngineUnavailable("S", "out of memory")
 
 
+def register_other(connection: Connection, registration: Registration, fingerprint: str) -> None:
+    """A worker beside this one, which serves another model under its name."""
+    engine_id = put_engine(
+        connection, kind="scripted", version="1", model="S", model_fingerprint=fingerprint, vocabulary_sha256="v",
+        settings={},
+    )  # fmt: skip
+    register_worker(connection, replace(registration, engine_id=engine_id, queue="small.S.right"))
+
+
 def make_rig(
     db_engine: DbEngine,
     *,
@@ -93,7 +102,8 @@ def make_rig(
     weights: str | None = None,
     engine_type: type[ScriptedEngine] = ScriptedEngine,
 ) -> WriterRig:
-    """fingerprint: of the model that the job was submitted with; None: of any. weights: of the worker's model."""
+    """fingerprint: of the model that the job was submitted with, and that another worker serves; None: of any. weights:
+    of the worker's model."""
     problems = tuple(Problem(external_id=str(i), prompt=prompt, answer="2") for i in range(2))
     problem_set = ProblemSet(name="sums", content_sha256=content_sha256(problems), problems=problems)
     config = JobConfig(
@@ -107,23 +117,24 @@ def make_rig(
             kind="scripted",
             version="1",
             model="S",
-            model_fingerprint="f",
+            model_fingerprint=CHAT.fingerprint,
             vocabulary_sha256=CHAT.vocabulary_sha256,
+            weights_sha256=weights,
             settings={},
         )
-        worker_id = register_worker(
-            connection,
-            Registration(
-                kind=WorkerKind.SMALL,
-                model="S",
-                engine_id=engine_id,
-                host="here",
-                pid=1,
-                queue="small.S.own",
-                max_in_flight=8,
-                ttl=dt.timedelta(minutes=5),
-            ),
+        registration = Registration(
+            kind=WorkerKind.SMALL,
+            model="S",
+            engine_id=engine_id,
+            host="here",
+            pid=1,
+            queue="small.S.own",
+            max_in_flight=8,
+            ttl=dt.timedelta(minutes=5),
         )
+        worker_id = register_worker(connection, registration)
+        if fingerprint is not None:
+            register_other(connection, registration, fingerprint)
         job_id = insert_job(
             connection,
             name="job",
@@ -188,14 +199,17 @@ def test_worker_with_another_tokenizer_refuses_the_job_and_harms_no_sample(
     monkeypatch.setattr(Publisher, "publish", lambda _, samples, **__: told.extend(samples))
     try:
         reason = rig.writer.write(rig.message)
-        assert reason.startswith("EngineRefused: S: this worker's model has another tokenizer")
+        assert reason.startswith("this worker's model has another tokenizer")
         states = "SELECT count(*), min(epoch), max(epoch), max(num_rescues), max(num_attempts) FROM samples"
-        assert rig.one(f"{states} WHERE state = 'ready'") == (2, 2, 2, 0, 0), "they go back as they were"
+        assert rig.one(f"{states} WHERE state = 'ready'") == (2, 0, 0, 0, 0), "it never had them"
         assert {sample.sample_id for sample in told} == set(rig.message.epochs)
-        assert {sample.home_queue for sample in told} == {None}, "to another worker, if there is one"
-        again = SamplesMessage(job_id=rig.job_id, samples=[(sample.sample_id, sample.epoch) for sample in told])
-        assert rig.writer.write(again) == reason
-        assert rig.one(f"{states} WHERE state = 'ready'") == (2, 2, 2, 0, 0), "it does not claim for that job again"
+        assert {sample.home_queue for sample in told} == {"small.S.right"}, "to the worker that serves the right model"
+        told.clear()
+        with transaction(db_engine) as connection:
+            connection.execute(text("UPDATE workers SET expires_at = clock_timestamp() WHERE queue = 'small.S.right'"))
+        assert rig.writer.write(rig.message) == reason
+        assert rig.one(f"{states} WHERE state = 'ready'") == (2, 0, 0, 0, 0), "it does not claim for that job again"
+        assert told == [], "nobody is there to go on with them: upkeep sends them again"
         assert rig.writer.counters().refused_jobs == {rig.job_id: reason}
         assert rig.ends == []
     finally:
@@ -226,9 +240,7 @@ def test_a_later_worker_with_other_weights_is_refused(
         ), "weights decide, whatever they were asked for by"
     try:
         answer = rig.writer.write(rig.message)
-        assert answer == (
-            "EngineRefused: S: this worker's model has other weights than the job's" if is_refused else "2 of 2 written"
-        )
+        assert answer == ("this worker's model has other weights than the job's" if is_refused else "2 of 2 written")
     finally:
         rig.writer.close()
         rig.engine.close()

@@ -16,10 +16,18 @@ from sqlalchemy import Connection
 from sqlalchemy import Engine as DbEngine
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 
-from pipeline.db.claims import ClaimedSample, claim_samples, defer_samples, held_epochs, release_samples
+from pipeline.db.claims import (
+    ClaimedSample,
+    claim_samples,
+    defer_samples,
+    find_fitting_queue,
+    find_misfit,
+    held_epochs,
+    release_samples,
+)
 from pipeline.db.commits import Committed, SampleCommit, commit_samples
 from pipeline.db.context_cache import ContextCache
-from pipeline.db.runnable import Runnable
+from pipeline.db.runnable import Runnable, select_runnable
 from pipeline.db.session import transaction
 from pipeline.db.worker_leases import settle_late_tokens
 from pipeline.errors import EngineUnavailable, ServiceUnavailable
@@ -70,6 +78,22 @@ class Store:
                 job_id=job_id,
                 cache=self._cache,
             )
+
+    def find_misfit(self, job_id: int) -> str | None:
+        """Why this worker's model may not write for a job; None where it may. Raises as ``transaction``."""
+        with transaction(self.db_engine) as connection:
+            return find_misfit(connection, worker_id=self.identity.worker_id, job_id=job_id)
+
+    def for_a_fitting_worker(self, job_id: int, sample_ids: Sequence[int]) -> list[Runnable]:
+        """Samples of a job that this worker's model may not write, addressed to a live worker whose model may; empty
+        where there is none. Raises as ``transaction``."""
+        with transaction(self.db_engine) as connection:
+            queue = find_fitting_queue(connection, role=self._role, job_id=job_id)
+            if queue is None:
+                return []
+            found = select_runnable(connection, sample_ids)
+        waiting = [sample for sample in found if sample.job_id == job_id and sample.state is RUNNABLE_STATE[self._role]]
+        return [replace(sample, home_queue=queue) for sample in waiting]
 
     def commit(self, commits: Sequence[SampleCommit]) -> Committed:
         """Store commits. One that Postgres refuses for its content is set aside with the reason, no other with it."""

@@ -150,6 +150,10 @@ class Writer:
         self._setup = lru_cache(maxsize=64)(self._load_setup)
         self._refusals: dict[int, str] = {}
         """Jobs whose texts this process cannot write, and why. It never claims for them again."""
+        self._misfits: set[int] = set()
+        """Those of them that another model writes."""
+        self._served: set[int] = set()
+        """Jobs of which it has claimed something and refused nothing."""
         self._recorder: Batcher[Outcome | EndedClaim, EndedClaim] = Batcher(
             "recorder",
             self._record,
@@ -195,15 +199,19 @@ class Writer:
 
     def _claim_of_job(self, job_id: int, calls: Sequence[_Call]) -> str | None:
         """None, or why nothing was claimed, or none of it written: upkeep finds the samples again."""
-        if job_id in self._refusals:
-            return self._refusals[job_id]
         named: dict[int, tuple[int, _Call]] = {}
         for call in calls:
             for sample_id, epoch in call.message.samples:
                 if sample_id not in named or epoch > named[sample_id][0]:  # of two epochs only the later can be its own
                     named[sample_id] = epoch, call
         try:
+            if job_id in self._refusals:
+                self._pass_on(job_id, list(named))
+                return self._refusals[job_id]
             claimed = self._store.claim(job_id, {sample_id: epoch for sample_id, (epoch, _) in named.items()})
+            if not claimed and self._is_misfit(job_id):
+                self._pass_on(job_id, list(named))
+                return self._refusals[job_id]
         except ServiceUnavailable as error:
             log.warning("nothing claimed", reason=str(error))
             return "Postgres is away"
@@ -222,14 +230,35 @@ class Writer:
                 self._begin(sample, setup, call.under_way)
         return self._refusals.get(job_id)
 
+    def _is_misfit(self, job_id: int) -> bool:
+        """Whether a claim got nothing because another model writes the job; it is refused from now on."""
+        reason = None if job_id in self._served else self._store.find_misfit(job_id)
+        if reason is None:
+            return False
+        self._misfits.add(job_id)
+        self._refuse(job_id, reason)
+        return True
+
+    def _pass_on(self, job_id: int, sample_ids: Sequence[int]) -> None:
+        """Tell a worker whose model is the right one of samples whose message came here; it never passes them back."""
+        if job_id in self._misfits:
+            self._publisher.publish(self._store.for_a_fitting_worker(job_id, sample_ids))
+
+    def _refuse(self, job_id: int, reason: str) -> None:
+        self._refusals[job_id] = reason
+        log.error("job refused", job_id=job_id, reason=reason)
+
     def _set_up(self, job_id: int) -> JobSetup | None:
         """None where this worker cannot write a job's texts: it refuses the job from now on, and no sample pays."""
         try:
-            return self._setup(job_id)
+            setup = self._setup(job_id)
         except Exception as error:  # a plug-in may break in any way
-            self._refusals[job_id] = f"{type(error).__name__}: {error}"
-            log.error("job refused", job_id=job_id, reason=self._refusals[job_id])
+            if isinstance(error, EngineRefused):  # of two models that began at the same time the other was first
+                self._misfits.add(job_id)
+            self._refuse(job_id, f"{type(error).__name__}: {error}")
             return None
+        self._served.add(job_id)
+        return setup
 
     def _begin(self, sample: ClaimedSample, setup: JobSetup, latch: Latch) -> None:
         """Hand a sample to the engine; whatever goes wrong with this one sample ends this one sample."""
