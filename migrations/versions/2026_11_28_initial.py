@@ -658,6 +658,12 @@ def upgrade() -> None:
             comment="times its worker died with it since its last commit",
         ),
         sa.Column(
+            "trial_epoch",
+            sa.Integer(),
+            nullable=True,
+            comment="of the claim under which it last had an engine to itself, as a suspect",
+        ),
+        sa.Column(
             "num_attempts",
             sa.Integer(),
             server_default="0",

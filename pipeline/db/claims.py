@@ -17,9 +17,10 @@ from pipeline.chat.translation import first_prompt_tokens
 from pipeline.db.context_cache import EMPTY, Context, ContextCache, load_contexts
 from pipeline.db.runnable import Runnable, select_runnable
 from pipeline.db.states import waiting_again, why_not_served
+from pipeline.errors import LeaseLost
 from pipeline.policies.protocol import PolicyState
 from pipeline.problems import Problem
-from pipeline.samples import RUNNABLE_STATE, SUSPECT_AFTER, WRITING_STATE, ModelRole
+from pipeline.samples import ALONE_AFTER, RUNNABLE_STATE, SUSPECT_AFTER, WRITING_STATE, ModelRole
 from pipeline.segments import storable
 
 
@@ -43,6 +44,13 @@ class ClaimedSample:
     context: Context
     num_prompt_tokens: int | None
     """Of the rendered prompt, as the first writer read it; None where nobody has written."""
+    num_rescues: int = 0
+    """Times its worker died with it since its last commit."""
+
+    @property
+    def must_be_alone(self) -> bool:
+        """It may be written only with nothing else in the engine (``begin_trial``)."""
+        return self.num_rescues >= ALONE_AFTER
 
 
 _HOME_IS_HERE = ", ".join(
@@ -83,10 +91,10 @@ _CLAIM = text(f"""
                {_HOME_IS_HERE}
         FROM mine WHERE s.id = mine.id
         RETURNING s.id, s.job_id, s.epoch, s.problem_id, s.sample_index, s.policy_state, s.max_tokens, s.next_request,
-                  s.num_segments, s.num_asides, s.runnable_at
+                  s.num_segments, s.num_asides, s.runnable_at, s.num_rescues
     )
     SELECT c.id AS sample_id, c.job_id, c.epoch, c.problem_id, c.sample_index, c.policy_state, c.max_tokens AS budget,
-           c.next_request, c.num_segments, c.num_asides,
+           c.next_request, c.num_segments, c.num_asides, c.num_rescues,
            extract(epoch FROM clock_timestamp() - c.runnable_at)::float8 AS wait_seconds,
            p.external_id, p.prompt, p.shown
     FROM claimed c JOIN problems p ON p.id = c.problem_id
@@ -144,6 +152,27 @@ def _claimed_sample(row: dict[str, Any], context: Context) -> ClaimedSample:
     return ClaimedSample(problem=problem, context=context, num_prompt_tokens=first_prompt_tokens(lengths), **row)
 
 
+_BEGIN_TRIAL = text("""
+    UPDATE samples s SET trial_epoch = s.epoch
+    WHERE s.id = :id AND s.epoch = :epoch AND s.holder_id = :worker
+      AND NOT EXISTS (SELECT FROM samples o WHERE o.holder_id = :worker AND o.id <> s.id)
+""")
+
+
+def begin_trial(connection: Connection, *, worker_id: int, claim: tuple[int, int]) -> bool:
+    """Note that a claimed sample has its worker to itself from now on; False where the worker holds another one.
+
+    claim: sample id and epoch. Raises LeaseLost where the worker does not hold the sample under that claim.
+    A claim of the same worker that comes later undoes the trial: see the verdict of ``settle_workers``.
+    """
+    values = {"worker": worker_id, "id": claim[0], "epoch": claim[1]}
+    if connection.execute(_BEGIN_TRIAL, values).rowcount:
+        return True
+    if held_epochs(connection, worker_id).get(claim[0]) != claim[1]:
+        raise LeaseLost(worker_id)
+    return False
+
+
 _MISFIT = text(f"""
     SELECT CASE w.kind {" ".join(f"WHEN {role.value!r} THEN {why_not_served(role)}" for role in ModelRole)} END
     FROM workers w JOIN engines e ON e.id = w.engine_id, jobs j WHERE w.id = :worker AND j.id = :job
@@ -159,17 +188,19 @@ def find_misfit(connection: Connection, *, worker_id: int, job_id: int) -> str |
 _FITTING = {
     role: text(f"""
         SELECT w.queue FROM workers w JOIN engines e ON e.id = w.engine_id, jobs j
-        WHERE j.id = :job AND w.kind = {role.value!r} AND w.model = j.{role.value}_model
+        WHERE j.id = :job AND w.kind = {role.value!r} AND w.model = j.{role.value}_model AND w.id <> :worker
           AND w.ended_at IS NULL AND w.expires_at > clock_timestamp() AND {why_not_served(role)} IS NULL
+          AND NOT EXISTS (SELECT FROM samples s WHERE s.holder_id = w.id AND s.num_rescues >= {ALONE_AFTER})
         ORDER BY random() LIMIT 1
     """)
     for role in ModelRole
 }
 
 
-def find_fitting_queue(connection: Connection, *, role: ModelRole, job_id: int) -> str | None:
-    """The own queue of a live worker whose model may write for a job; None where there is none."""
-    queue: str | None = connection.execute(_FITTING[role], {"job": job_id}).scalar()
+def find_fitting_queue(connection: Connection, *, worker_id: int, role: ModelRole, job_id: int) -> str | None:
+    """The own queue of another live worker whose model may write for a job, and which is not kept for one sample alone;
+    None where there is none. A message that goes there does not come back."""
+    queue: str | None = connection.execute(_FITTING[role], {"job": job_id, "worker": worker_id}).scalar()
     return queue
 
 

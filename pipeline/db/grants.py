@@ -36,8 +36,8 @@ _SCHEMA = {"alembic_version": "SELECT (version_num)", "schema_objects": "SELECT 
 
 _WRITTEN = (
     "state, epoch, holder_id, small_worker_id, large_worker_id, runnable_at, not_before, num_rescues, num_attempts, "
-    "policy_state, next_role, next_request, num_segments, num_takeovers, tokens_small, tokens_large, tokens_inserted, "
-    "discarded_small, discarded_large, num_asides, aside_small, aside_large, taken_small, taken_large"
+    "trial_epoch, policy_state, next_role, next_request, num_segments, num_takeovers, tokens_small, tokens_large, "
+    "tokens_inserted, discarded_small, discarded_large, num_asides, aside_small, aside_large, taken_small, taken_large"
 )
 """What a claim, a commit, a release or a deferral reads of a sample and changes."""
 _ENDED = "published_at, finish_reason, error_class, error, finished_at, ended_at"
@@ -55,9 +55,9 @@ _SIGNAL = ", ".join(column.name for column in SignalRow.__table__.columns)
 
 _COUNTED = (
     "id, job_id, problem_id, state, epoch, holder_id, small_worker_id, large_worker_id, next_role, num_segments, "
-    "num_takeovers, num_asides, num_rescues, tokens_small, tokens_large, tokens_inserted, discarded_small, "
-    "discarded_large, aside_small, aside_large, taken_small, taken_large, finish_reason, score, published_at, "
-    "not_before, admitted_at, ended_at"
+    "num_takeovers, num_asides, num_rescues, trial_epoch, tokens_small, tokens_large, tokens_inserted, "
+    "discarded_small, discarded_large, aside_small, aside_large, taken_small, taken_large, finish_reason, score, "
+    "published_at, not_before, admitted_at, ended_at"
 )
 """What upkeep reads of a sample, for its duties and for job_progress: a score, and no text or answer beside it."""
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.samples import GUILTY_AFTER_LAPSES, SUSPECT_AFTER
+from pipeline.samples import ALONE_AFTER, GUILTY_AFTER_LAPSES, SUSPECT_AFTER
 
 MINUTE = 60.0
 TTL_S = 65 * MINUTE
@@ -111,6 +111,7 @@ class Sample:
     large_worker: int | None = None
     published: float | None = None
     num_rescues: int = 0
+    trial_epoch: int | None = None
     num_attempts: int = 0
     not_before: float | None = None
     next_role: str | None = None
@@ -143,6 +144,10 @@ class Sample:
     @property
     def is_suspect(self) -> bool:
         return self.num_rescues >= SUSPECT_AFTER
+
+    @property
+    def must_be_alone(self) -> bool:
+        return self.num_rescues >= ALONE_AFTER
 
     @property
     def role(self) -> str:
@@ -259,6 +264,15 @@ class Model:
             taken[s.id] = (s.epoch, len(s.segments), len(s.asides), s.count, s.max_tokens)
         return taken
 
+    def begin_trial(self, worker: int, sample: int, epoch: int) -> bool | str:
+        held = self.held_by(worker)
+        if held.get(sample) != epoch:
+            return LOST
+        if len(held) > 1:
+            return False
+        self.samples[sample].trial_epoch = epoch
+        return True
+
     def commit(self, worker: int, commits: Sequence[Written]) -> tuple[frozenset[tuple[int, int]], Runnables]:
         stored = set()
         for commit in commits:
@@ -331,14 +345,14 @@ class Model:
 
     def _rescue(self, w: Worker) -> tuple[set[int], int]:
         held = [s for s in self.samples.values() if s.holder == w.id]
-        suspects = [s for s in held if s.is_suspect]
+        tried = [s for s in held if s.must_be_alone and s.trial_epoch == s.epoch and len(held) == 1]
         for s in held:
             s.num_rescues += w.ended != "stopped"
         back: set[int] = set()
         for s in held:
             s.published = EARLIEST if s.is_suspect else self.now
             may_blame = w.ended != "lapsed" or s.num_rescues >= GUILTY_AFTER_LAPSES
-            if w.ended != "stopped" and suspects == [s] and may_blame:
+            if w.ended != "stopped" and s in tried and may_blame:
                 s.epoch += 1
                 s.fail({"engine_stalled": "timed_out", "writer_failed": "internal"}.get(w.ended or "", "engine_died"))
             else:
@@ -359,15 +373,21 @@ class Model:
         for w in self.workers.values():
             supply[w.kind, w.model] += self.is_live(w)
         waiting: dict[tuple[str, str], list[Sample]] = defaultdict(list)
+        alone: set[tuple[str, str]] = set()
         for s in sorted(self.samples.values(), key=lambda s: s.id):
             if not s.is_suspect or s.state not in ADMITTED or not self.runs(s):
                 continue
             place = s.role, self.wanted_model(s)
             if s.state in HELD or (s.published or 0.0) > self.now - AGE_S:
                 supply[place] -= 1
+                alone |= {place} if s.must_be_alone else set()
             elif self.is_due(s):
                 waiting[place].append(s)
-        tried = [s for place, queue in waiting.items() for s in queue[: max(0, supply[place])]]
+        tried = []
+        for place, queue in waiting.items():
+            first = [s for s in queue if s.must_be_alone and place not in alone][:1]
+            queue = first + [s for s in queue if not s.must_be_alone]
+            tried += queue[: max(0, supply[place])]
         sent = [s for s in tried if s.id not in self.locked]
         for s in sent:
             s.published = self.now
@@ -567,8 +587,8 @@ class Model:
             "samples": {
                 s.id: (
                     s.state, s.epoch, s.holder, s.small_worker, s.large_worker, self._age(s.published), s.num_rescues,
-                    s.num_attempts, not self.is_due(s), s.next_role, s.max_tokens, s.num_takeovers, s.count,
-                    s.finish_reason, s.error_class, s.score, len(s.segments), s.tokens("small", kept=True),
+                    s.trial_epoch, s.num_attempts, not self.is_due(s), s.next_role, s.max_tokens, s.num_takeovers,
+                    s.count, s.finish_reason, s.error_class, s.score, len(s.segments), s.tokens("small", kept=True),
                     s.tokens("large", kept=True), s.tokens("small", kept=False), s.tokens("large", kept=False),
                     len(s.asides), s.aside_tokens("small"), s.aside_tokens("large"),
                 )

@@ -144,7 +144,7 @@ DUMP = text("""
         CASE WHEN isfinite(published_at)
              THEN to_jsonb(round(extract(epoch FROM clock_timestamp() - published_at) / 600)::integer)
              ELSE to_jsonb(published_at) END,
-        num_rescues, num_attempts, coalesce(not_before > clock_timestamp(), false), next_role, max_tokens,
+        num_rescues, trial_epoch, num_attempts, coalesce(not_before > clock_timestamp(), false), next_role, max_tokens,
         num_takeovers, policy_state->'count', finish_reason, error_class, score, num_segments, tokens_small,
         tokens_large, discarded_small, discarded_large, num_asides, aside_small, aside_large))
      FROM samples WHERE job_id = ANY(:jobs)) AS samples,
@@ -323,6 +323,24 @@ class Pipeline:
             lambda model: model.claim(worker, epochs, job),
             learn,
             see_claims,
+        )
+
+    def trying_alone(self, who: int, which: int, _: int) -> Op | None:
+        """A worker begins the trial of one that it holds: a suspect that must be alone, or now and then any."""
+        hand = self.hand_at_work(who)
+        if hand is None:
+            return None
+        works = list(hand.works.values())
+        alone = [work for work in works if work.must_be_alone]
+        work = (alone or works)[which % len(alone or works)]
+        return self.trying_of(hand, work)
+
+    def trying_of(self, hand: Hand, work: ClaimedSample) -> Op:
+        worker, claim = hand.worker_id, (work.sample_id, work.epoch)
+        return Op(
+            f"worker {worker} tries alone {claim}",
+            lambda c: claims.begin_trial(c, worker_id=worker, claim=claim),
+            lambda model: model.begin_trial(worker, *claim),
         )
 
     def writing(self, who: int, what: int, how_many: int) -> Op | None:

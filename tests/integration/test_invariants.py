@@ -88,7 +88,7 @@ class Member:
 def hire(db_engine: DbEngine, role: ModelRole, *, step_s: float = 0.0, script: Script = go_on) -> Member:
     with transaction(db_engine) as connection:
         engine_id = put_engine(
-            connection, kind="scripted", version="1", model=role.value, model_fingerprint="f",
+            connection, kind="scripted", version="1", model=role.value, model_fingerprint=CHAT.fingerprint,
             vocabulary_sha256=CHAT.vocabulary_sha256, settings={},
         )  # fmt: skip
         worker_id = register_worker(

@@ -157,7 +157,7 @@ def test_a_worker_never_has_the_samples_of_another_model(db_engine: Engine) -> N
         assert claim_samples(connection, worker_id=wrong, role=ModelRole.SMALL, epochs=epochs) == []
         reason = find_misfit(connection, worker_id=wrong, job_id=sample.job_id)
         assert reason == "this worker's model has other weights than the job's"
-        assert find_fitting_queue(connection, role=ModelRole.SMALL, job_id=sample.job_id) == "q.right"
+        assert find_fitting_queue(connection, worker_id=wrong, role=ModelRole.SMALL, job_id=sample.job_id) == "q.right"
         assert find_misfit(connection, worker_id=right, job_id=sample.job_id) is None
         assert len(claim_samples(connection, worker_id=right, role=ModelRole.SMALL, epochs=epochs)) == 1
 

@@ -19,7 +19,7 @@ from pipeline.db import claims, commits, upkeep_statements, worker_leases
 from pipeline.db.commits import Committed, SampleCommit
 from pipeline.db.runnable import Runnable
 from pipeline.db.session import transaction
-from pipeline.samples import SUSPECT_AFTER
+from pipeline.samples import ALONE_AFTER
 from tests.integration.test_protocol_machine import quick_engine, run_machine
 from tests.integration.test_protocol_pairs import run_pair
 from tests.integration.test_writer import WriterRig, rig
@@ -59,9 +59,14 @@ MUTATIONS = [
              "claims .* lapses .* gave what neither order gives", pair="claim, lapse"),
     Mutation("settle without a new epoch", upkeep_statements, "_RESCUE", "epoch = s.epoch + 1, holder_id", "holder_id",
              "settle"),
-    Mutation("death that makes a suspect convicts it", upkeep_statements, "_RESCUE",
-             f"s.num_rescues >= {SUSPECT_AFTER} AS was_suspect", f"s.num_rescues + 1 >= {SUSPECT_AFTER} AS was_suspect",
-             "gave what neither order gives", pair="die beside others, settle"),
+    Mutation("death beside others convicts", upkeep_statements, "_RESCUE",
+             "AND count(*) OVER (PARTITION BY holder_id) = 1", "", "gave what neither order gives",
+             pair="claim beside a trial, die"),
+    Mutation("death before the trial convicts", upkeep_statements, "_RESCUE",
+             f"s.num_rescues >= {ALONE_AFTER} AND s.trial_epoch = s.epoch", f"s.num_rescues >= {ALONE_AFTER}",
+             "gave what neither order gives", pair="begin trial, die"),
+    Mutation("trial of somebody else's claim", claims, "_BEGIN_TRIAL", "s.epoch = :epoch AND s.holder_id = :worker",
+             "s.epoch >= :epoch", "gave what neither order gives", pair="begin trial, die"),
     Mutation("repeated commit taken for a stale one", commits, "_STORED_BEFORE", "g.worker_id = :worker",
              "g.worker_id = -:worker", r"worker \d+ commits"),
     Mutation("settle locks the keys of its workers", upkeep_statements, "_UNSETTLED", "FOR NO KEY UPDATE", "FOR UPDATE",

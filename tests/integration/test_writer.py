@@ -32,11 +32,11 @@ from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec
 from pipeline.policies import parse_policy
 from pipeline.policies.requests import Generate
 from pipeline.problems import Problem, ProblemSet, content_sha256
-from pipeline.samples import ModelRole, SampleState
+from pipeline.samples import ALONE_AFTER, ModelRole, SampleState
 from pipeline.workforce import WorkerEnd, WorkerKind
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
-from workers.engine.base import GenerateRequest
+from workers.engine.base import Done, GenerateRequest
 from workers.engine.scripted import ScriptedEngine
 from workers.writing.store import Identity
 from workers.writing.writer import Writer
@@ -521,3 +521,130 @@ def test_commit_whose_answer_comes_after_the_lease_was_lost_is_booked_in_the_lif
     assert books == (num_tokens, num_tokens, 0)
     counters = rig.writer.counters()
     assert (counters.tokens_committed, counters.tokens_dropped) == (0, num_tokens), "the next life counts none of it"
+
+
+# A sample that must be alone.
+
+DEATHS = text("UPDATE samples SET num_rescues = :deaths WHERE id = :id")
+
+
+def accuse(rig: WriterRig) -> tuple[SamplesMessage, SamplesMessage]:
+    """A message about the first sample, with which three workers died, and one about the other."""
+    (accused, epoch), other = rig.message.samples
+    with transaction(rig.db_engine) as connection:
+        connection.execute(DEATHS, {"deaths": ALONE_AFTER, "id": accused})
+    return (
+        SamplesMessage(job_id=rig.job_id, samples=[(accused, epoch)]),
+        SamplesMessage(job_id=rig.job_id, samples=[other]),
+    )
+
+
+def in_background(rig: WriterRig, message: SamplesMessage, answers: list[str]) -> threading.Thread:
+    thread = threading.Thread(target=lambda: answers.append(rig.writer.write(message)))
+    thread.start()
+    return thread
+
+
+def test_accused_sample_is_written_once_the_engine_has_nothing_else(
+    slow_desk: WriterRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, other = accuse(slow_desk)
+    beside: list[tuple[int, list[str]]] = []
+    submit = slow_desk.engine.submit
+
+    def watched(request: GenerateRequest, done: Done) -> None:
+        running = list(slow_desk.engine._core_ids)
+        beside.append((int(request.request_id.partition("-")[0]), running))
+        submit(request, done)
+
+    monkeypatch.setattr(slow_desk.engine, "submit", watched)
+    threads = [in_background(slow_desk, other, [])]
+    soon(lambda: len(slow_desk.writer.in_flight()) == 1)
+    threads.append(in_background(slow_desk, alone, []))
+    soon(lambda: slow_desk.writer._trial.is_open)
+    assert slow_desk.one("SELECT count(*) FROM samples WHERE trial_epoch IS NOT NULL") == (0,)
+    for thread in threads:
+        thread.join()
+    assert [sample for sample, _ in beside] == [other.samples[0][0], alone.samples[0][0]]
+    assert beside[1][1] == [], "nothing else was in the engine"
+    query = "SELECT state, trial_epoch IS NOT NULL, num_rescues FROM samples ORDER BY id LIMIT 1"
+    assert slow_desk.one(query) == ("finished", True, 0), "its commit clears it"
+    assert not slow_desk.writer._trial.is_open
+
+
+def test_messages_wait_for_a_trial_where_nobody_else_can_take_them(slow_desk: WriterRig) -> None:
+    alone, other = accuse(slow_desk)
+    answers: list[str] = []
+    first = in_background(slow_desk, alone, answers)
+    soon(lambda: len(slow_desk.writer.in_flight()) == 1)
+    second = in_background(slow_desk, other, answers)
+    first.join()
+    assert slow_desk.one("SELECT state FROM samples ORDER BY id DESC LIMIT 1") in {("ready",), ("drafting",)}
+    second.join()
+    assert answers == ["1 of 1 written"] * 2
+    assert slow_desk.one("SELECT count(*) FROM samples WHERE state = 'finished'") == (2,)
+
+
+def test_messages_go_to_another_worker_while_a_sample_is_tried_alone(
+    slow_desk: WriterRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Runnable] = []
+    monkeypatch.setattr(Publisher, "publish", lambda _, samples, **__: told.extend(samples))
+    alone, other = accuse(slow_desk)
+    with transaction(slow_desk.db_engine) as connection:
+        connection.execute(
+            text("""
+                INSERT INTO workers (id, kind, model, engine_id, host, pid, queue, max_in_flight, expires_at)
+                SELECT 7, kind, model, engine_id, host, 2, 'small.S.beside', 8, expires_at FROM workers
+            """)
+        )
+    first = in_background(slow_desk, alone, [])
+    soon(lambda: len(slow_desk.writer.in_flight()) == 1)
+    assert slow_desk.writer.write(other) == "passed on: a sample is tried alone here"
+    assert [(sample.sample_id, sample.home_queue) for sample in told] == [(other.samples[0][0], "small.S.beside")]
+    first.join()
+
+
+def test_what_does_not_end_in_time_goes_back_before_a_trial(
+    slow_desk: WriterRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.writing.trial.TRIAL_DRAIN_S", 0.0)
+    alone, other = accuse(slow_desk)
+    threads = [in_background(slow_desk, other, [])]
+    soon(lambda: len(slow_desk.writer.in_flight()) == 1)
+    threads.append(in_background(slow_desk, alone, []))
+    soon(lambda: slow_desk.writer._trial.is_open)
+    slow_desk.writer.reconcile(slow_desk.worker_id)
+    for thread in threads:
+        thread.join()
+    states = slow_desk.one("SELECT min(state) FILTER (WHERE id = 1), min(state) FILTER (WHERE id = 2) FROM samples")
+    assert states == ("finished", "ready")
+
+
+def test_worker_that_stops_hands_back_what_waits_for_its_trial(slow_desk: WriterRig) -> None:
+    alone, other = accuse(slow_desk)
+    threads = [in_background(slow_desk, other, [])]
+    soon(lambda: len(slow_desk.writer.in_flight()) == 1)
+    threads.append(in_background(slow_desk, alone, []))
+    soon(lambda: slow_desk.writer._trial.is_open)
+    slow_desk.writer.drain(0.0)
+    for thread in threads:
+        thread.join()
+    assert slow_desk.one("SELECT count(*), max(num_rescues) FROM samples WHERE state = 'ready'") == (2, ALONE_AFTER)
+
+
+def test_sample_that_is_taken_away_before_its_trial_is_left_alone(slow_desk: WriterRig) -> None:
+    alone, other = accuse(slow_desk)
+    threads = [in_background(slow_desk, other, [])]
+    soon(lambda: len(slow_desk.writer.in_flight()) == 1)
+    threads.append(in_background(slow_desk, alone, []))
+    soon(lambda: slow_desk.writer._trial.is_open)
+    with transaction(slow_desk.db_engine) as connection:
+        connection.execute(
+            text("UPDATE samples SET state = 'ready', epoch = epoch + 1, holder_id = NULL WHERE id = :id"),
+            {"id": alone.samples[0][0]},
+        )
+    for thread in threads:
+        thread.join()
+    assert slow_desk.one("SELECT state, trial_epoch FROM samples ORDER BY id LIMIT 1") == ("ready", None)
+    assert not slow_desk.writer._trial.is_open

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 
 from pipeline.db.claims import (
     ClaimedSample,
+    begin_trial,
     claim_samples,
     defer_samples,
     find_fitting_queue,
@@ -84,16 +85,22 @@ class Store:
         with transaction(self.db_engine) as connection:
             return find_misfit(connection, worker_id=self.identity.worker_id, job_id=job_id)
 
-    def for_a_fitting_worker(self, job_id: int, sample_ids: Sequence[int]) -> list[Runnable]:
-        """Samples of a job that this worker's model may not write, addressed to a live worker whose model may; empty
-        where there is none. Raises as ``transaction``."""
+    def for_another_worker(self, job_id: int, sample_ids: Sequence[int]) -> list[Runnable]:
+        """Samples of a job that this worker may not claim now, addressed to a live worker that may; empty where there
+        is none. Raises as ``transaction``."""
+        worker_id = self.identity.worker_id
         with transaction(self.db_engine) as connection:
-            queue = find_fitting_queue(connection, role=self._role, job_id=job_id)
+            queue = find_fitting_queue(connection, worker_id=worker_id, role=self._role, job_id=job_id)
             if queue is None:
                 return []
             found = select_runnable(connection, sample_ids)
         waiting = [sample for sample in found if sample.job_id == job_id and sample.state is RUNNABLE_STATE[self._role]]
         return [replace(sample, home_queue=queue) for sample in waiting]
+
+    def begin_trial(self, claim: tuple[int, int]) -> bool:
+        """Whether a claimed sample has this worker to itself from now on. Raises LeaseLost where it is not held."""
+        worker_id = self.identity.worker_id
+        return self.patiently(lambda connection: begin_trial(connection, worker_id=worker_id, claim=claim))
 
     def commit(self, commits: Sequence[SampleCommit]) -> Committed:
         """Store commits. One that Postgres refuses for its content is set aside with the reason, no other with it."""

@@ -29,7 +29,7 @@ from pipeline.db.faults import describe
 from pipeline.db.job_configs import fix_identity, fix_think_phase, get_job_config
 from pipeline.db.runnable import Runnable
 from pipeline.db.worker_leases import WorkerCounters
-from pipeline.errors import EngineDied, EngineRefused, EngineUnavailable, ServiceUnavailable
+from pipeline.errors import EngineDied, EngineRefused, EngineUnavailable, LeaseLost, ServiceUnavailable
 from pipeline.jobs.config import ModelSpec
 from pipeline.policies.requests import Generate
 from pipeline.samples import ModelRole
@@ -45,6 +45,7 @@ from workers.writing.job_setup import JobSetup
 from workers.writing.latch import Latch
 from workers.writing.store import Identity, Store
 from workers.writing.token_ledger import TokenLedger
+from workers.writing.trial import Trial, Waiting
 from workers.writing.turn import Step, apply_result, begin, commit_gathered, failed
 
 log = structlog.get_logger()
@@ -95,6 +96,11 @@ class EndedClaim(NamedTuple):
     latch: Latch
     num_tokens: int
     how: ClaimEnd
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtTrial:
+    """Go on with the trial, if its sample can be alone now."""
 
 
 @dataclass(slots=True, eq=False)
@@ -154,7 +160,8 @@ class Writer:
         """Those of them that another model writes."""
         self._served: set[int] = set()
         """Jobs of which it has claimed something and refused nothing."""
-        self._recorder: Batcher[Outcome | EndedClaim, EndedClaim] = Batcher(
+        self._trial: Trial[_Call] = Trial()
+        self._recorder: Batcher[Outcome | EndedClaim | LookAtTrial, EndedClaim] = Batcher(
             "recorder",
             self._record,
             prepare=self._advance,
@@ -190,6 +197,8 @@ class Writer:
         for call in calls:
             by_job.setdefault(call.message.job_id, []).append(call)
         for job_id, group in by_job.items():
+            if self._trial.is_open and not self._in_flight.is_stopping and self._turn_away(job_id, group):
+                continue
             reason: str | None = "stopping"
             if self._in_flight.begin_claiming():
                 reason = self._claim_of_job(job_id, group)
@@ -197,20 +206,29 @@ class Writer:
             for call in group:
                 call.end_claim(reason)
 
+    def _turn_away(self, job_id: int, calls: Sequence[_Call]) -> bool:
+        """A sample is to be alone here: another worker is told, or the messages wait. False: it is over by now."""
+        if not self._pass_on(job_id, calls):
+            return self._trial.put_aside(calls)
+        for call in calls:
+            call.end_claim("passed on: a sample is tried alone here")
+        return True
+
     def _claim_of_job(self, job_id: int, calls: Sequence[_Call]) -> str | None:
         """None, or why nothing was claimed, or none of it written: upkeep finds the samples again."""
+        if job_id in self._misfits:
+            self._pass_on(job_id, calls)
+        if job_id in self._refusals:
+            return self._refusals[job_id]
         named: dict[int, tuple[int, _Call]] = {}
         for call in calls:
             for sample_id, epoch in call.message.samples:
                 if sample_id not in named or epoch > named[sample_id][0]:  # of two epochs only the later can be its own
                     named[sample_id] = epoch, call
         try:
-            if job_id in self._refusals:
-                self._pass_on(job_id, list(named))
-                return self._refusals[job_id]
             claimed = self._store.claim(job_id, {sample_id: epoch for sample_id, (epoch, _) in named.items()})
             if not claimed and self._is_misfit(job_id):
-                self._pass_on(job_id, list(named))
+                self._pass_on(job_id, calls)
                 return self._refusals[job_id]
         except ServiceUnavailable as error:
             log.warning("nothing claimed", reason=str(error))
@@ -226,6 +244,9 @@ class Writer:
             call.under_way.add()
             if setup is None:
                 self._recorder.put(EndedClaim((sample.sample_id, sample.epoch), call.under_way, 0, Release()))
+            elif sample.must_be_alone:
+                self._trial.open(Waiting(sample=sample, setup=setup, latch=call.under_way))
+                self._recorder.put(LookAtTrial())
             else:
                 self._begin(sample, setup, call.under_way)
         return self._refusals.get(job_id)
@@ -239,10 +260,15 @@ class Writer:
         self._refuse(job_id, reason)
         return True
 
-    def _pass_on(self, job_id: int, sample_ids: Sequence[int]) -> None:
-        """Tell a worker whose model is the right one of samples whose message came here; it never passes them back."""
-        if job_id in self._misfits:
-            self._publisher.publish(self._store.for_a_fitting_worker(job_id, sample_ids))
+    def _pass_on(self, job_id: int, calls: Sequence[_Call]) -> bool:
+        """Tell a worker that may claim now of samples whose message came here; False: nobody could be told."""
+        sample_ids = {sample_id for call in calls for sample_id, _ in call.message.samples}
+        try:
+            samples = self._store.for_another_worker(job_id, sorted(sample_ids))
+        except ServiceUnavailable:
+            return False  # upkeep finds them again
+        self._publisher.publish(samples)
+        return bool(samples)
 
     def _refuse(self, job_id: int, reason: str) -> None:
         self._refusals[job_id] = reason
@@ -306,10 +332,13 @@ class Writer:
 
     # The recorder's thread.
 
-    def _advance(self, item: Outcome | EndedClaim) -> EndedClaim | None:
+    def _advance(self, item: Outcome | EndedClaim | LookAtTrial) -> EndedClaim | None:
         """Carry a sample on by what the engine made of its request. None: the engine has its next one."""
         if isinstance(item, EndedClaim):
             return item
+        if isinstance(item, LookAtTrial):
+            self._look_at_trial()
+            return None
         active, result = item
         if isinstance(result, GenerateResult):
             self._ledger.receive(result.num_generated_tokens)
@@ -362,10 +391,47 @@ class Writer:
         self._publisher.publish([*committed.samples, *(self._sent_on(sample) for sample in released)])
         for ended in group:
             ended.latch.count_down()
+        for ended in group if self._trial.is_open else ():
+            self._claim_again(self._trial.end(ended.claim))
+        self._look_at_trial()
+
+    def _look_at_trial(self) -> None:
+        """Begin with the sample that must be alone once nothing else is here; see that this comes soon."""
+        waiting = self._trial.waiting
+        if waiting is None:
+            return
+        if self._in_flight.is_stopping:
+            self._end_trial(waiting, Release())
+        elif not self._in_flight.holds_only(waiting.claim):
+            if self._trial.has_waited_long:
+                self._hand_back(self.in_flight())
+        else:
+            self._try(waiting)
+
+    def _try(self, waiting: Waiting) -> None:
+        try:
+            if not self._store.begin_trial(waiting.claim):
+                return  # a claim that nobody here knows of: the next heartbeat hands it back
+        except LeaseLost:
+            self._end_trial(waiting, None)
+            return
+        log.warning("sample tried alone", sample_id=waiting.sample.sample_id)
+        self._trial.begin()
+        self._begin(waiting.sample, waiting.setup, waiting.latch)
+
+    def _end_trial(self, waiting: Waiting, how: ClaimEnd) -> None:
+        """The sample goes back, or is somebody else's."""
+        self._trial.begin()
+        self._recorder.put(EndedClaim(waiting.claim, waiting.latch, 0, how))
+
+    def _claim_again(self, calls: Sequence[_Call]) -> None:
+        for call in calls:
+            self._claimer.put(call)
 
     def _sent_on(self, sample: Runnable) -> Runnable:
-        """A sample of a job that is refused here, to whoever serves its model: here its message would end."""
-        return replace(sample, home_queue=None) if sample.job_id in self._refusals else sample
+        """A sample that cannot be claimed here now, to whoever serves its model: here its message would end."""
+        is_claimed_here = sample.job_id not in self._refusals and not self._trial.is_open
+        return sample if is_claimed_here else replace(sample, home_queue=None)
 
     # The lease keeper's thread.
 
@@ -409,6 +475,8 @@ class Writer:
             log.info("samples abandoned", samples=lost)
         self.release_orphaned(before, held)
         self._settle_late_tokens()
+        if self._trial.waiting is not None:
+            self._recorder.put(LookAtTrial())
 
     def _settle_late_tokens(self) -> None:
         """Once a later generation has renewed its lease, the rows of the earlier ones are closed and can be mended."""
@@ -442,15 +510,21 @@ class Writer:
         """Take nothing new; let requests run on for so long, then hand the rest back: what is gathered is stored, what
         is being written is dropped."""
         self._in_flight.stop()
+        self._claim_again(self._trial.take_aside())
+        self._recorder.put(LookAtTrial())
         deadline = time.monotonic() + timeout_s
         while not self._in_flight.is_idle and time.monotonic() < deadline:
             time.sleep(0.05)
-        rest = self._in_flight.drain()
-        for active in rest:
+        self._hand_back(self._in_flight.drain())
+
+    def _hand_back(self, samples: Sequence[ActiveSample]) -> None:
+        """What is gathered of them is stored, what is being written is dropped."""
+        to_hand_back = [active for active in samples if not active.handed_back]
+        for active in to_hand_back:
             active.handed_back = True
             self.engine.abort(active.request_id)
-        if rest:
-            log.info("samples handed back", samples=len(rest))
+        if to_hand_back:
+            log.info("samples handed back", samples=len(to_hand_back))
 
     def close(self) -> None:
         """End once all that was claimed is stored."""
