@@ -15,6 +15,7 @@ from sqlalchemy import Connection, text
 
 from pipeline.chat.translation import first_prompt_tokens
 from pipeline.db.context_cache import EMPTY, Context, ContextCache, load_contexts
+from pipeline.db.parts import OpenSegment, load_open_segments
 from pipeline.db.runnable import Runnable, select_runnable
 from pipeline.db.states import waiting_again, why_not_served
 from pipeline.errors import LeaseLost
@@ -46,6 +47,8 @@ class ClaimedSample:
     """Of the rendered prompt, as the first writer read it; None where nobody has written."""
     num_rescues: int = 0
     """Times its worker died with it since its last commit."""
+    open_segment: OpenSegment | None = None
+    """What is stored of a segment that an earlier claim did not end; None: nothing."""
 
     @property
     def must_be_alone(self) -> bool:
@@ -91,10 +94,12 @@ _CLAIM = text(f"""
                {_HOME_IS_HERE}
         FROM mine WHERE s.id = mine.id
         RETURNING s.id, s.job_id, s.epoch, s.problem_id, s.sample_index, s.policy_state, s.max_tokens, s.next_request,
-                  s.num_segments, s.num_asides, s.runnable_at, s.num_rescues
+                  s.num_segments, s.num_asides, s.runnable_at, s.num_rescues,
+                  s.part_tokens
     )
     SELECT c.id AS sample_id, c.job_id, c.epoch, c.problem_id, c.sample_index, c.policy_state, c.max_tokens AS budget,
            c.next_request, c.num_segments, c.num_asides, c.num_rescues,
+           c.part_tokens,
            extract(epoch FROM clock_timestamp() - c.runnable_at)::float8 AS wait_seconds,
            p.external_id, p.prompt, p.shown
     FROM claimed c JOIN problems p ON p.id = c.problem_id
@@ -135,21 +140,32 @@ def claim_samples(
     claimed = [dict(row) for row in rows]
     if not claimed:
         return []
+    parts = {row["sample_id"]: row["num_segments"] for row in claimed if row.pop("part_tokens")}
     with_segments = {row["sample_id"] for row in claimed if row.pop("num_segments")}
     with_asides = {row["sample_id"] for row in claimed if row.pop("num_asides")}
     resumed = [row["sample_id"] for row in claimed if row["sample_id"] in with_segments | with_asides]
     contexts = load_contexts(connection, resumed, cache or ContextCache(), with_asides=with_asides)
-    return [_claimed_sample(row, contexts.get(row["sample_id"], EMPTY)) for row in claimed]
+    open_segments = load_open_segments(connection, parts)
+    return [
+        _claimed_sample(row, contexts.get(row["sample_id"], EMPTY), open_segments.get(row["sample_id"]))
+        for row in claimed
+    ]
 
 
-def _claimed_sample(row: dict[str, Any], context: Context) -> ClaimedSample:
+def _claimed_sample(row: dict[str, Any], context: Context, open_segment: OpenSegment | None) -> ClaimedSample:
     problem = Problem(
         external_id=row.pop("external_id"),
         prompt=row.pop("prompt"),
         metadata=row.pop("shown"),
     )
     lengths = ((segment.prompt_tokens, len(segment.token_ids)) for segment in context.segments)
-    return ClaimedSample(problem=problem, context=context, num_prompt_tokens=first_prompt_tokens(lengths), **row)
+    return ClaimedSample(
+        problem=problem,
+        context=context,
+        num_prompt_tokens=first_prompt_tokens(lengths),
+        open_segment=open_segment,
+        **row,
+    )
 
 
 _BEGIN_TRIAL = text("""

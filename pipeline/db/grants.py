@@ -36,8 +36,9 @@ _SCHEMA = {"alembic_version": "SELECT (version_num)", "schema_objects": "SELECT 
 
 _WRITTEN = (
     "state, epoch, holder_id, small_worker_id, large_worker_id, runnable_at, not_before, num_rescues, num_attempts, "
-    "trial_epoch, policy_state, next_role, next_request, num_segments, num_takeovers, tokens_small, tokens_large, "
-    "tokens_inserted, discarded_small, discarded_large, num_asides, aside_small, aside_large, taken_small, taken_large"
+    "trial_epoch, part_tokens, policy_state, next_role, next_request, num_segments, num_takeovers, tokens_small, "
+    "tokens_large, tokens_inserted, discarded_small, discarded_large, num_asides, aside_small, aside_large, "
+    "taken_small, taken_large"
 )
 """What a claim, a commit, a release or a deferral reads of a sample and changes."""
 _ENDED = "published_at, finish_reason, error_class, error, finished_at, ended_at"
@@ -50,6 +51,7 @@ _RESUMED = (
 """What a writer reads of the segments that it goes on from."""
 _ASIDE = ", ".join(column.name for column in AsideRow.__table__.columns if column.name != "committed_at")
 _SEGMENT = ", ".join(column.name for column in SegmentRow.__table__.columns if column.name != "committed_at")
+_PART = "sample_id, segment_index, start_token, token_ids, epoch, worker_id"
 _STEP = ", ".join(column.name for column in StepRow.__table__.columns)
 _SIGNAL = ", ".join(column.name for column in SignalRow.__table__.columns)
 
@@ -95,6 +97,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
             f"SELECT (id, job_id, problem_id, sample_index, max_tokens, {_WRITTEN}), UPDATE ({_WRITTEN}, {_ENDED})"
         ),
         "segments": f"SELECT ({_RESUMED}), INSERT ({_SEGMENT})",
+        "segment_parts": f"SELECT ({_PART}), INSERT ({_PART}), DELETE",
         "asides": f"SELECT ({_ASIDE}, committed_at), INSERT ({_ASIDE})",
         "signals": f"INSERT ({_SIGNAL})",
         "steps": f"INSERT ({_STEP})",
@@ -155,7 +158,18 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
     DatabaseRole.SUBMITTER: {
         **dict.fromkeys(("alembic_version", "schema_objects"), "SELECT"),
         **dict.fromkeys(
-            ("engines", "workers", "upkeep_leader", "segments", "asides", "signals", "steps", "events"), "SELECT"
+            (
+                "engines",
+                "workers",
+                "upkeep_leader",
+                "segments",
+                "segment_parts",
+                "asides",
+                "signals",
+                "steps",
+                "events",
+            ),
+            "SELECT",
         ),
         **dict.fromkeys(("rollups", "length_counts"), "SELECT"),
         "problem_sets": f"SELECT, INSERT ({_PROBLEM_SET})",

@@ -28,6 +28,7 @@ from pipeline.db.claims import (
 )
 from pipeline.db.commits import Committed, SampleCommit, commit_samples
 from pipeline.db.context_cache import ContextCache
+from pipeline.db.parts import Part, store_parts
 from pipeline.db.runnable import Runnable, select_runnable
 from pipeline.db.session import transaction
 from pipeline.db.worker_leases import settle_late_tokens
@@ -138,6 +139,11 @@ class Store:
                 commits=commits,
             )
         )
+
+    def parts(self, parts: Sequence[Part]) -> frozenset[int]:
+        """Store what running requests have written; of which samples. Raises as ``transaction``."""
+        with transaction(self.db_engine) as connection:
+            return store_parts(connection, worker_id=self.identity.worker_id, parts=parts)
 
     def release(self, epochs: Mapping[int, int]) -> list[Runnable]:
         """Hand samples back at their last commit. epochs: sample id → epoch."""

@@ -27,6 +27,7 @@ from pipeline.db.claims import ClaimedSample
 from pipeline.db.commits import SampleCommit
 from pipeline.db.faults import describe
 from pipeline.db.job_configs import fix_identity, fix_think_phase, get_job_config
+from pipeline.db.parts import Part
 from pipeline.db.runnable import Runnable
 from pipeline.db.worker_leases import WorkerCounters
 from pipeline.errors import EngineDied, EngineRefused, EngineUnavailable, LeaseLost, ServiceUnavailable
@@ -43,6 +44,7 @@ from workers.writing.cache_room import CacheRoom
 from workers.writing.in_flight import InFlight
 from workers.writing.job_setup import JobSetup
 from workers.writing.latch import Latch
+from workers.writing.parts import last_part, running_part
 from workers.writing.store import Identity, Store
 from workers.writing.token_ledger import TokenLedger
 from workers.writing.trial import Trial, Waiting
@@ -133,12 +135,15 @@ class Writer:
         on_failure: Callable[[WorkerEnd], None],
         max_attempts: int = 8,
         admit_ahead: float = 1.0,
+        store_every_s: float = 0.0,
         weights: str | None = None,
         revision: str | None = None,
     ) -> None:
         """on_failure: told why the worker cannot go on. max_attempts: so often a sample is handed to an
-        engine that refuses it for the moment. admit_ahead: samples that upkeep admits per slot."""
+        engine that refuses it for the moment. admit_ahead: samples that upkeep admits per slot. store_every_s: how
+        often what a request has written is stored while it runs; 0: never."""
         self.role = role
+        self._store_every_s = store_every_s
         self._weights = weights
         self._revision = revision
         self.engine = engine
@@ -326,6 +331,7 @@ class Writer:
             raise EngineRefused(wanted.name, reason)
 
     def _submit(self, active: ActiveSample, request: GenerateRequest) -> None:
+        active.submitted_at, active.part_tokens = time.monotonic(), 0
         self.engine.submit(request, lambda result: self._recorder.put(Outcome(active, result)))
         if active.abandoned or active.handed_back:  # since it was looked at: whoever said so found nothing to abort
             self.engine.abort(request.request_id)
@@ -355,7 +361,7 @@ class Writer:
     def _next_step(self, active: ActiveSample, result: GenerateResult | Exception) -> Step | ClaimEnd:
         if active.abandoned or active.handed_back:
             active.num_tokens += result.num_generated_tokens if isinstance(result, GenerateResult) else 0
-            return None if active.abandoned else commit_gathered(active) or Release()
+            return None if active.abandoned else commit_gathered(active) or self._given_back(active, result)
         if isinstance(result, EngineDied):
             self._on_failure(WorkerEnd.ENGINE_DIED)
             return None
@@ -369,6 +375,28 @@ class Writer:
         except Exception as error:
             log.exception("sample not carried on", sample_id=active.sample.sample_id)
             return failed(active.claim, error)
+
+    def _given_back(self, active: ActiveSample, result: GenerateResult | Exception) -> Release:
+        """The sample goes back to its last commit, or to what its request wrote until now where that took long."""
+        if isinstance(result, GenerateResult):
+            part = last_part(active, result.piece.token_ids, every_s=self._store_every_s)
+            if part is not None:
+                self._store_parts({active: part})
+        return Release()
+
+    def _store_parts(self, parts: Mapping[ActiveSample, Part]) -> None:
+        """Store what was written of running requests. A sample that has come so far need not be alone any more."""
+        try:
+            stored = self._store.parts(list(parts.values()))
+        except ServiceUnavailable as error:
+            log.warning("parts not stored", reason=str(error))
+            return
+        now = time.monotonic()
+        for active, part in parts.items():
+            active.submitted_at = now
+            if part.sample_id in stored:
+                active.part_tokens = part.start_token + len(part.token_ids)
+                self._claim_again(self._trial.end(part.claim))
 
     def _record(self, group: Sequence[EndedClaim]) -> None:
         """Store how a group of claims ended, tell who goes on, and let the waiting tasks end."""
@@ -477,6 +505,19 @@ class Writer:
         self._settle_late_tokens()
         if self._trial.waiting is not None:
             self._recorder.put(LookAtTrial())
+        self._store_what_takes_long()
+
+    def _store_what_takes_long(self) -> None:
+        """What long requests have written so far."""
+        if not self._store_every_s:
+            return
+        parts: dict[ActiveSample, Part] = {}
+        for active in self.in_flight():
+            part = running_part(active, self.engine, every_s=self._store_every_s)
+            if part is not None and not (active.abandoned or active.handed_back or active.committing):
+                parts[active] = part
+        if parts:
+            self._store_parts(parts)
 
     def _settle_late_tokens(self) -> None:
         """Once a later generation has renewed its lease, the rows of the earlier ones are closed and can be mended."""
