@@ -82,6 +82,15 @@ class Aside:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    epoch: int
+    worker: int
+    segment_index: int
+    start: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Written:
     """One commit, as far as the model cares: all that one claim wrote."""
 
@@ -123,6 +132,7 @@ class Sample:
     score: float | None = None
     segments: list[Segment] = field(default_factory=list)
     asides: list[Aside] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
     events: list[tuple[str, str, int]] = field(default_factory=list)
 
     def move(self, state: str) -> None:
@@ -144,6 +154,10 @@ class Sample:
     @property
     def is_suspect(self) -> bool:
         return self.num_rescues >= SUSPECT_AFTER
+
+    @property
+    def part_tokens(self) -> int:
+        return sum(part.tokens for part in self.parts)
 
     @property
     def must_be_alone(self) -> bool:
@@ -261,8 +275,17 @@ class Model:
             else:
                 s.large_worker = worker
                 s.move("assisting")
-            taken[s.id] = (s.epoch, len(s.segments), len(s.asides), s.count, s.max_tokens)
+            taken[s.id] = (s.epoch, len(s.segments), len(s.asides), s.count, s.max_tokens, s.part_tokens)
         return taken
+
+    def store_part(self, sample: int, part: Part) -> frozenset[int]:
+        s = self.samples[sample]
+        is_held = (s.epoch, s.holder) == (part.epoch, part.worker)
+        if not is_held or (len(s.segments), s.part_tokens) != (part.segment_index, part.start):
+            return frozenset()
+        s.parts.append(part)
+        s.num_rescues = 0
+        return frozenset({sample})
 
     def begin_trial(self, worker: int, sample: int, epoch: int) -> bool | str:
         held = self.held_by(worker)
@@ -291,6 +314,7 @@ class Model:
             return
         s.move(commit.to_state)
         s.num_rescues = s.num_attempts = 0
+        s.parts = []
         s.count = commit.count
         s.next_role = {"ready": "small", "awaiting_large": "large"}.get(commit.to_state)
         s.num_takeovers += commit.num_takeovers
@@ -517,7 +541,7 @@ class Model:
                 self.workers[segment.worker].withdrawn += segment.kept + segment.discarded
             for aside in s.asides:
                 self.workers[aside.worker].withdrawn += aside.tokens
-            s.segments, s.asides = [], []
+            s.segments, s.asides, s.parts = [], [], []
             s.epoch += 1
             s.move("pending")
             s.max_tokens = max_tokens
@@ -590,7 +614,7 @@ class Model:
                     s.trial_epoch, s.num_attempts, not self.is_due(s), s.next_role, s.max_tokens, s.num_takeovers,
                     s.count, s.finish_reason, s.error_class, s.score, len(s.segments), s.tokens("small", kept=True),
                     s.tokens("large", kept=True), s.tokens("small", kept=False), s.tokens("large", kept=False),
-                    len(s.asides), s.aside_tokens("small"), s.aside_tokens("large"),
+                    len(s.asides), s.aside_tokens("small"), s.aside_tokens("large"), s.part_tokens,
                 )
                 for s in self.samples.values()
             },
@@ -598,6 +622,11 @@ class Model:
                 (s.id, index): (g.epoch, g.worker, g.author, g.kept, g.discarded)
                 for s in self.samples.values()
                 for index, g in enumerate(s.segments)
+            },
+            "parts": {
+                (s.id, part.start): (part.segment_index, part.epoch, part.worker, part.tokens)
+                for s in self.samples.values()
+                for part in s.parts
             },
             "asides": {
                 (s.id, index): (a.epoch, a.worker, a.author, a.tokens, a.after_segment)

@@ -47,9 +47,9 @@ FIRST = ("small", "small", "large")
 FATES = ("lapses", "lapses", "lapses", "hangs", "wakes", "is killed", "ends", "comes", "comes")
 MAX_HANDS, MAX_JOBS = 5, 4
 ACTS = (
-    "claiming", "claiming", "claiming", "writing", "writing", "writing", "trying_alone", "committing_again",
-    "releasing", "deferring", "beating", "ending", "cancelling", "cancelling_samples", "pausing", "releasing_job",
-    "resuming", "resuming", "retrying_failed", "retrying_cut", "ranking", "grading", "grading",
+    "claiming", "claiming", "claiming", "writing", "writing", "writing", "trying_alone", "storing_part",
+    "committing_again", "releasing", "deferring", "beating", "ending", "cancelling", "cancelling_samples", "pausing",
+    "releasing_job", "resuming", "resuming", "retrying_failed", "retrying_cut", "ranking", "grading", "grading",
 )  # fmt: skip
 RACED_DUTIES = (*DUTIES, "lapsing", "lapsing")
 HOLDING = (
@@ -69,6 +69,7 @@ DOCTORS = (Invariant.ROWS, Invariant.CLAIMS, Invariant.EVENTS)
 SEEN = (
     "worker commits: done", "worker commits: in vain", "worker claims: in vain", "worker lapses and is settled: done",
     "upkeep tries suspects: done", "upkeep publishes again: done", "upkeep goes on cancelling: done",
+    "worker stores a part of: done", "worker stores a part of: in vain", "worker tries alone: done",
     "upkeep closes: done", "retry what was cut of job: done", "cancel job: done",
 )  # fmt: skip
 """What a run must have had."""

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, TextClause, bindparam, text
 from sqlalchemy import Engine as DbEngine
 from sqlalchemy.exc import IntegrityError
 
-from pipeline.db import claims, commits, upkeep_statements, worker_leases
+from pipeline.db import claims, commits, parts, upkeep_statements, worker_leases
 from pipeline.db.commits import Committed, SampleCommit
 from pipeline.db.runnable import Runnable
 from pipeline.db.session import transaction
@@ -67,6 +67,10 @@ MUTATIONS = [
              "gave what neither order gives", pair="begin trial, die"),
     Mutation("trial of somebody else's claim", claims, "_BEGIN_TRIAL", "s.epoch = :epoch AND s.holder_id = :worker",
              "s.epoch >= :epoch", "gave what neither order gives", pair="begin trial, die"),
+    Mutation("part without fence", parts, "_STORE", "s.epoch = part.epoch AND s.holder_id = :worker", "true",
+             "gave what neither order gives|no transition|violates", pair="store part, lapse"),
+    Mutation("part counted twice", parts, "_STORE", "AND s.part_tokens = part.start_token", "",
+             "gave what neither order gives|duplicate key", pair="store part, the same again"),
     Mutation("repeated commit taken for a stale one", commits, "_STORED_BEFORE", "g.worker_id = :worker",
              "g.worker_id = -:worker", r"worker \d+ commits"),
     Mutation("settle locks the keys of its workers", upkeep_statements, "_UNSETTLED", "FOR NO KEY UPDATE", "FOR UPDATE",

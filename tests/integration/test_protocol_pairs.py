@@ -192,6 +192,11 @@ def claim_beside_a_trial(machine: ProtocolMachine) -> Op:
     return claim(machine)
 
 
+def store_part(machine: ProtocolMachine) -> Op:
+    hand = machine.hands[0]
+    return machine.storing_of(hand, next(iter(hand.works.values())), 0, 3)
+
+
 lapse = by("lapsing")
 PAIRS: dict[str, tuple[Callable[[ProtocolMachine], None], Maker, Maker]] = {
     "claim, lapse": (waiting, claim, lapse),
@@ -214,6 +219,11 @@ PAIRS: dict[str, tuple[Callable[[ProtocolMachine], None], Maker, Maker]] = {
     "renew, lapse": (held, by("beating"), lapse),
     "lapse beside others, renew": (beside, lapse, by("beating")),
     "die beside others, settle": (beside, die, by("settling")),
+    "store part, lapse": (held, store_part, lapse),
+    "store part, commit": (held, store_part, write),
+    "store part, release": (held, store_part, release),
+    "store part, the same again": (held, store_part, store_part),
+    "store part, halt": (paused, store_part, by("halting")),
     "begin trial, die": (accused, begin_trial, die_and_settle),
     "claim beside a trial, die": (accused, claim_beside_a_trial, die_and_settle),
     "lapse, cancel samples": (half_held, lapse, by("cancelling_samples", JOB)),
