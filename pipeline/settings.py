@@ -68,6 +68,9 @@ class EngineSettings(_Part):
     """Samples that one worker writes at the same time."""
     max_attempts: Annotated[int, Field(ge=1)] = 8
     """A sample that the engine refuses for the moment (out of memory, say) is tried so often, after 1, 2, 4 … 60 s."""
+    store_every_s: Annotated[float, Field(ge=0)] = 30.0
+    """What a request has written is stored so often while it runs: a lost worker costs no more of a long segment. The
+    rest is then drawn with other noise than without the loss. 0: never; it is drawn again as it was."""
     stall_after_s: Seconds = 120.0
     """A worker whose engine gives no token for so long while requests run ends with an error."""
     vllm: VllmSettings = VllmSettings()

@@ -25,14 +25,25 @@ from pipeline.db.states import (
     role_of,
     runnable_state_of,
     waiting_again,
+    why_not_served,
 )
 from pipeline.jobs.config import JobState
-from pipeline.samples import GUILTY_AFTER_LAPSES, SUSPECT_AFTER
+from pipeline.samples import ALONE_AFTER, GUILTY_AFTER_LAPSES, SUSPECT_AFTER, ModelRole
 
+_MISFITS = " ".join(f"WHEN {role.value!r} THEN {why_not_served(role)}" for role in ModelRole)
 _ROOM = text(f"""
-    WITH demand AS (
+    WITH live AS MATERIALIZED (
+        SELECT DISTINCT w.kind, w.model, e.model_fingerprint, e.weights_sha256, e.revision
+        FROM workers w LEFT JOIN engines e ON e.id = w.engine_id
+        WHERE w.ended_at IS NULL AND w.expires_at > clock_timestamp()
+    ),
+    demand AS MATERIALIZED (
         SELECT j.id, j.priority, j.first_role, {model_of("j.first_role")} AS model
-        FROM jobs j WHERE j.state = 'running'
+        FROM jobs j
+        WHERE j.state = 'running' AND EXISTS (
+            SELECT FROM live e
+            WHERE e.kind = j.first_role AND e.model = {model_of("j.first_role")}
+              AND CASE j.first_role {_MISFITS} END IS NULL)
     ),
     supply AS (
         SELECT kind, model, sum(coalesce(num_slots, max_in_flight)) AS slots FROM workers
@@ -72,7 +83,8 @@ ADMITTING_S = 0.3
 def admit_samples(connection: Connection, *, ahead: float) -> list[Runnable]:
     """Let in as many waiting samples as the live workers of their opening model have room for.
 
-    Jobs with a higher priority first, then older ones, for ADMITTING_S.
+    Jobs with a higher priority first, then older ones, for ADMITTING_S. A job that no live worker's model may write
+    takes no room from others of the same name.
 
     ahead: samples in the pipeline per slot. A sample with the large model still counts: its context is cached. A
     worker whose cache cannot hold the contexts of so many says fewer slots with its heartbeat (CacheRoom).
@@ -118,19 +130,19 @@ _UNSETTLED = text("""
     SELECT id, queue FROM workers WHERE ended_at IS NOT NULL AND settled_at IS NULL
     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 """)
-# Only a sample that was claimed as a suspect can be guilty: of those that become suspects by this death, each may have
-# been beside the one that did it. A lapse is no death that its work explains, or one after many.
+# Only a sample that had its engine to itself can be guilty: of several, each may have been beside the one that did it.
+# A lapse is no death that its work explains, or one after many.
 _RESCUE = text(f"""
     WITH held AS (
         SELECT s.id, s.holder_id, w.end_reason, s.num_rescues + (w.end_reason <> 'stopped')::integer AS deaths,
-               s.num_rescues >= {SUSPECT_AFTER} AS was_suspect
+               s.num_rescues >= {ALONE_AFTER} AND s.trial_epoch = s.epoch AS was_tried
         FROM samples s JOIN workers w ON w.id = s.holder_id
         WHERE s.holder_id = ANY(:workers) ORDER BY s.id FOR UPDATE OF s
     ),
     judged AS (
-        SELECT held.*, end_reason <> 'stopped' AND was_suspect
+        SELECT held.*, end_reason <> 'stopped' AND coalesce(was_tried, false)
                AND (end_reason <> 'lapsed' OR deaths >= {GUILTY_AFTER_LAPSES})
-               AND count(*) FILTER (WHERE was_suspect) OVER (PARTITION BY holder_id) = 1 AS is_guilty
+               AND count(*) OVER (PARTITION BY holder_id) = 1 AS is_guilty
         FROM held
     )
     UPDATE samples s SET
@@ -141,7 +153,7 @@ _RESCUE = text(f"""
             CASE judged.end_reason WHEN 'engine_stalled' THEN 'timed_out' WHEN 'writer_failed' THEN 'internal'
                                    ELSE 'engine_died' END END,
         error = CASE WHEN judged.is_guilty THEN format(
-            'its worker was lost %s times while it wrote this, the last time (worker %s, %s) with no other suspect',
+            'its worker was lost %s times while it wrote this, the last time (worker %s, %s) with nothing beside it',
             judged.deaths, judged.holder_id, judged.end_reason) END,
         ended_at = CASE WHEN judged.is_guilty THEN clock_timestamp() END
     FROM judged WHERE s.id = judged.id
@@ -164,8 +176,8 @@ def settle_workers(connection: Connection, *, awake_for: dt.timedelta = dt.timed
     """End the lives of workers whose lease ran out, and give back what ended workers still held. None: nobody ended.
 
     A held sample goes back to its last committed segment under a new epoch, so that a worker that comes back to life
-    can write nothing. One whose workers died with it again and again is set aside as failed once it can be told from
-    those that were merely beside it (see ``suspects_to_try``).
+    can write nothing. One whose workers died with it again and again is set aside as failed once it has done so with
+    the engine to itself (see ``suspects_to_try``, ``claims.begin_trial``).
 
     awake_for: how long upkeep has been watching without a gap; a lease is not taken from anybody whose time to live
     is longer, since after an outage of the database itself everybody's has run out.
@@ -217,7 +229,8 @@ def overdue_samples(connection: Connection, *, age: dt.timedelta, limit: int = M
 
 _TRY = text(f"""
     WITH suspect AS (
-        SELECT s.id, s.state, s.published_at, s.not_before, roles.role, {model_of("roles.role")} AS model
+        SELECT s.id, s.state, s.published_at, s.not_before, s.num_rescues >= {ALONE_AFTER} AS must_be_alone, roles.role,
+               {model_of("roles.role")} AS model
         FROM samples s JOIN jobs j ON j.id = s.job_id, LATERAL (SELECT {role_of("s.state")} AS role) roles
         WHERE s.num_rescues >= {SUSPECT_AFTER} AND s.state IN {ADMITTED}
           AND j.state = 'running'
@@ -227,20 +240,25 @@ _TRY = text(f"""
         WHERE ended_at IS NULL AND expires_at > clock_timestamp() GROUP BY kind, model
     ),
     under_way AS (
-        SELECT role, model, count(*) AS samples FROM suspect
+        SELECT role, model, count(*) AS samples, count(*) FILTER (WHERE must_be_alone) AS alone FROM suspect
         WHERE state IN {WRITING} OR published_at > clock_timestamp() - :age GROUP BY role, model
     ),
-    next AS (
-        SELECT w.id, w.role, w.model, row_number() OVER (PARTITION BY w.role, w.model ORDER BY w.id) AS place
+    waiting AS (
+        SELECT w.*, row_number() OVER (PARTITION BY w.role, w.model, w.must_be_alone ORDER BY w.id) AS number
         FROM suspect w
         WHERE w.state IN {RUNNABLE} AND w.published_at <= clock_timestamp() - :age
           AND (w.not_before IS NULL OR w.not_before <= clock_timestamp())
     ),
+    next AS (
+        SELECT w.id, w.role, w.model, coalesce(under_way.samples, 0) AS under_way,
+               row_number() OVER (PARTITION BY w.role, w.model ORDER BY w.must_be_alone DESC, w.id) AS place
+        FROM waiting w LEFT JOIN under_way ON under_way.role = w.role AND under_way.model = w.model
+        WHERE NOT w.must_be_alone OR w.number = 1 AND coalesce(under_way.alone, 0) = 0
+    ),
     chosen AS (
         SELECT s.id FROM samples s JOIN next ON next.id = s.id
         JOIN supply ON supply.kind = next.role AND supply.model = next.model
-        LEFT JOIN under_way ON under_way.role = next.role AND under_way.model = next.model
-        WHERE next.place <= supply.workers - coalesce(under_way.samples, 0) FOR UPDATE OF s SKIP LOCKED
+        WHERE next.place <= supply.workers - next.under_way FOR UPDATE OF s SKIP LOCKED
     )
     UPDATE samples s SET published_at = clock_timestamp() FROM chosen WHERE s.id = chosen.id
     RETURNING {RUNNABLE_COLUMNS}
@@ -250,7 +268,8 @@ _TRY = text(f"""
 def suspects_to_try(connection: Connection, *, age: dt.timedelta) -> list[Runnable]:
     """Samples whose workers died with them, as many as there are live workers without one; they count as published now.
 
-    Tried one by one, a sample that kills its worker is told from those that were beside it; a commit clears it.
+    Tried one by one, a sample that kills its worker is told from those that were beside it; a commit clears it. Of
+    those that must be alone one is tried at a time for each model, and first: its worker takes nothing else.
     age: how long a message may take. Index: ix_samples_suspect.
     """
     return [runnable(row) for row in connection.execute(_TRY, {"age": age}).mappings()]

@@ -17,7 +17,7 @@ from celery import Celery
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
 
-from pipeline.db import claims, commits, upkeep_statements, worker_leases
+from pipeline.db import claims, commits, parts, upkeep_statements, worker_leases
 from pipeline.db import job_control as control
 from pipeline.db.claims import ClaimedSample
 from pipeline.db.commits import Committed, SampleCommit
@@ -55,6 +55,8 @@ class Hand:
     role: ModelRole
     model: str
     works: dict[int, ClaimedSample] = field(default_factory=dict)
+    parts: dict[tuple[int, int], int] = field(default_factory=dict)
+    """Tokens of open segments that it has stored, by claim."""
     is_hung: bool = False
 
     @property
@@ -144,13 +146,16 @@ DUMP = text("""
         CASE WHEN isfinite(published_at)
              THEN to_jsonb(round(extract(epoch FROM clock_timestamp() - published_at) / 600)::integer)
              ELSE to_jsonb(published_at) END,
-        num_rescues, num_attempts, coalesce(not_before > clock_timestamp(), false), next_role, max_tokens,
+        num_rescues, trial_epoch, num_attempts, coalesce(not_before > clock_timestamp(), false), next_role, max_tokens,
         num_takeovers, policy_state->'count', finish_reason, error_class, score, num_segments, tokens_small,
-        tokens_large, discarded_small, discarded_large, num_asides, aside_small, aside_large))
+        tokens_large, discarded_small, discarded_large, num_asides, aside_small, aside_large, part_tokens))
      FROM samples WHERE job_id = ANY(:jobs)) AS samples,
     (SELECT json_agg(json_build_array(g.sample_id, g.segment_index, g.epoch, g.worker_id, g.author,
         cardinality(g.token_ids), cardinality(g.discarded_ids)))
      FROM segments g JOIN samples s ON s.id = g.sample_id WHERE s.job_id = ANY(:jobs)) AS segments,
+    (SELECT json_agg(json_build_array(p.sample_id, p.start_token, p.segment_index, p.epoch, p.worker_id,
+        cardinality(p.token_ids)))
+     FROM segment_parts p JOIN samples s ON s.id = p.sample_id WHERE s.job_id = ANY(:jobs)) AS parts,
     (SELECT json_agg(json_build_array(a.sample_id, a.aside_index, a.epoch, a.worker_id, a.author,
         cardinality(a.token_ids), a.after_segment))
      FROM asides a JOIN samples s ON s.id = a.sample_id WHERE s.job_id = ANY(:jobs)) AS asides
@@ -166,6 +171,7 @@ def read(connection: Connection, model: Model) -> dict[str, dict[Any, Any]]:
         "workers": {key: tuple(rest) for key, *rest in row.workers or []},
         "samples": {key: tuple(rest) for key, *rest in row.samples or []},
         "segments": {(sample, index): tuple(rest) for sample, index, *rest in row.segments or []},
+        "parts": {(sample, start): tuple(rest) for sample, start, *rest in row.parts or []},
         "asides": {(sample, index): tuple(rest) for sample, index, *rest in row.asides or []},
     }
 
@@ -197,6 +203,7 @@ def see_claims(answer: Sequence[ClaimedSample]) -> dict[int, tuple[Any, ...]]:
             len(s.context.asides),
             s.policy_state["count"] if s.policy_state else None,
             s.budget,
+            len(s.open_segment.token_ids) if s.open_segment else 0,
         )
         for s in answer
     }
@@ -323,6 +330,53 @@ class Pipeline:
             lambda model: model.claim(worker, epochs, job),
             learn,
             see_claims,
+        )
+
+    def trying_alone(self, who: int, which: int, _: int) -> Op | None:
+        """A worker begins the trial of one that it holds: a suspect that must be alone, or now and then any."""
+        hand = self.hand_at_work(who)
+        if hand is None:
+            return None
+        works = list(hand.works.values())
+        alone = [work for work in works if work.must_be_alone]
+        work = (alone or works)[which % len(alone or works)]
+        return self.trying_of(hand, work)
+
+    def trying_of(self, hand: Hand, work: ClaimedSample) -> Op:
+        worker, claim = hand.worker_id, (work.sample_id, work.epoch)
+        return Op(
+            f"worker {worker} tries alone {claim}",
+            lambda c: claims.begin_trial(c, worker_id=worker, claim=claim),
+            lambda model: model.begin_trial(worker, *claim),
+        )
+
+    def storing_part(self, who: int, which: int, how_many: int) -> Op | None:
+        """A worker stores what it has written so far of a segment; now and then by a count that is not so."""
+        hand = self.hand_at_work(who)
+        if hand is None:
+            return None
+        works = list(hand.works.values())
+        work = works[which % len(works)]
+        before = len(work.open_segment.token_ids) if work.open_segment else 0
+        start = before + hand.parts.get((work.sample_id, work.epoch), 0) + (how_many == 7)
+        return self.storing_of(hand, work, start, 1 + how_many % 3)
+
+    def storing_of(self, hand: Hand, work: ClaimedSample, start: int, num_tokens: int) -> Op:
+        part = parts.Part(
+            sample_id=work.sample_id, epoch=work.epoch, segment_index=len(work.context.segments), start_token=start,
+            token_ids=list(range(num_tokens)),
+        )  # fmt: skip
+        worker = hand.worker_id
+        wanted = pm.Part(work.epoch, worker, part.segment_index, start, num_tokens)
+
+        def learn(stored: frozenset[int]) -> None:
+            hand.parts[part.claim] = hand.parts.get(part.claim, 0) + num_tokens * len(stored)
+
+        return Op(
+            f"worker {worker} stores a part of {part.claim}",
+            lambda c: parts.store_parts(c, worker_id=worker, parts=[part]),
+            lambda model: model.store_part(work.sample_id, wanted),
+            learn,
         )
 
     def writing(self, who: int, what: int, how_many: int) -> Op | None:

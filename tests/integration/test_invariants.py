@@ -85,10 +85,12 @@ class Member:
         self.engine.close()
 
 
-def hire(db_engine: DbEngine, role: ModelRole, *, step_s: float = 0.0, script: Script = go_on) -> Member:
+def hire(
+    db_engine: DbEngine, role: ModelRole, *, step_s: float = 0.0, script: Script = go_on, store_every_s: float = 0.0
+) -> Member:
     with transaction(db_engine) as connection:
         engine_id = put_engine(
-            connection, kind="scripted", version="1", model=role.value, model_fingerprint="f",
+            connection, kind="scripted", version="1", model=role.value, model_fingerprint=CHAT.fingerprint,
             vocabulary_sha256=CHAT.vocabulary_sha256, settings={},
         )  # fmt: skip
         worker_id = register_worker(
@@ -107,6 +109,7 @@ def hire(db_engine: DbEngine, role: ModelRole, *, step_s: float = 0.0, script: S
         publisher=Publisher(Celery("test", broker="memory://", set_as_current=False)),
         identity=Identity(worker_id=worker_id, engine_id=engine_id),
         on_failure=lambda reason: None,
+        store_every_s=store_every_s,
     )
     return Member(writer, engine, worker_id)
 

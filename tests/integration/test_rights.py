@@ -16,7 +16,15 @@ from sqlalchemy import Connection, Engine, TextClause, make_url, text
 
 from pipeline.chat.steps import Step
 from pipeline.chat.translation import ThinkPhase
-from pipeline.db.claims import ClaimedSample, defer_samples, held_epochs, release_samples
+from pipeline.db.claims import (
+    ClaimedSample,
+    begin_trial,
+    defer_samples,
+    find_fitting_queue,
+    find_misfit,
+    held_epochs,
+    release_samples,
+)
 from pipeline.db.grades import TextGrade, begin_grade, end_grade, store_grades
 from pipeline.db.grants import grant_roles
 from pipeline.db.job_configs import fix_identity, fix_think_phase, get_job_config
@@ -145,6 +153,8 @@ def write(connection: Connection, job: int, worker: int) -> list[ClaimedSample]:
     get_job_config(connection, job)
     for role in ModelRole:
         fix_identity(connection, job, role, ModelSpec(name="S", fingerprint="f", weights="w"))
+        find_fitting_queue(connection, worker_id=worker, role=role, job_id=job)
+    assert find_misfit(connection, worker_id=worker, job_id=job) is None
     fix_think_phase(connection, job, ThinkPhase(start="", end="", opened=False))
     first, second, third, fourth, fifth = claimed
     step = Step(
@@ -163,6 +173,7 @@ def write(connection: Connection, job: int, worker: int) -> list[ClaimedSample]:
     release_samples(connection, worker_id=worker, epochs={third.sample_id: third.epoch})
     defer_samples(connection, worker_id=worker, epochs={fourth.sample_id: fourth.epoch}, error="busy", max_attempts=1)
     assert len(held_epochs(connection, worker)) == 1
+    begin_trial(connection, worker_id=worker, claim=next(iter(held_epochs(connection, worker).items())))
     settle_late_tokens(connection, worker, tokens=1)
     return [first, fifth]
 

@@ -8,7 +8,8 @@ _TOKENS_OF_EACH_SEGMENT = """
                   cardinality(g.token_ids), cardinality(g.discarded_ids), coalesce(g.finish, 'nothing')) AS what
     FROM segments g JOIN samples s ON s.id = g.sample_id
     WHERE s.job_id = :job AND g.tokens_generated <> CASE WHEN g.author = 'inserted' OR g.taken_from IS NOT NULL THEN 0
-        ELSE cardinality(g.token_ids) + cardinality(g.discarded_ids) + coalesce((g.finish = 'eos')::integer, 0) END
+        ELSE cardinality(g.token_ids) + cardinality(g.discarded_ids) + coalesce((g.finish = 'eos')::integer, 0)
+             - coalesce(g.resumed_at[cardinality(g.resumed_at)], 0) END
 """
 _TOKENS_OF_EACH_ASIDE = """
     SELECT a.sample_id AS position, format('sample %s, aside %s', a.sample_id, a.aside_index) AS place,

@@ -98,6 +98,12 @@ class SampleRow(Base):
     num_rescues: Mapped[int] = mapped_column(
         server_default="0", comment="times its worker died with it since its last commit"
     )
+    trial_epoch: Mapped[int | None] = mapped_column(
+        comment="of the claim under which it last had an engine to itself, as a suspect"
+    )
+    part_tokens: Mapped[int] = mapped_column(
+        server_default="0", comment="of its open segment, stored in segment_parts while its request ran"
+    )
     num_attempts: Mapped[int] = mapped_column(
         server_default="0", comment="times an engine refused it for the moment since its last commit"
     )
