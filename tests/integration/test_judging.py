@@ -93,7 +93,9 @@ def write(db_engine: Engine, judge: int, verdicts: Mapping[str, str], *, finish_
         for sample in asked:
             said = next(verdict for part, verdict in verdicts.items() if part in sample["prompt"])
             if said == "fails":
-                move(connection, sample["id"], ["failed"], "error = 'too long', error_class = 'budget', ended_at = now()")
+                move(
+                    connection, sample["id"], ["failed"], "error = 'too long', error_class = 'budget', ended_at = now()"
+                )
                 continue
             move(connection, sample["id"], ["awaiting_large"])
             move(connection, sample["id"], ["assisting"], f"holder_id = {worker}")
@@ -252,7 +254,9 @@ def test_sample_that_was_drawn_again_keeps_its_grade(client: Client, db_engine: 
     judge = submit(client, job)
     write(db_engine, judge.id, SAID)
     with transaction(db_engine) as connection:
-        first = text("UPDATE samples SET epoch = epoch + 1 WHERE id = (SELECT min(id) FROM samples WHERE job_id = :job)")
+        first = text(
+            "UPDATE samples SET epoch = epoch + 1 WHERE id = (SELECT min(id) FROM samples WHERE job_id = :job)"
+        )
         connection.execute(first, {"job": job})
     told = client.apply_verdicts(job, judge.id)
     assert (told.num_redrawn, told.num_changed) == (1, 5)
@@ -283,8 +287,8 @@ def test_only_the_judge_of_a_job_that_has_ended_is_applied(client: Client, db_en
         client.apply_verdicts(job, judge.id)
     with pytest.raises(JobError, match=f"is no judge of job {other}"):
         client.apply_verdicts(other, judge.id)
+    end(db_engine, judge.id)
     with pytest.raises(JobError, match=f"it is the judge of job {job}"):
-        end(db_engine, judge.id)
         submit(client, judge.id)
     with pytest.raises(JobError, match=f"specthink judge {job} makes another one"):
         client.clone(judge.id)
