@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, text
 
-from pipeline.db import job_control, judging, planning, replays, report_queries, submissions
+from pipeline.db import job_control, judging, planning, replays, report_queries, submissions, verdicts
 from pipeline.db.leadership import get_leader
 from pipeline.db.readonly_query import MAX_ROWS, Table, run_query
 from pipeline.db.revision import require_current
@@ -281,8 +281,8 @@ class Client:
         after the verdicts. Raises JobError for a job that is not that one's judge, still runs or was cancelled.
         """
         with self._transaction() as connection:
-            judging.require_judged(connection, _id(judge), job_id=_id(job))
-            return judging.carry_verdicts(connection, _id(judge))
+            verdicts.require_judged(connection, _id(judge), job_id=_id(job))
+            return verdicts.carry_verdicts(connection, _id(judge))
 
     def _stored_set(self, set_id: int) -> StoredSet:
         def read(limit: int) -> tuple[Problem, ...]:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.asking import System, TemplateVariables, ThinkTagsOption, asking
+from pipeline.cli.asking import asking
 from pipeline.cli.jobs import announce, follow
-from pipeline.cli.options import JobId, StateDir, Wait, connect, make_group
+from pipeline.cli.options import JobId, StateDir, connect, make_group
 from pipeline.cli.render import console
 
 if TYPE_CHECKING:
@@ -50,9 +50,18 @@ def judge(
     max_answer_chars: Annotated[
         int | None, typer.Option(min=1, show_default="8000", help="Of an answer, show so much of its end.")
     ] = None,
-    system: System = None,
-    template_var: TemplateVariables = None,
-    think_tags: ThinkTagsOption = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT|@FILE", help="A system message for the judge.")] = None,
+    template_var: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="A variable of its chat template, e.g. enable_thinking=false; may be given again.",
+        ),
+    ] = None,
+    think_tags: Annotated[
+        str | None,
+        typer.Option(metavar="OPEN,CLOSE", help="Tags around its thoughts, where the pipeline does not find them."),
+    ] = None,
     expose_references: Annotated[
         bool,
         typer.Option(
@@ -67,7 +76,9 @@ def judge(
             min=1, metavar="JUDGE", help="Instead: make the verdicts of this judge's job, which has ended, grades."
         ),
     ] = None,
-    wait: Wait = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Return when its verdicts are grades; 1 if an answer got no verdict.")
+    ] = False,
     state_dir: StateDir = None,
 ) -> None:
     """Have a model judge the answers of a job that has ended, in a job of its own, and print that job's number.

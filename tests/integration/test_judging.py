@@ -13,9 +13,9 @@ from sqlalchemy import Engine, text
 from pipeline.client import Client
 from pipeline.db.grants import grant_roles
 from pipeline.db.invariants import check_job
-from pipeline.db.judging import uncarried_judges
 from pipeline.db.removal import remove_job
 from pipeline.db.session import open_database, transaction
+from pipeline.db.verdicts import uncarried_judges
 from pipeline.embedded import EMBEDDED_LOGINS, Connections
 from pipeline.errors import ConfigurationError, JobError
 from pipeline.logins import DatabaseRole
@@ -429,3 +429,31 @@ def test_choices_and_turns_are_shown_as_text(client: Client, db_engine: Engine) 
     assert all(row["shown"] == {} for row in found)
     assert all("[system]\nBe kind.\n\n[user]\nWhat is" in row["prompt"] for row in found)
     assert all("(A) red\n(B) blue" in row["prompt"] for row in found)
+
+
+@pytest.mark.parametrize(
+    ("damage", "where", "what"),
+    [
+        ("DELETE FROM grades WHERE grader = 'judge' AND score = 1", "job", "was judged by job"),
+        (
+            "UPDATE judged_samples SET sample_id = (SELECT max(id) FROM samples) "
+            "WHERE sample_id = (SELECT min(sample_id) FROM judged_samples)",
+            "judge",
+            "is not of",
+        ),
+        ("UPDATE problem_sets SET tells_answers_of = NULL", "judge", "does not say of which set"),
+    ],
+)
+def test_what_speaks_against_a_judge_is_found(
+    client: Client, db_engine: Engine, damage: str, where: str, what: str
+) -> None:
+    job = add_judged(db_engine)
+    judge = submit(client, job)
+    write(db_engine, judge.id, SAID)
+    client.apply_verdicts(job, judge.id)
+    asked = {"job": job, "judge": judge.id}[where]
+    before = violations(db_engine, asked)
+    with transaction(db_engine) as connection:
+        connection.execute(text(damage))
+    found = violations(db_engine, asked) - before
+    assert any(what in violation for violation in found), found

@@ -18,10 +18,10 @@ from sqlalchemy import Connection, text
 from sqlalchemy import Engine as DbEngine
 from sqlalchemy.exc import DBAPIError
 
-from pipeline.db.judging import carry_verdicts, uncarried_judges
 from pipeline.db.rollups import Rollup, compact_lengths, postpone_rollup, refresh_rollup, refreshable_rollups
 from pipeline.db.session import transaction
 from pipeline.db.totals import count_job, uncounted_jobs
+from pipeline.db.verdicts import carry_verdicts, uncarried_judges
 from pipeline.errors import ServiceUnavailable
 
 log = structlog.get_logger()
