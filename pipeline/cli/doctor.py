@@ -361,6 +361,21 @@ def _check_grants(connection: Any) -> Iterator[Finding]:
         found=f"{', '.join(telling)} can read what is hidden" if telling else "who generates reads no hidden column",
         remedy="specthink migrate grants anew; then revoke what PUBLIC or a group still has" if telling else "",
     )
+    yield from _told_by_judges(connection)
+
+
+def _told_by_judges(connection: Any) -> Iterator[Finding]:
+    """Where those who generate can read reference answers because somebody had answers judged: no fault, but said."""
+    from pipeline.db.judging import told_answers
+
+    for told in told_answers(connection):
+        judges = ", ".join(map(str, told.judges))
+        yield Finding(
+            check="reference answers",
+            verdict=Verdict.OK,
+            found=f"those of problem set {told.problem_set_id} stand in the prompts of judges (job {judges}), where "
+            "logins that write can read them",
+        )
 
 
 def _check_work(connection: Any) -> Iterator[Finding]:

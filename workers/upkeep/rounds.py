@@ -10,7 +10,8 @@ Who leads is a row of the database (``pipeline.db.leadership``); the leader rene
 - grade reaper: turns gradings that never came back into grades of status "timeout"
 - first-claim marker: notes when a worker first took a sample of a job
 - closer: ends jobs that have no open sample left
-- rollup refresher: counts what the idle samples of jobs add up to, in a thread of its own
+- rollup refresher: counts what the idle samples of jobs add up to, in a thread of its own; there the verdicts of judges
+  that have ended become grades, too
 - follower: makes sure that each running job is shown in Flower
 """
 
