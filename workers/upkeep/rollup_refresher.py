@@ -16,7 +16,14 @@ from sqlalchemy import Connection, text
 from sqlalchemy import Engine as DbEngine
 from sqlalchemy.exc import DBAPIError
 
-from pipeline.db.rollups import Rollup, compact_lengths, postpone_rollup, refresh_rollup, refreshable_rollups
+from pipeline.db.rollups import (
+    RETRY_AFTER,
+    Rollup,
+    compact_lengths,
+    postpone_rollup,
+    refresh_rollup,
+    refreshable_rollups,
+)
 from pipeline.db.session import transaction
 from pipeline.db.totals import count_job, uncounted_jobs
 from pipeline.errors import ServiceUnavailable
@@ -33,8 +40,6 @@ BATCH_SIZE = 4
 """Jobs, and parts, that are looked up at a time."""
 LIMIT_S = 20.0
 """A count is given up after this time: until it is tried again, views read the samples themselves."""
-RETRY_AFTER = dt.timedelta(minutes=10)
-"""When a count that failed is tried again."""
 
 
 class RollupRefresher:
