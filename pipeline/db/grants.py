@@ -144,8 +144,8 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
             "UPDATE (state, first_claimed_at, finished_at, followed_at)"
         ),
         "samples": (
-            f"SELECT ({_COUNTED}), UPDATE (state, epoch, holder_id, runnable_at, published_at, num_rescues, "
-            "error_class, error, admitted_at, ended_at)"
+            f"SELECT ({_COUNTED}), UPDATE (state, epoch, holder_id, runnable_at, published_at, not_before, "
+            "num_rescues, error_class, error, admitted_at, ended_at)"
         ),
         "grades": "SELECT (sample_id, status, started_at, num_tries), UPDATE (status, detail, graded_at)",
         "events": "SELECT (job_id, to_state, at)",
