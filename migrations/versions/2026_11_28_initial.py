@@ -1085,7 +1085,7 @@ def upgrade() -> None:
             "resumed_at",
             ARRAY(sa.INTEGER()),
             nullable=True,
-            comment="tokens at which a later claim went on behind a stored part, with other noise; null: written in one go",
+            comment="tokens at which a later claim went on behind a stored part, with other noise; null: in one go",
         ),
         sa.Column("epoch", sa.Integer(), nullable=False, comment="of the claim under which it was written"),
         sa.Column("worker_id", sa.BigInteger(), nullable=False, comment="that stored it"),
@@ -1148,7 +1148,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["sample_id"], ["samples.id"], name=op.f("fk_segment_parts_sample_id_samples")),
         sa.ForeignKeyConstraint(["worker_id"], ["workers.id"], name=op.f("fk_segment_parts_worker_id_workers")),
         sa.PrimaryKeyConstraint("sample_id", "segment_index", "start_token", name=op.f("pk_segment_parts")),
-        comment="What is written so far of a segment whose request still runs; deleted with the commit of that segment.",
+        comment="What is written so far of a segment whose request still runs; deleted with the commit of that one.",
     )
     op.create_table(
         "signals",
