@@ -67,8 +67,8 @@ from workers.upkeep.rounds import Upkeep
 SECRET = "ZQ-7f3a-the-answer"
 WORKERS = (DatabaseRole.WRITER, DatabaseRole.GRADER, DatabaseRole.UPKEEP)
 MODULES = (
-    "claims", "commits", "context_cache", "grades", "job_configs", "leadership", "parts", "rollups", "runnable", "totals",
-    "upkeep_statements", "worker_leases",
+    "claims", "commits", "context_cache", "grades", "job_configs", "leadership", "parts", "rollups", "runnable",
+    "totals", "upkeep_statements", "worker_leases",
 )  # fmt: skip
 """Of pipeline.db: their statements are those that workers execute."""
 OTHERS = {"grades._COMPLETE", "grades._REOPEN", "leadership._SELECT_LEADER"}
