@@ -46,7 +46,7 @@ class ClaimedSample:
     num_prompt_tokens: int | None
     """Of the rendered prompt, as the first writer read it; None where nobody has written."""
     num_rescues: int = 0
-    """Times its worker died with it since its last commit."""
+    """Times its worker died with it since its last commit or part."""
     open_segment: OpenSegment | None = None
     """What is stored of a segment that an earlier claim did not end; None: nothing."""
 

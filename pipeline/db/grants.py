@@ -54,7 +54,7 @@ _RESUMED = (
 """What a writer reads of the segments that it goes on from."""
 _ASIDE = ", ".join(column.name for column in AsideRow.__table__.columns if column.name != "committed_at")
 _SEGMENT = ", ".join(column.name for column in SegmentRow.__table__.columns if column.name != "committed_at")
-_PART = "sample_id, segment_index, start_token, token_ids, epoch, worker_id"
+_PART = "sample_id, segment_index, start_token, token_ids, epoch"
 _STEP = ", ".join(column.name for column in StepRow.__table__.columns)
 _SIGNAL = ", ".join(column.name for column in SignalRow.__table__.columns)
 
@@ -100,7 +100,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
             f"SELECT (id, job_id, problem_id, sample_index, max_tokens, {_WRITTEN}), UPDATE ({_WRITTEN}, {_ENDED})"
         ),
         "segments": f"SELECT ({_RESUMED}), INSERT ({_SEGMENT})",
-        "segment_parts": f"SELECT ({_PART}), INSERT ({_PART}), DELETE",
+        "segment_parts": f"SELECT ({_PART}), INSERT ({_PART}, worker_id), DELETE",
         "asides": f"SELECT ({_ASIDE}, committed_at), INSERT ({_ASIDE})",
         "signals": f"INSERT ({_SIGNAL})",
         "steps": f"INSERT ({_STEP})",
