@@ -48,6 +48,7 @@ _MESSAGES: tuple[tuple[str, str], ...] = (
     (r'role ".*" does not exist|no pg_hba\.conf entry|Peer authentication failed|is not permitted to log in', "28000"),
     (r'database ".*" does not exist', "3D000"),
     (r"too many clients|remaining connection slots|too many connections", "53300"),
+    (r"transaction blocks not allowed in statement pooling mode", "08P01"),
     (r"prepared statement .* does not exist", "26000"),
     (r"prepared statement .* already exists", "42P05"),
 )
