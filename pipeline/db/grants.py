@@ -36,12 +36,12 @@ _SCHEMA = {"alembic_version": "SELECT (version_num)", "schema_objects": "SELECT 
 
 _WRITTEN = (
     "state, epoch, holder_id, small_worker_id, large_worker_id, runnable_at, not_before, num_rescues, num_attempts, "
-    "trial_epoch, part_tokens, policy_state, next_role, next_request, num_segments, num_takeovers, tokens_small, "
+    "part_tokens, policy_state, next_role, next_request, num_segments, num_takeovers, tokens_small, "
     "tokens_large, tokens_inserted, discarded_small, discarded_large, num_asides, aside_small, aside_large, "
     "taken_small, taken_large"
 )
 """What a claim, a commit, a release or a deferral reads of a sample and changes."""
-_ENDED = "published_at, finish_reason, error_class, error, finished_at, ended_at"
+_ENDED = "published_at, trial_epoch, finish_reason, error_class, error, finished_at, ended_at"
 """What these change and never read."""
 _ENGINE = "kind, version, model, model_fingerprint, vocabulary_sha256, settings, sha256, weights_sha256, revision"
 _RESUMED = (
