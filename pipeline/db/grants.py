@@ -5,6 +5,9 @@ from a sample that is right: writers read texts and no score, upkeep reads score
 there a person asks. A submitter writes answers and hidden columns and reads neither; what it may do to a text or a
 score, it does by functions that check it. Events need no grant: the triggers that write them have the rights of the
 schema's owner.
+
+One exception is named: a person who may read answers can ask a judge whether texts are right, and a judge's prompts
+show the answers to whoever reads prompts. ``problem_sets.tells_answers_of`` says of such a set whose answers it tells.
 """
 
 from __future__ import annotations
@@ -68,11 +71,11 @@ _GRADE_COLUMNS = ", ".join(
 )
 """Of a grade, what is no text: a grader that broke may quote the reference answer in its detail."""
 
-_PROBLEM_SET = "name, content_sha256, num_problems, num_references, has_choices"
+_PROBLEM_SET = "name, content_sha256, num_problems, num_references, has_choices, tells_answers_of"
 _PROBLEM = "id, problem_set_id, position, external_id, prompt, subject, level, shown"
 _SUBMITTED = (
     "name, policy, problem_set_id, state, config, versions, small_model, large_model, first_role, think_start, "
-    "think_end, think_opened, num_problems, num_samples, cloned_from"
+    "think_end, think_opened, num_problems, num_samples, cloned_from, judged_job_id"
 )
 """What a submission says of a job; the samples are stored by ``add_samples``."""
 
@@ -137,12 +140,12 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         ),
         "jobs": (
             "SELECT (id, state, config, small_model, large_model, small_identity, large_identity, first_role, "
-            "priority, first_claimed_at, followed_at), "
+            "priority, first_claimed_at, finished_at, followed_at, judged_job_id, verdicts_at), "
             "UPDATE (state, first_claimed_at, finished_at, followed_at)"
         ),
         "samples": (
-            f"SELECT ({_COUNTED}), UPDATE (state, epoch, holder_id, runnable_at, published_at, num_rescues, "
-            "error_class, error, admitted_at, ended_at)"
+            f"SELECT ({_COUNTED}), UPDATE (state, epoch, holder_id, runnable_at, published_at, not_before, "
+            "num_rescues, error_class, error, admitted_at, ended_at)"
         ),
         "grades": "SELECT (sample_id, status, started_at, num_tries), UPDATE (status, detail, graded_at)",
         "events": "SELECT (job_id, to_state, at)",
@@ -152,7 +155,8 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         ),
         "job_progress": "SELECT",
         **dict.fromkeys(
-            (f"FUNCTION {name}" for name in ("refresh_rollup", "compact_lengths", "keep_totals")), "EXECUTE"
+            (f"FUNCTION {name}" for name in ("refresh_rollup", "compact_lengths", "keep_totals", "carry_verdicts")),
+            "EXECUTE",
         ),
     },
     DatabaseRole.SUBMITTER: {
@@ -181,10 +185,17 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         "job_totals": "SELECT, DELETE",  # of a job that runs again
         "samples": "SELECT, UPDATE (state, epoch, holder_id, runnable_at, published_at, ended_at)",
         "grades": f"SELECT ({_GRADE_COLUMNS})",
+        "judged_samples": "SELECT, INSERT (job_id, sample_id, epoch, problem_id)",
         **dict.fromkeys(
             (
                 f"FUNCTION {name}"
-                for name in ("add_samples", "retry_failed_samples", "retry_cut_samples", "reopen_grades")
+                for name in (
+                    "add_samples",
+                    "retry_failed_samples",
+                    "retry_cut_samples",
+                    "reopen_grades",
+                    "carry_verdicts",
+                )
             ),
             "EXECUTE",
         ),

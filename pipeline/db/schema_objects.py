@@ -33,6 +33,7 @@ FUNCTIONS = (
     "intervals",
     "totals",
     "jobs",
+    "judging",
 )
 """The files of types, functions and triggers, each after those that it needs."""
 

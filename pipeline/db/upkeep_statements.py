@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
@@ -117,12 +118,32 @@ class Settled:
     samples: list[Runnable]
 
 
-# A worker whose row somebody has locked is left for the next round: one session that hangs must not stop all rounds.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """A worker's lease as it is stored now."""
+
+    worker_id: int
+    renewed_at: dt.datetime
+    ttl: dt.timedelta
+
+
+_LEASES = text("SELECT id AS worker_id, renewed_at, expires_at - renewed_at AS ttl FROM workers WHERE ended_at IS NULL")
+
+
+def current_leases(connection: Connection) -> list[Lease]:
+    """Of all workers whose lives nobody has ended. Index: ix_workers_live."""
+    return [Lease(**row) for row in connection.execute(_LEASES).mappings()]
+
+
+# One that has renewed since it was looked at is left out. So is one whose row somebody has locked, for the next round:
+# one session that hangs must not stop all rounds.
 _LAPSE = text("""
     WITH silent AS (
-        SELECT id FROM workers
-        WHERE ended_at IS NULL AND expires_at < clock_timestamp() AND expires_at - renewed_at < :awake_for
-        ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+        SELECT w.id FROM workers w
+        JOIN unnest(CAST(:ids AS bigint[]), CAST(:renewed AS timestamptz[])) AS seen(id, renewed_at)
+          ON seen.id = w.id AND seen.renewed_at = w.renewed_at
+        WHERE w.ended_at IS NULL
+        ORDER BY w.id FOR NO KEY UPDATE OF w SKIP LOCKED
     )
     UPDATE workers w SET ended_at = clock_timestamp(), end_reason = 'lapsed' FROM silent WHERE w.id = silent.id
 """)
@@ -172,17 +193,19 @@ _ORPHANED = text(f"""
 _SETTLE = text("UPDATE workers SET settled_at = clock_timestamp() WHERE id = ANY(:workers)")
 
 
-def settle_workers(connection: Connection, *, awake_for: dt.timedelta = dt.timedelta(days=1)) -> Settled | None:
-    """End the lives of workers whose lease ran out, and give back what ended workers still held. None: nobody ended.
+def settle_workers(connection: Connection, *, silent: Sequence[Lease]) -> Settled | None:
+    """End the lives of silent workers, and give back what ended workers still held. None: nobody ended.
 
     A held sample goes back to its last committed segment under a new epoch, so that a worker that comes back to life
     can write nothing. One whose workers died with it again and again is set aside as failed once it has done so with
     the engine to itself (see ``suspects_to_try``, ``claims.begin_trial``).
 
-    awake_for: how long upkeep has been watching without a gap; a lease is not taken from anybody whose time to live
-    is longer, since after an outage of the database itself everybody's has run out.
+    silent: those that were not renewed for as long as they last, as somebody saw who looked all the time. Their times
+    do not tell: everybody's has run out after an outage of the database, or once its clock was set ahead.
     """
-    connection.execute(_LAPSE, {"awake_for": awake_for})
+    if silent:
+        renewed = [lease.renewed_at for lease in silent]
+        connection.execute(_LAPSE, {"ids": [lease.worker_id for lease in silent], "renewed": renewed})
     ended = connection.execute(_UNSETTLED).all()
     if not ended:
         return None
@@ -201,29 +224,45 @@ def settle_workers(connection: Connection, *, awake_for: dt.timedelta = dt.timed
     )
 
 
+# A time that lies ahead is of before the server's clock was set back: it would hide the sample until then.
+_IS_UNDER_WAY = "s.published_at BETWEEN clock_timestamp() - :age AND clock_timestamp()"
+"""Whether the last message about a sample may yet arrive."""
+_IS_DELAYED = "coalesce(s.not_before BETWEEN clock_timestamp() AND clock_timestamp() + :longest_delay, false)"
+_PUBLISH = """
+    published_at = clock_timestamp(),
+    not_before = CASE WHEN s.not_before > clock_timestamp() THEN clock_timestamp() ELSE s.not_before END
+"""
 _OVERDUE = text(f"""
     WITH due AS (
         SELECT s.id FROM samples s JOIN jobs j ON j.id = s.job_id
-        WHERE s.state IN {PUBLISHED} AND s.published_at < clock_timestamp() - :age
-          AND (s.state = 'finished' OR j.state = 'running' AND s.num_rescues < {SUSPECT_AFTER}
-                                       AND (s.not_before IS NULL OR s.not_before <= clock_timestamp()))
+        WHERE s.state IN {PUBLISHED} AND NOT {_IS_UNDER_WAY}
+          AND (s.state = 'finished' OR j.state = 'running' AND s.num_rescues < {SUSPECT_AFTER} AND NOT {_IS_DELAYED})
         ORDER BY s.published_at LIMIT :limit FOR UPDATE OF s SKIP LOCKED
     )
-    UPDATE samples s SET published_at = clock_timestamp() FROM due WHERE s.id = due.id
+    UPDATE samples s SET {_PUBLISH} FROM due WHERE s.id = due.id
     RETURNING {RUNNABLE_COLUMNS}
 """)
 
 
 MOST_OVERDUE = 200
 """Samples that are looked for at a time."""
+LONGEST_DELAY = dt.timedelta(minutes=1)
+"""After a failure that passes (``claims.defer_samples``): a longer one is of before the clock was set back."""
 
 
-def overdue_samples(connection: Connection, *, age: dt.timedelta, limit: int = MOST_OVERDUE) -> list[Runnable]:
+def overdue_samples(
+    connection: Connection,
+    *,
+    age: dt.timedelta,
+    limit: int = MOST_OVERDUE,
+    longest_delay: dt.timedelta = LONGEST_DELAY,
+) -> list[Runnable]:
     """Samples that wait since more than age; they count as published now. Index: ix_samples_published.
 
-    A resumed job's and those whose delay after a failure is over count as waiting for ever.
+    A resumed job's and those whose delay after a failure is over count as waiting for ever; so do those that were
+    published at a time that is yet to come.
     """
-    rows = connection.execute(_OVERDUE, {"age": age, "limit": limit}).mappings()
+    rows = connection.execute(_OVERDUE, {"age": age, "limit": limit, "longest_delay": longest_delay}).mappings()
     return [runnable(row) for row in rows]
 
 
@@ -240,14 +279,12 @@ _TRY = text(f"""
         WHERE ended_at IS NULL AND expires_at > clock_timestamp() GROUP BY kind, model
     ),
     under_way AS (
-        SELECT role, model, count(*) AS samples, count(*) FILTER (WHERE must_be_alone) AS alone FROM suspect
-        WHERE state IN {WRITING} OR published_at > clock_timestamp() - :age GROUP BY role, model
+        SELECT role, model, count(*) AS samples, count(*) FILTER (WHERE must_be_alone) AS alone FROM suspect s
+        WHERE s.state IN {WRITING} OR {_IS_UNDER_WAY} GROUP BY role, model
     ),
     waiting AS (
-        SELECT w.*, row_number() OVER (PARTITION BY w.role, w.model, w.must_be_alone ORDER BY w.id) AS number
-        FROM suspect w
-        WHERE w.state IN {RUNNABLE} AND w.published_at <= clock_timestamp() - :age
-          AND (w.not_before IS NULL OR w.not_before <= clock_timestamp())
+        SELECT s.*, row_number() OVER (PARTITION BY s.role, s.model, s.must_be_alone ORDER BY s.id) AS number
+        FROM suspect s WHERE s.state IN {RUNNABLE} AND NOT {_IS_UNDER_WAY} AND NOT {_IS_DELAYED}
     ),
     next AS (
         SELECT w.id, w.role, w.model, coalesce(under_way.samples, 0) AS under_way,
@@ -260,19 +297,22 @@ _TRY = text(f"""
         JOIN supply ON supply.kind = next.role AND supply.model = next.model
         WHERE next.place <= supply.workers - next.under_way FOR UPDATE OF s SKIP LOCKED
     )
-    UPDATE samples s SET published_at = clock_timestamp() FROM chosen WHERE s.id = chosen.id
+    UPDATE samples s SET {_PUBLISH} FROM chosen WHERE s.id = chosen.id
     RETURNING {RUNNABLE_COLUMNS}
 """)
 
 
-def suspects_to_try(connection: Connection, *, age: dt.timedelta) -> list[Runnable]:
+def suspects_to_try(
+    connection: Connection, *, age: dt.timedelta, longest_delay: dt.timedelta = LONGEST_DELAY
+) -> list[Runnable]:
     """Samples whose workers died with them, as many as there are live workers without one; they count as published now.
 
     Tried one by one, a sample that kills its worker is told from those that were beside it; a commit clears it. Of
     those that must be alone one is tried at a time for each model, and first: its worker takes nothing else.
     age: how long a message may take. Index: ix_samples_suspect.
     """
-    return [runnable(row) for row in connection.execute(_TRY, {"age": age}).mappings()]
+    rows = connection.execute(_TRY, {"age": age, "longest_delay": longest_delay}).mappings()
+    return [runnable(row) for row in rows]
 
 
 _HALT = text(f"""
@@ -352,7 +392,8 @@ _NEWEST = f"""
 """
 _UNFOLLOWED = text(f"""
     UPDATE jobs SET followed_at = clock_timestamp()
-    WHERE {_NEWEST} AND coalesce(followed_at, '-infinity') < clock_timestamp() - :age RETURNING id
+    WHERE {_NEWEST} AND coalesce(followed_at NOT BETWEEN clock_timestamp() - :age AND clock_timestamp(), true)
+    RETURNING id
 """)
 
 

@@ -21,7 +21,7 @@ from pipeline.db import claims, commits, parts, upkeep_statements, worker_leases
 from pipeline.db import job_control as control
 from pipeline.db.claims import ClaimedSample
 from pipeline.db.commits import Committed, SampleCommit
-from pipeline.db.grades import TextGrade, begin_grade, end_grade, store_grades, time_out_grades
+from pipeline.db.grades import TextGrade, begin_grade, end_grade, store_grades
 from pipeline.db.runnable import Runnable
 from pipeline.db.submissions import insert_job, put_problem_set
 from pipeline.db.worker_leases import Registration, WorkerCounters
@@ -33,6 +33,7 @@ from pipeline.segments import WrittenAside, WrittenSegment
 from pipeline.workforce import WorkerEnd, WorkerKind
 from tests.integration import protocol_model as pm
 from tests.integration.interleaving import Actor, Op, perform, run_against_each_other, seen
+from tests.integration.lapses import settle_lapsed, time_out_late
 from tests.integration.protocol_model import AGE_S, LOST, MINUTE, REFUSED, TTL_S, Aside, Model, Segment, Written
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
@@ -41,6 +42,7 @@ TTL, AGE = dt.timedelta(seconds=TTL_S), dt.timedelta(seconds=AGE_S)
 MAX_TOKENS = 100
 DELAY_S = 15 * MINUTE
 """The delay after a transient failure is stretched by this: its seconds would run out while a slow machine looks."""
+LONGEST_DELAY = dt.timedelta(seconds=2 * DELAY_S)
 BRIEFLY, LONG = 20 * MINUTE, 70 * MINUTE
 """Steps of time. No sum of them comes near the time to live or the age."""
 SMALL, LARGE, OTHER_LARGE = "S", "L", "L2"
@@ -551,7 +553,7 @@ class Pipeline:
         awake_s = 10 * MINUTE if awake == 7 else 24 * 60 * MINUTE
         return Op(
             "upkeep settles",
-            lambda c: upkeep_statements.settle_workers(c, awake_for=dt.timedelta(seconds=awake_s)),
+            lambda c: settle_lapsed(c, awake_for=dt.timedelta(seconds=awake_s)),
             lambda model: model.settle(awake_s),
             self.learn_settled,
             see_settled,
@@ -570,7 +572,7 @@ class Pipeline:
 
         def run(connection: Connection) -> upkeep_statements.Settled | None:
             connection.execute(SILENT, {"worker": worker, "time": dt.timedelta(seconds=LONG)})
-            return upkeep_statements.settle_workers(connection)
+            return settle_lapsed(connection)
 
         def predict(model: Model) -> Any:
             if model.workers[worker].ended is None:
@@ -592,7 +594,9 @@ class Pipeline:
     def publishing_again(self, *_: int) -> Op:
         return Op(
             "upkeep publishes again",
-            lambda c: sorted(upkeep_statements.overdue_samples(c, age=AGE), key=lambda s: s.sample_id),
+            lambda c: sorted(
+                upkeep_statements.overdue_samples(c, age=AGE, longest_delay=LONGEST_DELAY), key=lambda s: s.sample_id
+            ),
             lambda model: model.overdue(),
             self.publish,
             see_runnables,
@@ -601,7 +605,9 @@ class Pipeline:
     def trying_suspects(self, *_: int) -> Op:
         return Op(
             "upkeep tries suspects",
-            lambda c: sorted(upkeep_statements.suspects_to_try(c, age=AGE), key=lambda s: s.sample_id),
+            lambda c: sorted(
+                upkeep_statements.suspects_to_try(c, age=AGE, longest_delay=LONGEST_DELAY), key=lambda s: s.sample_id
+            ),
             lambda model: model.try_suspects(),
             self.post.publish_alone,
             see_runnables,
@@ -624,7 +630,7 @@ class Pipeline:
     def reaping_grades(self, *_: int) -> Op:
         return Op(
             "upkeep reaps grades",
-            lambda c: time_out_grades(c, age=AGE, tries=pm.GRADING_TRIES),
+            lambda c: time_out_late(c, age=AGE, tries=pm.GRADING_TRIES),
             lambda model: model.time_out_grades(),
             see=frozenset,
         )

@@ -35,7 +35,6 @@ from pipeline.db.grades import (
     gradable_samples,
     select_ungraded,
     store_grades,
-    time_out_grades,
 )
 from pipeline.db.job_control import cancel_job, cancel_samples, pause_job, release_job_samples, resume_job
 from pipeline.db.revision import newest_revision
@@ -48,7 +47,6 @@ from pipeline.db.upkeep_statements import (
     close_jobs,
     halt_paused_jobs,
     overdue_samples,
-    settle_workers,
     suspects_to_try,
 )
 from pipeline.db.worker_leases import (
@@ -80,6 +78,7 @@ from pipeline.samples import (
 )
 from pipeline.segments import WrittenSegment
 from pipeline.workforce import WorkerEnd, WorkerKind
+from tests.integration.lapses import settle_lapsed, time_out_late
 from tests.pieces import stored
 
 T = TypeVar("T")
@@ -358,7 +357,7 @@ def test_sample_goes_home_to_the_worker_that_has_its_context_cached(connection: 
     ).samples
     assert back.home_queue == "small.own"
     end_worker(connection, small, WorkerCounters())
-    settled = settle_workers(connection)
+    settled = settle_lapsed(connection)
     assert settled is not None
     assert [(s.sample_id, s.home_queue) for s in settled.samples] == [(sample.sample_id, None)]
 
@@ -369,7 +368,7 @@ def test_worker_that_comes_back_from_the_dead_can_write_nothing(connection: Conn
     connection.execute(text("UPDATE workers SET expires_at = clock_timestamp() + interval '1 hour'"))
     [sample] = claim(connection, zombie, admit_all(connection))
     connection.execute(text("UPDATE workers SET expires_at = clock_timestamp() - interval '1 second'"))
-    settled = settle_workers(connection)
+    settled = settle_lapsed(connection)
     assert settled is not None
     assert settled.rescued == 1
     assert commit(connection, zombie, written(sample, SampleState.FINISHED)) == []
@@ -446,7 +445,7 @@ def claim_for_trial(connection: Connection, worker: int, epochs: dict[int, int])
 
 def die_with(connection: Connection, worker: int, reason: WorkerEnd = WorkerEnd.ENGINE_DIED) -> Settled:
     end_worker(connection, worker, WorkerCounters(), reason=reason)
-    settled = settle_workers(connection)
+    settled = settle_lapsed(connection)
     assert settled is not None
     return settled
 
@@ -591,7 +590,7 @@ def vanish_with(connection: Connection, worker: int) -> Settled:
         text("UPDATE workers SET renewed_at = renewed_at - :time, expires_at = expires_at - :time WHERE id = :id"),
         {"time": 2 * TTL, "id": worker},
     )
-    settled = settle_workers(connection)
+    settled = settle_lapsed(connection)
     assert settled is not None
     return settled
 
@@ -662,9 +661,9 @@ def test_lease_is_not_taken_by_an_upkeep_that_was_away_itself(connection: Connec
     connection.execute(
         text("UPDATE workers SET renewed_at = renewed_at - interval '9 s', expires_at = expires_at - interval '9 s'")
     )
-    assert settle_workers(connection, awake_for=dt.timedelta(seconds=4)) is None
+    assert settle_lapsed(connection, awake_for=dt.timedelta(seconds=4)) is None
     renew_worker(connection, worker, ttl=TTL, counters=WorkerCounters())
-    assert settle_workers(connection, awake_for=dt.timedelta(hours=1)) is None
+    assert settle_lapsed(connection, awake_for=dt.timedelta(hours=1)) is None
 
 
 def test_engine_that_refuses_for_the_moment_delays_a_sample_and_fails_it_in_the_end(connection: Connection) -> None:
@@ -886,10 +885,10 @@ def test_grading_whose_grader_was_killed_is_begun_once_more_before_it_counts_as_
     hour, none = dt.timedelta(hours=1), dt.timedelta(0)
     assert begin(connection, ungraded, hour)
     assert not begin(connection, ungraded, hour), "somebody may still be at it"
-    assert time_out_grades(connection, age=none, tries=2) == []
+    assert time_out_late(connection, age=none, tries=2) == []
     assert begin(connection, ungraded, none)
-    assert time_out_grades(connection, age=hour, tries=2) == []
-    assert time_out_grades(connection, age=none, tries=2) == [ungraded.sample_id]
+    assert time_out_late(connection, age=hour, tries=2) == []
+    assert time_out_late(connection, age=none, tries=2) == [ungraded.sample_id]
     row = connection.execute(text("SELECT s.state, s.score, g.status FROM samples s JOIN grades g ON true")).one()
     assert row == ("graded", None, "timeout")
 

@@ -68,10 +68,10 @@ SECRET = "ZQ-7f3a-the-answer"
 WORKERS = (DatabaseRole.WRITER, DatabaseRole.GRADER, DatabaseRole.UPKEEP)
 MODULES = (
     "claims", "commits", "context_cache", "grades", "job_configs", "leadership", "parts", "rollups", "runnable",
-    "totals", "upkeep_statements", "worker_leases",
+    "totals", "upkeep_statements", "verdicts", "worker_leases",
 )  # fmt: skip
 """Of pipeline.db: their statements are those that workers execute."""
-OTHERS = {"grades._COMPLETE", "grades._REOPEN", "leadership._SELECT_LEADER"}
+OTHERS = {"grades._COMPLETE", "grades._REOPEN", "leadership._SELECT_LEADER", "verdicts._SELECT_JUDGE"}
 """Statements there that a person's login executes."""
 
 
@@ -211,6 +211,14 @@ def tidy(owner: Engine, login: Engine, upkeep: Upkeep, job: int, ending: int) ->
         connection.execute(text("UPDATE workers SET expires_at = '2001-01-02', renewed_at = '2001-01-01'"))
         last = text("UPDATE samples SET state = 'failed', error = 'e', ended_at = now() WHERE job_id = :job")
         connection.execute(last, {"job": ending})
+        connection.execute(
+            text("UPDATE jobs SET judged_job_id = :job WHERE id = :judge"), {"job": job, "judge": ending}
+        )
+        judged = text("""
+            INSERT INTO judged_samples (job_id, sample_id, epoch)
+            SELECT :judge, id, epoch FROM samples WHERE job_id = :job AND state = 'graded'
+        """)
+        assert connection.execute(judged, {"job": job, "judge": ending}).rowcount == 2
     do_round(login, upkeep)
     with transaction(login) as connection:
         mark_followed(connection, job)
@@ -220,6 +228,7 @@ def tidy(owner: Engine, login: Engine, upkeep: Upkeep, job: int, ending: int) ->
         assert connection.execute(text(ended)).rowcount == 1
     do_round(login, upkeep)  # ends the samples of a cancel whose client died
     refresher = RollupRefresher(login)
+    assert refresher.carry_verdicts() == 1
     assert refresher.count_jobs() == 2
     with transaction(owner) as connection:
         connection.execute(text("UPDATE rollups SET changed_at = '2001-01-01'"))

@@ -25,7 +25,7 @@ from pipeline.db.job_control import cancel_job, cancel_samples
 from pipeline.db.runnable import Runnable
 from pipeline.db.session import open_database, transaction
 from pipeline.db.submissions import insert_job, put_problem_set
-from pipeline.db.upkeep_statements import admit_samples, overdue_samples, settle_workers
+from pipeline.db.upkeep_statements import admit_samples, overdue_samples
 from pipeline.db.worker_leases import Registration, finalize_counters, put_engine, register_worker
 from pipeline.errors import EngineUnavailable
 from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec
@@ -34,6 +34,7 @@ from pipeline.policies.requests import Generate
 from pipeline.problems import Problem, ProblemSet, content_sha256
 from pipeline.samples import ALONE_AFTER, ModelRole, SampleState
 from pipeline.workforce import WorkerEnd, WorkerKind
+from tests.integration.lapses import settle_lapsed
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
 from workers.engine.base import Done, GenerateRequest
@@ -312,7 +313,7 @@ def test_dead_engine_is_reported_and_its_samples_are_rescued(slow_desk: WriterRi
     assert slow_desk.ends[0] is WorkerEnd.ENGINE_DIED
     with transaction(slow_desk.db_engine) as connection:
         connection.execute(text("UPDATE workers SET expires_at = clock_timestamp() - interval '1 s'"))
-        settled = settle_workers(connection)
+        settled = settle_lapsed(connection)
     assert settled is not None
     assert settled.rescued == 2
 

@@ -59,7 +59,7 @@ class SegmentRow(Base):
         comment="null: inserted, taken, greedy, or the job draws without seeds; from the last of resumed_at on",
     )
     resumed_at: Mapped[Ids | None] = mapped_column(
-        comment="tokens at which a later claim went on behind a stored part, with other noise; null: written in one go"
+        comment="tokens at which a later claim went on behind a stored part, with other noise; null: in one go"
     )
     epoch: Mapped[int] = mapped_column(comment="of the claim under which it was written")
     worker_id: Mapped[int] = mapped_column(ForeignKey("workers.id"), comment="that stored it")
@@ -78,7 +78,7 @@ class SegmentRow(Base):
 
 
 class SegmentPartRow(Base):
-    """What is written so far of a segment whose request still runs; deleted with the commit of that segment.
+    """What is written so far of a segment whose request still runs; deleted with the commit of that one.
 
     After a loss the next claim goes on behind the last one.
     """
