@@ -680,7 +680,20 @@ def upgrade() -> None:
             sa.Integer(),
             server_default="0",
             nullable=False,
-            comment="times its worker died with it since its last commit",
+            comment="times its worker died with it since its last commit or part",
+        ),
+        sa.Column(
+            "trial_epoch",
+            sa.Integer(),
+            nullable=True,
+            comment="of the claim under which it last had an engine to itself, as a suspect",
+        ),
+        sa.Column(
+            "part_tokens",
+            sa.Integer(),
+            server_default="0",
+            nullable=False,
+            comment="of its open segment, stored in segment_parts while its request ran",
         ),
         sa.Column(
             "num_attempts",
@@ -1050,7 +1063,10 @@ def upgrade() -> None:
         sa.Column("threshold", sa.Double(), nullable=True, comment="what value was compared with"),
         sa.Column("outcome", sa.String(), nullable=True, comment="what was decided by value"),
         sa.Column(
-            "tokens_generated", sa.Integer(), nullable=False, comment="as its engine counts: kept, discarded and EOS"
+            "tokens_generated",
+            sa.Integer(),
+            nullable=False,
+            comment="as its engine counts: kept, discarded and EOS, from the last of resumed_at on",
         ),
         sa.Column(
             "prompt_tokens",
@@ -1063,7 +1079,13 @@ def upgrade() -> None:
             "seed",
             sa.BigInteger(),
             nullable=True,
-            comment="null: inserted, taken, greedy, or the job draws without seeds",
+            comment="null: inserted, taken, greedy, or the job draws without seeds; from the last of resumed_at on",
+        ),
+        sa.Column(
+            "resumed_at",
+            ARRAY(sa.INTEGER()),
+            nullable=True,
+            comment="tokens at which a later claim went on behind a stored part, with other noise; null: in one go",
         ),
         sa.Column("epoch", sa.Integer(), nullable=False, comment="of the claim under which it was written"),
         sa.Column("worker_id", sa.BigInteger(), nullable=False, comment="that stored it"),
@@ -1096,6 +1118,37 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["worker_id"], ["workers.id"], name=op.f("fk_segments_worker_id_workers")),
         sa.PrimaryKeyConstraint("sample_id", "segment_index", name=op.f("pk_segments")),
         comment="One uninterrupted piece of writing. Kept ids of segments 0…n-1, joined, are the sample's output.",
+    )
+    op.create_table(
+        "segment_parts",
+        sa.Column("sample_id", sa.BigInteger(), autoincrement=False, nullable=False, comment="the sample"),
+        sa.Column(
+            "segment_index",
+            sa.Integer(),
+            autoincrement=False,
+            nullable=False,
+            comment="of the segment; a part counts while the sample has so many",
+        ),
+        sa.Column("start_token", sa.Integer(), autoincrement=False, nullable=False, comment="in the segment"),
+        sa.Column(
+            "token_ids",
+            ARRAY(sa.INTEGER()),
+            nullable=False,
+            comment="as the engine wrote them, in its model's vocabulary",
+        ),
+        sa.Column("epoch", sa.Integer(), nullable=False, comment="of the claim under which it was written"),
+        sa.Column("worker_id", sa.BigInteger(), nullable=False, comment="that wrote it"),
+        sa.Column(
+            "stored_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+            comment="when it was stored",
+        ),
+        sa.ForeignKeyConstraint(["sample_id"], ["samples.id"], name=op.f("fk_segment_parts_sample_id_samples")),
+        sa.ForeignKeyConstraint(["worker_id"], ["workers.id"], name=op.f("fk_segment_parts_worker_id_workers")),
+        sa.PrimaryKeyConstraint("sample_id", "segment_index", "start_token", name=op.f("pk_segment_parts")),
+        comment="What is written so far of a segment whose request still runs; deleted with the commit of that one.",
     )
     op.create_table(
         "signals",
@@ -1165,6 +1218,7 @@ def downgrade() -> None:
         "steps",
         "signals",
         "segments",
+        "segment_parts",
         "judged_samples",
         "grades",
         "asides",

@@ -12,7 +12,7 @@ from pipeline.errors import JobError, NotFound
 from pipeline.jobs.config import FINAL_JOB_STATES
 from pipeline.results.reports import StoredJob
 
-_OF_SAMPLES = ("signals", "steps", "grades", "asides", "segments", "judged_samples")
+_OF_SAMPLES = ("signals", "steps", "grades", "asides", "segment_parts", "segments", "judged_samples")
 _OF_JOBS = ("length_counts", "rollups", "job_totals", "judged_samples", "samples", "events")
 
 

@@ -18,7 +18,14 @@ from sqlalchemy import Connection, text
 from sqlalchemy import Engine as DbEngine
 from sqlalchemy.exc import DBAPIError
 
-from pipeline.db.rollups import Rollup, compact_lengths, postpone_rollup, refresh_rollup, refreshable_rollups
+from pipeline.db.rollups import (
+    RETRY_AFTER,
+    Rollup,
+    compact_lengths,
+    postpone_rollup,
+    refresh_rollup,
+    refreshable_rollups,
+)
 from pipeline.db.session import transaction
 from pipeline.db.totals import count_job, uncounted_jobs
 from pipeline.db.verdicts import carry_verdicts, uncarried_judges
@@ -38,8 +45,6 @@ LIMIT_S = 20.0
 """A count is given up after this time: until it is tried again, views read the samples themselves."""
 VERDICTS_LIMIT_S = 600.0
 """So long the verdicts of one judge may take: nobody waits for them but a count of the judged job."""
-RETRY_AFTER = dt.timedelta(minutes=10)
-"""When a count that failed is tried again, and verdicts that became no grades."""
 
 
 class RollupRefresher:

@@ -96,7 +96,13 @@ class SampleRow(Base):
     )
     published_at: Mapped[Instant | None] = mapped_column(comment="when a message for its present state was last due")
     num_rescues: Mapped[int] = mapped_column(
-        server_default="0", comment="times its worker died with it since its last commit"
+        server_default="0", comment="times its worker died with it since its last commit or part"
+    )
+    trial_epoch: Mapped[int | None] = mapped_column(
+        comment="of the claim under which it last had an engine to itself, as a suspect"
+    )
+    part_tokens: Mapped[int] = mapped_column(
+        server_default="0", comment="of its open segment, stored in segment_parts while its request ran"
     )
     num_attempts: Mapped[int] = mapped_column(
         server_default="0", comment="times an engine refused it for the moment since its last commit"
