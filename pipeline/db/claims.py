@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 from pipeline.chat.translation import first_prompt_tokens
 from pipeline.db.context_cache import EMPTY, Context, ContextCache, load_contexts
 from pipeline.db.runnable import Runnable, select_runnable
-from pipeline.db.states import model_waited_for, waiting_again
+from pipeline.db.states import ADMITTED, model_waited_for, waiting_again
 from pipeline.policies.protocol import PolicyState
 from pipeline.problems import Problem
 from pipeline.samples import RUNNABLE_STATE, SUSPECT_AFTER, WRITING_STATE, ModelRole
@@ -59,7 +59,8 @@ _CLAIM = text(f"""
         SELECT min(s.id) AS id FROM samples s JOIN message m ON m.id = s.id AND m.epoch = s.epoch
         WHERE s.state = :runnable AND s.num_rescues >= {SUSPECT_AFTER}
           AND (CAST(:job AS bigint) IS NULL OR s.job_id = :job)
-          AND NOT EXISTS (SELECT FROM samples o WHERE o.holder_id = :worker AND o.num_rescues >= {SUSPECT_AFTER})
+          AND NOT EXISTS (SELECT FROM samples o
+                          WHERE o.holder_id = :worker AND o.num_rescues >= {SUSPECT_AFTER} AND o.{ADMITTED})
     ),
     mine AS (
         SELECT s.id
@@ -188,7 +189,7 @@ def defer_samples(
     connection.execute(_DEFER, claims | {"error": storable(error), "max_attempts": max_attempts})
 
 
-_HELD = text("SELECT id, epoch FROM samples WHERE holder_id = :worker")
+_HELD = text(f"SELECT id, epoch FROM samples WHERE holder_id = :worker AND {ADMITTED}")
 
 
 def held_epochs(connection: Connection, worker_id: int) -> dict[int, int]:

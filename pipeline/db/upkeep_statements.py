@@ -15,7 +15,10 @@ from sqlalchemy import Connection, text
 from pipeline.db.runnable import RUNNABLE_COLUMNS, Runnable, runnable, select_runnable
 from pipeline.db.states import (
     ADMITTED,
-    FINAL,
+    FAILED,
+    IN_WORK,
+    OPEN,
+    PENDING,
     PUBLISHED,
     RUNNABLE,
     WRITING,
@@ -41,19 +44,19 @@ _ROOM = text(f"""
     used AS (
         SELECT d.first_role, d.model, count(*) AS admitted
         FROM samples s JOIN demand d ON d.id = s.job_id
-        WHERE s.state IN {ADMITTED} GROUP BY d.first_role, d.model
+        WHERE s.{ADMITTED} GROUP BY d.first_role, d.model
     )
     SELECT d.id AS job_id, d.first_role, d.model,
            ceil(supply.slots * :ahead)::integer - coalesce(used.admitted, 0)::integer AS room
     FROM demand d JOIN supply ON supply.kind = d.first_role AND supply.model = d.model
     LEFT JOIN used ON used.first_role = d.first_role AND used.model = d.model
-    WHERE EXISTS (SELECT FROM samples s WHERE s.job_id = d.id AND s.state = 'pending')
+    WHERE EXISTS (SELECT FROM samples s WHERE s.job_id = d.id AND s.{PENDING})
     ORDER BY d.priority DESC, d.id
 """)
 
 _ADMIT = text(f"""
     WITH chosen AS (
-        SELECT id FROM samples WHERE job_id = :job AND state = 'pending' ORDER BY id LIMIT :room
+        SELECT id FROM samples WHERE job_id = :job AND {PENDING} ORDER BY id LIMIT :room
         FOR UPDATE SKIP LOCKED
     )
     UPDATE samples s SET
@@ -125,7 +128,7 @@ _RESCUE = text(f"""
         SELECT s.id, s.holder_id, w.end_reason, s.num_rescues + (w.end_reason <> 'stopped')::integer AS deaths,
                s.num_rescues >= {SUSPECT_AFTER} AS was_suspect
         FROM samples s JOIN workers w ON w.id = s.holder_id
-        WHERE s.holder_id = ANY(:workers) ORDER BY s.id FOR UPDATE OF s
+        WHERE s.holder_id = ANY(:workers) AND s.{ADMITTED} ORDER BY s.id FOR UPDATE OF s
     ),
     judged AS (
         SELECT held.*, end_reason <> 'stopped' AND was_suspect
@@ -151,7 +154,8 @@ _RESCUE = text(f"""
 _ORPHANED = text(f"""
     WITH orphaned AS (
         SELECT s.id FROM samples s
-        WHERE s.num_rescues < {SUSPECT_AFTER} AND s.state IN {RUNNABLE} AND {home_worker("s.state")} = ANY(:workers)
+        WHERE s.num_rescues < {SUSPECT_AFTER} AND s.{ADMITTED} AND s.state IN {RUNNABLE}
+          AND {home_worker("s.state")} = ANY(:workers)
         ORDER BY s.id FOR UPDATE OF s SKIP LOCKED
     )
     UPDATE samples s SET published_at = clock_timestamp() FROM orphaned WHERE s.id = orphaned.id
@@ -192,7 +196,7 @@ def settle_workers(connection: Connection, *, awake_for: dt.timedelta = dt.timed
 _OVERDUE = text(f"""
     WITH due AS (
         SELECT s.id FROM samples s JOIN jobs j ON j.id = s.job_id
-        WHERE s.state IN {PUBLISHED} AND s.published_at < clock_timestamp() - :age
+        WHERE s.{IN_WORK} AND s.state IN {PUBLISHED} AND s.published_at < clock_timestamp() - :age
           AND (s.state = 'finished' OR j.state = 'running' AND s.num_rescues < {SUSPECT_AFTER}
                                        AND (s.not_before IS NULL OR s.not_before <= clock_timestamp()))
         ORDER BY s.published_at LIMIT :limit FOR UPDATE OF s SKIP LOCKED
@@ -207,7 +211,7 @@ MOST_OVERDUE = 200
 
 
 def overdue_samples(connection: Connection, *, age: dt.timedelta, limit: int = MOST_OVERDUE) -> list[Runnable]:
-    """Samples that wait since more than age; they count as published now. Index: ix_samples_published.
+    """Samples that wait since more than age; they count as published now. Index: ix_samples_in_work.
 
     A resumed job's and those whose delay after a failure is over count as waiting for ever.
     """
@@ -219,7 +223,7 @@ _TRY = text(f"""
     WITH suspect AS (
         SELECT s.id, s.state, s.published_at, s.not_before, roles.role, {model_of("roles.role")} AS model
         FROM samples s JOIN jobs j ON j.id = s.job_id, LATERAL (SELECT {role_of("s.state")} AS role) roles
-        WHERE s.num_rescues >= {SUSPECT_AFTER} AND s.state IN {ADMITTED}
+        WHERE s.num_rescues >= {SUSPECT_AFTER} AND s.{ADMITTED}
           AND j.state = 'running'
     ),
     supply AS (
@@ -259,7 +263,7 @@ def suspects_to_try(connection: Connection, *, age: dt.timedelta) -> list[Runnab
 _HALT = text(f"""
     WITH held AS (
         SELECT s.id FROM samples s JOIN jobs j ON j.id = s.job_id
-        WHERE j.state = 'paused' AND s.state IN {WRITING} ORDER BY s.id FOR UPDATE OF s
+        WHERE j.state = 'paused' AND s.{ADMITTED} AND s.state IN {WRITING} ORDER BY s.id FOR UPDATE OF s
     )
     UPDATE samples s SET
         state = {waiting_again("s.state")},
@@ -271,7 +275,7 @@ _HALT = text(f"""
 def halt_paused_jobs(connection: Connection) -> int:
     """Take the samples of paused jobs from whoever writes them, back to their last segment; returns how many.
 
-    Repeated, because a claim that began before the pause may end after it. Index: ix_samples_admitted.
+    Repeated, because a claim that began before the pause may end after it. Index: ix_samples_in_work.
     """
     return connection.execute(_HALT).rowcount
 
@@ -299,19 +303,19 @@ def mark_first_claims(connection: Connection) -> None:
 _ENDING = text(f"""
     SELECT j.id FROM jobs j
     WHERE j.state = 'running'
-      AND NOT EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state NOT IN {FINAL})
+      AND NOT EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.{OPEN})
     ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
 """)
 _CLOSE = text(f"""
     UPDATE jobs j SET finished_at = clock_timestamp(),
         first_claimed_at = coalesce(j.first_claimed_at, {first_claim_of("j")}),
-        state = CASE WHEN EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state = 'failed')
+        state = CASE WHEN EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.{FAILED})
                        OR j.config->>'grader' <> 'none' AND (
                            SELECT bool_or(s.state = 'graded') AND count(s.score) = 0
                            FROM samples s WHERE s.job_id = j.id)
                      THEN 'completed_with_errors' ELSE 'completed' END
     WHERE j.id = ANY(:jobs)
-      AND NOT EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state NOT IN {FINAL})
+      AND NOT EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.{OPEN})
     RETURNING j.id, j.state
 """)
 
