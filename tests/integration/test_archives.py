@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from pyarrow import parquet
 from sqlalchemy import Connection, Engine, text
@@ -199,7 +201,7 @@ def test_all_jobs_move_to_another_database_whose_ids_are_taken(
         assert taken == 1
         remove_everything_of(connection, taken)
         connection.execute(text("SELECT setval('problem_sets_id_seq', 40), setval('problems_id_seq', 400)"))
-    ids = ("sample_id", "problem_id", "worker_id", "id", "position")
+    ids = ("sample_id", "problem_id", "worker_id", "id", "position", "overlapping_jobs")  # one of them moved alone
     for name in ENDED:
         job = source.jobs[name]
         seen = shown(filled, job, without=ids)
@@ -358,6 +360,26 @@ def test_files_say_what_their_columns_mean(archived: Path) -> None:
     assert schema.field("policy_state").metadata == {
         b"comment": b"of the policy, after the last segment or aside", b"postgres": b"JSONB",
     }  # fmt: skip
+
+
+def test_archived_jobs_answer_questions_without_a_server(source: Source, filled: Engine, tmp_path: Path) -> None:
+    for name in ("done", "cut"):
+        archive_job(filled, source.jobs[name], tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "running.md").read_text()
+    [query] = re.findall(r'^duckdb -c "(.+)"$', page, flags=re.MULTILINE)
+    found = duckdb.sql(f"{query.replace('archive/', f'{tmp_path}/')} ORDER BY author").fetchall()
+    with transaction(filled) as connection:
+        statement = text("""
+            SELECT author, count(*), sum(cardinality(token_ids)) FROM segments g JOIN samples s ON s.id = g.sample_id
+            WHERE s.job_id = ANY(:jobs) GROUP BY author ORDER BY author
+        """)
+        jobs = [source.jobs[name] for name in ("done", "cut")]
+        assert found == [tuple(row) for row in connection.execute(statement, {"jobs": jobs})]
+        counted = connection.execute(
+            text("SELECT submitted_at, config->>'seed' FROM jobs WHERE id = :job"), {"job": jobs[0]}
+        )
+        stored = duckdb.sql(f"SELECT submitted_at, config->>'seed' FROM '{tmp_path}/job-{jobs[0]}/jobs.parquet'")
+        assert stored.fetchall() == [tuple(row) for row in counted]
 
 
 def edit(folder: Path, **changes: Any) -> None:
