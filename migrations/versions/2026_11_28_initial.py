@@ -820,6 +820,9 @@ def upgrade() -> None:
         "ix_samples_failed", "samples", ["job_id"], unique=False, postgresql_where=sa.text("phase = 'failed'")
     )
     op.create_index(
+        "ix_samples_finished", "samples", ["finished_at"], unique=False, postgresql_where=sa.text("phase = 'finished'")
+    )
+    op.create_index(
         "ix_samples_in_work",
         "samples",
         ["job_id", "phase"],

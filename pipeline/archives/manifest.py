@@ -33,7 +33,7 @@ class FileEntry(_Part):
 class JobMark(_Part):
     """A job as it is known again in any database. submitted_at: in microseconds since 1970."""
 
-    id: Annotated[int, Field(ge=1)]
+    id: Annotated[int, Field(ge=1, le=10**15)]
     submitted_at: int
 
 

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DataError, IntegrityError
 
 from pipeline.archives.checking import check, read_batches
 from pipeline.archives.ids import IdMap, Ids, can_keep, choose_ids
 from pipeline.archives.manifest import Manifest
 from pipeline.archives.tables import INFINITE, TABLES, ArchivedTable, postgres_type
+from pipeline.db.faults import first_line
 from pipeline.db.session import copy_rows, transaction
 from pipeline.errors import ArchiveError
 
@@ -48,20 +49,23 @@ def restore_job(db_engine: Engine, folder: Path) -> Manifest:
             raise ArchiveError(folder, why) from error
         constraint = getattr(getattr(error.orig, "diag", None), "constraint_name", "a constraint")
         raise ArchiveError(folder, f"its rows do not fit together: {constraint} refuses them") from error
+    except DataError as error:
+        raise ArchiveError(folder, f"its rows cannot be stored: {first_line(error.orig or error)}") from error
     return manifest
 
 
-_PASS_OVER = text("""
-    SELECT setval('jobs_id_seq', :job) FROM pg_sequences
+_IS_AHEAD = """
+    FROM pg_sequences
     WHERE schemaname = 'public' AND sequencename = 'jobs_id_seq' AND coalesce(last_value, 0) < :job
-""")
+"""
 
 
 def _pass_over_ids(db_engine: Engine, job_id: int) -> None:
     """See that the database gives this id to no other job. The lock keeps out whoever takes the next id."""
     with transaction(db_engine) as connection:
-        connection.execute(text("LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE"))
-        connection.execute(_PASS_OVER, {"job": job_id})
+        if connection.execute(text(f"SELECT {_IS_AHEAD}"), {"job": job_id}).first() is not None:
+            connection.execute(text("LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE"))
+            connection.execute(text(f"SELECT setval('jobs_id_seq', :job) {_IS_AHEAD}"), {"job": job_id})
 
 
 class _Restoring:
@@ -78,6 +82,8 @@ class _Restoring:
         if self._connection.execute(text("SELECT FROM jobs WHERE id = :job"), job).first() is not None:
             why = f"the database has a job {self._manifest.job.id} already: it is this one, or another of that number"
             raise ArchiveError(self._folder, why)
+        if self._only_row("jobs")["id"] != self._manifest.job.id:
+            raise ArchiveError(self._folder / "jobs.parquet", f"it is not of job {self._manifest.job.id}")
         self._store_problems()
         self._store_engines()
         self._store_workers()
@@ -110,6 +116,12 @@ class _Restoring:
         names = _BY_NAME[name].names
         sent = (map(_sent, batch.columns) for batch in self._batches(name))
         return [dict(zip(names, row, strict=True)) for columns in sent for row in zip(*columns, strict=True)]
+
+    def _only_row(self, name: str) -> dict[str, Any]:
+        rows = self._rows(name)
+        if len(rows) != 1:
+            raise ArchiveError(self._folder / _BY_NAME[name].file_name, f"it has {len(rows)} rows instead of one")
+        return rows[0]
 
     def _ids(self, name: str) -> Ids:
         import numpy as np
@@ -144,7 +156,7 @@ class _Restoring:
             raise ArchiveError(path, f"its {name} {error} is in no row of {_BY_NAME[of].file_name}") from None
 
     def _store_problems(self) -> None:
-        [given] = self._rows("problem_sets")
+        given = self._only_row("problem_sets")
         problems = self._ids("problems")
         found = self._connection.execute(_SET_ID, given).scalar()
         if found is None:

@@ -57,7 +57,7 @@ _COUNTED = (
     "id, job_id, problem_id, state, phase, epoch, holder_id, small_worker_id, large_worker_id, next_role, "
     "num_segments, num_takeovers, num_asides, num_rescues, tokens_small, tokens_large, tokens_inserted, "
     "discarded_small, discarded_large, aside_small, aside_large, taken_small, taken_large, finish_reason, score, "
-    "published_at, not_before, admitted_at, ended_at"
+    "published_at, not_before, admitted_at, finished_at, ended_at"
 )
 """What upkeep reads of a sample, for its duties and for job_progress: a score, and no text or answer beside it."""
 

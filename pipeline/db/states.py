@@ -42,6 +42,8 @@ OPEN = "phase IN ('pending', 'admitted', 'finished')"
 """Have not ended. Index: ix_samples_open."""
 IN_WORK = "phase IN ('admitted', 'finished')"
 """Are admitted and have not ended. Index: ix_samples_in_work."""
+FINISHED = "phase = 'finished'"
+"""Wait for a grader. Index: ix_samples_finished."""
 FAILED = "phase = 'failed'"
 """Index: ix_samples_failed."""
 

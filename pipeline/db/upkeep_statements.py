@@ -16,10 +16,9 @@ from pipeline.db.runnable import RUNNABLE_COLUMNS, Runnable, runnable, select_ru
 from pipeline.db.states import (
     ADMITTED,
     FAILED,
-    IN_WORK,
+    FINISHED,
     OPEN,
     PENDING,
-    PUBLISHED,
     RUNNABLE,
     WRITING,
     first_claim_of,
@@ -193,25 +192,34 @@ def settle_workers(connection: Connection, *, awake_for: dt.timedelta = dt.timed
     )
 
 
+# Of those that wait for a model there are few, and all are looked at. Those that wait for a grader may be a million:
+# the walk along their index ends with the limit, and passes only what was sent within the age.
 _OVERDUE = text(f"""
-    WITH due AS (
+    WITH for_models AS (
         SELECT s.id FROM samples s JOIN jobs j ON j.id = s.job_id
-        WHERE s.{IN_WORK} AND s.state IN {PUBLISHED} AND s.published_at < clock_timestamp() - :age
-          AND (s.state = 'finished' OR j.state = 'running' AND s.num_rescues < {SUSPECT_AFTER}
-                                       AND (s.not_before IS NULL OR s.not_before <= clock_timestamp()))
+        WHERE s.{ADMITTED} AND s.state IN {RUNNABLE} AND s.published_at < clock_timestamp() - :age
+          AND j.state = 'running' AND s.num_rescues < {SUSPECT_AFTER}
+          AND (s.not_before IS NULL OR s.not_before <= clock_timestamp())
         ORDER BY s.published_at LIMIT :limit FOR UPDATE OF s SKIP LOCKED
-    )
+    ),
+    for_graders AS (
+        SELECT s.id FROM samples s
+        WHERE s.{FINISHED} AND s.published_at < clock_timestamp() - :age
+        ORDER BY s.finished_at LIMIT :limit FOR UPDATE OF s SKIP LOCKED
+    ),
+    due AS (SELECT id FROM for_models UNION ALL SELECT id FROM for_graders)
     UPDATE samples s SET published_at = clock_timestamp() FROM due WHERE s.id = due.id
     RETURNING {RUNNABLE_COLUMNS}
 """)
 
 
 MOST_OVERDUE = 200
-"""Samples that are looked for at a time."""
+"""Samples that are looked for at a time, of those that wait for models and of those that wait for graders."""
 
 
 def overdue_samples(connection: Connection, *, age: dt.timedelta, limit: int = MOST_OVERDUE) -> list[Runnable]:
-    """Samples that wait since more than age; they count as published now. Index: ix_samples_in_work.
+    """Samples that wait since more than age; they count as published now. Indexes: ix_samples_in_work,
+    ix_samples_finished.
 
     A resumed job's and those whose delay after a failure is over count as waiting for ever.
     """

@@ -433,7 +433,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"grades\.parquet: it has \d+ rows, its manifest",
     ),
     "other job": (
-        lambda folder: edit(folder, job={"id": 777, "submitted_at": 1}), "fit together|are of another job|no row of",
+        lambda folder: edit(folder, job={"id": 777, "submitted_at": 1}), r"jobs\.parquet: it is not of job 777",
     ),
 }  # fmt: skip
 

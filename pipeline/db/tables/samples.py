@@ -17,7 +17,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 
 from pipeline.db.base import Base, Id, Instant, choice
-from pipeline.db.states import ADMITTED, COMPLETE, FAILED, FINAL, IN_WORK, OPEN, PENDING, PHASE, WRITING
+from pipeline.db.states import ADMITTED, COMPLETE, FAILED, FINAL, FINISHED, IN_WORK, OPEN, PENDING, PHASE, WRITING
 from pipeline.samples import (
     SUSPECT_AFTER,
     ErrorClass,
@@ -60,6 +60,7 @@ class SampleRow(Base):
             "id",
             postgresql_where=text(f"num_rescues >= {SUSPECT_AFTER} AND {ADMITTED}"),
         ),
+        Index("ix_samples_finished", "finished_at", postgresql_where=text(FINISHED)),
         Index("ix_samples_failed", "job_id", postgresql_where=text(FAILED)),
         # Room on each page, so that the next version of a row lies beside it and no index has to name it.
         {"postgresql_with": {"fillfactor": 80}},
