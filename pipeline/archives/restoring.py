@@ -91,7 +91,7 @@ class _Restoring:
         samples = self._ids("samples")
         self._maps["samples"] = choose_ids(self._connection, "samples", samples)
         self._copy("samples")
-        for name in ("segments", "asides", "signals", "steps", "grades"):
+        for name in ("segments", "segment_parts", "asides", "signals", "steps", "grades"):
             self._copy(name)
         self._store_events()
         self._require_samples(len(samples))

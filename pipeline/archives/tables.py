@@ -1,6 +1,7 @@
 """What an archive holds: its tables, the rows of each that make a job whole, and their columns in Parquet.
 
-Derived tables (job_totals, rollups, length_counts) are not in it: a restored job is counted anew.
+Derived tables (job_totals, rollups, length_counts) are not in it: a restored job is counted anew. What a judge
+was asked of a job (judged_samples) is the judge's, and judges are not archived.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ TABLES: tuple[ArchivedTable, ...] = (
     ArchivedTable("workers", "t.id = ANY(%(workers)s)", "t.id"),
     ArchivedTable("samples", "t.id = ANY(%(samples)s)", "t.id"),
     ArchivedTable("segments", _OF_SAMPLES, "t.sample_id, t.segment_index"),
+    ArchivedTable("segment_parts", _OF_SAMPLES, "t.sample_id, t.segment_index, t.start_token"),
     ArchivedTable("asides", _OF_SAMPLES, "t.sample_id, t.aside_index"),
     ArchivedTable("signals", _OF_SAMPLES, 't.sample_id, t.kind, t."index", t.name'),
     ArchivedTable("steps", _OF_SAMPLES, "t.sample_id, t.step_index"),

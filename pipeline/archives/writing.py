@@ -42,15 +42,16 @@ class Archive:
 def archive_job(db_engine: Engine, job_id: int, folder: Path) -> Archive:
     """Write a job into ``folder/job-ID`` and check what is on the disk against what was read from the database.
 
-    Raises NotFound, JobError for a job that has not ended, and ArchiveError where the folder cannot be written.
+    Raises NotFound, JobError for a job that has not ended or is a judge, and ArchiveError where the folder cannot be
+    written.
     """
     target = folder / f"job-{job_id}"
     with transaction(db_engine) as connection:
-        require_ended(connection, job_id)
+        _require_archivable(connection, job_id)
     try:
         with unfinished_folder(target) as unfinished:
             with snapshot(db_engine) as connection:
-                require_ended(connection, job_id)
+                _require_archivable(connection, job_id)
                 mark = fingerprint(connection, job_id)
                 written = _write_tables(connection, job_id, unfinished)
                 manifest = _manifest(connection, job_id, {name: entry for name, (entry, _) in written.items()})
@@ -73,6 +74,20 @@ def remove_archived(db_engine: Engine, archive: Archive) -> None:
         remove_job(connection, job_id)
 
 
+_IS_JUDGE = text("""
+    SELECT FROM jobs j JOIN problem_sets p ON p.id = j.problem_set_id
+    WHERE j.id = :job AND (j.judged_job_id IS NOT NULL OR p.tells_answers_of IS NOT NULL
+                           OR EXISTS (SELECT FROM judged_samples m WHERE m.job_id = j.id))
+""")
+
+
+def _require_archivable(connection: Connection, job_id: int) -> None:
+    """Raise JobError for a judge, too: its prompts show answers, and its rows are of the samples of another job."""
+    require_ended(connection, job_id)
+    if connection.execute(_IS_JUDGE, {"job": job_id}).first() is not None:
+        raise JobError(job_id, "it is a judge, and judges are not archived: its verdicts are grades of the judged job")
+
+
 _SAMPLES = text("SELECT id FROM samples WHERE job_id = :job ORDER BY id")
 _HANDS = text("""
     SELECT array_agg(DISTINCT h.worker_id) FILTER (WHERE h.worker_id IS NOT NULL) AS workers,
@@ -81,6 +96,7 @@ _HANDS = text("""
         SELECT DISTINCT g.worker_id, g.engine_id FROM segments g JOIN samples s ON s.id = g.sample_id
         WHERE s.job_id = :job
         UNION SELECT a.worker_id, a.engine_id FROM asides a JOIN samples s ON s.id = a.sample_id WHERE s.job_id = :job
+        UNION SELECT p.worker_id, NULL FROM segment_parts p JOIN samples s ON s.id = p.sample_id WHERE s.job_id = :job
         UNION SELECT w.id, NULL FROM samples s CROSS JOIN LATERAL (
             VALUES (s.small_worker_id), (s.large_worker_id), (s.holder_id)) w (id) WHERE s.job_id = :job
         UNION SELECT e.worker_id, NULL FROM events e WHERE e.job_id = :job

@@ -37,7 +37,7 @@ def rm(
     yes: Yes = False,
     state_dir: StateDir = None,
 ) -> None:
-    """Remove jobs with all that was written for them, for good. Their problem sets stay.
+    """Remove jobs with all that was written for them, for good. Their problem sets stay, but for a judge's prompts.
 
     Needs the login that owns the schema. The space is used again by later jobs; VACUUM FULL gives it back to the disk.
     """

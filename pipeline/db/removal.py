@@ -12,8 +12,8 @@ from pipeline.errors import JobError, NotFound
 from pipeline.jobs.config import FINAL_JOB_STATES
 from pipeline.results.reports import StoredEvents, StoredJob
 
-_OF_SAMPLES = ("signals", "steps", "grades", "asides", "segments")
-_OF_JOBS = ("length_counts", "rollups", "job_totals", "samples", "events")
+_OF_SAMPLES = ("signals", "steps", "grades", "asides", "segment_parts", "segments", "judged_samples")
+_OF_JOBS = ("length_counts", "rollups", "job_totals", "judged_samples", "samples", "events")
 
 
 def stored_size(table: str, alias: str = "t") -> str:
@@ -65,6 +65,7 @@ def jobs_ended_before(connection: Connection, age: dt.timedelta) -> list[int]:
 
 
 _STATE = "SELECT state FROM jobs WHERE id = :job"
+_PROBLEM_SET = text("SELECT problem_set_id FROM jobs WHERE id = :job")
 _IS_OPEN = text("SELECT EXISTS (SELECT FROM samples WHERE job_id = :job AND ended_at IS NULL)")
 _TOKENS = text("""
     SELECT w.worker_id, sum(w.tokens_generated)::bigint AS tokens
@@ -81,6 +82,7 @@ _REMOVALS = (
     *(f"DELETE FROM {table} WHERE job_id = :job" for table in _OF_JOBS),
     "SET LOCAL specthink.removes_job = 'off'",
     "UPDATE jobs SET cloned_from = NULL WHERE cloned_from = :job",
+    "UPDATE jobs SET judged_job_id = NULL WHERE judged_job_id = :job",
     "DELETE FROM jobs WHERE id = :job",
 )
 _OLD_EVENTS = text(f"""
@@ -112,6 +114,17 @@ def remove_events(connection: Connection, job_id: int) -> None:
         connection.execute(text(statement), {"job": job_id} if ":job" in statement else {})
 
 
+# Not deleted: each problem that is gone would be looked for in all samples, which have no index for that.
+_FORGET_PROMPTS = text("""
+    WITH told AS (
+        UPDATE problem_sets p SET tells_answers_of = NULL, content_sha256 = 'removed ' || p.id
+        WHERE p.id = :problem_set AND p.tells_answers_of IS NOT NULL
+          AND NOT EXISTS (SELECT FROM jobs j WHERE j.problem_set_id = p.id)
+        RETURNING p.id
+    )
+    UPDATE problems q SET prompt = '(removed with the judge that was asked this)', shown = '{}'
+    FROM told WHERE q.problem_set_id = told.id
+""")
 _WITHDRAW = text("UPDATE workers SET tokens_withdrawn = tokens_withdrawn + :tokens WHERE id = :worker_id")
 
 
@@ -148,14 +161,19 @@ def fingerprint(connection: Connection, job_id: int) -> str:
 def remove_job(connection: Connection, job_id: int) -> None:
     """Delete a job that has ended, with its samples and all that was written for them. Its problem set stays.
 
+    But the prompts of a judge go with the last job that asks them: they show reference answers. Its verdicts stay, as
+    grades of the judged samples.
+
     The tokens count as withdrawn with the workers that generated them, so that those workers' counts hold; their rows
     are locked last, because they renew their leases in them. Raises NotFound, and JobError for a job that has not
     ended or whose samples have not.
     """
     require_ended(connection, job_id, lock=True)
     values = {"job": job_id}
+    problem_set = connection.execute(_PROBLEM_SET, values).scalar_one()
     withdrawn = [dict(row) for row in connection.execute(_TOKENS, values).mappings()]
     for statement in _REMOVALS:
         connection.execute(text(statement), values if ":job" in statement else {})
+    connection.execute(_FORGET_PROMPTS, {"problem_set": problem_set})
     if withdrawn:
         connection.execute(_WITHDRAW, withdrawn)

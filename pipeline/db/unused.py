@@ -34,7 +34,8 @@ class UnusedLives:
     engines: tuple[int, ...]
 
 
-_NO_JOB = "NOT EXISTS (SELECT FROM jobs j WHERE j.problem_set_id = s.id)"
+_NO_JOB = """NOT EXISTS (SELECT FROM jobs j WHERE j.problem_set_id = s.id)
+      AND NOT EXISTS (SELECT FROM problem_sets o WHERE o.tells_answers_of = s.id)"""
 _SETS = text(f"""
     SELECT s.id, s.name, s.created_at, s.num_problems, (
         SELECT coalesce({stored_size("problems", "p")}, 0) + coalesce({stored_size("reference_answers", "r")}, 0)
@@ -47,7 +48,7 @@ _SETS = text(f"""
 
 
 def unused_sets(connection: Connection, age: dt.timedelta) -> list[UnusedSet]:
-    """The problem sets that are older than that and have no job."""
+    """The problem sets that are older than that and have no job, nor a judge that tells their answers."""
     return [UnusedSet(**row) for row in connection.execute(_SETS, {"age": age}).mappings()]
 
 
@@ -80,6 +81,7 @@ _LOCK_ENGINES = text("SELECT FROM engines WHERE id = ANY(:ids) ORDER BY id FOR U
 # Each big table is read through once, however many workers there are.
 _MENTIONED = """
     SELECT worker_id FROM segments UNION SELECT worker_id FROM asides UNION SELECT worker_id FROM events
+    UNION SELECT worker_id FROM segment_parts
     UNION SELECT holder_id FROM samples UNION SELECT small_worker_id FROM samples
     UNION SELECT large_worker_id FROM samples UNION SELECT worker_id FROM upkeep_leader
 """

@@ -124,7 +124,7 @@ OF_JOB = {
     "samples": "t.job_id = :job",
     "events": "t.job_id = :job",
     **dict.fromkeys(
-        ("segments", "asides", "signals", "steps", "grades"),
+        ("segments", "segment_parts", "asides", "signals", "steps", "grades"),
         "t.sample_id IN (SELECT id FROM samples WHERE job_id = :job)",
     ),
     **dict.fromkeys(("problem_sets", "problems", "reference_answers", "hidden_columns", "engines", "workers"), "true"),

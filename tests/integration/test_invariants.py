@@ -26,7 +26,7 @@ from pipeline.db.invariants import check_job, snapshot
 from pipeline.db.job_control import cancel_job, cancel_samples, retry_cut, select_cut
 from pipeline.db.session import open_database, transaction
 from pipeline.db.submissions import insert_job, put_problem_set
-from pipeline.db.upkeep_statements import admit_samples, close_jobs, overdue_samples, settle_workers
+from pipeline.db.upkeep_statements import admit_samples, close_jobs, overdue_samples
 from pipeline.db.worker_leases import Registration, end_worker, put_engine, register_worker
 from pipeline.embedded import Connections
 from pipeline.errors import NotFound
@@ -39,6 +39,7 @@ from pipeline.results.promises import INVARIANTS, MAX_SHOWN, Invariant, Violatio
 from pipeline.samples import ModelRole, SampleState
 from pipeline.workforce import WorkerEnd, WorkerKind
 from tests.conftest import TEMPLATE, with_database
+from tests.integration.lapses import settle_lapsed
 from tests.integration.rows import count_ended
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
@@ -85,10 +86,12 @@ class Member:
         self.engine.close()
 
 
-def hire(db_engine: DbEngine, role: ModelRole, *, step_s: float = 0.0, script: Script = go_on) -> Member:
+def hire(
+    db_engine: DbEngine, role: ModelRole, *, step_s: float = 0.0, script: Script = go_on, store_every_s: float = 0.0
+) -> Member:
     with transaction(db_engine) as connection:
         engine_id = put_engine(
-            connection, kind="scripted", version="1", model=role.value, model_fingerprint="f",
+            connection, kind="scripted", version="1", model=role.value, model_fingerprint=CHAT.fingerprint,
             vocabulary_sha256=CHAT.vocabulary_sha256, settings={},
         )  # fmt: skip
         worker_id = register_worker(
@@ -107,6 +110,7 @@ def hire(db_engine: DbEngine, role: ModelRole, *, step_s: float = 0.0, script: S
         publisher=Publisher(Celery("test", broker="memory://", set_as_current=False)),
         identity=Identity(worker_id=worker_id, engine_id=engine_id),
         on_failure=lambda reason: None,
+        store_every_s=store_every_s,
     )
     return Member(writer, engine, worker_id)
 
@@ -160,7 +164,7 @@ def die_while_writing(db_engine: DbEngine, small: Member) -> None:
     with transaction(db_engine) as connection:
         lapsed = text("UPDATE workers SET expires_at = clock_timestamp() - interval '1 s' WHERE id = :worker")
         connection.execute(lapsed, {"worker": small.worker_id})
-        settled = settle_workers(connection)
+        settled = settle_lapsed(connection)
         assert settled is not None
         assert settled.rescued == len(messages)
     for thread in threads:
@@ -207,7 +211,7 @@ def fill(db_engine: DbEngine) -> dict[str, int]:
         member.say_goodbye(db_engine)
     jobs["pending"] = submit(db_engine)
     with transaction(db_engine) as connection:
-        settle_workers(connection)
+        settle_lapsed(connection)
     return jobs
 
 
