@@ -169,10 +169,10 @@ def _claimed_sample(row: dict[str, Any], context: Context, open_segment: OpenSeg
     )
 
 
-_BEGIN_TRIAL = text("""
+_BEGIN_TRIAL = text(f"""
     UPDATE samples s SET trial_epoch = s.epoch
     WHERE s.id = :id AND s.epoch = :epoch AND s.holder_id = :worker
-      AND NOT EXISTS (SELECT FROM samples o WHERE o.holder_id = :worker AND o.id <> s.id)
+      AND NOT EXISTS (SELECT FROM samples o WHERE o.holder_id = :worker AND o.{ADMITTED} AND o.id <> s.id)
 """)
 
 
@@ -207,7 +207,8 @@ _FITTING = {
         SELECT w.queue FROM workers w JOIN engines e ON e.id = w.engine_id, jobs j
         WHERE j.id = :job AND w.kind = {role.value!r} AND w.model = j.{role.value}_model AND w.id <> :worker
           AND w.ended_at IS NULL AND w.expires_at > clock_timestamp() AND {why_not_served(role)} IS NULL
-          AND NOT EXISTS (SELECT FROM samples s WHERE s.holder_id = w.id AND s.num_rescues >= {ALONE_AFTER})
+          AND NOT EXISTS (SELECT FROM samples s
+                          WHERE s.holder_id = w.id AND s.{ADMITTED} AND s.num_rescues >= {ALONE_AFTER})
         ORDER BY random() LIMIT 1
     """)
     for role in ModelRole
