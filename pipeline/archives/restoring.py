@@ -6,10 +6,11 @@ that the database has with the same content are used, and so is a worker's life 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import psycopg
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DataError, IntegrityError
@@ -17,10 +18,12 @@ from sqlalchemy.exc import DataError, IntegrityError
 from pipeline.archives.checking import check, read_batches
 from pipeline.archives.ids import IdMap, Ids, can_keep, choose_ids
 from pipeline.archives.manifest import Manifest
-from pipeline.archives.tables import INFINITE, TABLES, ArchivedTable, postgres_type
+from pipeline.archives.tables import TABLES, ArchivedTable, postgres_type
+from pipeline.archives.values import copied_values
 from pipeline.db.faults import first_line
+from pipeline.db.removal import require_ended
 from pipeline.db.session import copy_rows, transaction
-from pipeline.errors import ArchiveError
+from pipeline.errors import ArchiveError, JobError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -76,6 +79,7 @@ class _Restoring:
         self._folder = folder
         self._manifest = manifest
         self._maps: dict[str, IdMap] = {}
+        self._new_workers: list[int] = []
 
     def run(self) -> None:
         job = {"job": self._manifest.job.id}
@@ -94,7 +98,7 @@ class _Restoring:
         for name in ("segments", "segment_parts", "asides", "signals", "steps", "grades"):
             self._copy(name)
         self._store_events()
-        self._require_samples(len(samples))
+        self._require_whole(len(samples))
         self._connection.execute(text("SELECT create_rollups(:job)"), job)
         for clone in self._manifest.clones:
             if self._present(clone):
@@ -114,7 +118,7 @@ class _Restoring:
     def _rows(self, name: str) -> list[dict[str, Any]]:
         """Of a small table."""
         names = _BY_NAME[name].names
-        sent = (map(_sent, batch.columns) for batch in self._batches(name))
+        sent = (map(copied_values, batch.columns) for batch in self._batches(name))
         return [dict(zip(names, row, strict=True)) for columns in sent for row in zip(*columns, strict=True)]
 
     def _only_row(self, name: str) -> dict[str, Any]:
@@ -124,8 +128,6 @@ class _Restoring:
         return rows[0]
 
     def _ids(self, name: str) -> Ids:
-        import numpy as np
-
         found = [batch.column("id").to_numpy() for batch in self._batches(name)]
         ids: Ids = np.concatenate(found) if found else np.zeros(0, np.int64)
         if np.any(np.diff(ids) <= 0):
@@ -140,7 +142,7 @@ class _Restoring:
         for batch in self._batches(name):
             columns = [
                 [replace[column]] * batch.num_rows if replace and column in replace
-                else _sent(self._mapped(table, column, batch.column(column)))
+                else copied_values(self._mapped(table, column, batch.column(column)))
                 for column in names
             ]  # fmt: skip
             copy_rows(self._connection, statement, zip(*columns, strict=True))
@@ -165,8 +167,6 @@ class _Restoring:
             for name in ("problem_sets", "problems", "reference_answers", "hidden_columns"):
                 self._copy(name)
             return
-        import numpy as np
-
         ids = self._connection.execute(_PROBLEM_IDS, {"set": found}).scalars()
         there: Ids = np.fromiter(ids, np.int64)
         if len(there) != len(problems):
@@ -187,7 +187,6 @@ class _Restoring:
     def _store_workers(self) -> None:
         """Lives that the database knows are used; the others come as ended ones, whatever they were at the archive."""
         ids = {}
-        self._new_workers: list[int] = []
         for row in self._rows("workers"):
             known = self._connection.execute(_LIFE, row).first()
             if known is not None and known.is_same:
@@ -212,11 +211,16 @@ class _Restoring:
         are_kept = all(can_keep(self._connection, "events", ids) for ids in batches)
         self._copy("events", without="" if are_kept else "id")
 
-    def _require_samples(self, wanted: int) -> None:
+    def _require_whole(self, num_samples: int) -> None:
+        """Raise ArchiveError where a sample is of another job, or the job would go on here."""
         found = self._connection.execute(_NUM_SAMPLES, {"job": self._manifest.job.id}).scalar_one()
-        if found != wanted:
+        if found != num_samples:
             path = self._folder / _BY_NAME["samples"].file_name
-            raise ArchiveError(path, f"{wanted - found} of its {wanted} samples are of another job")
+            raise ArchiveError(path, f"{num_samples - found} of its {num_samples} samples are of another job")
+        try:
+            require_ended(self._connection, self._manifest.job.id)
+        except JobError as error:
+            raise ArchiveError(self._folder, str(error)) from error
 
     def _book_tokens(self) -> None:
         """Count the job's tokens with the workers that generated them: their books hold with it as without it."""
@@ -266,34 +270,3 @@ def _insert(table: str, names: Iterable[str], more: str = "") -> str:
     kinds = [postgres_type(columns[name]) for name in listed]
     values = ", ".join(f"CAST(:{name} AS {kind})" for name, kind in zip(listed, kinds, strict=True))
     return f"INSERT INTO {table} ({', '.join(listed)}) VALUES ({values}) {more}"
-
-
-def _sent(column: pyarrow.Array) -> list[Any]:
-    """The values of a column as COPY takes them."""
-    import pyarrow
-
-    kind = column.type
-    if pyarrow.types.is_timestamp(kind):
-        return _instants(column)
-    if pyarrow.types.is_list(kind) and not pyarrow.types.is_string(kind.value_type):
-        return [None if values is None else _numbers(values) for values in column.to_pylist()]
-    return list(column.to_pylist())
-
-
-def _numbers(values: Sequence[float | None]) -> str:
-    """An array of Postgres: repr gives all digits of a number."""
-    return f"{{{','.join('NULL' if value is None else repr(value) for value in values)}}}"
-
-
-def _instants(column: pyarrow.Array) -> list[str | None]:
-    import pyarrow
-    from pyarrow import compute
-
-    microseconds = column.cast(pyarrow.int64())
-    is_finite = compute.less(compute.abs(microseconds), INFINITE)
-    finite = compute.if_else(is_finite, microseconds, pyarrow.scalar(None, pyarrow.int64()))
-    texts: list[str | None] = finite.cast(column.type).cast(pyarrow.string()).to_pylist()
-    for place, value in enumerate(microseconds.to_pylist()):
-        if value is not None and abs(value) == INFINITE:
-            texts[place] = "infinity" if value > 0 else "-infinity"
-    return texts

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow
 import pytest
 from pyarrow import parquet
 from sqlalchemy import Connection, Engine, text
@@ -367,7 +368,7 @@ def test_archived_jobs_answer_questions_without_a_server(source: Source, filled:
         archive_job(filled, source.jobs[name], tmp_path)
     page = (Path(__file__).parents[2] / "docs" / "running.md").read_text()
     [query] = re.findall(r'^duckdb -c "(.+)"$', page, flags=re.MULTILINE)
-    found = duckdb.sql(f"{query.replace('archive/', f'{tmp_path}/')} ORDER BY author").fetchall()
+    found = duckdb.execute(f"{query.replace('archive/', f'{tmp_path}/')} ORDER BY author").fetchall()
     with transaction(filled) as connection:
         statement = text("""
             SELECT author, count(*), sum(cardinality(token_ids)) FROM segments g JOIN samples s ON s.id = g.sample_id
@@ -378,7 +379,7 @@ def test_archived_jobs_answer_questions_without_a_server(source: Source, filled:
         counted = connection.execute(
             text("SELECT submitted_at, config->>'seed' FROM jobs WHERE id = :job"), {"job": jobs[0]}
         )
-        stored = duckdb.sql(f"SELECT submitted_at, config->>'seed' FROM '{tmp_path}/job-{jobs[0]}/jobs.parquet'")
+        stored = duckdb.execute(f"SELECT submitted_at, config->>'seed' FROM '{tmp_path}/job-{jobs[0]}/jobs.parquet'")
         assert stored.fetchall() == [tuple(row) for row in counted]
 
 
@@ -431,6 +432,17 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "fewer rows": (
         lambda folder: rewrite(folder, "grades", lambda t: t.slice(1)),
         r"grades\.parquet: it has \d+ rows, its manifest",
+    ),
+    "a job that runs": (
+        lambda folder: rewrite(
+            folder,
+            "jobs",
+            lambda table: table.set_column(table.schema.get_field_index("state"), "state", [["running"]]).set_column(
+                table.schema.get_field_index("finished_at"), "finished_at",
+                pyarrow.nulls(1, table.schema.field("finished_at").type),
+            ),
+        ),
+        "it is running; only a job that has ended",
     ),
     "other job": (
         lambda folder: edit(folder, job={"id": 777, "submitted_at": 1}), r"jobs\.parquet: it is not of job 777",
