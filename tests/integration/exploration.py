@@ -5,9 +5,8 @@ What is found is the shortest way there.
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from pipeline.samples import GUILTY_AFTER_LAPSES
@@ -15,19 +14,20 @@ from tests.integration.protocol_normal_form import normal
 from tests.integration.protocol_world import (
     ENDED,
     NOBODY,
-    Base,
     Move,
     Place,
     Record,
     Rules,
     Scene,
     State,
-    World,
     apply,
     beginning,
     heads,
     moves,
 )
+
+
+BLAMED = frozenset({"engine_died", "timed_out"})
 
 
 @dataclass
@@ -68,13 +68,17 @@ class Exploration:
         waiting = deque([first])
         while waiting and self.fault is None and len(self._number) < self.most:
             self._expand(waiting.popleft(), waiting)
-        if not waiting and self.fault is None:
+        if not waiting and self.fault is None and not self.scene.never:
             self._look_for_traps()
         return self
 
     @property
     def num_states(self) -> int:
         return len(self._number)
+
+    @property
+    def states(self) -> Iterable[State]:
+        return self._number
 
     def _seen(self, state: State) -> State:
         return normal(state) if self.is_reduced else state
@@ -85,11 +89,12 @@ class Exploration:
             self._ended.append(number)
             self.num_ended += 1
         for move in moves(state, self.scene):
-            after = self._seen(apply(state, move, self.scene, self.rules))
+            changed = apply(state, move, self.scene, self.rules)
             self.num_moves += 1
+            after = state if changed == state else self._seen(changed)
             if after == state:
                 continue
-            wrong = next(self._wrong_with(state, move, after), None)
+            wrong = next(self._wrong_with(state, move, changed), None)
             place = self._number.setdefault(after, len(self._number))
             if place == len(self._came):
                 self.depth = self._came[number][2] + 1
@@ -103,16 +108,28 @@ class Exploration:
                 self._good.append((number, place))
 
     def _way_to(self, number: int) -> list[Move]:
-        way = []
-        while (step := self._came[number])[1] is not None:
-            number, move, _ = step
-            way.append(move)
+        way: list[Move] = []
+        while number:
+            number, move, _ = self._came[number]
+            way += [move] if move else []
         return way[::-1]
 
-    def _wrong_with(self, state: State, move: Move, after: State) -> Iterator[str]:
-        """What is stored stays stored, but for a restore."""
-        if move.name != "restore" and _num_records(after) < _num_records(state):
+    @staticmethod
+    def _wrong_with(state: State, move: Move, changed: State) -> Iterator[str]:
+        """What is wrong with a move. changed: before its samples are put in order."""
+        if move.name != "restore" and _num_records(changed) < _num_records(state):
             yield "what was committed is gone"
+        if move.name in ("commit", "commit_unanswered", "fail"):
+            sample, index, worker = move.args
+            before, work = state.places[sample].row, state.places[sample].works[index]
+            is_stored = changed.places[sample].row != before
+            if is_stored and (before.holder, before.epoch) != (worker, work.epoch):
+                yield "a commit is stored of a claim under which nobody holds the sample"
+        if move.name == "renew" and state.whole.restore == "done":
+            hand = state.whole.hands[move.args[0]]
+            renewed = {life.worker: life.renewed for life in state.whole.lives}
+            if hand.token > renewed.get(hand.worker, 0.0) and changed.whole.hands[move.args[0]].worker == hand.worker:
+                yield "a life goes on that a restore has set back"
 
     def _look_for_traps(self) -> None:
         """From every state the moves that are no faults can bring every sample to its end."""
@@ -145,7 +162,7 @@ def wrong_with(state: State) -> Iterator[str]:
             yield "an aside was asked about another text than what is stored before it"
         if row.error == "another text's":
             yield "a sample failed for a text that is not its own"
-        if row.state == "failed" and not place.kills and row.error != "internal":
+        if row.error in BLAMED and not place.kills:
             yield "a sample is blamed that killed nobody"
         if row.num_rescues > GUILTY_AFTER_LAPSES:
             yield "a sample costs more workers than the last one that it may"

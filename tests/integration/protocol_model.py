@@ -367,18 +367,14 @@ class Model:
         back: set[int] = set()
         for s in held:
             s.published = EARLIEST if s.is_suspect else self.now
-            if self.is_guilty(s, w, suspects):
+            may_blame = w.ended != "lapsed" or s.num_rescues >= GUILTY_AFTER_LAPSES
+            if w.ended != "stopped" and suspects == [s] and may_blame:
                 s.epoch += 1
                 s.fail({"engine_stalled": "timed_out", "writer_failed": "internal"}.get(w.ended or "", "engine_died"))
             else:
                 s.give_back(self.now)
                 back.add(s.id)
         return back, len(held) - len(back)
-
-    def is_guilty(self, s: Sample, w: Worker, suspects: list[Sample]) -> bool:
-        """suspects: what the lost worker had claimed as such."""
-        may_blame = w.ended != "lapsed" or s.num_rescues >= GUILTY_AFTER_LAPSES
-        return w.ended != "stopped" and suspects == [s] and may_blame
 
     def overdue(self) -> Runnables:
         due = [s for s in self.samples.values() if s.published is not None and s.published < self.now - AGE_S]
@@ -493,7 +489,7 @@ class Model:
         waiting = [s for s in self.of_job(job) if s.state in (*RUNNABLE, "finished")]
         for s in waiting:
             s.epoch += s.state != "finished"
-            s.published = EARLIEST
+            s.published, s.runnable = EARLIEST, self.now
         return sum(s.state != "finished" for s in waiting)
 
     def _change(self, job: int, to: str, allowed: tuple[str, ...]) -> bool | str:

@@ -7,11 +7,13 @@ leaves out nothing else is tested: where a fence is down, none of it is done, an
 
 from __future__ import annotations
 
+from functools import cache
+
+from tests.integration.protocol_model import Base
 from tests.integration.protocol_world import (
     ENDED,
     NOBODY,
     ROLE_OF,
-    Base,
     Hand,
     Life,
     Place,
@@ -23,8 +25,9 @@ from tests.integration.protocol_world import (
 )
 
 _NOTHING: tuple[Base, Base] = ((), ())
-Lives = dict[int, int]
-"""The new number of each life."""
+Numbers = dict[int, int]
+Lives = tuple[tuple[int, int], ...]
+"""Each life and its new number."""
 
 
 def normal(state: State) -> State:
@@ -38,14 +41,16 @@ def normal(state: State) -> State:
 # -- what is over ------------------------------------------------------------------------------------------------------
 
 
+@cache
 def _without_what_is_over(place: Place) -> Place:
     """Upkeep can send any message again, and a memory that is not the stored text is read anew."""
     kills, row, messages, works, caches, kept = place
+    rows = (row, kept) if kept else (row,)
     return Place(
         kills,
         row,
-        (row.epoch,) if row.epoch in messages and row.state in ROLE_OF else (),
-        tuple(work for work in works if _may_be_met(work, row) or (kept and _may_be_met(work, kept))),
+        tuple(sorted({one.epoch for one in rows if one.state in ROLE_OF and one.epoch in messages})),
+        tuple(work for work in works if any(_may_be_met(work, one) for one in rows)),
         (_NOTHING,) * len(caches),
         kept,
     )
@@ -65,17 +70,19 @@ def _numbers(whole: Whole, places: tuple[Place, ...]) -> Lives:
     """First the lives that processes have now, in the order of these; then the rest in their old order."""
     now = [hand.worker for hand in whole.hands]
     others = {life.worker for lives in (whole.lives, whole.kept_lives) for life in lives}
-    for place in places:
-        others.add(place.row.holder)
-        others.update(work.worker for work in place.works)
-        if place.kept:
-            others.add(place.kept.holder)
     numbers = {worker: index for index, worker in enumerate(now) if worker != NOBODY}
-    rest = sorted(others - numbers.keys() - {NOBODY})
-    return numbers | {worker: len(now) + index for index, worker in enumerate(rest)} | {NOBODY: NOBODY}
+    rest = sorted(others.union(*map(_named_in, places)) - numbers.keys() - {NOBODY})
+    return (*numbers.items(), *((worker, len(now) + index) for index, worker in enumerate(rest)), (NOBODY, NOBODY))
 
 
-def _whole(whole: Whole, numbers: Lives) -> Whole:
+@cache
+def _named_in(place: Place) -> frozenset[int]:
+    kept = (place.kept.holder,) if place.kept else ()
+    return frozenset((place.row.holder, *kept, *(work.worker for work in place.works)))
+
+
+def _whole(whole: Whole, lives: Lives) -> Whole:
+    numbers = dict(lives)
     renewed = {life.worker: life.renewed for life in whole.lives}
     return whole._replace(
         lives=_lives(whole.lives, numbers, renewed=1.0 if whole.restore == "kept" else 0.0),
@@ -88,7 +95,7 @@ def _whole(whole: Whole, numbers: Lives) -> Whole:
     )
 
 
-def _lives(lives: tuple[Life, ...], numbers: Lives, *, renewed: float) -> tuple[Life, ...]:
+def _lives(lives: tuple[Life, ...], numbers: Numbers, *, renewed: float) -> tuple[Life, ...]:
     """renewed: later than any heartbeat that is remembered, but for those that a restore undoes."""
     return tuple(sorted(Life(numbers[life.worker], life.kind, life.ended, renewed) for life in lives))
 
@@ -102,8 +109,10 @@ def _is_set_back(hand: Hand, whole: Whole, renewed: dict[int, float]) -> bool:
 # -- samples -----------------------------------------------------------------------------------------------------------
 
 
-def _place(place: Place, numbers: Lives) -> Place:
+@cache
+def _place(place: Place, lives: Lives) -> Place:
     """Epochs count from the earliest that may still be met; commits that are stored count backwards to it."""
+    numbers = dict(lives)
     rows = (place.row, place.kept) if place.kept else (place.row,)
     first = min(row.epoch for row in rows)
     stored = sorted({(epoch, at) for row in rows for epoch, at, _ in (*row.segments, *row.asides)})
@@ -130,7 +139,7 @@ def _place(place: Place, numbers: Lives) -> Place:
 Commits = dict[tuple[int, float], tuple[int, float]]
 
 
-def _row(row: Row, first: int, commits: Commits, numbers: Lives) -> Row:
+def _row(row: Row, first: int, commits: Commits, numbers: Numbers) -> Row:
     return row._replace(
         epoch=row.epoch - first,
         holder=numbers[row.holder],

@@ -50,7 +50,7 @@ class Row(NamedTuple):
     since: float
     """It waits, or waited until its claim."""
     num_rescues: int
-    count: int
+    commits: int
     """Commits: the policy's state."""
     error: str
     segments: tuple[Record, ...]
@@ -64,7 +64,7 @@ class Work(NamedTuple):
     worker: int
     epoch: int
     since: float
-    count: int
+    commits: int
     segments: Base
     asides: Base
 
@@ -154,6 +154,8 @@ class Scene:
     which: frozenset[str]
     """The faults that may happen."""
     may_restore: bool = False
+    never: frozenset[str] = frozenset()
+    """Moves that are left out, so that a history which is looked for is found sooner."""
 
 
 class Rules:
@@ -162,6 +164,7 @@ class Rules:
     model: type[Model] = Model
     draws_ids = True
     """Two histories give no life the same id."""
+
     def is_cache_true(self, cached: Base, stored: Base) -> bool:
         """Whether what is remembered is what is stored, by its last record."""
         return not cached or stored[len(cached) - 1 : len(cached)] == cached[-1:]
@@ -200,8 +203,8 @@ class World:
     def _sample(self, index: int, row: Row) -> Sample:
         return Sample(
             index, JOB, row.state, row.epoch, None if row.holder == NOBODY else row.holder,
-            published=EARLIEST if row.is_old else self.model.now, runnable=row.since, num_rescues=row.num_rescues, count=row.count,
-            error_class=row.error or None,
+            published=EARLIEST if row.is_old else self.model.now, runnable=row.since, num_rescues=row.num_rescues,
+            count=row.commits, error_class=row.error or None,
             segments=[Segment(epoch, NOBODY, "", 1, 1, at, base) for epoch, at, base in row.segments],
             asides=[Aside(epoch, NOBODY, "", 1, 0, at, base) for epoch, at, base in row.asides],
         )  # fmt: skip
@@ -255,14 +258,14 @@ class World:
                 self.caches[sample][done.hand] = ((), ())
 
     def _written(self, sample: int, work: Work, *, fails: bool, error: str) -> Written:
-        turn = self.scene.turns[min(work.count, len(self.scene.turns) - 1)]
+        turn = self.scene.turns[min(work.commits, len(self.scene.turns) - 1)]
         base = work.segments, work.asides
         segments = tuple(Segment(work.epoch, NOBODY, "", 1, 1, base=base) for _ in range(turn.num_segments))
         asides = tuple(Aside(work.epoch, NOBODY, "", 1, 0, base=base) for _ in range(turn.num_asides))
         return Written(
             sample, work.epoch, "failed" if fails else turn.to_state, () if fails else segments,
             () if fails else asides, None if fails else len(work.segments), None if fails else len(work.asides),
-            work.since, num_takeovers=0, count=work.count + 1, finish_reason=None, error_class=error if fails else None,
+            work.since, num_takeovers=0, count=work.commits + 1, finish_reason=None, error_class=error if fails else None,
         )  # fmt: skip
 
     def release(self, sample: int, work: int) -> None:
@@ -432,10 +435,15 @@ def beginning(scene: Scene, rules: Rules) -> State:
 
 def moves(state: State, scene: Scene) -> Iterator[Move]:
     """All that may happen next. Some of it changes nothing."""
+    return (move for move in _moves(state, scene) if move.name not in scene.never)
+
+
+def _moves(state: State, scene: Scene) -> Iterator[Move]:
     faults = scene.which if state.whole.faults else frozenset[str]()
     yield from _moves_of_samples(state, scene, faults)
     yield from _moves_of_processes(state, scene, faults)
-    yield Move("settle", (), False)
+    if any(life.ended for life in state.whole.lives):
+        yield Move("settle", (), False)
     yield Move("publish_again", (), False)
     if state.whole.is_cancelled:
         yield Move("cancel_samples", (), False)
