@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from pipeline.samples import GUILTY_AFTER_LAPSES
-from tests.integration.protocol_normal_form import normal
+from tests.integration.protocol_normal_form import is_idle, normal
 from tests.integration.protocol_world import (
     ENDED,
     NOBODY,
@@ -25,7 +25,6 @@ from tests.integration.protocol_world import (
     heads,
     moves,
 )
-
 
 BLAMED = frozenset({"engine_died", "timed_out"})
 
@@ -89,6 +88,8 @@ class Exploration:
             self._ended.append(number)
             self.num_ended += 1
         for move in moves(state, self.scene):
+            if self.is_reduced and is_idle(state, move):
+                continue
             changed = apply(state, move, self.scene, self.rules)
             self.num_moves += 1
             after = state if changed == state else self._seen(changed)

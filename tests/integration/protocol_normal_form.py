@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import cache
 
+from pipeline.samples import SUSPECT_AFTER
 from tests.integration.protocol_model import Base
 from tests.integration.protocol_world import (
     ENDED,
@@ -16,6 +17,7 @@ from tests.integration.protocol_world import (
     ROLE_OF,
     Hand,
     Life,
+    Move,
     Place,
     Record,
     Row,
@@ -36,6 +38,30 @@ def normal(state: State) -> State:
     places = tuple(map(_without_what_is_over, places))
     numbers = _numbers(whole, places)
     return State(_whole(whole, numbers), tuple(sorted(_place(place, numbers) for place in places)))
+
+
+def is_idle(state: State, move: Move) -> bool:
+    """Whether a move changes nothing in a state of normal form: most heartbeats, and most looks for what waits."""
+    if move.name == "publish_again":
+        return all(_is_told(place) for place in state.places)
+    return move.name == "renew" and _changes_nothing(state, move.args[0])
+
+
+def _is_told(place: Place) -> bool:
+    return place.row.num_rescues < SUSPECT_AFTER and (
+        place.row.state not in ROLE_OF or place.row.epoch in place.messages
+    )
+
+
+def _changes_nothing(state: State, hand: int) -> bool:
+    """Whether the life of a process goes on as it was, and holds nothing that the process does not know of."""
+    whole, places = state
+    worker, token = whole.hands[hand]
+    if token != (1.0 if whole.restore == "kept" else -1.0):
+        return False
+    return any(life.worker == worker and not life.ended for life in whole.lives) and not any(
+        place.row.holder == worker and not any(work.hand == hand for work in place.works) for place in places
+    )
 
 
 # -- what is over ------------------------------------------------------------------------------------------------------

@@ -232,7 +232,7 @@ class World:
         """The remembered text, and what is stored after it; all of it from the database where the two do not fit."""
         if not (self.rules.is_cache_true(cached[0], segments) and self.rules.is_cache_true(cached[1], asides)):
             return segments, asides
-        return tuple((old[:-1] + new[max(0, len(old) - 1) :]) for old, new in zip(cached, (segments, asides)))  # type: ignore[return-value]
+        return _continued(cached[0], segments), _continued(cached[1], asides)
 
     def commit(self, sample: int, work: int, worker: int) -> None:
         self._commit(sample, work, worker, is_answered=True)
@@ -265,7 +265,8 @@ class World:
         return Written(
             sample, work.epoch, "failed" if fails else turn.to_state, () if fails else segments,
             () if fails else asides, None if fails else len(work.segments), None if fails else len(work.asides),
-            work.since, num_takeovers=0, count=work.commits + 1, finish_reason=None, error_class=error if fails else None,
+            work.since, num_takeovers=0, count=work.commits + 1, finish_reason=None,
+            error_class=error if fails else None,
         )  # fmt: skip
 
     def release(self, sample: int, work: int) -> None:
@@ -372,8 +373,8 @@ class World:
     def _row(self, s: Sample) -> Row:
         return Row(
             s.state, s.epoch, NOBODY if s.holder is None else s.holder, s.published == EARLIEST and s.is_suspect,
-            s.runnable, s.num_rescues, s.count or 0, s.error_class or "", tuple((g.epoch, g.at, g.base) for g in s.segments),
-            tuple((a.epoch, a.at, a.base) for a in s.asides),
+            s.runnable, s.num_rescues, s.count or 0, s.error_class or "",
+            tuple((g.epoch, g.at, g.base) for g in s.segments), tuple((a.epoch, a.at, a.base) for a in s.asides),
         )  # fmt: skip
 
     def _lives(self) -> tuple[Life, ...]:
@@ -405,6 +406,10 @@ class World:
 
 def _model_of(kind: str) -> str:
     return "S" if kind == "small" else "L"
+
+
+def _continued(cached: Base, stored: Base) -> Base:
+    return cached[:-1] + stored[max(0, len(cached) - 1) :]
 
 
 def identities(records: Iterable[Segment] | Iterable[Aside]) -> Base:
