@@ -123,7 +123,7 @@ class Replay(Pipeline):
     def claim_unanswered(self, hand: int, sample: int, epoch: int) -> None:
         self.claim(hand, sample, epoch, is_answered=False)
 
-    def commit(self, sample: int, index: int, worker: int, *, fails: bool = False) -> None:
+    def commit(self, sample: int, index: int, worker: int, *, fails: bool = False) -> None:  # type: ignore[override]  # the move of that name
         work = self.before.places[sample].works[index]
         claimed = self.claimed[sample, work]
         commit = self._failed(claimed) if fails else self._written(claimed, work)
