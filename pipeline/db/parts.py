@@ -1,11 +1,13 @@
 """The statements about parts: what is written so far of a segment that takes long, stored while its request runs.
 
-A part is fenced as a commit is: by the sample's epoch and holder. It counts from where the stored ones end, so that
-nothing is written twice and no piece is left out. The commit of the segment holds the whole text and deletes them.
+A part is fenced as a commit is: by the sample's epoch and holder, and by the moment since when it waited, which a
+history that a restore has undone does not share. It counts from where the stored ones end, so that nothing is written
+twice and no piece is left out. The commit of the segment holds the whole text and deletes them.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +26,8 @@ class Part:
     """In the segment."""
     token_ids: Sequence[int]
     """As its engine wrote them: in its model's vocabulary."""
+    runnable_at: dt.datetime | None = None
+    """Since when the sample waited as it was claimed, as in a commit. None: since whenever."""
 
     @property
     def claim(self) -> tuple[int, int]:
@@ -43,12 +47,14 @@ class OpenSegment:
 _STORE = text("""
     WITH part AS (
         SELECT * FROM jsonb_to_recordset(CAST(:parts AS jsonb))
-        AS r(sample_id bigint, epoch integer, segment_index integer, start_token integer, token_ids integer[])
+        AS r(sample_id bigint, epoch integer, runnable_at timestamptz, segment_index integer,
+             start_token integer, token_ids integer[])
     ),
     mine AS (
         SELECT s.id FROM samples s JOIN part ON part.sample_id = s.id
         WHERE s.epoch = part.epoch AND s.holder_id = :worker AND s.num_segments = part.segment_index
           AND s.part_tokens = part.start_token
+          AND (part.runnable_at IS NULL OR part.runnable_at = s.runnable_at)
         ORDER BY s.id FOR UPDATE OF s
     ),
     noted AS (
@@ -74,6 +80,7 @@ def store_parts(connection: Connection, *, worker_id: int, parts: Sequence[Part]
         {
             "sample_id": part.sample_id,
             "epoch": part.epoch,
+            "runnable_at": part.runnable_at,
             "segment_index": part.segment_index,
             "start_token": part.start_token,
             "token_ids": list(part.token_ids),

@@ -17,6 +17,7 @@ from tests.integration.protocol_world import (
     Move,
     Place,
     Record,
+    Row,
     Rules,
     Scene,
     State,
@@ -101,7 +102,7 @@ class Exploration:
                 self.depth = self._came[number][2] + 1
                 self._came.append((number, move, self.depth))
                 waiting.append(after)
-                wrong = wrong or next(wrong_with(after), None)
+                wrong = wrong or next(wrong_with(after, self.scene), None)
             if wrong:
                 self.fault = Found(wrong, [*self._way_to(number), move])
                 return
@@ -126,6 +127,12 @@ class Exploration:
             is_stored = changed.places[sample].row != before
             if is_stored and (before.holder, before.epoch) != (worker, work.epoch):
                 yield "a commit is stored of a claim under which nobody holds the sample"
+        if move.name == "store_part":
+            sample, index = move.args
+            before, work = state.places[sample].row, state.places[sample].works[index]
+            worker = state.whole.hands[work.hand].worker
+            if changed.places[sample].row != before and (before.holder, before.epoch) != (worker, work.epoch):
+                yield "a part is stored of a claim under which nobody holds the sample"
         if move.name == "renew" and state.whole.restore == "done":
             hand = state.whole.hands[move.args[0]]
             renewed = {life.worker: life.renewed for life in state.whole.lives}
@@ -153,19 +160,22 @@ def _num_records(state: State) -> int:
     return sum(len(place.row.segments) + len(place.row.asides) for place in state.places)
 
 
-def wrong_with(state: State) -> Iterator[str]:
+def wrong_with(state: State, scene: Scene) -> Iterator[str]:
     """What is wrong with a state: each is a promise that is broken."""
+    num_vanished = scene.faults - state.whole.faults if scene.which & {"kill", "lapse"} else 0
     for place in state.places:
         row = place.row
         if not _stands(row.segments, row.segments, row.asides):
             yield "a segment does not continue what is stored before it"
         if not _stands(row.asides, row.segments, row.asides):
             yield "an aside was asked about another text than what is stored before it"
+        if not _are_of_one_segment(row):
+            yield "a part does not continue what is stored before it"
         if row.error == "another text's":
             yield "a sample failed for a text that is not its own"
         if row.error in BLAMED and not place.kills:
             yield "a sample is blamed that killed nobody"
-        if row.num_rescues > GUILTY_AFTER_LAPSES:
+        if row.num_rescues > GUILTY_AFTER_LAPSES + num_vanished:
             yield "a sample costs more workers than the last one that it may"
         if len(_able(place)) > 1:
             yield "two processes can commit the same claim"
@@ -179,6 +189,12 @@ def _stands(records: tuple[Record, ...], segments: tuple[Record, ...], asides: t
         if before != base:
             return False
     return True
+
+
+def _are_of_one_segment(row: Row) -> bool:
+    """Whether each part of the open segment was written behind the stored text and the parts before it."""
+    segments, asides, parts = heads(row.segments), heads(row.asides), heads(row.parts)
+    return all(base == (segments, asides, parts[:index]) for index, (_, _, base) in enumerate(row.parts))
 
 
 def _able(place: Place) -> set[int]:

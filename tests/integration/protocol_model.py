@@ -98,6 +98,11 @@ class Part:
     segment_index: int
     start: int
     tokens: int
+    runnable: float | None = None
+    """Since when the sample waited as it was claimed; None: however long."""
+    at: float = 0.0
+    base: tuple[Base, Base, Base] = ((), (), ())
+    """The segments, the asides and the parts that its writer had; only the exhaustive search says it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,12 +307,16 @@ class Model:
 
     def store_part(self, sample: int, part: Part) -> frozenset[int]:
         s = self.samples[sample]
-        is_held = (s.epoch, s.holder) == (part.epoch, part.worker)
-        if not is_held or (len(s.segments), s.part_tokens) != (part.segment_index, part.start):
+        if not self.accepts_part(s, part):
             return frozenset()
-        s.parts.append(part)
+        s.parts.append(replace(part, at=self.now))
         s.num_rescues = 0
         return frozenset({sample})
+
+    def accepts_part(self, s: Sample, part: Part) -> bool:
+        """Whether a part is of the claim under which the sample is held, and goes on from the parts that it has."""
+        is_held = (s.epoch, s.holder) == (part.epoch, part.worker) and part.runnable in (None, s.runnable)
+        return is_held and (len(s.segments), s.part_tokens) == (part.segment_index, part.start)
 
     def begin_trial(self, worker: int, sample: int, epoch: int) -> bool | str:
         held = self.held_by(worker)
@@ -399,7 +408,7 @@ class Model:
 
     def _rescue(self, w: Worker) -> tuple[set[int], int]:
         held = [s for s in self.samples.values() if s.holder == w.id]
-        tried = [s for s in held if s.must_be_alone and s.trial_epoch == s.epoch and len(held) == 1]
+        tried = [s for s in held if self.is_tried(s, held)]
         for s in held:
             s.num_rescues += w.ended != "stopped"
         back: set[int] = set()
@@ -413,6 +422,10 @@ class Model:
                 s.give_back(self.now)
                 back.add(s.id)
         return back, len(held) - len(back)
+
+    def is_tried(self, s: Sample, held: Sequence[Sample]) -> bool:
+        """Whether a sample had the worker that died to itself."""
+        return s.must_be_alone and s.trial_epoch == s.epoch and len(held) == 1
 
     def overdue(self) -> Runnables:
         due = [s for s in self.samples.values() if s.published is not None and s.published < self.now - AGE_S]

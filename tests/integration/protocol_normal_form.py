@@ -141,7 +141,7 @@ def _place(place: Place, lives: Lives) -> Place:
     numbers = dict(lives)
     rows = (place.row, place.kept) if place.kept else (place.row,)
     first = min(row.epoch for row in rows)
-    stored = sorted({(epoch, at) for row in rows for epoch, at, _ in (*row.segments, *row.asides)})
+    stored = sorted({(epoch, at) for row in rows for epoch, at, _ in (*row.segments, *row.asides, *row.parts)})
     commits = {head: (index - len(stored), head[1]) for index, head in enumerate(stored)}
     works = (
         work._replace(
@@ -149,6 +149,7 @@ def _place(place: Place, lives: Lives) -> Place:
             epoch=work.epoch - first,
             segments=_base(work.segments, commits),
             asides=_base(work.asides, commits),
+            parts=_base(work.parts, commits),
         )
         for work in place.works
     )
@@ -171,6 +172,10 @@ def _row(row: Row, first: int, commits: Commits, numbers: Numbers) -> Row:
         holder=numbers[row.holder],
         segments=_records(row.segments, commits),
         asides=_records(row.asides, commits),
+        parts=tuple(
+            (*commits[epoch, at], (_base(base[0], commits), _base(base[1], commits), _base(base[2], commits)))
+            for epoch, at, base in row.parts
+        ),
     )
 
 

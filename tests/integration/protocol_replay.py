@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
-from pipeline.db import claims, commits, upkeep_statements, worker_leases
+from pipeline.db import claims, commits, parts, upkeep_statements, worker_leases
 from pipeline.db.claims import ClaimedSample
 from pipeline.db.commits import Committed, SampleCommit
 from pipeline.db.context_cache import ContextCache
@@ -21,7 +21,9 @@ from pipeline.db.runnable import Runnable
 from pipeline.db.worker_leases import WorkerCounters
 from pipeline.samples import FinishReason, ModelRole, SampleState
 from pipeline.workforce import WorkerEnd
+from tests.integration import protocol_model as pm
 from tests.integration.interleaving import Op
+from tests.integration.lapses import settle_lapsed
 from tests.integration.protocol_model import EARLIEST, LOST, Model
 from tests.integration.protocol_pipeline import (
     AGE,
@@ -37,18 +39,29 @@ from tests.integration.protocol_pipeline import (
     see_runnables,
     see_settled,
 )
-from tests.integration.protocol_world import NOBODY, Move, Rules, Scene, Work, apply, beginning
+from tests.integration.protocol_world import NO_TRIAL, NOBODY, Move, Rules, Scene, Work, apply, beginning
 
 _OF_JOB = {
     "jobs": "id = :job",
     "samples": "job_id = :job",
     "events": "job_id = :job",
     "workers": "id = ANY(:workers)",
-    **dict.fromkeys(("segments", "asides", "steps"), "sample_id IN (SELECT id FROM samples WHERE job_id = :job)"),
+    **dict.fromkeys(
+        ("segments", "asides", "steps", "segment_parts"), "sample_id IN (SELECT id FROM samples WHERE job_id = :job)"
+    ),
 }
 """The rows of one example."""
 _AGED = text("UPDATE samples SET published_at = '-infinity' WHERE job_id = :job AND published_at IS NOT NULL")
+_STORED = text("""
+    SELECT string_agg(quote_ident(column_name), ', ') FROM information_schema.columns
+    WHERE table_schema = current_schema() AND table_name = :table AND is_generated = 'NEVER'
+""")
+"""The columns of a table that Postgres does not make of others."""
 _LAST = text("SELECT last_value FROM workers_id_seq")
+
+
+def as_claimed(work: Work) -> Work:
+    return work._replace(trial=NO_TRIAL, parts=(), is_replaced=False)
 
 
 class Replay(Pipeline):
@@ -65,7 +78,7 @@ class Replay(Pipeline):
         self.real: dict[int, int] = {NOBODY: NOBODY}
         """The database's id of each life of the world."""
         self.claimed: dict[tuple[int, Work], ClaimedSample] = {}
-        """By sample and work: what the real claim gave."""
+        """By sample and work as it was claimed: what the real claim gave."""
         for hand in range(len(scene.kinds)):
             self._register(hand)
         self.submit(scene.num_samples, LARGE, scene.kinds[0])
@@ -86,10 +99,13 @@ class Replay(Pipeline):
         for sample, place in zip(self.samples, self.state.places, strict=True):
             row, real = place.row, self.model.samples[sample]
             holder = None if row.holder == NOBODY else self.real[row.holder]
-            wanted = (row.state, row.epoch, holder, row.num_rescues, row.commits, len(row.segments), len(row.asides))
+            wanted = (
+                row.state, row.epoch, holder, row.num_rescues, row.commits, len(row.segments), len(row.asides),
+                row.is_tried, len(row.parts),
+            )  # fmt: skip
             found = (
                 real.state, real.epoch, real.holder, real.num_rescues, real.count or 0, len(real.segments),
-                len(real.asides),
+                len(real.asides), real.holder is not None and real.trial_epoch == real.epoch, len(real.parts),
             )  # fmt: skip
             assert wanted == found, f"after {move} sample {sample} should be {wanted}, is {found}"
 
@@ -105,7 +121,7 @@ class Replay(Pipeline):
                 place = self.state.places[sample]
                 own = (hand, claimed.epoch, place.row.since)
                 work = next(work for work in place.works if (work.hand, work.epoch, work.since) == own)
-                self.claimed[sample, work] = claimed
+                self.claimed[sample, as_claimed(work)] = claimed
                 assert tuple(s.epoch for s in claimed.context.segments) == tuple(epoch for epoch, _ in work.segments)
                 assert tuple(a.epoch for a in claimed.context.asides) == tuple(epoch for epoch, _ in work.asides)
 
@@ -123,9 +139,29 @@ class Replay(Pipeline):
     def claim_unanswered(self, hand: int, sample: int, epoch: int) -> None:
         self.claim(hand, sample, epoch, is_answered=False)
 
+    def begin_trial(self, sample: int, index: int) -> None:
+        work = self.before.places[sample].works[index]
+        self.do(self.trying_of(self.processes[work.hand], self.claimed[sample, as_claimed(work)]))
+
+    def store_part(self, sample: int, index: int) -> None:
+        work = self.before.places[sample].works[index]
+        claimed, worker = self.claimed[sample, as_claimed(work)], self.processes[work.hand].worker_id
+        part = parts.Part(
+            sample_id=claimed.sample_id, epoch=work.epoch, segment_index=len(work.segments),
+            start_token=len(work.parts), token_ids=[0], runnable_at=claimed.runnable_at,
+        )  # fmt: skip
+        wanted = pm.Part(work.epoch, worker, part.segment_index, part.start_token, 1, work.since)
+        self.do(
+            Op(
+                f"worker {worker} stores a part of {part.claim}",
+                lambda c: parts.store_parts(c, worker_id=worker, parts=[part]),
+                lambda model: model.store_part(claimed.sample_id, wanted),
+            )
+        )
+
     def commit(self, sample: int, index: int, worker: int, *, fails: bool = False) -> None:  # type: ignore[override]  # the move of that name
         work = self.before.places[sample].works[index]
-        claimed = self.claimed[sample, work]
+        claimed = self.claimed[sample, as_claimed(work)]
         commit = self._failed(claimed) if fails else self._written(claimed, work)
         written = replace(modelled(self.real[worker], commit), runnable=work.since)
         real = self.real[worker]
@@ -242,7 +278,7 @@ class Replay(Pipeline):
 
         def run(connection: Connection) -> upkeep_statements.Settled | None:
             connection.execute(SILENT, {"worker": real, "time": dt.timedelta(seconds=LONG)})
-            return upkeep_statements.settle_workers(connection)
+            return settle_lapsed(connection)
 
         def predict(model: Model) -> Any:
             model.workers[real].expires = EARLIEST
@@ -293,7 +329,9 @@ class Replay(Pipeline):
             for table, condition in reversed(_OF_JOB.items()):
                 connection.execute(text(f"DELETE FROM {table} WHERE {condition}"), self._ids())
             for table in _OF_JOB:
-                connection.execute(text(f"INSERT INTO {table} OVERRIDING SYSTEM VALUE SELECT * FROM kept_{table}"))
+                columns = connection.execute(_STORED, {"table": table}).scalar_one()
+                rows = f"({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM kept_{table}"
+                connection.execute(text(f"INSERT INTO {table} {rows}"))
             connection.execute(text("SELECT setval('workers_id_seq', :last)"), {"last": last})
         self.model = copy.deepcopy(kept)
 

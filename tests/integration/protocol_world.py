@@ -20,6 +20,7 @@ from tests.integration.protocol_model import (
     Base,
     Job,
     Model,
+    Part,
     Sample,
     Segment,
     Worker,
@@ -37,6 +38,10 @@ FOR_EVER = 1e9
 
 Record = tuple[int, float, tuple[Base, Base]]
 """A segment or an aside: the epoch and the time of its commit, and what its writer went on from."""
+PartRecord = tuple[int, float, tuple[Base, Base, Base]]
+"""The same of a part of the open segment: its writer went on from earlier parts, too."""
+NO_TRIAL, WAITS, ALONE = range(3)
+"""How far a process is with a sample that must be alone: it waits for the rest to end, or is written."""
 
 
 class Row(NamedTuple):
@@ -55,6 +60,9 @@ class Row(NamedTuple):
     error: str
     segments: tuple[Record, ...]
     asides: tuple[Record, ...]
+    is_tried: bool = False
+    """Held, and its worker has noted that it has nothing else."""
+    parts: tuple[PartRecord, ...] = ()
 
 
 class Work(NamedTuple):
@@ -67,6 +75,11 @@ class Work(NamedTuple):
     commits: int
     segments: Base
     asides: Base
+    trial: int = NO_TRIAL
+    parts: Base = ()
+    """Of the segment that is being written: those that it began with, and its own."""
+    is_replaced: bool = False
+    """Its process has claimed the sample again since, and carries on no part of this. Told where there are parts."""
 
 
 class Place(NamedTuple):
@@ -154,6 +167,8 @@ class Scene:
     which: frozenset[str]
     """The faults that may happen."""
     may_restore: bool = False
+    max_parts: int = 0
+    """Of one segment."""
     never: frozenset[str] = frozenset()
     """Moves that are left out, so that a history which is looked for is found sooner."""
 
@@ -207,6 +222,11 @@ class World:
             count=row.commits, error_class=row.error or None,
             segments=[Segment(epoch, NOBODY, "", 1, 1, at, base) for epoch, at, base in row.segments],
             asides=[Aside(epoch, NOBODY, "", 1, 0, at, base) for epoch, at, base in row.asides],
+            parts=[
+                Part(epoch, NOBODY, len(row.segments), index, 1, at=at, base=base)
+                for index, (epoch, at, base) in enumerate(row.parts)
+            ],
+            trial_epoch=row.epoch if row.is_tried else None,
         )  # fmt: skip
 
     # -- what somebody does ------------------------------------------------------------------------------------------
@@ -226,13 +246,38 @@ class World:
             s = self.model.samples[sample]
             text = self._load(self.caches[sample][hand], identities(s.segments), identities(s.asides))
             self.caches[sample][hand] = text
-            self.works[sample].append(Work(hand, worker, s.epoch, s.runnable, s.count or 0, *text))
+            if self.scene.max_parts:
+                self.works[sample] = [
+                    old._replace(is_replaced=True) if old.hand == hand else old for old in self.works[sample]
+                ]
+            trial = WAITS if s.must_be_alone else NO_TRIAL
+            work = Work(hand, worker, s.epoch, s.runnable, s.count or 0, *text, trial, identities(s.parts))
+            self.works[sample].append(work)
 
     def _load(self, cached: tuple[Base, Base], segments: Base, asides: Base) -> tuple[Base, Base]:
         """The remembered text, and what is stored after it; all of it from the database where the two do not fit."""
         if not (self.rules.is_cache_true(cached[0], segments) and self.rules.is_cache_true(cached[1], asides)):
             return segments, asides
         return _continued(cached[0], segments), _continued(cached[1], asides)
+
+    def begin_trial(self, sample: int, work: int) -> None:
+        """A process has nothing else any more: the sample that must be alone is noted, and goes to the engine."""
+        waiting = self.works[sample][work]
+        begun = self.model.begin_trial(self.hands[waiting.hand].worker, sample, waiting.epoch)
+        if begun == LOST:
+            self.works[sample].remove(waiting)
+        elif begun:
+            self.works[sample][work] = waiting._replace(trial=ALONE)
+
+    def store_part(self, sample: int, work: int) -> None:
+        """A heartbeat stores what is written of a segment so far."""
+        writing = self.works[sample][work]
+        base = writing.segments, writing.asides, writing.parts
+        worker, now = self.hands[writing.hand].worker, self.model.now
+        part = Part(writing.epoch, worker, len(base[0]), len(base[2]), 1, writing.since, base=base)
+        if self.model.store_part(sample, part):
+            parts = (*writing.parts, (writing.epoch, now))
+            self.works[sample][work] = writing._replace(parts=parts, trial=NO_TRIAL)
 
     def commit(self, sample: int, work: int, worker: int) -> None:
         self._commit(sample, work, worker, is_answered=True)
@@ -375,6 +420,7 @@ class World:
             s.state, s.epoch, NOBODY if s.holder is None else s.holder, s.published == EARLIEST and s.is_suspect,
             s.runnable, s.num_rescues, s.count or 0, s.error_class or "",
             tuple((g.epoch, g.at, g.base) for g in s.segments), tuple((a.epoch, a.at, a.base) for a in s.asides),
+            s.holder is not None and s.trial_epoch == s.epoch, tuple((p.epoch, p.at, p.base) for p in s.parts),
         )  # fmt: skip
 
     def _lives(self) -> tuple[Life, ...]:
@@ -412,11 +458,11 @@ def _continued(cached: Base, stored: Base) -> Base:
     return cached[:-1] + stored[max(0, len(cached) - 1) :]
 
 
-def identities(records: Iterable[Segment] | Iterable[Aside]) -> Base:
+def identities(records: Iterable[Segment] | Iterable[Aside] | Iterable[Part]) -> Base:
     return tuple((record.epoch, record.at) for record in records)
 
 
-def heads(records: tuple[Record, ...]) -> Base:
+def heads(records: tuple[Record, ...] | tuple[PartRecord, ...]) -> Base:
     return tuple((epoch, at) for epoch, at, _ in records)
 
 
@@ -461,35 +507,50 @@ def _moves(state: State, scene: Scene) -> Iterator[Move]:
 
 
 def _moves_of_samples(state: State, scene: Scene, faults: frozenset[str]) -> Iterator[Move]:
+    numbers = [_num_works(state, hand) for hand in range(len(scene.kinds))]
+    trials = {work.hand for place in state.places for work in place.works if work.trial}
     for sample, place in enumerate(state.places):
         role = ROLE_OF.get(place.row.state)
         for epoch in place.messages if role else ():
             for hand, process in enumerate(state.whole.hands):
-                if process.worker != NOBODY and scene.kinds[hand] == role:
+                if process.worker != NOBODY and scene.kinds[hand] == role and hand not in trials:
                     yield Move("claim", (hand, sample, epoch), False)
                     if "claim_unanswered" in faults:
                         yield Move("claim_unanswered", (hand, sample, epoch), True)
         for index, work in enumerate(place.works):
-            yield from _moves_of_work(state.whole.hands[work.hand], sample, index, work, place, faults)
+            if work.trial == WAITS and numbers[work.hand] == 1:
+                yield Move("begin_trial", (sample, index), False)
+            elif work.hand in trials and not work.trial:
+                yield Move("release", (sample, index), False)
+            process = state.whole.hands[work.hand]
+            yield from _moves_of_work(process, sample, index, work, place, faults, max_parts=scene.max_parts)
         if place.messages and "lose" in faults:
             yield Move("lose", (sample,), True)
 
 
+def _num_works(state: State, hand: int) -> int:
+    return sum(work.hand == hand for place in state.places for work in place.works)
+
+
 def _moves_of_work(
-    process: Hand, sample: int, index: int, work: Work, place: Place, faults: frozenset[str]
+    process: Hand, sample: int, index: int, work: Work, place: Place, faults: frozenset[str], *, max_parts: int
 ) -> Iterator[Move]:
     """What becomes of a claim. A sample that kills never comes to a commit."""
+    if "release" in faults:
+        yield Move("release", (sample, index), True)
+    if work.trial == WAITS:
+        return
     if place.kills:
         yield Move("die", (work.hand,), False)
         if "kill" in faults:
             yield Move("kill", (work.hand,), True)
         return
+    if len(work.parts) < max_parts and not (work.is_replaced and work.parts):
+        yield Move("store_part", (sample, index), False)
     for worker in {work.worker, process.worker}:
         yield Move("commit", (sample, index, worker), False)
         for fault in faults & {"commit_unanswered", "fail"}:
             yield Move(fault, (sample, index, worker), True)
-    if "release" in faults:
-        yield Move("release", (sample, index), True)
 
 
 def _moves_of_processes(state: State, scene: Scene, faults: frozenset[str]) -> Iterator[Move]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine
 
-from pipeline.db import commits
+from pipeline.db import commits, parts
 from tests.integration.protocol_normal_form import normal
 from tests.integration.protocol_replay import Replay
 from tests.integration.protocol_world import Move, Rules, Scene, State, apply, beginning, moves
@@ -27,6 +27,7 @@ SCENES = (
     Scene(kinds=TWO, num_samples=1, turns=THRICE, faults=3, which=ANY, may_restore=True),
     Scene(kinds=("small", "large"), num_samples=2, turns=OVER_AND_BACK, faults=3, which=ANY, may_restore=True),
     Scene(kinds=TWO, num_samples=3, num_killers=1, turns=TWICE, faults=3, which=ANY, may_restore=True),
+    Scene(kinds=TWO, num_samples=2, turns=TWICE, faults=3, which=ANY, may_restore=True, max_parts=2),
 )
 NUM_WALKS, LENGTH = int(os.environ.get("SPECTHINK_PROTOCOL_WALKS", "60")), 16
 SHORT = 3
@@ -79,7 +80,7 @@ def replay(db_engine: Engine, scene: Scene, walk: list[Move]) -> Replay:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scene", SCENES, ids=["a restore", "a hand-over", "a sample that kills"])
+@pytest.mark.parametrize("scene", SCENES, ids=["a restore", "a hand-over", "a sample that kills", "parts"])
 def test_drawn_histories_are_the_same_on_postgres(quick_engine: Engine, scene: Scene) -> None:
     for seed in range(NUM_WALKS):
         replay(quick_engine, scene, drawn(scene, seed))
@@ -122,3 +123,43 @@ def test_commit_on_such_a_text_is_caught(quick_engine: Engine, monkeypatch: pyte
     monkeypatch.setattr(commits, "_COMMIT", mutated(SINCE_WHENEVER))
     with pytest.raises(AssertionError, match=SINCE_WHENEVER.found):
         replay(quick_engine, SCENES[0], LOST_COMMIT)
+
+
+LOST_PART = [*LOST_COMMIT[:-1], Move("store_part", (0, 0), False)]
+"""The same with a part of the segment that the restore undid."""
+PART_SINCE_WHENEVER = Mutation(
+    "part since whenever", parts, "_STORE",
+    "AND (part.runnable_at IS NULL OR part.runnable_at = s.runnable_at)", "", "stores a part .* should answer",
+)  # fmt: skip
+
+
+def test_part_of_a_text_that_a_restore_has_undone_is_refused(quick_engine: Engine) -> None:
+    replayed = replay(quick_engine, SCENES[3], LOST_PART)
+    sample = replayed.model.samples[min(replayed.model.samples)]
+    assert (sample.state, len(sample.segments), sample.part_tokens) == ("drafting", 1, 0)
+
+
+def test_part_of_such_a_text_is_caught(quick_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "_STORE", mutated(PART_SINCE_WHENEVER))
+    with pytest.raises(AssertionError, match=PART_SINCE_WHENEVER.found):
+        replay(quick_engine, SCENES[3], LOST_PART)
+
+
+TRIAL = [
+    move
+    for death in range(4)
+    for move in (
+        *((Move("publish_again", (), False),) if death > 1 else ()),
+        Move("claim", (0, 0, 2 * death), False),
+        *((Move("begin_trial", (0, 0), False),) if death == 3 else ()),
+        Move("die", (0,), False),
+        Move("settle", (), False),
+        Move("start", (0,), False),
+    )
+]
+
+
+def test_sample_that_kills_its_worker_alone_is_blamed(quick_engine: Engine) -> None:
+    replayed = replay(quick_engine, SCENES[2], TRIAL)
+    sample = replayed.model.samples[min(replayed.model.samples)]
+    assert (sample.state, sample.error_class, sample.num_rescues) == ("failed", "engine_died", 4)

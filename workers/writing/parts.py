@@ -57,6 +57,7 @@ def _part(active: ActiveSample, request: GenerateRequest, token_ids: Sequence[in
     return Part(
         sample_id=active.sample.sample_id,
         epoch=active.sample.epoch,
+        runnable_at=active.sample.runnable_at,
         segment_index=active.num_segments,
         start_token=start_token,
         token_ids=token_ids[start_token:],
