@@ -30,6 +30,8 @@ from pipeline.segments import storable
 class ClaimedSample:
     """A sample this worker holds, with all it needs to go on writing."""
 
+    worker_id: int
+    """That claimed it: whatever is made of the claim is stored as that one's."""
     sample_id: int
     job_id: int
     epoch: int
@@ -150,12 +152,14 @@ def claim_samples(
     contexts = load_contexts(connection, resumed, cache or ContextCache(), with_asides=with_asides)
     open_segments = load_open_segments(connection, parts)
     return [
-        _claimed_sample(row, contexts.get(row["sample_id"], EMPTY), open_segments.get(row["sample_id"]))
+        _claimed_sample(row, worker_id, contexts.get(row["sample_id"], EMPTY), open_segments.get(row["sample_id"]))
         for row in claimed
     ]
 
 
-def _claimed_sample(row: dict[str, Any], context: Context, open_segment: OpenSegment | None) -> ClaimedSample:
+def _claimed_sample(
+    row: dict[str, Any], worker_id: int, context: Context, open_segment: OpenSegment | None
+) -> ClaimedSample:
     problem = Problem(
         external_id=row.pop("external_id"),
         prompt=row.pop("prompt"),
@@ -163,6 +167,7 @@ def _claimed_sample(row: dict[str, Any], context: Context, open_segment: OpenSeg
     )
     lengths = ((segment.prompt_tokens, len(segment.token_ids)) for segment in context.segments)
     return ClaimedSample(
+        worker_id=worker_id,
         problem=problem,
         context=context,
         num_prompt_tokens=first_prompt_tokens(lengths),

@@ -196,8 +196,9 @@ def test_worker_that_stops_stores_what_it_hands_back_where_that_took_long(
     db_engine: DbEngine, crew: Crew, every_s: float, is_stored: bool
 ) -> None:
     victim = begin(db_engine, every_s=every_s)
-    running = f"{victim.sample}-1"
-    seconds(lambda: len(victim.member.engine.written(running) or ()) >= 15)
+    seconds(lambda: bool(victim.member.writer.in_flight()))
+    [active] = victim.member.writer.in_flight()
+    seconds(lambda: len(victim.member.engine.written(active.request_id) or ()) >= 15)
     victim.member.writer.drain(0.0)
     victim.thread.join()
     assert (tokens_in_parts(db_engine, victim.sample) >= 15) is is_stored

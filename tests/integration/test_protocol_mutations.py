@@ -131,11 +131,10 @@ def test_writer_tells_others_only_what_they_find(rig: WriterRig, monkeypatch: py
 
 
 def test_publishing_before_the_commit_is_caught(rig: WriterRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def commit_together(self: Store, group: Sequence[SampleCommit]) -> Committed:
+    def commit_together(self: Store, group: Sequence[SampleCommit], worker_id: int) -> Committed:
         def statement(connection: Connection) -> Committed:
-            identity = self.identity
             committed = commits.commit_samples(
-                connection, worker_id=identity.worker_id, engine_id=identity.engine_id, commits=group
+                connection, worker_id=worker_id, engine_id=self.identity.engine_id, commits=group
             )
             rig.writer._publisher.publish(committed.samples)
             return committed

@@ -39,8 +39,9 @@ from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
 from workers.engine.base import Done, GenerateRequest
 from workers.engine.scripted import ScriptedEngine
+from workers.writing.latch import Latch
 from workers.writing.store import Identity
-from workers.writing.writer import Writer
+from workers.writing.writer import EndedClaim, Writer
 
 DEMO_SMALL = Path(__file__).parents[2] / "examples" / "models" / "demo-small"
 CHAT = ChatModel.load(DEMO_SMALL)
@@ -524,6 +525,38 @@ def test_commit_whose_answer_comes_after_the_lease_was_lost_is_booked_in_the_lif
     assert (counters.tokens_committed, counters.tokens_dropped) == (0, num_tokens), "the next life counts none of it"
 
 
+BESIDE = text("""
+    INSERT INTO workers (id, kind, model, engine_id, host, pid, queue, max_in_flight, expires_at)
+    SELECT 7, kind, model, engine_id, host, 2, 'small.S.beside', 8, expires_at FROM workers
+""")
+"""Another worker of the same model."""
+
+
+def test_what_a_life_that_is_over_has_written_is_not_stored_as_the_next_ones(rig: WriterRig) -> None:
+    """As after a restore: the next life holds the sample at the same epoch, since the same moment."""
+    sample_id, epoch = rig.message.samples[0]
+    with transaction(rig.db_engine) as connection:
+        [claimed] = claim_samples(
+            connection, worker_id=rig.worker_id, role=ModelRole.SMALL, epochs={sample_id: epoch}, job_id=rig.job_id
+        )
+        connection.execute(BESIDE)
+        connection.execute(text("UPDATE samples SET holder_id = 7 WHERE id = :id"), {"id": sample_id})
+    commit = SampleCommit(
+        sample_id=sample_id, epoch=claimed.epoch, to_state=SampleState.READY, runnable_at=claimed.runnable_at
+    )
+    rig.writer.lease_lost()
+    rig.writer.lease_renewed_as(Identity(worker_id=7, engine_id=rig.writer._store.identity.engine_id))
+    latch = Latch(1)
+    rig.writer._recorder.put(EndedClaim(claimed.worker_id, (sample_id, claimed.epoch), latch, 0, commit))
+    latch.wait()
+    held = "SELECT state, holder_id FROM samples WHERE id = (SELECT min(id) FROM samples)"
+    assert rig.one(held) == ("drafting", 7)
+    latch = Latch(1)
+    rig.writer._recorder.put(EndedClaim(7, (sample_id, claimed.epoch), latch, 0, commit))
+    latch.wait()
+    assert rig.one(held) == ("ready", None), "only the holder stores"
+
+
 # A sample that must be alone.
 
 DEATHS = text("UPDATE samples SET num_rescues = :deaths WHERE id = :id")
@@ -593,12 +626,7 @@ def test_messages_go_to_another_worker_while_a_sample_is_tried_alone(
     monkeypatch.setattr(Publisher, "publish", lambda _, samples, **__: told.extend(samples))
     alone, other = accuse(slow_desk)
     with transaction(slow_desk.db_engine) as connection:
-        connection.execute(
-            text("""
-                INSERT INTO workers (id, kind, model, engine_id, host, pid, queue, max_in_flight, expires_at)
-                SELECT 7, kind, model, engine_id, host, 2, 'small.S.beside', 8, expires_at FROM workers
-            """)
-        )
+        connection.execute(BESIDE)
     first = in_background(slow_desk, alone, [])
     soon(lambda: len(slow_desk.writer.in_flight()) == 1)
     assert slow_desk.writer.write(other) == "passed on: a sample is tried alone here"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 from pipeline.db.claims import ClaimedSample
@@ -12,6 +13,8 @@ from pipeline.segments import Aside, Segment, WrittenAside, WrittenSegment, take
 from workers.engine.base import GenerateRequest
 from workers.writing.job_setup import JobSetup
 from workers.writing.latch import Latch
+
+_SERIALS = itertools.count(1)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -24,6 +27,8 @@ class ActiveSample:
     prompt_ids: list[int]
     state: PolicyState
     latch: Latch
+    serial: int = field(default_factory=_SERIALS.__next__)
+    """Its number in this process: after a restore a sample may be claimed again at the same epoch."""
     request: Request | None = None
     """What the engine carries out; None before the first."""
     engine_request: GenerateRequest | None = None
@@ -55,7 +60,7 @@ class ActiveSample:
     @property
     def request_id(self) -> str:
         """Of its request to the engine: one at a time."""
-        return f"{self.sample.sample_id}-{self.sample.epoch}"
+        return f"{self.sample.sample_id}-{self.sample.epoch}-{self.serial}"
 
     @property
     def text(self) -> list[Segment]:

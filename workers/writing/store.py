@@ -58,7 +58,11 @@ class Identity:
 
 
 class Store:
-    """The database as one writer uses it. identity: who it is now; it changes when the lease was lost."""
+    """The database as one writer uses it. identity: who it is now; it changes when the lease was lost.
+
+    Claims are made as that one. What comes of a claim is stored as the one that made it (worker_id): a life that is
+    over stores nothing of what the next one holds.
+    """
 
     def __init__(
         self, db_engine: DbEngine, identity: Identity, *, role: ModelRole, max_in_flight: int, max_attempts: int
@@ -98,63 +102,60 @@ class Store:
         waiting = [sample for sample in found if sample.job_id == job_id and sample.state is RUNNABLE_STATE[self._role]]
         return [replace(sample, home_queue=queue) for sample in waiting]
 
-    def begin_trial(self, claim: tuple[int, int]) -> bool:
+    def begin_trial(self, claim: tuple[int, int], *, worker_id: int) -> bool:
         """Whether a claimed sample has this worker to itself from now on. Raises LeaseLost where it is not held."""
-        worker_id = self.identity.worker_id
         return self.patiently(lambda connection: begin_trial(connection, worker_id=worker_id, claim=claim))
 
-    def commit(self, commits: Sequence[SampleCommit]) -> Committed:
+    def commit(self, commits: Sequence[SampleCommit], *, worker_id: int) -> Committed:
         """Store commits. One that Postgres refuses for its content is set aside with the reason, no other with it."""
         if not commits:
             return Committed(claims=frozenset(), samples=[])
-        committed = self._commit(commits)
+        committed = self._commit(commits, worker_id)
         for commit in commits:
             if commit.to_state not in RUNNABLE_STATE.values():
                 self._cache.forget(commit.sample_id)
         return committed
 
-    def _commit(self, commits: Sequence[SampleCommit]) -> Committed:
+    def _commit(self, commits: Sequence[SampleCommit], worker_id: int) -> Committed:
         try:
-            return self._commit_together(commits)
+            return self._commit_together(commits, worker_id)
         except _ABOUT_CONTENT as error:
             if len(commits) == 1:
-                return self._set_aside(commits[0], error.orig or error)
-        one_by_one = [self._commit([commit]) for commit in commits]
+                return self._set_aside(commits[0], worker_id, error.orig or error)
+        one_by_one = [self._commit([commit], worker_id) for commit in commits]
         return Committed(
             claims=frozenset(claim for committed in one_by_one for claim in committed.claims),
             samples=[sample for committed in one_by_one for sample in committed.samples],
         )
 
-    def _set_aside(self, commit: SampleCommit, error: BaseException) -> Committed:
+    def _set_aside(self, commit: SampleCommit, worker_id: int, error: BaseException) -> Committed:
         log.error("commit refused", sample_id=commit.sample_id, reason=str(error))
-        return replace(self._commit_together([failed(commit, error)]), claims=frozenset())
+        return replace(self._commit_together([failed(commit, error)], worker_id), claims=frozenset())
 
-    def _commit_together(self, commits: Sequence[SampleCommit]) -> Committed:
-        identity = self.identity
+    def _commit_together(self, commits: Sequence[SampleCommit], worker_id: int) -> Committed:
+        engine_id = self.identity.engine_id
         return self.patiently(
             lambda connection: commit_samples(
                 connection,
-                worker_id=identity.worker_id,
-                engine_id=identity.engine_id,
+                worker_id=worker_id,
+                engine_id=engine_id,
                 commits=commits,
             )
         )
 
-    def parts(self, parts: Sequence[Part]) -> frozenset[int]:
+    def parts(self, parts: Sequence[Part], *, worker_id: int) -> frozenset[int]:
         """Store what running requests have written; of which samples. Raises as ``transaction``."""
         with transaction(self.db_engine) as connection:
-            return store_parts(connection, worker_id=self.identity.worker_id, parts=parts)
+            return store_parts(connection, worker_id=worker_id, parts=parts)
 
-    def release(self, epochs: Mapping[int, int]) -> list[Runnable]:
+    def release(self, epochs: Mapping[int, int], *, worker_id: int) -> list[Runnable]:
         """Hand samples back at their last commit. epochs: sample id → epoch."""
         if not epochs:
             return []
-        worker_id = self.identity.worker_id
         return self.patiently(lambda connection: release_samples(connection, worker_id=worker_id, epochs=epochs))
 
-    def defer(self, claim: tuple[int, int], error: EngineUnavailable) -> None:
+    def defer(self, claim: tuple[int, int], error: EngineUnavailable, *, worker_id: int) -> None:
         """Hand a sample back that the engine refused for the moment."""
-        worker_id = self.identity.worker_id
         self.patiently(
             lambda connection: defer_samples(
                 connection,

@@ -23,9 +23,9 @@ class Accounts:
 class TokenLedger:
     """The accounts of one worker process, through all its leases. Thread-safe.
 
-    A lease generation is what lies between two losses of the lease. When one ends, its worker's row is closed with all
-    that was not committed by then as dropped. A commit that was sent before and is answered after that is late: its
-    tokens count as dropped here, and its worker's row is mended later (``late_tokens``).
+    When a lease is lost, its worker's row is closed with all that was not committed by then as dropped. A commit of
+    that worker's that is answered after that is late: its tokens count as dropped here, and its worker's row is mended
+    later (``late_tokens``).
     """
 
     def __init__(self) -> None:
@@ -33,38 +33,32 @@ class TokenLedger:
         self._pending = 0
         self._committed = 0
         self._dropped = 0
-        self._generation = 0
+        self._lost: set[int] = set()
         self._late: Counter[int] = Counter()
-
-    @property
-    def generation(self) -> int:
-        """The lease generation that lasts now. To be read before a commit is sent."""
-        with self._lock:
-            return self._generation
 
     def accounts(self) -> Accounts:
         """All three as of one moment."""
         with self._lock:
             return Accounts(pending=self._pending, committed=self._committed, dropped=self._dropped)
 
-    def lease_lost(self) -> None:
-        """A lease generation ends."""
+    def lease_lost(self, worker_id: int) -> None:
+        """This one's row is about to be closed."""
         with self._lock:
-            self._generation += 1
+            self._lost.add(worker_id)
 
     def receive(self, num_tokens: int) -> None:
         """A request ended that generated so many."""
         with self._lock:
             self._pending += num_tokens
 
-    def settle(self, *, received: int, committed: int, generation: int, worker_id: int) -> None:
+    def settle(self, *, received: int, committed: int, worker_id: int) -> None:
         """Claims ended. received: tokens of theirs; committed: those of them that a commit stored, the rest is dropped.
 
-        generation, worker_id: as of when the commit was sent.
+        worker_id: that made the claims.
         """
         with self._lock:
             self._pending -= received
-            is_late = generation != self._generation
+            is_late = worker_id in self._lost
             self._committed += 0 if is_late else committed
             self._dropped += received if is_late else received - committed
             if is_late and committed:

@@ -92,8 +92,9 @@ ClaimEnd: TypeAlias = SampleCommit | Release | Deferral | None
 
 
 class EndedClaim(NamedTuple):
-    """A claim that ends. num_tokens: generated under it."""
+    """A claim that ends. worker_id: that made it. num_tokens: generated under it."""
 
+    worker_id: int
     claim: tuple[int, int]
     latch: Latch
     num_tokens: int
@@ -248,7 +249,8 @@ class Writer:
             call.num_claimed += setup is not None
             call.under_way.add()
             if setup is None:
-                self._recorder.put(EndedClaim((sample.sample_id, sample.epoch), call.under_way, 0, Release()))
+                claim = sample.sample_id, sample.epoch
+                self._recorder.put(EndedClaim(sample.worker_id, claim, call.under_way, 0, Release()))
             elif sample.must_be_alone:
                 self._trial.open(Waiting(sample=sample, setup=setup, latch=call.under_way))
                 self._recorder.put(LookAtTrial())
@@ -308,7 +310,7 @@ class Writer:
                 ending = Release()
             else:
                 ending = step
-        self._recorder.put(EndedClaim(claim, latch, 0, ending))
+        self._recorder.put(EndedClaim(sample.worker_id, claim, latch, 0, ending))
 
     def _load_setup(self, job_id: int) -> JobSetup:
         config = self._store.patiently(lambda connection: get_job_config(connection, job_id))
@@ -356,7 +358,7 @@ class Writer:
             self._submit(active, step)
             return None
         active.committing = True
-        return EndedClaim(active.claim, active.latch, active.num_tokens, step)
+        return EndedClaim(active.sample.worker_id, active.claim, active.latch, active.num_tokens, step)
 
     def _next_step(self, active: ActiveSample, result: GenerateResult | Exception) -> Step | ClaimEnd:
         if active.abandoned or active.handed_back:
@@ -387,7 +389,14 @@ class Writer:
     def _store_parts(self, parts: Mapping[ActiveSample, Part]) -> None:
         """Store what was written of running requests. A sample that has come so far need not be alone any more."""
         try:
-            stored = self._store.parts(list(parts.values()))
+            stored = {
+                sample_id
+                for worker_id in {active.sample.worker_id for active in parts}
+                for sample_id in self._store.parts(
+                    [part for active, part in parts.items() if active.sample.worker_id == worker_id],
+                    worker_id=worker_id,
+                )
+            }
         except ServiceUnavailable as error:
             log.warning("parts not stored", reason=str(error))
             return
@@ -400,28 +409,34 @@ class Writer:
 
     def _record(self, group: Sequence[EndedClaim]) -> None:
         """Store how a group of claims ended, tell who goes on, and let the waiting tasks end."""
-        commits = [ended.how for ended in group if isinstance(ended.how, SampleCommit)]
-        generation, identity = self._ledger.generation, self._store.identity
-        committed = self._store.commit(commits)
-        stored = sum(commit.tokens_generated for commit in commits if commit.claim in committed.claims)
-        self._ledger.settle(
-            received=sum(ended.num_tokens for ended in group),
-            committed=stored,
-            generation=generation,
-            worker_id=identity.worker_id,
-        )
-        released = self._store.release(dict(ended.claim for ended in group if isinstance(ended.how, Release)))
-        for ended in group:
-            if isinstance(ended.how, Deferral):
-                log.warning("sample deferred", sample_id=ended.claim[0], reason=str(ended.how.error))
-                self._store.defer(ended.claim, ended.how.error)
+        told: list[Runnable] = []
+        for worker_id in {ended.worker_id: None for ended in group}:  # one, but for what an earlier life has claimed
+            told += self._store_ended([ended for ended in group if ended.worker_id == worker_id], worker_id)
         self._in_flight.ended(ended.claim for ended in group)
-        self._publisher.publish([*committed.samples, *(self._sent_on(sample) for sample in released)])
+        self._publisher.publish(told)
         for ended in group:
             ended.latch.count_down()
         for ended in group if self._trial.is_open else ():
             self._claim_again(self._trial.end(ended.claim))
         self._look_at_trial()
+
+    def _store_ended(self, group: Sequence[EndedClaim], worker_id: int) -> list[Runnable]:
+        """Store how claims of one worker ended; the samples that others go on with."""
+        commits = [ended.how for ended in group if isinstance(ended.how, SampleCommit)]
+        committed = self._store.commit(commits, worker_id=worker_id)
+        stored = sum(commit.tokens_generated for commit in commits if commit.claim in committed.claims)
+        self._ledger.settle(
+            received=sum(ended.num_tokens for ended in group),
+            committed=stored,
+            worker_id=worker_id,
+        )
+        to_release = dict(ended.claim for ended in group if isinstance(ended.how, Release))
+        released = self._store.release(to_release, worker_id=worker_id)
+        for ended in group:
+            if isinstance(ended.how, Deferral):
+                log.warning("sample deferred", sample_id=ended.claim[0], reason=str(ended.how.error))
+                self._store.defer(ended.claim, ended.how.error, worker_id=worker_id)
+        return [*committed.samples, *(self._sent_on(sample) for sample in released)]
 
     def _look_at_trial(self) -> None:
         """Begin with the sample that must be alone once nothing else is here; see that this comes soon."""
@@ -438,7 +453,7 @@ class Writer:
 
     def _try(self, waiting: Waiting) -> None:
         try:
-            if not self._store.begin_trial(waiting.claim):
+            if not self._store.begin_trial(waiting.claim, worker_id=waiting.sample.worker_id):
                 return  # a claim that nobody here knows of: the next heartbeat hands it back
         except LeaseLost:
             self._end_trial(waiting, None)
@@ -450,7 +465,7 @@ class Writer:
     def _end_trial(self, waiting: Waiting, how: ClaimEnd) -> None:
         """The sample goes back, or is somebody else's."""
         self._trial.begin()
-        self._recorder.put(EndedClaim(waiting.claim, waiting.latch, 0, how))
+        self._recorder.put(EndedClaim(waiting.sample.worker_id, waiting.claim, waiting.latch, 0, how))
 
     def _claim_again(self, calls: Sequence[_Call]) -> None:
         for call in calls:
@@ -482,7 +497,7 @@ class Writer:
 
     def lease_lost(self) -> None:
         """What was in flight is abandoned; what a commit stored whose answer comes after this is late."""
-        self._ledger.lease_lost()
+        self._ledger.lease_lost(self._store.identity.worker_id)
         self._abandon(self.in_flight())
 
     def lease_renewed_as(self, identity: Identity) -> None:
@@ -538,7 +553,7 @@ class Writer:
         orphaned = self._in_flight.find_orphaned(before, held)
         if orphaned:
             log.warning("orphaned claims handed back", samples=list(orphaned))
-            self._publisher.publish(self._store.release(orphaned))
+            self._publisher.publish(self._store.release(orphaned, worker_id=self._store.identity.worker_id))
 
     def _abandon(self, samples: Sequence[ActiveSample]) -> None:
         for active in samples:

@@ -69,9 +69,10 @@ def seed_of(index: int, role: ModelRole = SMALL) -> int:
 
 
 def test_a_fresh_sample_begins_with_its_prompt() -> None:
-    _, step = start(setup_of(Moves([then(small())])))
+    active, step = start(setup_of(Moves([then(small())])))
     request = request_of(step)
-    assert (request.request_id, request.max_tokens, request.priority, request.seed) == ("5-1", 50, 0, seed_of(0))
+    assert request.request_id == active.request_id != start(setup_of(Moves([then(small())])))[0].request_id
+    assert (request.max_tokens, request.priority, request.seed) == (50, 0, seed_of(0))
     assert list(request.prompt_ids) == setup_of(Moves([])).prompt_ids(1, claimed().problem)
     assert (request.signals, request.labels, request.reads_top) == (frozenset(), {}, False)
 
@@ -112,7 +113,7 @@ def test_what_the_same_role_does_next_is_done_in_the_same_claim() -> None:
     second = request_of(apply_result(active, result_of(first, "First add")))
     added = chat_of(SMALL).encode_text("First add")
     assert list(second.prompt_ids) == [*first.prompt_ids, *added]
-    assert (second.request_id, second.seed, second.priority) == ("5-1", seed_of(1), -1)
+    assert (second.request_id, second.seed, second.priority) == (first.request_id, seed_of(1), -1)
     commit = commit_of(apply_result(active, result_of(second, " 3", SegmentFinish.LENGTH)))
     assert commit.to_state is SampleState.AWAITING_LARGE
     assert commit.next_request == large()
