@@ -33,21 +33,26 @@ SCENES = {
         kinds=TWO, num_samples=1, turns=THRICE, faults=1, which=ANY, may_restore=True,
     ),
     "a restore, two samples": Scene(kinds=TWO, num_samples=2, turns=TWICE, faults=0, which=ANY, may_restore=True),
-    "a restore, three samples": Scene(kinds=TWO, num_samples=3, turns=ONCE, faults=0, which=ANY, may_restore=True),
+    "a restore, parts": Scene(
+        kinds=TWO, num_samples=1, turns=TWICE, faults=0, which=ANY, may_restore=True, max_parts=2,
+    ),
     "a restore, a hand-over, a fault": Scene(
         kinds=("small", "large"), num_samples=1, turns=OVER_AND_BACK, faults=1, which=ANY, may_restore=True,
     ),
     "a hand-over, four faults": Scene(
         kinds=("small", "large"), num_samples=1, turns=OVER_AND_BACK, faults=4, which=ANY
     ),
-    "three samples, two faults": Scene(kinds=TWO, num_samples=3, turns=TWICE, faults=2, which=ANY),
+    "three samples, a fault": Scene(kinds=TWO, num_samples=3, turns=TWICE, faults=1, which=ANY),
     "a sample that kills": Scene(
-        kinds=TWO, num_samples=3, num_killers=1, turns=ONCE, faults=2, which=frozenset({"lose", "release", "cancel"})
+        kinds=TWO, num_samples=3, num_killers=1, turns=ONCE, faults=1, which=frozenset({"lose", "release", "cancel"})
     ),
 }  # fmt: skip
 LARGE = {
     "a restore, a hand-over, two faults": replace(SCENES["a restore, a hand-over, a fault"], faults=2),
-    "three samples, three faults": replace(SCENES["three samples, two faults"], faults=3),
+    "a restore, three samples": replace(SCENES["a restore, two samples"], num_samples=3, turns=ONCE),
+    "a restore, parts, a fault": replace(SCENES["a restore, parts"], faults=1),
+    "a sample that kills, two faults": replace(SCENES["a sample that kills"], faults=2),
+    "three samples, three faults": replace(SCENES["three samples, a fault"], faults=3),
     "two workers, two samples, a restore, a fault": replace(SCENES["a restore, two samples"], faults=1),
 }
 CHOSEN = SCENES | (LARGE if os.environ.get("SPECTHINK_PROTOCOL") == "large" else {})
