@@ -226,6 +226,9 @@ class Writer:
         """None where this worker cannot write a job's texts: it refuses the job from now on, and no sample pays."""
         try:
             return self._setup(job_id)
+        except EngineUnavailable as error:  # no process can be started at the moment
+            log.warning("job not set up", job_id=job_id, reason=str(error))
+            return None
         except Exception as error:  # a plug-in may break in any way
             self._refusals[job_id] = f"{type(error).__name__}: {error}"
             log.error("job refused", job_id=job_id, reason=self._refusals[job_id])
@@ -237,6 +240,8 @@ class Writer:
         ending: ClaimEnd
         try:
             active, step = begin(sample, setup, latch)
+        except EngineUnavailable as error:
+            ending = Deferral(error)
         except Exception as error:
             log.exception("sample not begun", sample_id=sample.sample_id)
             ending = failed(claim, error)
