@@ -210,6 +210,9 @@ class Writer:
         except DBAPIError as error:  # it may be the message's fault, and none may end a worker
             log.error("claim refused", job_id=job_id, reason=describe(error))
             return "Postgres refuses the claim"
+        except Exception:  # a damaged row may break it in any way
+            log.exception("claim failed", job_id=job_id)
+            return "the claim failed"
         self._in_flight.claimed((sample.sample_id, sample.epoch) for sample in claimed)
         setup = self._set_up(job_id) if claimed else None
         for sample in claimed:

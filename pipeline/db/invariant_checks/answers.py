@@ -52,7 +52,8 @@ _ANSWERS_IN_OTHER_TABLES = r"""
         SELECT DISTINCT e.worker_id AS id FROM events e WHERE e.job_id = :job AND e.worker_id IS NOT NULL
     ), hay AS MATERIALIZED (
         SELECT format('job %s', j.id) AS place, concat_ws(
-                   E'\n', j.config - 'few_shot', j.versions, j.name, j.policy, j.think_end) AS written
+                   E'\n', CASE jsonb_typeof(j.config) WHEN 'object' THEN j.config - 'few_shot' ELSE j.config END,
+                   j.versions, j.name, j.policy, j.think_end) AS written
         FROM jobs j WHERE j.id = :job
         UNION ALL
         SELECT format('worker %s', w.id), concat_ws(E'\n', w.model, w.host, w.queue)
