@@ -48,4 +48,7 @@ def fix_think_phase(connection: Connection, job_id: int, phase: ThinkPhase) -> T
     connection.execute(_FIX_THINK_PHASE, values)
     found = text("SELECT think_start, think_end, think_opened FROM jobs WHERE id = :job")
     row = connection.execute(found, values).one()
+    with reading(f"job {job_id}: how its texts mark the think phase"):
+        if None in row:
+            raise ValueError("a part of it is missing")
     return ThinkPhase(start=row.think_start, end=row.think_end, opened=row.think_opened)

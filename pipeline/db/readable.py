@@ -5,8 +5,9 @@ A list shows such a row with the reason; a command about that one row ends with 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import Field, fields
 from enum import StrEnum
 from typing import Any
 
@@ -46,6 +47,18 @@ def read_choice(kind: type[StrEnum], stored: object) -> Any:
         return kind(str(stored))
     except ValueError:
         return Unreadable("unreadable: " + ("null" if stored is None else printable(repr(stored), most=60)))
+
+
+def require_values(kind: type[Any], values: Mapping[str, Any]) -> None:
+    """Raises ValueError where a field of a dataclass has no value and must have one."""
+    for field in fields(kind):
+        if field.name in values and values[field.name] is None and may_not_miss(field):
+            raise ValueError(f"{field.name} is missing")
+
+
+def may_not_miss(field: Field[Any]) -> bool:
+    """Whether a field of a dataclass, in a module with annotations as text, has no None."""
+    return "None" not in str(field.type) and field.type != "Any"
 
 
 def read_config(job_id: int, stored: object) -> JobConfig:

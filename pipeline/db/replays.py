@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import Connection, Row, RowMapping, TextClause, text
 
 from pipeline.db.context_cache import aside_columns, segment_columns, stored_aside, stored_segment
-from pipeline.db.readable import FAULTS, REMEDY, read_config, why_unreadable
+from pipeline.db.readable import FAULTS, REMEDY, read_config, require_values, why_unreadable
 from pipeline.db.states import COMPLETE
 from pipeline.errors import DamagedRow, NotFound
 from pipeline.jobs.config import JobConfig
@@ -112,6 +112,7 @@ def _stored_sample(row: RowMapping, pieces: _Pieces, signals: _Signals) -> Store
         "state": SampleState(row["state"]),
         "finish_reason": FinishReason(row["finish_reason"]) if row["finish_reason"] else None,
     }
+    require_values(StoredSample, values)
     return StoredSample(
         **values,
         segments=tuple(_stored_segment(found, signals) for found in pieces.segments),

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, RowMapping, text
 
-from pipeline.db.readable import FAULTS, read_choice, why_unreadable
+from pipeline.db.readable import FAULTS, may_not_miss, read_choice, why_unreadable
 from pipeline.db.states import COMPLETE, FINAL
 from pipeline.errors import BadProblem, NotComparable, NotFound
 from pipeline.jobs.config import JobConfig, JobState
@@ -71,7 +71,7 @@ def _read(report: type[_R], row: RowMapping | dict[str, Any]) -> _R:
     for field in fields(report):  # type: ignore[arg-type]  # always a dataclass
         name, kind, stored = field.name, str(field.type), values.get(field.name)
         has_mark = has_mark or name == _MARK
-        may_be_missing = stored is not None or "None" in kind or name not in values
+        may_be_missing = stored is not None or name not in values or not may_not_miss(field)
         if kind in _CHOICES and not (stored is None and may_be_missing):
             values[name] = read_choice(_CHOICES[kind], stored)
             faults += [f"{name}: {values[name]}"] if isinstance(values[name], Unreadable) else []
@@ -171,7 +171,7 @@ def get_stats(connection: Connection, job_id: int) -> JobStats:
     cost = get_cost(connection, job_id)
     return JobStats(
         summary=summary,
-        bootstrap=_bootstrap(connection, job_id) if summary.num_samples > 1 and summary.num_scored else None,
+        bootstrap=_bootstrap(connection, job_id) if (summary.num_samples or 0) > 1 and summary.num_scored else None,
         cost=cost,
         token_lengths=_of_job(
             connection, TokenLengths, "token_lengths", job_id,

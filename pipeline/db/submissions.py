@@ -11,7 +11,7 @@ import orjson
 from sqlalchemy import Connection, text
 
 from pipeline.chat.translation import ThinkPhase
-from pipeline.db.readable import read_config
+from pipeline.db.readable import read_config, reading
 from pipeline.db.session import copy_rows
 from pipeline.errors import NotFound
 from pipeline.jobs.config import JobConfig, JobState
@@ -209,6 +209,9 @@ def get_source_job(connection: Connection, job_id: int) -> SourceJob:
     if row is None:
         raise NotFound.job(job_id)
     config = read_config(job_id, row.config)
+    with reading(f"job {job_id}: how its texts mark the think phase"):
+        if row.think_end is not None and None in (row.think_start, row.think_opened):
+            raise ValueError("a part of it is missing")
     return SourceJob(
         id=row.id,
         name=row.name,

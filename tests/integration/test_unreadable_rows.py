@@ -16,8 +16,9 @@ from pipeline import Client
 from pipeline.cli.doctor import check_database
 from pipeline.db.faults import line_of
 from pipeline.db.session import session, transaction
+from pipeline.db.upkeep_statements import admit_samples
 from pipeline.embedded import Connections, resolve_connections
-from pipeline.errors import PipelineError
+from pipeline.errors import DamagedRow, PipelineError
 from pipeline.results.reports import JobProgress
 from pipeline.settings import Settings
 from tests.integration.rows import (
@@ -30,8 +31,11 @@ from tests.integration.rows import (
     add_worker,
     every,
 )
+from tests.integration.test_writer import WriterRig, make_rig
+from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
 from workers.broker.tasks import _progress, progress_line
+from workers.grading.grader import grade_samples
 from workers.upkeep.rollup_refresher import RollupRefresher
 from workers.upkeep.rounds import Upkeep
 
@@ -210,7 +214,7 @@ def test_lists_show_the_rest_and_mark_the_row(
     findings = [finding for finding in check_database(resolve_connections(settings)) if "unread" in finding.found]
     bad = client.job(stored.bad)
     assert [finding.check for finding in findings] == [f"job {stored.bad}"] * bool(bad.unreadable)
-    assert all(bad.unreadable in found.found and "restore the row" in found.remedy for found in findings)
+    assert all(str(bad.unreadable) in found.found and "restore the row" in found.remedy for found in findings)
     assert bool(bad.unreadable) == (kind in JOBS and kind not in READABLE), bad.unreadable
 
 
@@ -314,3 +318,106 @@ def settings(connections: Connections, tmp_path: Path) -> Settings:
     return Settings(
         database_url=connections.database_url, redis_url=connections.redis_url, state_dir=tmp_path / "state"
     )
+
+
+# Workers
+
+
+@pytest.fixture
+def rig(db_engine: Engine) -> Iterator[WriterRig]:
+    """A writer with two samples of a job; the rows can be damaged."""
+    rig = make_rig(db_engine)
+    with transaction(db_engine) as connection:
+        connection.execute(text(_UNGUARD))
+    yield rig
+    rig.writer.close()
+    rig.engine.close()
+
+
+def another_job(rig: WriterRig) -> SamplesMessage:
+    """Two samples of a second job on the same problems, admitted."""
+    with transaction(rig.db_engine) as connection:
+        job = connection.execute(
+            text("""
+                INSERT INTO jobs (name, problem_set_id, state, config, versions, policy, small_model, first_role,
+                                  num_problems, num_samples)
+                SELECT 'whole', problem_set_id, state, config, versions, policy, small_model, first_role, num_problems,
+                       num_samples FROM jobs WHERE id = :job RETURNING id
+            """),
+            {"job": rig.job_id},
+        ).scalar_one()
+        connection.execute(
+            text("INSERT INTO samples (job_id, problem_id, sample_index) SELECT :job, id, 0 FROM problems"),
+            {"job": job},
+        )
+        admitted = admit_samples(connection, ahead=2.0)
+    return SamplesMessage(job_id=job, samples=[(sample.sample_id, sample.epoch) for sample in admitted])
+
+
+@pytest.mark.parametrize("kind", [*JOBS, "request damaged", "request null", "next role unknown", "engine null"])
+def test_a_writer_sets_a_damaged_job_aside_and_goes_on_with_the_next(kind: str, rig: WriterRig) -> None:
+    whole = another_job(rig)
+    with transaction(rig.db_engine) as connection:
+        connection.exec_driver_sql("SET LOCAL session_replication_role = 'replica'")
+        statement = text(DAMAGE[kind])
+        connection.execute(statement, {"bad": rig.job_id} if ":bad" in DAMAGE[kind] else {})
+    answer = rig.writer.write(rig.message)
+    assert rig.writer.write(whole) == "2 of 2 written"
+    assert rig.ends == []
+    with transaction(rig.db_engine) as connection:
+        rows = every(connection, "SELECT state, error FROM samples WHERE job_id = :job", job=rig.job_id)
+    for row in rows:  # it waits with the reason in the worker's answer, or failed with it, or was written all the same
+        assert row["state"] in ("ready", "failed", "finished")
+        assert row["state"] != "failed" or "DamagedRow" in row["error"]
+        assert row["state"] != "ready" or "0 of" in answer or "cannot be read" in answer or ": " in answer
+
+
+@pytest.mark.parametrize(
+    "damage", ["author = 'ghost'", "finish = 'weird'", "token_ids = NULL", "text = NULL", "author = NULL"]
+)
+def test_a_damaged_segment_costs_its_own_sample_alone(damage: str, rig: WriterRig) -> None:
+    first = min(sample_id for sample_id, _ in rig.message.samples)
+    with transaction(rig.db_engine) as connection:
+        connection.exec_driver_sql("SET LOCAL session_replication_role = 'replica'")
+        engine_id = add_engine(connection, "S")
+        add_segment(connection, first, 0, "small", "First", worker_id=rig.worker_id, engine_id=engine_id)
+        connection.execute(text("UPDATE samples SET num_segments = 1 WHERE id = :id"), {"id": first})
+        connection.execute(text(f"UPDATE segments SET {damage} WHERE sample_id = :id"), {"id": first})
+    assert rig.writer.write(rig.message) == "2 of 2 written"
+    with transaction(rig.db_engine) as connection:
+        bad, whole = every(connection, "SELECT state, error_class, error FROM samples ORDER BY id")
+    assert (bad["state"], bad["error_class"], whole["state"]) == ("failed", "internal", "finished")
+    assert bad["error"].startswith("DamagedRow: what is stored of the sample's text cannot be read: ")
+    assert rig.ends == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE samples SET finish_reason = 'tired' WHERE id = :bad",
+        "UPDATE problems p SET shown = '{\"choices\": 7}' FROM samples s WHERE s.problem_id = p.id AND s.id = :bad",
+    ],
+)
+def test_a_grader_leaves_a_damaged_sample_unscored_and_grades_the_next(change: str, rig: WriterRig) -> None:
+    assert rig.writer.write(rig.message) == "2 of 2 written"
+    with transaction(rig.db_engine) as connection:
+        rows = every(connection, "SELECT id, epoch FROM samples ORDER BY id")
+        connection.exec_driver_sql("SET LOCAL session_replication_role = 'replica'")
+        connection.execute(text(change), {"bad": rows[0]["id"]})
+    message = SamplesMessage(job_id=rig.job_id, samples=[(row["id"], row["epoch"]) for row in rows])
+    assert grade_samples(rig.db_engine, message, time_limit_s=60) == "2 of 2 graded"
+    with transaction(rig.db_engine) as connection:
+        grades = every(connection, "SELECT status, detail FROM grades ORDER BY sample_id")
+    assert [grade["status"] for grade in grades] == ["error", "done"]
+    assert grades[0]["detail"].startswith("what is stored of it cannot be read: ")
+
+
+@pytest.mark.parametrize("kind", ["config null", "config list"])
+def test_a_job_that_does_not_say_its_grader_is_refused_by_name(kind: str, rig: WriterRig) -> None:
+    assert rig.writer.write(rig.message) == "2 of 2 written"
+    with transaction(rig.db_engine) as connection:
+        rows = every(connection, "SELECT id, epoch FROM samples ORDER BY id")
+        connection.execute(text(DAMAGE[kind]), {"bad": rig.job_id})
+    message = SamplesMessage(job_id=rig.job_id, samples=[(row["id"], row["epoch"]) for row in rows])
+    with pytest.raises(DamagedRow, match=f"job {rig.job_id}: its grader cannot be read: .*it is missing"):
+        grade_samples(rig.db_engine, message, time_limit_s=60)
