@@ -180,7 +180,7 @@ def lists(client: Client, stored: Stored) -> dict[str, Any]:
     whole = (stored.good, stored.other)
     return {
         "jobs": [(job.id, job.name, job.state, job.unreadable) for job in client.jobs() if job.id in whole],
-        "progress": [row for row in client.progress(*client.jobs()) if row.job_id in whole and seconds_off(row)],
+        "progress": [row for row in client.progress(*client.jobs()) if row.job_id in whole],
         "summary": [replace(row, seconds=0, tokens_per_second=0, tokens_per_second_small=0)
                     for row in client.summary(*client.jobs()) if row.job_id in whole],
         "results": [list(client.results(job)) for job in whole],
@@ -188,10 +188,6 @@ def lists(client: Client, stored: Stored) -> dict[str, Any]:
         "sql": client.sql(f"SELECT sample_id, output, seed FROM results WHERE job_id IN {whole} ORDER BY 1").rows,
         "replays": [[str(replayed) for replayed in client.replay_job(job)] for job in whole],
     }  # fmt: skip
-
-
-def seconds_off(row: JobProgress) -> bool:
-    return row.seconds is None or row.seconds > 0
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -223,8 +219,9 @@ READABLE = ("grader unknown", "first role unknown", "first role null", "identity
 
 
 def mask(value: Any) -> Any:
-    """Without what goes on by itself."""
-    return replace(value, seconds=None) if isinstance(value, JobProgress) else value
+    """Without what goes on by itself, and what is there of other jobs."""
+    shared = {"seconds": None, "samples_ahead": 0, "waiting_for": None}
+    return replace(value, **shared) if isinstance(value, JobProgress) else value
 
 
 ABOUT_ONE_JOB = {
