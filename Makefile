@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit fuzz chaos check docs docs-reference audit format lock clean
+.PHONY: help install demo test test-unit test-servers fuzz chaos check docs docs-reference audit format lock clean
 
 # Some images set it. Without bytecode each process compiles all it imports: a worker's start takes 7 s of a core, not 2.5.
 unexport PYTHONDONTWRITEBYTECODE
@@ -37,6 +37,9 @@ fuzz: install ## Try hostile files, prompts, answers and names, a hundred times 
 
 chaos: install ## Break everything, ten times each, and print what came of it (40 min on two hyperthreads); CHAOS_ARGS="…" adds options
 	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
+
+test-servers: install ## Try servers of this machine (TLS, poolers, versions, Sentinel); SERVERS_ARGS="…" adds options
+	$(BIN)/python -m tests.servers $(SERVERS_ARGS)
 
 bench-%: install ## Measure, e.g. bench-hops; bench/NOTES.md lists them; BENCH_ARGS="…" adds options
 	$(BIN)/python -m bench.$* $(BENCH_ARGS)

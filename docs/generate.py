@@ -237,7 +237,7 @@ The tables hold every fact once. They may change from version to version; the [v
 "Not null" stands in the third column. A column without a meaning says it by its name."""
 VIEWS_INTRODUCTION = """\
 The views are the stable face of the database: they answer on whatever is finished at that moment, and their columns
-stay. "Right" means a score of at least 0.5. The [SQL cookbook](../sql-cookbook.md) asks them thirty questions."""
+stay. "Right" means a score of at least 0.5. The [SQL cookbook](../sql-cookbook.md) asks them thirty-one questions."""
 
 
 def relations_page(connection: Connection, kind: str, title: str, introduction: str) -> str:

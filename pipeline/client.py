@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, text
 
-from pipeline.db import job_control, planning, replays, report_queries, submissions
+from pipeline.db import job_control, judging, planning, replays, report_queries, submissions, verdicts
 from pipeline.db.leadership import get_leader
 from pipeline.db.readonly_query import MAX_ROWS, Table, run_query
 from pipeline.db.revision import require_current
@@ -38,7 +38,17 @@ from pipeline.jobs.config import MAX_INTEGER, JobState
 from pipeline.jobs.matching import matched_values
 from pipeline.jobs.readiness import ReadyJob, make_ready
 from pipeline.jobs.references import StoredSet
-from pipeline.jobs.submission import SourceJob, Submission
+from pipeline.jobs.submission import ModelChoice, SourceJob, Submission
+from pipeline.judging.problems import DEFAULT_ANSWER_CHARS
+from pipeline.judging.prompts import DEFAULT_TEMPLATE, load_template
+from pipeline.judging.reports import Verdicts
+from pipeline.judging.submitting import (
+    DEFAULT_MAX_TOKENS,
+    DEFAULT_TEMPERATURE,
+    ask_about,
+    make_judge,
+    refuse_open_jobs,
+)
 from pipeline.problems import Problem, ProblemSet
 from pipeline.results.replay import Replay, replay
 from pipeline.results.reports import (
@@ -205,9 +215,89 @@ class Client:
         ready = self._make_ready(submission, source)
         with self._transaction() as connection:
             job_id = submissions.insert_ready(connection, ready)
-        for note in ready.notes:
+        for note in (*ready.notes, *self._told_by_judges(job_id)):
             self._on_note(note)
         return self.job(job_id)
+
+    def _told_by_judges(self, job_id: int) -> Iterator[str]:
+        """A note where a new job's reference answers can be read in the prompts of judges."""
+        with self._transaction() as connection:
+            problem_set_id = report_queries.get_job(connection, job_id).problem_set_id
+            told = {found.problem_set_id: found.judges for found in judging.told_answers(connection)}
+        if problem_set_id in told:
+            ids = " ".join(map(str, told[problem_set_id]))
+            yield (
+                "the reference answers of these problems stand in the prompts of judges, where logins that write can "
+                f"read them; specthink rm {ids} ends that"
+            )
+
+    def judge(
+        self,
+        job: JobRef,
+        *,
+        model: ModelChoice,
+        template: str | PathLike[str] | None = None,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        temperature: float = DEFAULT_TEMPERATURE,
+        seed: int | None = None,
+        max_answer_chars: int = DEFAULT_ANSWER_CHARS,
+        asking: Mapping[str, Any] | None = None,
+        expose_references: bool = False,
+        name: str | None = None,
+    ) -> Job:
+        """Store the judge of a job that has ended: a job in which a model, alone, says which answers are correct.
+
+        model: as ``large`` of ``submit``. template: a file with {{question}}, {{answer}} or {{predicted_answer}}, and
+        {{reference}}; None: the usual one. max_answer_chars: so much of an answer's end is shown. asking: system,
+        template_variables and think_tags as for ``submit``. expose_references: also while other jobs ask the same
+        problems, whose writers could read the reference answers in the judge's prompts. Once the judge has ended, its
+        verdicts become the judged samples' grades (``apply_verdicts`` says how many of each kind).
+
+        Raises JobError for a job that still runs, is a judge itself or has nothing to judge, and where other jobs ask
+        the same problems; ConfigurationError where this client's logins may not read reference answers.
+        """
+        chosen = DEFAULT_TEMPLATE if template is None else load_template(Path(template))
+        options = dict(asking or {}) | {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        with self._reading() as connection:
+            judged = judging.get_judged_job(connection, _id(job))
+            if chosen.tells_reference:
+                judging.require_answers_readable(connection)
+            asked = ask_about(
+                judged.id,
+                judged.problem_set_id,
+                judged.config,
+                judging.stream_complete_samples(connection, judged.id, with_answers=chosen.tells_reference),
+                template=chosen,
+                answer_chars=max_answer_chars,
+            )
+        ready = make_judge(
+            judged.id,
+            asked,
+            model=model,
+            template=chosen,
+            answer_chars=max_answer_chars,
+            name=name,
+            options=options,
+        )
+        with self._transaction() as connection:
+            if chosen.tells_reference and not expose_references:
+                refuse_open_jobs(judged.id, judging.open_jobs_on(connection, judged.problem_set_id))
+            judge_id = judging.insert_judge(
+                connection, ready, judged, asked.places, tells_answers=chosen.tells_reference
+            )
+        for note in ready.notes:
+            self._on_note(note)
+        return self.job(judge_id)
+
+    def apply_verdicts(self, job: JobRef, judge: JobRef) -> Verdicts:
+        """Make the verdicts of a job's judge, which has ended, the newest grades of the judged samples: all or none.
+
+        Upkeep does so by itself once a judge has ended. Called again, it changes nothing, unless other grades came
+        after the verdicts. Raises JobError for a job that is not that one's judge, still runs or was cancelled.
+        """
+        with self._transaction() as connection:
+            verdicts.require_judged(connection, _id(judge), job_id=_id(job))
+            return verdicts.carry_verdicts(connection, _id(judge))
 
     def _stored_set(self, set_id: int) -> StoredSet:
         def read(limit: int) -> tuple[Problem, ...]:
@@ -333,6 +423,8 @@ class Client:
         """
         with self._transaction() as connection:
             source = submissions.get_source_job(connection, _id(job))
+        if source.config.judge is not None:
+            raise JobError(source.id, f"it is a judge; specthink judge {source.config.judge.job} makes another one")
         return self._store(Submission.from_job(source, changes or {}, name=name), source)
 
     def wait(

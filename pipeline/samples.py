@@ -39,7 +39,9 @@ class SampleState(StrEnum):
 
 
 SUSPECT_AFTER = 2
-"""A sample whose worker died with it so many times without a commit between them is a suspect: it is tried alone."""
+"""A sample whose worker died with it so many times without a commit between them is a suspect: no worker has two."""
+ALONE_AFTER = 3
+"""From so many deaths on a suspect is tried with nothing else in its engine: a death of that one is its own work."""
 GUILTY_AFTER_LAPSES = 5
 """A suspect is blamed for a worker that vanished only after so many losses without a commit between them: a cut cable,
 a suspended machine or a reclaimed host is likelier than a sample that takes the whole process with it."""

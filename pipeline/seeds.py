@@ -14,9 +14,14 @@ def segment_seed(
     sample_index: int,
     segment_index: int,
     role: ModelRole,
+    start_token: int = 0,
 ) -> int:
-    """The seed of one segment's noise, in [0, 2**63): the same whoever writes it, whenever."""
-    return _seed(job_seed, problem_id, sample_index, segment_index, role)
+    """The seed of one segment's noise, in [0, 2**63): the same whoever writes it, whenever.
+
+    start_token: of the segment, where a stored part of it ends and another request goes on: each has its own noise.
+    """
+    place = f"{segment_index}+{start_token}" if start_token else segment_index
+    return _seed(job_seed, problem_id, sample_index, place, role)
 
 
 def aside_seed(

@@ -51,12 +51,14 @@ class _Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Segment(_Record):
-    """trigger: why its author wrote here; of a taken one its purpose. taken_from: the aside that it is the head of."""
+    """trigger: why its author wrote here; of a taken one its purpose. taken_from: the aside that it is the head of.
+    resumed_at: tokens at which a later claim went on behind what was stored of it; None: written in one go."""
 
     trigger: str
     cue: str = ""
     takes_over: bool = False
     taken_from: int | None = None
+    resumed_at: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,6 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -25,6 +24,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipeline.errors import ConfigurationError
 from pipeline.logins import SESSION_SETTINGS, DatabaseRole, Login
+from pipeline.redis_address import RedisAddress
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -68,6 +68,9 @@ class EngineSettings(_Part):
     """Samples that one worker writes at the same time."""
     max_attempts: Annotated[int, Field(ge=1)] = 8
     """A sample that the engine refuses for the moment (out of memory, say) is tried so often, after 1, 2, 4 … 60 s."""
+    store_every_s: Annotated[float, Field(ge=0)] = 30.0
+    """What a request has written is stored so often while it runs: a lost worker costs no more of a long segment. The
+    rest is then drawn with other noise than without the loss. 0: never; it is drawn again as it was."""
     stall_after_s: Seconds = 120.0
     """A worker whose engine gives no token for so long while requests run ends with an error."""
     vllm: VllmSettings = VllmSettings()
@@ -206,16 +209,13 @@ class LoginSettings(_Part):
         return {role: login for role in DatabaseRole if (login := self.login(role)) is not None}
 
 
-_URL_FORMS = {
-    "database_url": ("postgresql://user:password@host:port/name", ("postgresql", "postgresql+psycopg", "postgres")),
-    "redis_url": ("redis://:password@host:port/0", ("redis", "rediss")),
-}
+_DATABASE_SCHEMES = ("postgresql", "postgresql+psycopg", "postgres")
 
 
-def _is_url(url: str, schemes: tuple[str, ...]) -> bool:
+def _is_database_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        return parts.scheme in schemes and (parts.port is None or parts.port > 0) and "@" not in parts.path
+        return parts.scheme in _DATABASE_SCHEMES and (parts.port is None or parts.port > 0) and "@" not in parts.path
     except ValueError:
         return False
 
@@ -241,17 +241,26 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = None
     """postgresql://user:password@host/name; None: the embedded Postgres of state_dir."""
     redis_url: SecretStr | None = None
-    """redis://:password@host:port/0; None: the embedded Redis of state_dir."""
+    """redis://:password@host:port/0, rediss://… with TLS, or sentinel://…; None: the embedded Redis of state_dir."""
 
-    @field_validator("database_url", "redis_url")
+    @field_validator("database_url")
     @classmethod
-    def _can_be_read(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+    def _can_be_read(cls, url: SecretStr | None) -> SecretStr | None:
         """Here and not at first use, whose error would show a part of a password that has a / or an @ in it."""
-        form, schemes = _URL_FORMS[str(info.field_name)]
-        if url is not None and info.field_name == "database_url" and (better := _libpq_form(url.get_secret_value())):
+        if url is not None and (better := _libpq_form(url.get_secret_value())):
             raise ValueError(better)
-        if url is not None and not _is_url(url.get_secret_value(), schemes):
-            raise ValueError(f"must be {form}; other characters in a password are written like %40 for @")
+        if url is not None and not _is_database_url(url.get_secret_value()):
+            raise ValueError(
+                "must be postgresql://user:password@host:port/name; other characters in a password are written like "
+                "%40 for @"
+            )
+        return url
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_an_address(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            RedisAddress.parse(url)
         return url
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -77,11 +77,20 @@ def upgrade() -> None:
         ),
         sa.Column("has_choices", sa.Boolean(), nullable=False, comment="whether it is a multiple choice"),
         sa.Column(
+            "tells_answers_of",
+            sa.BigInteger(),
+            nullable=True,
+            comment="a judge's set: its prompts show the reference answers of that one; null: prompts show none",
+        ),
+        sa.Column(
             "created_at",
             sa.DateTime(timezone=True),
             server_default=sa.text("now()"),
             nullable=False,
             comment="when it was first submitted",
+        ),
+        sa.ForeignKeyConstraint(
+            ["tells_answers_of"], ["problem_sets.id"], name=op.f("fk_problem_sets_tells_answers_of_problem_sets")
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_problem_sets")),
         sa.UniqueConstraint("content_sha256", name=op.f("uq_problem_sets_content_sha256")),
@@ -195,15 +204,31 @@ def upgrade() -> None:
         sa.Column(
             "cloned_from", sa.BigInteger(), nullable=True, comment="the job whose problems and configuration it took"
         ),
+        sa.Column(
+            "judged_job_id",
+            sa.BigInteger(),
+            nullable=True,
+            comment="the job whose answers it judges; null: it is no judge, or that job was removed",
+        ),
+        sa.Column(
+            "verdicts_at",
+            sa.DateTime(timezone=True),
+            nullable=True,
+            comment="of a judge: when its verdicts last became grades",
+        ),
         sa.CheckConstraint(
             "(state IN ('running', 'paused')) = (finished_at IS NULL)", name=op.f("ck_jobs_finished_at")
         ),
         sa.ForeignKeyConstraint(["cloned_from"], ["jobs.id"], name=op.f("fk_jobs_cloned_from_jobs")),
+        sa.ForeignKeyConstraint(["judged_job_id"], ["jobs.id"], name=op.f("fk_jobs_judged_job_id_jobs")),
         sa.ForeignKeyConstraint(
             ["problem_set_id"], ["problem_sets.id"], name=op.f("fk_jobs_problem_set_id_problem_sets")
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
         comment="One requested unit of work: a problem set, its models and a policy, frozen at submit.",
+    )
+    op.create_index(
+        "ix_jobs_judges", "jobs", ["id"], unique=False, postgresql_where=sa.text("judged_job_id IS NOT NULL")
     )
     op.create_index("ix_jobs_running", "jobs", ["id"], unique=False, postgresql_where=sa.text("state = 'running'"))
     op.create_table(
@@ -655,7 +680,20 @@ def upgrade() -> None:
             sa.Integer(),
             server_default="0",
             nullable=False,
-            comment="times its worker died with it since its last commit",
+            comment="times its worker died with it since its last commit or part",
+        ),
+        sa.Column(
+            "trial_epoch",
+            sa.Integer(),
+            nullable=True,
+            comment="of the claim under which it last had an engine to itself, as a suspect",
+        ),
+        sa.Column(
+            "part_tokens",
+            sa.Integer(),
+            server_default="0",
+            nullable=False,
+            comment="of its open segment, stored in segment_parts while its request ran",
         ),
         sa.Column(
             "num_attempts",
@@ -959,6 +997,29 @@ def upgrade() -> None:
         "ix_grades_running", "grades", ["started_at"], unique=False, postgresql_where=sa.text("status = 'running'")
     )
     op.create_table(
+        "judged_samples",
+        sa.Column("job_id", sa.BigInteger(), autoincrement=False, nullable=False, comment="the judge's job"),
+        sa.Column("sample_id", sa.BigInteger(), autoincrement=False, nullable=False, comment="the judged sample"),
+        sa.Column(
+            "epoch",
+            sa.Integer(),
+            nullable=False,
+            comment="of the judged text: one that is drawn again has another",
+        ),
+        sa.Column(
+            "problem_id",
+            sa.BigInteger(),
+            nullable=True,
+            comment="what the judge is asked of it, shared by equal answers; null: the sample has no answer to judge",
+        ),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_judged_samples_job_id_jobs")),
+        sa.ForeignKeyConstraint(["problem_id"], ["problems.id"], name=op.f("fk_judged_samples_problem_id_problems")),
+        sa.ForeignKeyConstraint(["sample_id"], ["samples.id"], name=op.f("fk_judged_samples_sample_id_samples")),
+        sa.PrimaryKeyConstraint("job_id", "sample_id", name=op.f("pk_judged_samples")),
+        comment="A complete sample of another job that a judge was submitted for, and where it is judged.",
+    )
+    op.create_index("ix_judged_samples_sample_id", "judged_samples", ["sample_id"], unique=False)
+    op.create_table(
         "segments",
         sa.Column("sample_id", sa.BigInteger(), autoincrement=False, nullable=False, comment="the sample"),
         sa.Column("segment_index", sa.Integer(), autoincrement=False, nullable=False, comment="from 0 in its sample"),
@@ -1002,7 +1063,10 @@ def upgrade() -> None:
         sa.Column("threshold", sa.Double(), nullable=True, comment="what value was compared with"),
         sa.Column("outcome", sa.String(), nullable=True, comment="what was decided by value"),
         sa.Column(
-            "tokens_generated", sa.Integer(), nullable=False, comment="as its engine counts: kept, discarded and EOS"
+            "tokens_generated",
+            sa.Integer(),
+            nullable=False,
+            comment="as its engine counts: kept, discarded and EOS, from the last of resumed_at on",
         ),
         sa.Column(
             "prompt_tokens",
@@ -1015,7 +1079,13 @@ def upgrade() -> None:
             "seed",
             sa.BigInteger(),
             nullable=True,
-            comment="null: inserted, taken, greedy, or the job draws without seeds",
+            comment="null: inserted, taken, greedy, or the job draws without seeds; from the last of resumed_at on",
+        ),
+        sa.Column(
+            "resumed_at",
+            ARRAY(sa.INTEGER()),
+            nullable=True,
+            comment="tokens at which a later claim went on behind a stored part, with other noise; null: in one go",
         ),
         sa.Column("epoch", sa.Integer(), nullable=False, comment="of the claim under which it was written"),
         sa.Column("worker_id", sa.BigInteger(), nullable=False, comment="that stored it"),
@@ -1048,6 +1118,37 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["worker_id"], ["workers.id"], name=op.f("fk_segments_worker_id_workers")),
         sa.PrimaryKeyConstraint("sample_id", "segment_index", name=op.f("pk_segments")),
         comment="One uninterrupted piece of writing. Kept ids of segments 0…n-1, joined, are the sample's output.",
+    )
+    op.create_table(
+        "segment_parts",
+        sa.Column("sample_id", sa.BigInteger(), autoincrement=False, nullable=False, comment="the sample"),
+        sa.Column(
+            "segment_index",
+            sa.Integer(),
+            autoincrement=False,
+            nullable=False,
+            comment="of the segment; a part counts while the sample has so many",
+        ),
+        sa.Column("start_token", sa.Integer(), autoincrement=False, nullable=False, comment="in the segment"),
+        sa.Column(
+            "token_ids",
+            ARRAY(sa.INTEGER()),
+            nullable=False,
+            comment="as the engine wrote them, in its model's vocabulary",
+        ),
+        sa.Column("epoch", sa.Integer(), nullable=False, comment="of the claim under which it was written"),
+        sa.Column("worker_id", sa.BigInteger(), nullable=False, comment="that wrote it"),
+        sa.Column(
+            "stored_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+            comment="when it was stored",
+        ),
+        sa.ForeignKeyConstraint(["sample_id"], ["samples.id"], name=op.f("fk_segment_parts_sample_id_samples")),
+        sa.ForeignKeyConstraint(["worker_id"], ["workers.id"], name=op.f("fk_segment_parts_worker_id_workers")),
+        sa.PrimaryKeyConstraint("sample_id", "segment_index", "start_token", name=op.f("pk_segment_parts")),
+        comment="What is written so far of a segment whose request still runs; deleted with the commit of that one.",
     )
     op.create_table(
         "signals",
@@ -1117,6 +1218,8 @@ def downgrade() -> None:
         "steps",
         "signals",
         "segments",
+        "segment_parts",
+        "judged_samples",
         "grades",
         "asides",
         "samples",

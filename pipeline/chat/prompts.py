@@ -54,7 +54,7 @@ def _render_choices(problem: Problem) -> str:
     return "\n".join(f"({letter}) {choice}" for letter, choice in zip(CHOICE_LETTERS, choices, strict=False))
 
 
-_FIELD = re.compile(r"\{\{\s*([^{}\n]+?)\s*\}\}")
+FIELD = re.compile(r"\{\{\s*([^{}\n]+?)\s*\}\}")
 MAX_TEMPLATE_CHARS = 65_536
 
 
@@ -68,7 +68,7 @@ class TextTemplate(PromptTemplate):
     text: str
 
     def render(self, problem: Problem) -> str:
-        return _FIELD.sub(lambda match: _field(match[1], problem), self.text)
+        return FIELD.sub(lambda match: _field(match[1], problem), self.text)
 
 
 def _field(name: str, problem: Problem) -> str:
@@ -83,7 +83,7 @@ def _field(name: str, problem: Problem) -> str:
 
 def make_text_template(name: str, text: str) -> TextTemplate:
     """Raises ConfigurationError where the text does not show the problem, or cannot be stored."""
-    fields = dict.fromkeys(match[1] for match in _FIELD.finditer(text))
+    fields = dict.fromkeys(match[1] for match in FIELD.finditer(text))
     if "problem" not in fields:
         raise ConfigurationError(f"{name} does not show the problem: write {{{{problem}}}} where it is to stand")
     if len(text) > MAX_TEMPLATE_CHARS:

@@ -241,24 +241,26 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def check_redis(connections: Connections) -> Iterator[Finding]:
-    """Reachable, new enough, never evicting, append-only; what the login may not ask is a warning."""
+    """Reachable, takes what workers ask, new enough, never evicting, append-only; what the login may not ask is a
+    warning."""
     import redis
 
+    from pipeline.redis_address import RedisAddress
+    from pipeline.redis_checks import remedy_of, try_commands
+
     try:
-        with redis.Redis.from_url(
-            connections.redis_url.get_secret_value(), socket_timeout=5, socket_connect_timeout=5
-        ) as client:
-            client.ping()
+        with RedisAddress.parse(connections.redis_url).connect() as client:
+            try_commands(client)
             try:
                 info: Any = client.info()
                 yield _redis_version(info["redis_version"])
-            except redis.exceptions.NoPermissionError:
+            except redis.ResponseError:  # no right to, or a managed server without the command
                 yield _not_allowed("redis", "INFO", f"see that it is Redis {'.'.join(map(str, MIN_REDIS))} or newer")
             yield from _redis_settings(client)
-    except redis.RedisError as error:
+    except (redis.RedisError, OSError) as error:
         yield Finding(
             check="redis", verdict=Verdict.FAILURE, found=str(error),
-            remedy="start it (specthink up), or correct SPECTHINK_REDIS_URL",
+            remedy=remedy_of(error) or "start it (specthink up), or correct SPECTHINK_REDIS_URL",
         )  # fmt: skip
 
 
@@ -363,6 +365,21 @@ def _check_grants(connection: Any) -> Iterator[Finding]:
         found=f"{', '.join(telling)} can read what is hidden" if telling else "who generates reads no hidden column",
         remedy="specthink migrate grants anew; then revoke what PUBLIC or a group still has" if telling else "",
     )
+    yield from _told_by_judges(connection)
+
+
+def _told_by_judges(connection: Any) -> Iterator[Finding]:
+    """Where those who generate can read reference answers because somebody had answers judged: no fault, but said."""
+    from pipeline.db.judging import told_answers
+
+    for told in told_answers(connection):
+        judges = ", ".join(map(str, told.judges))
+        yield Finding(
+            check="reference answers",
+            verdict=Verdict.OK,
+            found=f"those of problem set {told.problem_set_id} stand in the prompts of judges (job {judges}), where "
+            "logins that write can read them",
+        )
 
 
 def _check_work(connection: Any) -> Iterator[Finding]:

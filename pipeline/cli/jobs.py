@@ -244,7 +244,7 @@ def submit(
         return
     with connect(context, state_dir) as client:
         client.on_note(lambda note: typer.echo(visible(note), err=True))
-        _announce(client, client.submit(submission), wait=wait)
+        announce(client, client.submit(submission), wait=wait)
 
 
 def _few_shot(given: str | None, seed: int | None) -> FewShotFile | None:
@@ -275,14 +275,14 @@ def _columns(given: list[str], answer_as: str | None) -> ColumnNames:
     return ColumnNames(**named, answer_as=None if answer_as is None else AnswerForm(answer_as))
 
 
-def _announce(client: Client, job: Job, *, wait: bool) -> None:
+def announce(client: Client, job: Job, *, wait: bool = False) -> None:
     """Print the number of a new job, and what it lacks; wait: stay until it has ended."""
     typer.echo(job.id)
     sys.stdout.flush()
     for lack in _unserved(client, job):
         console(stderr=True).print(lack, style="yellow", soft_wrap=True)
     if wait:
-        raise typer.Exit(_follow(client, [job.id]))
+        raise typer.Exit(follow(client, [job.id]))
 
 
 def _unserved(client: Client, job: Job) -> list[str]:
@@ -298,7 +298,7 @@ def _unserved(client: Client, job: Job) -> list[str]:
     ]
 
 
-def _follow(client: Client, job_ids: list[int]) -> int:
+def follow(client: Client, job_ids: list[int]) -> int:
     """Show progress on stderr until the jobs have ended; the exit code: 1 unless all completed, 130 if interrupted."""
     from pipeline.cli.live import ProgressDisplay
 
@@ -330,7 +330,7 @@ def watch(
 ) -> None:
     """Show the live progress of jobs until they have ended; Ctrl-C leaves them running."""
     with connect(context, state_dir) as client:
-        raise typer.Exit(_follow(client, jobs))
+        raise typer.Exit(follow(client, jobs))
 
 
 @commands.command(rich_help_panel=PANEL, epilog="Example: specthink pause 3")
@@ -450,7 +450,7 @@ def clone(
     """Store a new job on the same problems with some values changed, and print its number."""
     given = _changes(changes or [])
     with connect(context, state_dir) as client:
-        _announce(client, client.clone(job, given, name=name), wait=wait)
+        announce(client, client.clone(job, given, name=name), wait=wait)
 
 
 def _changes(given: list[str]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def rm(
     yes: Yes = False,
     state_dir: StateDir = None,
 ) -> None:
-    """Remove jobs with all that was written for them, for good. Their problem sets stay.
+    """Remove jobs with all that was written for them, for good. Their problem sets stay, but for a judge's prompts.
 
     Needs the login that owns the schema. The space is used again by later jobs; VACUUM FULL gives it back to the disk.
     """
@@ -53,7 +53,10 @@ def prune(
     yes: Yes = False,
     state_dir: StateDir = None,
 ) -> None:
-    """Remove the jobs that ended long ago, with all that was written for them, for good. Their problem sets stay."""
+    """Remove the jobs that ended long ago, with all that was written for them, for good.
+
+    Their problem sets stay, but for the prompts of judges.
+    """
     age = parse_age(older_than)
 
     def ended(db_engine: Engine) -> list[int]:

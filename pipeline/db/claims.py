@@ -15,11 +15,13 @@ from sqlalchemy import Connection, text
 
 from pipeline.chat.translation import first_prompt_tokens
 from pipeline.db.context_cache import EMPTY, Context, ContextCache, load_contexts
+from pipeline.db.parts import OpenSegment, load_open_segments
 from pipeline.db.runnable import Runnable, select_runnable
-from pipeline.db.states import model_waited_for, waiting_again
+from pipeline.db.states import waiting_again, why_not_served
+from pipeline.errors import LeaseLost
 from pipeline.policies.protocol import PolicyState
 from pipeline.problems import Problem
-from pipeline.samples import RUNNABLE_STATE, SUSPECT_AFTER, WRITING_STATE, ModelRole
+from pipeline.samples import ALONE_AFTER, RUNNABLE_STATE, SUSPECT_AFTER, WRITING_STATE, ModelRole
 from pipeline.segments import storable
 
 
@@ -43,17 +45,36 @@ class ClaimedSample:
     context: Context
     num_prompt_tokens: int | None
     """Of the rendered prompt, as the first writer read it; None where nobody has written."""
+    num_rescues: int = 0
+    """Times its worker died with it since its last commit or part."""
+    open_segment: OpenSegment | None = None
+    """What is stored of a segment that an earlier claim did not end; None: nothing."""
+
+    @property
+    def must_be_alone(self) -> bool:
+        """It may be written only with nothing else in the engine (``begin_trial``)."""
+        return self.num_rescues >= ALONE_AFTER
 
 
 _HOME_IS_HERE = ", ".join(
     f"{role.value}_worker_id = CASE s.state WHEN {state.value!r} THEN :worker ELSE s.{role.value}_worker_id END"
     for role, state in RUNNABLE_STATE.items()
 )
+_FITS = " OR ".join(
+    f"w.kind = {role.value!r} AND j.{role.value}_model = w.model AND {why_not_served(role, engine='w')} IS NULL"
+    for role in ModelRole
+)
+# The job is looked at once, not for each of its samples: its configuration may be long.
 _CLAIM = text(f"""
     WITH message AS (SELECT * FROM unnest(CAST(:ids AS bigint[]), CAST(:epochs AS integer[])) AS m(id, epoch)),
     me AS MATERIALIZED (
-        SELECT w.model FROM workers w
-        WHERE w.id = :worker AND w.ended_at IS NULL AND w.expires_at > clock_timestamp() FOR SHARE
+        SELECT w.kind, w.model, e.model_fingerprint, e.weights_sha256, e.revision
+        FROM workers w LEFT JOIN engines e ON e.id = w.engine_id
+        WHERE w.id = :worker AND w.ended_at IS NULL AND w.expires_at > clock_timestamp() FOR SHARE OF w
+    ),
+    served AS MATERIALIZED (
+        SELECT j.id FROM jobs j, me w
+        WHERE (CAST(:job AS bigint) IS NULL OR j.id = :job) AND j.state = 'running' AND ({_FITS})
     ),
     suspect AS (
         SELECT min(s.id) AS id FROM samples s JOIN message m ON m.id = s.id AND m.epoch = s.epoch
@@ -63,11 +84,8 @@ _CLAIM = text(f"""
     ),
     mine AS (
         SELECT s.id
-        FROM samples s JOIN message m ON m.id = s.id AND m.epoch = s.epoch JOIN jobs j ON j.id = s.job_id
-        WHERE s.state = :runnable AND j.state = 'running'
-          AND (CAST(:job AS bigint) IS NULL OR s.job_id = :job)
-          AND (s.not_before IS NULL OR s.not_before <= clock_timestamp())
-          AND {model_waited_for("s.state")} = (SELECT model FROM me)
+        FROM samples s JOIN message m ON m.id = s.id AND m.epoch = s.epoch JOIN served ON served.id = s.job_id
+        WHERE s.state = :runnable AND (s.not_before IS NULL OR s.not_before <= clock_timestamp())
           AND (s.num_rescues < {SUSPECT_AFTER} OR s.id = (SELECT id FROM suspect))
         ORDER BY s.id FOR UPDATE OF s
     ),
@@ -76,10 +94,12 @@ _CLAIM = text(f"""
                {_HOME_IS_HERE}
         FROM mine WHERE s.id = mine.id
         RETURNING s.id, s.job_id, s.epoch, s.problem_id, s.sample_index, s.policy_state, s.max_tokens, s.next_request,
-                  s.num_segments, s.num_asides, s.runnable_at
+                  s.num_segments, s.num_asides, s.runnable_at, s.num_rescues,
+                  s.part_tokens
     )
     SELECT c.id AS sample_id, c.job_id, c.epoch, c.problem_id, c.sample_index, c.policy_state, c.max_tokens AS budget,
-           c.next_request, c.num_segments, c.num_asides,
+           c.next_request, c.num_segments, c.num_asides, c.num_rescues,
+           c.part_tokens,
            extract(epoch FROM clock_timestamp() - c.runnable_at)::float8 AS wait_seconds,
            p.external_id, p.prompt, p.shown
     FROM claimed c JOIN problems p ON p.id = c.problem_id
@@ -99,7 +119,8 @@ def claim_samples(
     """Take the samples that still wait at the epochs a message names; resumed ones come first.
 
     epochs: sample id → epoch. Samples that moved on meanwhile, and those of another job than job_id, are left out; so
-    are suspects beside a first one: of two that lose their worker together, nobody could tell who killed it.
+    are those of a job that another model writes (``find_misfit`` says why), and suspects beside a first one: of two
+    that lose their worker together, nobody could tell who killed it.
     cache: what this process has of their contexts; the contexts that are loaded now are kept there. A worker whose
     lease lapsed gets nothing: its row is locked before any sample's, so that a claim and the winding up of its worker
     never pass each other.
@@ -119,21 +140,84 @@ def claim_samples(
     claimed = [dict(row) for row in rows]
     if not claimed:
         return []
+    parts = {row["sample_id"]: row["num_segments"] for row in claimed if row.pop("part_tokens")}
     with_segments = {row["sample_id"] for row in claimed if row.pop("num_segments")}
     with_asides = {row["sample_id"] for row in claimed if row.pop("num_asides")}
     resumed = [row["sample_id"] for row in claimed if row["sample_id"] in with_segments | with_asides]
     contexts = load_contexts(connection, resumed, cache or ContextCache(), with_asides=with_asides)
-    return [_claimed_sample(row, contexts.get(row["sample_id"], EMPTY)) for row in claimed]
+    open_segments = load_open_segments(connection, parts)
+    return [
+        _claimed_sample(row, contexts.get(row["sample_id"], EMPTY), open_segments.get(row["sample_id"]))
+        for row in claimed
+    ]
 
 
-def _claimed_sample(row: dict[str, Any], context: Context) -> ClaimedSample:
+def _claimed_sample(row: dict[str, Any], context: Context, open_segment: OpenSegment | None) -> ClaimedSample:
     problem = Problem(
         external_id=row.pop("external_id"),
         prompt=row.pop("prompt"),
         metadata=row.pop("shown"),
     )
     lengths = ((segment.prompt_tokens, len(segment.token_ids)) for segment in context.segments)
-    return ClaimedSample(problem=problem, context=context, num_prompt_tokens=first_prompt_tokens(lengths), **row)
+    return ClaimedSample(
+        problem=problem,
+        context=context,
+        num_prompt_tokens=first_prompt_tokens(lengths),
+        open_segment=open_segment,
+        **row,
+    )
+
+
+_BEGIN_TRIAL = text("""
+    UPDATE samples s SET trial_epoch = s.epoch
+    WHERE s.id = :id AND s.epoch = :epoch AND s.holder_id = :worker
+      AND NOT EXISTS (SELECT FROM samples o WHERE o.holder_id = :worker AND o.id <> s.id)
+""")
+
+
+def begin_trial(connection: Connection, *, worker_id: int, claim: tuple[int, int]) -> bool:
+    """Note that a claimed sample has its worker to itself from now on; False where the worker holds another one.
+
+    claim: sample id and epoch. Raises LeaseLost where the worker does not hold the sample under that claim.
+    A claim of the same worker that comes later undoes the trial: see the verdict of ``settle_workers``.
+    """
+    values = {"worker": worker_id, "id": claim[0], "epoch": claim[1]}
+    if connection.execute(_BEGIN_TRIAL, values).rowcount:
+        return True
+    if held_epochs(connection, worker_id).get(claim[0]) != claim[1]:
+        raise LeaseLost(worker_id)
+    return False
+
+
+_MISFIT = text(f"""
+    SELECT CASE w.kind {" ".join(f"WHEN {role.value!r} THEN {why_not_served(role)}" for role in ModelRole)} END
+    FROM workers w JOIN engines e ON e.id = w.engine_id, jobs j WHERE w.id = :worker AND j.id = :job
+""")
+
+
+def find_misfit(connection: Connection, *, worker_id: int, job_id: int) -> str | None:
+    """Why a worker's model may not write for a job; None where it may, or where there is no such job."""
+    reason: str | None = connection.execute(_MISFIT, {"worker": worker_id, "job": job_id}).scalar()
+    return reason
+
+
+_FITTING = {
+    role: text(f"""
+        SELECT w.queue FROM workers w JOIN engines e ON e.id = w.engine_id, jobs j
+        WHERE j.id = :job AND w.kind = {role.value!r} AND w.model = j.{role.value}_model AND w.id <> :worker
+          AND w.ended_at IS NULL AND w.expires_at > clock_timestamp() AND {why_not_served(role)} IS NULL
+          AND NOT EXISTS (SELECT FROM samples s WHERE s.holder_id = w.id AND s.num_rescues >= {ALONE_AFTER})
+        ORDER BY random() LIMIT 1
+    """)
+    for role in ModelRole
+}
+
+
+def find_fitting_queue(connection: Connection, *, worker_id: int, role: ModelRole, job_id: int) -> str | None:
+    """The own queue of another live worker whose model may write for a job, and which is not kept for one sample alone;
+    None where there is none. A message that goes there does not come back."""
+    queue: str | None = connection.execute(_FITTING[role], {"job": job_id, "worker": worker_id}).scalar()
+    return queue
 
 
 _MINE = """

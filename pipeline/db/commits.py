@@ -16,6 +16,7 @@ import orjson
 from sqlalchemy import Connection, text
 
 from pipeline.chat.steps import Step
+from pipeline.db.parts import delete_parts
 from pipeline.db.runnable import RUNNABLE_COLUMNS, Runnable, runnable, select_runnable
 from pipeline.db.states import role_of
 from pipeline.policies.protocol import PolicyState
@@ -111,7 +112,7 @@ _COMMIT = text(f"""
         SELECT * FROM jsonb_to_recordset(CAST(:samples AS jsonb)) AS r({_SAMPLE_COLUMNS})
     ),
     mine AS (
-        SELECT s.id, written.epoch FROM samples s JOIN written ON written.sample_id = s.id
+        SELECT s.id, written.epoch, s.part_tokens FROM samples s JOIN written ON written.sample_id = s.id
         WHERE s.epoch = written.epoch AND s.holder_id = :worker
           AND s.num_segments = coalesce(written.segments_before, s.num_segments)
           AND s.num_asides = coalesce(written.asides_before, s.num_asides)
@@ -123,6 +124,7 @@ _COMMIT = text(f"""
             runnable_at = clock_timestamp(), published_at = clock_timestamp(),
             num_rescues = CASE WHEN written.to_state = 'failed' THEN s.num_rescues ELSE 0 END,
             num_attempts = CASE WHEN written.to_state = 'failed' THEN s.num_attempts ELSE 0 END, not_before = NULL,
+            part_tokens = CASE WHEN written.to_state = 'failed' THEN s.part_tokens ELSE 0 END,
             policy_state = CASE WHEN written.to_state = 'failed' THEN s.policy_state ELSE written.policy_state END,
             next_request = CASE WHEN written.to_state = 'failed' THEN s.next_request ELSE written.next_request END,
             next_role = CASE WHEN written.to_state = 'failed' THEN s.next_role ELSE {role_of("written.to_state")} END,
@@ -146,7 +148,7 @@ _COMMIT = text(f"""
         FROM jsonb_to_recordset(CAST(:steps AS jsonb)) AS r(sample_id bigint, epoch integer, {_STEP_COLUMNS})
         JOIN moved ON moved.sample_id = r.sample_id AND moved.epoch = r.epoch
     )
-    SELECT * FROM moved ORDER BY sample_id
+    SELECT moved.*, mine.part_tokens FROM moved JOIN mine ON mine.id = moved.sample_id ORDER BY sample_id
 """)
 
 # Few policies ask, and few jobs read signals: those of others do not pay for these.
@@ -189,9 +191,14 @@ def commit_samples(
         "worker": worker_id,
         "engine": engine_id,
     }
-    moved = [runnable(row) for row in connection.execute(_COMMIT, values).mappings()]
+    rows = [dict(row) for row in connection.execute(_COMMIT, values).mappings()]
+    in_parts = {row["sample_id"] for row in rows if row.pop("part_tokens")}
+    moved = [runnable(row) for row in rows]
     claims = {(sample.sample_id, sample.epoch) for sample in moved}
     _store_more(connection, [commit for commit in commits if commit.claim in claims], worker_id, engine_id)
+    delete_parts(
+        connection, [s.sample_id for s in moved if s.sample_id in in_parts and s.state is not SampleState.FAILED]
+    )
     refused = [commit for commit in commits if commit.claim not in claims]
     stored_before = _stored_before(connection, refused, worker_id)
     again = select_runnable(connection, sorted({sample_id for sample_id, _ in stored_before}))

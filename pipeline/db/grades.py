@@ -101,7 +101,8 @@ _BEGIN = text("""
     SELECT id, :grader, :version, 'running' FROM samples WHERE id = :sample AND epoch = :epoch FOR KEY SHARE
     ON CONFLICT (sample_id, grader, grader_version)
     DO UPDATE SET status = 'running', started_at = clock_timestamp(), num_tries = grades.num_tries + 1
-    WHERE grades.status = 'running' AND grades.started_at <= clock_timestamp() - :patience
+    WHERE grades.status = 'running'
+      AND (grades.started_at <= clock_timestamp() - :patience OR grades.started_at > clock_timestamp())
       AND (CAST(:tries AS int) IS NULL OR grades.num_tries < :tries)
        OR grades.status IN ('timeout', 'error') AND grades.num_tries = 0
     RETURNING sample_id
@@ -120,8 +121,9 @@ def begin_grade(
 ) -> bool:
     """Mark that this grader starts on this text of a sample; False where its grade is there, or the text gone.
 
-    patience: False, too, where somebody began so short a time ago and may still be at it. tries: and where it was begun
-    so often; else a formula that kills its grader would be begun again each time before it is found to be late.
+    patience: False, too, where somebody began so short a time ago and may still be at it. A time that is yet to come is
+    of before the clock was set back. tries: and where it was begun so often; else a formula that kills its grader would
+    be begun again each time before it is found to be late.
     """
     values = {
         "sample": sample_id, "epoch": epoch, "grader": grader, "version": version, "patience": patience, "tries": tries,
@@ -234,17 +236,34 @@ def store_grades(connection: Connection, grades: Sequence[TextGrade], *, grader:
     return set(connection.execute(_STORE, values).scalars())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningGrade:
+    """A grading that was begun and has not come back."""
+
+    sample_id: int
+    started_at: dt.datetime
+
+
+_RUNNING = text("SELECT sample_id, started_at FROM grades WHERE status = 'running' AND num_tries >= :tries")
+
+
+def running_grades(connection: Connection, *, tries: int) -> list[RunningGrade]:
+    """Those that were begun so often; a first one may have been lost with its grader. Index: ix_grades_running."""
+    return [RunningGrade(**row) for row in connection.execute(_RUNNING, {"tries": tries}).mappings()]
+
+
 # The samples are locked before their grades, as in end_grade; one that is being graded just now is passed over.
 _TIME_OUT = text("""
-    WITH due AS (
-        SELECT s.id FROM grades g JOIN samples s ON s.id = g.sample_id
-        WHERE g.status = 'running' AND g.started_at < clock_timestamp() - :age AND g.num_tries >= :tries
-        ORDER BY s.id FOR NO KEY UPDATE OF s SKIP LOCKED
+    WITH seen AS (
+        SELECT * FROM unnest(CAST(:ids AS bigint[]), CAST(:started AS timestamptz[])) AS g(sample_id, started_at)
+    ),
+    due AS (
+        SELECT s.id FROM samples s WHERE s.id = ANY(:ids) ORDER BY s.id FOR NO KEY UPDATE OF s SKIP LOCKED
     ),
     late AS (
         UPDATE grades g SET status = 'timeout', graded_at = clock_timestamp(), detail = 'ran past the time limit'
-        FROM due WHERE g.sample_id = due.id AND g.status = 'running'
-          AND g.started_at < clock_timestamp() - :age AND g.num_tries >= :tries
+        FROM due, seen WHERE g.sample_id = due.id AND g.status = 'running'
+          AND seen.sample_id = g.sample_id AND seen.started_at = g.started_at
         RETURNING g.sample_id
     )
     UPDATE samples s SET state = 'graded', ended_at = coalesce(s.ended_at, clock_timestamp())
@@ -253,12 +272,15 @@ _TIME_OUT = text("""
 """)
 
 
-def time_out_grades(connection: Connection, *, age: dt.timedelta, tries: int = 1) -> list[int]:
-    """Turn gradings that began longer ago than age into grades of status timeout; their samples stay unscored.
+def time_out_grades(connection: Connection, *, late: Sequence[RunningGrade]) -> list[int]:
+    """Turn gradings that ran too long, as somebody saw, into grades of status timeout; their samples stay unscored.
 
-    Index: ix_grades_running. tries: those that were begun so often; a first one may have been lost with its grader.
+    Those that ended meanwhile or were begun again are left out.
     """
-    return list(connection.execute(_TIME_OUT, {"age": age, "tries": tries}).scalars())
+    if not late:
+        return []
+    values = {"ids": [grade.sample_id for grade in late], "started": [grade.started_at for grade in late]}
+    return list(connection.execute(_TIME_OUT, values).scalars())
 
 
 _COMPLETE = text(f"""

@@ -5,6 +5,9 @@ from a sample that is right: writers read texts and no score, upkeep reads score
 there a person asks. A submitter writes answers and hidden columns and reads neither; what it may do to a text or a
 score, it does by functions that check it. Events need no grant: the triggers that write them have the rights of the
 schema's owner.
+
+One exception is named: a person who may read answers can ask a judge whether texts are right, and a judge's prompts
+show the answers to whoever reads prompts. ``problem_sets.tells_answers_of`` says of such a set whose answers it tells.
 """
 
 from __future__ import annotations
@@ -36,8 +39,9 @@ _SCHEMA = {"alembic_version": "SELECT (version_num)", "schema_objects": "SELECT 
 
 _WRITTEN = (
     "state, epoch, holder_id, small_worker_id, large_worker_id, runnable_at, not_before, num_rescues, num_attempts, "
-    "policy_state, next_role, next_request, num_segments, num_takeovers, tokens_small, tokens_large, tokens_inserted, "
-    "discarded_small, discarded_large, num_asides, aside_small, aside_large, taken_small, taken_large"
+    "trial_epoch, part_tokens, policy_state, next_role, next_request, num_segments, num_takeovers, tokens_small, "
+    "tokens_large, tokens_inserted, discarded_small, discarded_large, num_asides, aside_small, aside_large, "
+    "taken_small, taken_large"
 )
 """What a claim, a commit, a release or a deferral reads of a sample and changes."""
 _ENDED = "published_at, finish_reason, error_class, error, finished_at, ended_at"
@@ -50,14 +54,15 @@ _RESUMED = (
 """What a writer reads of the segments that it goes on from."""
 _ASIDE = ", ".join(column.name for column in AsideRow.__table__.columns if column.name != "committed_at")
 _SEGMENT = ", ".join(column.name for column in SegmentRow.__table__.columns if column.name != "committed_at")
+_PART = "sample_id, segment_index, start_token, token_ids, epoch"
 _STEP = ", ".join(column.name for column in StepRow.__table__.columns)
 _SIGNAL = ", ".join(column.name for column in SignalRow.__table__.columns)
 
 _COUNTED = (
     "id, job_id, problem_id, state, epoch, holder_id, small_worker_id, large_worker_id, next_role, num_segments, "
-    "num_takeovers, num_asides, num_rescues, tokens_small, tokens_large, tokens_inserted, discarded_small, "
-    "discarded_large, aside_small, aside_large, taken_small, taken_large, finish_reason, score, published_at, "
-    "not_before, admitted_at, ended_at"
+    "num_takeovers, num_asides, num_rescues, trial_epoch, tokens_small, tokens_large, tokens_inserted, "
+    "discarded_small, discarded_large, aside_small, aside_large, taken_small, taken_large, finish_reason, score, "
+    "published_at, not_before, admitted_at, ended_at"
 )
 """What upkeep reads of a sample, for its duties and for job_progress: a score, and no text or answer beside it."""
 
@@ -66,11 +71,11 @@ _GRADE_COLUMNS = ", ".join(
 )
 """Of a grade, what is no text: a grader that broke may quote the reference answer in its detail."""
 
-_PROBLEM_SET = "name, content_sha256, num_problems, num_references, has_choices"
+_PROBLEM_SET = "name, content_sha256, num_problems, num_references, has_choices, tells_answers_of"
 _PROBLEM = "id, problem_set_id, position, external_id, prompt, subject, level, shown"
 _SUBMITTED = (
     "name, policy, problem_set_id, state, config, versions, small_model, large_model, first_role, think_start, "
-    "think_end, think_opened, num_problems, num_samples, cloned_from"
+    "think_end, think_opened, num_problems, num_samples, cloned_from, judged_job_id"
 )
 """What a submission says of a job; the samples are stored by ``add_samples``."""
 
@@ -79,11 +84,13 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         **_SCHEMA,
         **_LIFE,
         "workers": (
-            "SELECT (id, model, engine_id, host, queue, renewed_at, expires_at, ended_at, tokens_committed, "
+            "SELECT (id, kind, model, engine_id, host, queue, renewed_at, expires_at, ended_at, tokens_committed, "
             "tokens_dropped), "
             f"INSERT ({_REGISTRATION}), UPDATE ({_LEASE})"
         ),
-        "engines": f"SELECT (id, sha256, model_fingerprint, vocabulary_sha256, weights_sha256), INSERT ({_ENGINE})",
+        "engines": (
+            f"SELECT (id, sha256, model_fingerprint, vocabulary_sha256, weights_sha256, revision), INSERT ({_ENGINE})"
+        ),
         "problems": "SELECT (id, external_id, prompt, shown)",
         "jobs": (
             "SELECT (id, state, config, small_model, large_model, small_identity, large_identity, think_start, "
@@ -93,6 +100,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
             f"SELECT (id, job_id, problem_id, sample_index, max_tokens, {_WRITTEN}), UPDATE ({_WRITTEN}, {_ENDED})"
         ),
         "segments": f"SELECT ({_RESUMED}), INSERT ({_SEGMENT})",
+        "segment_parts": f"SELECT ({_PART}), INSERT ({_PART}, worker_id), DELETE",
         "asides": f"SELECT ({_ASIDE}, committed_at), INSERT ({_ASIDE})",
         "signals": f"INSERT ({_SIGNAL})",
         "steps": f"INSERT ({_STEP})",
@@ -122,21 +130,22 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         **_SCHEMA,
         **_LIFE,
         "workers": (
-            "SELECT (id, kind, model, queue, max_in_flight, num_slots, renewed_at, expires_at, ended_at, end_reason, "
-            f"settled_at), INSERT ({_REGISTRATION}), UPDATE ({_LEASE}, settled_at)"
+            "SELECT (id, kind, model, engine_id, queue, max_in_flight, num_slots, renewed_at, expires_at, ended_at, "
+            f"end_reason, settled_at), INSERT ({_REGISTRATION}), UPDATE ({_LEASE}, settled_at)"
         ),
+        "engines": "SELECT (id, model_fingerprint, weights_sha256, revision)",
         "upkeep_leader": (
             "SELECT (is_single, worker_id, backend_pid, backend_start, since, seen_at, expires_at, can_publish), "
             "UPDATE (worker_id, backend_pid, backend_start, since, seen_at, expires_at, can_publish)"
         ),
         "jobs": (
-            "SELECT (id, state, config, small_model, large_model, first_role, priority, first_claimed_at, "
-            "followed_at), "
+            "SELECT (id, state, config, small_model, large_model, small_identity, large_identity, first_role, "
+            "priority, first_claimed_at, finished_at, followed_at, judged_job_id, verdicts_at), "
             "UPDATE (state, first_claimed_at, finished_at, followed_at)"
         ),
         "samples": (
-            f"SELECT ({_COUNTED}), UPDATE (state, epoch, holder_id, runnable_at, published_at, num_rescues, "
-            "error_class, error, admitted_at, ended_at)"
+            f"SELECT ({_COUNTED}), UPDATE (state, epoch, holder_id, runnable_at, published_at, not_before, "
+            "num_rescues, error_class, error, admitted_at, ended_at)"
         ),
         "grades": "SELECT (sample_id, status, started_at, num_tries), UPDATE (status, detail, graded_at)",
         "events": "SELECT (job_id, to_state, at)",
@@ -146,13 +155,25 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         ),
         "job_progress": "SELECT",
         **dict.fromkeys(
-            (f"FUNCTION {name}" for name in ("refresh_rollup", "compact_lengths", "keep_totals")), "EXECUTE"
+            (f"FUNCTION {name}" for name in ("refresh_rollup", "compact_lengths", "keep_totals", "carry_verdicts")),
+            "EXECUTE",
         ),
     },
     DatabaseRole.SUBMITTER: {
         **dict.fromkeys(("alembic_version", "schema_objects"), "SELECT"),
         **dict.fromkeys(
-            ("engines", "workers", "upkeep_leader", "segments", "asides", "signals", "steps", "events"), "SELECT"
+            (
+                "engines",
+                "workers",
+                "upkeep_leader",
+                "segments",
+                "segment_parts",
+                "asides",
+                "signals",
+                "steps",
+                "events",
+            ),
+            "SELECT",
         ),
         **dict.fromkeys(("rollups", "length_counts"), "SELECT"),
         "problem_sets": f"SELECT, INSERT ({_PROBLEM_SET})",
@@ -164,10 +185,17 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         "job_totals": "SELECT, DELETE",  # of a job that runs again
         "samples": "SELECT, UPDATE (state, epoch, holder_id, runnable_at, published_at, ended_at)",
         "grades": f"SELECT ({_GRADE_COLUMNS})",
+        "judged_samples": "SELECT, INSERT (job_id, sample_id, epoch, problem_id)",
         **dict.fromkeys(
             (
                 f"FUNCTION {name}"
-                for name in ("add_samples", "retry_failed_samples", "retry_cut_samples", "reopen_grades")
+                for name in (
+                    "add_samples",
+                    "retry_failed_samples",
+                    "retry_cut_samples",
+                    "reopen_grades",
+                    "carry_verdicts",
+                )
             ),
             "EXECUTE",
         ),

@@ -125,13 +125,14 @@ def _require_known(connection: Connection) -> None:
 
 
 # Leases run out while the database itself is down: until a time to live after its start, a silent worker may be alive.
+# One that renewed at a time that is yet to come has not done so since the clock was set back.
 _LIVE_WORKERS = text("""
     SELECT w.id, w.kind, w.model, w.host, w.pid, w.alive_until - clock_timestamp() AS left
     FROM (
         SELECT *, greatest(expires_at, pg_postmaster_start_time() + (expires_at - renewed_at)) AS alive_until
         FROM workers WHERE ended_at IS NULL
     ) w
-    WHERE w.alive_until > clock_timestamp() ORDER BY w.id
+    WHERE w.alive_until > clock_timestamp() AND w.renewed_at <= clock_timestamp() ORDER BY w.id
 """)
 _LAPSE_THE_REST = text("""
     UPDATE workers SET ended_at = clock_timestamp(), end_reason = 'lapsed' WHERE ended_at IS NULL

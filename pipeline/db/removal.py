@@ -12,8 +12,8 @@ from pipeline.errors import JobError, NotFound
 from pipeline.jobs.config import FINAL_JOB_STATES
 from pipeline.results.reports import StoredJob
 
-_OF_SAMPLES = ("signals", "steps", "grades", "asides", "segments")
-_OF_JOBS = ("length_counts", "rollups", "job_totals", "samples", "events")
+_OF_SAMPLES = ("signals", "steps", "grades", "asides", "segment_parts", "segments", "judged_samples")
+_OF_JOBS = ("length_counts", "rollups", "job_totals", "judged_samples", "samples", "events")
 
 
 def _stored_size(table: str) -> str:
@@ -64,7 +64,7 @@ def jobs_ended_before(connection: Connection, age: dt.timedelta) -> list[int]:
     return list(connection.execute(_ENDED_BEFORE, {"age": age}).scalars())
 
 
-_LOCK = text("SELECT state FROM jobs WHERE id = :job FOR UPDATE")
+_LOCK = text("SELECT state, problem_set_id FROM jobs WHERE id = :job FOR UPDATE")
 _IS_OPEN = text("SELECT EXISTS (SELECT FROM samples WHERE job_id = :job AND ended_at IS NULL)")
 _TOKENS = text("""
     SELECT w.worker_id, sum(w.tokens_generated)::bigint AS tokens
@@ -81,22 +81,38 @@ _REMOVALS = (
     *(f"DELETE FROM {table} WHERE job_id = :job" for table in _OF_JOBS),
     "SET LOCAL specthink.removes_job = 'off'",
     "UPDATE jobs SET cloned_from = NULL WHERE cloned_from = :job",
+    "UPDATE jobs SET judged_job_id = NULL WHERE judged_job_id = :job",
     "DELETE FROM jobs WHERE id = :job",
 )
+# Not deleted: each problem that is gone would be looked for in all samples, which have no index for that.
+_FORGET_PROMPTS = text("""
+    WITH told AS (
+        UPDATE problem_sets p SET tells_answers_of = NULL, content_sha256 = 'removed ' || p.id
+        WHERE p.id = :problem_set AND p.tells_answers_of IS NOT NULL
+          AND NOT EXISTS (SELECT FROM jobs j WHERE j.problem_set_id = p.id)
+        RETURNING p.id
+    )
+    UPDATE problems q SET prompt = '(removed with the judge that was asked this)', shown = '{}'
+    FROM told WHERE q.problem_set_id = told.id
+""")
 _WITHDRAW = text("UPDATE workers SET tokens_withdrawn = tokens_withdrawn + :tokens WHERE id = :worker_id")
 
 
 def remove_job(connection: Connection, job_id: int) -> None:
     """Delete a job that has ended, with its samples and all that was written for them. Its problem set stays.
 
+    But the prompts of a judge go with the last job that asks them: they show reference answers. Its verdicts stay, as
+    grades of the judged samples.
+
     The tokens count as withdrawn with the workers that generated them, so that those workers' counts hold; their rows
     are locked last, because they renew their leases in them. Raises NotFound, and JobError for a job that has not
     ended or whose samples have not.
     """
     values = {"job": job_id}
-    state = connection.execute(_LOCK, values).scalar()
-    if state is None:
+    locked = connection.execute(_LOCK, values).first()
+    if locked is None:
         raise NotFound.job(job_id)
+    state = locked.state
     if state not in FINAL_JOB_STATES:
         raise JobError(job_id, f"it is {state}; only a job that has ended can be removed: specthink cancel {job_id}")
     if connection.execute(_IS_OPEN, values).scalar_one():
@@ -104,5 +120,6 @@ def remove_job(connection: Connection, job_id: int) -> None:
     withdrawn = [dict(row) for row in connection.execute(_TOKENS, values).mappings()]
     for statement in _REMOVALS:
         connection.execute(text(statement), values if ":job" in statement else {})
+    connection.execute(_FORGET_PROMPTS, {"problem_set": locked.problem_set_id})
     if withdrawn:
         connection.execute(_WITHDRAW, withdrawn)

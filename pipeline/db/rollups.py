@@ -17,7 +17,8 @@ from pipeline.samples import IDLE_STATES
 # Looked up part by part (OFFSET), in the index that has its problems side by side (|| '': no other knows the state).
 _REFRESHABLE = text(f"""
     SELECT r.job_id, r.first_problem FROM rollups r
-    WHERE r.refreshed_at IS NULL AND coalesce(r.changed_at < clock_timestamp() - :quiet, true)
+    WHERE r.refreshed_at IS NULL
+      AND coalesce(r.changed_at NOT BETWEEN clock_timestamp() - :quiet AND clock_timestamp() + :retry_after, true)
       AND NOT EXISTS (
           SELECT FROM samples s
           WHERE s.job_id = r.job_id AND s.problem_id BETWEEN r.first_problem AND r.last_problem
@@ -25,6 +26,8 @@ _REFRESHABLE = text(f"""
       )
     ORDER BY r.job_id DESC, r.first_problem LIMIT :limit
 """)
+RETRY_AFTER = dt.timedelta(minutes=10)
+"""When a count that failed is tried again. A change that is to come later is of before the clock was set back."""
 _POSTPONE = text("""
     UPDATE rollups SET changed_at = clock_timestamp() + :by
     WHERE job_id = :job AND first_problem = :first AND refreshed_at IS NULL
@@ -47,7 +50,7 @@ def refreshable_rollups(connection: Connection, *, quiet: dt.timedelta, limit: i
 
     The newest jobs' first. Index: ix_rollups_invalid, and for each part the unique index of samples.
     """
-    rows = connection.execute(_REFRESHABLE, {"quiet": quiet, "limit": limit})
+    rows = connection.execute(_REFRESHABLE, {"quiet": quiet, "limit": limit, "retry_after": RETRY_AFTER})
     return [Rollup(row.job_id, row.first_problem) for row in rows]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, RowMapping, text
 
@@ -36,7 +37,7 @@ RUNNABLE_COLUMNS = (
 """What to select FROM samples s to make a Runnable."""
 
 
-def runnable(row: RowMapping) -> Runnable:
+def runnable(row: Mapping[str, Any] | RowMapping) -> Runnable:
     return Runnable(**{**row, "state": SampleState(row["state"])})
 
 

@@ -21,6 +21,7 @@ from pipeline.errors import MigrationRefused
 FOLDER = Path(__file__).with_name("sql")
 FUNCTIONS = (
     "state_machine",
+    "identity",
     "rollups/parts",
     "rollups/samples",
     "rollups/problems",
@@ -32,6 +33,7 @@ FUNCTIONS = (
     "intervals",
     "totals",
     "jobs",
+    "judging",
 )
 """The files of types, functions and triggers, each after those that it needs."""
 

@@ -70,3 +70,11 @@ def home_worker(state: str, *, sample: str = "s") -> str:
 def first_claim_of(job: str) -> str:
     """When a worker first took a sample of a job; NULL where none did. job: the alias of its row."""
     return f"(SELECT min(e.at) FROM events e WHERE e.job_id = {job}.id AND e.to_state IN {WRITING})"
+
+
+def why_not_served(role: ModelRole, *, job: str = "j", engine: str = "e") -> str:
+    """Why an engine may not write a role of a job; NULL where it may. job, engine: the aliases of their rows."""
+    return (
+        f"why_not_served({job}.config->{role.value!r}, {job}.{role.value}_identity, {engine}.model_fingerprint, "
+        f"{engine}.weights_sha256, {engine}.revision)"
+    )

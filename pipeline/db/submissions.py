@@ -22,20 +22,24 @@ from pipeline.problems import Problem, ProblemSet
 from pipeline.samples import ModelRole
 
 _PUT_PROBLEM_SET = text("""
-    INSERT INTO problem_sets (name, content_sha256, num_problems, num_references, has_choices)
-    VALUES (:name, :content_sha256, :num_problems, :num_references, :has_choices)
+    INSERT INTO problem_sets (name, content_sha256, num_problems, num_references, has_choices, tells_answers_of)
+    VALUES (:name, :content_sha256, :num_problems, :num_references, :has_choices, :tells_answers_of)
     ON CONFLICT DO NOTHING RETURNING id
 """)
 
 
-def put_problem_set(connection: Connection, problem_set: ProblemSet) -> int:
-    """The id of the set with just this content, stored now if it is new."""
+def put_problem_set(connection: Connection, problem_set: ProblemSet, *, tells_answers_of: int | None = None) -> int:
+    """The id of the set with just this content, stored now if it is new.
+
+    tells_answers_of: the stored set whose reference answers a judge's prompts show; None: these show none.
+    """
     values = {
         "name": problem_set.name,
         "content_sha256": problem_set.content_sha256,
         "num_problems": len(problem_set.problems),
         "num_references": problem_set.num_references,
         "has_choices": problem_set.has_choices,
+        "tells_answers_of": tells_answers_of,
     }
     new_id = connection.execute(_PUT_PROBLEM_SET, values).scalar()
     if new_id is None:
@@ -97,10 +101,10 @@ def _references_trusted(connection: Connection) -> Iterator[None]:
 _ADD_SAMPLES = text("SELECT add_samples(:job)")
 _INSERT_JOB = text("""
     INSERT INTO jobs (name, policy, problem_set_id, state, config, versions, small_model, large_model, first_role,
-                      think_start, think_end, think_opened, num_problems, num_samples, cloned_from)
+                      think_start, think_end, think_opened, num_problems, num_samples, cloned_from, judged_job_id)
     VALUES (:name, :policy, :problem_set_id, :state, CAST(:config AS jsonb), CAST(:versions AS jsonb), :small_model,
             :large_model, :first_role, :think_start, :think_end, :think_opened, :num_problems, :num_samples,
-            :cloned_from)
+            :cloned_from, :judged_job_id)
     RETURNING id
 """)
 
@@ -117,11 +121,12 @@ def insert_job(
     versions: dict[str, Any],
     think: ThinkPhase | None = None,
     cloned_from: int | None = None,
+    judged_job_id: int | None = None,
 ) -> int:
     """Store a job and its pending samples; returns its id.
 
     num_problems: the first so many of the set are used. think: None leaves it to the first worker. cloned_from: the job
-    that it is like.
+    that it is like. judged_job_id: the job that it is the judge of.
     """
     job = {
         "name": name,
@@ -139,6 +144,7 @@ def insert_job(
         "num_problems": num_problems,
         "num_samples": config.num_samples,
         "cloned_from": cloned_from,
+        "judged_job_id": judged_job_id,
     }
     job_id = int(connection.execute(_INSERT_JOB, job).scalar_one())
     connection.execute(_ADD_SAMPLES, {"job": job_id})

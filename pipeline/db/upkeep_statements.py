@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
@@ -25,14 +26,25 @@ from pipeline.db.states import (
     role_of,
     runnable_state_of,
     waiting_again,
+    why_not_served,
 )
 from pipeline.jobs.config import JobState
-from pipeline.samples import GUILTY_AFTER_LAPSES, SUSPECT_AFTER
+from pipeline.samples import ALONE_AFTER, GUILTY_AFTER_LAPSES, SUSPECT_AFTER, ModelRole
 
+_MISFITS = " ".join(f"WHEN {role.value!r} THEN {why_not_served(role)}" for role in ModelRole)
 _ROOM = text(f"""
-    WITH demand AS (
+    WITH live AS MATERIALIZED (
+        SELECT DISTINCT w.kind, w.model, e.model_fingerprint, e.weights_sha256, e.revision
+        FROM workers w LEFT JOIN engines e ON e.id = w.engine_id
+        WHERE w.ended_at IS NULL AND w.expires_at > clock_timestamp()
+    ),
+    demand AS MATERIALIZED (
         SELECT j.id, j.priority, j.first_role, {model_of("j.first_role")} AS model
-        FROM jobs j WHERE j.state = 'running'
+        FROM jobs j
+        WHERE j.state = 'running' AND EXISTS (
+            SELECT FROM live e
+            WHERE e.kind = j.first_role AND e.model = {model_of("j.first_role")}
+              AND CASE j.first_role {_MISFITS} END IS NULL)
     ),
     supply AS (
         SELECT kind, model, sum(coalesce(num_slots, max_in_flight)) AS slots FROM workers
@@ -74,7 +86,8 @@ ADMITTING_S = 0.3
 def admit_samples(connection: Connection, *, ahead: float) -> list[Runnable]:
     """Let in as many waiting samples as the live workers of their opening model have room for.
 
-    Jobs with a higher priority first, then older ones, for ADMITTING_S.
+    Jobs with a higher priority first, then older ones, for ADMITTING_S. A job that no live worker's model may write
+    takes no room from others of the same name.
 
     ahead: samples in the pipeline per slot. A sample with the large model still counts: its context is cached. A
     worker whose cache cannot hold the contexts of so many says fewer slots with its heartbeat (CacheRoom).
@@ -107,12 +120,32 @@ class Settled:
     samples: list[Runnable]
 
 
-# A worker whose row somebody has locked is left for the next round: one session that hangs must not stop all rounds.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """A worker's lease as it is stored now."""
+
+    worker_id: int
+    renewed_at: dt.datetime
+    ttl: dt.timedelta
+
+
+_LEASES = text("SELECT id AS worker_id, renewed_at, expires_at - renewed_at AS ttl FROM workers WHERE ended_at IS NULL")
+
+
+def current_leases(connection: Connection) -> list[Lease]:
+    """Of all workers whose lives nobody has ended. Index: ix_workers_live."""
+    return [Lease(**row) for row in connection.execute(_LEASES).mappings()]
+
+
+# One that has renewed since it was looked at is left out. So is one whose row somebody has locked, for the next round:
+# one session that hangs must not stop all rounds.
 _LAPSE = text("""
     WITH silent AS (
-        SELECT id FROM workers
-        WHERE ended_at IS NULL AND expires_at < clock_timestamp() AND expires_at - renewed_at < :awake_for
-        ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+        SELECT w.id FROM workers w
+        JOIN unnest(CAST(:ids AS bigint[]), CAST(:renewed AS timestamptz[])) AS seen(id, renewed_at)
+          ON seen.id = w.id AND seen.renewed_at = w.renewed_at
+        WHERE w.ended_at IS NULL
+        ORDER BY w.id FOR NO KEY UPDATE OF w SKIP LOCKED
     )
     UPDATE workers w SET ended_at = clock_timestamp(), end_reason = 'lapsed' FROM silent WHERE w.id = silent.id
 """)
@@ -120,19 +153,19 @@ _UNSETTLED = text("""
     SELECT id, queue FROM workers WHERE ended_at IS NOT NULL AND settled_at IS NULL
     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 """)
-# Only a sample that was claimed as a suspect can be guilty: of those that become suspects by this death, each may have
-# been beside the one that did it. A lapse is no death that its work explains, or one after many.
+# Only a sample that had its engine to itself can be guilty: of several, each may have been beside the one that did it.
+# A lapse is no death that its work explains, or one after many.
 _RESCUE = text(f"""
     WITH held AS (
         SELECT s.id, s.holder_id, w.end_reason, s.num_rescues + (w.end_reason <> 'stopped')::integer AS deaths,
-               s.num_rescues >= {SUSPECT_AFTER} AS was_suspect
+               s.num_rescues >= {ALONE_AFTER} AND s.trial_epoch = s.epoch AS was_tried
         FROM samples s JOIN workers w ON w.id = s.holder_id
         WHERE s.holder_id = ANY(:workers) ORDER BY s.id FOR UPDATE OF s
     ),
     judged AS (
-        SELECT held.*, end_reason <> 'stopped' AND was_suspect
+        SELECT held.*, end_reason <> 'stopped' AND coalesce(was_tried, false)
                AND (end_reason <> 'lapsed' OR deaths >= {GUILTY_AFTER_LAPSES})
-               AND count(*) FILTER (WHERE was_suspect) OVER (PARTITION BY holder_id) = 1 AS is_guilty
+               AND count(*) OVER (PARTITION BY holder_id) = 1 AS is_guilty
         FROM held
     )
     UPDATE samples s SET
@@ -143,7 +176,7 @@ _RESCUE = text(f"""
             CASE judged.end_reason WHEN 'engine_stalled' THEN 'timed_out' WHEN 'writer_failed' THEN 'internal'
                                    ELSE 'engine_died' END END,
         error = CASE WHEN judged.is_guilty THEN format(
-            'its worker was lost %s times while it wrote this, the last time (worker %s, %s) with no other suspect',
+            'its worker was lost %s times while it wrote this, the last time (worker %s, %s) with nothing beside it',
             judged.deaths, judged.holder_id, judged.end_reason) END,
         ended_at = CASE WHEN judged.is_guilty THEN clock_timestamp() END
     FROM judged WHERE s.id = judged.id
@@ -162,17 +195,19 @@ _ORPHANED = text(f"""
 _SETTLE = text("UPDATE workers SET settled_at = clock_timestamp() WHERE id = ANY(:workers)")
 
 
-def settle_workers(connection: Connection, *, awake_for: dt.timedelta = dt.timedelta(days=1)) -> Settled | None:
-    """End the lives of workers whose lease ran out, and give back what ended workers still held. None: nobody ended.
+def settle_workers(connection: Connection, *, silent: Sequence[Lease]) -> Settled | None:
+    """End the lives of silent workers, and give back what ended workers still held. None: nobody ended.
 
     A held sample goes back to its last committed segment under a new epoch, so that a worker that comes back to life
-    can write nothing. One whose workers died with it again and again is set aside as failed once it can be told from
-    those that were merely beside it (see ``suspects_to_try``).
+    can write nothing. One whose workers died with it again and again is set aside as failed once it has done so with
+    the engine to itself (see ``suspects_to_try``, ``claims.begin_trial``).
 
-    awake_for: how long upkeep has been watching without a gap; a lease is not taken from anybody whose time to live
-    is longer, since after an outage of the database itself everybody's has run out.
+    silent: those that were not renewed for as long as they last, as somebody saw who looked all the time. Their times
+    do not tell: everybody's has run out after an outage of the database, or once its clock was set ahead.
     """
-    connection.execute(_LAPSE, {"awake_for": awake_for})
+    if silent:
+        renewed = [lease.renewed_at for lease in silent]
+        connection.execute(_LAPSE, {"ids": [lease.worker_id for lease in silent], "renewed": renewed})
     ended = connection.execute(_UNSETTLED).all()
     if not ended:
         return None
@@ -191,35 +226,52 @@ def settle_workers(connection: Connection, *, awake_for: dt.timedelta = dt.timed
     )
 
 
+# A time that lies ahead is of before the server's clock was set back: it would hide the sample until then.
+_IS_UNDER_WAY = "s.published_at BETWEEN clock_timestamp() - :age AND clock_timestamp()"
+"""Whether the last message about a sample may yet arrive."""
+_IS_DELAYED = "coalesce(s.not_before BETWEEN clock_timestamp() AND clock_timestamp() + :longest_delay, false)"
+_PUBLISH = """
+    published_at = clock_timestamp(),
+    not_before = CASE WHEN s.not_before > clock_timestamp() THEN clock_timestamp() ELSE s.not_before END
+"""
 _OVERDUE = text(f"""
     WITH due AS (
         SELECT s.id FROM samples s JOIN jobs j ON j.id = s.job_id
-        WHERE s.state IN {PUBLISHED} AND s.published_at < clock_timestamp() - :age
-          AND (s.state = 'finished' OR j.state = 'running' AND s.num_rescues < {SUSPECT_AFTER}
-                                       AND (s.not_before IS NULL OR s.not_before <= clock_timestamp()))
+        WHERE s.state IN {PUBLISHED} AND NOT {_IS_UNDER_WAY}
+          AND (s.state = 'finished' OR j.state = 'running' AND s.num_rescues < {SUSPECT_AFTER} AND NOT {_IS_DELAYED})
         ORDER BY s.published_at LIMIT :limit FOR UPDATE OF s SKIP LOCKED
     )
-    UPDATE samples s SET published_at = clock_timestamp() FROM due WHERE s.id = due.id
+    UPDATE samples s SET {_PUBLISH} FROM due WHERE s.id = due.id
     RETURNING {RUNNABLE_COLUMNS}
 """)
 
 
 MOST_OVERDUE = 200
 """Samples that are looked for at a time."""
+LONGEST_DELAY = dt.timedelta(minutes=1)
+"""After a failure that passes (``claims.defer_samples``): a longer one is of before the clock was set back."""
 
 
-def overdue_samples(connection: Connection, *, age: dt.timedelta, limit: int = MOST_OVERDUE) -> list[Runnable]:
+def overdue_samples(
+    connection: Connection,
+    *,
+    age: dt.timedelta,
+    limit: int = MOST_OVERDUE,
+    longest_delay: dt.timedelta = LONGEST_DELAY,
+) -> list[Runnable]:
     """Samples that wait since more than age; they count as published now. Index: ix_samples_published.
 
-    A resumed job's and those whose delay after a failure is over count as waiting for ever.
+    A resumed job's and those whose delay after a failure is over count as waiting for ever; so do those that were
+    published at a time that is yet to come.
     """
-    rows = connection.execute(_OVERDUE, {"age": age, "limit": limit}).mappings()
+    rows = connection.execute(_OVERDUE, {"age": age, "limit": limit, "longest_delay": longest_delay}).mappings()
     return [runnable(row) for row in rows]
 
 
 _TRY = text(f"""
     WITH suspect AS (
-        SELECT s.id, s.state, s.published_at, s.not_before, roles.role, {model_of("roles.role")} AS model
+        SELECT s.id, s.state, s.published_at, s.not_before, s.num_rescues >= {ALONE_AFTER} AS must_be_alone, roles.role,
+               {model_of("roles.role")} AS model
         FROM samples s JOIN jobs j ON j.id = s.job_id, LATERAL (SELECT {role_of("s.state")} AS role) roles
         WHERE s.num_rescues >= {SUSPECT_AFTER} AND s.state IN {ADMITTED}
           AND j.state = 'running'
@@ -229,33 +281,40 @@ _TRY = text(f"""
         WHERE ended_at IS NULL AND expires_at > clock_timestamp() GROUP BY kind, model
     ),
     under_way AS (
-        SELECT role, model, count(*) AS samples FROM suspect
-        WHERE state IN {WRITING} OR published_at > clock_timestamp() - :age GROUP BY role, model
+        SELECT role, model, count(*) AS samples, count(*) FILTER (WHERE must_be_alone) AS alone FROM suspect s
+        WHERE s.state IN {WRITING} OR {_IS_UNDER_WAY} GROUP BY role, model
+    ),
+    waiting AS (
+        SELECT s.*, row_number() OVER (PARTITION BY s.role, s.model, s.must_be_alone ORDER BY s.id) AS number
+        FROM suspect s WHERE s.state IN {RUNNABLE} AND NOT {_IS_UNDER_WAY} AND NOT {_IS_DELAYED}
     ),
     next AS (
-        SELECT w.id, w.role, w.model, row_number() OVER (PARTITION BY w.role, w.model ORDER BY w.id) AS place
-        FROM suspect w
-        WHERE w.state IN {RUNNABLE} AND w.published_at <= clock_timestamp() - :age
-          AND (w.not_before IS NULL OR w.not_before <= clock_timestamp())
+        SELECT w.id, w.role, w.model, coalesce(under_way.samples, 0) AS under_way,
+               row_number() OVER (PARTITION BY w.role, w.model ORDER BY w.must_be_alone DESC, w.id) AS place
+        FROM waiting w LEFT JOIN under_way ON under_way.role = w.role AND under_way.model = w.model
+        WHERE NOT w.must_be_alone OR w.number = 1 AND coalesce(under_way.alone, 0) = 0
     ),
     chosen AS (
         SELECT s.id FROM samples s JOIN next ON next.id = s.id
         JOIN supply ON supply.kind = next.role AND supply.model = next.model
-        LEFT JOIN under_way ON under_way.role = next.role AND under_way.model = next.model
-        WHERE next.place <= supply.workers - coalesce(under_way.samples, 0) FOR UPDATE OF s SKIP LOCKED
+        WHERE next.place <= supply.workers - next.under_way FOR UPDATE OF s SKIP LOCKED
     )
-    UPDATE samples s SET published_at = clock_timestamp() FROM chosen WHERE s.id = chosen.id
+    UPDATE samples s SET {_PUBLISH} FROM chosen WHERE s.id = chosen.id
     RETURNING {RUNNABLE_COLUMNS}
 """)
 
 
-def suspects_to_try(connection: Connection, *, age: dt.timedelta) -> list[Runnable]:
+def suspects_to_try(
+    connection: Connection, *, age: dt.timedelta, longest_delay: dt.timedelta = LONGEST_DELAY
+) -> list[Runnable]:
     """Samples whose workers died with them, as many as there are live workers without one; they count as published now.
 
-    Tried one by one, a sample that kills its worker is told from those that were beside it; a commit clears it.
+    Tried one by one, a sample that kills its worker is told from those that were beside it; a commit clears it. Of
+    those that must be alone one is tried at a time for each model, and first: its worker takes nothing else.
     age: how long a message may take. Index: ix_samples_suspect.
     """
-    return [runnable(row) for row in connection.execute(_TRY, {"age": age}).mappings()]
+    rows = connection.execute(_TRY, {"age": age, "longest_delay": longest_delay}).mappings()
+    return [runnable(row) for row in rows]
 
 
 _HALT = text(f"""
@@ -335,7 +394,8 @@ _NEWEST = f"""
 """
 _UNFOLLOWED = text(f"""
     UPDATE jobs SET followed_at = clock_timestamp()
-    WHERE {_NEWEST} AND coalesce(followed_at, '-infinity') < clock_timestamp() - :age RETURNING id
+    WHERE {_NEWEST} AND coalesce(followed_at NOT BETWEEN clock_timestamp() - :age AND clock_timestamp(), true)
+    RETURNING id
 """)
 
 

@@ -10,11 +10,12 @@ from pipeline.errors import ConfigurationError
 from pipeline.grading.base import Grade, Grader, check_reference, grade_any
 from pipeline.grading.choice import ChoiceGrader
 from pipeline.grading.code import make_code_grader
-from pipeline.grading.ends import Ending, grade_output
+from pipeline.grading.ends import Ending, grade_output, why_no_answer
 from pipeline.grading.exact import ExactGrader, NoGrader
 from pipeline.grading.extract import answer_part
 from pipeline.grading.math import MathGrader
 from pipeline.grading.memory import limit_memory
+from pipeline.grading.verdict import VerdictGrader
 from pipeline.plugins import PluginGroup, is_file, load_file, own_or_plugin, plugin_names
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "grader_names",
     "limit_memory",
     "make_grader",
+    "why_no_answer",
 ]
 
 _GRADERS: dict[str, Callable[[], Grader]] = {
@@ -36,6 +38,7 @@ _GRADERS: dict[str, Callable[[], Grader]] = {
     "choice": ChoiceGrader,
     "code": make_code_grader,
     "none": NoGrader,
+    "verdict": VerdictGrader,
 }
 
 

@@ -40,18 +40,28 @@ def grade_output(
 ) -> Grade:
     """Grade a whole output by the best of several references, each of which is right.
 
-    choices: the problem's, for a grader with a method ``with_choices``.
-    Raises GradingError where the grader breaks, or gives a score that is no number from 0 to 1.
+    choices: the problem's, for a grader with a method ``with_choices``. A grader with a method ``grade_ended`` gets the
+    whole output and how it ended. Raises GradingError where the grader breaks, or gives a score that is no number from
+    0 to 1.
     """
+    if (grade_ended := getattr(grader, "grade_ended", None)) is not None:
+        return checked(grade_ended(output, ending), grader)
     if choices and (knowing := getattr(grader, "with_choices", None)) is not None:
         grader = knowing(choices)
-    if is_thinking(output, start=ending.think_start, end=ending.think_end, opened=ending.think_opened):
-        return _without_answer(references, ending, cut_samples, "the text ended inside its think phase")
+    if (reason := why_no_answer(grader, output, ending)) is not None:
+        return _without_answer(references, ending, cut_samples, reason)
     text = answer_part(output, end=ending.think_end)
-    if ending.is_cut and not _states_answer(grader, text):
-        return _without_answer(references, ending, cut_samples, "the text was cut before it stated an answer")
     best = grade_any(_Finished(grader) if ending.finish_reason in ENDED else grader, text, references)
     return checked(best, grader)
+
+
+def why_no_answer(grader: Grader, output: str, ending: Ending) -> str | None:
+    """Why a text has stated no answer; None where it has, or may have."""
+    if is_thinking(output, start=ending.think_start, end=ending.think_end, opened=ending.think_opened):
+        return "the text ended inside its think phase"
+    if ending.is_cut and not _states_answer(grader, answer_part(output, end=ending.think_end)):
+        return "the text was cut before it stated an answer"
+    return None
 
 
 def checked(grade: Grade, grader: Grader) -> Grade:

@@ -134,6 +134,23 @@ class SamplingSpec(DrawingSpec):
     """Most output tokens per sample, all authors together."""
 
 
+class JudgeSpec(BaseModel):
+    """What makes a job the judge of another one's answers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    job: int
+    """The judged job, by its number when it was submitted."""
+    template: str
+    """The name of the text around question, answer and reference."""
+    template_text: str
+    """That text; each prompt is stored whole besides."""
+    template_sha256: str
+    """Its version."""
+    answer_chars: int
+    """Of an answer so many characters of its end are shown."""
+
+
 class JobConfig(BaseModel):
     """Everything that decides a job's results; stored as it was submitted."""
 
@@ -173,6 +190,8 @@ class JobConfig(BaseModel):
     """Where a prompt template or grader of another package comes from; a policy says so itself."""
     limit: ProblemLimit | None = None
     """Use the first so many problems only."""
+    judge: JudgeSpec | None = None
+    """Whose answers it judges, and how; None: it is no judge."""
 
     @model_validator(mode="before")
     @classmethod

@@ -13,6 +13,8 @@ from pipeline.problems.columns import USUAL_COLUMNS
 
 UNGRADED = "none"
 """The grader of a job whose samples are left unscored."""
+WITHOUT_REFERENCES = (UNGRADED, "verdict")
+"""The graders that read no reference answer."""
 MAX_FAULTS = 10
 
 
@@ -34,7 +36,7 @@ def check_references(problems: ProblemSet | StoredSet, num_problems: int, grader
     A stored set's references were read when it was stored, and cannot be read by who submits now; only that there are
     any is known. Raises ProblemSetError with the first faults, ConfigurationError where no problem has a reference.
     """
-    if grader == UNGRADED:
+    if grader in WITHOUT_REFERENCES:
         return
     if isinstance(problems, StoredSet):
         if problems.num_references == 0:

@@ -269,7 +269,7 @@ class Submission(BaseModel):
         return self.small if role is ModelRole.SMALL else self.large
 
 
-_FIXED = ("version", "name", "preset", "fingerprint", "weights", "plugin", "plugins")
+_FIXED = ("version", "name", "preset", "fingerprint", "weights", "plugin", "plugins", "judge")
 """Keys of a stored configuration that follow from others."""
 
 

@@ -12,7 +12,7 @@ has no phase to close: there an exit does nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Protocol
 
@@ -103,13 +103,20 @@ def _place(watcher: Watcher | None, event: Written) -> int | None:
     return next((count for count, (text, read) in tokens if watcher.feed(text, read)), None)
 
 
-class _GuardedState(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _GuardedState:
     """policy: of the policy inside. writer: who writes now, None while an aside is written."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     policy: PolicyState
     writer: ModelRole | None
+
+    @classmethod
+    def read(cls, state: PolicyState) -> _GuardedState:
+        """As it is stored. Raises ValueError for any other."""
+        if state.keys() != {"policy", "writer"}:
+            raise ValueError(f"no state of a policy with a guard: {state!r}")
+        policy, writer = state["policy"], state["writer"]
+        return cls(policy=policy, writer=None if writer is None else ModelRole(writer))
 
 
 class Guarded(AroundPolicy):
@@ -123,12 +130,12 @@ class Guarded(AroundPolicy):
         return self._wrap(self._policy.start(context))
 
     def watcher(self, context: SampleContext, state: PolicyState) -> Watcher | None:
-        stored = _GuardedState.model_validate(state)
+        stored = _GuardedState.read(state)
         inner = self._policy.watcher(context, stored.policy)
         return either(inner, self._guard.watcher() if self._watches(stored.writer) else None)
 
     def advance(self, context: SampleContext, state: PolicyState, event: Event) -> Transition:
-        stored = _GuardedState.model_validate(state)
+        stored = _GuardedState.read(state)
         if isinstance(event, Written) and self._watches(stored.writer) and len(event.piece) >= self._guard.min_tokens:
             place = _place(self._guard.watcher(), event)
             if place is not None and not self._is_ended(context, stored.policy, event, place):

@@ -193,8 +193,8 @@ _KINDS: dict[str, TypeAdapter[Any]] = {"generate": TypeAdapter(Generate), "ask":
 def request_to_json(request: Request) -> dict[str, Any]:
     """The request as one versioned JSON value."""
     kind = "ask" if isinstance(request, Ask) else "generate"
-    fields: dict[str, Any] = _KINDS[kind].dump_python(request, mode="json")
-    return {"version": _VERSION, "kind": kind} | fields | {"signals": sorted(request.signals)}
+    fields = {name: getattr(request, name) for name in request.__dataclass_fields__}
+    return {"version": _VERSION, "kind": kind, **fields, "signals": sorted(request.signals)}
 
 
 def request_from_json(value: Any) -> Request:

@@ -19,7 +19,8 @@ class Invariant(StrEnum):
 
 INVARIANTS: dict[Invariant, str] = {
     Invariant.ROWS: (
-        "Every problem has each of its samples once, an ended job has no open one, and a graded sample has a grade."
+        "Every problem has each of its samples once, an ended job has no open one, a graded sample has a grade, and "
+        "the verdicts of its judges are grades."
     ),
     Invariant.SEGMENTS: (
         "A sample's segments and asides are 0 to n-1 without a gap, ids and text agree, and the steps of a complete "
@@ -36,8 +37,8 @@ INVARIANTS: dict[Invariant, str] = {
         "Every change of state is legal and in the event log, without a gap, from the first state to the present one."
     ),
     Invariant.ANSWERS: (
-        "Reference answers are in no other place than their own table, and hidden columns nowhere that generating "
-        "workers read."
+        "Reference answers are in no other place than their own table and the prompts of judges that say so, and "
+        "hidden columns nowhere that generating workers read."
     ),
 }
 """A sentence for each."""

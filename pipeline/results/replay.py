@@ -287,7 +287,10 @@ class _Replayer:
             takeover=(segment.takes_over, asked.takes_over),
             taken_from=(segment.taken_from, None),
         )
-        self._check_seed(segment, segment_seed(segment_index=segment.segment_index, **self._seeds(asked)))
+        self._check_resumptions(segment)
+        start_token = segment.resumed_at[-1] if segment.resumed_at else 0
+        seed = segment_seed(segment_index=segment.segment_index, start_token=start_token, **self._seeds(asked))
+        self._check_seed(segment, seed)
         token_ids = (*segment.token_ids, *segment.discarded_ids)
         _compare(
             segment,
@@ -350,6 +353,13 @@ class _Replayer:
             "role": asked.role,
         }
 
+    def _check_resumptions(self, segment: StoredSegment) -> None:
+        """Where a later claim went on behind a stored part: within the segment, each behind the one before."""
+        places = list(segment.resumed_at or ())
+        num_tokens = len(segment.token_ids) + len(segment.discarded_ids)
+        possible = sorted({place for place in places if 0 < place <= num_tokens})
+        _compare(segment, resumptions=(places, possible))
+
     def _check_seed(self, stored: StoredSegment | StoredAside, seed: int) -> None:
         """A request that the engine never had drew nothing and has none."""
         _compare(stored, seed=(stored.seed, seed if stored.tokens_generated else None))
@@ -367,8 +377,11 @@ class _Replayer:
         _compare(
             stored,
             ended_by_the_watcher=(finish is SegmentFinish.WATCH, ended_by_watcher),
-            tokens_generated=(stored.tokens_generated, len(piece) + (finish is SegmentFinish.EOS)),
-            is_longer_than_asked=(stored.tokens_generated > asked.max_tokens, False),
+            tokens_generated=(
+                stored.tokens_generated,
+                len(piece) - _written_before(stored) + (finish is SegmentFinish.EOS),
+            ),
+            is_longer_than_asked=(stored.tokens_generated + _written_before(stored) > asked.max_tokens, False),
             signals=(sorted(stored.signals), sorted(asked.signals)),
         )
         return finish
@@ -436,6 +449,11 @@ class _Replayer:
             for field in fields(StoredStep):
                 pair = (getattr(stored, field.name), getattr(step, field.name))
                 _compare(None, **{f"step_{step.step_index}_{field.name}": pair})
+
+
+def _written_before(stored: StoredSegment | StoredAside) -> int:
+    """Tokens that earlier claims wrote."""
+    return stored.resumed_at[-1] if isinstance(stored, StoredSegment) and stored.resumed_at else 0
 
 
 def _readings(signals: SignalValues, num_tokens: int) -> Iterable[Readings | None]:

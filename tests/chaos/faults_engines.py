@@ -29,9 +29,9 @@ NUM_SOUND = 3
 """Problems of the second job that come after the bad ones."""
 STALL_AFTER_S = 1.5
 MAX_ATTEMPTS = 4
-MAX_DEATHS = 6
-"""Workers that one bad sample may take with it: two until it is a suspect, one that tries it, some more where others
-beside it became suspects too."""
+MAX_DEATHS = 7
+"""Workers that one bad sample may take with it: two until it is a suspect, one that tries it beside others, one that
+it has to itself, some more where it vanishes with them or others beside it became suspects too."""
 TEXT = "So the result is 5.\n</think>\n\nThe result is \\boxed{5}."
 _MARK = re.compile(r"Engine fault ([a-z_]+),")
 _BYTES = {"nul": b"\x00", "bad_bytes": b"\xff\xc3", "surrogate": b"\xed\xa0\x80", "outside": b""}

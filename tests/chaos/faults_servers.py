@@ -30,6 +30,7 @@ from tests.chaos.harness import Broken, Harness
 from tests.chaos.models import REPOSITORY
 from tests.chaos.proxy import Proxy, target_of, through
 from tests.chaos.workload import ChaosJob
+from tests.jumping_clock import why_no_clock
 
 _CLONE_NEWNS = 0x00020000
 
@@ -189,6 +190,52 @@ def _freeze(pid: int) -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):
             child.suspend()
     return [process, *children]
+
+
+class StepClock(Fault):
+    """The clock of its machine is set ahead or back, while upkeep works or just as it ends.
+
+    Ahead: nobody's lease has run out because of it. Back: what is lost in the same moment, all messages and a worker
+    with what it holds, is found before the clock has caught up.
+    """
+
+    component = "Postgres"
+    lasts_s = 12.0
+
+    def __init__(self, name: str, *, ahead_s: int, victims: Sequence[str]) -> None:
+        """victims: kinds of which one worker is killed beside it."""
+        self.name = name
+        self._ahead_s = ahead_s
+        self._victims = victims
+        self._spared: list[int] = []
+
+    def skipped_because(self) -> str | None:
+        return why_no_clock()
+
+    def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
+        assert harness.clock is not None
+        harness.at_some_moment(job, rng, latest=0.4)
+        struck = [rng.choice(harness.names(kind)) for kind in self._victims]
+        for name in struck:
+            harness.until_busy(job, name)
+        pids = [harness.pid(name) for name in struck]
+        live = "SELECT id FROM workers WHERE ended_at IS NULL AND expires_at > clock_timestamp() AND pid <> ALL(:pids)"
+        self._spared = [row[0] for row in harness.rows(live, pids=pids)]
+        for name in struck:
+            harness.kill(name)
+        if self._ahead_s < 0:
+            with harness.redis() as client:
+                client.flushall()
+        harness.clock.set(ahead_s=self._ahead_s)
+        return Strike(is_blow=False)  # the times of what follows are not those of what came before
+
+    def heal(self, harness: Harness, job: ChaosJob) -> None:
+        assert harness.clock is not None
+        harness.clock.set(ahead_s=0)
+
+    def check(self, harness: Harness, job: ChaosJob, strike: Strike) -> list[str]:
+        lapsed = "SELECT id, kind FROM workers WHERE id = ANY(:spared) AND end_reason = 'lapsed'"
+        return [f"{kind} worker {id} lapsed" for id, kind in harness.rows(lapsed, spared=self._spared)]
 
 
 class CutAll(Fault):
@@ -610,6 +657,12 @@ def _note_objects(harness: Harness, sha256: str) -> None:
         connection.execute(text("UPDATE schema_objects SET sha256 = :sha256"), {"sha256": sha256})
 
 
+CLOCKS = (
+    StepClock("clock set 1 h ahead", ahead_s=3600, victims=()),
+    StepClock("clock set 1 day ahead, the leader killed", ahead_s=86_400, victims=("upkeep",)),
+    StepClock("clock set 1 h back, messages lost, a worker killed", ahead_s=-3600, victims=("small",)),
+    StepClock("clock set 1 day back, messages lost, the leader killed", ahead_s=-86_400, victims=("large", "upkeep")),
+)
 FAULTS: list[Fault] = [
     FlushRedis(),
     KillRedis("kill -9, append-only file kept", keep_file=True),
@@ -620,6 +673,7 @@ FAULTS: list[Fault] = [
     StopPostgres("fast stop", signal.SIGINT),
     FreezeServer("postgres", "Postgres"),
     RestorePostgres(),
+    *(fault for fault in CLOCKS if fault.skipped_because() is None),
     CutAll(),
     *(
         broken(kinds, server)
@@ -633,7 +687,7 @@ FAULTS: list[Fault] = [
 ]
 SKIPPED: dict[str, str] = {
     str(fault): reason
-    for fault in (FullAppendOnlyFile(), FullDatabase(), FullLog())
+    for fault in (FullAppendOnlyFile(), FullDatabase(), FullLog(), *CLOCKS)
     if (reason := fault.skipped_because()) is not None
 }
 """What this machine cannot do, with the reason."""

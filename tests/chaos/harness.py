@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,6 +44,7 @@ from tests.chaos.models import REPOSITORY
 from tests.chaos.texts import NUM_SAMPLES
 from tests.chaos.worker import ORDERS_VARIABLE, PROGRAM_VARIABLE, Order, fired_file, order_file
 from tests.chaos.workload import GRADER, ChaosJob, Scripted, Workload
+from tests.jumping_clock import JumpingClock, over_postgres, why_no_clock
 
 _T = TypeVar("_T")
 
@@ -93,6 +94,8 @@ class Harness:
     db_engine: Engine
     workload: Workload
     environment: dict[str, str]
+    clock: JumpingClock | None
+    """Of Postgres; None where none can be made to jump."""
     changed: dict[str, dict[str, str]] = field(default_factory=dict)
     """Environment of single programs that differs."""
     absent: set[str] = field(default_factory=set)
@@ -102,7 +105,9 @@ class Harness:
     def start(cls, state_dir: Path, workload: Workload | None = None) -> Harness:
         """Start servers and workers; returns once all workers are up. workload: None: Scripted."""
         workload = workload or Scripted()
-        with _without_settings(), _preloading(workload.imports):
+        clock = JumpingClock(_beside(state_dir)) if why_no_clock() is None else None
+        by_clock = over_postgres(clock) if clock else nullcontext()
+        with _without_settings(), _preloading(workload.imports), by_clock:
             state = start(state_dir, die_with_parent=True)
         db_engine = open_database(state.connections.database_url, pool_size=8, application_name="chaos")
         migrate.upgrade(db_engine)
@@ -116,6 +121,7 @@ class Harness:
             db_engine=db_engine,
             workload=workload,
             environment={**SETTINGS, **_BYTECODE, ORDERS_VARIABLE: str(orders), **workload.environment},
+            clock=clock,
         )
         made.state.add_programs([made._program(name) for name in made.programs])
         for name in made.programs:
@@ -128,7 +134,8 @@ class Harness:
         self.client.close()
         self.db_engine.dispose()
         stop(self.state.state_dir)
-        shutil.rmtree(self.state.state_dir, ignore_errors=True)
+        for folder in (self.state.state_dir, _beside(self.state.state_dir)):
+            shutil.rmtree(folder, ignore_errors=True)
 
     @property
     def connections(self) -> Connections:
@@ -359,6 +366,11 @@ class Harness:
         unsettled = self.rows("SELECT pid FROM workers WHERE settled_at IS NULL AND NOT pid = ANY(:pids)",
                               pids=[pid for pid in alive if pid])  # fmt: skip
         return sick + [f"pid {pid}" for (pid,) in unsettled]
+
+
+def _beside(state_dir: Path) -> Path:
+    """Where the clock of its Postgres lies."""
+    return state_dir.with_name(f"{state_dir.name}.clock")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.samples import GUILTY_AFTER_LAPSES, SUSPECT_AFTER
+from pipeline.samples import ALONE_AFTER, GUILTY_AFTER_LAPSES, SUSPECT_AFTER
 
 MINUTE = 60.0
 TTL_S = 65 * MINUTE
@@ -82,6 +82,15 @@ class Aside:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    epoch: int
+    worker: int
+    segment_index: int
+    start: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Written:
     """One commit, as far as the model cares: all that one claim wrote."""
 
@@ -111,6 +120,7 @@ class Sample:
     large_worker: int | None = None
     published: float | None = None
     num_rescues: int = 0
+    trial_epoch: int | None = None
     num_attempts: int = 0
     not_before: float | None = None
     next_role: str | None = None
@@ -122,6 +132,7 @@ class Sample:
     score: float | None = None
     segments: list[Segment] = field(default_factory=list)
     asides: list[Aside] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
     events: list[tuple[str, str, int]] = field(default_factory=list)
 
     def move(self, state: str) -> None:
@@ -143,6 +154,14 @@ class Sample:
     @property
     def is_suspect(self) -> bool:
         return self.num_rescues >= SUSPECT_AFTER
+
+    @property
+    def part_tokens(self) -> int:
+        return sum(part.tokens for part in self.parts)
+
+    @property
+    def must_be_alone(self) -> bool:
+        return self.num_rescues >= ALONE_AFTER
 
     @property
     def role(self) -> str:
@@ -256,8 +275,26 @@ class Model:
             else:
                 s.large_worker = worker
                 s.move("assisting")
-            taken[s.id] = (s.epoch, len(s.segments), len(s.asides), s.count, s.max_tokens)
+            taken[s.id] = (s.epoch, len(s.segments), len(s.asides), s.count, s.max_tokens, s.part_tokens)
         return taken
+
+    def store_part(self, sample: int, part: Part) -> frozenset[int]:
+        s = self.samples[sample]
+        is_held = (s.epoch, s.holder) == (part.epoch, part.worker)
+        if not is_held or (len(s.segments), s.part_tokens) != (part.segment_index, part.start):
+            return frozenset()
+        s.parts.append(part)
+        s.num_rescues = 0
+        return frozenset({sample})
+
+    def begin_trial(self, worker: int, sample: int, epoch: int) -> bool | str:
+        held = self.held_by(worker)
+        if held.get(sample) != epoch:
+            return LOST
+        if len(held) > 1:
+            return False
+        self.samples[sample].trial_epoch = epoch
+        return True
 
     def commit(self, worker: int, commits: Sequence[Written]) -> tuple[frozenset[tuple[int, int]], Runnables]:
         stored = set()
@@ -277,6 +314,7 @@ class Model:
             return
         s.move(commit.to_state)
         s.num_rescues = s.num_attempts = 0
+        s.parts = []
         s.count = commit.count
         s.next_role = {"ready": "small", "awaiting_large": "large"}.get(commit.to_state)
         s.num_takeovers += commit.num_takeovers
@@ -331,14 +369,14 @@ class Model:
 
     def _rescue(self, w: Worker) -> tuple[set[int], int]:
         held = [s for s in self.samples.values() if s.holder == w.id]
-        suspects = [s for s in held if s.is_suspect]
+        tried = [s for s in held if s.must_be_alone and s.trial_epoch == s.epoch and len(held) == 1]
         for s in held:
             s.num_rescues += w.ended != "stopped"
         back: set[int] = set()
         for s in held:
             s.published = EARLIEST if s.is_suspect else self.now
             may_blame = w.ended != "lapsed" or s.num_rescues >= GUILTY_AFTER_LAPSES
-            if w.ended != "stopped" and suspects == [s] and may_blame:
+            if w.ended != "stopped" and s in tried and may_blame:
                 s.epoch += 1
                 s.fail({"engine_stalled": "timed_out", "writer_failed": "internal"}.get(w.ended or "", "engine_died"))
             else:
@@ -359,15 +397,21 @@ class Model:
         for w in self.workers.values():
             supply[w.kind, w.model] += self.is_live(w)
         waiting: dict[tuple[str, str], list[Sample]] = defaultdict(list)
+        alone: set[tuple[str, str]] = set()
         for s in sorted(self.samples.values(), key=lambda s: s.id):
             if not s.is_suspect or s.state not in ADMITTED or not self.runs(s):
                 continue
             place = s.role, self.wanted_model(s)
             if s.state in HELD or (s.published or 0.0) > self.now - AGE_S:
                 supply[place] -= 1
+                alone |= {place} if s.must_be_alone else set()
             elif self.is_due(s):
                 waiting[place].append(s)
-        tried = [s for place, queue in waiting.items() for s in queue[: max(0, supply[place])]]
+        tried = []
+        for place, queue in waiting.items():
+            first = [s for s in queue if s.must_be_alone and place not in alone][:1]
+            queue = first + [s for s in queue if not s.must_be_alone]
+            tried += queue[: max(0, supply[place])]
         sent = [s for s in tried if s.id not in self.locked]
         for s in sent:
             s.published = self.now
@@ -497,7 +541,7 @@ class Model:
                 self.workers[segment.worker].withdrawn += segment.kept + segment.discarded
             for aside in s.asides:
                 self.workers[aside.worker].withdrawn += aside.tokens
-            s.segments, s.asides = [], []
+            s.segments, s.asides, s.parts = [], [], []
             s.epoch += 1
             s.move("pending")
             s.max_tokens = max_tokens
@@ -567,10 +611,10 @@ class Model:
             "samples": {
                 s.id: (
                     s.state, s.epoch, s.holder, s.small_worker, s.large_worker, self._age(s.published), s.num_rescues,
-                    s.num_attempts, not self.is_due(s), s.next_role, s.max_tokens, s.num_takeovers, s.count,
-                    s.finish_reason, s.error_class, s.score, len(s.segments), s.tokens("small", kept=True),
+                    s.trial_epoch, s.num_attempts, not self.is_due(s), s.next_role, s.max_tokens, s.num_takeovers,
+                    s.count, s.finish_reason, s.error_class, s.score, len(s.segments), s.tokens("small", kept=True),
                     s.tokens("large", kept=True), s.tokens("small", kept=False), s.tokens("large", kept=False),
-                    len(s.asides), s.aside_tokens("small"), s.aside_tokens("large"),
+                    len(s.asides), s.aside_tokens("small"), s.aside_tokens("large"), s.part_tokens,
                 )
                 for s in self.samples.values()
             },
@@ -578,6 +622,11 @@ class Model:
                 (s.id, index): (g.epoch, g.worker, g.author, g.kept, g.discarded)
                 for s in self.samples.values()
                 for index, g in enumerate(s.segments)
+            },
+            "parts": {
+                (s.id, part.start): (part.segment_index, part.epoch, part.worker, part.tokens)
+                for s in self.samples.values()
+                for part in s.parts
             },
             "asides": {
                 (s.id, index): (a.epoch, a.worker, a.author, a.tokens, a.after_segment)

@@ -17,11 +17,11 @@ from celery import Celery
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
 
-from pipeline.db import claims, commits, upkeep_statements, worker_leases
+from pipeline.db import claims, commits, parts, upkeep_statements, worker_leases
 from pipeline.db import job_control as control
 from pipeline.db.claims import ClaimedSample
 from pipeline.db.commits import Committed, SampleCommit
-from pipeline.db.grades import TextGrade, begin_grade, end_grade, store_grades, time_out_grades
+from pipeline.db.grades import TextGrade, begin_grade, end_grade, store_grades
 from pipeline.db.runnable import Runnable
 from pipeline.db.submissions import insert_job, put_problem_set
 from pipeline.db.worker_leases import Registration, WorkerCounters
@@ -33,6 +33,7 @@ from pipeline.segments import WrittenAside, WrittenSegment
 from pipeline.workforce import WorkerEnd, WorkerKind
 from tests.integration import protocol_model as pm
 from tests.integration.interleaving import Actor, Op, perform, run_against_each_other, seen
+from tests.integration.lapses import settle_lapsed, time_out_late
 from tests.integration.protocol_model import AGE_S, LOST, MINUTE, REFUSED, TTL_S, Aside, Model, Segment, Written
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
@@ -41,6 +42,7 @@ TTL, AGE = dt.timedelta(seconds=TTL_S), dt.timedelta(seconds=AGE_S)
 MAX_TOKENS = 100
 DELAY_S = 15 * MINUTE
 """The delay after a transient failure is stretched by this: its seconds would run out while a slow machine looks."""
+LONGEST_DELAY = dt.timedelta(seconds=2 * DELAY_S)
 BRIEFLY, LONG = 20 * MINUTE, 70 * MINUTE
 """Steps of time. No sum of them comes near the time to live or the age."""
 SMALL, LARGE, OTHER_LARGE = "S", "L", "L2"
@@ -55,6 +57,8 @@ class Hand:
     role: ModelRole
     model: str
     works: dict[int, ClaimedSample] = field(default_factory=dict)
+    parts: dict[tuple[int, int], int] = field(default_factory=dict)
+    """Tokens of open segments that it has stored, by claim."""
     is_hung: bool = False
 
     @property
@@ -144,13 +148,16 @@ DUMP = text("""
         CASE WHEN isfinite(published_at)
              THEN to_jsonb(round(extract(epoch FROM clock_timestamp() - published_at) / 600)::integer)
              ELSE to_jsonb(published_at) END,
-        num_rescues, num_attempts, coalesce(not_before > clock_timestamp(), false), next_role, max_tokens,
+        num_rescues, trial_epoch, num_attempts, coalesce(not_before > clock_timestamp(), false), next_role, max_tokens,
         num_takeovers, policy_state->'count', finish_reason, error_class, score, num_segments, tokens_small,
-        tokens_large, discarded_small, discarded_large, num_asides, aside_small, aside_large))
+        tokens_large, discarded_small, discarded_large, num_asides, aside_small, aside_large, part_tokens))
      FROM samples WHERE job_id = ANY(:jobs)) AS samples,
     (SELECT json_agg(json_build_array(g.sample_id, g.segment_index, g.epoch, g.worker_id, g.author,
         cardinality(g.token_ids), cardinality(g.discarded_ids)))
      FROM segments g JOIN samples s ON s.id = g.sample_id WHERE s.job_id = ANY(:jobs)) AS segments,
+    (SELECT json_agg(json_build_array(p.sample_id, p.start_token, p.segment_index, p.epoch, p.worker_id,
+        cardinality(p.token_ids)))
+     FROM segment_parts p JOIN samples s ON s.id = p.sample_id WHERE s.job_id = ANY(:jobs)) AS parts,
     (SELECT json_agg(json_build_array(a.sample_id, a.aside_index, a.epoch, a.worker_id, a.author,
         cardinality(a.token_ids), a.after_segment))
      FROM asides a JOIN samples s ON s.id = a.sample_id WHERE s.job_id = ANY(:jobs)) AS asides
@@ -166,6 +173,7 @@ def read(connection: Connection, model: Model) -> dict[str, dict[Any, Any]]:
         "workers": {key: tuple(rest) for key, *rest in row.workers or []},
         "samples": {key: tuple(rest) for key, *rest in row.samples or []},
         "segments": {(sample, index): tuple(rest) for sample, index, *rest in row.segments or []},
+        "parts": {(sample, start): tuple(rest) for sample, start, *rest in row.parts or []},
         "asides": {(sample, index): tuple(rest) for sample, index, *rest in row.asides or []},
     }
 
@@ -197,6 +205,7 @@ def see_claims(answer: Sequence[ClaimedSample]) -> dict[int, tuple[Any, ...]]:
             len(s.context.asides),
             s.policy_state["count"] if s.policy_state else None,
             s.budget,
+            len(s.open_segment.token_ids) if s.open_segment else 0,
         )
         for s in answer
     }
@@ -323,6 +332,53 @@ class Pipeline:
             lambda model: model.claim(worker, epochs, job),
             learn,
             see_claims,
+        )
+
+    def trying_alone(self, who: int, which: int, _: int) -> Op | None:
+        """A worker begins the trial of one that it holds: a suspect that must be alone, or now and then any."""
+        hand = self.hand_at_work(who)
+        if hand is None:
+            return None
+        works = list(hand.works.values())
+        alone = [work for work in works if work.must_be_alone]
+        work = (alone or works)[which % len(alone or works)]
+        return self.trying_of(hand, work)
+
+    def trying_of(self, hand: Hand, work: ClaimedSample) -> Op:
+        worker, claim = hand.worker_id, (work.sample_id, work.epoch)
+        return Op(
+            f"worker {worker} tries alone {claim}",
+            lambda c: claims.begin_trial(c, worker_id=worker, claim=claim),
+            lambda model: model.begin_trial(worker, *claim),
+        )
+
+    def storing_part(self, who: int, which: int, how_many: int) -> Op | None:
+        """A worker stores what it has written so far of a segment; now and then by a count that is not so."""
+        hand = self.hand_at_work(who)
+        if hand is None:
+            return None
+        works = list(hand.works.values())
+        work = works[which % len(works)]
+        before = len(work.open_segment.token_ids) if work.open_segment else 0
+        start = before + hand.parts.get((work.sample_id, work.epoch), 0) + (how_many == 7)
+        return self.storing_of(hand, work, start, 1 + how_many % 3)
+
+    def storing_of(self, hand: Hand, work: ClaimedSample, start: int, num_tokens: int) -> Op:
+        part = parts.Part(
+            sample_id=work.sample_id, epoch=work.epoch, segment_index=len(work.context.segments), start_token=start,
+            token_ids=list(range(num_tokens)),
+        )  # fmt: skip
+        worker = hand.worker_id
+        wanted = pm.Part(work.epoch, worker, part.segment_index, start, num_tokens)
+
+        def learn(stored: frozenset[int]) -> None:
+            hand.parts[part.claim] = hand.parts.get(part.claim, 0) + num_tokens * len(stored)
+
+        return Op(
+            f"worker {worker} stores a part of {part.claim}",
+            lambda c: parts.store_parts(c, worker_id=worker, parts=[part]),
+            lambda model: model.store_part(work.sample_id, wanted),
+            learn,
         )
 
     def writing(self, who: int, what: int, how_many: int) -> Op | None:
@@ -497,7 +553,7 @@ class Pipeline:
         awake_s = 10 * MINUTE if awake == 7 else 24 * 60 * MINUTE
         return Op(
             "upkeep settles",
-            lambda c: upkeep_statements.settle_workers(c, awake_for=dt.timedelta(seconds=awake_s)),
+            lambda c: settle_lapsed(c, awake_for=dt.timedelta(seconds=awake_s)),
             lambda model: model.settle(awake_s),
             self.learn_settled,
             see_settled,
@@ -516,7 +572,7 @@ class Pipeline:
 
         def run(connection: Connection) -> upkeep_statements.Settled | None:
             connection.execute(SILENT, {"worker": worker, "time": dt.timedelta(seconds=LONG)})
-            return upkeep_statements.settle_workers(connection)
+            return settle_lapsed(connection)
 
         def predict(model: Model) -> Any:
             if model.workers[worker].ended is None:
@@ -538,7 +594,9 @@ class Pipeline:
     def publishing_again(self, *_: int) -> Op:
         return Op(
             "upkeep publishes again",
-            lambda c: sorted(upkeep_statements.overdue_samples(c, age=AGE), key=lambda s: s.sample_id),
+            lambda c: sorted(
+                upkeep_statements.overdue_samples(c, age=AGE, longest_delay=LONGEST_DELAY), key=lambda s: s.sample_id
+            ),
             lambda model: model.overdue(),
             self.publish,
             see_runnables,
@@ -547,7 +605,9 @@ class Pipeline:
     def trying_suspects(self, *_: int) -> Op:
         return Op(
             "upkeep tries suspects",
-            lambda c: sorted(upkeep_statements.suspects_to_try(c, age=AGE), key=lambda s: s.sample_id),
+            lambda c: sorted(
+                upkeep_statements.suspects_to_try(c, age=AGE, longest_delay=LONGEST_DELAY), key=lambda s: s.sample_id
+            ),
             lambda model: model.try_suspects(),
             self.post.publish_alone,
             see_runnables,
@@ -570,7 +630,7 @@ class Pipeline:
     def reaping_grades(self, *_: int) -> Op:
         return Op(
             "upkeep reaps grades",
-            lambda c: time_out_grades(c, age=AGE, tries=pm.GRADING_TRIES),
+            lambda c: time_out_late(c, age=AGE, tries=pm.GRADING_TRIES),
             lambda model: model.time_out_grades(),
             see=frozenset,
         )

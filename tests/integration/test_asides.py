@@ -16,7 +16,6 @@ from sqlalchemy import text
 from pipeline.db.invariants import check_job, snapshot
 from pipeline.db.replays import get_stored_sample
 from pipeline.db.session import transaction
-from pipeline.db.upkeep_statements import settle_workers
 from pipeline.db.worker_leases import renew_worker
 from pipeline.jobs.config import JobConfig
 from pipeline.policies.protocol import PolicyState, Reading, SampleContext, Transition, Watcher
@@ -25,6 +24,7 @@ from pipeline.results.replay import Replay, replay
 from pipeline.results.stored import StoredSample
 from pipeline.samples import Author, FinishReason, ModelRole, SampleState, SegmentFinish
 from pipeline.signals import Readings, Signal
+from tests.integration.lapses import settle_lapsed
 from tests.integration.test_invariants import CHAT, Member, hire, submit, waiting
 from workers.engine.base import GenerateRequest
 from workers.engine.scripted import Drawn, Script
@@ -381,7 +381,7 @@ def test_a_crash_in_a_stay_costs_what_was_not_committed_and_the_texts_stay(
     with transaction(db_engine) as connection:
         lapsed = text("UPDATE workers SET expires_at = clock_timestamp() - interval '1 s' WHERE id = :worker")
         connection.execute(lapsed, {"worker": lost.worker_id})
-        settled = settle_workers(connection)
+        settled = settle_lapsed(connection)
         assert settled is not None
         assert settled.rescued == 1
         assert connection.execute(text("SELECT count(*) FROM segments")).scalar_one() == 0

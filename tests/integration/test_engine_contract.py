@@ -251,6 +251,35 @@ def test_resumed_prompt_hits_the_prefix_cache_and_goes_on_alike(engine: Engine) 
     assert resumed.num_prompt_tokens - resumed.num_cached_tokens <= BLOCK_SIZE + 1
 
 
+def test_request_goes_on_behind_what_an_earlier_one_wrote(engine: Engine) -> None:
+    """Its result is of the whole, and its watcher has read all of it."""
+    whole = submit(engine, max_tokens=40).result()
+    written = whole.piece.token_ids[:15]
+    resumed = submit(engine, max_tokens=40, written=written).result()
+    assert resumed.piece == whole.piece
+    assert resumed.finish is whole.finish
+    assert resumed.num_generated_tokens == whole.num_generated_tokens - 15
+    assert resumed.num_prompt_tokens == whole.num_prompt_tokens
+    watcher = WatchFor(25)
+    watched = submit(engine, max_tokens=900, written=written, watcher=watcher).result()
+    assert watched.finish is SegmentFinish.WATCH
+    assert tuple(watcher.seen) == whole.piece.texts[:25]
+    assert watched.num_generated_tokens == len(watched.piece) - 15
+
+
+def test_what_a_running_request_has_written_can_be_read(engine: Engine) -> None:
+    answer = Answer()
+    request = make_request(max_tokens=900, written=(7, 8))
+    engine.submit(request, answer)
+    while len(before := engine.written(request.request_id) or ()) < 5:
+        time.sleep(0.005)
+    engine.abort(request.request_id)
+    token_ids = answer.result().piece.token_ids
+    assert token_ids[:2] == (7, 8)
+    assert token_ids[: len(before)] == tuple(before)
+    assert engine.written(request.request_id) is None
+
+
 def test_watcher_ends_the_request_soon(engine: Engine) -> None:
     watcher = WatchFor(12)
     result = submit(engine, max_tokens=900, watcher=watcher).result()

@@ -7,10 +7,11 @@ import datetime as dt
 from celery import Celery
 from sqlalchemy import Engine, text
 
-from pipeline.db.grades import GRADING_TRIES, begin_grade, time_out_grades
+from pipeline.db.grades import GRADING_TRIES, begin_grade
 from pipeline.db.invariants import check_job
 from pipeline.db.session import transaction
 from pipeline.grading import make_grader
+from tests.integration.lapses import time_out_late
 from tests.integration.rows import add_engine, add_job, add_problem_set, add_samples, add_segment, add_worker
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
@@ -36,7 +37,7 @@ def begin_in_vain(db_engine: Engine, message: SamplesMessage) -> None:
                 tries=GRADING_TRIES,
             )  # fmt: skip
     with transaction(db_engine) as connection:
-        time_out_grades(connection, age=NO_TIME, tries=GRADING_TRIES)
+        time_out_late(connection, age=NO_TIME, tries=GRADING_TRIES)
 
 
 def a_sample_that_killed_its_grader(db_engine: Engine) -> SamplesMessage:

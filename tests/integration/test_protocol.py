@@ -16,7 +16,14 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import IntegrityError
 
 from pipeline.db import migrate
-from pipeline.db.claims import ClaimedSample, claim_samples, defer_samples, held_epochs, release_samples
+from pipeline.db.claims import (
+    ClaimedSample,
+    begin_trial,
+    claim_samples,
+    defer_samples,
+    held_epochs,
+    release_samples,
+)
 from pipeline.db.commits import SampleCommit, commit_samples
 from pipeline.db.context_cache import EMPTY, Context, ContextCache
 from pipeline.db.grades import (
@@ -28,7 +35,6 @@ from pipeline.db.grades import (
     gradable_samples,
     select_ungraded,
     store_grades,
-    time_out_grades,
 )
 from pipeline.db.job_control import cancel_job, cancel_samples, pause_job, release_job_samples, resume_job
 from pipeline.db.revision import newest_revision
@@ -41,7 +47,6 @@ from pipeline.db.upkeep_statements import (
     close_jobs,
     halt_paused_jobs,
     overdue_samples,
-    settle_workers,
     suspects_to_try,
 )
 from pipeline.db.worker_leases import (
@@ -59,6 +64,7 @@ from pipeline.policies import parse_policy
 from pipeline.policies.requests import Generate, request_from_json
 from pipeline.problems import Problem, ProblemSet, content_sha256
 from pipeline.samples import (
+    ALONE_AFTER,
     GUILTY_AFTER_LAPSES,
     TRANSITIONS,
     Author,
@@ -72,6 +78,7 @@ from pipeline.samples import (
 )
 from pipeline.segments import WrittenSegment
 from pipeline.workforce import WorkerEnd, WorkerKind
+from tests.integration.lapses import settle_lapsed, time_out_late
 from tests.pieces import stored
 
 T = TypeVar("T")
@@ -350,7 +357,7 @@ def test_sample_goes_home_to_the_worker_that_has_its_context_cached(connection: 
     ).samples
     assert back.home_queue == "small.own"
     end_worker(connection, small, WorkerCounters())
-    settled = settle_workers(connection)
+    settled = settle_lapsed(connection)
     assert settled is not None
     assert [(s.sample_id, s.home_queue) for s in settled.samples] == [(sample.sample_id, None)]
 
@@ -361,7 +368,7 @@ def test_worker_that_comes_back_from_the_dead_can_write_nothing(connection: Conn
     connection.execute(text("UPDATE workers SET expires_at = clock_timestamp() + interval '1 hour'"))
     [sample] = claim(connection, zombie, admit_all(connection))
     connection.execute(text("UPDATE workers SET expires_at = clock_timestamp() - interval '1 second'"))
-    settled = settle_workers(connection)
+    settled = settle_lapsed(connection)
     assert settled is not None
     assert settled.rescued == 1
     assert commit(connection, zombie, written(sample, SampleState.FINISHED)) == []
@@ -429,9 +436,16 @@ def test_wait_leaves_out_pauses_and_delays(connection: Connection) -> None:
     assert row.runnable_at == row.not_before
 
 
+def claim_for_trial(connection: Connection, worker: int, epochs: dict[int, int]) -> list[ClaimedSample]:
+    """Claim one sample, which has the worker to itself from then on."""
+    [sample] = claim(connection, worker, epochs)
+    assert begin_trial(connection, worker_id=worker, claim=(sample.sample_id, sample.epoch))
+    return [sample]
+
+
 def die_with(connection: Connection, worker: int, reason: WorkerEnd = WorkerEnd.ENGINE_DIED) -> Settled:
     end_worker(connection, worker, WorkerCounters(), reason=reason)
-    settled = settle_workers(connection)
+    settled = settle_lapsed(connection)
     assert settled is not None
     return settled
 
@@ -456,14 +470,20 @@ def test_suspect_that_kills_its_worker_again_is_set_aside(
     worker = make_worker(connection)
     [sample] = claim(connection, worker, admit_all(connection))
     assert die_with(connection, worker, reason).failed == 0
+    for why in ("it was no suspect when it was claimed", "others may have been beside it"):
+        worker = make_worker(connection)
+        [sample] = claim(connection, worker, epochs_of(connection, sample.sample_id))
+        assert not sample.must_be_alone
+        assert die_with(connection, worker, reason).failed == 0, why
     worker = make_worker(connection)
     [sample] = claim(connection, worker, epochs_of(connection, sample.sample_id))
-    assert die_with(connection, worker, reason).failed == 0, "it was no suspect when it was claimed"
+    assert sample.must_be_alone
+    assert die_with(connection, worker, reason).failed == 0, "its trial has not begun"
     worker = make_worker(connection)
-    [sample] = claim(connection, worker, epochs_of(connection, sample.sample_id))
+    [sample] = claim_for_trial(connection, worker, epochs_of(connection, sample.sample_id))
     assert die_with(connection, worker, reason).failed == 1
     row = connection.execute(text("SELECT state, error_class, error, num_rescues FROM samples")).one()
-    assert (row.state, row.error_class, row.num_rescues) == ("failed", error_class, 3)
+    assert (row.state, row.error_class, row.num_rescues) == ("failed", error_class, 5)
     assert f"worker {worker}" in row.error
     assert close_jobs(connection) == {job: JobState.COMPLETED_WITH_ERRORS}
 
@@ -496,7 +516,7 @@ def test_suspect_whose_workers_vanish_is_blamed_after_five_losses_and_not_before
     failed = []
     for _ in range(GUILTY_AFTER_LAPSES):
         worker = make_worker(connection)
-        [sample] = claim(connection, worker, epochs or admit_all(connection))
+        [sample] = claim_for_trial(connection, worker, epochs or admit_all(connection))
         failed.append(vanish_with(connection, worker).failed)
         epochs = epochs_of(connection, sample.sample_id)
     assert failed == [0, 0, 0, 0, 1]
@@ -512,8 +532,56 @@ def test_one_death_of_the_engine_convicts_a_suspect_whose_workers_vanished(conne
         assert vanish_with(connection, worker).failed == 0
         epochs = epochs_of(connection, sample.sample_id)
     worker = make_worker(connection)
-    claim(connection, worker, epochs)
+    claim_for_trial(connection, worker, epochs)
     assert die_with(connection, worker).failed == 1
+
+
+def test_trial_needs_a_worker_that_holds_nothing_else_and_ends_with_its_claim(connection: Connection) -> None:
+    make_job(connection, num_problems=2)
+    worker = make_worker(connection)
+    epochs = admit_all(connection)
+    first, second = claim(connection, worker, epochs)
+    trial = first.sample_id, first.epoch
+    assert not begin_trial(connection, worker_id=worker, claim=trial)
+    release_samples(connection, worker_id=worker, epochs={second.sample_id: second.epoch})
+    assert begin_trial(connection, worker_id=worker, claim=trial)
+    release_samples(connection, worker_id=worker, epochs=dict([trial]))
+    with pytest.raises(LeaseLost):
+        begin_trial(connection, worker_id=worker, claim=trial)
+
+
+def accuse(connection: Connection, sample_id: int) -> None:
+    """Three workers died with it, the last time as a suspect."""
+    accused = text("UPDATE samples SET num_rescues = :deaths, published_at = '-infinity' WHERE id = :id")
+    connection.execute(accused, {"deaths": ALONE_AFTER, "id": sample_id})
+
+
+def test_death_of_a_worker_that_claimed_beside_a_trial_convicts_nobody(connection: Connection) -> None:
+    make_job(connection, num_problems=2)
+    worker = make_worker(connection)
+    accused, other = sorted(admit_all(connection))
+    accuse(connection, accused)
+    claim_for_trial(connection, worker, epochs_of(connection, accused))
+    claim(connection, worker, epochs_of(connection, other))
+    assert die_with(connection, worker).failed == 0
+
+
+def test_samples_that_must_be_alone_are_tried_one_after_another_and_first(connection: Connection) -> None:
+    make_job(connection, num_problems=4)
+    workers = [make_worker(connection) for _ in range(3)]
+    suspect, *accused = sorted(admit_all(connection))[:3]
+    for one in accused:
+        accuse(connection, one)
+    twice = text("UPDATE samples SET num_rescues = 2, published_at = '-infinity' WHERE id = :id")
+    connection.execute(twice, {"id": suspect})
+    age = dt.timedelta(seconds=10)
+    tried = {one.sample_id for one in suspects_to_try(connection, age=age)}
+    assert tried == {suspect, accused[0]}, "one alone, on one of three workers"
+    [sample] = claim_for_trial(connection, workers[0], epochs_of(connection, accused[0]))
+    assert claim(connection, workers[0], epochs_of(connection, suspect)) == [], "no suspect beside another"
+    assert suspects_to_try(connection, age=age) == []
+    commit(connection, workers[0], written(sample, SampleState.READY))
+    assert [each.sample_id for each in suspects_to_try(connection, age=age)] == accused[1:]
 
 
 def vanish_with(connection: Connection, worker: int) -> Settled:
@@ -522,7 +590,7 @@ def vanish_with(connection: Connection, worker: int) -> Settled:
         text("UPDATE workers SET renewed_at = renewed_at - :time, expires_at = expires_at - :time WHERE id = :id"),
         {"time": 2 * TTL, "id": worker},
     )
-    settled = settle_workers(connection)
+    settled = settle_lapsed(connection)
     assert settled is not None
     return settled
 
@@ -559,6 +627,11 @@ def test_suspects_are_tried_alone_until_the_guilty_one_is_found(connection: Conn
     [second] = suspects_to_try(connection, age=age)
     assert second.sample_id != first.sample_id
     claim(connection, worker, {second.sample_id: second.epoch})
+    assert die_with(connection, worker).failed == 0, "others that nobody suspects may have been beside it"
+    worker = make_worker(connection)
+    [accused] = suspects_to_try(connection, age=age)
+    assert accused.sample_id == second.sample_id
+    claim_for_trial(connection, worker, {accused.sample_id: accused.epoch})
     assert die_with(connection, worker).failed == 1
     assert state_of(connection, second.sample_id) == "failed"
     make_worker(connection)
@@ -588,9 +661,9 @@ def test_lease_is_not_taken_by_an_upkeep_that_was_away_itself(connection: Connec
     connection.execute(
         text("UPDATE workers SET renewed_at = renewed_at - interval '9 s', expires_at = expires_at - interval '9 s'")
     )
-    assert settle_workers(connection, awake_for=dt.timedelta(seconds=4)) is None
+    assert settle_lapsed(connection, awake_for=dt.timedelta(seconds=4)) is None
     renew_worker(connection, worker, ttl=TTL, counters=WorkerCounters())
-    assert settle_workers(connection, awake_for=dt.timedelta(hours=1)) is None
+    assert settle_lapsed(connection, awake_for=dt.timedelta(hours=1)) is None
 
 
 def test_engine_that_refuses_for_the_moment_delays_a_sample_and_fails_it_in_the_end(connection: Connection) -> None:
@@ -812,10 +885,10 @@ def test_grading_whose_grader_was_killed_is_begun_once_more_before_it_counts_as_
     hour, none = dt.timedelta(hours=1), dt.timedelta(0)
     assert begin(connection, ungraded, hour)
     assert not begin(connection, ungraded, hour), "somebody may still be at it"
-    assert time_out_grades(connection, age=none, tries=2) == []
+    assert time_out_late(connection, age=none, tries=2) == []
     assert begin(connection, ungraded, none)
-    assert time_out_grades(connection, age=hour, tries=2) == []
-    assert time_out_grades(connection, age=none, tries=2) == [ungraded.sample_id]
+    assert time_out_late(connection, age=hour, tries=2) == []
+    assert time_out_late(connection, age=none, tries=2) == [ungraded.sample_id]
     row = connection.execute(text("SELECT s.state, s.score, g.status FROM samples s JOIN grades g ON true")).one()
     assert row == ("graded", None, "timeout")
 

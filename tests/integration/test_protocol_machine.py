@@ -26,7 +26,7 @@ from sqlalchemy import Engine, text
 from pipeline.db.invariants import check_job
 from pipeline.embedded import Connections
 from pipeline.results.promises import Invariant
-from pipeline.samples import SUSPECT_AFTER
+from pipeline.samples import ALONE_AFTER
 from tests.conftest import TEMPLATE, with_database
 from tests.integration.interleaving import Op
 from tests.integration.protocol_model import FINAL
@@ -47,18 +47,29 @@ FIRST = ("small", "small", "large")
 FATES = ("lapses", "lapses", "lapses", "hangs", "wakes", "is killed", "ends", "comes", "comes")
 MAX_HANDS, MAX_JOBS = 5, 4
 ACTS = (
-    "claiming", "claiming", "claiming", "writing", "writing", "writing", "committing_again", "releasing", "deferring",
-    "beating", "ending", "cancelling", "cancelling_samples", "pausing", "releasing_job", "resuming", "resuming",
-    "retrying_failed", "retrying_cut", "ranking", "grading", "grading",
+    "claiming", "claiming", "claiming", "writing", "writing", "writing", "trying_alone", "storing_part",
+    "committing_again", "releasing", "deferring", "beating", "ending", "cancelling", "cancelling_samples", "pausing",
+    "releasing_job", "resuming", "resuming", "retrying_failed", "retrying_cut", "ranking", "grading", "grading",
 )  # fmt: skip
 RACED_DUTIES = (*DUTIES, "lapsing", "lapsing")
-HOLDING = ("claiming", "claiming", "claiming", "writing", "writing", "releasing", "deferring", "beating")
+HOLDING = (
+    "claiming",
+    "claiming",
+    "claiming",
+    "writing",
+    "writing",
+    "trying_alone",
+    "releasing",
+    "deferring",
+    "beating",
+)
 JOB_ENDS = ("cancelling", "cancelling_samples", "pausing", "releasing_job")
 ENDING = ("lapsing", "lapsing", "lapsing", "ending", *JOB_ENDS)
 DOCTORS = (Invariant.ROWS, Invariant.CLAIMS, Invariant.EVENTS)
 SEEN = (
     "worker commits: done", "worker commits: in vain", "worker claims: in vain", "worker lapses and is settled: done",
     "upkeep tries suspects: done", "upkeep publishes again: done", "upkeep goes on cancelling: done",
+    "worker stores a part of: done", "worker stores a part of: in vain", "worker tries alone: done",
     "upkeep closes: done", "retry what was cut of job: done", "cancel job: done",
 )  # fmt: skip
 """What a run must have had."""
@@ -285,9 +296,9 @@ class ProtocolMachine(Pipeline, RuleBasedStateMachine):
         assert found == {key: events for key, events in wanted.items() if events}
 
     def look_at_the_convicted(self) -> None:
-        """Whoever is blamed for a death was claimed as a suspect, whatever the model's own rule says."""
+        """Whoever is blamed for a death had a worker to itself, as a suspect, whatever the model's own rule says."""
         blamed = [s for s in self.model.samples.values() if s.error_class in ("engine_died", "timed_out")]
-        assert all(s.num_rescues > SUSPECT_AFTER for s in blamed), blamed
+        assert all(s.num_rescues > ALONE_AFTER and s.trial_epoch == s.epoch - 1 for s in blamed), blamed
 
     def consult_doctor(self) -> None:
         """What doctor says of each job, where the machine's made-up texts and counters do not matter to it."""

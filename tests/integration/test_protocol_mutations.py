@@ -15,11 +15,11 @@ from sqlalchemy import Connection, TextClause, bindparam, text
 from sqlalchemy import Engine as DbEngine
 from sqlalchemy.exc import IntegrityError
 
-from pipeline.db import claims, commits, upkeep_statements, worker_leases
+from pipeline.db import claims, commits, parts, upkeep_statements, worker_leases
 from pipeline.db.commits import Committed, SampleCommit
 from pipeline.db.runnable import Runnable
 from pipeline.db.session import transaction
-from pipeline.samples import SUSPECT_AFTER
+from pipeline.samples import ALONE_AFTER
 from tests.integration.test_protocol_machine import quick_engine, run_machine
 from tests.integration.test_protocol_pairs import run_pair
 from tests.integration.test_writer import WriterRig, rig
@@ -55,13 +55,22 @@ MUTATIONS = [
              r"worker \d+ commits|no transition from"),
     Mutation("lease by the worker's clock", worker_leases, "_RENEW", "expires_at = clock_timestamp() + :ttl",
              "expires_at = CAST(:worker_clock AS timestamptz) + :ttl", r"after worker \d+ renews:\s+workers"),
-    Mutation("claim without a lock on its worker", claims, "_CLAIM", " FOR SHARE", "",
+    Mutation("claim without a lock on its worker", claims, "_CLAIM", " FOR SHARE OF w", "",
              "claims .* lapses .* gave what neither order gives", pair="claim, lapse"),
     Mutation("settle without a new epoch", upkeep_statements, "_RESCUE", "epoch = s.epoch + 1, holder_id", "holder_id",
              "settle"),
-    Mutation("death that makes a suspect convicts it", upkeep_statements, "_RESCUE",
-             f"s.num_rescues >= {SUSPECT_AFTER} AS was_suspect", f"s.num_rescues + 1 >= {SUSPECT_AFTER} AS was_suspect",
-             "gave what neither order gives", pair="die beside others, settle"),
+    Mutation("death beside others convicts", upkeep_statements, "_RESCUE",
+             "AND count(*) OVER (PARTITION BY holder_id) = 1", "", "gave what neither order gives",
+             pair="claim beside a trial, die"),
+    Mutation("death before the trial convicts", upkeep_statements, "_RESCUE",
+             f"s.num_rescues >= {ALONE_AFTER} AND s.trial_epoch = s.epoch", f"s.num_rescues >= {ALONE_AFTER}",
+             "gave what neither order gives", pair="begin trial, die"),
+    Mutation("trial of somebody else's claim", claims, "_BEGIN_TRIAL", "s.epoch = :epoch AND s.holder_id = :worker",
+             "s.epoch >= :epoch", "gave what neither order gives", pair="begin trial, die"),
+    Mutation("part without fence", parts, "_STORE", "s.epoch = part.epoch AND s.holder_id = :worker", "true",
+             "gave what neither order gives|no transition|violates", pair="store part, lapse"),
+    Mutation("part counted twice", parts, "_STORE", "AND s.part_tokens = part.start_token", "",
+             "gave what neither order gives|duplicate key", pair="store part, the same again"),
     Mutation("repeated commit taken for a stale one", commits, "_STORED_BEFORE", "g.worker_id = :worker",
              "g.worker_id = -:worker", r"worker \d+ commits"),
     Mutation("settle locks the keys of its workers", upkeep_statements, "_UNSETTLED", "FOR NO KEY UPDATE", "FOR UPDATE",

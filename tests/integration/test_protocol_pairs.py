@@ -10,13 +10,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
+from pipeline.db.upkeep_statements import Settled
+from pipeline.samples import ALONE_AFTER
 from pipeline.workforce import WorkerEnd
 from tests.integration import protocol_model as pm
 from tests.integration.interleaving import Op
 from tests.integration.protocol_pipeline import KINDS, LONG
 from tests.integration.test_protocol_machine import ProtocolMachine, quick_engine
+from workers.broker.messages import SamplesMessage
 
 __all__ = ["quick_engine"]  # a fixture
 
@@ -97,6 +100,23 @@ def suspected(machine: ProtocolMachine) -> None:
     machine.do(machine.passing(LONG))
 
 
+def accused(machine: ProtocolMachine) -> None:
+    """The first worker alone holds a sample that must be alone; others that nobody suspects wait."""
+    held(machine)
+    hand = machine.hands[0]
+    for other in list(machine.hands[1:]):
+        machine.do(machine.ending_of(other, WorkerEnd.STOPPED))
+    (accused, _), *others = sorted(hand.epochs.items())
+    machine.do(machine.releasing_of(hand, dict(others)))
+    for _ in range(ALONE_AFTER):
+        machine.do(machine.lapsing(0))
+        machine.do(machine.heartbeat(hand))
+        sample = machine.model.samples[accused]
+        machine.do(machine.claiming_by(hand, SamplesMessage(job_id=sample.job, samples=[(accused, sample.epoch)])))
+    [work] = hand.works.values()
+    assert work.must_be_alone, work.num_rescues
+
+
 Maker = Callable[[ProtocolMachine], Op | None]
 JOB = 1
 """A job of which the first worker has several samples."""
@@ -145,6 +165,38 @@ def die(machine: ProtocolMachine) -> Op:
     return machine.ending_of(machine.hands[0], WorkerEnd.ENGINE_DIED)
 
 
+def die_and_settle(machine: ProtocolMachine) -> Op:
+    """The engine of the first worker dies, and upkeep settles it."""
+    end, settle = die(machine), machine.settling()
+
+    def run(connection: Connection) -> Settled | None:
+        end.run(connection)
+        settled: Settled | None = settle.run(connection)
+        return settled
+
+    def predict(model: pm.Model) -> object:
+        end.predict(model)
+        return settle.predict(model)
+
+    return Op(f"{end.what} and {settle.what}", run, predict, see=settle.see)
+
+
+def begin_trial(machine: ProtocolMachine) -> Op:
+    hand = machine.hands[0]
+    return machine.trying_of(hand, next(iter(hand.works.values())))
+
+
+def claim_beside_a_trial(machine: ProtocolMachine) -> Op:
+    """What no worker does: it claims others after the trial began."""
+    machine.do(begin_trial(machine))
+    return claim(machine)
+
+
+def store_part(machine: ProtocolMachine) -> Op:
+    hand = machine.hands[0]
+    return machine.storing_of(hand, next(iter(hand.works.values())), 0, 3)
+
+
 lapse = by("lapsing")
 PAIRS: dict[str, tuple[Callable[[ProtocolMachine], None], Maker, Maker]] = {
     "claim, lapse": (waiting, claim, lapse),
@@ -167,6 +219,13 @@ PAIRS: dict[str, tuple[Callable[[ProtocolMachine], None], Maker, Maker]] = {
     "renew, lapse": (held, by("beating"), lapse),
     "lapse beside others, renew": (beside, lapse, by("beating")),
     "die beside others, settle": (beside, die, by("settling")),
+    "store part, lapse": (held, store_part, lapse),
+    "store part, commit": (held, store_part, write),
+    "store part, release": (held, store_part, release),
+    "store part, the same again": (held, store_part, store_part),
+    "store part, halt": (paused, store_part, by("halting")),
+    "begin trial, die": (accused, begin_trial, die_and_settle),
+    "claim beside a trial, die": (accused, claim_beside_a_trial, die_and_settle),
     "lapse, cancel samples": (half_held, lapse, by("cancelling_samples", JOB)),
     "lapse, release job": (paused, lapse, by("releasing_job", JOB)),
     "end of grading, reap": (being_graded, grade, by("reaping_grades")),

@@ -16,11 +16,20 @@ from sqlalchemy import Connection, Engine, TextClause, make_url, text
 
 from pipeline.chat.steps import Step
 from pipeline.chat.translation import ThinkPhase
-from pipeline.db.claims import ClaimedSample, defer_samples, held_epochs, release_samples
+from pipeline.db.claims import (
+    ClaimedSample,
+    begin_trial,
+    defer_samples,
+    find_fitting_queue,
+    find_misfit,
+    held_epochs,
+    release_samples,
+)
 from pipeline.db.grades import TextGrade, begin_grade, end_grade, store_grades
 from pipeline.db.grants import grant_roles
 from pipeline.db.job_configs import fix_identity, fix_think_phase, get_job_config
 from pipeline.db.leadership import lead, resign
+from pipeline.db.parts import OpenSegment, Part, store_parts
 from pipeline.db.report_queries import select_progress
 from pipeline.db.revision import require_current
 from pipeline.db.rollups import Rollup, compact_lengths, postpone_rollup
@@ -58,11 +67,11 @@ from workers.upkeep.rounds import Upkeep
 SECRET = "ZQ-7f3a-the-answer"
 WORKERS = (DatabaseRole.WRITER, DatabaseRole.GRADER, DatabaseRole.UPKEEP)
 MODULES = (
-    "claims", "commits", "context_cache", "grades", "job_configs", "leadership", "rollups", "runnable", "totals",
-    "upkeep_statements", "worker_leases",
+    "claims", "commits", "context_cache", "grades", "job_configs", "leadership", "parts", "rollups", "runnable",
+    "totals", "upkeep_statements", "verdicts", "worker_leases",
 )  # fmt: skip
 """Of pipeline.db: their statements are those that workers execute."""
-OTHERS = {"grades._COMPLETE", "grades._REOPEN", "leadership._SELECT_LEADER"}
+OTHERS = {"grades._COMPLETE", "grades._REOPEN", "leadership._SELECT_LEADER", "verdicts._SELECT_JUDGE"}
 """Statements there that a person's login executes."""
 
 
@@ -145,6 +154,8 @@ def write(connection: Connection, job: int, worker: int) -> list[ClaimedSample]:
     get_job_config(connection, job)
     for role in ModelRole:
         fix_identity(connection, job, role, ModelSpec(name="S", fingerprint="f", weights="w"))
+        find_fitting_queue(connection, worker_id=worker, role=role, job_id=job)
+    assert find_misfit(connection, worker_id=worker, job_id=job) is None
     fix_think_phase(connection, job, ThinkPhase(start="", end="", opened=False))
     first, second, third, fourth, fifth = claimed
     step = Step(
@@ -157,12 +168,21 @@ def write(connection: Connection, job: int, worker: int) -> list[ClaimedSample]:
     )  # fmt: skip
     finished = replace(written(first, SampleState.FINISHED), steps=(step,))
     asked = replace(written(second, SampleState.READY), asides=(aside,))
+    part = Part(sample_id=third.sample_id, epoch=third.epoch, segment_index=0, start_token=0, token_ids=[5])
+    assert store_parts(connection, worker_id=worker, parts=[part]) == {third.sample_id}
+    release_samples(connection, worker_id=worker, epochs={third.sample_id: third.epoch})
+    [third] = claim(connection, worker, {third.sample_id: third.epoch + 1})
+    assert third.open_segment == OpenSegment(token_ids=(5,))
+    assert commit(connection, worker, written(third, SampleState.READY))
+    [third] = claim(connection, worker, {third.sample_id: third.epoch})
+    assert third.open_segment is None
     assert commit(connection, worker, finished, asked, written(fifth, SampleState.FINISHED))
     assert commit(connection, worker, finished), "a commit that is sent again"
     assert claim(connection, worker, {second.sample_id: second.epoch})[0].context.asides
     release_samples(connection, worker_id=worker, epochs={third.sample_id: third.epoch})
     defer_samples(connection, worker_id=worker, epochs={fourth.sample_id: fourth.epoch}, error="busy", max_attempts=1)
     assert len(held_epochs(connection, worker)) == 1
+    begin_trial(connection, worker_id=worker, claim=next(iter(held_epochs(connection, worker).items())))
     settle_late_tokens(connection, worker, tokens=1)
     return [first, fifth]
 
@@ -191,6 +211,14 @@ def tidy(owner: Engine, login: Engine, upkeep: Upkeep, job: int, ending: int) ->
         connection.execute(text("UPDATE workers SET expires_at = '2001-01-02', renewed_at = '2001-01-01'"))
         last = text("UPDATE samples SET state = 'failed', error = 'e', ended_at = now() WHERE job_id = :job")
         connection.execute(last, {"job": ending})
+        connection.execute(
+            text("UPDATE jobs SET judged_job_id = :job WHERE id = :judge"), {"job": job, "judge": ending}
+        )
+        judged = text("""
+            INSERT INTO judged_samples (job_id, sample_id, epoch)
+            SELECT :judge, id, epoch FROM samples WHERE job_id = :job AND state = 'graded'
+        """)
+        assert connection.execute(judged, {"job": job, "judge": ending}).rowcount == 2
     do_round(login, upkeep)
     with transaction(login) as connection:
         mark_followed(connection, job)
@@ -200,6 +228,7 @@ def tidy(owner: Engine, login: Engine, upkeep: Upkeep, job: int, ending: int) ->
         assert connection.execute(text(ended)).rowcount == 1
     do_round(login, upkeep)  # ends the samples of a cancel whose client died
     refresher = RollupRefresher(login)
+    assert refresher.carry_verdicts() == 1
     assert refresher.count_jobs() == 2
     with transaction(owner) as connection:
         connection.execute(text("UPDATE rollups SET changed_at = '2001-01-01'"))

@@ -14,10 +14,10 @@ from sqlalchemy import Engine as DbEngine
 import workers.writing.store
 from pipeline.db.job_control import cancel_job, cancel_samples
 from pipeline.db.session import transaction
-from pipeline.db.upkeep_statements import settle_workers
 from pipeline.embedded import Connections
 from pipeline.errors import ServiceUnavailable
 from pipeline.samples import ModelRole
+from tests.integration.lapses import settle_lapsed
 from tests.integration.writer_pool import LARGE, SMALL, Engines, WriterPool, make_writer_pool
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -137,7 +137,7 @@ def test_token_counts_agree_after_a_lease_ran_out_and_the_samples_were_rescued(w
 
     def lapse(connection: Connection) -> None:
         connection.execute(text("UPDATE workers SET expires_at = clock_timestamp() - interval '1 s'"))
-        settled = settle_workers(connection)
+        settled = settle_lapsed(connection)
         assert settled is not None
         assert settled.rescued > 0
 

@@ -6,7 +6,7 @@ import datetime as dt
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,19 @@ from pipeline.db.job_control import cancel_job, cancel_samples
 from pipeline.db.runnable import Runnable
 from pipeline.db.session import open_database, transaction
 from pipeline.db.submissions import insert_job, put_problem_set
-from pipeline.db.upkeep_statements import admit_samples, overdue_samples, settle_workers
+from pipeline.db.upkeep_statements import admit_samples, overdue_samples
 from pipeline.db.worker_leases import Registration, finalize_counters, put_engine, register_worker
 from pipeline.errors import EngineUnavailable
 from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec
 from pipeline.policies import parse_policy
 from pipeline.policies.requests import Generate
 from pipeline.problems import Problem, ProblemSet, content_sha256
-from pipeline.samples import ModelRole, SampleState
+from pipeline.samples import ALONE_AFTER, ModelRole, SampleState
 from pipeline.workforce import WorkerEnd, WorkerKind
+from tests.integration.lapses import settle_lapsed
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
-from workers.engine.base import GenerateRequest
+from workers.engine.base import Done, GenerateRequest
 from workers.engine.scripted import ScriptedEngine
 from workers.writing.store import Identity
 from workers.writing.writer import Writer
@@ -83,6 +84,15 @@ class BusyEngine(ScriptedEngine):
         raise EngineUnavailable("S", "out of memory")
 
 
+def register_other(connection: Connection, registration: Registration, fingerprint: str) -> None:
+    """A worker beside this one, which serves another model under its name."""
+    engine_id = put_engine(
+        connection, kind="scripted", version="1", model="S", model_fingerprint=fingerprint, vocabulary_sha256="v",
+        settings={},
+    )  # fmt: skip
+    register_worker(connection, replace(registration, engine_id=engine_id, queue="small.S.right"))
+
+
 def make_rig(
     db_engine: DbEngine,
     *,
@@ -93,7 +103,8 @@ def make_rig(
     weights: str | None = None,
     engine_type: type[ScriptedEngine] = ScriptedEngine,
 ) -> WriterRig:
-    """fingerprint: of the model that the job was submitted with; None: of any. weights: of the worker's model."""
+    """fingerprint: of the model that the job was submitted with, and that another worker serves; None: of any. weights:
+    of the worker's model."""
     problems = tuple(Problem(external_id=str(i), prompt=prompt, answer="2") for i in range(2))
     problem_set = ProblemSet(name="sums", content_sha256=content_sha256(problems), problems=problems)
     config = JobConfig(
@@ -107,23 +118,24 @@ def make_rig(
             kind="scripted",
             version="1",
             model="S",
-            model_fingerprint="f",
+            model_fingerprint=CHAT.fingerprint,
             vocabulary_sha256=CHAT.vocabulary_sha256,
+            weights_sha256=weights,
             settings={},
         )
-        worker_id = register_worker(
-            connection,
-            Registration(
-                kind=WorkerKind.SMALL,
-                model="S",
-                engine_id=engine_id,
-                host="here",
-                pid=1,
-                queue="small.S.own",
-                max_in_flight=8,
-                ttl=dt.timedelta(minutes=5),
-            ),
+        registration = Registration(
+            kind=WorkerKind.SMALL,
+            model="S",
+            engine_id=engine_id,
+            host="here",
+            pid=1,
+            queue="small.S.own",
+            max_in_flight=8,
+            ttl=dt.timedelta(minutes=5),
         )
+        worker_id = register_worker(connection, registration)
+        if fingerprint is not None:
+            register_other(connection, registration, fingerprint)
         job_id = insert_job(
             connection,
             name="job",
@@ -188,14 +200,17 @@ def test_worker_with_another_tokenizer_refuses_the_job_and_harms_no_sample(
     monkeypatch.setattr(Publisher, "publish", lambda _, samples, **__: told.extend(samples))
     try:
         reason = rig.writer.write(rig.message)
-        assert reason.startswith("EngineRefused: S: this worker's model has another tokenizer")
+        assert reason.startswith("this worker's model has another tokenizer")
         states = "SELECT count(*), min(epoch), max(epoch), max(num_rescues), max(num_attempts) FROM samples"
-        assert rig.one(f"{states} WHERE state = 'ready'") == (2, 2, 2, 0, 0), "they go back as they were"
+        assert rig.one(f"{states} WHERE state = 'ready'") == (2, 0, 0, 0, 0), "it never had them"
         assert {sample.sample_id for sample in told} == set(rig.message.epochs)
-        assert {sample.home_queue for sample in told} == {None}, "to another worker, if there is one"
-        again = SamplesMessage(job_id=rig.job_id, samples=[(sample.sample_id, sample.epoch) for sample in told])
-        assert rig.writer.write(again) == reason
-        assert rig.one(f"{states} WHERE state = 'ready'") == (2, 2, 2, 0, 0), "it does not claim for that job again"
+        assert {sample.home_queue for sample in told} == {"small.S.right"}, "to the worker that serves the right model"
+        told.clear()
+        with transaction(db_engine) as connection:
+            connection.execute(text("UPDATE workers SET expires_at = clock_timestamp() WHERE queue = 'small.S.right'"))
+        assert rig.writer.write(rig.message) == reason
+        assert rig.one(f"{states} WHERE state = 'ready'") == (2, 0, 0, 0, 0), "it does not claim for that job again"
+        assert told == [], "nobody is there to go on with them: upkeep sends them again"
         assert rig.writer.counters().refused_jobs == {rig.job_id: reason}
         assert rig.ends == []
     finally:
@@ -226,9 +241,7 @@ def test_a_later_worker_with_other_weights_is_refused(
         ), "weights decide, whatever they were asked for by"
     try:
         answer = rig.writer.write(rig.message)
-        assert answer == (
-            "EngineRefused: S: this worker's model has other weights than the job's" if is_refused else "2 of 2 written"
-        )
+        assert answer == ("this worker's model has other weights than the job's" if is_refused else "2 of 2 written")
     finally:
         rig.writer.close()
         rig.engine.close()
@@ -300,7 +313,7 @@ def test_dead_engine_is_reported_and_its_samples_are_rescued(slow_desk: WriterRi
     assert slow_desk.ends[0] is WorkerEnd.ENGINE_DIED
     with transaction(slow_desk.db_engine) as connection:
         connection.execute(text("UPDATE workers SET expires_at = clock_timestamp() - interval '1 s'"))
-        settled = settle_workers(connection)
+        settled = settle_lapsed(connection)
     assert settled is not None
     assert settled.rescued == 2
 
@@ -509,3 +522,130 @@ def test_commit_whose_answer_comes_after_the_lease_was_lost_is_booked_in_the_lif
     assert books == (num_tokens, num_tokens, 0)
     counters = rig.writer.counters()
     assert (counters.tokens_committed, counters.tokens_dropped) == (0, num_tokens), "the next life counts none of it"
+
+
+# A sample that must be alone.
+
+DEATHS = text("UPDATE samples SET num_rescues = :deaths WHERE id = :id")
+
+
+def accuse(rig: WriterRig) -> tuple[SamplesMessage, SamplesMessage]:
+    """A message about the first sample, with which three workers died, and one about the other."""
+    (accused, epoch), other = rig.message.samples
+    with transaction(rig.db_engine) as connection:
+        connection.execute(DEATHS, {"deaths": ALONE_AFTER, "id": accused})
+    return (
+        SamplesMessage(job_id=rig.job_id, samples=[(accused, epoch)]),
+        SamplesMessage(job_id=rig.job_id, samples=[other]),
+    )
+
+
+def in_background(rig: WriterRig, message: SamplesMessage, answers: list[str]) -> threading.Thread:
+    thread = threading.Thread(target=lambda: answers.append(rig.writer.write(message)))
+    thread.start()
+    return thread
+
+
+def test_accused_sample_is_written_once_the_engine_has_nothing_else(
+    slow_desk: WriterRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, other = accuse(slow_desk)
+    beside: list[tuple[int, list[str]]] = []
+    submit = slow_desk.engine.submit
+
+    def watched(request: GenerateRequest, done: Done) -> None:
+        running = list(slow_desk.engine._core_ids)
+        beside.append((int(request.request_id.partition("-")[0]), running))
+        submit(request, done)
+
+    monkeypatch.setattr(slow_desk.engine, "submit", watched)
+    threads = [in_background(slow_desk, other, [])]
+    soon(lambda: len(slow_desk.writer.in_flight()) == 1)
+    threads.append(in_background(slow_desk, alone, []))
+    soon(lambda: slow_desk.writer._trial.is_open)
+    assert slow_desk.one("SELECT count(*) FROM samples WHERE trial_epoch IS NOT NULL") == (0,)
+    for thread in threads:
+        thread.join()
+    assert [sample for sample, _ in beside] == [other.samples[0][0], alone.samples[0][0]]
+    assert beside[1][1] == [], "nothing else was in the engine"
+    query = "SELECT state, trial_epoch IS NOT NULL, num_rescues FROM samples ORDER BY id LIMIT 1"
+    assert slow_desk.one(query) == ("finished", True, 0), "its commit clears it"
+    assert not slow_desk.writer._trial.is_open
+
+
+def test_messages_wait_for_a_trial_where_nobody_else_can_take_them(slow_desk: WriterRig) -> None:
+    alone, other = accuse(slow_desk)
+    answers: list[str] = []
+    first = in_background(slow_desk, alone, answers)
+    soon(lambda: len(slow_desk.writer.in_flight()) == 1)
+    second = in_background(slow_desk, other, answers)
+    first.join()
+    assert slow_desk.one("SELECT state FROM samples ORDER BY id DESC LIMIT 1") in {("ready",), ("drafting",)}
+    second.join()
+    assert answers == ["1 of 1 written"] * 2
+    assert slow_desk.one("SELECT count(*) FROM samples WHERE state = 'finished'") == (2,)
+
+
+def test_messages_go_to_another_worker_while_a_sample_is_tried_alone(
+    slow_desk: WriterRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Runnable] = []
+    monkeypatch.setattr(Publisher, "publish", lambda _, samples, **__: told.extend(samples))
+    alone, other = accuse(slow_desk)
+    with transaction(slow_desk.db_engine) as connection:
+        connection.execute(
+            text("""
+                INSERT INTO workers (id, kind, model, engine_id, host, pid, queue, max_in_flight, expires_at)
+                SELECT 7, kind, model, engine_id, host, 2, 'small.S.beside', 8, expires_at FROM workers
+            """)
+        )
+    first = in_background(slow_desk, alone, [])
+    soon(lambda: len(slow_desk.writer.in_flight()) == 1)
+    assert slow_desk.writer.write(other) == "passed on: a sample is tried alone here"
+    assert [(sample.sample_id, sample.home_queue) for sample in told] == [(other.samples[0][0], "small.S.beside")]
+    first.join()
+
+
+def test_what_does_not_end_in_time_goes_back_before_a_trial(
+    slow_desk: WriterRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.writing.trial.TRIAL_DRAIN_S", 0.0)
+    alone, other = accuse(slow_desk)
+    threads = [in_background(slow_desk, other, [])]
+    soon(lambda: len(slow_desk.writer.in_flight()) == 1)
+    threads.append(in_background(slow_desk, alone, []))
+    soon(lambda: slow_desk.writer._trial.is_open)
+    slow_desk.writer.reconcile(slow_desk.worker_id)
+    for thread in threads:
+        thread.join()
+    states = slow_desk.one("SELECT min(state) FILTER (WHERE id = 1), min(state) FILTER (WHERE id = 2) FROM samples")
+    assert states == ("finished", "ready")
+
+
+def test_worker_that_stops_hands_back_what_waits_for_its_trial(slow_desk: WriterRig) -> None:
+    alone, other = accuse(slow_desk)
+    threads = [in_background(slow_desk, other, [])]
+    soon(lambda: len(slow_desk.writer.in_flight()) == 1)
+    threads.append(in_background(slow_desk, alone, []))
+    soon(lambda: slow_desk.writer._trial.is_open)
+    slow_desk.writer.drain(0.0)
+    for thread in threads:
+        thread.join()
+    assert slow_desk.one("SELECT count(*), max(num_rescues) FROM samples WHERE state = 'ready'") == (2, ALONE_AFTER)
+
+
+def test_sample_that_is_taken_away_before_its_trial_is_left_alone(slow_desk: WriterRig) -> None:
+    alone, other = accuse(slow_desk)
+    threads = [in_background(slow_desk, other, [])]
+    soon(lambda: len(slow_desk.writer.in_flight()) == 1)
+    threads.append(in_background(slow_desk, alone, []))
+    soon(lambda: slow_desk.writer._trial.is_open)
+    with transaction(slow_desk.db_engine) as connection:
+        connection.execute(
+            text("UPDATE samples SET state = 'ready', epoch = epoch + 1, holder_id = NULL WHERE id = :id"),
+            {"id": alone.samples[0][0]},
+        )
+    for thread in threads:
+        thread.join()
+    assert slow_desk.one("SELECT state, trial_epoch FROM samples ORDER BY id LIMIT 1") == ("ready", None)
+    assert not slow_desk.writer._trial.is_open

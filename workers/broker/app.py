@@ -7,6 +7,7 @@ from typing import Any
 from celery import Celery
 from pydantic import SecretStr
 
+from pipeline.redis_address import CONNECT_TIMEOUT_S, RedisAddress
 from workers.broker.queues import PRIORITY_STEPS
 from workers.broker.transport import guard_redis
 
@@ -64,6 +65,17 @@ CONFIG: dict[str, Any] = {
 def make_app(redis_url: SecretStr) -> Celery:
     """The application for a broker; tasks are added by workers.broker.tasks."""
     guard_redis()
-    app = Celery("specthink", broker=redis_url.get_secret_value(), set_as_current=False)
+    address = RedisAddress.parse(redis_url)
+    app = Celery("specthink", broker=address.broker_url, set_as_current=False)
     app.conf.update(CONFIG)
+    if address.tls is not None:
+        app.conf.broker_use_ssl = address.tls
+    if address.master_name is not None:
+        app.conf.broker_transport_options = CONFIG["broker_transport_options"] | _by_sentinel(address)
     return app
+
+
+def _by_sentinel(address: RedisAddress) -> dict[str, Any]:
+    """Options of the transport that finds its server by asking Sentinels."""
+    timeouts = {"socket_timeout": CONNECT_TIMEOUT_S, "socket_connect_timeout": CONNECT_TIMEOUT_S}
+    return {"master_name": address.master_name, "sentinel_kwargs": timeouts | address.sentinel_login}

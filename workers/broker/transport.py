@@ -63,8 +63,21 @@ class GuardedTransport(redis_transport.Transport):
     Channel = GuardedChannel
 
 
+class GuardedSentinelChannel(GuardedChannel, redis_transport.SentinelChannel):
+    """The same, of a server that Sentinels name."""
+
+
+class GuardedSentinelTransport(redis_transport.SentinelTransport):
+    """kombu's transport by way of Sentinels with such channels."""
+
+    Channel = GuardedSentinelChannel
+
+
+_TRANSPORTS = {"redis": GuardedTransport, "rediss": GuardedTransport, "sentinel": GuardedSentinelTransport}
+
+
 def guard_redis() -> None:
-    """From now on every redis:// address of this process means the guarded transport."""
-    for scheme in ("redis", "rediss"):
-        kombu_transports.TRANSPORT_ALIASES[scheme] = "workers.broker.transport:GuardedTransport"
+    """From now on every address of a Redis in this process means a guarded transport."""
+    for scheme, transport in _TRANSPORTS.items():
+        kombu_transports.TRANSPORT_ALIASES[scheme] = f"{transport.__module__}:{transport.__name__}"
         kombu_transports._transport_cache.pop(scheme, None)

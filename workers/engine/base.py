@@ -49,6 +49,8 @@ class GenerateRequest:
     seed: fixes the request's noise, None for none.
     signals: what to read of each token. think_end_id: the closing think tag's id, for FIRST_MARGIN; None where the tag
         is no single token.
+    written: ids that an earlier request wrote for this one: the first of its piece, and of its max_tokens. Where
+        signals or the first token are read there are none.
     labels: by name the ids that count for it; the log-probability of each as the first token is read. reads_top: so are
         those of the most likely first tokens.
     """
@@ -64,6 +66,17 @@ class GenerateRequest:
     think_end_id: int | None = None
     labels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     reads_top: bool = False
+    written: Sequence[int] = ()
+
+    @property
+    def context_ids(self) -> Sequence[int]:
+        """What the engine goes on after."""
+        return [*self.prompt_ids, *self.written] if self.written else self.prompt_ids
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Most tokens that the engine generates."""
+        return self.max_tokens - len(self.written)
 
     @property
     def reads_first(self) -> bool:
@@ -84,7 +97,7 @@ class GenerateResult:
     """What a request gave.
 
     piece: all tokens the engine produced but EOS, those after the watcher's word included.
-    num_generated_tokens: as the engine counts them, EOS included.
+    num_generated_tokens: as the engine counts them, EOS included; not those that were written before.
     num_prompt_tokens: given; num_cached_tokens: of these, found in the prefix cache (not computed).
     queue_seconds: from submit to the engine's first work on it; first_token_seconds: from submit to the first token
     here; total_seconds: from submit to the end.
@@ -176,6 +189,10 @@ class Engine(Protocol):
 
     def abort(self, request_id: str) -> None:
         """End a request early; its ``done`` gets what was written so far, with finish WATCH. Unknown ids: no effect."""
+        ...
+
+    def written(self, request_id: str) -> Sequence[int] | None:
+        """The ids that a running request has written so far, ``request.written`` included; None where none runs."""
         ...
 
     def stats(self) -> EngineStats: ...

@@ -70,6 +70,11 @@ class Running:
             else None
         )
 
+    def go_on_from(self, written: Sequence[int]) -> bool:
+        """Begin with what an earlier request wrote. True: the watcher ends the request."""
+        self._token_ids += written
+        return self._watching and self._read_along(written)
+
     @property
     def token_ids(self) -> Sequence[int]:
         """Written so far, without EOS."""
@@ -93,7 +98,7 @@ class Running:
             finish=finish,
             num_generated_tokens=self.num_generated_tokens,
             num_prompt_tokens=len(self.request.prompt_ids),
-            num_cached_tokens=self.num_cached_tokens,
+            num_cached_tokens=min(self.num_cached_tokens, len(self.request.prompt_ids)),
             queue_seconds=(self.scheduled_at or self.first_token_at or now) - self.submitted_at,
             first_token_seconds=(self.first_token_at or now) - self.submitted_at,
             total_seconds=now - self.submitted_at,

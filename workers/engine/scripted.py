@@ -11,6 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
 from pipeline.samples import SegmentFinish
@@ -75,7 +76,9 @@ class ScriptedEngine(ThreadedEngine[GenerateRequest]):
         self._thread.start()
 
     def _prepare(self, request: GenerateRequest) -> GenerateRequest:
-        return request
+        if not request.written:
+            return request
+        return replace(request, prompt_ids=request.context_ids, max_tokens=request.max_new_tokens, written=())
 
     def _add(self, core_id: str, core_request: GenerateRequest) -> None:
         heapq.heappush(self._waiting, (core_request.priority, int(core_id), core_id, core_request))
@@ -134,8 +137,8 @@ class ScriptedEngine(ThreadedEngine[GenerateRequest]):
         if token_id is None:
             return self._take(running, (), SegmentFinish.EOS, rows)
         length = running.num_generated_tokens
-        room = self._max_model_len - len(running.request.prompt_ids)
-        is_last = length >= min(running.request.max_tokens, room)
+        room = self._max_model_len - len(running.request.context_ids)
+        is_last = length >= min(running.request.max_new_tokens, room)
         return self._take(running, (token_id,), SegmentFinish.LENGTH if is_last else None, rows)
 
 

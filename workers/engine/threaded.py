@@ -84,6 +84,9 @@ class ThreadedEngine(ABC, Generic[T]):
             return
         newlines = newlines_before(request, self._decode_stream)
         running = Running(request, done, self._decode_stream(request.prompt_ids), newlines=newlines)
+        if request.written and running.go_on_from(request.written):
+            done(running.result(SegmentFinish.WATCH))
+            return
         refusal: PipelineError | None
         with self._changed:
             refusal = self._death
@@ -101,6 +104,11 @@ class ThreadedEngine(ABC, Generic[T]):
             self._drop(core_id)
         self._deliver(running, SegmentFinish.WATCH)
 
+    def written(self, request_id: str) -> Sequence[int] | None:
+        with self._changed:  # with it, each token is one that the watcher lets pass
+            core_id = self._core_ids.get(request_id)
+            return None if core_id is None else tuple(self._running[core_id].token_ids)
+
     def stats(self) -> EngineStats:
         with self._changed:
             num_running = min(self._num_scheduled, len(self._running))
@@ -110,7 +118,7 @@ class ThreadedEngine(ABC, Generic[T]):
                 cache_usage=self._cache_usage,
                 cache_tokens=self._cache_tokens,
                 prefill_s=self._prefill_s(
-                    [len(r.request.prompt_ids) for r in self._running.values() if r.first_token_at is None]
+                    [len(r.request.context_ids) for r in self._running.values() if r.first_token_at is None]
                 ),
                 is_dead=self._death is not None,
             )
@@ -198,8 +206,8 @@ class ThreadedEngine(ABC, Generic[T]):
             raise self._death
         if not request.prompt_ids:
             raise EngineError(self._name, f"request {request.request_id} was refused: its prompt is empty")
-        if len(request.prompt_ids) >= self._max_model_len:
-            raise PromptTooLong(self._name, len(request.prompt_ids), self._max_model_len)
+        if len(request.context_ids) >= self._max_model_len:
+            raise PromptTooLong(self._name, len(request.context_ids), self._max_model_len)
 
     def _admit(self, core_request: T, running: Running) -> PipelineError | None:
         """Hand a request to the core; what was wrong with it where that cannot be done."""

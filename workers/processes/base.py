@@ -18,6 +18,7 @@ from pipeline.db.revision import require_current
 from pipeline.db.session import open_database
 from pipeline.db.worker_leases import Registration
 from pipeline.embedded import resolve_connections
+from pipeline.redis_checks import require_broker
 from pipeline.settings import Settings
 from pipeline.workforce import WorkerKind
 from workers.broker.app import make_app
@@ -44,6 +45,7 @@ def open_base(settings: Settings, kind: WorkerKind | None = None) -> Base:
     url = connections.worker_url(kind) if kind else connections.database_url
     db_engine = open_database(url, answer_within_s=settings.lease.answer_within_s if kind else None)
     require_current(db_engine)
+    require_broker(connections.redis_url)
     app = make_app(connections.redis_url)
     return Base(settings=settings, db_engine=db_engine, app=app, publisher=Publisher(app))
 

@@ -19,6 +19,7 @@ from tornado.ioloop import PeriodicCallback
 
 from pipeline.embedded import resolve_redis
 from pipeline.errors import ConfigurationError
+from pipeline.redis_checks import require_broker
 from pipeline.settings import FlowerSettings, Settings
 from workers.broker.app import make_app
 
@@ -73,7 +74,9 @@ def run_flower(settings: Settings) -> None:
     os.environ.update(_environment(flower))
     command.Flower = GuardedFlower
     BaseHandler.set_default_headers = _set_headers
-    make_app(resolve_redis(settings)).start(argv=["flower"])
+    redis_url = resolve_redis(settings)
+    require_broker(redis_url)
+    make_app(redis_url).start(argv=["flower"])
 
 
 def _is_loopback(address: str) -> bool:

@@ -122,6 +122,7 @@ class WriterProcess:
             on_failure=self._die,
             max_attempts=base.settings.engine.max_attempts,
             admit_ahead=base.settings.upkeep.admit_ahead,
+            store_every_s=base.settings.engine.store_every_s,
             weights=weights,
             revision=revision,
         )

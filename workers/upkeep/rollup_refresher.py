@@ -1,6 +1,7 @@
 """Refreshes rollups in a thread of its own, so that an expensive count never delays a rescue.
 
 Two things are counted, each in a transaction of its own: ended jobs as a whole, and parts of those that run (rollups).
+What else may take long is done here too: the verdicts of a judge that has ended become grades, all in one transaction.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import datetime as dt
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 
 import structlog
@@ -16,9 +18,17 @@ from sqlalchemy import Connection, text
 from sqlalchemy import Engine as DbEngine
 from sqlalchemy.exc import DBAPIError
 
-from pipeline.db.rollups import Rollup, compact_lengths, postpone_rollup, refresh_rollup, refreshable_rollups
+from pipeline.db.rollups import (
+    RETRY_AFTER,
+    Rollup,
+    compact_lengths,
+    postpone_rollup,
+    refresh_rollup,
+    refreshable_rollups,
+)
 from pipeline.db.session import transaction
 from pipeline.db.totals import count_job, uncounted_jobs
+from pipeline.db.verdicts import carry_verdicts, uncarried_judges
 from pipeline.errors import ServiceUnavailable
 
 log = structlog.get_logger()
@@ -33,8 +43,8 @@ BATCH_SIZE = 4
 """Jobs, and parts, that are looked up at a time."""
 LIMIT_S = 20.0
 """A count is given up after this time: until it is tried again, views read the samples themselves."""
-RETRY_AFTER = dt.timedelta(minutes=10)
-"""When a count that failed is tried again."""
+VERDICTS_LIMIT_S = 600.0
+"""So long the verdicts of one judge may take: nobody waits for them but a count of the judged job."""
 
 
 class RollupRefresher:
@@ -44,7 +54,7 @@ class RollupRefresher:
         self._db_engine = db_engine
         self._stop = threading.Event()
         self._not_before: dict[int, float] = {}
-        """Jobs that could not be counted: when to try again, by the monotonic clock."""
+        """Jobs that could not be counted, or carried over: when to try again, by the monotonic clock."""
 
     def start(self) -> None:
         self._stop = threading.Event()
@@ -57,17 +67,40 @@ class RollupRefresher:
     def _run(self, stop: threading.Event) -> None:
         while not stop.wait(POLL_INTERVAL_S):
             try:
-                while self.count_jobs() + self.refresh_rollups() and not stop.is_set():
+                while self.carry_verdicts() + self.count_jobs() + self.refresh_rollups() and not stop.is_set():
                     pass
             except ServiceUnavailable as error:
                 log.warning("rollups wait for Postgres", reason=str(error))
             except Exception:
                 log.exception("rollups not refreshed")
 
-    def count_jobs(self) -> int:
-        """Count a few ended jobs; returns how many were counted."""
+    def carry_verdicts(self) -> int:
+        """Make the verdicts of a few judges that have ended grades; returns of how many."""
+        self._forget_due()
+        with transaction(self._db_engine) as connection:
+            judges = uncarried_judges(connection, limit=BATCH_SIZE, but=list(self._not_before))
+        return sum(self._carry(judge_id) for judge_id in judges)
+
+    def _carry(self, judge_id: int) -> bool:
+        try:
+            with transaction(self._db_engine) as connection:
+                connection.execute(text(f"SET LOCAL statement_timeout = '{VERDICTS_LIMIT_S:.0f}s'"))
+                verdicts = carry_verdicts(connection, judge_id)
+        except (DBAPIError, ServiceUnavailable) as error:
+            log.warning("verdicts not carried over", job_id=judge_id, reason=str(error))
+            self._not_before[judge_id] = time.monotonic() + RETRY_AFTER.total_seconds()
+            return False
+        counts = {name: count for name, count in asdict(verdicts).items() if name != "judge_id"}
+        log.info("verdicts became grades", job_id=judge_id, **counts)
+        return True
+
+    def _forget_due(self) -> None:
         now = time.monotonic()
         self._not_before = {job: due for job, due in self._not_before.items() if due > now}
+
+    def count_jobs(self) -> int:
+        """Count a few ended jobs; returns how many were counted."""
+        self._forget_due()
         with transaction(self._db_engine) as connection:
             jobs = uncounted_jobs(connection, quiet=GRADES_QUIET, limit=BATCH_SIZE, but=list(self._not_before))
         num_counted = 0

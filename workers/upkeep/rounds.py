@@ -10,7 +10,8 @@ Who leads is a row of the database (``pipeline.db.leadership``); the leader rene
 - grade reaper: turns gradings that never came back into grades of status "timeout"
 - first-claim marker: notes when a worker first took a sample of a job
 - closer: ends jobs that have no open sample left
-- rollup refresher: counts what the idle samples of jobs add up to, in a thread of its own
+- rollup refresher: counts what the idle samples of jobs add up to, in a thread of its own; there the verdicts of judges
+  that have ended become grades, too
 - follower: makes sure that each running job is shown in Flower
 """
 
@@ -27,14 +28,16 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy import Engine as DbEngine
 
-from pipeline.db.grades import GRADING_TRIES, time_out_grades
+from pipeline.db.grades import GRADING_TRIES, RunningGrade, running_grades, time_out_grades
 from pipeline.db.job_control import cancel_leftovers
 from pipeline.db.leadership import lead, resign
 from pipeline.db.session import connected, session
 from pipeline.db.upkeep_statements import (
     MOST_OVERDUE,
+    Lease,
     admit_samples,
     close_jobs,
+    current_leases,
     halt_paused_jobs,
     mark_first_claims,
     overdue_samples,
@@ -46,6 +49,7 @@ from pipeline.errors import ServiceUnavailable
 from pipeline.settings import Settings
 from workers.broker.publish import Publisher
 from workers.upkeep.rollup_refresher import RollupRefresher
+from workers.upkeep.stillness import Stillness
 
 log = structlog.get_logger()
 
@@ -82,17 +86,16 @@ class Upkeep:
         self._db_engine = db_engine
         self._publisher = publisher
         self._settings = settings.upkeep
-        self._ttl_s = settings.lease.ttl_s
+        self._leases = Stillness[Lease](longest_gap_s=settings.lease.ttl_s / 2)
         self._leader_ttl = dt.timedelta(seconds=max(1.0, settings.lease.answer_within_s))
         """Another may lead this long after the last renewal: the leader hangs."""
         self._renewed_at = -math.inf
         """When it last renewed its leadership, or asked for it."""
-        self._watching_since = time.monotonic()
-        """Since when rounds ran without a gap of half a lease; no longer lease is taken: nobody watched it."""
         self._to_drop: list[str] = []
         """Queues of workers that were settled, until they are deleted."""
         self._rollups = RollupRefresher(db_engine)
-        self._grade_age = dt.timedelta(seconds=settings.grading.time_limit_s + 5)
+        self._grade_limit_s = settings.grading.time_limit_s + 5
+        self._gradings = Stillness[RunningGrade](longest_gap_s=self._grade_limit_s / 2)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
 
@@ -137,12 +140,8 @@ class Upkeep:
         return lead(own, self._worker_id(), ttl=self._leader_ttl, can_publish=can_publish)
 
     def _do_rounds(self, own: Connection) -> None:
-        self._watching_since = last = time.monotonic()
         while not self._stop.wait(self._settings.tick_s):
-            if time.monotonic() - last > self._ttl_s / 2:
-                self._watching_since = time.monotonic()
             self.round(own)
-            last = time.monotonic()
 
     def round(self, own: Connection) -> None:
         """Each duty once, each in a transaction of its own, as long as this worker leads. Raises Superseded."""
@@ -173,9 +172,9 @@ class Upkeep:
 
     def _settle(self, connection: Connection) -> None:
         with connection.begin():
-            settled = settle_workers(
-                connection, awake_for=dt.timedelta(seconds=time.monotonic() - self._watching_since)
-            )
+            seen_s = self._leases.look(current_leases(connection))
+            silent = [lease for lease, seconds in seen_s.items() if seconds >= lease.ttl.total_seconds()]
+            settled = settle_workers(connection, silent=silent)
         if settled is None:
             return
         log.warning(
@@ -240,7 +239,10 @@ class Upkeep:
 
     def _reap_grades(self, connection: Connection) -> None:
         with connection.begin():
-            late = time_out_grades(connection, age=self._grade_age, tries=GRADING_TRIES)
+            seen_s = self._gradings.look(running_grades(connection, tries=GRADING_TRIES))
+            late = time_out_grades(
+                connection, late=[grade for grade, seconds in seen_s.items() if seconds >= self._grade_limit_s]
+            )
         if late:
             log.warning("gradings timed out", samples=late)
 

@@ -34,6 +34,10 @@ class ActiveSample:
     """Carried out under this claim."""
     num_tokens: int = 0
     """Generated under this claim, whatever became of them."""
+    submitted_at: float = 0.0
+    """When its running request went to the engine, or a part of that was last stored; by ``time.monotonic``."""
+    part_tokens: int = 0
+    """Of the running request, stored while it runs."""
     ended_at: float | None = None
     """When its last request ended."""
     abandoned: bool = False

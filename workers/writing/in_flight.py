@@ -39,6 +39,11 @@ class InFlight:
         with self._lock:
             return not (self._active or self._num_claiming)
 
+    def holds_only(self, claim: tuple[int, int]) -> bool:
+        """Nothing is in flight, and nothing starts or is being claimed but this. claim: sample id and epoch."""
+        with self._lock:
+            return not (self._active or self._num_claiming) and self._starting == dict([claim])
+
     def samples(self) -> list[ActiveSample]:
         """What is being written now."""
         with self._lock:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, assert_never
 
@@ -24,7 +24,7 @@ def engine_request(active: ActiveSample, request: Request) -> GenerateRequest | 
     match request:
         case Generate():
             token_ids = _prompt(active, active.text)
-            more = _of_generate(active)
+            more = _of_generate(active, min(request.max_tokens, setup.max_model_len - len(token_ids)))
         case Ask():
             question = setup.questions.get(request)
             heads = [active.take(index, num_tokens) for index, num_tokens in request.after]
@@ -54,18 +54,29 @@ def _prompt(active: ActiveSample, text: Iterable[Segment]) -> list[int]:
     return [*active.prompt_ids, *active.setup.translator.output_ids(text, own=Author(active.setup.role.value))]
 
 
-def _of_generate(active: ActiveSample) -> dict[str, Any]:
+def _of_generate(active: ActiveSample, max_tokens: int) -> dict[str, Any]:
     setup = active.setup
+    written = _written_before(active, max_tokens)
     seed = segment_seed(
         job_seed=active.context.job_seed,
         problem_id=active.context.problem_id,
         sample_index=active.context.sample_index,
         segment_index=active.num_segments,
         role=setup.role,
+        start_token=len(written),
     )
     # What was begun goes before what was not: it ends sooner and frees its cache.
     is_begun = bool(active.sample.context.segments or active.sample.context.asides or active.num_requests > 1)
-    return {"sampling": setup.sampling, "seed": seed, "priority": -1 if is_begun else 0}
+    return {"sampling": setup.sampling, "seed": seed, "priority": -1 if is_begun or written else 0, "written": written}
+
+
+def _written_before(active: ActiveSample, max_tokens: int) -> Sequence[int]:
+    """What is stored of the open segment, where this request is the one that was lost and has room for more."""
+    open_segment = active.sample.open_segment
+    is_that_request = active.num_segments == len(active.sample.context.segments) and not active.asides
+    if open_segment is None or not is_that_request or len(open_segment.token_ids) >= max_tokens:
+        return ()
+    return open_segment.token_ids
 
 
 def _of_ask(active: ActiveSample, ask: Ask, labels: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

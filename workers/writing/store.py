@@ -16,10 +16,20 @@ from sqlalchemy import Connection
 from sqlalchemy import Engine as DbEngine
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 
-from pipeline.db.claims import ClaimedSample, claim_samples, defer_samples, held_epochs, release_samples
+from pipeline.db.claims import (
+    ClaimedSample,
+    begin_trial,
+    claim_samples,
+    defer_samples,
+    find_fitting_queue,
+    find_misfit,
+    held_epochs,
+    release_samples,
+)
 from pipeline.db.commits import Committed, SampleCommit, commit_samples
 from pipeline.db.context_cache import ContextCache
-from pipeline.db.runnable import Runnable
+from pipeline.db.parts import Part, store_parts
+from pipeline.db.runnable import Runnable, select_runnable
 from pipeline.db.session import transaction
 from pipeline.db.worker_leases import settle_late_tokens
 from pipeline.errors import EngineUnavailable, ServiceUnavailable
@@ -71,6 +81,28 @@ class Store:
                 cache=self._cache,
             )
 
+    def find_misfit(self, job_id: int) -> str | None:
+        """Why this worker's model may not write for a job; None where it may. Raises as ``transaction``."""
+        with transaction(self.db_engine) as connection:
+            return find_misfit(connection, worker_id=self.identity.worker_id, job_id=job_id)
+
+    def for_another_worker(self, job_id: int, sample_ids: Sequence[int]) -> list[Runnable]:
+        """Samples of a job that this worker may not claim now, addressed to a live worker that may; empty where there
+        is none. Raises as ``transaction``."""
+        worker_id = self.identity.worker_id
+        with transaction(self.db_engine) as connection:
+            queue = find_fitting_queue(connection, worker_id=worker_id, role=self._role, job_id=job_id)
+            if queue is None:
+                return []
+            found = select_runnable(connection, sample_ids)
+        waiting = [sample for sample in found if sample.job_id == job_id and sample.state is RUNNABLE_STATE[self._role]]
+        return [replace(sample, home_queue=queue) for sample in waiting]
+
+    def begin_trial(self, claim: tuple[int, int]) -> bool:
+        """Whether a claimed sample has this worker to itself from now on. Raises LeaseLost where it is not held."""
+        worker_id = self.identity.worker_id
+        return self.patiently(lambda connection: begin_trial(connection, worker_id=worker_id, claim=claim))
+
     def commit(self, commits: Sequence[SampleCommit]) -> Committed:
         """Store commits. One that Postgres refuses for its content is set aside with the reason, no other with it."""
         if not commits:
@@ -107,6 +139,11 @@ class Store:
                 commits=commits,
             )
         )
+
+    def parts(self, parts: Sequence[Part]) -> frozenset[int]:
+        """Store what running requests have written; of which samples. Raises as ``transaction``."""
+        with transaction(self.db_engine) as connection:
+            return store_parts(connection, worker_id=self.identity.worker_id, parts=parts)
 
     def release(self, epochs: Mapping[int, int]) -> list[Runnable]:
         """Hand samples back at their last commit. epochs: sample id → epoch."""

@@ -168,11 +168,20 @@ def _keep(active: ActiveSample, request: Generate, result: GenerateResult | None
             finish=event.finish,
             vocabulary_sha256=active.setup.chat.vocabulary_sha256,
             signals=event.signals,
+            resumed_at=_resumed_at(active),
             **_reading(active.setup, transition.reading),
             **_costs(active, result),
         )
     )
     return transition
+
+
+def _resumed_at(active: ActiveSample) -> tuple[int, ...] | None:
+    """Where this and earlier claims went on within the segment; None where it was written in one go."""
+    open_segment = active.sample.open_segment
+    if active.engine_request is None or not active.engine_request.written or open_segment is None:
+        return None
+    return (*open_segment.resumed_at, len(open_segment.token_ids))
 
 
 def _answer(active: ActiveSample, request: Ask, result: GenerateResult | None) -> Transition:

@@ -27,9 +27,10 @@ from pipeline.db.claims import ClaimedSample
 from pipeline.db.commits import SampleCommit
 from pipeline.db.faults import describe
 from pipeline.db.job_configs import fix_identity, fix_think_phase, get_job_config
+from pipeline.db.parts import Part
 from pipeline.db.runnable import Runnable
 from pipeline.db.worker_leases import WorkerCounters
-from pipeline.errors import EngineDied, EngineRefused, EngineUnavailable, ServiceUnavailable
+from pipeline.errors import EngineDied, EngineRefused, EngineUnavailable, LeaseLost, ServiceUnavailable
 from pipeline.jobs.config import ModelSpec
 from pipeline.policies.requests import Generate
 from pipeline.samples import ModelRole
@@ -43,8 +44,10 @@ from workers.writing.cache_room import CacheRoom
 from workers.writing.in_flight import InFlight
 from workers.writing.job_setup import JobSetup
 from workers.writing.latch import Latch
+from workers.writing.parts import last_part, running_part
 from workers.writing.store import Identity, Store
 from workers.writing.token_ledger import TokenLedger
+from workers.writing.trial import Trial, Waiting
 from workers.writing.turn import Step, apply_result, begin, commit_gathered, failed
 
 log = structlog.get_logger()
@@ -97,6 +100,11 @@ class EndedClaim(NamedTuple):
     how: ClaimEnd
 
 
+@dataclass(frozen=True, slots=True)
+class LookAtTrial:
+    """Go on with the trial, if its sample can be alone now."""
+
+
 @dataclass(slots=True, eq=False)
 class _Call:
     """A message that a task waits on. under_way: the claim, and each sample that it got."""
@@ -127,12 +135,15 @@ class Writer:
         on_failure: Callable[[WorkerEnd], None],
         max_attempts: int = 8,
         admit_ahead: float = 1.0,
+        store_every_s: float = 0.0,
         weights: str | None = None,
         revision: str | None = None,
     ) -> None:
         """on_failure: told why the worker cannot go on. max_attempts: so often a sample is handed to an
-        engine that refuses it for the moment. admit_ahead: samples that upkeep admits per slot."""
+        engine that refuses it for the moment. admit_ahead: samples that upkeep admits per slot. store_every_s: how
+        often what a request has written is stored while it runs; 0: never."""
         self.role = role
+        self._store_every_s = store_every_s
         self._weights = weights
         self._revision = revision
         self.engine = engine
@@ -150,7 +161,12 @@ class Writer:
         self._setup = lru_cache(maxsize=64)(self._load_setup)
         self._refusals: dict[int, str] = {}
         """Jobs whose texts this process cannot write, and why. It never claims for them again."""
-        self._recorder: Batcher[Outcome | EndedClaim, EndedClaim] = Batcher(
+        self._misfits: set[int] = set()
+        """Those of them that another model writes."""
+        self._served: set[int] = set()
+        """Jobs of which it has claimed something and refused nothing."""
+        self._trial: Trial[_Call] = Trial()
+        self._recorder: Batcher[Outcome | EndedClaim | LookAtTrial, EndedClaim] = Batcher(
             "recorder",
             self._record,
             prepare=self._advance,
@@ -186,6 +202,8 @@ class Writer:
         for call in calls:
             by_job.setdefault(call.message.job_id, []).append(call)
         for job_id, group in by_job.items():
+            if self._trial.is_open and not self._in_flight.is_stopping and self._turn_away(job_id, group):
+                continue
             reason: str | None = "stopping"
             if self._in_flight.begin_claiming():
                 reason = self._claim_of_job(job_id, group)
@@ -193,8 +211,18 @@ class Writer:
             for call in group:
                 call.end_claim(reason)
 
+    def _turn_away(self, job_id: int, calls: Sequence[_Call]) -> bool:
+        """A sample is to be alone here: another worker is told, or the messages wait. False: it is over by now."""
+        if not self._pass_on(job_id, calls):
+            return self._trial.put_aside(calls)
+        for call in calls:
+            call.end_claim("passed on: a sample is tried alone here")
+        return True
+
     def _claim_of_job(self, job_id: int, calls: Sequence[_Call]) -> str | None:
         """None, or why nothing was claimed, or none of it written: upkeep finds the samples again."""
+        if job_id in self._misfits:
+            self._pass_on(job_id, calls)
         if job_id in self._refusals:
             return self._refusals[job_id]
         named: dict[int, tuple[int, _Call]] = {}
@@ -204,6 +232,9 @@ class Writer:
                     named[sample_id] = epoch, call
         try:
             claimed = self._store.claim(job_id, {sample_id: epoch for sample_id, (epoch, _) in named.items()})
+            if not claimed and self._is_misfit(job_id):
+                self._pass_on(job_id, calls)
+                return self._refusals[job_id]
         except ServiceUnavailable as error:
             log.warning("nothing claimed", reason=str(error))
             return "Postgres is away"
@@ -221,21 +252,50 @@ class Writer:
             call.under_way.add()
             if setup is None:
                 self._recorder.put(EndedClaim((sample.sample_id, sample.epoch), call.under_way, 0, Release()))
+            elif sample.must_be_alone:
+                self._trial.open(Waiting(sample=sample, setup=setup, latch=call.under_way))
+                self._recorder.put(LookAtTrial())
             else:
                 self._begin(sample, setup, call.under_way)
         return self._refusals.get(job_id)
 
+    def _is_misfit(self, job_id: int) -> bool:
+        """Whether a claim got nothing because another model writes the job; it is refused from now on."""
+        reason = None if job_id in self._served else self._store.find_misfit(job_id)
+        if reason is None:
+            return False
+        self._misfits.add(job_id)
+        self._refuse(job_id, reason)
+        return True
+
+    def _pass_on(self, job_id: int, calls: Sequence[_Call]) -> bool:
+        """Tell a worker that may claim now of samples whose message came here; False: nobody could be told."""
+        sample_ids = {sample_id for call in calls for sample_id, _ in call.message.samples}
+        try:
+            samples = self._store.for_another_worker(job_id, sorted(sample_ids))
+        except ServiceUnavailable:
+            return False  # upkeep finds them again
+        self._publisher.publish(samples)
+        return bool(samples)
+
+    def _refuse(self, job_id: int, reason: str) -> None:
+        self._refusals[job_id] = reason
+        log.error("job refused", job_id=job_id, reason=reason)
+
     def _set_up(self, job_id: int) -> JobSetup | None:
         """None where this worker cannot write a job's texts: it refuses the job from now on, and no sample pays."""
         try:
-            return self._setup(job_id)
+            setup = self._setup(job_id)
         except EngineUnavailable as error:  # no process can be started at the moment
             log.warning("job not set up", job_id=job_id, reason=str(error))
             return None
         except Exception as error:  # a plug-in may break in any way
-            self._refusals[job_id] = f"{type(error).__name__}: {error}"
-            log.error("job refused", job_id=job_id, reason=self._refusals[job_id])
+            if isinstance(error, EngineRefused):  # of two models that began at the same time the other was first
+                self._misfits.add(job_id)
+            self._refuse(job_id, f"{type(error).__name__}: {error}")
             return None
+        self._served.add(job_id)
+        return setup
 
     def _begin(self, sample: ClaimedSample, setup: JobSetup, latch: Latch) -> None:
         """Hand a sample to the engine; whatever goes wrong with this one sample ends this one sample."""
@@ -279,16 +339,20 @@ class Writer:
             raise EngineRefused(wanted.name, reason)
 
     def _submit(self, active: ActiveSample, request: GenerateRequest) -> None:
+        active.submitted_at, active.part_tokens = time.monotonic(), 0
         self.engine.submit(request, lambda result: self._recorder.put(Outcome(active, result)))
         if active.abandoned or active.handed_back:  # since it was looked at: whoever said so found nothing to abort
             self.engine.abort(request.request_id)
 
     # The recorder's thread.
 
-    def _advance(self, item: Outcome | EndedClaim) -> EndedClaim | None:
+    def _advance(self, item: Outcome | EndedClaim | LookAtTrial) -> EndedClaim | None:
         """Carry a sample on by what the engine made of its request. None: the engine has its next one."""
         if isinstance(item, EndedClaim):
             return item
+        if isinstance(item, LookAtTrial):
+            self._look_at_trial()
+            return None
         active, result = item
         if isinstance(result, GenerateResult):
             self._ledger.receive(result.num_generated_tokens)
@@ -305,7 +369,7 @@ class Writer:
     def _next_step(self, active: ActiveSample, result: GenerateResult | Exception) -> Step | ClaimEnd:
         if active.abandoned or active.handed_back:
             active.num_tokens += result.num_generated_tokens if isinstance(result, GenerateResult) else 0
-            return None if active.abandoned else commit_gathered(active) or Release()
+            return None if active.abandoned else commit_gathered(active) or self._given_back(active, result)
         if isinstance(result, EngineDied):
             self._on_failure(WorkerEnd.ENGINE_DIED)
             return None
@@ -319,6 +383,28 @@ class Writer:
         except Exception as error:
             log.exception("sample not carried on", sample_id=active.sample.sample_id)
             return failed(active.claim, error)
+
+    def _given_back(self, active: ActiveSample, result: GenerateResult | Exception) -> Release:
+        """The sample goes back to its last commit, or to what its request wrote until now where that took long."""
+        if isinstance(result, GenerateResult):
+            part = last_part(active, result.piece.token_ids, every_s=self._store_every_s)
+            if part is not None:
+                self._store_parts({active: part})
+        return Release()
+
+    def _store_parts(self, parts: Mapping[ActiveSample, Part]) -> None:
+        """Store what was written of running requests. A sample that has come so far need not be alone any more."""
+        try:
+            stored = self._store.parts(list(parts.values()))
+        except ServiceUnavailable as error:
+            log.warning("parts not stored", reason=str(error))
+            return
+        now = time.monotonic()
+        for active, part in parts.items():
+            active.submitted_at = now
+            if part.sample_id in stored:
+                active.part_tokens = part.start_token + len(part.token_ids)
+                self._claim_again(self._trial.end(part.claim))
 
     def _record(self, group: Sequence[EndedClaim]) -> None:
         """Store how a group of claims ended, tell who goes on, and let the waiting tasks end."""
@@ -341,10 +427,47 @@ class Writer:
         self._publisher.publish([*committed.samples, *(self._sent_on(sample) for sample in released)])
         for ended in group:
             ended.latch.count_down()
+        for ended in group if self._trial.is_open else ():
+            self._claim_again(self._trial.end(ended.claim))
+        self._look_at_trial()
+
+    def _look_at_trial(self) -> None:
+        """Begin with the sample that must be alone once nothing else is here; see that this comes soon."""
+        waiting = self._trial.waiting
+        if waiting is None:
+            return
+        if self._in_flight.is_stopping:
+            self._end_trial(waiting, Release())
+        elif not self._in_flight.holds_only(waiting.claim):
+            if self._trial.has_waited_long:
+                self._hand_back(self.in_flight())
+        else:
+            self._try(waiting)
+
+    def _try(self, waiting: Waiting) -> None:
+        try:
+            if not self._store.begin_trial(waiting.claim):
+                return  # a claim that nobody here knows of: the next heartbeat hands it back
+        except LeaseLost:
+            self._end_trial(waiting, None)
+            return
+        log.warning("sample tried alone", sample_id=waiting.sample.sample_id)
+        self._trial.begin()
+        self._begin(waiting.sample, waiting.setup, waiting.latch)
+
+    def _end_trial(self, waiting: Waiting, how: ClaimEnd) -> None:
+        """The sample goes back, or is somebody else's."""
+        self._trial.begin()
+        self._recorder.put(EndedClaim(waiting.claim, waiting.latch, 0, how))
+
+    def _claim_again(self, calls: Sequence[_Call]) -> None:
+        for call in calls:
+            self._claimer.put(call)
 
     def _sent_on(self, sample: Runnable) -> Runnable:
-        """A sample of a job that is refused here, to whoever serves its model: here its message would end."""
-        return replace(sample, home_queue=None) if sample.job_id in self._refusals else sample
+        """A sample that cannot be claimed here now, to whoever serves its model: here its message would end."""
+        is_claimed_here = sample.job_id not in self._refusals and not self._trial.is_open
+        return sample if is_claimed_here else replace(sample, home_queue=None)
 
     # The lease keeper's thread.
 
@@ -388,6 +511,21 @@ class Writer:
             log.info("samples abandoned", samples=lost)
         self.release_orphaned(before, held)
         self._settle_late_tokens()
+        if self._trial.waiting is not None:
+            self._recorder.put(LookAtTrial())
+        self._store_what_takes_long()
+
+    def _store_what_takes_long(self) -> None:
+        """What long requests have written so far."""
+        if not self._store_every_s:
+            return
+        parts: dict[ActiveSample, Part] = {}
+        for active in self.in_flight():
+            part = running_part(active, self.engine, every_s=self._store_every_s)
+            if part is not None and not (active.abandoned or active.handed_back or active.committing):
+                parts[active] = part
+        if parts:
+            self._store_parts(parts)
 
     def _settle_late_tokens(self) -> None:
         """Once a later generation has renewed its lease, the rows of the earlier ones are closed and can be mended."""
@@ -421,15 +559,21 @@ class Writer:
         """Take nothing new; let requests run on for so long, then hand the rest back: what is gathered is stored, what
         is being written is dropped."""
         self._in_flight.stop()
+        self._claim_again(self._trial.take_aside())
+        self._recorder.put(LookAtTrial())
         deadline = time.monotonic() + timeout_s
         while not self._in_flight.is_idle and time.monotonic() < deadline:
             time.sleep(0.05)
-        rest = self._in_flight.drain()
-        for active in rest:
+        self._hand_back(self._in_flight.drain())
+
+    def _hand_back(self, samples: Sequence[ActiveSample]) -> None:
+        """What is gathered of them is stored, what is being written is dropped."""
+        to_hand_back = [active for active in samples if not active.handed_back]
+        for active in to_hand_back:
             active.handed_back = True
             self.engine.abort(active.request_id)
-        if rest:
-            log.info("samples handed back", samples=len(rest))
+        if to_hand_back:
+            log.info("samples handed back", samples=len(to_hand_back))
 
     def close(self) -> None:
         """End once all that was claimed is stored."""

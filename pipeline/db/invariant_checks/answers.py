@@ -72,10 +72,19 @@ _ANSWERS_IN_OTHER_TABLES = r"""
         SELECT FROM needles n WHERE strpos(h.written, n.answer) > 0 OR strpos(h.written, n.as_json) > 0
     )
 """
+# The one exception, which must be known by its set: doctor and the notes of a submission go by that.
+_UNTOLD_ANSWERS_OF_JUDGES = r"""
+    SELECT 0 AS position, format('job %s', j.id) AS place,
+           'is a judge whose prompts show reference answers, and its problem set does not say of which set' AS what
+    FROM jobs j JOIN problem_sets p ON p.id = j.problem_set_id
+    WHERE j.id = :job AND j.config#>>'{judge,template_text}' ~ '\{\{\s*reference\s*\}\}'
+      AND p.tells_answers_of IS NULL
+"""
 
 STATEMENTS = (
     _ANSWERS_IN_OTHER_COLUMNS,
     _HIDDEN_AND_SHOWN,
     _HIDDEN_TEXT_IN_PROMPTS,
     _ANSWERS_IN_OTHER_TABLES,
+    _UNTOLD_ANSWERS_OF_JUDGES,
 )

@@ -60,9 +60,19 @@ _HOLDERS = """
       AND (w.settled_at IS NOT NULL
            OR w.kind IS DISTINCT FROM CASE s.state WHEN 'drafting' THEN 'small' ELSE 'large' END)
 """
+# The verdict raises the epoch by one.
+_VERDICTS = """
+    SELECT s.id AS position, format('sample %s', s.id) AS place,
+           format('is blamed for the deaths of its workers (%s) and was last alone in an engine at epoch %s of %s',
+                  s.error_class, coalesce(s.trial_epoch::text, '-'), s.epoch) AS what
+    FROM samples s
+    WHERE s.job_id = :job AND s.state = 'failed' AND s.error_class IN ('engine_died', 'timed_out')
+      AND s.trial_epoch IS DISTINCT FROM s.epoch - 1
+"""
 
 STATEMENTS = (
     _CLAIM_OF_EACH_PIECE,
     _EPOCHS_OF_PIECES,
     _HOLDERS,
+    _VERDICTS,
 )

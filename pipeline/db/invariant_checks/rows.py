@@ -52,6 +52,24 @@ _GRADE_OF_EACH_GRADED = """
     FROM samples s WHERE s.job_id = :job AND s.state = 'graded'
       AND NOT EXISTS (SELECT FROM grades g WHERE g.sample_id = s.id AND g.graded_at IS NOT NULL)
 """
+# Asked of the judge and of the judged job.
+_VERDICTS_ARE_GRADES = """
+    SELECT s.id AS position, format('sample %s', s.id) AS place,
+           format('was judged by job %s, and has no grade by it', m.job_id) AS what
+    FROM jobs j JOIN judged_samples m ON m.job_id = j.id JOIN samples s ON s.id = m.sample_id
+    WHERE (j.id = :job OR j.judged_job_id = :job) AND j.verdicts_at IS NOT NULL AND s.epoch = m.epoch
+      AND s.state = 'graded'
+      AND NOT EXISTS (
+          SELECT FROM grades g
+          WHERE g.sample_id = s.id AND g.grader = 'judge' AND g.grader_version = judge_version(j.id))
+"""
+_JUDGED_ELSEWHERE = """
+    SELECT m.sample_id AS position, format('sample %s', m.sample_id) AS place,
+           format('is not of the job that job %s judges, or judged by no problem of it', m.job_id) AS what
+    FROM judged_samples m JOIN jobs j ON j.id = m.job_id JOIN samples s ON s.id = m.sample_id
+    LEFT JOIN problems p ON p.id = m.problem_id
+    WHERE m.job_id = :job AND (s.job_id <> j.judged_job_id OR p.problem_set_id <> j.problem_set_id)
+"""
 
 STATEMENTS = (
     _PROBLEMS_OF_THE_JOB,
@@ -59,4 +77,6 @@ STATEMENTS = (
     _STRAY_SAMPLES,
     _STATE_OF_THE_JOB,
     _GRADE_OF_EACH_GRADED,
+    _VERDICTS_ARE_GRADES,
+    _JUDGED_ELSEWHERE,
 )

@@ -46,6 +46,20 @@ _ASIDES_OF_EACH_SAMPLE = """
     WHERE s.job_id = :job AND CASE WHEN s.num_asides = 0 THEN c.n IS NOT NULL
         ELSE (c.n, c.first, c.last) IS DISTINCT FROM (s.num_asides::bigint, 0, s.num_asides - 1) END
 """
+_PARTS_OF_EACH_SAMPLE = """
+    SELECT s.id AS position, format('sample %s', s.id) AS place,
+           format('counts %s tokens of segment %s in parts and has %s, %s', s.part_tokens, s.num_segments,
+                  coalesce(c.tokens, 0), CASE WHEN c.joined THEN 'without a gap' ELSE 'with a gap' END) AS what
+    FROM samples s LEFT JOIN LATERAL (
+        SELECT sum(cardinality(p.token_ids)) AS tokens, bool_and(p.joined) AS joined
+        FROM (
+            SELECT p.start_token, p.token_ids, p.start_token = coalesce(
+                       lag(p.start_token + cardinality(p.token_ids)) OVER (ORDER BY p.start_token), 0) AS joined
+            FROM segment_parts p WHERE p.sample_id = s.id AND p.segment_index = s.num_segments
+        ) p
+    ) c ON true
+    WHERE s.job_id = :job AND s.part_tokens > 0 AND (s.part_tokens, true) IS DISTINCT FROM (c.tokens, c.joined)
+"""
 _TEXT_OF_EACH_ASIDE = """
     SELECT a.sample_id AS position, format('sample %s, aside %s', a.sample_id, a.aside_index) AS place,
            format('%s ids, %s lengths of %s characters, a text of %s, after segment %s of %s',
@@ -119,6 +133,7 @@ _STEPS_OF_EACH_SAMPLE = """
 STATEMENTS = (
     _SEGMENTS_OF_EACH_SAMPLE,
     _TEXT_OF_EACH_SEGMENT,
+    _PARTS_OF_EACH_SAMPLE,
     _ASIDES_OF_EACH_SAMPLE,
     _TEXT_OF_EACH_ASIDE,
     _HEADS_OF_ASIDES,

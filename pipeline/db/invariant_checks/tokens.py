@@ -8,7 +8,8 @@ _TOKENS_OF_EACH_SEGMENT = """
                   cardinality(g.token_ids), cardinality(g.discarded_ids), coalesce(g.finish, 'nothing')) AS what
     FROM segments g JOIN samples s ON s.id = g.sample_id
     WHERE s.job_id = :job AND g.tokens_generated <> CASE WHEN g.author = 'inserted' OR g.taken_from IS NOT NULL THEN 0
-        ELSE cardinality(g.token_ids) + cardinality(g.discarded_ids) + coalesce((g.finish = 'eos')::integer, 0) END
+        ELSE cardinality(g.token_ids) + cardinality(g.discarded_ids) + coalesce((g.finish = 'eos')::integer, 0)
+             - coalesce(g.resumed_at[cardinality(g.resumed_at)], 0) END
 """
 _TOKENS_OF_EACH_ASIDE = """
     SELECT a.sample_id AS position, format('sample %s, aside %s', a.sample_id, a.aside_index) AS place,
@@ -98,8 +99,15 @@ _TOTALS_OF_THE_JOB = """
 """
 # A worker stores its token counters with each heartbeat, after the commit: its row may lag behind its segments and
 # never run ahead of them. One that ended in order has stored its last counters, so that both are equal.
-# A worker of two jobs has its segments in both: those of all jobs that ran while it lived are counted.
-_TOKENS_OF_EACH_WORKER = """
+# A worker of two jobs has its segments in both: those of all jobs that ran while it lived are counted. Where that is
+# not enough, those of all jobs are, which reads the whole table: the clock that tells who lived when may have been set.
+_UNBALANCED = """
+    CASE WHEN w.end_reason = 'stopped'
+         THEN c.tokens <> w.tokens_committed - w.tokens_withdrawn
+              OR w.tokens_generated <> w.tokens_committed + w.tokens_dropped
+         ELSE c.tokens < w.tokens_committed - w.tokens_withdrawn END
+"""
+_TOKENS_OF_EACH_WORKER = f"""
     WITH mine AS (
         SELECT w.id, w.started_at, coalesce(w.ended_at, clock_timestamp()) AS until, w.end_reason, w.tokens_generated,
                w.tokens_committed, w.tokens_dropped, w.tokens_withdrawn
@@ -121,16 +129,18 @@ _TOKENS_OF_EACH_WORKER = """
             FROM nearby j JOIN samples s ON s.job_id = j.id JOIN asides a ON a.sample_id = s.id
         ) p
         WHERE p.worker_id IN (SELECT id FROM mine) GROUP BY p.worker_id
+    ), suspected AS MATERIALIZED (
+        SELECT w.* FROM mine w JOIN written c ON c.worker_id = w.id WHERE {_UNBALANCED}
     )
     SELECT w.id AS position, format('worker %s', w.id) AS place,
            format('%s; booked %s generated, %s committed (%s of them withdrawn), %s dropped; its segments and asides '
                   'have %s', coalesce(w.end_reason, 'alive'), w.tokens_generated, w.tokens_committed,
                   w.tokens_withdrawn, w.tokens_dropped, c.tokens) AS what
-    FROM mine w JOIN written c ON c.worker_id = w.id
-    WHERE CASE WHEN w.end_reason = 'stopped'
-               THEN c.tokens <> w.tokens_committed - w.tokens_withdrawn
-                    OR w.tokens_generated <> w.tokens_committed + w.tokens_dropped
-               ELSE c.tokens < w.tokens_committed - w.tokens_withdrawn END
+    FROM suspected w CROSS JOIN LATERAL (
+        SELECT (SELECT coalesce(sum(tokens_generated), 0) FROM segments WHERE worker_id = w.id)
+             + (SELECT coalesce(sum(tokens_generated), 0) FROM asides WHERE worker_id = w.id) AS tokens
+    ) c
+    WHERE {_UNBALANCED}
 """
 
 STATEMENTS = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pipeline.db.base import Base
 from pipeline.db.tables.jobs import HiddenColumnsRow, JobRow, ProblemRow, ProblemSetRow, ReferenceAnswerRow
 from pipeline.db.tables.log import EventRow, SchemaObjectsRow
-from pipeline.db.tables.samples import GradeRow, SampleRow
-from pipeline.db.tables.segments import AsideRow, SegmentRow, SignalRow, StepRow
+from pipeline.db.tables.samples import GradeRow, JudgedSampleRow, SampleRow
+from pipeline.db.tables.segments import AsideRow, SegmentPartRow, SegmentRow, SignalRow, StepRow
 from pipeline.db.tables.totals import JobTotalsRow, LengthCountRow, RollupRow
 from pipeline.db.tables.workers import EngineRow, UpkeepLeaderRow, WorkerRow
 
@@ -18,6 +18,7 @@ __all__ = [
     "HiddenColumnsRow",
     "JobRow",
     "JobTotalsRow",
+    "JudgedSampleRow",
     "LengthCountRow",
     "METADATA",
     "ProblemRow",
@@ -26,6 +27,7 @@ __all__ = [
     "RollupRow",
     "SampleRow",
     "SchemaObjectsRow",
+    "SegmentPartRow",
     "SegmentRow",
     "SignalRow",
     "StepRow",

@@ -34,6 +34,10 @@ class ProblemSetRow(Base):
     num_problems: Mapped[int] = mapped_column(comment="problems in it")
     num_references: Mapped[int] = mapped_column(comment="problems in it that have a reference answer")
     has_choices: Mapped[bool] = mapped_column(comment="whether it is a multiple choice")
+    tells_answers_of: Mapped[int | None] = mapped_column(
+        ForeignKey("problem_sets.id"),
+        comment="a judge's set: its prompts show the reference answers of that one; null: prompts show none",
+    )
     created_at: Mapped[Instant] = mapped_column(server_default=func.now(), comment="when it was first submitted")
 
 
@@ -90,6 +94,7 @@ class JobRow(Base):
     __table_args__ = (
         CheckConstraint("(state IN ('running', 'paused')) = (finished_at IS NULL)", name="finished_at"),
         Index("ix_jobs_running", "id", postgresql_where=text("state = 'running'")),
+        Index("ix_jobs_judges", "id", postgresql_where=text("judged_job_id IS NOT NULL")),
     )
 
     id: Mapped[Id] = mapped_column(comment="given by the database")
@@ -129,3 +134,7 @@ class JobRow(Base):
     cloned_from: Mapped[int | None] = mapped_column(
         ForeignKey("jobs.id"), comment="the job whose problems and configuration it took"
     )
+    judged_job_id: Mapped[int | None] = mapped_column(
+        ForeignKey("jobs.id"), comment="the job whose answers it judges; null: it is no judge, or that job was removed"
+    )
+    verdicts_at: Mapped[Instant | None] = mapped_column(comment="of a judge: when its verdicts last became grades")

@@ -96,7 +96,13 @@ class SampleRow(Base):
     )
     published_at: Mapped[Instant | None] = mapped_column(comment="when a message for its present state was last due")
     num_rescues: Mapped[int] = mapped_column(
-        server_default="0", comment="times its worker died with it since its last commit"
+        server_default="0", comment="times its worker died with it since its last commit or part"
+    )
+    trial_epoch: Mapped[int | None] = mapped_column(
+        comment="of the claim under which it last had an engine to itself, as a suspect"
+    )
+    part_tokens: Mapped[int] = mapped_column(
+        server_default="0", comment="of its open segment, stored in segment_parts while its request ran"
     )
     num_attempts: Mapped[int] = mapped_column(
         server_default="0", comment="times an engine refused it for the moment since its last commit"
@@ -163,3 +169,22 @@ class GradeRow(Base):
     started_at: Mapped[Instant] = mapped_column(server_default=func.now(), comment="when it was last begun")
     num_tries: Mapped[int] = mapped_column(server_default="1", comment="times it was begun")
     graded_at: Mapped[Instant | None] = mapped_column(comment="when it ended")
+
+
+class JudgedSampleRow(Base):
+    """A complete sample of another job that a judge was submitted for, and where it is judged."""
+
+    __tablename__ = "judged_samples"
+    __table_args__ = (Index("ix_judged_samples_sample_id", "sample_id"),)
+
+    job_id: Mapped[int] = mapped_column(
+        ForeignKey("jobs.id"), primary_key=True, autoincrement=False, comment="the judge's job"
+    )
+    sample_id: Mapped[int] = mapped_column(
+        ForeignKey("samples.id"), primary_key=True, autoincrement=False, comment="the judged sample"
+    )
+    epoch: Mapped[int] = mapped_column(comment="of the judged text: one that is drawn again has another")
+    problem_id: Mapped[int | None] = mapped_column(
+        ForeignKey("problems.id"),
+        comment="what the judge is asked of it, shared by equal answers; null: the sample has no answer to judge",
+    )

@@ -49,11 +49,17 @@ class SegmentRow(Base):
     value: Mapped[float | None] = mapped_column(comment="the number that decided about it, where one did")
     threshold: Mapped[float | None] = mapped_column(comment="what value was compared with")
     outcome: Mapped[str | None] = mapped_column(comment="what was decided by value")
-    tokens_generated: Mapped[int] = mapped_column(comment="as its engine counts: kept, discarded and EOS")
+    tokens_generated: Mapped[int] = mapped_column(
+        comment="as its engine counts: kept, discarded and EOS, from the last of resumed_at on"
+    )
     prompt_tokens: Mapped[int] = mapped_column(comment="given to the engine: the prompt and the output so far")
     cached_tokens: Mapped[int] = mapped_column(comment="of the prompt's, not computed again")
     seed: Mapped[int | None] = mapped_column(
-        BigInteger, comment="null: inserted, taken, greedy, or the job draws without seeds"
+        BigInteger,
+        comment="null: inserted, taken, greedy, or the job draws without seeds; from the last of resumed_at on",
+    )
+    resumed_at: Mapped[Ids | None] = mapped_column(
+        comment="tokens at which a later claim went on behind a stored part, with other noise; null: in one go"
     )
     epoch: Mapped[int] = mapped_column(comment="of the claim under which it was written")
     worker_id: Mapped[int] = mapped_column(ForeignKey("workers.id"), comment="that stored it")
@@ -69,6 +75,27 @@ class SegmentRow(Base):
         comment="from its end to the commit, while more was written under the same claim"
     )
     committed_at: Mapped[Instant] = mapped_column(server_default=func.now(), comment="when it was stored")
+
+
+class SegmentPartRow(Base):
+    """What is written so far of a segment whose request still runs; deleted with the commit of that one.
+
+    After a loss the next claim goes on behind the last one.
+    """
+
+    __tablename__ = "segment_parts"
+
+    sample_id: Mapped[int] = mapped_column(
+        ForeignKey("samples.id"), primary_key=True, autoincrement=False, comment="the sample"
+    )
+    segment_index: Mapped[int] = mapped_column(
+        primary_key=True, autoincrement=False, comment="of the segment; a part counts while the sample has so many"
+    )
+    start_token: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="in the segment")
+    token_ids: Mapped[Ids] = mapped_column(comment="as the engine wrote them, in its model's vocabulary")
+    epoch: Mapped[int] = mapped_column(comment="of the claim under which it was written")
+    worker_id: Mapped[int] = mapped_column(ForeignKey("workers.id"), comment="that wrote it")
+    stored_at: Mapped[Instant] = mapped_column(server_default=func.now(), comment="when it was stored")
 
 
 class AsideRow(Base):

@@ -122,8 +122,8 @@ class _State(ReflectionState):
     inserted: bool = False
     """Whether a sentence was inserted before it."""
     text: TextState
-    layout: LayoutState = LayoutState()
-    """Followed where ``every_break_of`` is "layout"."""
+    layout: LayoutState | None = None
+    """None where ``every_break_of`` is not "layout", and nobody follows it."""
 
 
 class SpeculativeThinkingPolicy(PairPolicy[_State]):
@@ -138,7 +138,10 @@ class SpeculativeThinkingPolicy(PairPolicy[_State]):
 
     def start(self, context: SampleContext) -> Transition:
         spec = self._spec
-        return first_turn(_State(**spec.first_state(context), limit=spec.opening_tokens, text=TextState()))
+        layout = LayoutState() if self._follows_layout else None
+        return first_turn(
+            _State(**spec.first_state(context), limit=spec.opening_tokens, text=TextState(), layout=layout)
+        )
 
     # The small model wrote.
 
@@ -214,10 +217,10 @@ class SpeculativeThinkingPolicy(PairPolicy[_State]):
             reader.close_windows()  # the large model has nothing to say here: small passes this place unwatched
         return reader.state, sum(_is_reflective(cue) for cue in cues)
 
-    def _layout(self, turn: Turn[_State], keep: int, *inserted: str) -> LayoutState:
+    def _layout(self, turn: Turn[_State], keep: int, *inserted: str) -> LayoutState | None:
         """The layout's state after what is kept and inserted, where it is followed."""
-        if not self._follows_layout:
-            return turn.state.layout
+        if turn.state.layout is None:
+            return None
         ends = StepEndFinder(turn.state.layout)
         for text in (*turn.texts[:keep], *inserted):
             ends.feed(text)
@@ -247,7 +250,7 @@ class SpeculativeThinkingPolicy(PairPolicy[_State]):
 
     def _draft_watcher(self, context: SampleContext, state: _State) -> DraftWatcher:
         spec = self._spec
-        step_ends = StepEndFinder(state.layout) if self._follows_layout else None
+        step_ends = StepEndFinder(state.layout) if state.layout else None
         return DraftWatcher(
             self._reader(context, state), spec.loop_finder(), every_break=spec.every_break, step_ends=step_ends
         )

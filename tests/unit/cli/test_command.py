@@ -21,7 +21,7 @@ import typer.main
 from pipeline.cli import main, render
 from pipeline.cli.app import app
 from pipeline.cli.doctor import Verdict, check_engine, check_packages
-from pipeline.cli.jobs import _follow
+from pipeline.cli.jobs import follow
 from pipeline.cli.live import ProgressDisplay, Speed
 from pipeline.jobs.config import JobState
 from pipeline.results.reports import JobProgress, Result, SampleReport, SegmentReport, StepReport
@@ -58,7 +58,7 @@ def test_all_verbs_are_there() -> None:
     expected = [
         *("up", "down", "migrate", "flower", "submit", "status", "watch", "results", "stats", "compare", "cancel"),
         *("sql", "doctor", "sample", "grade", "report", "replay", "pause", "resume", "retry", "priority", "clone"),
-        *("errors", "plan", "model", "demo", "rm", "prune"),
+        *("errors", "judge", "plan", "model", "demo", "rm", "prune"),
     ]
     workers = [f"worker {kind}" for kind in ("small", "large", "grade", "upkeep")]
     assert sorted(commands()) == sorted(expected + workers)
@@ -295,7 +295,7 @@ def test_interrupted_wait_says_that_the_job_goes_on(capsys: pytest.CaptureFixtur
         def wait(self, *jobs: int, **_: Any) -> None:
             raise KeyboardInterrupt
 
-    assert _follow(Interrupted(), [3]) == 130  # type: ignore[arg-type]
+    assert follow(Interrupted(), [3]) == 130  # type: ignore[arg-type]
     said = capsys.readouterr().err
     assert "job 3 goes on without this command; to watch again: specthink watch 3" in said
     assert "specthink cancel 3" in said

@@ -116,7 +116,7 @@ class VllmEngine(ThreadedEngine["EngineCoreRequest"]):
         try:
             return self._inputs.process_inputs(
                 request.request_id,
-                tokens_input(list(request.prompt_ids)),
+                tokens_input(list(request.context_ids)),
                 sampling_params(request),
                 supported_tasks=self._tasks,
                 priority=request.priority,
@@ -210,7 +210,7 @@ def sampling_params(request: GenerateRequest) -> SamplingParams:
         presence_penalty=request.sampling.presence_penalty,
         frequency_penalty=request.sampling.frequency_penalty,
         repetition_penalty=request.sampling.repetition_penalty,
-        max_tokens=request.max_tokens,
+        max_tokens=request.max_new_tokens,
         seed=request.seed,
         # Only ever this one: a request with logprob_token_ids takes the log-probabilities of its neighbours away.
         logprobs=request.num_logprobs,

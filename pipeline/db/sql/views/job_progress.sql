@@ -37,17 +37,26 @@ CROSS JOIN LATERAL (
       AND s.state IN ('ready', 'drafting', 'awaiting_large', 'assisting')  -- the condition of ix_samples_admitted
 ) d
 CROSS JOIN LATERAL (
-    SELECT count(*) FILTER (WHERE w.kind = 'small' AND w.model = j.small_model) AS small,
-           count(*) FILTER (WHERE w.kind = 'large' AND w.model = j.large_model) AS large,
+    SELECT count(*) FILTER (WHERE w.kind = 'small' AND w.model = j.small_model AND w.misfit IS NULL) AS small,
+           count(*) FILTER (WHERE w.kind = 'large' AND w.model = j.large_model AND w.misfit IS NULL) AS large,
+           min(format('worker %s on %s: %s', w.id, w.host, w.misfit))
+           FILTER (WHERE w.kind = 'small' AND w.model = j.small_model AND w.misfit IS NOT NULL) AS other_small,
+           min(format('worker %s on %s: %s', w.id, w.host, w.misfit))
+           FILTER (WHERE w.kind = 'large' AND w.model = j.large_model AND w.misfit IS NOT NULL) AS other_large,
            count(*) FILTER (WHERE w.kind = 'grade') AS grade,
            count(*) FILTER (WHERE w.kind = 'upkeep') AS upkeep,
            count(*) FILTER (WHERE w.refusal IS NOT NULL) AS refusing,
            min(format('worker %s on %s: %s', w.id, w.host, w.refusal)) FILTER (WHERE w.refusal IS NOT NULL) AS refusal,
-           sum(w.slots) FILTER (WHERE w.kind = 'small' AND w.model = j.small_model) AS small_slots,
-           sum(w.slots) FILTER (WHERE w.kind = 'large' AND w.model = j.large_model) AS large_slots
+           sum(w.slots) FILTER (WHERE w.kind = 'small' AND w.model = j.small_model AND w.misfit IS NULL) AS small_slots,
+           sum(w.slots) FILTER (WHERE w.kind = 'large' AND w.model = j.large_model AND w.misfit IS NULL) AS large_slots
     FROM (
-        SELECT k.*, coalesce(k.num_slots, k.max_in_flight) AS slots, k.refused_jobs ->> j.id::text AS refusal
-        FROM workers k
+        SELECT k.*, coalesce(k.num_slots, k.max_in_flight) AS slots, k.refused_jobs ->> j.id::text AS refusal,
+               CASE WHEN j.state = 'running' THEN CASE k.kind
+                   WHEN 'small' THEN why_not_served(j.config->'small', j.small_identity, e.model_fingerprint,
+                                                    e.weights_sha256, e.revision)
+                   WHEN 'large' THEN why_not_served(j.config->'large', j.large_identity, e.model_fingerprint,
+                                                    e.weights_sha256, e.revision) END END AS misfit
+        FROM workers k LEFT JOIN engines e ON e.id = k.engine_id
     ) w
     WHERE w.ended_at IS NULL AND w.expires_at > clock_timestamp()
 ) w
@@ -67,14 +76,21 @@ CROSS JOIN LATERAL (
 -- Why a running job does not go on, or goes on slowly; each is null where it does not hold.
 CROSS JOIN LATERAL (
     SELECT CASE WHEN w.small = 0 AND (c.ready > 0 OR c.pending > 0 AND j.first_role = 'small')
+                THEN CASE WHEN w.other_small IS NULL
                 THEN format('no live small worker serves %1$s: specthink worker small --model %1$s starts one',
-                            j.small_model) END AS no_small,
+                            j.small_model)
+                ELSE format('no live small worker serves %s as the job has it (%s); %s', j.small_model,
+                            identity_of(j.config->'small', j.small_identity), w.other_small) END END AS no_small,
            CASE WHEN w.large = 0 AND (c.awaiting_large > 0 OR c.pending > 0 AND j.first_role = 'large')
+                THEN CASE WHEN w.other_large IS NULL
                 THEN format('no live large worker serves %1$s: specthink worker large --model %1$s starts one',
-                            j.large_model) END AS no_large,
+                            j.large_model)
+                ELSE format('no live large worker serves %s as the job has it (%s); %s', j.large_model,
+                            identity_of(j.config->'large', j.large_identity), w.other_large) END END AS no_large,
            CASE WHEN w.grade = 0 AND c.finished > 0
                 THEN 'no live grade worker: specthink worker grade starts one' END AS no_grade,
-           CASE WHEN w.refusing > 0
+           CASE WHEN w.refusing > 0 AND NOT (w.small = 0 AND w.other_small IS NOT NULL
+                                             OR w.large = 0 AND w.other_large IS NOT NULL)
                 THEN format('workers that refuse this job: %s, e.g. %s', w.refusing, w.refusal) END AS refused,
            CASE WHEN a.samples_ahead > 0 AND c.pending > 0
                 THEN format('samples of older or higher-ranking jobs ahead: %s', a.samples_ahead) END AS ahead,

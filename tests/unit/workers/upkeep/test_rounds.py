@@ -13,8 +13,9 @@ import pytest
 from sqlalchemy import Connection
 from sqlalchemy import Engine as DbEngine
 
+from pipeline.db.grades import RunningGrade
 from pipeline.db.runnable import Runnable
-from pipeline.db.upkeep_statements import Settled
+from pipeline.db.upkeep_statements import Lease, Settled
 from pipeline.jobs.config import JobState
 from pipeline.samples import SampleState
 from pipeline.settings import Settings
@@ -23,8 +24,9 @@ from workers.upkeep import rounds
 from workers.upkeep.rounds import FRESH_PER_MESSAGE, MAX_DEPTH, Superseded, Upkeep
 
 NOTHING: dict[str, Any] = {
-    "settle_workers": None, "halt_paused_jobs": 0, "cancel_leftovers": 0, "overdue_samples": [], "suspects_to_try": [],
-    "time_out_grades": [], "mark_first_claims": None, "close_jobs": {}, "admit_samples": [], "unfollowed_jobs": [],
+    "current_leases": [], "settle_workers": None, "halt_paused_jobs": 0, "cancel_leftovers": 0, "overdue_samples": [],
+    "suspects_to_try": [], "running_grades": [], "time_out_grades": [], "mark_first_claims": None, "close_jobs": {},
+    "admit_samples": [], "unfollowed_jobs": [],
 }  # fmt: skip
 """What each statement answers where nothing is to be done."""
 
@@ -139,7 +141,7 @@ def do_round(upkeep: Upkeep) -> None:
 def test_round_does_each_duty_once_and_rescues_first(store: Store, post: Post, upkeep: Upkeep) -> None:
     do_round(upkeep)
     assert sorted(store.asked) == sorted(NOTHING)
-    assert store.asked[0] == "settle_workers"
+    assert store.asked[:2] == ["current_leases", "settle_workers"]
     assert store.asked.index("close_jobs") < store.asked.index("admit_samples"), "what ends makes room"
     assert (post.sent, post.alone, post.followed, post.dropped) == ([], [], [], [])
 
@@ -276,23 +278,89 @@ def test_leader_that_cannot_publish_says_so(post: Post, upkeep: Upkeep, row: Lea
     assert row.said == [False]
 
 
-def test_leader_that_was_away_itself_takes_no_lease_that_ran_out_meanwhile(
-    store: Store, upkeep: Upkeep, row: Leadership, monkeypatch: pytest.MonkeyPatch
+NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+
+
+@dataclass
+class Clock:
+    """A clock that only this test moves."""
+
+    now_s: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Of everything in this process."""
+    clock = Clock()
+    monkeypatch.setattr("workers.upkeep.stillness.time.monotonic", clock)
+    return clock
+
+
+@dataclass
+class Worker:
+    """The row of a worker that renews its lease whenever it is told to."""
+
+    store: Store
+    ttl: dt.timedelta = dt.timedelta(seconds=Settings().lease.ttl_s)
+
+    def renew(self, at: dt.datetime) -> None:
+        self.store.answers["current_leases"] = [Lease(worker_id=3, renewed_at=at, ttl=self.ttl)]
+
+    def is_silent(self) -> bool:
+        """What upkeep took it for in its last round."""
+        return bool(self.store.values["settle_workers"]["silent"])
+
+
+def test_lease_is_taken_once_it_was_not_renewed_for_its_time_whatever_time_the_database_tells(
+    store: Store, clock: Clock, upkeep: Upkeep
 ) -> None:
-    clock = [1000.0]
-    awake: list[dt.timedelta] = []
-    monkeypatch.setattr("workers.upkeep.rounds.time.monotonic", lambda: clock[0])
+    worker = Worker(store)
+    for told in (NOW, NOW + dt.timedelta(hours=1), NOW - dt.timedelta(days=1)):
+        worker.renew(told)
+        since = clock.now_s + 0.25
+        while clock.now_s < since + worker.ttl.total_seconds():
+            clock.now_s += 0.25
+            do_round(upkeep)
+            assert worker.is_silent() is (clock.now_s >= since + worker.ttl.total_seconds())
 
-    def wait(_: float) -> bool:
-        clock[0] += 0.25 if len(awake) != 2 else upkeep._ttl_s
-        return len(awake) == 4
 
-    def note(statement: str, values: dict[str, Any]) -> Any:
-        if statement == "settle_workers":
-            awake.append(values["awake_for"])
-        return NOTHING[statement]
+def test_leader_that_was_away_itself_takes_no_lease_that_ran_out_meanwhile(
+    store: Store, clock: Clock, upkeep: Upkeep
+) -> None:
+    worker = Worker(store)
+    worker.renew(NOW)
+    do_round(upkeep)
+    clock.now_s += 3600
+    do_round(upkeep)
+    assert not worker.is_silent()
+    worker.renew(NOW + dt.timedelta(hours=1))
+    clock.now_s += 3600
+    do_round(upkeep)
+    assert not worker.is_silent()
 
-    monkeypatch.setattr(upkeep._stop, "wait", wait)
-    monkeypatch.setattr(store, "answer", note)
-    upkeep._do_rounds(cast(Connection, None))
-    assert [time.total_seconds() for time in awake] == [0.25, 0.5, 0.0, 0.25]
+
+def test_rounds_that_take_longer_than_a_lease_find_silent_workers_all_the_same(
+    store: Store, clock: Clock, upkeep: Upkeep
+) -> None:
+    worker = Worker(store)
+    worker.renew(NOW)
+    for _ in range(3):
+        do_round(upkeep)
+        clock.now_s += 3600
+    assert worker.is_silent()
+
+
+def test_grading_is_late_once_it_was_seen_for_its_time(store: Store, clock: Clock, upkeep: Upkeep) -> None:
+    grading = RunningGrade(sample_id=1, started_at=NOW - dt.timedelta(days=1))
+    store.answers["running_grades"] = [grading]
+    limit_s = Settings().grading.time_limit_s + 5
+    do_round(upkeep)
+    since = clock.now_s
+    while clock.now_s < since + limit_s:
+        assert store.values["time_out_grades"]["late"] == []
+        clock.now_s += 1
+        do_round(upkeep)
+    assert store.values["time_out_grades"]["late"] == [grading]
