@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pipeline.cli import demo, doctor, jobs, judging, models, plans, queries, removal, servers
+from pipeline.cli import archives, demo, doctor, jobs, judging, models, plans, queries, removal, servers
 from pipeline.cli.options import StateDir
 from pipeline.texts import visible
 
@@ -91,5 +91,6 @@ def common(
     context.obj = state_dir
 
 
-for module in (jobs, judging, removal, models, queries, plans, servers, doctor, demo):  # help lists them in this order
+# Help lists them in this order.
+for module in (jobs, judging, removal, archives, models, queries, plans, servers, doctor, demo):
     app.add_typer(module.commands)
