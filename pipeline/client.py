@@ -42,7 +42,13 @@ from pipeline.jobs.submission import ModelChoice, SourceJob, Submission
 from pipeline.judging.problems import DEFAULT_ANSWER_CHARS
 from pipeline.judging.prompts import DEFAULT_TEMPLATE, load_template
 from pipeline.judging.reports import Verdicts
-from pipeline.judging.submitting import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, make_judge, refuse_open_jobs
+from pipeline.judging.submitting import (
+    DEFAULT_MAX_TOKENS,
+    DEFAULT_TEMPERATURE,
+    ask_about,
+    make_judge,
+    refuse_open_jobs,
+)
 from pipeline.problems import Problem, ProblemSet
 from pipeline.results.replay import Replay, replay
 from pipeline.results.reports import (
@@ -255,21 +261,29 @@ class Client:
             judged = judging.get_judged_job(connection, _id(job))
             if chosen.tells_reference:
                 judging.require_answers_readable(connection)
-            ready, places = make_judge(
+            asked = ask_about(
                 judged.id,
                 judged.problem_set_id,
                 judged.config,
                 judging.stream_complete_samples(connection, judged.id, with_answers=chosen.tells_reference),
-                model=model,
                 template=chosen,
                 answer_chars=max_answer_chars,
-                name=name,
-                options=options,
             )
+        ready = make_judge(
+            judged.id,
+            asked,
+            model=model,
+            template=chosen,
+            answer_chars=max_answer_chars,
+            name=name,
+            options=options,
+        )
         with self._transaction() as connection:
             if chosen.tells_reference and not expose_references:
                 refuse_open_jobs(judged.id, judging.open_jobs_on(connection, judged.problem_set_id))
-            judge_id = judging.insert_judge(connection, ready, judged, places, tells_answers=chosen.tells_reference)
+            judge_id = judging.insert_judge(
+                connection, ready, judged, asked.places, tells_answers=chosen.tells_reference
+            )
         for note in ready.notes:
             self._on_note(note)
         return self.job(judge_id)

@@ -698,7 +698,7 @@ def upgrade() -> None:
             sa.Integer(),
             server_default="0",
             nullable=False,
-            comment="times its worker died with it since its last commit",
+            comment="times its worker died with it since its last commit or part",
         ),
         sa.Column(
             "trial_epoch",

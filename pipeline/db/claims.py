@@ -7,6 +7,7 @@ of their ids, so that two workers never wait for each other in a circle.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,13 +41,15 @@ class ClaimedSample:
     """As it is stored: ``policies.requests`` reads it, or says that it is damaged."""
     budget: int | None
     """Most output tokens, where it has a larger budget than its job's."""
+    runnable_at: dt.datetime | None
+    """Since when it could be claimed. Of two histories of a database only what both have in common gives the same."""
     wait_seconds: float | None
-    """Since it could be claimed, however often a message was sent."""
+    """Since then, however often a message was sent."""
     context: Context
     num_prompt_tokens: int | None
     """Of the rendered prompt, as the first writer read it; None where nobody has written."""
     num_rescues: int = 0
-    """Times its worker died with it since its last commit."""
+    """Times its worker died with it since its last commit or part."""
     open_segment: OpenSegment | None = None
     """What is stored of a segment that an earlier claim did not end; None: nothing."""
 
@@ -99,8 +102,7 @@ _CLAIM = text(f"""
                   s.part_tokens
     )
     SELECT c.id AS sample_id, c.job_id, c.epoch, c.problem_id, c.sample_index, c.policy_state, c.max_tokens AS budget,
-           c.next_request, c.num_segments, c.num_asides, c.num_rescues,
-           c.part_tokens,
+           c.next_request, c.num_segments, c.num_asides, c.num_rescues, c.part_tokens, c.runnable_at,
            extract(epoch FROM clock_timestamp() - c.runnable_at)::float8 AS wait_seconds,
            p.external_id, p.prompt, p.shown
     FROM claimed c JOIN problems p ON p.id = c.problem_id

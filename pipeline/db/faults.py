@@ -48,9 +48,27 @@ _MESSAGES: tuple[tuple[str, str], ...] = (
     (r'role ".*" does not exist|no pg_hba\.conf entry|Peer authentication failed|is not permitted to log in', "28000"),
     (r'database ".*" does not exist', "3D000"),
     (r"too many clients|remaining connection slots|too many connections", "53300"),
+    (r"transaction blocks not allowed in statement pooling mode", "08P01"),
     (r"prepared statement .* does not exist", "26000"),
     (r"prepared statement .* already exists", "42P05"),
 )
+
+_TLS: tuple[tuple[str, str], ...] = (
+    (
+        r"certificate verify failed|root certificate file",
+        "name the CA that signed the server's certificate by sslrootcert=/path/ca.pem in SPECTHINK_DATABASE_URL",
+    ),
+    (r"does not match host name", "name the server in SPECTHINK_DATABASE_URL as its certificate does"),
+    (
+        r"does not support SSL",
+        "the server has no TLS: turn it on there, or leave sslmode out of SPECTHINK_DATABASE_URL",
+    ),
+    (
+        r"no encryption",
+        "the server wants TLS: add ?sslmode=verify-full&sslrootcert=/path/ca.pem to SPECTHINK_DATABASE_URL",
+    ),
+)
+"""What can be done where the two ends do not agree on TLS, by what the driver says: no SQLSTATE tells."""
 
 
 def first_line(error: BaseException) -> str:
@@ -81,7 +99,8 @@ def describe(error: DBAPIError, *, otherwise: str | None = None) -> str:
     orig = error.orig or error
     sqlstate = sqlstate_of(orig)
     said = f"{first_line(orig)} (SQLSTATE {sqlstate})" if sqlstate else first_line(orig)
-    remedy = remedy_of(sqlstate or otherwise)
+    of_tls = next((remedy for pattern, remedy in _TLS if re.search(pattern, said)), None)
+    remedy = of_tls or remedy_of(sqlstate or otherwise)
     return f"{said}: {remedy}" if remedy else said
 
 

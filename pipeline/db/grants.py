@@ -39,12 +39,12 @@ _SCHEMA = {"alembic_version": "SELECT (version_num)", "schema_objects": "SELECT 
 
 _WRITTEN = (
     "state, epoch, holder_id, small_worker_id, large_worker_id, runnable_at, not_before, num_rescues, num_attempts, "
-    "trial_epoch, part_tokens, policy_state, next_role, next_request, num_segments, num_takeovers, tokens_small, "
+    "part_tokens, policy_state, next_role, next_request, num_segments, num_takeovers, tokens_small, "
     "tokens_large, tokens_inserted, discarded_small, discarded_large, num_asides, aside_small, aside_large, "
     "taken_small, taken_large"
 )
 """What a claim, a commit, a release or a deferral reads of a sample and changes."""
-_ENDED = "published_at, finish_reason, error_class, error, finished_at, ended_at"
+_ENDED = "published_at, trial_epoch, finish_reason, error_class, error, finished_at, ended_at"
 """What these change and never read."""
 _ENGINE = "kind, version, model, model_fingerprint, vocabulary_sha256, settings, sha256, weights_sha256, revision"
 _RESUMED = (
@@ -54,7 +54,7 @@ _RESUMED = (
 """What a writer reads of the segments that it goes on from."""
 _ASIDE = ", ".join(column.name for column in AsideRow.__table__.columns if column.name != "committed_at")
 _SEGMENT = ", ".join(column.name for column in SegmentRow.__table__.columns if column.name != "committed_at")
-_PART = "sample_id, segment_index, start_token, token_ids, epoch, worker_id"
+_PART = "sample_id, segment_index, start_token, token_ids, epoch"
 _STEP = ", ".join(column.name for column in StepRow.__table__.columns)
 _SIGNAL = ", ".join(column.name for column in SignalRow.__table__.columns)
 
@@ -101,7 +101,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
             f"UPDATE ({_WRITTEN}, {_ENDED})"
         ),
         "segments": f"SELECT ({_RESUMED}), INSERT ({_SEGMENT})",
-        "segment_parts": f"SELECT ({_PART}), INSERT ({_PART}), DELETE",
+        "segment_parts": f"SELECT ({_PART}), INSERT ({_PART}, worker_id), DELETE",
         "asides": f"SELECT ({_ASIDE}, committed_at), INSERT ({_ASIDE})",
         "signals": f"INSERT ({_SIGNAL})",
         "steps": f"INSERT ({_STEP})",

@@ -42,6 +42,12 @@ class Table:
         return names
 
 
+# For the session, and not as options of the connection: a pooler that keeps sessions refuses those.
+_LIMITS = """
+    SELECT set_config('default_transaction_read_only', 'on', false), set_config('statement_timeout', %(timeout)s, false)
+"""
+
+
 def run_query(
     url: SecretStr, query: str, *, timeout_s: float, max_rows: int, values: Mapping[str, str] | None = None
 ) -> Table:
@@ -54,12 +60,13 @@ def run_query(
     except ValueError as error:
         raise QueryRefused(f"the query has {error}, which cannot be sent to Postgres") from error
     address = make_url(url.get_secret_value()).set(drivername="postgresql")
-    options = f"-c default_transaction_read_only=on -c statement_timeout={int(timeout_s * 1000)}"
     try:
         with psycopg.connect(
-            address.render_as_string(hide_password=False), options=options, application_name="specthink sql",
+            address.render_as_string(hide_password=False), autocommit=True, application_name="specthink sql",
             connect_timeout=10,
         ) as connection:  # fmt: skip
+            connection.execute(_LIMITS, {"timeout": f"{int(timeout_s * 1000)}ms"})
+            connection.autocommit = False
             connection.read_only = True
             _require_harmless(connection)
             for name, value in (values or {}).items():

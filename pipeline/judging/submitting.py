@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.errors import JobError
 from pipeline.grading import make_grader
 from pipeline.jobs.config import JobConfig, JudgeSpec
 from pipeline.jobs.readiness import ReadyJob, make_ready
 from pipeline.jobs.submission import ModelChoice, Submission
-from pipeline.judging.problems import CompleteSample, JudgeProblems, Place, make_problems
+from pipeline.judging.problems import CompleteSample, JudgeProblems, make_problems
 from pipeline.judging.prompts import JudgeTemplate
 
 DEFAULT_MAX_TOKENS = 8_192
@@ -20,31 +20,18 @@ DEFAULT_TEMPERATURE = 0.0
 """The same answer gets the same verdict."""
 
 
-class ReadyJudge(NamedTuple):
-    """A judge that passed every check, and where each sample is judged."""
-
-    job: ReadyJob
-    places: tuple[Place, ...]
-
-
-def make_judge(
+def ask_about(
     job_id: int,
     problem_set_id: int,
     config: JobConfig,
     samples: Iterable[CompleteSample],
     *,
-    model: ModelChoice,
     template: JudgeTemplate,
     answer_chars: int,
-    name: str | None,
-    options: Mapping[str, Any],
-) -> ReadyJudge:
-    """The judge of a job with this configuration, whose problems are of this set. options: of its submission.
-
-    Raises JobError where there is nothing to judge, and what ``make_ready`` raises.
-    """
+) -> JudgeProblems:
+    """What the judge of a job with this configuration is asked, whose problems are of this set."""
     config.check_same_version("grader")
-    asked = make_problems(
+    return make_problems(
         samples,
         name=f"answers of job {job_id} to problem set {problem_set_id}",
         template=template,
@@ -52,6 +39,22 @@ def make_judge(
         grader=make_grader(config.grader),
         answer_chars=answer_chars,
     )
+
+
+def make_judge(
+    job_id: int,
+    asked: JudgeProblems,
+    *,
+    model: ModelChoice,
+    template: JudgeTemplate,
+    answer_chars: int,
+    name: str | None,
+    options: Mapping[str, Any],
+) -> ReadyJob:
+    """The judge of a job, ready to be stored. options: of its submission.
+
+    Raises JobError where there is nothing to judge, and what ``make_ready`` raises.
+    """
     if not asked.num_judged:
         raise JobError(job_id, _why_nothing(asked))
     submission = Submission.parse(
@@ -72,13 +75,12 @@ def make_judge(
         answer_chars=answer_chars,
     )
     versions = {**ready.versions, "judge template": template.sha256}
-    judge = replace(
+    return replace(
         ready,
         config=ready.config.model_copy(update={"judge": spec}),
         versions=versions,
         notes=tuple(_notes(asked, template, job_id)),
     )
-    return ReadyJudge(judge, asked.places)
 
 
 def _why_nothing(asked: JudgeProblems) -> str:

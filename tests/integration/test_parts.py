@@ -28,7 +28,7 @@ from workers.engine.base import GenerateRequest
 from workers.writing.parts import last_part
 
 EVERY_S = 0.1
-STEP_S = 0.02
+STEP_S = 0.05
 SMALL_ONLY = parse_policy("small-only")
 SEGMENTS = text("""
     SELECT g.segment_index, g.author, g.token_ids, g.text, g.discarded_ids, g.token_lengths, g.finish, g.resumed_at,
@@ -59,10 +59,12 @@ def tokens_in_parts(db_engine: DbEngine, sample: int) -> int:
         return int(connection.execute(query, {"sample": sample}).scalar_one())
 
 
-def begin(db_engine: DbEngine, policy: PolicySpec = SMALL_ONLY, *, every_s: float = EVERY_S) -> Victim:
+def begin(
+    db_engine: DbEngine, policy: PolicySpec = SMALL_ONLY, *, every_s: float = EVERY_S, step_s: float = STEP_S
+) -> Victim:
     """A job, and a slow worker that writes its first sample."""
     submit(db_engine, policy=policy)
-    member = hire(db_engine, ModelRole.SMALL, step_s=STEP_S, store_every_s=every_s)
+    member = hire(db_engine, ModelRole.SMALL, step_s=step_s, store_every_s=every_s)
     message = waiting(db_engine)[SampleState.READY][0]
     thread = threading.Thread(target=member.writer.write, args=(message,))
     thread.start()
@@ -161,7 +163,7 @@ def test_two_losses_are_two_resumptions(db_engine: DbEngine, crew: Crew) -> None
 
 def test_watcher_reads_what_was_stored_before_the_rest(db_engine: DbEngine, crew: Crew) -> None:
     """The policy decides as if nothing had been lost, to the token, though its cue is behind the part."""
-    victim = begin(db_engine, EAGER)
+    victim = begin(db_engine, EAGER, step_s=0.5)  # its cue comes with the tenth token
     write_parts(db_engine, victim, num_tokens=3)
     lose(db_engine, victim)
     finish(db_engine, crew)

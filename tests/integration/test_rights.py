@@ -25,10 +25,11 @@ from pipeline.db.claims import (
     held_epochs,
     release_samples,
 )
-from pipeline.db.grades import TextGrade, begin_grade, end_grade, store_grades
+from pipeline.db.grades import TextGrade, begin_grade, end_grade, running_grades, store_grades, time_out_grades
 from pipeline.db.grants import grant_roles
 from pipeline.db.job_configs import fix_identity, fix_think_phase, get_job_config
 from pipeline.db.leadership import lead, resign
+from pipeline.db.parts import OpenSegment, Part, store_parts
 from pipeline.db.report_queries import select_progress
 from pipeline.db.revision import require_current
 from pipeline.db.rollups import Rollup, compact_lengths, postpone_rollup
@@ -66,8 +67,8 @@ from workers.upkeep.rounds import Upkeep
 SECRET = "ZQ-7f3a-the-answer"
 WORKERS = (DatabaseRole.WRITER, DatabaseRole.GRADER, DatabaseRole.UPKEEP)
 MODULES = (
-    "claims", "commits", "context_cache", "grades", "job_configs", "leadership", "rollups", "runnable", "totals",
-    "upkeep_statements", "verdicts", "worker_leases",
+    "claims", "commits", "context_cache", "grades", "job_configs", "leadership", "parts", "rollups", "runnable",
+    "totals", "upkeep_statements", "verdicts", "worker_leases",
 )  # fmt: skip
 """Of pipeline.db: their statements are those that workers execute."""
 OTHERS = {"grades._COMPLETE", "grades._REOPEN", "leadership._SELECT_LEADER", "verdicts._SELECT_JUDGE"}
@@ -167,6 +168,14 @@ def write(connection: Connection, job: int, worker: int) -> list[ClaimedSample]:
     )  # fmt: skip
     finished = replace(written(first, SampleState.FINISHED), steps=(step,))
     asked = replace(written(second, SampleState.READY), asides=(aside,))
+    part = Part(sample_id=third.sample_id, epoch=third.epoch, segment_index=0, start_token=0, token_ids=[5])
+    assert store_parts(connection, worker_id=worker, parts=[part]) == {third.sample_id}
+    release_samples(connection, worker_id=worker, epochs={third.sample_id: third.epoch})
+    [third] = claim(connection, worker, {third.sample_id: third.epoch + 1})
+    assert third.open_segment == OpenSegment(token_ids=(5,))
+    assert commit(connection, worker, written(third, SampleState.READY))
+    [third] = claim(connection, worker, {third.sample_id: third.epoch})
+    assert third.open_segment is None
     assert commit(connection, worker, finished, asked, written(fifth, SampleState.FINISHED))
     assert commit(connection, worker, finished), "a commit that is sent again"
     assert claim(connection, worker, {second.sample_id: second.epoch})[0].context.asides
@@ -199,7 +208,7 @@ def tidy(owner: Engine, login: Engine, upkeep: Upkeep, job: int, ending: int) ->
     with transaction(owner) as connection:
         connection.execute(text("UPDATE grades SET status = 'running', started_at = '2001-01-01', num_tries = 99"))
         connection.execute(text("UPDATE samples SET published_at = '2001-01-01' WHERE state = 'ready'"))
-        connection.execute(text("UPDATE workers SET expires_at = '2001-01-02', renewed_at = '2001-01-01'"))
+        connection.execute(text("UPDATE workers SET expires_at = '2001-01-01', renewed_at = '2001-01-01'"))
         last = text("UPDATE samples SET state = 'failed', error = 'e', ended_at = now() WHERE job_id = :job")
         connection.execute(last, {"job": ending})
         connection.execute(
@@ -210,6 +219,10 @@ def tidy(owner: Engine, login: Engine, upkeep: Upkeep, job: int, ending: int) ->
             SELECT :judge, id, epoch FROM samples WHERE job_id = :job AND state = 'graded'
         """)
         assert connection.execute(judged, {"job": job, "judge": ending}).rowcount == 2
+    with transaction(login) as connection:  # a round would do so that has seen them for long enough
+        late = running_grades(connection, tries=1)
+        assert late
+        time_out_grades(connection, late=late)
     do_round(login, upkeep)
     with transaction(login) as connection:
         mark_followed(connection, job)

@@ -92,7 +92,7 @@ class SampleRow(Base):
     )
     published_at: Mapped[Instant | None] = mapped_column(comment="when a message for its present state was last due")
     num_rescues: Mapped[int] = mapped_column(
-        server_default="0", comment="times its worker died with it since its last commit"
+        server_default="0", comment="times its worker died with it since its last commit or part"
     )
     trial_epoch: Mapped[int | None] = mapped_column(
         comment="of the claim under which it last had an engine to itself, as a suspect"
