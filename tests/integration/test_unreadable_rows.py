@@ -220,8 +220,9 @@ READABLE = ("grader unknown", "first role unknown", "first role null", "identity
 
 def mask(value: Any) -> Any:
     """Without what goes on by itself, and what is there of other jobs."""
-    shared = {"seconds": None, "samples_ahead": 0, "waiting_for": None}
-    return replace(value, **shared) if isinstance(value, JobProgress) else value
+    if not isinstance(value, JobProgress):
+        return value
+    return replace(value, seconds=None, samples_ahead=0, waiting_for=None)
 
 
 ABOUT_ONE_JOB = {
