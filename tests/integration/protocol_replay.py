@@ -228,6 +228,16 @@ class Replay(Pipeline):
         self.processes[hand], self.tokens[hand] = process, None
         self.real[self.state.whole.hands[hand].worker] = process.worker_id
 
+    def try_alone(self, sample: int, index: int) -> None:
+        work = self.before.places[sample].works[index]
+        worker, claim = self.real[work.worker], (self.samples[sample], work.epoch)
+        op = Op(
+            f"worker {worker} tries alone {claim}",
+            lambda c: claims.begin_trial(c, worker_id=worker, claim=claim),
+            lambda model: model.begin_trial(worker, *claim),
+        )
+        self.do(op)
+
     def kill(self, hand: int) -> None:
         self.memories[hand] = ContextCache()
 
