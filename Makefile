@@ -1,6 +1,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit test-servers fuzz chaos check docs docs-reference audit format lock clean
+.PHONY: help install demo test test-unit test-servers fuzz protocol chaos check docs docs-reference audit format lock \
+	clean
 
 # Some images set it. Without bytecode each process compiles all it imports: a worker's start takes 7 s of a core, not 2.5.
 unexport PYTHONDONTWRITEBYTECODE
@@ -34,6 +35,10 @@ test-unit: install ## Run the tests that need no service
 
 fuzz: install ## Try hostile files, prompts, answers and names, a hundred times what tests do; FUZZ_TIMES=… for another number
 	FUZZ_TIMES=$(or $(FUZZ_TIMES),100) $(BIN)/python -m pytest --timeout 0 -q $(FUZZ_TESTS) $(TEST_ARGS)
+
+protocol: install ## Visit every history of larger pipelines than the tests do, and replay more of them on Postgres
+	SPECTHINK_PROTOCOL=large SPECTHINK_PROTOCOL_WALKS=$(or $(WALKS),500) $(BIN)/python -m pytest --timeout 0 -q -s \
+		tests/integration/test_protocol_exhaustively.py tests/integration/test_protocol_traces.py $(TEST_ARGS)
 
 chaos: install ## Break everything, ten times each, and print what came of it (40 min on two hyperthreads); CHAOS_ARGS="…" adds options
 	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)

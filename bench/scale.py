@@ -143,7 +143,7 @@ def plans(job: int, ids: Sequence[int], worker: int) -> list[Plan]:
     """The statements that run again and again while a job runs."""
     claim = {"ids": list(ids), "epochs": [0] * len(ids), "worker": worker, "job": None, "runnable": "ready",
              "writing": "drafting"}  # fmt: skip
-    key, published = frozenset({"pk_samples"}), frozenset({"ix_samples_published"})
+    key, in_work = frozenset({"pk_samples"}), frozenset({"ix_samples_in_work"})
     age = {"age": TEN_S, "limit": 1000}
     whole = {"ids": list(ids), "starts": [0] * len(ids)}
     return [
@@ -151,17 +151,18 @@ def plans(job: int, ids: Sequence[int], worker: int) -> list[Plan]:
         Plan(name="context", statement=context_cache._LOAD_SEGMENTS.text, values=whole,
              indexes=frozenset({"pk_segments"})),
         Plan(name="room", statement=upkeep._ROOM.text, values={"ahead": 1.5},
-             indexes=frozenset({"ix_samples_admitted"})),
+             indexes=in_work),
         Plan(name="admit", statement=upkeep._ADMIT.text, values={"job": job, "room": 64, "first_role": "small"},
              indexes=frozenset({"ix_samples_pending"})),
-        Plan(name="publish again", statement=upkeep._OVERDUE.text, values=age, indexes=published),
+        Plan(name="publish again", statement=upkeep._OVERDUE.text, values=age,
+             indexes=in_work | frozenset({"ix_samples_finished"})),
         Plan(name="rescue", statement=upkeep._RESCUE.text, values={"workers": [worker]},
-             indexes=frozenset({"ix_samples_held"})),
+             indexes=in_work),
         Plan(name="orphans", statement=upkeep._ORPHANED.text, values={"workers": [worker]},
-             indexes=frozenset({"ix_samples_admitted", "ix_samples_published"})),
+             indexes=in_work),
         Plan(name="suspects", statement=upkeep._TRY.text, values={"age": TEN_S},
-             indexes=frozenset({"ix_samples_suspect", "ix_samples_admitted"})),
-        Plan(name="halt", statement=upkeep._HALT.text, values={}, indexes=frozenset({"ix_samples_admitted"})),
+             indexes=frozenset({"ix_samples_suspect", "ix_samples_in_work"})),
+        Plan(name="halt", statement=upkeep._HALT.text, values={}, indexes=in_work),
         Plan(name="close", statement=upkeep._ENDING.text, values={}, indexes=frozenset({"ix_samples_open"})),
         Plan(name="cancel", statement=control._LOCK_ALL.text, values={"job": job, "limit": control.BATCH},
              indexes=frozenset({"ix_samples_open"})),

@@ -4,6 +4,7 @@ PipelineError
 ├── ConfigurationError             a setting or option is wrong; the message says which and what it should be
 ├── MigrationRefused               the database cannot be migrated now; nothing was changed
 ├── ProblemSetError                a problem file is refused whole; carries its first faults, each with its line
+├── ArchiveError(path)             an archive cannot be written, is damaged, or cannot be restored here
 ├── NotFound                       a job, sample or problem set that does not exist
 ├── NotComparable                  jobs that were not asked or graded alike
 ├── QueryRefused                   a query that Postgres refuses, or whose result cannot be read
@@ -22,6 +23,11 @@ PipelineError
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class PipelineError(Exception):
@@ -50,6 +56,17 @@ class ProblemSetError(PipelineError):
         self.faults = faults
         shown = "\n".join(f"  {fault}" for fault in faults)
         super().__init__(f"{path} was refused, nothing was stored:\n{shown}")
+
+
+class ArchiveError(PipelineError):
+    """An archive of a job cannot be written, is damaged, or cannot be restored into this database."""
+
+    exit_code = 2
+
+    def __init__(self, path: Path | str, why: str) -> None:
+        self.path = path
+        self.why = why
+        super().__init__(f"{path}: {why}")
 
 
 class NotFound(PipelineError):

@@ -21,7 +21,6 @@ _PLACE = "SPECTHINK_REDIS_URL"
 _REMEDIES: Mapping[str, str] = {
     "CERTIFICATE_VERIFY_FAILED": f"name its CA by ssl_ca_certs=/path/ca.pem in {_PLACE}, and the server as its "
     "certificate does",
-    "WRONG_VERSION_NUMBER": f"the server has no TLS at this port: write redis://, or name its TLS port in {_PLACE}",
     "No such file or directory": f"correct the path of the certificates in {_PLACE}",
     "WRONGPASS": f"correct the user or password in {_PLACE}",
     "invalid username-password": f"correct the user or password in {_PLACE}",

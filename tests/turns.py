@@ -101,8 +101,8 @@ def claimed(**fields: Any) -> ClaimedSample:
     """A fresh sample, claimed at epoch 1."""
     values: dict[str, Any] = {
         "sample_id": 5, "job_id": 1, "epoch": 1, "problem_id": 1, "problem": PROBLEM, "sample_index": 0,
-        "policy_state": None, "next_request": None, "budget": None, "wait_seconds": 0.5, "context": EMPTY,
-        "num_prompt_tokens": None,
+        "policy_state": None, "next_request": None, "budget": None, "runnable_at": None, "wait_seconds": 0.5,
+        "context": EMPTY, "num_prompt_tokens": None,
     }  # fmt: skip
     return ClaimedSample(**{**values, **fields})
 

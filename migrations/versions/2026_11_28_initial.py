@@ -62,8 +62,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_events")),
         comment="Append-only: one row per change of a sample's or a job's state, written by a trigger.",
     )
-    op.create_index("ix_events_job_id", "events", ["job_id"], unique=False)
-    op.create_index("ix_events_sample_id", "events", ["sample_id"], unique=False)
+    op.create_index("ix_events_job_id", "events", ["job_id", "sample_id"], unique=False)
     op.create_table(
         "problem_sets",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False, comment="given by the database"),
@@ -200,6 +199,12 @@ def upgrade() -> None:
             server_default="0",
             nullable=False,
             comment="jobs with a higher one are admitted first",
+        ),
+        sa.Column(
+            "events_removed_at",
+            sa.DateTime(timezone=True),
+            nullable=True,
+            comment="when the events of its samples were pruned; null: they were not",
         ),
         sa.Column(
             "cloned_from", sa.BigInteger(), nullable=True, comment="the job whose problems and configuration it took"
@@ -650,6 +655,19 @@ def upgrade() -> None:
             comment="pipeline.samples.SampleState",
         ),
         sa.Column(
+            "phase",
+            sa.String(24),
+            sa.Computed(
+                "CASE state WHEN 'ready'::text THEN 'admitted'::character varying "
+                "WHEN 'awaiting_large'::text THEN 'admitted'::character varying "
+                "WHEN 'drafting'::text THEN 'admitted'::character varying "
+                "WHEN 'assisting'::text THEN 'admitted'::character varying ELSE state END",
+                persisted=True,
+            ),
+            nullable=False,
+            comment="admitted while it is ready, drafting, awaiting_large or assisting, else its state; for indexes",
+        ),
+        sa.Column(
             "epoch",
             sa.Integer(),
             server_default="0",
@@ -833,44 +851,38 @@ def upgrade() -> None:
         sa.UniqueConstraint(
             "job_id", "problem_id", "sample_index", name=op.f("uq_samples_job_id_problem_id_sample_index")
         ),
+        postgresql_with={"fillfactor": 80},
         comment="One solution drawn for one problem of one job. Its epoch fences every write.",
     )
     op.create_index(
-        "ix_samples_admitted",
+        "ix_samples_failed", "samples", ["job_id"], unique=False, postgresql_where=sa.text("phase = 'failed'")
+    )
+    op.create_index(
+        "ix_samples_finished", "samples", ["finished_at"], unique=False, postgresql_where=sa.text("phase = 'finished'")
+    )
+    op.create_index(
+        "ix_samples_in_work",
         "samples",
-        ["job_id"],
+        ["job_id", "phase"],
         unique=False,
-        postgresql_where=sa.text("state IN ('ready', 'drafting', 'awaiting_large', 'assisting')"),
-    )
-    op.create_index(
-        "ix_samples_failed", "samples", ["job_id"], unique=False, postgresql_where=sa.text("state = 'failed'")
-    )
-    op.create_index(
-        "ix_samples_held", "samples", ["holder_id"], unique=False, postgresql_where=sa.text("holder_id IS NOT NULL")
+        postgresql_where=sa.text("phase IN ('admitted', 'finished')"),
     )
     op.create_index(
         "ix_samples_open",
         "samples",
         ["job_id"],
         unique=False,
-        postgresql_where=sa.text("state NOT IN ('graded', 'failed', 'cancelled')"),
+        postgresql_where=sa.text("phase IN ('pending', 'admitted', 'finished')"),
     )
     op.create_index(
-        "ix_samples_pending", "samples", ["job_id", "id"], unique=False, postgresql_where=sa.text("state = 'pending'")
-    )
-    op.create_index(
-        "ix_samples_published",
-        "samples",
-        ["published_at"],
-        unique=False,
-        postgresql_where=sa.text("state IN ('ready', 'awaiting_large', 'finished')"),
+        "ix_samples_pending", "samples", ["job_id", "id"], unique=False, postgresql_where=sa.text("phase = 'pending'")
     )
     op.create_index(
         "ix_samples_suspect",
         "samples",
         ["id"],
         unique=False,
-        postgresql_where=sa.text("num_rescues >= 2 AND state IN ('ready', 'drafting', 'awaiting_large', 'assisting')"),
+        postgresql_where=sa.text("num_rescues >= 2 AND phase = 'admitted'"),
     )
     op.create_table(
         "asides",

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import demo, doctor, jobs, judging, models, plans, queries, removal, servers
+from pipeline.cli import archives, demo, doctor, jobs, judging, models, plans, queries, removal, servers
 from pipeline.cli.options import StateDir
 
 HELP = """Batch evaluation with Speculative Thinking: a small model thinks, a large one takes over where it reflects.
@@ -62,5 +62,6 @@ def common(
     context.obj = state_dir
 
 
-for module in (jobs, judging, removal, models, queries, plans, servers, doctor, demo):  # help lists them in this order
+# Help lists them in this order.
+for module in (jobs, judging, removal, archives, models, queries, plans, servers, doctor, demo):
     app.add_typer(module.commands)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from pipeline.embedded import Connections
-    from pipeline.results.promises import Violation
+    from pipeline.results.promises import Invariant, Violation
     from pipeline.settings import Settings
     from pipeline.workforce import LeaderReport
 
@@ -87,15 +87,25 @@ def _doctor_jobs(settings: Settings, jobs: list[int], *, as_json: bool) -> int:
     """Print what is wrong with each job; the exit code."""
     found = check_jobs(settings, jobs)
     if as_json:
-        print_json([{"job_id": job_id, "violations": violations} for job_id, violations in found.items()])
+        print_json(found)
     else:
-        _print_violations(found)
-    return int(any(found.values()))
+        for job in found:
+            _print_violations(job)
+    return int(any(job.violations for job in found))
 
 
-def check_jobs(settings: Settings, jobs: list[int]) -> dict[int, list[Violation]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedJob:
+    """unchecked: invariants of which a part cannot be checked, because the events of its samples were pruned."""
+
+    job_id: int
+    violations: list[Violation]
+    unchecked: list[Invariant]
+
+
+def check_jobs(settings: Settings, jobs: list[int]) -> list[CheckedJob]:
     """The violated invariants of each job, all as of one moment. Raises NotFound for a job that there is not."""
-    from pipeline.db.invariants import check_job, snapshot
+    from pipeline.db.invariants import check_job, snapshot, unchecked
     from pipeline.db.revision import require_current
     from pipeline.db.session import open_database
     from pipeline.embedded import resolve_connections
@@ -105,23 +115,34 @@ def check_jobs(settings: Settings, jobs: list[int]) -> dict[int, list[Violation]
     try:
         require_current(db_engine)
         with snapshot(db_engine) as connection:
-            return {job_id: check_job(connection, job_id) for job_id in jobs}
+            return [
+                CheckedJob(
+                    job_id=job_id,
+                    violations=check_job(connection, job_id),
+                    unchecked=sorted(unchecked(connection, job_id)),
+                )
+                for job_id in jobs
+            ]
     finally:
         db_engine.dispose()
 
 
-def _print_violations(found: dict[int, list[Violation]]) -> None:
+def _print_violations(job: CheckedJob) -> None:
     from pipeline.results.promises import INVARIANTS
 
     out = console()
-    for job_id, violations in found.items():
-        broken = {violation.invariant for violation in violations}
-        for invariant, sentence in INVARIANTS.items():
-            verdict = Verdict.FAILURE if invariant in broken else Verdict.OK
-            out.print(f"{verdict.value:8} job {job_id}, {invariant.value}: {sentence}", style=_STYLES[verdict])
-        if violations:
-            rows = [[violation.invariant.value, violation.where, violation.what] for violation in violations]
-            out.print(table(["invariant", "where", "what"], rows))
+    broken = {violation.invariant for violation in job.violations}
+    for invariant, sentence in INVARIANTS.items():
+        verdict = Verdict.FAILURE if invariant in broken else Verdict.OK
+        if verdict is Verdict.OK and invariant in job.unchecked:
+            verdict, sentence = (
+                Verdict.WARNING,
+                f"{sentence} Not checked in full: the events of its samples were pruned.",
+            )
+        out.print(f"{verdict.value:8} job {job.job_id}, {invariant.value}: {sentence}", style=_STYLES[verdict])
+    if job.violations:
+        rows = [[violation.invariant.value, violation.where, violation.what] for violation in job.violations]
+        out.print(table(["invariant", "where", "what"], rows))
 
 
 _STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAILURE: "bold red"}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from pipeline.results.reports import StoredJob
+    from pipeline.db.unused import UnusedLives, UnusedSet
+    from pipeline.results.reports import StoredEvents, StoredJob
 
 PANEL = "Jobs"
 
@@ -39,34 +41,42 @@ def rm(
 
     Needs the login that owns the schema. The space is used again by later jobs; VACUUM FULL gives it back to the disk.
     """
-    _remove(context, state_dir, lambda db_engine: sorted(set(jobs)), yes=yes)
+    with owner_database(context, state_dir) as db_engine:
+        _remove_jobs(db_engine, sorted(set(jobs)), yes=yes)
 
 
 @commands.command(
     rich_help_panel=PANEL,
-    epilog="Examples: specthink prune --older-than 30d --dry-run · specthink prune --older-than 4w",
+    epilog="Examples: specthink prune --older-than 30d --dry-run · specthink prune --events-older-than 4w",
 )
 def prune(
     context: typer.Context,
-    older_than: Annotated[str, typer.Option(metavar="AGE", help="Since they ended: 12h, 30d or 4w.")],
+    older_than: Annotated[
+        str | None, typer.Option(metavar="AGE", help="Jobs that ended, and what no job uses: 12h, 30d or 4w.")
+    ] = None,
+    events_older_than: Annotated[
+        str | None, typer.Option(metavar="AGE", help="Of jobs that ended, only the events of their samples.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
     yes: Yes = False,
     state_dir: StateDir = None,
 ) -> None:
     """Remove the jobs that ended long ago, with all that was written for them, for good.
 
-    Their problem sets stay, but for the prompts of judges.
+    Then what nobody uses and is as old: problem sets without a job, workers that ended and wrote nothing that is
+    stored, engines of none. Without their samples' events jobs stay whole but for the log: doctor says what it cannot
+    check.
     """
-    age = parse_age(older_than)
-
-    def ended(db_engine: Engine) -> list[int]:
-        from pipeline.db.removal import jobs_ended_before
-        from pipeline.db.session import transaction
-
-        with transaction(db_engine) as connection:
-            return jobs_ended_before(connection, age)
-
-    _remove(context, state_dir, ended, yes=yes, dry_run=dry_run)
+    if older_than is None and events_older_than is None:
+        raise typer.BadParameter("give --older-than or --events-older-than", param_hint="--older-than")
+    ages = [None if given is None else parse_age(given) for given in (older_than, events_older_than)]
+    with owner_database(context, state_dir) as db_engine:
+        of_jobs, of_events = ages
+        if of_events is not None:
+            _prune_events(db_engine, of_events, yes=yes, dry_run=dry_run)
+        if of_jobs is not None:
+            _prune_jobs(db_engine, of_jobs, yes=yes, dry_run=dry_run)
+            _prune_unused(db_engine, of_jobs, yes=yes, dry_run=dry_run)
 
 
 def parse_age(given: str) -> dt.timedelta:
@@ -79,53 +89,115 @@ def parse_age(given: str) -> dt.timedelta:
     return dt.timedelta(**{_UNITS[found[2]]: int(found[1])})
 
 
-def _remove(
-    context: typer.Context,
-    state_dir: Path | None,
-    choose: Callable[[Engine], list[int]],
-    *,
-    yes: bool,
-    dry_run: bool = False,
-) -> None:
-    """List the chosen jobs with their sizes, ask, and remove them, each in a transaction of its own."""
-    from pipeline.db.removal import remove_job, stored_jobs
+@contextmanager
+def owner_database(context: typer.Context, state_dir: Path | None) -> Iterator[Engine]:
+    """The database as the address's login, which must be the owner's to remove anything."""
     from pipeline.db.revision import require_current
-    from pipeline.db.session import open_database, transaction
+    from pipeline.db.session import open_database
     from pipeline.embedded import resolve_connections
 
-    db_engine = open_database(
-        resolve_connections(settings_of(context, state_dir)).database_url, application_name="specthink rm"
-    )
+    url = resolve_connections(settings_of(context, state_dir)).database_url
+    db_engine = open_database(url, application_name="specthink rm")
     try:
         require_current(db_engine)
-        chosen = choose(db_engine)
-        if not chosen:
-            typer.echo("no job to remove")
-            return
-        with transaction(db_engine) as connection:
-            found = stored_jobs(connection, chosen)
-        _print(found)
-        if dry_run or not (yes or _agrees(found)):
-            typer.echo("nothing was removed")
-            return
-        for job in found:
-            with transaction(db_engine) as connection:
-                remove_job(connection, job.job_id)
-            typer.echo(f"job {job.job_id} removed, {size(job.num_bytes)}")
+        yield db_engine
     finally:
         db_engine.dispose()
 
 
-def _print(jobs: list[StoredJob]) -> None:
-    rows = [[job.job_id, job.name, job.state, job.finished_at, job.num_samples, size(job.num_bytes)] for job in jobs]
+def _prune_jobs(db_engine: Engine, age: dt.timedelta, *, yes: bool, dry_run: bool) -> None:
+    from pipeline.db.removal import jobs_ended_before
+    from pipeline.db.session import transaction
+
+    with transaction(db_engine) as connection:
+        chosen = jobs_ended_before(connection, age)
+    _remove_jobs(db_engine, chosen, yes=yes, dry_run=dry_run)
+
+
+def _remove_jobs(db_engine: Engine, chosen: list[int], *, yes: bool, dry_run: bool = False) -> None:
+    """List jobs with their sizes, ask, and remove them, each in a transaction of its own."""
+    from pipeline.db.removal import remove_job, stored_jobs
+    from pipeline.db.session import transaction
+
+    if not chosen:
+        typer.echo("no job to remove")
+        return
+    with transaction(db_engine) as connection:
+        found = stored_jobs(connection, chosen)
+    rows = [[job.job_id, job.name, job.state, job.finished_at, job.num_samples, size(job.num_bytes)] for job in found]
     console().print(table(["job", "name", "state", "ended", "samples", "size"], rows))
+    if not _agreed(f"{counted(len(found), 'job')}, {_total(found)}", yes=yes, dry_run=dry_run):
+        return
+    for job in found:
+        with transaction(db_engine) as connection:
+            remove_job(connection, job.job_id)
+        typer.echo(f"job {job.job_id} removed, {size(job.num_bytes)}")
 
 
-def _agrees(jobs: list[StoredJob]) -> bool:
+def _prune_events(db_engine: Engine, age: dt.timedelta, *, yes: bool, dry_run: bool) -> None:
+    from pipeline.db.removal import old_events, remove_events
+    from pipeline.db.session import transaction
+
+    with transaction(db_engine) as connection:
+        found = old_events(connection, age)
+    if not found:
+        typer.echo("no events to remove")
+        return
+    rows = [[job.job_id, job.name, job.state, job.finished_at, job.num_rows, size(job.num_bytes)] for job in found]
+    console().print(table(["job", "name", "state", "ended", "events", "size"], rows))
+    if not _agreed(f"the events of {counted(len(found), 'job')}, {_total(found)}", yes=yes, dry_run=dry_run):
+        return
+    for job in found:
+        with transaction(db_engine) as connection:
+            remove_events(connection, job.job_id)
+        typer.echo(f"{counted(job.num_rows, 'event')} of job {job.job_id} removed, {size(job.num_bytes)}")
+
+
+def _prune_unused(db_engine: Engine, age: dt.timedelta, *, yes: bool, dry_run: bool) -> None:
+    from pipeline.db.session import transaction
+    from pipeline.db.unused import remove_lives, remove_set, unused_lives, unused_sets
+
+    with transaction(db_engine) as connection:
+        sets, lives = unused_sets(connection, age), unused_lives(connection, age)
+    if not (sets or lives.workers or lives.engines):
+        typer.echo("nothing unused to remove")
+        return
+    if sets:
+        rows = [[each.id, each.name, each.created_at, each.num_problems, size(each.num_bytes)] for each in sets]
+        console().print(table(["set", "name", "stored", "problems", "size"], rows))
+    what = f"{counted(len(sets), 'problem set')}, {_total(sets)}, {_counted_lives(lives)}"
+    if not _agreed(f"what nobody uses: {what}", yes=yes, dry_run=dry_run):
+        return
+    for each in sets:
+        with transaction(db_engine) as connection:
+            is_removed = remove_set(connection, each.id)
+        typer.echo(f"problem set {each.id} {'removed' if is_removed else 'stays: it has a job now'}")
+    with transaction(db_engine) as connection:
+        lives = remove_lives(connection, age)
+    typer.echo(f"{_counted_lives(lives)} removed")
+
+
+def _counted_lives(lives: UnusedLives) -> str:
+    return f"{counted(len(lives.workers), 'worker')} and {counted(len(lives.engines), 'engine')}"
+
+
+def _total(found: Iterable[StoredJob | StoredEvents | UnusedSet]) -> str:
+    return size(sum(each.num_bytes for each in found))
+
+
+def _agreed(what: str, *, yes: bool, dry_run: bool) -> bool:
+    """Whether it is to be removed: nothing is by a dry run, and whatever is was agreed to."""
+    if dry_run:
+        typer.echo(f"nothing was removed of {what}")
+        return False
+    if yes:
+        return True
     if not sys.stdin.isatty():
         raise typer.BadParameter("there is nobody to ask: give --yes", param_hint="--yes")
-    total = size(sum(job.num_bytes for job in jobs))
-    return typer.confirm(f"remove {counted(len(jobs), 'job')}, {total}, for good?")
+    if typer.confirm(f"remove {what}, for good?"):
+        return True
+    typer.echo("nothing was removed")
+    return False
 
 
 def size(num_bytes: int) -> str:

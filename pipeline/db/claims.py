@@ -7,6 +7,7 @@ of their ids, so that two workers never wait for each other in a circle.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from pipeline.chat.translation import first_prompt_tokens
 from pipeline.db.context_cache import EMPTY, Context, ContextCache, load_contexts
 from pipeline.db.parts import OpenSegment, load_open_segments
 from pipeline.db.runnable import Runnable, select_runnable
-from pipeline.db.states import waiting_again, why_not_served
+from pipeline.db.states import ADMITTED, waiting_again, why_not_served
 from pipeline.errors import LeaseLost
 from pipeline.policies.protocol import PolicyState
 from pipeline.problems import Problem
@@ -40,8 +41,10 @@ class ClaimedSample:
     """As it is stored: ``policies.requests`` reads it, or says that it is damaged."""
     budget: int | None
     """Most output tokens, where it has a larger budget than its job's."""
+    runnable_at: dt.datetime | None
+    """Since when it could be claimed. Of two histories of a database only what both have in common gives the same."""
     wait_seconds: float | None
-    """Since it could be claimed, however often a message was sent."""
+    """Since then, however often a message was sent."""
     context: Context
     num_prompt_tokens: int | None
     """Of the rendered prompt, as the first writer read it; None where nobody has written."""
@@ -80,7 +83,8 @@ _CLAIM = text(f"""
         SELECT min(s.id) AS id FROM samples s JOIN message m ON m.id = s.id AND m.epoch = s.epoch
         WHERE s.state = :runnable AND s.num_rescues >= {SUSPECT_AFTER}
           AND (CAST(:job AS bigint) IS NULL OR s.job_id = :job)
-          AND NOT EXISTS (SELECT FROM samples o WHERE o.holder_id = :worker AND o.num_rescues >= {SUSPECT_AFTER})
+          AND NOT EXISTS (SELECT FROM samples o
+                          WHERE o.holder_id = :worker AND o.num_rescues >= {SUSPECT_AFTER} AND o.{ADMITTED})
     ),
     mine AS (
         SELECT s.id
@@ -98,8 +102,7 @@ _CLAIM = text(f"""
                   s.part_tokens
     )
     SELECT c.id AS sample_id, c.job_id, c.epoch, c.problem_id, c.sample_index, c.policy_state, c.max_tokens AS budget,
-           c.next_request, c.num_segments, c.num_asides, c.num_rescues,
-           c.part_tokens,
+           c.next_request, c.num_segments, c.num_asides, c.num_rescues, c.part_tokens, c.runnable_at,
            extract(epoch FROM clock_timestamp() - c.runnable_at)::float8 AS wait_seconds,
            p.external_id, p.prompt, p.shown
     FROM claimed c JOIN problems p ON p.id = c.problem_id
@@ -168,10 +171,10 @@ def _claimed_sample(row: dict[str, Any], context: Context, open_segment: OpenSeg
     )
 
 
-_BEGIN_TRIAL = text("""
+_BEGIN_TRIAL = text(f"""
     UPDATE samples s SET trial_epoch = s.epoch
     WHERE s.id = :id AND s.epoch = :epoch AND s.holder_id = :worker
-      AND NOT EXISTS (SELECT FROM samples o WHERE o.holder_id = :worker AND o.id <> s.id)
+      AND NOT EXISTS (SELECT FROM samples o WHERE o.holder_id = :worker AND o.{ADMITTED} AND o.id <> s.id)
 """)
 
 
@@ -206,7 +209,8 @@ _FITTING = {
         SELECT w.queue FROM workers w JOIN engines e ON e.id = w.engine_id, jobs j
         WHERE j.id = :job AND w.kind = {role.value!r} AND w.model = j.{role.value}_model AND w.id <> :worker
           AND w.ended_at IS NULL AND w.expires_at > clock_timestamp() AND {why_not_served(role)} IS NULL
-          AND NOT EXISTS (SELECT FROM samples s WHERE s.holder_id = w.id AND s.num_rescues >= {ALONE_AFTER})
+          AND NOT EXISTS (SELECT FROM samples s
+                          WHERE s.holder_id = w.id AND s.{ADMITTED} AND s.num_rescues >= {ALONE_AFTER})
         ORDER BY random() LIMIT 1
     """)
     for role in ModelRole
@@ -272,7 +276,7 @@ def defer_samples(
     connection.execute(_DEFER, claims | {"error": storable(error), "max_attempts": max_attempts})
 
 
-_HELD = text("SELECT id, epoch FROM samples WHERE holder_id = :worker")
+_HELD = text(f"SELECT id, epoch FROM samples WHERE holder_id = :worker AND {ADMITTED}")
 
 
 def held_epochs(connection: Connection, worker_id: int) -> dict[int, int]:

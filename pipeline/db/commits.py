@@ -1,12 +1,13 @@
 """The statements that store what a worker wrote, fenced by the sample's epoch.
 
-A commit touches only rows that still have the epoch and the holder under which they were claimed, and as many segments
-and asides as the writer went on from. Rows are locked in the order of their ids, so that two workers never wait for
-each other in a circle.
+A commit touches only rows that still have the epoch and the holder under which they were claimed, and the text that the
+writer went on from: as many segments and asides, and runnable since the same moment. Rows are locked in the order of
+their ids, so that two workers never wait for each other in a circle.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,9 @@ class SampleCommit:
     """Segments that it stands on, and ``num_asides_before`` asides: where the sample has others, the commit is of a
     history that a restore has undone. None: it stands on whatever there is, and writes nothing."""
     num_asides_before: int | None = None
+    runnable_at: dt.datetime | None = None
+    """Since when the sample waited as it was claimed, by the claim. Under the same epoch and as many segments two
+    histories may have different texts; since the same moment, the same. None: since whenever."""
     asides: tuple[WrittenAside, ...] = ()
     policy_state: PolicyState | None = None
     next_request: Request | None = None
@@ -79,8 +83,8 @@ class Committed:
 
 
 _SAMPLE_COLUMNS = (
-    "sample_id bigint, epoch integer, segments_before integer, asides_before integer, to_state text, "
-    "policy_state jsonb, next_request jsonb, num_segments integer, "
+    "sample_id bigint, epoch integer, segments_before integer, asides_before integer, runnable_at timestamptz, "
+    "to_state text, policy_state jsonb, next_request jsonb, num_segments integer, "
     "num_takeovers integer, num_asides integer, tokens_small integer, tokens_large integer, tokens_inserted integer, "
     "discarded_small integer, discarded_large integer, aside_small integer, aside_large integer, taken_small integer, "
     "taken_large integer, finish_reason text, error_class text, error text"
@@ -116,6 +120,7 @@ _COMMIT = text(f"""
         WHERE s.epoch = written.epoch AND s.holder_id = :worker
           AND s.num_segments = coalesce(written.segments_before, s.num_segments)
           AND s.num_asides = coalesce(written.asides_before, s.num_asides)
+          AND (written.runnable_at IS NULL OR written.runnable_at = s.runnable_at)
         ORDER BY s.id FOR UPDATE OF s
     ),
     moved AS (
@@ -243,6 +248,7 @@ def _sample_row(commit: SampleCommit) -> dict[str, Any]:
         "epoch": commit.epoch,
         "segments_before": commit.num_segments_before,
         "asides_before": commit.num_asides_before,
+        "runnable_at": commit.runnable_at,
         "to_state": commit.to_state.value,
         "policy_state": commit.policy_state,
         "next_request": request_to_json(commit.next_request) if commit.next_request else None,

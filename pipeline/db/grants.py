@@ -59,10 +59,10 @@ _STEP = ", ".join(column.name for column in StepRow.__table__.columns)
 _SIGNAL = ", ".join(column.name for column in SignalRow.__table__.columns)
 
 _COUNTED = (
-    "id, job_id, problem_id, state, epoch, holder_id, small_worker_id, large_worker_id, next_role, num_segments, "
-    "num_takeovers, num_asides, num_rescues, trial_epoch, tokens_small, tokens_large, tokens_inserted, "
+    "id, job_id, problem_id, state, phase, epoch, holder_id, small_worker_id, large_worker_id, next_role, "
+    "num_segments, num_takeovers, num_asides, num_rescues, trial_epoch, tokens_small, tokens_large, tokens_inserted, "
     "discarded_small, discarded_large, aside_small, aside_large, taken_small, taken_large, finish_reason, score, "
-    "published_at, not_before, admitted_at, ended_at"
+    "published_at, not_before, admitted_at, finished_at, ended_at"
 )
 """What upkeep reads of a sample, for its duties and for job_progress: a score, and no text or answer beside it."""
 
@@ -97,7 +97,8 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
             "think_end, think_opened), UPDATE (small_identity, large_identity, think_start, think_end, think_opened)"
         ),
         "samples": (
-            f"SELECT (id, job_id, problem_id, sample_index, max_tokens, {_WRITTEN}), UPDATE ({_WRITTEN}, {_ENDED})"
+            f"SELECT (id, job_id, problem_id, sample_index, max_tokens, phase, {_WRITTEN}), "
+            f"UPDATE ({_WRITTEN}, {_ENDED})"
         ),
         "segments": f"SELECT ({_RESUMED}), INSERT ({_SEGMENT})",
         "segment_parts": f"SELECT ({_PART}), INSERT ({_PART}, worker_id), DELETE",

@@ -37,6 +37,15 @@ def check_job(connection: Connection, job_id: int) -> list[Violation]:
     return found
 
 
+_EVENTS_REMOVED = text("SELECT FROM jobs WHERE id = :job AND events_removed_at IS NOT NULL")
+
+
+def unchecked(connection: Connection, job_id: int) -> frozenset[Invariant]:
+    """What can be checked in part only, because the events of the job's samples were pruned."""
+    is_pruned = connection.execute(_EVENTS_REMOVED, {"job": job_id}).first() is not None
+    return frozenset({Invariant.CLAIMS, Invariant.EVENTS}) if is_pruned else frozenset()
+
+
 def _freeze(connection: Connection) -> None:
     """Everything from here on is of one snapshot. SHOW takes none, so that it may come first."""
     if connection.execute(text("SHOW transaction_isolation")).scalar_one() == "read committed":

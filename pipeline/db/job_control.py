@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, RowMapping, text
 
-from pipeline.db.states import ADMITTED, FINAL, PUBLISHED, first_claim_of, waiting_again
+from pipeline.db.states import ADMITTED, FAILED, IN_WORK, OPEN, PUBLISHED, first_claim_of, waiting_again
 from pipeline.errors import JobError, NotFound
 from pipeline.jobs.config import FINAL_JOB_STATES, JobState
 from pipeline.samples import ErrorClass
@@ -66,10 +66,10 @@ def cancel_job(connection: Connection, job_id: int) -> bool:
 # By id + 0, so that no plan reads through the table in the order of ids.
 _LOCK_OPEN = """
     SELECT s.id FROM samples s JOIN jobs j ON j.id = s.job_id
-    WHERE s.job_id = :job AND j.state = 'cancelled' AND s.state {states} ORDER BY s.id + 0 LIMIT :limit FOR UPDATE OF s
+    WHERE s.job_id = :job AND j.state = 'cancelled' AND s.{phase} ORDER BY s.id + 0 LIMIT :limit FOR UPDATE OF s
 """
-_LOCK_ADMITTED = text(_LOCK_OPEN.format(states=f"IN {ADMITTED}"))
-_LOCK_ALL = text(_LOCK_OPEN.format(states=f"NOT IN {FINAL}"))
+_LOCK_ADMITTED = text(_LOCK_OPEN.format(phase=ADMITTED))
+_LOCK_ALL = text(_LOCK_OPEN.format(phase=OPEN))
 _CANCEL_SAMPLES = text("""
     UPDATE samples SET state = 'cancelled', epoch = epoch + 1, holder_id = NULL, ended_at = clock_timestamp()
     WHERE id = ANY(:ids)
@@ -79,7 +79,7 @@ _CANCEL_SAMPLES = text("""
 def cancel_samples(connection: Connection, job_id: int, *, limit: int = BATCH) -> int:
     """End the open samples of a cancelled job, those at work before all others; returns how many, 0: there are none.
 
-    Workers that write for it find their epoch gone: they abort, and can commit nothing. Indexes: ix_samples_admitted,
+    Workers that write for it find their epoch gone: they abort, and can commit nothing. Indexes: ix_samples_in_work,
     ix_samples_open.
     """
     values = {"job": job_id, "limit": limit}
@@ -91,12 +91,12 @@ def cancel_samples(connection: Connection, job_id: int, *, limit: int = BATCH) -
 
 _AT_WORK = text(f"""
     SELECT EXISTS (SELECT FROM samples WHERE job_id = :job
-                   AND state IN {ADMITTED})
+                   AND {ADMITTED})
 """)
 
 
 def is_at_work(connection: Connection, job_id: int) -> bool:
-    """Whether a sample of a job is with a worker or waits for one. Index: ix_samples_admitted."""
+    """Whether a sample of a job is with a worker or waits for one. Index: ix_samples_in_work."""
     return bool(connection.execute(_AT_WORK, {"job": job_id}).scalar_one())
 
 
@@ -111,7 +111,7 @@ def count_cancelled(connection: Connection, job_id: int) -> int:
 _HALF_CANCELLED = text(f"""
     SELECT j.id FROM jobs j LEFT JOIN job_totals t ON t.job_id = j.id
     WHERE j.state = 'cancelled' AND t.job_id IS NULL
-      AND EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state NOT IN {FINAL})
+      AND EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.{OPEN})
     ORDER BY j.id LIMIT 1
 """)
 
@@ -135,7 +135,7 @@ def pause_job(connection: Connection, job_id: int) -> bool:
 
 _LOCK_TO_RELEASE = text(f"""
     SELECT s.id, s.holder_id IS NOT NULL AS is_held FROM samples s JOIN jobs j ON j.id = s.job_id
-    WHERE s.job_id = :job AND j.state = 'paused' AND s.state IN {ADMITTED}
+    WHERE s.job_id = :job AND j.state = 'paused' AND s.{ADMITTED}
     ORDER BY s.id FOR UPDATE OF s
 """)
 _RELEASE = text(f"""
@@ -150,7 +150,7 @@ def release_job_samples(connection: Connection, job_id: int) -> int:
 
     Those that only wait get a new epoch too: no message sent before can claim them, not even by a claim that has begun
     and still takes the job for running. There are at most as many as the workers have slots, and half as many again.
-    Index: ix_samples_admitted.
+    Index: ix_samples_in_work.
     """
     admitted = connection.execute(_LOCK_TO_RELEASE, {"job": job_id}).all()
     connection.execute(_RELEASE, {"ids": [row.id for row in admitted]})
@@ -158,7 +158,7 @@ def release_job_samples(connection: Connection, job_id: int) -> int:
 
 
 _LOCK_WAITING = text(f"""
-    SELECT id, state FROM samples WHERE job_id = :job AND state IN {PUBLISHED}
+    SELECT id, state FROM samples WHERE job_id = :job AND {IN_WORK} AND state IN {PUBLISHED}
     ORDER BY id FOR UPDATE
 """)
 _PUBLISH_AT_ONCE = text("""
@@ -201,9 +201,9 @@ def _reopen_job(connection: Connection, job_id: int) -> None:
         connection.execute(_FORGET_TOTALS, {"job": job_id})
 
 
-_SELECT_FAILED = text("""
+_SELECT_FAILED = text(f"""
     SELECT id FROM samples
-    WHERE job_id = :job AND state = 'failed' AND (CAST(:classes AS text[]) IS NULL OR error_class = ANY(:classes))
+    WHERE job_id = :job AND {FAILED} AND (CAST(:classes AS text[]) IS NULL OR error_class = ANY(:classes))
     ORDER BY id
 """)
 

@@ -10,27 +10,27 @@ from sqlalchemy import Connection, text
 from pipeline.db.tables import METADATA
 from pipeline.errors import JobError, NotFound
 from pipeline.jobs.config import FINAL_JOB_STATES
-from pipeline.results.reports import StoredJob
+from pipeline.results.reports import StoredEvents, StoredJob
 
 _OF_SAMPLES = ("signals", "steps", "grades", "asides", "segment_parts", "segments", "judged_samples")
 _OF_JOBS = ("length_counts", "rollups", "job_totals", "judged_samples", "samples", "events")
 
 
-def _stored_size(table: str) -> str:
-    """SQL for the bytes of a row as they are stored: compressed where they are; its header is 24."""
-    sizes = (f"coalesce(pg_column_size(t.{column.name}), 0)" for column in METADATA.tables[table].columns)
+def stored_size(table: str, alias: str = "t") -> str:
+    """SQL for the bytes of rows as they are stored: compressed where they are; a header is 24."""
+    sizes = (f"coalesce(pg_column_size({alias}.{column.name}), 0)" for column in METADATA.tables[table].columns)
     return f"sum(24 + {' + '.join(sizes)})"
 
 
 _SIZES = " UNION ALL ".join(
     [
         *(
-            f"SELECT s.job_id, {_stored_size(table)} AS bytes FROM {table} t JOIN samples s ON s.id = t.sample_id "
+            f"SELECT s.job_id, {stored_size(table)} AS bytes FROM {table} t JOIN samples s ON s.id = t.sample_id "
             "WHERE s.job_id = ANY(:jobs) GROUP BY s.job_id"
             for table in _OF_SAMPLES
         ),
         *(
-            f"SELECT t.job_id, {_stored_size(table)} AS bytes FROM {table} t "
+            f"SELECT t.job_id, {stored_size(table)} AS bytes FROM {table} t "
             "WHERE t.job_id = ANY(:jobs) GROUP BY t.job_id"
             for table in _OF_JOBS
         ),
@@ -64,7 +64,8 @@ def jobs_ended_before(connection: Connection, age: dt.timedelta) -> list[int]:
     return list(connection.execute(_ENDED_BEFORE, {"age": age}).scalars())
 
 
-_LOCK = text("SELECT state, problem_set_id FROM jobs WHERE id = :job FOR UPDATE")
+_STATE = "SELECT state FROM jobs WHERE id = :job"
+_PROBLEM_SET = text("SELECT problem_set_id FROM jobs WHERE id = :job")
 _IS_OPEN = text("SELECT EXISTS (SELECT FROM samples WHERE job_id = :job AND ended_at IS NULL)")
 _TOKENS = text("""
     SELECT w.worker_id, sum(w.tokens_generated)::bigint AS tokens
@@ -84,6 +85,35 @@ _REMOVALS = (
     "UPDATE jobs SET judged_job_id = NULL WHERE judged_job_id = :job",
     "DELETE FROM jobs WHERE id = :job",
 )
+_OLD_EVENTS = text(f"""
+    SELECT j.id AS job_id, j.name, j.state, j.finished_at, e.rows::bigint AS num_rows, e.bytes::bigint AS num_bytes
+    FROM jobs j CROSS JOIN LATERAL (
+        SELECT count(*) AS rows, {stored_size("events")} AS bytes FROM events t
+        WHERE t.job_id = j.id AND t.sample_id IS NOT NULL
+    ) e
+    WHERE j.finished_at < clock_timestamp() - :age AND j.state NOT IN ('running', 'paused') AND e.rows > 0
+    ORDER BY j.id
+""")
+_REMOVE_EVENTS = (
+    "SET LOCAL specthink.removes_job = 'on'",
+    "DELETE FROM events WHERE job_id = :job AND sample_id IS NOT NULL",
+    "SET LOCAL specthink.removes_job = 'off'",
+    "UPDATE jobs SET events_removed_at = clock_timestamp() WHERE id = :job",
+)
+
+
+def old_events(connection: Connection, age: dt.timedelta) -> list[StoredEvents]:
+    """The events of samples of jobs that ended longer ago than that, by job."""
+    return [StoredEvents(**row) for row in connection.execute(_OLD_EVENTS, {"age": age}).mappings()]
+
+
+def remove_events(connection: Connection, job_id: int) -> None:
+    """Delete the events of the samples of a job that has ended; its own stay. Raises as ``remove_job``."""
+    require_ended(connection, job_id, lock=True)
+    for statement in _REMOVE_EVENTS:
+        connection.execute(text(statement), {"job": job_id} if ":job" in statement else {})
+
+
 # Not deleted: each problem that is gone would be looked for in all samples, which have no index for that.
 _FORGET_PROMPTS = text("""
     WITH told AS (
@@ -98,6 +128,36 @@ _FORGET_PROMPTS = text("""
 _WITHDRAW = text("UPDATE workers SET tokens_withdrawn = tokens_withdrawn + :tokens WHERE id = :worker_id")
 
 
+def require_ended(connection: Connection, job_id: int, *, lock: bool = False) -> None:
+    """Raise NotFound, or JobError for a job that has not ended or whose samples have not.
+
+    lock: nobody can change the job, or a grade of it, until the transaction ends.
+    """
+    values = {"job": job_id}
+    state = connection.execute(text(f"{_STATE} FOR UPDATE" if lock else _STATE), values).scalar()
+    if state is None:
+        raise NotFound.job(job_id)
+    if state not in FINAL_JOB_STATES:
+        why = f"it is {state}; only a job that has ended can be removed or archived: specthink cancel {job_id}"
+        raise JobError(job_id, why)
+    if connection.execute(_IS_OPEN, values).scalar_one():
+        raise JobError(job_id, "its last samples are being cancelled; try again in some seconds")
+
+
+_FINGERPRINT = text("""
+    SELECT md5(concat_ws(' ', j::text,
+        (SELECT sum(hashtextextended(s::text, 0)) FROM samples s WHERE s.job_id = j.id),
+        (SELECT sum(hashtextextended(g::text, 0)) FROM grades g JOIN samples s ON s.id = g.sample_id
+         WHERE s.job_id = j.id)))
+    FROM jobs j WHERE j.id = :job
+""")
+
+
+def fingerprint(connection: Connection, job_id: int) -> str:
+    """Of all that may change of a job that has ended: a retry changes its samples, another grading its grades."""
+    return str(connection.execute(_FINGERPRINT, {"job": job_id}).scalar_one())
+
+
 def remove_job(connection: Connection, job_id: int) -> None:
     """Delete a job that has ended, with its samples and all that was written for them. Its problem set stays.
 
@@ -108,18 +168,12 @@ def remove_job(connection: Connection, job_id: int) -> None:
     are locked last, because they renew their leases in them. Raises NotFound, and JobError for a job that has not
     ended or whose samples have not.
     """
+    require_ended(connection, job_id, lock=True)
     values = {"job": job_id}
-    locked = connection.execute(_LOCK, values).first()
-    if locked is None:
-        raise NotFound.job(job_id)
-    state = locked.state
-    if state not in FINAL_JOB_STATES:
-        raise JobError(job_id, f"it is {state}; only a job that has ended can be removed: specthink cancel {job_id}")
-    if connection.execute(_IS_OPEN, values).scalar_one():
-        raise JobError(job_id, "its last samples are being cancelled; try again in some seconds")
+    problem_set = connection.execute(_PROBLEM_SET, values).scalar_one()
     withdrawn = [dict(row) for row in connection.execute(_TOKENS, values).mappings()]
     for statement in _REMOVALS:
         connection.execute(text(statement), values if ":job" in statement else {})
-    connection.execute(_FORGET_PROMPTS, {"problem_set": locked.problem_set_id})
+    connection.execute(_FORGET_PROMPTS, {"problem_set": problem_set})
     if withdrawn:
         connection.execute(_WITHDRAW, withdrawn)

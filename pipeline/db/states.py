@@ -21,13 +21,31 @@ RUNNABLE = _listed(RUNNABLE_STATE.values())
 """Wait for a model."""
 WRITING = _listed(WRITING_STATE.values())
 """Are held by a worker."""
-ADMITTED = _listed([*RUNNABLE_STATE.values(), *WRITING_STATE.values()])
-"""Are in the pipeline, with a worker or on the way to one. Index: ix_samples_admitted."""
 PUBLISHED = _listed([*RUNNABLE_STATE.values(), SampleState.FINISHED])
-"""Have a message under way: to a model, or to a grader. Index: ix_samples_published."""
+"""Have a message under way: to a model, or to a grader."""
 COMPLETE = _listed([SampleState.FINISHED, SampleState.GRADED])
 """Have their whole text."""
 FINAL = _listed(FINAL_STATES)
+
+# Indexes of samples name no column that a hand-over changes: each update of a row would renew its entries in all of
+# them, and could not be made in place. The phase changes at admission and at the end only; a statement that is to use
+# such an index names the phase, and the state beside it.
+_HANDED_OVER = (*RUNNABLE_STATE.values(), *WRITING_STATE.values())
+_CASES = " ".join(f"WHEN '{state.value}'::text THEN 'admitted'::character varying" for state in _HANDED_OVER)
+PHASE = f"CASE state {_CASES} ELSE state END"
+"""The column ``phase`` of samples, as Postgres writes it: the state, and one for all that a hand-over leads to."""
+PENDING = "phase = 'pending'"
+"""Wait for admission. Index: ix_samples_pending."""
+ADMITTED = "phase = 'admitted'"
+"""Are in the pipeline, with a worker or on the way to one. Index: ix_samples_in_work."""
+OPEN = "phase IN ('pending', 'admitted', 'finished')"
+"""Have not ended. Index: ix_samples_open."""
+IN_WORK = "phase IN ('admitted', 'finished')"
+"""Are admitted and have not ended. Index: ix_samples_in_work."""
+FINISHED = "phase = 'finished'"
+"""Wait for a grader. Index: ix_samples_finished."""
+FAILED = "phase = 'failed'"
+"""Index: ix_samples_failed."""
 
 _ROLE_OF_STATE = {state: role for states in (RUNNABLE_STATE, WRITING_STATE) for role, state in states.items()}
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import orjson
 from sqlalchemy import Connection, text
 
 from pipeline.chat.translation import ThinkPhase
-from pipeline.db.session import copy_rows
+from pipeline.db.session import copy_rows, references_trusted
 from pipeline.errors import NotFound
 from pipeline.jobs.config import JobConfig, JobState
 from pipeline.jobs.readiness import ReadyJob
@@ -46,7 +45,7 @@ def put_problem_set(connection: Connection, problem_set: ProblemSet, *, tells_an
         return int(connection.execute(found, values).scalar_one())
     ids = connection.execute(_RESERVE_IDS, {"num": len(problem_set.problems)}).scalars().all()
     problems = list(zip(ids, problem_set.problems, strict=True))
-    with _references_trusted(connection):
+    with references_trusted(connection):
         copy_rows(connection, _COPY_PROBLEMS, _problem_rows(new_id, ids, problem_set.problems))
         copy_rows(connection, _COPY_ANSWERS, _answer_rows(problems))
         copy_rows(connection, _COPY_HIDDEN, ((i, json.dumps(each.hidden)) for i, each in problems if each.hidden))
@@ -75,26 +74,6 @@ def _answer_rows(problems: Iterable[tuple[int, Problem]]) -> Iterator[tuple[int,
     for problem_id, problem in problems:
         if problem.answer is not None:
             yield problem_id, problem.answer, list(problem.also_accepted)
-
-
-_TRUST = text("""
-    SELECT set_config('session_replication_role', 'replica', true) FROM pg_roles
-    WHERE rolname = current_user AND rolsuper
-""")
-_TRUST_NO_MORE = text("SELECT set_config('session_replication_role', 'origin', true)")
-
-
-@contextmanager
-def _references_trusted(connection: Connection) -> Iterator[None]:
-    """Insert without a look at each referenced row, for rows that refer to what this transaction has just made.
-
-    Only a superuser may; for others every row is checked. No trigger but theirs is on INSERT. An error ends the
-    transaction, and this with it.
-    """
-    is_trusted = connection.execute(_TRUST).first() is not None
-    yield
-    if is_trusted:
-        connection.execute(_TRUST_NO_MORE)
 
 
 _ADD_SAMPLES = text("SELECT add_samples(:job)")

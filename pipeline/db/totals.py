@@ -13,14 +13,14 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
 
-from pipeline.db.states import FINAL
+from pipeline.db.states import OPEN
 
 _UNCOUNTED = f"""
     SELECT j.id FROM jobs j LEFT JOIN job_totals t ON t.job_id = j.id
     WHERE j.state NOT IN ('running', 'paused') AND (
           t.job_id IS NULL OR t.stale_at NOT BETWEEN clock_timestamp() - :quiet AND clock_timestamp()
       )
-      AND NOT EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state NOT IN {FINAL})
+      AND NOT EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.{OPEN})
 """
 _SELECT_UNCOUNTED = text(f"{_UNCOUNTED} AND j.id <> ALL(:but) ORDER BY j.id LIMIT :limit")
 _LOCK_UNCOUNTED = text(f"{_UNCOUNTED} AND j.id = :job FOR NO KEY UPDATE OF j SKIP LOCKED")

@@ -16,8 +16,10 @@ from sqlalchemy import Connection, text
 from pipeline.db.runnable import RUNNABLE_COLUMNS, Runnable, runnable, select_runnable
 from pipeline.db.states import (
     ADMITTED,
-    FINAL,
-    PUBLISHED,
+    FAILED,
+    FINISHED,
+    OPEN,
+    PENDING,
     RUNNABLE,
     WRITING,
     first_claim_of,
@@ -53,19 +55,19 @@ _ROOM = text(f"""
     used AS (
         SELECT d.first_role, d.model, count(*) AS admitted
         FROM samples s JOIN demand d ON d.id = s.job_id
-        WHERE s.state IN {ADMITTED} GROUP BY d.first_role, d.model
+        WHERE s.{ADMITTED} GROUP BY d.first_role, d.model
     )
     SELECT d.id AS job_id, d.first_role, d.model,
            ceil(supply.slots * :ahead)::integer - coalesce(used.admitted, 0)::integer AS room
     FROM demand d JOIN supply ON supply.kind = d.first_role AND supply.model = d.model
     LEFT JOIN used ON used.first_role = d.first_role AND used.model = d.model
-    WHERE EXISTS (SELECT FROM samples s WHERE s.job_id = d.id AND s.state = 'pending')
+    WHERE EXISTS (SELECT FROM samples s WHERE s.job_id = d.id AND s.{PENDING})
     ORDER BY d.priority DESC, d.id
 """)
 
 _ADMIT = text(f"""
     WITH chosen AS (
-        SELECT id FROM samples WHERE job_id = :job AND state = 'pending' ORDER BY id LIMIT :room
+        SELECT id FROM samples WHERE job_id = :job AND {PENDING} ORDER BY id LIMIT :room
         FOR UPDATE SKIP LOCKED
     )
     UPDATE samples s SET
@@ -158,7 +160,7 @@ _RESCUE = text(f"""
         SELECT s.id, s.holder_id, w.end_reason, s.num_rescues + (w.end_reason <> 'stopped')::integer AS deaths,
                s.num_rescues >= {ALONE_AFTER} AND s.trial_epoch = s.epoch AS was_tried
         FROM samples s JOIN workers w ON w.id = s.holder_id
-        WHERE s.holder_id = ANY(:workers) ORDER BY s.id FOR UPDATE OF s
+        WHERE s.holder_id = ANY(:workers) AND s.{ADMITTED} ORDER BY s.id FOR UPDATE OF s
     ),
     judged AS (
         SELECT held.*, end_reason <> 'stopped' AND coalesce(was_tried, false)
@@ -184,7 +186,8 @@ _RESCUE = text(f"""
 _ORPHANED = text(f"""
     WITH orphaned AS (
         SELECT s.id FROM samples s
-        WHERE s.num_rescues < {SUSPECT_AFTER} AND s.state IN {RUNNABLE} AND {home_worker("s.state")} = ANY(:workers)
+        WHERE s.num_rescues < {SUSPECT_AFTER} AND s.{ADMITTED} AND s.state IN {RUNNABLE}
+          AND {home_worker("s.state")} = ANY(:workers)
         ORDER BY s.id FOR UPDATE OF s SKIP LOCKED
     )
     UPDATE samples s SET published_at = clock_timestamp() FROM orphaned WHERE s.id = orphaned.id
@@ -232,20 +235,28 @@ _PUBLISH = """
     published_at = clock_timestamp(),
     not_before = CASE WHEN s.not_before > clock_timestamp() THEN clock_timestamp() ELSE s.not_before END
 """
+# Of those that wait for a model there are few, and all are looked at. Those that wait for a grader may be a million:
+# the walk along their index ends with the limit, and passes only what was sent within the age.
 _OVERDUE = text(f"""
-    WITH due AS (
+    WITH for_models AS (
         SELECT s.id FROM samples s JOIN jobs j ON j.id = s.job_id
-        WHERE s.state IN {PUBLISHED} AND NOT {_IS_UNDER_WAY}
-          AND (s.state = 'finished' OR j.state = 'running' AND s.num_rescues < {SUSPECT_AFTER} AND NOT {_IS_DELAYED})
+        WHERE s.{ADMITTED} AND s.state IN {RUNNABLE} AND NOT {_IS_UNDER_WAY}
+          AND j.state = 'running' AND s.num_rescues < {SUSPECT_AFTER} AND NOT {_IS_DELAYED}
         ORDER BY s.published_at LIMIT :limit FOR UPDATE OF s SKIP LOCKED
-    )
+    ),
+    for_graders AS (
+        SELECT s.id FROM samples s
+        WHERE s.{FINISHED} AND NOT {_IS_UNDER_WAY}
+        ORDER BY s.finished_at LIMIT :limit FOR UPDATE OF s SKIP LOCKED
+    ),
+    due AS (SELECT id FROM for_models UNION ALL SELECT id FROM for_graders)
     UPDATE samples s SET {_PUBLISH} FROM due WHERE s.id = due.id
     RETURNING {RUNNABLE_COLUMNS}
 """)
 
 
 MOST_OVERDUE = 200
-"""Samples that are looked for at a time."""
+"""Samples that are looked for at a time, of those that wait for models and of those that wait for graders."""
 LONGEST_DELAY = dt.timedelta(minutes=1)
 """After a failure that passes (``claims.defer_samples``): a longer one is of before the clock was set back."""
 
@@ -257,7 +268,8 @@ def overdue_samples(
     limit: int = MOST_OVERDUE,
     longest_delay: dt.timedelta = LONGEST_DELAY,
 ) -> list[Runnable]:
-    """Samples that wait since more than age; they count as published now. Index: ix_samples_published.
+    """Samples that wait since more than age; they count as published now. Indexes: ix_samples_in_work,
+    ix_samples_finished.
 
     A resumed job's and those whose delay after a failure is over count as waiting for ever; so do those that were
     published at a time that is yet to come.
@@ -271,7 +283,7 @@ _TRY = text(f"""
         SELECT s.id, s.state, s.published_at, s.not_before, s.num_rescues >= {ALONE_AFTER} AS must_be_alone, roles.role,
                {model_of("roles.role")} AS model
         FROM samples s JOIN jobs j ON j.id = s.job_id, LATERAL (SELECT {role_of("s.state")} AS role) roles
-        WHERE s.num_rescues >= {SUSPECT_AFTER} AND s.state IN {ADMITTED}
+        WHERE s.num_rescues >= {SUSPECT_AFTER} AND s.{ADMITTED}
           AND j.state = 'running'
     ),
     supply AS (
@@ -318,7 +330,7 @@ def suspects_to_try(
 _HALT = text(f"""
     WITH held AS (
         SELECT s.id FROM samples s JOIN jobs j ON j.id = s.job_id
-        WHERE j.state = 'paused' AND s.state IN {WRITING} ORDER BY s.id FOR UPDATE OF s
+        WHERE j.state = 'paused' AND s.{ADMITTED} AND s.state IN {WRITING} ORDER BY s.id FOR UPDATE OF s
     )
     UPDATE samples s SET
         state = {waiting_again("s.state")},
@@ -330,7 +342,7 @@ _HALT = text(f"""
 def halt_paused_jobs(connection: Connection) -> int:
     """Take the samples of paused jobs from whoever writes them, back to their last segment; returns how many.
 
-    Repeated, because a claim that began before the pause may end after it. Index: ix_samples_admitted.
+    Repeated, because a claim that began before the pause may end after it. Index: ix_samples_in_work.
     """
     return connection.execute(_HALT).rowcount
 
@@ -358,19 +370,19 @@ def mark_first_claims(connection: Connection) -> None:
 _ENDING = text(f"""
     SELECT j.id FROM jobs j
     WHERE j.state = 'running'
-      AND NOT EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state NOT IN {FINAL})
+      AND NOT EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.{OPEN})
     ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
 """)
 _CLOSE = text(f"""
     UPDATE jobs j SET finished_at = clock_timestamp(),
         first_claimed_at = coalesce(j.first_claimed_at, {first_claim_of("j")}),
-        state = CASE WHEN EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state = 'failed')
+        state = CASE WHEN EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.{FAILED})
                        OR j.config->>'grader' <> 'none' AND (
                            SELECT bool_or(s.state = 'graded') AND count(s.score) = 0
                            FROM samples s WHERE s.job_id = j.id)
                      THEN 'completed_with_errors' ELSE 'completed' END
     WHERE j.id = ANY(:jobs)
-      AND NOT EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.state NOT IN {FINAL})
+      AND NOT EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.{OPEN})
     RETURNING j.id, j.state
 """)
 

@@ -72,6 +72,18 @@ class StoredJob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredEvents:
+    """What the events of a job's samples take in the database, without indexes."""
+
+    job_id: int
+    name: str
+    state: str
+    finished_at: dt.datetime | None
+    num_rows: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobProgress:
     """A row of the view job_progress; its column comments say what each field means."""
 

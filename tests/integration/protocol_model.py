@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.samples import ALONE_AFTER, GUILTY_AFTER_LAPSES, SUSPECT_AFTER
@@ -63,6 +63,10 @@ class Job:
         self.state = state
 
 
+Base = tuple[tuple[int, float], ...]
+"""What somebody went on from: the epoch and the time of the commit of each segment, or of each aside."""
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     epoch: int
@@ -70,6 +74,10 @@ class Segment:
     author: str
     kept: int
     discarded: int
+    at: float = 0.0
+    """When it was committed."""
+    base: tuple[Base, Base] = ((), ())
+    """The segments and the asides that its writer had; only the exhaustive search says it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +87,8 @@ class Aside:
     author: str
     tokens: int
     after_segment: int
+    at: float = 0.0
+    base: tuple[Base, Base] = ((), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +109,11 @@ class Written:
     to_state: str
     segments: tuple[Segment, ...]
     asides: tuple[Aside, ...]
-    index: int
-    """Of the first segment."""
-    first_aside: int
+    segments_before: int | None
+    """How many it stands on; None: on whatever there is."""
+    asides_before: int | None
+    runnable: float | None
+    """Since when the sample waited as it was claimed; None: however long."""
     num_takeovers: int
     count: int
     """Of the policy's state."""
@@ -119,6 +131,8 @@ class Sample:
     small_worker: int | None = None
     large_worker: int | None = None
     published: float | None = None
+    runnable: float = 0.0
+    """Since when it waits for a worker, or waited."""
     num_rescues: int = 0
     trial_epoch: int | None = None
     num_attempts: int = 0
@@ -140,9 +154,10 @@ class Sample:
             self.events.append((self.state, state, self.epoch))
             self.state = state
 
-    def give_back(self) -> None:
+    def give_back(self, now: float) -> None:
         """To its last committed segment, under a new epoch."""
         self.epoch += 1
+        self.runnable = now
         self.holder = None
         self.move("ready" if self.state in ("ready", "drafting") else "awaiting_large")
 
@@ -233,7 +248,7 @@ class Model:
 
     def _runnable(self, s: Sample) -> tuple[int, int, str, str | None, bool, bool]:
         writer = {"ready": s.small_worker, "awaiting_large": s.large_worker}.get(s.state)
-        home = self.workers[writer] if writer is not None else None
+        home = self.workers.get(writer) if writer is not None else None
         queue = home.queue if home is not None and home.ended is None else None
         return (s.id, s.epoch, s.state, queue, bool(s.segments or s.asides), s.is_suspect)
 
@@ -242,21 +257,28 @@ class Model:
     def register(self, worker: Worker) -> None:
         self.workers[worker.id] = worker
 
-    def renew(self, worker: int) -> str | None:
-        w = self.workers[worker]
-        if w.ended is not None:
+    def renew(self, worker: int, since: float | None = None) -> str | None:
+        w = self.workers.get(worker)
+        if w is None or w.ended is not None or not self.is_as_left(w, since):
             return LOST
         w.renewed, w.expires = self.now, self.now + TTL_S
         return None
 
+    def is_as_left(self, worker: Worker, since: float | None) -> bool:
+        """Whether a life's row is not older than what its last heartbeat returned."""
+        return since is None or worker.renewed >= since
+
     def end(self, worker: int, reason: str) -> None:
-        w = self.workers[worker]
-        w.ended = w.ended or reason
+        if worker in self.workers:
+            w = self.workers[worker]
+            w.ended = w.ended or reason
 
     # -- claims -------------------------------------------------------------------------------------------------------
 
     def claimable(self, worker: int, epochs: Mapping[int, int], job: int) -> list[Sample]:
-        w = self.workers[worker]
+        w = self.workers.get(worker)
+        if w is None:
+            return []
         state = "ready" if w.kind == "small" else "awaiting_large"
         named = [s for s in self.samples.values() if epochs.get(s.id) == s.epoch and s.state == state and s.job == job]
         free = not any(s.holder == worker and s.is_suspect for s in self.samples.values())
@@ -300,15 +322,25 @@ class Model:
         stored = set()
         for commit in commits:
             s = self.samples[commit.sample]
-            if s.epoch == commit.epoch and s.holder == worker:
+            if self.accepts(s, worker, commit):
                 self._store(s, commit)
                 stored.add((s.id, commit.epoch))
             elif (commit.epoch, worker) in s.writers:
                 stored.add((s.id, commit.epoch))
         return frozenset(stored), self.runnables({sample for sample, _ in stored})
 
+    def accepts(self, s: Sample, worker: int, commit: Written) -> bool:
+        """Whether a commit is of the claim under which the sample is held, and of the text that it has."""
+        return s.epoch == commit.epoch and s.holder == worker and self.goes_on(s, commit)
+
+    def goes_on(self, s: Sample, commit: Written) -> bool:
+        return commit.runnable in (None, s.runnable) and self.counts(s, commit)
+
+    def counts(self, s: Sample, commit: Written) -> bool:
+        return commit.segments_before in (None, len(s.segments)) and commit.asides_before in (None, len(s.asides))
+
     def _store(self, s: Sample, commit: Written) -> None:
-        s.holder, s.published, s.not_before = None, self.now, None
+        s.holder, s.published, s.not_before, s.runnable = None, self.now, None, self.now
         if commit.to_state == "failed":
             s.fail(commit.error_class or "")
             return
@@ -319,15 +351,13 @@ class Model:
         s.next_role = {"ready": "small", "awaiting_large": "large"}.get(commit.to_state)
         s.num_takeovers += commit.num_takeovers
         s.finish_reason = commit.finish_reason
-        assert commit.index == len(s.segments), "the model itself would leave a gap"
-        assert not commit.asides or commit.first_aside == len(s.asides), "likewise"
-        s.segments += commit.segments
-        s.asides += commit.asides
+        s.segments += (replace(segment, at=self.now) for segment in commit.segments)
+        s.asides += (replace(aside, at=self.now) for aside in commit.asides)
 
     def release(self, worker: int, epochs: Mapping[int, int]) -> Runnables:
         mine = [s for s in self.samples.values() if s.holder == worker and epochs.get(s.id) == s.epoch]
         for s in mine:
-            s.give_back()
+            s.give_back(self.now)
             s.published = self.now
         return self.runnables(s.id for s in mine)
 
@@ -341,7 +371,7 @@ class Model:
                 s.epoch += 1
                 s.fail("engine_refused")
             else:
-                s.give_back()
+                s.give_back(self.now)
 
     # -- upkeep ------------------------------------------------------------------------------------------------------
 
@@ -380,7 +410,7 @@ class Model:
                 s.epoch += 1
                 s.fail({"engine_stalled": "timed_out", "writer_failed": "internal"}.get(w.ended or "", "engine_died"))
             else:
-                s.give_back()
+                s.give_back(self.now)
                 back.add(s.id)
         return back, len(held) - len(back)
 
@@ -420,7 +450,7 @@ class Model:
     def halt(self) -> int:
         held = [s for s in self.samples.values() if s.state in HELD and self.jobs[s.job].state == "paused"]
         for s in held:
-            s.give_back()
+            s.give_back(self.now)
             s.published = self.now
         return len(held)
 
@@ -438,7 +468,7 @@ class Model:
             slots[self._opening(job)] -= len(chosen)
             for s in chosen:
                 s.move("ready" if (s.next_role or job.first_role) == "small" else "awaiting_large")
-                s.published = self.now
+                s.published = s.runnable = self.now
             admitted += chosen
         return self.runnables(s.id for s in admitted)
 
@@ -490,7 +520,7 @@ class Model:
         admitted = [s for s in self.of_job(job) if s.state in ADMITTED]
         held = sum(s.state in HELD for s in admitted)
         for s in admitted:
-            s.give_back()
+            s.give_back(self.now)
             s.published = self.now
         return held
 
@@ -503,7 +533,7 @@ class Model:
         waiting = [s for s in self.of_job(job) if s.state in (*RUNNABLE, "finished")]
         for s in waiting:
             s.epoch += s.state != "finished"
-            s.published = EARLIEST
+            s.published, s.runnable = EARLIEST, self.now
         return sum(s.state != "finished" for s in waiting)
 
     def _change(self, job: int, to: str, allowed: tuple[str, ...]) -> bool | str:

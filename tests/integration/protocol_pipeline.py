@@ -828,8 +828,9 @@ def modelled(worker: int, commit: SampleCommit) -> Written:
             for g in commit.segments
         ),
         asides=tuple(Aside(commit.epoch, worker, a.author.value, len(a.piece), a.after_segment) for a in commit.asides),
-        index=commit.num_segments_before or 0,
-        first_aside=commit.asides[0].aside_index if commit.asides else -1,
+        segments_before=commit.num_segments_before,
+        asides_before=commit.num_asides_before,
+        runnable=None,  # real times are not the model's
         num_takeovers=sum(g.takes_over for g in commit.segments),
         count=commit.policy_state["count"] if commit.policy_state else 0,
         finish_reason=commit.finish_reason,

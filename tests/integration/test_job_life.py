@@ -900,7 +900,7 @@ def test_removed_job_leaves_nothing_and_the_books_of_others_hold(
     claimed = claim(connection, worker, admit_all(connection))
     commit(connection, worker, *(written(sample, SampleState.FINISHED) for sample in claimed))
     connection.execute(text("UPDATE samples SET state = 'graded', ended_at = now()"))
-    assert "only a job that has ended can be removed" in owner_command("rm", str(job), "--yes", exit_code=1)
+    assert "only a job that has ended can be removed or archived" in owner_command("rm", str(job), "--yes", exit_code=1)
     close_jobs(connection)
     before, kept = rows_of(connection, job), rows_of(connection, other)
     assert before["segments"] == before["samples"] == 2
@@ -930,6 +930,66 @@ def test_prune_removes_what_ended_long_ago(owner_command: Specthink, connection:
     assert f"job {old} removed" in owner_command("prune", "--older-than", "30d", "--yes")
     assert [row["id"] for row in every(connection, "SELECT id FROM jobs ORDER BY id")] == [new, running]
     assert "write 12h, 30d or 4w" in owner_command("prune", "--older-than", "soon", exit_code=2)
+    assert "--events-older-than" in owner_command("prune", exit_code=2)
+
+
+def test_prune_removes_sets_workers_and_engines_that_nobody_uses(
+    owner_command: Specthink, connection: Connection
+) -> None:
+    used, unused, young = (add_problem_set(connection, name=name) for name in ("used", "unused", "young"))
+    [sample] = add_samples(connection, add_job(connection, used, state="completed"), [{}])
+    engines = [add_engine(connection, model) for model in ("wrote", "idle", "alive", "claimed")]
+    wrote, idle, _, claimed = (
+        add_worker(connection, "small", model="S", engine_id=engine, started_at="2020-01-01") for engine in engines
+    )
+    add_segment(connection, sample, 0, "small", "text", worker_id=wrote, engine_id=engines[0])
+    connection.execute(text("UPDATE samples SET small_worker_id = :worker"), {"worker": claimed})
+    ended = text("""UPDATE workers SET ended_at = now() - interval '40 days', end_reason = 'stopped', settled_at = now()
+                    WHERE id = ANY(:ids)""")
+    connection.execute(ended, {"ids": [wrote, idle, claimed]})
+    old = text("UPDATE problem_sets SET created_at = now() - interval '40 days' WHERE id <> :young")
+    connection.execute(old, {"young": young})
+
+    def left(table: str) -> set[int]:
+        return {row["id"] for row in every(connection, f"SELECT id FROM {table}")}
+
+    before = {table: left(table) for table in ("problem_sets", "workers", "engines", "problems")}
+    said = owner_command("prune", "--older-than", "30d", "--dry-run")
+    assert "nothing was removed of what nobody uses: 1 problem set, 1 kB, 1 worker and 1 engine" in said
+    assert {table: left(table) for table in before} == before
+    said = owner_command("prune", "--older-than", "30d", "--yes")
+    assert f"problem set {unused} removed" in said
+    assert "1 worker and 1 engine removed" in said
+    assert before["problem_sets"] - left("problem_sets") == {unused}
+    assert before["workers"] - left("workers") == {idle}
+    assert before["engines"] - left("engines") == {engines[1]}
+    assert one(connection, "SELECT count(*) AS n FROM problems WHERE problem_set_id = :id", id=unused)["n"] == 0
+    assert "nothing unused to remove" in owner_command("prune", "--older-than", "30d", "--yes")
+
+
+def test_pruned_events_are_missed_by_no_view_and_no_retry(owner_command: Specthink, connection: Connection) -> None:
+    job, worker = make_job(connection, num_problems=2), make_worker(connection)
+    claimed = claim(connection, worker, admit_all(connection))
+    commit(connection, worker, *(written(sample, SampleState.FINISHED) for sample in claimed))
+    connection.execute(text("UPDATE samples SET state = 'failed', error = 'it broke', ended_at = now()"))
+    close_jobs(connection)
+    shown = [
+        every(connection, f"SELECT * FROM {view}") for view in ("job_summary", "job_cost", "results", "throughput")
+    ]
+    of_samples = one(connection, "SELECT count(*) AS n FROM events WHERE sample_id IS NOT NULL")["n"]
+    assert "no events to remove" in owner_command("prune", "--events-older-than", "1h", "--yes")
+    connection.execute(text("UPDATE jobs SET finished_at = now() - interval '2 hours'"))
+    shown[0] = every(connection, "SELECT * FROM job_summary")
+    assert "nothing was removed of the events of 1 job" in owner_command(
+        "prune", "--events-older-than", "1h", "--dry-run"
+    )
+    assert f"{of_samples} events of job {job} removed" in owner_command("prune", "--events-older-than", "1h", "--yes")
+    assert every(connection, "SELECT DISTINCT job_id, sample_id FROM events") == [{"job_id": job, "sample_id": None}]
+    assert shown == [
+        every(connection, f"SELECT * FROM {view}") for view in ("job_summary", "job_cost", "results", "throughput")
+    ]
+    control.retry_failed(connection, job, control.select_failed(connection, job))
+    assert one(connection, "SELECT first_claimed_at IS NOT NULL AS known FROM jobs") == {"known": True}
 
 
 def test_submitter_may_remove_nothing(client: Client, servers: Connections, connection: Connection) -> None:

@@ -25,7 +25,7 @@ from pipeline.db.claims import (
     held_epochs,
     release_samples,
 )
-from pipeline.db.grades import TextGrade, begin_grade, end_grade, store_grades
+from pipeline.db.grades import TextGrade, begin_grade, end_grade, running_grades, store_grades, time_out_grades
 from pipeline.db.grants import grant_roles
 from pipeline.db.job_configs import fix_identity, fix_think_phase, get_job_config
 from pipeline.db.leadership import lead, resign
@@ -208,7 +208,7 @@ def tidy(owner: Engine, login: Engine, upkeep: Upkeep, job: int, ending: int) ->
     with transaction(owner) as connection:
         connection.execute(text("UPDATE grades SET status = 'running', started_at = '2001-01-01', num_tries = 99"))
         connection.execute(text("UPDATE samples SET published_at = '2001-01-01' WHERE state = 'ready'"))
-        connection.execute(text("UPDATE workers SET expires_at = '2001-01-02', renewed_at = '2001-01-01'"))
+        connection.execute(text("UPDATE workers SET expires_at = '2001-01-01', renewed_at = '2001-01-01'"))
         last = text("UPDATE samples SET state = 'failed', error = 'e', ended_at = now() WHERE job_id = :job")
         connection.execute(last, {"job": ending})
         connection.execute(
@@ -219,6 +219,10 @@ def tidy(owner: Engine, login: Engine, upkeep: Upkeep, job: int, ending: int) ->
             SELECT :judge, id, epoch FROM samples WHERE job_id = :job AND state = 'graded'
         """)
         assert connection.execute(judged, {"job": job, "judge": ending}).rowcount == 2
+    with transaction(login) as connection:  # a round would do so that has seen them for long enough
+        late = running_grades(connection, tries=1)
+        assert late
+        time_out_grades(connection, late=late)
     do_round(login, upkeep)
     with transaction(login) as connection:
         mark_followed(connection, job)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import redis
 from pydantic import SecretStr
 from sqlalchemy import Engine, make_url, text
 from sqlalchemy.exc import DBAPIError
@@ -17,6 +18,7 @@ from pipeline.db.server_checks import pooler_fault
 from pipeline.db.session import open_database, transaction
 from pipeline.embedded import Connections
 from pipeline.errors import ConfigurationError, PipelineError, ServiceUnavailable
+from pipeline.redis_checks import require_broker
 from tests.conftest import with_database
 
 pytestmark = pytest.mark.integration
@@ -136,3 +138,56 @@ def test_other_errors_keep_their_traceback() -> None:
 
 def test_server_itself_is_no_pooler(owner: Engine) -> None:
     assert pooler_fault(owner) is None
+
+
+@pytest.fixture
+def broker(connections: Connections) -> Iterator[redis.Redis]:
+    """As the login that may do everything."""
+    with redis.Redis.from_url(connections.redis_url.get_secret_value()) as client:
+        yield client
+        client.acl_deluser("stranger")
+
+
+def let_in(broker: redis.Redis, connections: Connections, *rules: str) -> SecretStr:
+    """The address of a new login with these rights."""
+    broker.execute_command("ACL", "SETUSER", "stranger", "on", ">secret", "~*", "&*", *rules)
+    host = connections.redis_url.get_secret_value().rpartition("@")[2]
+    return SecretStr(f"redis://stranger:secret@{host}")
+
+
+def test_redis_needs_no_dangerous_command(broker: redis.Redis, connections: Connections) -> None:
+    keys = set(broker.keys())
+    require_broker(let_in(broker, connections, "+@all", "-@dangerous", "-@admin"))
+    assert set(broker.keys()) == keys, "nothing is left of the try"
+
+
+@pytest.mark.parametrize(
+    ("rules", "command"),
+    [(["+@all", "-publish"], "publish"), (["+@all", "-eval"], "eval"), (["+@all", "-psubscribe"], "psubscribe")],
+)
+def test_redis_that_takes_not_every_command_is_refused(
+    broker: redis.Redis, connections: Connections, rules: list[str], command: str
+) -> None:
+    said = refusal(let_in(broker, connections, *rules))
+    assert command in said
+    assert "+@all -@dangerous -@admin" in said
+
+
+def test_redis_with_another_password_is_refused(broker: redis.Redis, connections: Connections) -> None:
+    url = let_in(broker, connections, "+@all").get_secret_value()
+    assert "correct the user or password" in refusal(SecretStr(url.replace(":secret@", ":wrong@")))
+
+
+def test_redis_that_is_away_is_waited_for() -> None:
+    require_broker(SecretStr("redis://:secret@127.0.0.1:1/0"))
+
+
+def refusal(url: SecretStr) -> str:
+    """What is said at the start of whoever would use this broker."""
+    with pytest.raises(ConfigurationError) as raised:
+        require_broker(url)
+    said = str(raised.value)
+    assert said.startswith("Redis cannot be used: ")
+    assert "\n" not in said
+    assert "secret" not in said
+    return said

@@ -122,7 +122,7 @@ def pooled(mode: str) -> Callable[[Path], str]:
             through = environment_of(database_url(pooler.port), redis_url(broker.port))
             if mode == "session":
                 return run_job(through, folder)
-            return f"refused: {_refused(through, 'pool_mode = session')}"
+            return f"refused: {_refused(through, 'session')}"
 
     return run
 

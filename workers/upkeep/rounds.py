@@ -188,14 +188,14 @@ class Upkeep:
     def _republish(self, connection: Connection) -> None:
         deadline = time.monotonic() + REPUBLISHING_S
         published = newly = self._publish_overdue(connection)
-        while newly == MOST_OVERDUE and time.monotonic() < deadline:
+        while newly >= MOST_OVERDUE and time.monotonic() < deadline:
             newly = self._publish_overdue(connection)
             published += newly
         if published:
             log.info("samples published again", samples=published)
 
     def _publish_overdue(self, connection: Connection) -> int:
-        """How many samples were overdue, MOST_OVERDUE at most."""
+        """How many samples were overdue, MOST_OVERDUE of a kind at most."""
         age = dt.timedelta(seconds=self._settings.republish_after_s)
         with connection.begin():
             overdue = overdue_samples(connection, age=age)

@@ -127,7 +127,7 @@ class Store:
 
     def _set_aside(self, commit: SampleCommit, error: BaseException) -> Committed:
         log.error("commit refused", sample_id=commit.sample_id, reason=str(error))
-        return replace(self._commit_together([failed(commit.claim, error)]), claims=frozenset())
+        return replace(self._commit_together([failed(commit, error)]), claims=frozenset())
 
     def _commit_together(self, commits: Sequence[SampleCommit]) -> Committed:
         identity = self.identity

@@ -298,6 +298,7 @@ def _commit(active: ActiveSample, to_state: SampleState, *, then: Request | Fini
         segments=tuple(active.segments),
         num_segments_before=len(active.sample.context.segments),
         num_asides_before=len(active.sample.context.asides),
+        runnable_at=active.sample.runnable_at,
         asides=tuple(active.asides),
         policy_state=active.state,
         next_request=None if isinstance(then, Finish) else then,
@@ -314,12 +315,12 @@ def commit_gathered(active: ActiveSample) -> SampleCommit | None:
     return _commit(active, RUNNABLE_STATE[active.setup.role], then=active.request)
 
 
-def failed(claim: tuple[int, int], error: BaseException) -> SampleCommit:
-    """What sets a sample aside with its error, at its last committed segment. claim: sample id and epoch."""
-    sample_id, epoch = claim
+def failed(sample: ClaimedSample | SampleCommit, error: BaseException) -> SampleCommit:
+    """What sets a sample aside with its error, at its last committed segment. sample: the claim, or its commit."""
     return SampleCommit(
-        sample_id=sample_id,
-        epoch=epoch,
+        sample_id=sample.sample_id,
+        epoch=sample.epoch,
+        runnable_at=sample.runnable_at,
         to_state=SampleState.FAILED,
         error_class=error_class(error),
         error=storable(f"{type(error).__name__}: {error}"),

@@ -299,7 +299,7 @@ class Writer:
             active, step = begin(sample, setup, latch)
         except Exception as error:
             log.exception("sample not begun", sample_id=sample.sample_id)
-            ending = failed(claim, error)
+            ending = failed(sample, error)
         else:
             if isinstance(step, GenerateRequest):
                 if self._in_flight.started(active):
@@ -368,13 +368,13 @@ class Writer:
         if isinstance(result, EngineUnavailable):
             return commit_gathered(active) or Deferral(result)
         if isinstance(result, Exception):
-            return failed(active.claim, result)
+            return failed(active.sample, result)
         try:
             may_stay = not self._in_flight.is_stopping
             return apply_result(active, result, may_stay=may_stay, ended_at=time.monotonic())
         except Exception as error:
             log.exception("sample not carried on", sample_id=active.sample.sample_id)
-            return failed(active.claim, error)
+            return failed(active.sample, error)
 
     def _given_back(self, active: ActiveSample, result: GenerateResult | Exception) -> Release:
         """The sample goes back to its last commit, or to what its request wrote until now where that took long."""

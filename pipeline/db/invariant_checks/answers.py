@@ -50,6 +50,7 @@ _HIDDEN_TEXT_IN_PROMPTS = """
 _ANSWERS_IN_OTHER_TABLES = r"""
     WITH hands AS MATERIALIZED (
         SELECT DISTINCT e.worker_id AS id FROM events e WHERE e.job_id = :job AND e.worker_id IS NOT NULL
+        UNION SELECT g.worker_id FROM segments g JOIN samples s ON s.id = g.sample_id WHERE s.job_id = :job
     ), hay AS MATERIALIZED (
         SELECT format('job %s', j.id) AS place, concat_ws(
                    E'\n', j.config - 'few_shot', j.versions, j.name, j.policy, j.think_end) AS written

@@ -31,7 +31,8 @@ _CLAIM_OF_EACH_PIECE = """
                WHEN g.role <> c.role THEN format('claimed for the %s model', c.role)
                ELSE 'whose claim ended without a commit' END AS what
     FROM pieces g LEFT JOIN claims c ON c.sample_id = g.sample_id AND c.epoch = g.epoch
-    WHERE c.n IS DISTINCT FROM 1 OR c.worker_id IS DISTINCT FROM g.worker_id OR g.role <> c.role OR NOT c.committed
+    WHERE EXISTS (SELECT FROM jobs j WHERE j.id = :job AND j.events_removed_at IS NULL) AND (
+        c.n IS DISTINCT FROM 1 OR c.worker_id IS DISTINCT FROM g.worker_id OR g.role <> c.role OR NOT c.committed)
 """
 # Asides of one after_segment come before that segment.
 _EPOCHS_OF_PIECES = """

@@ -1,4 +1,7 @@
-"""Statements on events: every change of state is legal and logged."""
+"""Statements on events: every change of state is legal and logged.
+
+Of a job whose samples' events were pruned, only its own can be checked.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ _MOVES_OF_SAMPLES = """
         SELECT e.id, e.sample_id, e.from_state, e.to_state, e.epoch, e.worker_id,
                lag(e.to_state, 1, 'pending') OVER w AS state_before, lag(e.epoch, 1, 0) OVER w AS epoch_before,
                e.from_state = ANY(:runnable) AND e.to_state = ANY(:writing) AS is_claim
-        FROM events e WHERE e.job_id = :job AND e.sample_id IS NOT NULL
+        FROM jobs j JOIN events e ON e.job_id = j.id
+        WHERE j.id = :job AND j.events_removed_at IS NULL AND e.sample_id IS NOT NULL
         WINDOW w AS (PARTITION BY e.sample_id ORDER BY e.id)
     ) m
     WHERE m.from_state || '>' || m.to_state <> ALL(:legal) OR m.from_state <> m.state_before
@@ -26,11 +30,11 @@ _LAST_MOVE_OF_EACH_SAMPLE = """
            format('is %s at epoch %s, held by %s; the event log ends with %s at epoch %s by %s', s.state, s.epoch,
                   coalesce(s.holder_id::text, 'nobody'), coalesce(e.to_state, 'no event'),
                   coalesce(e.epoch::text, 'none'), coalesce(e.worker_id::text, 'nobody')) AS what
-    FROM samples s LEFT JOIN (
+    FROM jobs j JOIN samples s ON s.job_id = j.id LEFT JOIN (
         SELECT DISTINCT ON (sample_id) sample_id, to_state, epoch, worker_id
         FROM events WHERE job_id = :job AND sample_id IS NOT NULL ORDER BY sample_id, id DESC
     ) e ON e.sample_id = s.id
-    WHERE s.job_id = :job AND (
+    WHERE j.id = :job AND j.events_removed_at IS NULL AND (
         coalesce(e.to_state, 'pending') <> s.state OR coalesce(e.epoch, 0) > s.epoch
         OR (s.holder_id IS NOT NULL AND (e.epoch, e.worker_id) IS DISTINCT FROM (s.epoch, s.holder_id))
     )

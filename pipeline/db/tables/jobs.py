@@ -131,6 +131,9 @@ class JobRow(Base):
         comment="last sign of the task that shows its progress in Flower"
     )
     priority: Mapped[int] = mapped_column(server_default="0", comment="jobs with a higher one are admitted first")
+    events_removed_at: Mapped[Instant | None] = mapped_column(
+        comment="when the events of its samples were pruned; null: they were not"
+    )
     cloned_from: Mapped[int | None] = mapped_column(
         ForeignKey("jobs.id"), comment="the job whose problems and configuration it took"
     )

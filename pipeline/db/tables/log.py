@@ -18,10 +18,7 @@ class EventRow(Base):
     """Append-only: one row per change of a sample's or a job's state, written by a trigger."""
 
     __tablename__ = "events"
-    __table_args__ = (
-        Index("ix_events_sample_id", "sample_id"),
-        Index("ix_events_job_id", "job_id"),
-    )
+    __table_args__ = (Index("ix_events_job_id", "job_id", "sample_id"),)
 
     id: Mapped[Id] = mapped_column(comment="given by the database")
     job_id: Mapped[int] = mapped_column(BigInteger, comment="the job")

@@ -6,8 +6,10 @@ from typing import Any
 
 from sqlalchemy import (
     CheckConstraint,
+    Computed,
     ForeignKey,
     Index,
+    String,
     UniqueConstraint,
     func,
     text,
@@ -15,7 +17,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 
 from pipeline.db.base import Base, Id, Instant, choice
-from pipeline.db.states import ADMITTED, COMPLETE, FINAL, PUBLISHED, WRITING
+from pipeline.db.states import ADMITTED, COMPLETE, FAILED, FINAL, FINISHED, IN_WORK, OPEN, PENDING, PHASE, WRITING
 from pipeline.samples import (
     SUSPECT_AFTER,
     ErrorClass,
@@ -49,30 +51,19 @@ class SampleRow(Base):
             "ix_samples_pending",
             "job_id",
             "id",
-            postgresql_where=text("state = 'pending'"),
+            postgresql_where=text(PENDING),
         ),
-        Index("ix_samples_open", "job_id", postgresql_where=text(_OPEN)),
-        Index(
-            "ix_samples_admitted",
-            "job_id",
-            postgresql_where=text(f"state IN {ADMITTED}"),
-        ),
-        Index(
-            "ix_samples_published",
-            "published_at",
-            postgresql_where=text(f"state IN {PUBLISHED}"),
-        ),
+        Index("ix_samples_open", "job_id", postgresql_where=text(OPEN)),
+        Index("ix_samples_in_work", "job_id", "phase", postgresql_where=text(IN_WORK)),
         Index(
             "ix_samples_suspect",
             "id",
-            postgresql_where=text(f"num_rescues >= {SUSPECT_AFTER} AND state IN {ADMITTED}"),
+            postgresql_where=text(f"num_rescues >= {SUSPECT_AFTER} AND {ADMITTED}"),
         ),
-        Index("ix_samples_failed", "job_id", postgresql_where=text("state = 'failed'")),
-        Index(
-            "ix_samples_held",
-            "holder_id",
-            postgresql_where=text("holder_id IS NOT NULL"),
-        ),
+        Index("ix_samples_finished", "finished_at", postgresql_where=text(FINISHED)),
+        Index("ix_samples_failed", "job_id", postgresql_where=text(FAILED)),
+        # Room on each page, so that the next version of a row lies beside it and no index has to name it.
+        {"postgresql_with": {"fillfactor": 80}},
     )
 
     id: Mapped[Id] = mapped_column(comment="given by the database")
@@ -81,6 +72,11 @@ class SampleRow(Base):
     sample_index: Mapped[int] = mapped_column(comment="0-based among the samples of its problem")
     state: Mapped[SampleState] = mapped_column(
         choice(SampleState, "state"), server_default="pending", comment="pipeline.samples.SampleState"
+    )
+    phase: Mapped[str] = mapped_column(
+        String(24),
+        Computed(PHASE, persisted=True),
+        comment="admitted while it is ready, drafting, awaiting_large or assisting, else its state; for indexes",
     )
     epoch: Mapped[int] = mapped_column(server_default="0", comment="raised by every claim and rescue; fences writes")
     holder_id: Mapped[int | None] = mapped_column(ForeignKey("workers.id"), comment="the worker that writes now")

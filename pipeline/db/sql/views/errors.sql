@@ -4,7 +4,7 @@ CREATE VIEW errors AS
 SELECT s.job_id, 'generation' AS stage, s.error_class, count(*) AS num_samples, min(s.id) AS example_sample_id,
        (array_agg(s.error ORDER BY s.id))[1] AS example, min(s.ended_at) AS first_at, max(s.ended_at) AS last_at,
        max(s.num_attempts + s.num_rescues) AS most_tries
-FROM samples s WHERE s.state = 'failed' GROUP BY s.job_id, s.error_class
+FROM samples s WHERE s.phase = 'failed' GROUP BY s.job_id, s.error_class
 UNION ALL
 SELECT s.job_id, 'grading', g.status, count(*), min(s.id),
        (array_agg(g.detail ORDER BY s.id))[1], min(g.graded_at), max(g.graded_at), NULL

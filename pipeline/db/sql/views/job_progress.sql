@@ -34,7 +34,7 @@ CROSS JOIN LATERAL (
            count(*) FILTER (WHERE s.num_rescues >= 2) AS suspects
     FROM samples s
     WHERE j.state = 'running' AND s.job_id = j.id AND s.state IN ('ready', 'awaiting_large')
-      AND s.state IN ('ready', 'drafting', 'awaiting_large', 'assisting')  -- the condition of ix_samples_admitted
+      AND s.phase = 'admitted'  -- the condition of an index
 ) d
 CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE w.kind = 'small' AND w.model = j.small_model AND w.misfit IS NULL) AS small,
@@ -63,7 +63,7 @@ CROSS JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE w.kind = 'small' AND w.model = j.small_model) AS small,
            count(*) FILTER (WHERE w.kind = 'large' AND w.model = j.large_model) AS large
-    FROM workers w JOIN samples s ON s.holder_id = w.id
+    FROM workers w JOIN samples s ON s.holder_id = w.id AND s.phase = 'admitted'
     WHERE j.state = 'running' AND w.ended_at IS NULL AND w.expires_at > clock_timestamp()
 ) h
 CROSS JOIN LATERAL (

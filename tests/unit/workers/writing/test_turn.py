@@ -407,7 +407,7 @@ def test_what_was_gathered_can_be_committed_before_the_request_that_runs() -> No
     ],
 )
 def test_a_failure_says_what_kind_it_is(error: Exception, kind: ErrorClass) -> None:
-    commit = failed((5, 1), error)
+    commit = failed(claimed(), error)
     assert (commit.claim, commit.to_state, commit.error_class) == ((5, 1), SampleState.FAILED, kind)
     assert type(error).__name__ in (commit.error or "")
 
