@@ -22,6 +22,7 @@ from pipeline.db.worker_leases import WorkerCounters
 from pipeline.samples import FinishReason, ModelRole, SampleState
 from pipeline.workforce import WorkerEnd
 from tests.integration.interleaving import Op
+from tests.integration.lapses import settle_lapsed
 from tests.integration.protocol_model import EARLIEST, LOST, Model
 from tests.integration.protocol_pipeline import (
     AGE,
@@ -252,7 +253,7 @@ class Replay(Pipeline):
 
         def run(connection: Connection) -> upkeep_statements.Settled | None:
             connection.execute(SILENT, {"worker": real, "time": dt.timedelta(seconds=LONG)})
-            return upkeep_statements.settle_workers(connection)
+            return settle_lapsed(connection)
 
         def predict(model: Model) -> Any:
             model.workers[real].expires = EARLIEST
