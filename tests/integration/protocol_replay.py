@@ -22,6 +22,7 @@ from pipeline.db.worker_leases import WorkerCounters
 from pipeline.samples import FinishReason, ModelRole, SampleState
 from pipeline.workforce import WorkerEnd
 from tests.integration.interleaving import Op
+from tests.integration.lapses import settle_lapsed
 from tests.integration.protocol_model import EARLIEST, LOST, Model
 from tests.integration.protocol_pipeline import (
     AGE,
@@ -228,6 +229,16 @@ class Replay(Pipeline):
         self.processes[hand], self.tokens[hand] = process, None
         self.real[self.state.whole.hands[hand].worker] = process.worker_id
 
+    def try_alone(self, sample: int, index: int) -> None:
+        work = self.before.places[sample].works[index]
+        worker, claim = self.real[work.worker], (self.samples[sample], work.epoch)
+        op = Op(
+            f"worker {worker} tries alone {claim}",
+            lambda c: claims.begin_trial(c, worker_id=worker, claim=claim),
+            lambda model: model.begin_trial(worker, *claim),
+        )
+        self.do(op)
+
     def kill(self, hand: int) -> None:
         self.memories[hand] = ContextCache()
 
@@ -242,7 +253,7 @@ class Replay(Pipeline):
 
         def run(connection: Connection) -> upkeep_statements.Settled | None:
             connection.execute(SILENT, {"worker": real, "time": dt.timedelta(seconds=LONG)})
-            return upkeep_statements.settle_workers(connection)
+            return settle_lapsed(connection)
 
         def predict(model: Model) -> Any:
             model.workers[real].expires = EARLIEST

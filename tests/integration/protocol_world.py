@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from pipeline.samples import ALONE_AFTER
 from tests.integration.protocol_model import (
     EARLIEST,
     LOST,
@@ -50,6 +51,8 @@ class Row(NamedTuple):
     since: float
     """It waits, or waited until its claim."""
     num_rescues: int
+    is_tried: bool
+    """It has its worker to itself."""
     commits: int
     """Commits: the policy's state."""
     error: str
@@ -204,6 +207,7 @@ class World:
         return Sample(
             index, JOB, row.state, row.epoch, None if row.holder == NOBODY else row.holder,
             published=EARLIEST if row.is_old else self.model.now, runnable=row.since, num_rescues=row.num_rescues,
+            trial_epoch=row.epoch if row.is_tried else None,
             count=row.commits, error_class=row.error or None,
             segments=[Segment(epoch, NOBODY, "", 1, 1, at, base) for epoch, at, base in row.segments],
             asides=[Aside(epoch, NOBODY, "", 1, 0, at, base) for epoch, at, base in row.asides],
@@ -268,6 +272,11 @@ class World:
             work.since, num_takeovers=0, count=work.commits + 1, finish_reason=None,
             error_class=error if fails else None,
         )  # fmt: skip
+
+    def try_alone(self, sample: int, work: int) -> None:
+        """A process that has nothing else begins with a suspect that must be alone."""
+        held = self.works[sample][work]
+        self.model.begin_trial(held.worker, sample, held.epoch)
 
     def release(self, sample: int, work: int) -> None:
         """A process stops, or refuses the job: it hands the sample back."""
@@ -373,7 +382,7 @@ class World:
     def _row(self, s: Sample) -> Row:
         return Row(
             s.state, s.epoch, NOBODY if s.holder is None else s.holder, s.published == EARLIEST and s.is_suspect,
-            s.runnable, s.num_rescues, s.count or 0, s.error_class or "",
+            s.runnable, s.num_rescues, s.trial_epoch == s.epoch, s.count or 0, s.error_class or "",
             tuple((g.epoch, g.at, g.base) for g in s.segments), tuple((a.epoch, a.at, a.base) for a in s.asides),
         )  # fmt: skip
 
@@ -425,7 +434,9 @@ def heads(records: tuple[Record, ...]) -> Base:
 
 def beginning(scene: Scene, rules: Rules) -> State:
     """All processes run and have renewed their leases, all samples wait and are published."""
-    row = Row("ready" if scene.kinds[0] == "small" else "awaiting_large", 0, NOBODY, False, 0.0, 0, 0, "", (), ())
+    row = Row(
+        "ready" if scene.kinds[0] == "small" else "awaiting_large", 0, NOBODY, False, 0.0, 0, False, 0, "", (), ()
+    )
     empty: tuple[Base, Base] = ((), ())
     places = [
         Place(index < scene.num_killers, row, (0,), (), (empty,) * len(scene.kinds), ())
@@ -465,7 +476,7 @@ def _moves_of_samples(state: State, scene: Scene, faults: frozenset[str]) -> Ite
         role = ROLE_OF.get(place.row.state)
         for epoch in place.messages if role else ():
             for hand, process in enumerate(state.whole.hands):
-                if process.worker != NOBODY and scene.kinds[hand] == role:
+                if process.worker != NOBODY and scene.kinds[hand] == role and not _is_kept(state, hand):
                     yield Move("claim", (hand, sample, epoch), False)
                     if "claim_unanswered" in faults:
                         yield Move("claim_unanswered", (hand, sample, epoch), True)
@@ -475,10 +486,25 @@ def _moves_of_samples(state: State, scene: Scene, faults: frozenset[str]) -> Ite
             yield Move("lose", (sample,), True)
 
 
+def _must_be_alone(place: Place, work: Work) -> bool:
+    """Whether a claim is of a suspect that has its engine to itself, or waits for that."""
+    is_held = (place.row.holder, place.row.epoch) == (work.worker, work.epoch)
+    return is_held and place.row.num_rescues >= ALONE_AFTER
+
+
+def _is_kept(state: State, hand: int) -> bool:
+    """Whether a process claims nothing, for the sake of a suspect."""
+    return any(work.hand == hand and _must_be_alone(place, work) for place in state.places for work in place.works)
+
+
 def _moves_of_work(
     process: Hand, sample: int, index: int, work: Work, place: Place, faults: frozenset[str]
 ) -> Iterator[Move]:
     """What becomes of a claim. A sample that kills never comes to a commit."""
+    if _must_be_alone(place, work) and not place.row.is_tried:
+        yield Move("try_alone", (sample, index), False)
+        if place.kills:
+            return  # it is not in the engine yet
     if place.kills:
         yield Move("die", (work.hand,), False)
         if "kill" in faults:
