@@ -144,7 +144,7 @@ def plans(job: int, ids: Sequence[int], worker: int) -> list[Plan]:
     claim = {"ids": list(ids), "epochs": [0] * len(ids), "worker": worker, "job": None, "runnable": "ready",
              "writing": "drafting"}  # fmt: skip
     key, in_work = frozenset({"pk_samples"}), frozenset({"ix_samples_in_work"})
-    age = {"age": TEN_S, "limit": 1000}
+    age = {"age": TEN_S, "limit": 1000, "longest_delay": upkeep.LONGEST_DELAY}
     whole = {"ids": list(ids), "starts": [0] * len(ids)}
     return [
         Plan(name="claim", statement=claims._CLAIM.text, values=claim, indexes=key),
