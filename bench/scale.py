@@ -160,7 +160,7 @@ def plans(job: int, ids: Sequence[int], worker: int) -> list[Plan]:
              indexes=in_work),
         Plan(name="orphans", statement=upkeep._ORPHANED.text, values={"workers": [worker]},
              indexes=in_work),
-        Plan(name="suspects", statement=upkeep._TRY.text, values={"age": TEN_S},
+        Plan(name="suspects", statement=upkeep._TRY.text, values=age,
              indexes=frozenset({"ix_samples_suspect", "ix_samples_in_work"})),
         Plan(name="halt", statement=upkeep._HALT.text, values={}, indexes=in_work),
         Plan(name="close", statement=upkeep._ENDING.text, values={}, indexes=frozenset({"ix_samples_open"})),
