@@ -72,7 +72,7 @@ MUTATIONS = [
     Mutation("part counted twice", parts, "_STORE", "AND s.part_tokens = part.start_token", "",
              "gave what neither order gives|duplicate key", pair="store part, the same again"),
     Mutation("repeated commit taken for a stale one", commits, "_STORED_BEFORE", "g.worker_id = :worker",
-             "g.worker_id = -:worker", r"worker \d+ commits"),
+             "g.worker_id = -:worker", "commits .* against .* commits", pair="commit, the same again"),
     Mutation("settle locks the keys of its workers", upkeep_statements, "_UNSETTLED", "FOR NO KEY UPDATE", "FOR UPDATE",
              "gave what neither order gives", pair="commit, lapse"),  # it passes over the worker that commits
     Mutation("settle waits for what it only publishes", upkeep_statements, "_ORPHANED", " SKIP LOCKED", "",
