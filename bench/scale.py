@@ -166,9 +166,10 @@ def plans(job: int, ids: Sequence[int], worker: int) -> list[Plan]:
         Plan(name="close", statement=upkeep._ENDING.text, values={}, indexes=frozenset({"ix_samples_open"})),
         Plan(name="cancel", statement=control._LOCK_ALL.text, values={"job": job, "limit": control.BATCH},
              indexes=frozenset({"ix_samples_open"})),
-        Plan(name="late grades", statement=grades._TIME_OUT.text, values={"age": TEN_S, "tries": 2},
-             indexes=frozenset({"ix_grades_running"})),
-        Plan(name="refreshable rollups", statement=rollups._REFRESHABLE.text, values={"quiet": TEN_S, "limit": 4},
+        Plan(name="late grades", statement=grades._TIME_OUT.text,
+             values={"ids": list(ids), "started": [dt.datetime.now(dt.UTC)] * len(ids)}, indexes=key),
+        Plan(name="refreshable rollups", statement=rollups._REFRESHABLE.text,
+             values={"quiet": TEN_S, "limit": 4, "retry_after": TEN_S},
              indexes=frozenset({"uq_samples_job_id_problem_id_sample_index"})),
     ]  # fmt: skip
 
