@@ -144,7 +144,7 @@ def plans(job: int, ids: Sequence[int], worker: int) -> list[Plan]:
     claim = {"ids": list(ids), "epochs": [0] * len(ids), "worker": worker, "job": None, "runnable": "ready",
              "writing": "drafting"}  # fmt: skip
     key, in_work = frozenset({"pk_samples"}), frozenset({"ix_samples_in_work"})
-    age = {"age": TEN_S, "limit": 1000}
+    age = {"age": TEN_S, "limit": 1000, "longest_delay": upkeep.LONGEST_DELAY}
     whole = {"ids": list(ids), "starts": [0] * len(ids)}
     return [
         Plan(name="claim", statement=claims._CLAIM.text, values=claim, indexes=key),
@@ -160,15 +160,16 @@ def plans(job: int, ids: Sequence[int], worker: int) -> list[Plan]:
              indexes=in_work),
         Plan(name="orphans", statement=upkeep._ORPHANED.text, values={"workers": [worker]},
              indexes=in_work),
-        Plan(name="suspects", statement=upkeep._TRY.text, values={"age": TEN_S},
+        Plan(name="suspects", statement=upkeep._TRY.text, values=age,
              indexes=frozenset({"ix_samples_suspect", "ix_samples_in_work"})),
         Plan(name="halt", statement=upkeep._HALT.text, values={}, indexes=in_work),
         Plan(name="close", statement=upkeep._ENDING.text, values={}, indexes=frozenset({"ix_samples_open"})),
         Plan(name="cancel", statement=control._LOCK_ALL.text, values={"job": job, "limit": control.BATCH},
              indexes=frozenset({"ix_samples_open"})),
-        Plan(name="late grades", statement=grades._TIME_OUT.text, values={"age": TEN_S, "tries": 2},
-             indexes=frozenset({"ix_grades_running"})),
-        Plan(name="refreshable rollups", statement=rollups._REFRESHABLE.text, values={"quiet": TEN_S, "limit": 4},
+        Plan(name="late grades", statement=grades._TIME_OUT.text,
+             values={"ids": list(ids), "started": [dt.datetime.now(dt.UTC)] * len(ids)}, indexes=key),
+        Plan(name="refreshable rollups", statement=rollups._REFRESHABLE.text,
+             values={"quiet": TEN_S, "limit": 4, "retry_after": TEN_S},
              indexes=frozenset({"uq_samples_job_id_problem_id_sample_index"})),
     ]  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Writes beneath each query what it gives on a finished `make demo KEEP=1`: `python -m docs.answers [PAGE...]`.
 
-Run it where SPECTHINK_STATE_DIR names the demo's state folder, after a change of a view or of a query.
+Run it where SPECTHINK_STATE_DIR names the demo's state folder, after a change of a view or of a query. What a page says
+is asked after some of its commands has no answer before these were run.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from pipeline.db.leadership import get_leader
 from pipeline.db.readonly_query import MAX_ROWS, Table, run_query
 from pipeline.db.revision import require_current
 from pipeline.db.session import open_database, transaction
-from pipeline.errors import ConfigurationError, JobError, NotComparable, PipelineError
+from pipeline.errors import ConfigurationError, DamagedRow, JobError, NotComparable, PipelineError
 from pipeline.jobs.config import MAX_INTEGER, JobState
 from pipeline.jobs.matching import matched_values
 from pipeline.jobs.readiness import ReadyJob, make_ready
@@ -63,6 +63,7 @@ from pipeline.results.reports import (
     Result,
     SampleReport,
 )
+from pipeline.results.unreadable import Unreadable
 from pipeline.samples import ErrorClass, ModelRole
 from pipeline.settings import Settings, load_settings
 from pipeline.submit_options import SubmitOptions, shows_options
@@ -449,6 +450,7 @@ class Client:
                     on_progress(progress)
                 if all(job.is_final for job in progress):
                     return progress
+                _require_known_states(progress)
             took_s = time.monotonic() - asked_at
             if timeout_s is not None and time.monotonic() - start > timeout_s:
                 raise TimeoutError(f"jobs {sorted(ids)} did not end within {timeout_s:.0f} s")
@@ -644,6 +646,13 @@ def _submission(problems: Submission | ProblemSet | str | PathLike[str] | int, o
 
 def _id(job: JobRef) -> int:
     return job.id if isinstance(job, Job) else job
+
+
+def _require_known_states(jobs: Sequence[JobProgress]) -> None:
+    """Raises DamagedRow for a job in a state that this program does not know: nobody can say when it ends."""
+    for job in jobs:
+        if isinstance(job.state, Unreadable):
+            raise DamagedRow(f"job {job.job_id} cannot be waited for: {job.unreadable}")
 
 
 def _part_costs(settings: PlanningSettings) -> PartCosts:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable
+from types import TracebackType
 from typing import NoReturn
 
 from pipeline.errors import PipelineError
 
 
 def run_command(command: Callable[[], object]) -> None:
-    """Run it. A PipelineError, or an error of the database, ends the process with one line; any other is raised."""
+    """Run it. A PipelineError, or an error of the database, ends the process with one line; any other is raised.
+
+    Nothing that any of them quotes commands the terminal.
+    """
+    sys.excepthook = _show_fault
     try:
         command()
     except PipelineError as error:
@@ -22,6 +28,12 @@ def run_command(command: Callable[[], object]) -> None:
         if line is None:
             raise
         _end(line, 1)
+
+
+def _show_fault(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    from pipeline.texts import visible
+
+    sys.stderr.write(visible("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _end(line: str, exit_code: int) -> NoReturn:

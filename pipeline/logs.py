@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from pipeline.settings import Settings
-from pipeline.texts import visible
+from pipeline.texts import escaped_json, visible
 
 
 def _show(logger: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -22,13 +22,23 @@ def _show(logger: object, method: str, event: MutableMapping[str, Any]) -> Mutab
     return {name: visible(fact) if isinstance(fact, str) else fact for name, fact in event.items()}
 
 
+class _VisibleFormatter(logging.Formatter):
+    """Of other libraries' lines, whose errors may quote what a model or a user wrote."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
+def _render_json(logger: object, method: str, event: MutableMapping[str, Any]) -> str:
+    rendered = structlog.processors.JSONRenderer()(logger, method, event)
+    return escaped_json(rendered if isinstance(rendered, str) else rendered.decode())
+
+
 def configure_logging(settings: Settings) -> None:
     """Set up this process's log; call once, at its edge."""
     level = logging.getLevelName(settings.log_level.upper())
     renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
-        if settings.log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        _render_json if settings.log_format == "json" else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     shown = [] if settings.log_format == "json" else [_show]
     structlog.configure(
@@ -44,8 +54,6 @@ def configure_logging(settings: Settings) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(
-        level=max(level, logging.WARNING),
-        stream=sys.stderr,
-        format="%(levelname)s %(name)s %(message)s",
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_VisibleFormatter("%(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler])

@@ -10,13 +10,14 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _SHOWN = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}  # ␀ … ␡
-_TURNING = (0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
-_UNSEEN = _SHOWN | dict.fromkeys([*range(128, 160), *_TURNING], 0xFFFD)
+_TURNING = (0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x2070))
+_SURROGATES = range(0xD800, 0xE000)
+_UNSEEN = _SHOWN | dict.fromkeys([*range(128, 160), *_TURNING, *_SURROGATES], 0xFFFD)
 
 
 def visible(text: str) -> str:
-    """The same number of characters. Those that move the cursor, begin a command of the terminal or turn the reading
-    direction are replaced by signs that are seen; tabs and line ends stay."""
+    """The same number of characters. Those that move the cursor, begin a command of the terminal, turn the reading
+    direction or are half of a character are replaced by signs that are seen; tabs and line ends stay."""
     return text.translate(_UNSEEN)
 
 

@@ -25,6 +25,10 @@ _FILES = (
     "config.json",
     "generation_config.json",
 )
+MAX_TEMPLATE_BYTES = 4 * 2**20
+"""Of a chat template; the largest of today has 30 KiB."""
+MAX_JSON_BYTES = 64 * 2**20
+"""Of a file of settings; a tokenizer_config.json with 100,000 added tokens has 20 MiB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,13 +134,27 @@ def _load_tokenizer(name: str, folder: Path) -> Tokenizer:
     return tokenizer
 
 
+def _read_text(file: Path, *, most: int) -> str:
+    """Raises FileNotFoundError, and ConfigurationError for a file that is too large or no text."""
+    try:
+        with file.open("rb") as content:
+            found = content.read(most + 1)
+        if len(found) > most:
+            raise ConfigurationError(f"{file} has more than {most:,} bytes; fetch the model's files anew")
+        return found.decode()
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{file} cannot be read: {error}") from error
+
+
 def _read_json(file: Path) -> dict[str, Any]:
     """An optional file's content, {} where it is missing."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(_read_text(file, most=MAX_JSON_BYTES))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{file} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise ConfigurationError(f"{file} must hold a JSON object")
@@ -146,14 +164,19 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _read_chat_template(name: str, folder: Path, settings: dict[str, Any]) -> str:
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return _read_text(file, most=MAX_TEMPLATE_BYTES)
     template = settings.get("chat_template")
     if isinstance(template, list):  # several by name
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = named[-1].get("template") if named else None
     if not isinstance(template, str):
         raise ConfigurationError(
             f"{name}: it has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json, in "
             f"{folder}); take the model's instruct or reasoning version"
+        )
+    if len(template) > MAX_TEMPLATE_BYTES:
+        raise ConfigurationError(
+            f"{name}: its chat template has more than {MAX_TEMPLATE_BYTES:,} characters; fetch the model's files anew"
         )
     return template
 

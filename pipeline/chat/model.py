@@ -1,30 +1,29 @@
 """How one model is spoken to: its chat template around a message, its tokens, its think tags.
 
-With ``tokenizers`` and ``jinja2`` alone: ``transformers`` would import torch, which takes seconds. Knows nothing of
-weights or engines.
+With ``tokenizers`` alone: ``transformers`` would import torch, which takes seconds. Knows nothing of weights or
+engines. Its template runs in a process of its own (``pipeline.chat.rendering``).
 """
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from pipeline.chat.asking import GIVEN_BY_PIPELINE, Asking
 from pipeline.chat.files import find_cached_folder, read_model
+from pipeline.chat.rendering import ChatTemplate, Conversation
 from pipeline.chat.thinking import ThinkMarks, ThinkStart, find_marks
 from pipeline.chat.tokens import Encoder, TextStream, WholeTexts
 from pipeline.errors import ConfigurationError
 from pipeline.samples import Piece
 
 if TYPE_CHECKING:
-    from jinja2 import Template
     from tokenizers import Tokenizer
 
 _STAND_IN = "\ue000the user's message\ue001"  # private-use characters: no template has them
@@ -102,10 +101,7 @@ class ChatModel:
     @cached_property
     def known_variables(self) -> frozenset[str]:
         """The variables of its template that a job may set."""
-        from jinja2 import meta
-
-        names = meta.find_undeclared_variables(self._template.environment.parse(_plain_jinja(self.chat_template)))
-        return frozenset(names) - GIVEN_BY_PIPELINE - set(self.template_variables) - set(_TEMPLATE_GLOBALS)
+        return self._template.names() - GIVEN_BY_PIPELINE - set(self.template_variables)
 
     @classmethod
     def find_cached(cls, hub_id: str) -> ChatModel | None:
@@ -120,15 +116,29 @@ class ChatModel:
         """The prompt of one user message up to where the assistant's text begins.
 
         earlier: messages before it, each with role and content. Raises ConfigurationError for a template that does not
-        show them.
+        show them, and as ``ChatTemplate.render_all``.
 
         The ids are those of the rendered template, as the model was trained, unless the message itself holds text of
         control tokens (an end of sequence, a think tag): such text is then encoded as the letters it is made of, so
         that a problem cannot end its own turn.
         """
-        if earlier:
-            return self._conversation_ids([*earlier, {"role": "user", "content": user_message}])
-        token_ids = self._encoder.encode(self._render(user_message))
+        return next(self.ids_of_prompts([(user_message, earlier)]))
+
+    def ids_of_prompts(self, prompts: Sequence[tuple[str, Sequence[Mapping[str, str]]]]) -> Iterator[list[int]]:
+        """As ``prompt_ids`` for many, in their order; rendered many at a time."""
+        conversations = [[*earlier, {"role": "user", "content": message}] for message, earlier in prompts]
+        asked: list[Conversation] = []
+        for messages in conversations:
+            asked += [messages] if len(messages) == 1 else [messages, _frame_of(messages)]
+        rendered = self._render_all(asked)
+        for messages in conversations:
+            if len(messages) == 1:
+                yield self._message_ids(messages[0]["content"], next(rendered))
+            else:
+                yield self._conversation_ids(messages, next(rendered), next(rendered))
+
+    def _message_ids(self, user_message: str, text: str) -> list[int]:
+        token_ids = self._encoder.encode(text)
         in_message = self._encoder.controls_among(self._encoder.encode(user_message))
         if not in_message and self._encoder.controls_among(token_ids) == self._frame_controls:
             return token_ids
@@ -139,19 +149,16 @@ class ChatModel:
             joined += self._encoder.encode(part)
         return joined
 
-    def _conversation_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """As ``prompt_ids`` for several messages: control tokens are those of the template alone."""
-        places = [f"\ue000message {index}\ue001" for index in range(len(messages))]
-        frame = self._render_messages(
-            [{"role": message["role"], "content": place} for message, place in zip(messages, places, strict=True)]
-        )
+    def _conversation_ids(self, messages: Sequence[Mapping[str, str]], text: str, frame: str) -> list[int]:
+        """As ``_message_ids`` for several messages: control tokens are those of the template alone."""
+        places = [message["content"] for message in _frame_of(messages)]
         parts = re.split("|".join(map(re.escape, places)), frame)
         if re.findall("\ue000message \\d+\ue001", frame) != places:
             raise ConfigurationError(
                 f"{self.name}: its chat template does not show each message of a conversation once, in order"
             )
         contents = [message["content"] for message in messages]
-        token_ids = self._encoder.encode(self._render_messages([dict(message) for message in messages]))
+        token_ids = self._encoder.encode(text)
         in_contents = any(self._encoder.controls_among(self._encoder.encode(content)) for content in contents)
         if not in_contents and self._encoder.controls_among(token_ids) == self._encoder.controls_among(
             self._encoder.encode(frame)
@@ -290,23 +297,24 @@ class ChatModel:
     def _render(self, user_message: str) -> str:
         return self._render_messages([{"role": "user", "content": user_message}])
 
-    def _render_messages(self, messages: list[dict[str, str]]) -> str:
-        import jinja2
+    def _render_messages(self, messages: Conversation) -> str:
+        return next(self._render_all([messages]))
 
-        if self.asking.system is not None:
-            own = [message for message in messages[:1] if message["role"] == "system"]
-            told = "\n\n".join([self.asking.system, *(message["content"] for message in own)])
-            messages = [{"role": "system", "content": told}, *messages[len(own) :]]
+    def _render_all(self, conversations: Sequence[Conversation]) -> Iterator[str]:
         variables = {**self.template_variables, **self.asking.template_variables}
-        try:
-            return self._template.render(messages=messages, add_generation_prompt=True, **variables)
-        except jinja2.TemplateError as error:
-            told = "a user message" if len(messages) == 1 else f"a conversation of {len(messages)} messages"
-            raise ConfigurationError(f"{self.name}: its chat template refuses {told}: {error}") from error
+        return self._template.render_all([self._with_system(messages) for messages in conversations], variables)
+
+    def _with_system(self, messages: Conversation) -> Conversation:
+        """The same behind the job's system message, where it has one."""
+        if self.asking.system is None:
+            return messages
+        own = [message for message in messages[:1] if message["role"] == "system"]
+        told = "\n\n".join([self.asking.system, *(message["content"] for message in own)])
+        return [{"role": "system", "content": told}, *messages[len(own) :]]
 
     @cached_property
-    def _template(self) -> Template:
-        return _compile_template(self.name, self.chat_template, self.asking.today)
+    def _template(self) -> ChatTemplate:
+        return ChatTemplate(name=self.name, source=self.chat_template, today=self.asking.today)
 
     @property
     def _frame(self) -> str:
@@ -326,43 +334,8 @@ def _sha256(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-_TEMPLATE_GLOBALS = ("raise_exception", "strftime_now", "range", "dict", "lipsum", "cycler", "joiner", "namespace")
-"""Names that a template has without anybody giving them."""
-
-
-def _plain_jinja(chat_template: str) -> str:
-    """Without the marks that transformers adds to the language."""
-    return re.sub(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}", r"{%\1 if true %}{% endif \2%}", chat_template)
-
-
-def _compile_template(name: str, chat_template: str, today: dt.date | None) -> Template:
-    """Compiled as transformers does it: chat templates are written against that environment.
-
-    today: what the template takes for the present date; None: the clock's.
-    """
-    import jinja2
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_in_template
-    environment.globals["strftime_now"] = lambda pattern: _now(today).strftime(pattern)
-    try:
-        return environment.from_string(_plain_jinja(chat_template))
-    except jinja2.TemplateError as error:
-        raise ConfigurationError(f"{name}: its chat template is broken: {error}") from error
-
-
-def _now(today: dt.date | None) -> dt.datetime:
-    return dt.datetime.now() if today is None else dt.datetime.combine(today, dt.time())
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-
-def _raise_in_template(message: str) -> NoReturn:
-    import jinja2
-
-    raise jinja2.TemplateError(message)
+def _frame_of(messages: Conversation) -> list[dict[str, str]]:
+    """The same conversation with a stand-in for each message."""
+    return [
+        {"role": message["role"], "content": f"\ue000message {index}\ue001"} for index, message in enumerate(messages)
+    ]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from pipeline.cli import archives, demo, doctor, jobs, judging, models, plans, queries, removal, servers
 from pipeline.cli.options import StateDir
+from pipeline.texts import visible
 
 HELP = """Batch evaluation with Speculative Thinking: a small model thinks, a large one takes over where it reflects.
 
@@ -35,7 +39,32 @@ specthink down
 Exit codes: 0 done, 1 failed, 2 wrong option or setting, 3 not found, 4 a server cannot be reached, 130 interrupted.
 """
 
+
+class _VisibleErrors(TyperGroup):
+    """What is wrong with an option quotes the option, or a file's name: it commands no terminal."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with _visible_message():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _visible_message():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _visible_message() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message"):  # one of click's, whose classes typer does not give
+            told = visible(error.format_message())
+            error.format_message = lambda: told
+        raise
+
+
 app = typer.Typer(
+    cls=_VisibleErrors,
     help=HELP,
     epilog=EXAMPLES,
     no_args_is_help=True,

@@ -16,6 +16,7 @@ import typer
 
 from pipeline.cli.options import StateDir, chosen_state_dir, command_line, make_group
 from pipeline.cli.render import console, number, percent, print_sample, table
+from pipeline.texts import visible
 
 if TYPE_CHECKING:
     from pipeline.client import Client
@@ -77,7 +78,7 @@ def demo(
     folder = chosen_state_dir(context, state_dir) or Path(platformdirs.user_data_dir("specthink-demo"))
     complaints = run(folder, limit=limit, num_samples=samples, keep=keep, table_file=as_json, check=check)
     for complaint in complaints:
-        print(f"specthink: {complaint}", file=sys.stderr)
+        print(f"specthink: {visible(complaint)}", file=sys.stderr)
     raise typer.Exit(1 if complaints else 0)
 
 
@@ -139,7 +140,7 @@ def running_stack(state_dir: Path, *, keep: bool) -> Iterator[LocalStack]:
             small=str(demo_folder() / "models" / "demo-small"),
             large=str(demo_folder() / "models" / "demo-large"),
             die_with_parent=not keep,
-            on_event=lambda event: print(f"… {event}", file=sys.stderr, flush=True),
+            on_event=lambda event: print(visible(f"… {event}"), file=sys.stderr, flush=True),
         )
     except BaseException:
         if not ran_before:

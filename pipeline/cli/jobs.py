@@ -24,6 +24,7 @@ from pipeline.cli.asking import (
 from pipeline.cli.options import JobId, StateDir, Wait, connect, make_group, settings_of
 from pipeline.cli.render import console, counted
 from pipeline.samples import CutSamples, ErrorClass, ModelRole
+from pipeline.texts import visible
 
 if TYPE_CHECKING:
     from pipeline.client import Client
@@ -242,7 +243,7 @@ def submit(
         print_dry_run(look(context, state_dir, submission), as_json=as_json)
         return
     with connect(context, state_dir) as client:
-        client.on_note(lambda note: typer.echo(note, err=True))
+        client.on_note(lambda note: typer.echo(visible(note), err=True))
         announce(client, client.submit(submission), wait=wait)
 
 

@@ -139,7 +139,7 @@ class ProgressDisplay:
         for job in jobs:
             grid.add_row(
                 Text(f"job {job.job_id}", style="bold"),
-                Text(job.name[:NAME_WIDTH], overflow="ellipsis", no_wrap=True),
+                Text((job.name or "–")[:NAME_WIDTH], overflow="ellipsis", no_wrap=True),
                 ProgressBar(total=max(job.samples_total, 1), completed=written(job), width=12),
                 Text(f"{written(job)}/{job.samples_total}", justify="right"),
                 Text(_state(job), style="dim", overflow="ellipsis", no_wrap=True),

@@ -9,7 +9,7 @@ import typer
 
 from pipeline.cli.asking import System, TemplateVariables, ThinkTagsOption, asking
 from pipeline.cli.options import AsJson, make_group
-from pipeline.cli.render import console
+from pipeline.cli.render import console, print_json
 
 PANEL = "Jobs"
 
@@ -47,7 +47,7 @@ def model(
     if len(chats) == 2:
         parts.append(describe_pair(*chats))
     if as_json:
-        typer.echo(json.dumps(parts, ensure_ascii=False, indent=2))
+        print_json(parts)
     else:
         _print(parts)
 

@@ -25,7 +25,7 @@ from pipeline.cli.render import (
     table,
 )
 from pipeline.cli.stats_tables import errors_table, stats_parts
-from pipeline.results.advice import few_takeovers, partial_results, shared_time
+from pipeline.results.advice import few_takeovers, partial_results, shared_time, unreadable, with_mark
 from pipeline.results.exports import ExportFormat
 from pipeline.texts import VisibleStream, visible
 
@@ -51,7 +51,7 @@ def status(
     """How far jobs are, and what they wait for."""
     with connect(context, state_dir) as client:
         jobs = {listed.id: listed for listed in ([client.job(job)] if job is not None else client.jobs(limit))}
-        progress = client.progress(*jobs)[::-1]
+        progress = [with_mark(row, jobs[row.job_id]) for row in client.progress(*jobs)[::-1]]
         workers, leader = client.workers(), client.leader()
     if as_json:
         print_json({"jobs": progress, "workers": workers, "leader": leader})
@@ -97,6 +97,8 @@ def _print_progress(out: Console, progress: list[JobProgress]) -> None:
     for row in progress:
         if row.waiting_for:
             out.print(f"job {row.job_id} waits: {row.waiting_for}", style="yellow")
+        if row.unreadable:
+            out.print(f"job {row.job_id} is unreadable: {row.unreadable}", style="yellow")
 
 
 _SHOWN_IF_ANY = ("priority", "small", "large", "to grade", "failed")
@@ -181,6 +183,8 @@ def stats(context: typer.Context, job: JobId, as_json: AsJson = False, state_dir
     out = console()
     for part in stats_parts(found, few_takeovers(listed, progress)):
         out.print(part, style="yellow" if isinstance(part, str) else None)
+    for note in unreadable([with_mark(found.summary, listed)]):
+        out.print(note, style="yellow")
 
 
 @commands.command(rich_help_panel=PANEL, epilog="Example: specthink errors 3")
@@ -227,7 +231,7 @@ def compare(
         return
     out = console()
     out.print(summary_table(summaries))
-    for note in partial_results(summaries):
+    for note in [*partial_results(summaries), *unreadable(summaries)]:
         out.print(note, style="yellow")
     out.print(comparison_table(rows))
     costs = [rows[0].cost_a, *(row.cost_b for row in rows)]
@@ -306,7 +310,7 @@ def replay(
         raise typer.BadParameter("give either a SAMPLE or --job JOB", param_hint="SAMPLE")
     with connect(context, state_dir) as client:
         found = [client.replay(sample_id)] if sample_id is not None else list(client.replay_job(job or 0))
-    diverged = [replayed for replayed in found if replayed.divergence is not None]
+    diverged = [replayed for replayed in found if not replayed.is_good]
     if as_json:
         print_json(found if job is not None else found[0])
     else:

@@ -238,7 +238,7 @@ def print_sample(report: SampleReport, out: Console) -> None:
         f"{result.num_takeovers} takeovers",
         style="bold",
     )
-    out.print(Text((result.rendered_prompt or result.prompt).strip()), style="dim")
+    out.print(Text((result.rendered_prompt or result.prompt or "").strip()), style="dim")
     legend = Text()
     for author, letter in AUTHOR_LETTERS.items():
         legend.append(f"{letter} {author}  ", style=AUTHOR_STYLES[author])
@@ -252,6 +252,8 @@ def print_sample(report: SampleReport, out: Console) -> None:
         result.grade_detail or "",
     ]
     out.print(" · ".join(part for part in [*ending, result.error or ""] if part), style="bold")
+    if result.unreadable:
+        out.print(f"unreadable: {result.unreadable}", style="yellow")
 
 
 def _answer(predicted: str | None) -> str:
@@ -284,9 +286,9 @@ def _sample_lines(report: SampleReport) -> list[Text]:
         ]
     lines = []
     for index, author, tokens, trigger, written in pieces:
-        shares = " ".join(f"{AUTHOR_LETTERS[who]}{count}" for who, count in tokens.items() if count)
-        line = Text(f"{index:3} {AUTHOR_LETTERS[author]} {shares:9} ")
+        shares = " ".join(f"{AUTHOR_LETTERS.get(who, '?')}{count}" for who, count in tokens.items() if count)
+        line = Text(f"{index:3} {AUTHOR_LETTERS.get(author, '?')} {shares:9} ")
         line.append(f"[{trigger}] " if trigger else "", style="bold yellow")
-        line.append(written.strip("\n").replace("\n", "⏎"), style=AUTHOR_STYLES[author])
+        line.append((written or "").strip("\n").replace("\n", "⏎"), style=AUTHOR_STYLES.get(author, "red"))
         lines.append(line)
     return lines

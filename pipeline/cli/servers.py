@@ -12,6 +12,7 @@ import typer
 
 from pipeline.cli.options import StateDir, chosen_state_dir, command_line, make_group, settings_of
 from pipeline.cli.render import console, table
+from pipeline.texts import visible
 
 if TYPE_CHECKING:
     from pipeline.embedded import EmbeddedState
@@ -105,11 +106,13 @@ def down(
         return
     if not programs:
         stopped = stop(settings.state_dir)
-        typer.echo(f"stopped: {', '.join(stopped)}" if stopped else f"nothing runs for {settings.state_dir}")
+        typer.echo(f"stopped: {', '.join(stopped)}" if stopped else visible(f"nothing runs for {settings.state_dir}"))
         return
     stopped = find_running(settings.state_dir).stop_programs(programs)
     again = f"{command_line(chosen_state_dir(context, state_dir))} up {' '.join(programs)}"
-    typer.echo(f"stopped: {', '.join(stopped)}; start again: {again}" if stopped else "none of these was running")
+    typer.echo(
+        visible(f"stopped: {', '.join(stopped)}; start again: {again}") if stopped else "none of these was running"
+    )
 
 
 def _purge(state_dir: Path, programs: list[str], *, yes: bool) -> None:
@@ -120,9 +123,9 @@ def _purge(state_dir: Path, programs: list[str], *, yes: bool) -> None:
     if not yes:
         if not sys.stdin.isatty():
             raise typer.BadParameter("there is nobody to ask: give --yes", param_hint="--purge")
-        typer.confirm(f"remove {state_dir} with all of its jobs, for good?", abort=True)
+        typer.confirm(f"remove {visible(str(state_dir))} with all of its jobs, for good?", abort=True)
     done = purge(state_dir)
-    typer.echo("\n".join(done) if done else f"{state_dir} is no state folder; nothing was removed")
+    typer.echo(visible("\n".join(done) if done else f"{state_dir} is no state folder; nothing was removed"))
 
 
 @commands.command(

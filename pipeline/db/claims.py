@@ -69,7 +69,8 @@ _FITS = " OR ".join(
     f"w.kind = {role.value!r} AND j.{role.value}_model = w.model AND {why_not_served(role, engine='w')} IS NULL"
     for role in ModelRole
 )
-# The job is looked at once, not for each of its samples: its configuration may be long.
+# The job is looked at once, not for each of its samples: its configuration may be long. It is found by its id, since
+# thousands of others may run; and its samples by theirs, never by their job's (+ 0), since it may have a million.
 _CLAIM = text(f"""
     WITH message AS (SELECT * FROM unnest(CAST(:ids AS bigint[]), CAST(:epochs AS integer[])) AS m(id, epoch)),
     me AS MATERIALIZED (
@@ -79,7 +80,11 @@ _CLAIM = text(f"""
     ),
     served AS MATERIALIZED (
         SELECT j.id FROM jobs j, me w
-        WHERE (CAST(:job AS bigint) IS NULL OR j.id = :job) AND j.state = 'running' AND ({_FITS})
+        WHERE j.id IN (
+            SELECT CAST(:job AS bigint)
+            UNION ALL
+            SELECT s.job_id FROM samples s JOIN message m ON m.id = s.id WHERE CAST(:job AS bigint) IS NULL
+        ) AND j.state = 'running' AND ({_FITS})
     ),
     suspect AS (
         SELECT min(s.id) AS id FROM samples s JOIN message m ON m.id = s.id AND m.epoch = s.epoch
@@ -90,7 +95,7 @@ _CLAIM = text(f"""
     ),
     mine AS (
         SELECT s.id
-        FROM samples s JOIN message m ON m.id = s.id AND m.epoch = s.epoch JOIN served ON served.id = s.job_id
+        FROM samples s JOIN message m ON m.id = s.id AND m.epoch = s.epoch JOIN served ON served.id = s.job_id + 0
         WHERE s.state = :runnable AND (s.not_before IS NULL OR s.not_before <= clock_timestamp())
           AND (s.num_rescues < {SUSPECT_AFTER} OR s.id = (SELECT id FROM suspect))
         ORDER BY s.id FOR UPDATE OF s
@@ -105,7 +110,7 @@ _CLAIM = text(f"""
     )
     SELECT c.id AS sample_id, c.job_id, c.epoch, c.problem_id, c.sample_index, c.policy_state, c.max_tokens AS budget,
            c.next_request, c.num_segments, c.num_asides, c.num_rescues, c.part_tokens, c.runnable_at,
-           extract(epoch FROM clock_timestamp() - c.runnable_at)::float8 AS wait_seconds,
+           greatest(0, extract(epoch FROM clock_timestamp() - c.runnable_at))::float8 AS wait_seconds,
            p.external_id, p.prompt, p.shown
     FROM claimed c JOIN problems p ON p.id = c.problem_id
     ORDER BY c.num_segments + c.num_asides = 0, c.id

@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime as dt
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Row, text
 
+from pipeline.db.readable import FAULTS, why_unreadable
 from pipeline.samples import Author, SegmentFinish
 from pipeline.segments import (
     ASIDE_COLUMNS,
@@ -31,6 +32,8 @@ class Context:
 
     segments: tuple[ContextSegment, ...] = ()
     asides: tuple[StoredAside, ...] = ()
+    fault: str | None = None
+    """Why it cannot be read; it is empty then."""
 
     @property
     def num_kept(self) -> int:
@@ -101,7 +104,8 @@ def load_contexts(
     stale = {sample_id: EMPTY for sample_id in sample_ids if sample_id not in contexts}
     contexts |= _load(connection, stale, with_asides)
     for sample_id, context in contexts.items():
-        cache.keep(sample_id, context)
+        if context.fault is None:
+            cache.keep(sample_id, context)
     return contexts
 
 
@@ -113,10 +117,13 @@ def _load(connection: Connection, cached: Mapping[int, Context], with_asides: Co
         for sample_id, context in cached.items()
         if sample_id in with_asides or context.asides
     }
-    segments = _load_segments(connection, segment_starts)
-    asides = _load_asides(connection, aside_starts)
-    contexts = {}
+    faults: dict[int, str] = {}
+    segments = _load_segments(connection, segment_starts, faults)
+    asides = _load_asides(connection, aside_starts, faults)
+    contexts = {sample_id: Context(fault=fault) for sample_id, fault in faults.items()}
     for sample_id, context in cached.items():
+        if sample_id in faults:
+            continue
         new_segments, new_asides = segments.get(sample_id, ()), asides.get(sample_id, ())
         if _begins_with(new_segments, context.segments) and _begins_with(new_asides, context.asides):
             contexts[sample_id] = Context(
@@ -163,24 +170,37 @@ _LOAD_ASIDES = text(f"""
 """)
 
 
-def _load_segments(connection: Connection, starts: Mapping[int, int]) -> dict[int, tuple[ContextSegment, ...]]:
-    """starts: sample id → the first segment_index of interest."""
+def _load_segments(
+    connection: Connection, starts: Mapping[int, int], faults: dict[int, str]
+) -> dict[int, tuple[ContextSegment, ...]]:
+    """starts: sample id → the first segment_index of interest. faults: takes the samples that cannot be read."""
     if not starts:
         return {}
     rows = connection.execute(_LOAD_SEGMENTS, {"ids": list(starts), "starts": list(starts.values())})
-    return {sample_id: tuple(map(_context_segment, group)) for sample_id, group in _by_sample(rows)}
+    return _make(rows, _context_segment, faults)
 
 
-def _load_asides(connection: Connection, starts: Mapping[int, int]) -> dict[int, tuple[StoredAside, ...]]:
-    """starts: sample id → the first aside_index of interest."""
+def _load_asides(
+    connection: Connection, starts: Mapping[int, int], faults: dict[int, str]
+) -> dict[int, tuple[StoredAside, ...]]:
+    """As ``_load_segments``, by aside_index."""
     if not starts:
         return {}
     rows = connection.execute(_LOAD_ASIDES, {"ids": list(starts), "starts": list(starts.values())})
-    return {sample_id: tuple(map(stored_aside, group)) for sample_id, group in _by_sample(rows)}
+    return _make(rows, stored_aside, faults)
 
 
-def _by_sample(rows: Iterable[Row[Any]]) -> Iterable[tuple[int, Iterable[Row[Any]]]]:
-    return groupby(rows, lambda row: int(row.sample_id))
+def _make(
+    rows: Iterable[Row[Any]], make: Callable[[Row[Any]], _Stored], faults: dict[int, str]
+) -> dict[int, tuple[_Stored, ...]]:
+    """The records of each sample; one that cannot be read costs its own sample alone."""
+    made: dict[int, tuple[_Stored, ...]] = {}
+    for sample_id, group in groupby(rows, lambda row: int(row.sample_id)):
+        try:
+            made[sample_id] = tuple(map(make, group))
+        except FAULTS as error:
+            faults[sample_id] = why_unreadable(error)
+    return made
 
 
 _CONTEXT_FIELDS, _SEGMENT_FIELDS, _ASIDE_FIELDS = (
@@ -207,4 +227,7 @@ def _values(names: Sequence[str], row: Row[Any]) -> dict[str, Any]:
     values: dict[str, Any] = dict(zip(names, row[1:], strict=True))
     values["author"] = Author(values["author"])
     values["finish"] = SegmentFinish(values["finish"]) if values["finish"] else None
+    for name in ("token_ids", "text"):
+        if values[name] is None:
+            raise ValueError(f"{name} is missing")
     return values

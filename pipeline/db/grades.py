@@ -9,14 +9,15 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, RowMapping, text
 
+from pipeline.db.readable import FAULTS, reading, why_unreadable
 from pipeline.db.states import COMPLETE
 from pipeline.db.totals import lock_graded_job, mark_stale
 from pipeline.plugins import Origin
-from pipeline.samples import FinishReason, GradeStatus
+from pipeline.samples import CutSamples, FinishReason, GradeStatus
 
 GRADING_TRIES = 2
 """A grading that does not come back is begun once more: its grader may have been killed."""
@@ -38,7 +39,7 @@ class Ungraded:
     also_accepted: tuple[str, ...] = ()
     """Further answers, each as right as the reference."""
     finish_reason: FinishReason | None = None
-    cut_samples: str | None = None
+    cut_samples: CutSamples | None = None
     """How the job counts samples that were cut before they stated an answer; None: as wrong."""
     think_start: str | None = None
     think_end: str | None = None
@@ -46,6 +47,8 @@ class Ungraded:
     think_opened: bool = False
     choices: tuple[str, ...] = ()
     """Texts of a multiple choice's choices."""
+    fault: str | None = None
+    """Why its row cannot be read; it is graded as one on which the grader broke."""
 
 
 _SELECT_UNGRADED = text(f"""
@@ -63,25 +66,34 @@ _SELECT_UNGRADED = text(f"""
 
 
 def select_ungraded(connection: Connection, sample_ids: Sequence[int], *, job_id: int) -> list[Ungraded]:
-    """The complete ones among some samples of a job. Graded ones are there too: they may be graded again."""
+    """The complete ones among some samples of a job. Graded ones are there too: they may be graded again.
+
+    Raises DamagedRow where the job does not say by what it is graded.
+    """
     rows = connection.execute(_SELECT_UNGRADED, {"ids": list(sample_ids), "job": job_id}).mappings()
-    return [
-        Ungraded(
+    return [_ungraded(row) for row in rows]
+
+
+def _ungraded(row: RowMapping) -> Ungraded:
+    with reading(f"job {row['job_id']}: its grader"):
+        origin = None if row["grader_origin"] is None else Origin.model_validate(row["grader_origin"])
+        if not isinstance(row["grader"], str):
+            raise ValueError("it is missing")
+    known = {name: row[name] for name in ("sample_id", "epoch", "job_id", "grader")} | {"grader_origin": origin}
+    try:
+        return Ungraded(
             **{
                 **row,
+                **known,
                 "output": row["output"] or "",
-                "grader_origin": _origin(row["grader_origin"]),
                 "also_accepted": tuple(row["also_accepted"]),
                 "choices": tuple(map(str, row["choices"] or ())),
+                "cut_samples": row["cut_samples"] and CutSamples(row["cut_samples"]),
                 "finish_reason": FinishReason(row["finish_reason"]) if row["finish_reason"] else None,
             }
         )
-        for row in rows
-    ]
-
-
-def _origin(stored: Any) -> Origin | None:
-    return None if stored is None else Origin.model_validate(stored)
+    except FAULTS as error:
+        return Ungraded(**known, output="", reference=None, fault=why_unreadable(error))
 
 
 _BEGIN = text("""

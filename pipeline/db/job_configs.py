@@ -5,14 +5,15 @@ from __future__ import annotations
 from sqlalchemy import Connection, text
 
 from pipeline.chat.translation import ThinkPhase
+from pipeline.db.readable import read_config, reading
 from pipeline.jobs.config import JobConfig, ModelSpec
 from pipeline.samples import ModelRole
 
 
 def get_job_config(connection: Connection, job_id: int) -> JobConfig:
-    """The frozen configuration of a job."""
+    """The frozen configuration of a job. Raises DamagedRow."""
     config = connection.execute(text("SELECT config FROM jobs WHERE id = :job"), {"job": job_id}).scalar_one()
-    return JobConfig.model_validate(config)
+    return read_config(job_id, config)
 
 
 _FIX_IDENTITY = {
@@ -31,7 +32,8 @@ def fix_identity(connection: Connection, job_id: int, role: ModelRole, model: Mo
     identity = model.model_dump_json(exclude={"name"})
     connection.execute(_FIX_IDENTITY[role], {"job": job_id, "identity": identity})
     found = connection.execute(text(f"SELECT {role}_identity FROM jobs WHERE id = :job"), {"job": job_id}).scalar_one()
-    return ModelSpec(name=model.name, fingerprint=found["fingerprint"], weights=found["weights"])
+    with reading(f"job {job_id}: which {role} model writes it"):
+        return ModelSpec(name=model.name, fingerprint=found["fingerprint"], weights=found["weights"])
 
 
 _FIX_THINK_PHASE = text("""
@@ -46,4 +48,7 @@ def fix_think_phase(connection: Connection, job_id: int, phase: ThinkPhase) -> T
     connection.execute(_FIX_THINK_PHASE, values)
     found = text("SELECT think_start, think_end, think_opened FROM jobs WHERE id = :job")
     row = connection.execute(found, values).one()
+    with reading(f"job {job_id}: how its texts mark the think phase"):
+        if None in row:
+            raise ValueError("a part of it is missing")
     return ThinkPhase(start=row.think_start, end=row.think_end, opened=row.think_opened)

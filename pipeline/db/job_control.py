@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, RowMapping, text
 
+from pipeline.db.readable import reading
 from pipeline.db.states import ADMITTED, FAILED, IN_WORK, OPEN, PUBLISHED, first_claim_of, waiting_again
 from pipeline.errors import JobError, NotFound
 from pipeline.jobs.config import FINAL_JOB_STATES, JobState
@@ -41,7 +42,8 @@ def _lock_job(connection: Connection, job_id: int) -> RowMapping:
 
 def _change_state(connection: Connection, job_id: int, to: JobState, *, verb: str, allowed: Sequence[JobState]) -> bool:
     """Whether it changed; False: it was in that state. Raises NotFound, and JobError from any other state."""
-    state = JobState(_lock_job(connection, job_id)["state"])
+    with reading(f"job {job_id}: its state"):
+        state = JobState(_lock_job(connection, job_id)["state"])
     if state is to:
         return False
     if state not in allowed:
@@ -188,7 +190,8 @@ _FORGET_TOTALS = text("DELETE FROM job_totals WHERE job_id = :job")
 
 def require_retryable(connection: Connection, job_id: int) -> JobState:
     """The state of a job whose samples can be tried again. Raises NotFound, and JobError for a cancelled one."""
-    state = JobState(_lock_job(connection, job_id)["state"])
+    with reading(f"job {job_id}: its state"):
+        state = JobState(_lock_job(connection, job_id)["state"])
     if state not in _RETRYABLE:
         raise JobError(job_id, f"it is {state}, and stays so; specthink clone {job_id} makes a new job like it")
     return state

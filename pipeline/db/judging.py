@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, RowMapping, text
 
+from pipeline.db.readable import read_config
 from pipeline.db.session import copy_rows
 from pipeline.db.states import COMPLETE
 from pipeline.db.submissions import insert_job, put_problem_set
@@ -41,7 +42,7 @@ def get_judged_job(connection: Connection, job_id: int) -> JudgedJob:
         raise NotFound.job(job_id)
     if row.state not in FINAL_JOB_STATES:
         raise JobError(job_id, f"it is {row.state}; judge it once it has ended: specthink watch {job_id}")
-    config = JobConfig.model_validate(row.config)
+    config = read_config(job_id, row.config)
     if config.judge is not None:
         raise JobError(job_id, f"it is the judge of job {config.judge.job}; only answers to problems are judged")
     return JudgedJob(id=row.id, problem_set_id=row.problem_set_id, config=config)

@@ -7,10 +7,12 @@ from itertools import groupby
 
 from sqlalchemy import Connection, text
 
+from pipeline.db.readable import reading
 from pipeline.db.report_queries import get_job
 from pipeline.db.states import COMPLETE
 from pipeline.planning.measured import MeasuredJob, MeasuredRequest, MeasuredWorker
 from pipeline.planning.pools import Piece, Trajectory
+from pipeline.results.reports import Job
 from pipeline.samples import ModelRole
 
 MAX_TRAJECTORIES = 2000
@@ -66,6 +68,12 @@ def get_measured_job(connection: Connection, job_id: int) -> MeasuredJob:
     samples is read once through.
     """
     job = get_job(connection, job_id)
+    with reading(f"job {job_id}: how it was written"):
+        return _measure(connection, job)
+
+
+def _measure(connection: Connection, job: Job) -> MeasuredJob:
+    job_id = job.id
     rows = connection.execute(_SELECT_TRAJECTORIES, {"job": job_id, "limit": MAX_TRAJECTORIES}).all()
     trajectories: list[Trajectory] = [
         tuple(

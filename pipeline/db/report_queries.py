@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from enum import StrEnum
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, RowMapping, text
 
+from pipeline.db.readable import FAULTS, may_not_miss, read_choice, why_unreadable
 from pipeline.db.states import COMPLETE, FINAL
-from pipeline.errors import BadProblem, ConfigurationError, NotComparable, NotFound
+from pipeline.errors import BadProblem, NotComparable, NotFound
 from pipeline.jobs.config import JobConfig, JobState
 from pipeline.jobs.matching import DelegatedWriting
 from pipeline.problems.sets import Problem
@@ -41,28 +43,42 @@ from pipeline.results.reports import (
     TokenLengths,
     Truncation,
 )
+from pipeline.results.unreadable import Unreadable
 from pipeline.samples import Author, FinishReason, SampleState
 from pipeline.workforce import WorkerReport
 
 _R = TypeVar("_R")
-_CONVERSIONS: dict[str, Any] = {
+_CHOICES: dict[str, type[StrEnum]] = {
     "JobState": JobState,
     "SampleState": SampleState,
     "Author": Author,
+    "FinishReason | None": FinishReason,
 }
+_MARK = "unreadable"
+"""The field that says what of a row cannot be read."""
 
 
 def _columns(report: type[Any]) -> str:
-    return ", ".join(field.name for field in fields(report))
+    return ", ".join(field.name for field in fields(report) if field.name != _MARK)
 
 
 def _read(report: type[_R], row: RowMapping | dict[str, Any]) -> _R:
-    """A row as its dataclass, with choices as their enums."""
+    """A row as its dataclass, with choices as their enums; what cannot be read stands there as it is, with the reason
+    where the report has a place for it."""
     values: dict[str, Any] = {**row}
+    faults = [values[_MARK]] if values.get(_MARK) else []
+    has_mark = False
     for field in fields(report):  # type: ignore[arg-type]  # always a dataclass
-        convert = _CONVERSIONS.get(str(field.type))
-        if convert:
-            values[field.name] = convert(values[field.name])
+        name, kind, stored = field.name, str(field.type), values.get(field.name)
+        has_mark = has_mark or name == _MARK
+        may_be_missing = stored is not None or name not in values or not may_not_miss(field)
+        if kind in _CHOICES and not (stored is None and may_be_missing):
+            values[name] = read_choice(_CHOICES[kind], stored)
+            faults += [f"{name}: {values[name]}"] if isinstance(values[name], Unreadable) else []
+        elif not may_be_missing:
+            faults.append(f"{name} is missing")
+    if has_mark:
+        values[_MARK] = "; ".join(faults) or None
     return report(**values)
 
 
@@ -81,13 +97,24 @@ _SELECT_JOBS = """
 
 
 def _job(row: RowMapping) -> Job:
-    return _read(Job, {**row, "config": JobConfig.model_validate(row["config"])})
+    values = {**row}
+    config, fault = None, None
+    try:
+        config = JobConfig.model_validate(values.pop("config"))
+    except FAULTS as error:
+        fault = f"its configuration: {why_unreadable(error)}"
+    return _read(Job, values | {"stored_config": config, _MARK: fault})
 
 
 def list_jobs(connection: Connection, *, limit: int) -> list[Job]:
     """The newest jobs, newest first."""
     rows = connection.execute(text(f"{_SELECT_JOBS} ORDER BY j.id DESC LIMIT :limit"), {"limit": limit}).mappings()
     return [_job(row) for row in rows]
+
+
+def unreadable_jobs(connection: Connection, *, limit: int) -> list[Job]:
+    """Those of the newest jobs of whose rows something cannot be read."""
+    return [job for job in list_jobs(connection, limit=limit) if job.unreadable]
 
 
 def get_job(connection: Connection, job_id: int) -> Job:
@@ -144,7 +171,7 @@ def get_stats(connection: Connection, job_id: int) -> JobStats:
     cost = get_cost(connection, job_id)
     return JobStats(
         summary=summary,
-        bootstrap=_bootstrap(connection, job_id) if summary.num_samples > 1 and summary.num_scored else None,
+        bootstrap=_bootstrap(connection, job_id) if (summary.num_samples or 0) > 1 and summary.num_scored else None,
         cost=cost,
         token_lengths=_of_job(
             connection, TokenLengths, "token_lengths", job_id,
@@ -321,18 +348,18 @@ def _select_results(connection: Connection) -> str:
 def _result(row: RowMapping, job: Job) -> Result:
     values = dict(row)
     problem = Problem(external_id=row["problem"], prompt=row["prompt"], metadata=values.pop("shown"))
-    reason = row["finish_reason"]
+    config = job.stored_config
     return _read(
         Result,
         values
         | {
-            "finish_reason": FinishReason(reason) if reason else None,
-            "also_accepted": tuple(row["also_accepted"]),
-            "policy": job.policy,
+            "also_accepted": tuple(row["also_accepted"] or ()),
+            "policy": job.policy or "",
             "small_model": job.small_model,
             "large_model": job.large_model,
-            "seed": job.config.seed,
-            "rendered_prompt": _rendered(job.config, problem),
+            "seed": config.seed if config else None,
+            "rendered_prompt": _rendered(config, problem) if config else None,
+            _MARK: f"its job: {job.unreadable}" if job.unreadable else None,
         },
     )
 
@@ -341,7 +368,7 @@ def _rendered(config: JobConfig, problem: Problem) -> str | None:
     """The whole of what is asked, earlier messages under their roles; None where it cannot be rendered here."""
     try:
         prompt = config.prompt(problem)
-    except (ConfigurationError, BadProblem):
+    except (BadProblem, *FAULTS):  # a damaged problem is a fault of its row
         return None
     if not prompt.earlier:
         return prompt.message
@@ -428,7 +455,9 @@ def select_same_problems(connection: Connection, job_ids: Sequence[int], *, limi
 _SELECT_WORKERS = text("""
     SELECT w.id, w.kind, w.model, w.host, w.pid, w.max_in_flight, w.num_in_flight, w.tokens_generated, w.started_at,
            extract(epoch FROM clock_timestamp() - w.renewed_at)::float8 AS renewed_seconds_ago,
-           (e.settings ->> 'max_model_len')::int AS max_model_len, e.model_fingerprint, e.weights_sha256, e.revision
+           CASE WHEN e.settings ->> 'max_model_len' ~ '^[0-9]{1,9}$'
+                THEN (e.settings ->> 'max_model_len')::int END AS max_model_len,
+           e.model_fingerprint, e.weights_sha256, e.revision
     FROM workers w LEFT JOIN engines e ON e.id = w.engine_id
     WHERE w.ended_at IS NULL AND w.expires_at > clock_timestamp() ORDER BY w.kind, w.model, w.id
 """)

@@ -10,6 +10,7 @@ import orjson
 from sqlalchemy import Connection, text
 
 from pipeline.chat.translation import ThinkPhase
+from pipeline.db.readable import read_config, reading
 from pipeline.db.session import copy_rows, references_trusted
 from pipeline.errors import NotFound
 from pipeline.jobs.config import JobConfig, JobState
@@ -188,16 +189,20 @@ def select_problems(connection: Connection, problem_set_id: int, *, limit: int) 
 
 
 def get_source_job(connection: Connection, job_id: int) -> SourceJob:
-    """A stored job as a clone is made from it. Raises NotFound."""
+    """A stored job as a clone is made from it. Raises NotFound and DamagedRow."""
     row = connection.execute(_SELECT_SOURCE, {"job": job_id}).first()
     if row is None:
         raise NotFound.job(job_id)
+    config = read_config(job_id, row.config)
+    with reading(f"job {job_id}: how its texts mark the think phase"):
+        if row.think_end is not None and None in (row.think_start, row.think_opened):
+            raise ValueError("a part of it is missing")
     return SourceJob(
         id=row.id,
         name=row.name,
         policy=row.policy,
         problem_set_id=row.problem_set_id,
-        config=JobConfig.model_validate(row.config),
+        config=config,
         think=None
         if row.think_end is None
         else ThinkPhase(start=row.think_start, end=row.think_end, opened=row.think_opened),

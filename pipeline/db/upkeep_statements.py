@@ -67,8 +67,10 @@ _ROOM = text(f"""
 
 _ADMIT = text(f"""
     WITH chosen AS (
-        SELECT id FROM samples WHERE job_id = :job AND {PENDING} ORDER BY id LIMIT :room
-        FOR UPDATE SKIP LOCKED
+        SELECT s.id FROM samples s
+        WHERE s.job_id = :job AND {PENDING}
+          AND {runnable_state_of("coalesce(s.next_role, :first_role)")} IS NOT NULL
+        ORDER BY s.id LIMIT :room FOR UPDATE SKIP LOCKED
     )
     UPDATE samples s SET
         state = {runnable_state_of("coalesce(s.next_role, :first_role)")},

@@ -297,16 +297,12 @@ def check_prompts(used: ProblemSet, config: JobConfig, chats: list[ChatModel]) -
     for column in config.template().shows:
         if not any(column in problem.metadata for problem in asked):
             raise ConfigurationError(f"the prompt template shows {column!r}, which no problem has among what is shown")
-    prompts = {problem.external_id: config.prompt(problem) for problem in asked}
+    prompts = [config.prompt(problem) for problem in asked]
     for chat in chats:
         if chat.max_model_len is None:
             continue
-        check_prompt_lengths(
-            used,
-            lambda key, chat=chat: len(chat.prompt_ids(prompts[key].message, prompts[key].earlier)),  # type: ignore[misc]
-            chat.max_model_len - 1,  # room for one token of output
-            render=lambda problem: problem.external_id,
-        )
+        ids = chat.ids_of_prompts([(prompt.message, prompt.earlier) for prompt in prompts])
+        check_prompt_lengths(used, map(len, ids), chat.max_model_len - 1)  # room for one token of output
 
 
 def first_role(config: JobConfig) -> ModelRole:

@@ -1,10 +1,10 @@
 """Decodes a Parquet file, as a script in a process of its own: ``python decode_parquet.py BYTES < FILE``.
 
 Native code decodes Parquet, and a file of 700 bytes can ask it for 100 GB. Here a limit on memory and one on time hold,
-and a crash takes nobody with it. Imports nothing of the package: ``pipeline.problems.files`` runs it and reads what it
-writes, one JSON object a line: ``{"row": {…}}`` or ``{"fault": reason}`` for each row, at the end ``{"end": true}`` or
-``{"broken": reason}``. A number stands there in the form that Python gives it. Columns whose value has bytes in it are
-left out of a row and named: ``{"row": {…}, "binary": ["image"]}``.
+and a crash takes nobody with it. ``pipeline.problems.files`` runs it and reads what it writes, one JSON object a line:
+``{"row": {…}}`` or ``{"fault": reason}`` for each row, at the end ``{"end": true}`` or ``{"broken": reason}``. A number
+stands there in the form that Python gives it. Columns whose value has bytes in it are left out of a row and named:
+``{"row": {…}, "binary": ["image"]}``.
 
 ``python decode_parquet.py BYTES zstd < FILE`` unpacks Zstandard instead and writes what was packed; it ends with 1
 where the file is broken.
@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
+
+from pipeline.limits import leave_no_core, limit_memory, limit_processor_time
 
 if TYPE_CHECKING:
     import pyarrow
@@ -47,14 +49,9 @@ def main(max_memory: int) -> None:
 
 
 def _limit_process(max_memory: int) -> None:
-    import resource
-
-    with contextlib.suppress(OSError, ValueError):  # not every system keeps such a limit
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_S, MAX_CPU_S + 5))  # SIGXCPU, then SIGKILL
-        with open("/proc/self/statm") as pages:
-            taken = int(pages.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (taken + max_memory, taken + max_memory))
+    leave_no_core()
+    limit_processor_time(MAX_CPU_S)
+    limit_memory(max_memory)
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -162,20 +162,15 @@ def _check_id(external_id: str) -> None:
 
 
 def check_prompt_lengths(
-    problem_set: ProblemSet,
-    count_tokens: Callable[[str], int],
-    max_tokens: int,
-    *,
-    render: Callable[[Problem], str] | None = None,
-    max_faults: int = 10,
+    problem_set: ProblemSet, lengths: Iterable[int], max_tokens: int, *, max_faults: int = 10
 ) -> None:
     """Refuse the set if a prompt has more than max_tokens tokens, which must leave room for the output.
 
-    render: gives the text that is counted, the bare prompt by default. Raises ProblemSetError with the first faults.
+    lengths: of each problem's prompt, in their order; not read further than the last fault that is told. Raises
+    ProblemSetError with the first faults.
     """
     faults: list[str] = []
-    for index, problem in enumerate(problem_set.problems):
-        num_tokens = count_tokens(render(problem) if render else problem.prompt)
+    for index, num_tokens in enumerate(lengths):
         if num_tokens > max_tokens:
             place = problem_set.place(index)
             faults.append(f"{place}: the prompt has {num_tokens} tokens, the model takes {max_tokens} at most")

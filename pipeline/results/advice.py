@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:  # the command line reads this before it knows whether it has anything to say
     from pipeline.results.reports import Job, JobCost, JobProgress, JobSummary
+
+_Marked = TypeVar("_Marked", "JobProgress", "JobSummary")
 
 ENOUGH_SAMPLES = 20
 """Before so many are complete nothing is said of takeovers that do not come."""
@@ -39,6 +42,17 @@ def partial_results(jobs: Sequence[JobSummary]) -> list[str]:
         for job in jobs
         if job.is_partial
     ]
+
+
+def with_mark(report: _Marked, job: Job) -> _Marked:
+    """The report with what of its job's row cannot be read, besides what of its own cannot."""
+    faults = dict.fromkeys(fault for fault in (job.unreadable, report.unreadable) if fault)
+    return replace(report, unreadable="; ".join(faults) or None)
+
+
+def unreadable(jobs: Sequence[JobSummary]) -> list[str]:
+    """A sentence for each job of whose row something cannot be read."""
+    return [f"job {job.job_id} is unreadable: {job.unreadable}" for job in jobs if job.unreadable]
 
 
 def shared_time(costs: Sequence[JobCost]) -> list[str]:

@@ -69,5 +69,7 @@ def _change(a: ProblemScore, b: ProblemScore) -> ProblemChange:
     )
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None where there is none, and where one is not known: its row is damaged."""
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known and len(known) == len(values) else None

@@ -29,7 +29,7 @@ from pipeline.policies.requests import (
     Written,
     request_to_json,
 )
-from pipeline.results.stored import StoredSample, StoredStep
+from pipeline.results.stored import StoredSample, StoredStep, UnreadableSample
 from pipeline.samples import FINAL_STATES, Author, ModelRole, Piece, SampleState, SegmentFinish
 from pipeline.seeds import aside_seed, segment_seed
 from pipeline.segments import StoredAside, StoredSegment
@@ -66,8 +66,17 @@ class Replay:
     num_asides: int
     num_steps: int
     divergence: Divergence | None
+    unreadable: str | None = None
+    """Why what is stored of it cannot be read, and was not replayed."""
+
+    @property
+    def is_good(self) -> bool:
+        """Whether all that is stored is what the policy decides."""
+        return self.divergence is None and self.unreadable is None
 
     def __str__(self) -> str:
+        if self.unreadable is not None:
+            return f"sample {self.sample_id}: unreadable: {self.unreadable}"
         asides = f", {self.num_asides} asides" if self.num_asides else ""
         counted = f"{self.num_segments} segments{asides} and {self.num_steps} steps"
         if self.divergence is None:
@@ -75,12 +84,22 @@ class Replay:
         return f"sample {self.sample_id}, {counted}, diverges at {self.divergence}"
 
 
-def replay(sample: StoredSample) -> Replay:
+def replay(sample: StoredSample | UnreadableSample) -> Replay:
     """Feed what was written of a sample through its policy; says the first divergence. A sample at work is replayed so
-    far.
+    far, one that cannot be read is not.
 
     Raises PipelineError where the sample was written before what replay needs was stored.
     """
+    if isinstance(sample, UnreadableSample):
+        return Replay(
+            sample_id=sample.sample_id,
+            job_id=sample.job_id,
+            num_segments=0,
+            num_asides=0,
+            num_steps=0,
+            divergence=None,
+            unreadable=sample.why,
+        )
     divergence = None
     if _is_begun(sample):
         try:

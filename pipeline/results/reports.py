@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from pipeline.errors import DamagedRow
 from pipeline.jobs.config import FINAL_JOB_STATES, JobConfig, JobState
 from pipeline.results.intervals import Interval
 from pipeline.samples import Author, FinishReason, SampleState
@@ -28,7 +29,8 @@ class Job:
     num_problems: int
     num_samples: int
     """Per problem."""
-    config: JobConfig
+    stored_config: JobConfig | None
+    """None where it cannot be read; ``config`` says why."""
     versions: dict[str, Any]
     """Of the packages of the client that submitted it."""
     submitted_at: dt.datetime
@@ -38,6 +40,15 @@ class Job:
     """Jobs with a higher one are admitted first."""
     cloned_from: int | None = None
     """The job whose problems and configuration it took."""
+    unreadable: str | None = None
+    """What of its row cannot be read, and why; None where all of it can."""
+
+    @property
+    def config(self) -> JobConfig:
+        """Raises DamagedRow where it cannot be read."""
+        if self.stored_config is None:
+            raise DamagedRow(f"job {self.id} is unreadable: {self.unreadable}")
+        return self.stored_config
 
     @property
     def is_final(self) -> bool:
@@ -110,6 +121,8 @@ class JobProgress:
     written_large: int
     seconds: float | None
     priority: int = 0
+    unreadable: str | None = None
+    """What of its row cannot be read, and why; None where all of it can."""
 
     @property
     def is_final(self) -> bool:
@@ -162,6 +175,8 @@ class JobSummary:
     submitted_at: dt.datetime
     first_claimed_at: dt.datetime | None
     finished_at: dt.datetime | None
+    unreadable: str | None = None
+    """What of its row cannot be read, and why; None where all of it can."""
 
     @property
     def is_partial(self) -> bool:
@@ -499,7 +514,8 @@ class Result:
     graded. score: None is unscored, which is not wrong. rendered_prompt: what the job's prompt template makes of the
     problem, before the model's chat template; None where the template is not installed here. reference, also_accepted:
     the right answers, grade_detail: why the newest grade is what it is, and metadata: all other columns of the file;
-    None, none, None, and what the prompt shows where the login may not read the rest.
+    None, none, None, and what the prompt shows where the login may not read the rest. unreadable: what of its row
+    cannot be read, and why; None where all of it can.
     """
 
     job_id: int
@@ -534,6 +550,7 @@ class Result:
     also_accepted: tuple[str, ...] = ()
     grade_detail: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    unreadable: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -588,6 +605,7 @@ class SampleReport:
 def plain(report: Any) -> dict[str, Any]:
     """A report as a dict of plain values, as JSON and CSV take them."""
     values = asdict(report)
-    if "config" in values:
-        values["config"] = report.config.model_dump(mode="json")
+    if "stored_config" in values:
+        config = values.pop("stored_config")
+        values["config"] = None if config is None else report.config.model_dump(mode="json")
     return values

@@ -59,3 +59,12 @@ class StoredSample:
     steps: tuple[StoredStep, ...]
     max_tokens: int | None = None
     """Its own budget, where that is larger than its job's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnreadableSample:
+    """A stored sample that this program cannot read. why: in one line."""
+
+    sample_id: int
+    job_id: int
+    why: str

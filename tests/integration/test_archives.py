@@ -544,6 +544,10 @@ def test_only_an_ended_job_that_is_as_archived_is_removed(source: Source, filled
     with pytest.raises(JobError, match=r"it changed after .* was written; nothing was removed"):
         remove_archived(filled, archive)
     assert violations(filled, source.jobs["done"]) == []
+    with transaction(filled) as connection:
+        connection.execute(text("UPDATE problem_sets SET tells_answers_of = id"))
+    with pytest.raises(JobError, match="it is a judge, and judges are not archived"):
+        archive_job(filled, source.jobs["cut"], tmp_path)
 
 
 def test_taken_number_is_refused(source: Source, filled: Engine, tmp_path: Path) -> None:

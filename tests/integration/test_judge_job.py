@@ -24,7 +24,7 @@ from tests.chaos.worker import ENGINE_VARIABLE, MAX_IN_FLIGHT, STEP_S
 from tests.chaos.workload import ChaosJob, Scripted
 from workers.engine.base import GenerateRequest
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 _FENCED = r"\[begin {name} (\w+)\]\n(.*?)\n\[end {name} \1\]"
 _seeds = itertools.count(9_000_000)

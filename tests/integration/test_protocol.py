@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import IntegrityError
 
-from pipeline.db import migrate
+from pipeline.db import claims, migrate
 from pipeline.db.claims import (
     ClaimedSample,
     begin_trial,
@@ -849,18 +850,32 @@ def test_sample_whose_message_was_lost_is_found_again_once(connection: Connectio
     assert overdue_samples(connection, age=age) == [], "it counts as published now"
 
 
-def test_claim_uses_the_primary_key_however_many_samples_there_are(connection: Connection) -> None:
-    make_job(connection, num_problems=200, num_samples=100)
-    connection.execute(text("ANALYZE samples"))
-    plan = "\n".join(
-        connection.execute(
-            text(
-                "EXPLAIN SELECT s.id FROM samples s JOIN unnest(ARRAY[1::bigint, 2], ARRAY[0, 0]) AS m(id, epoch) "
-                "ON m.id = s.id AND m.epoch = s.epoch WHERE s.state = 'ready' ORDER BY s.id FOR UPDATE OF s"
+def test_claim_finds_samples_by_their_ids_whatever_jobs_there_are(connection: Connection) -> None:
+    """Planned as workers' sessions do it: once, for any values. Beside a large job are thousands of one sample each."""
+    job = make_job(connection, num_problems=200, num_samples=100)
+    columns = ", ".join(column.name for column in METADATA.tables["jobs"].columns if column.name != "id")
+    connection.execute(
+        text(f"""
+            WITH copies AS (
+                INSERT INTO jobs ({columns}) SELECT {columns} FROM jobs, generate_series(1, 3000) WHERE id = :job
+                RETURNING id
             )
-        ).scalars()
+            INSERT INTO samples (job_id, problem_id, sample_index)
+            SELECT copies.id, (SELECT min(id) FROM problems), 0 FROM copies
+        """),
+        {"job": job},
     )
-    assert "Seq Scan on samples" not in plan, plan
+    connection.execute(text("ANALYZE jobs, samples"))
+    statement = claims._CLAIM.compile(connection).string
+    for place, name in enumerate(("ids", "epochs", "worker", "job", "runnable", "writing"), 1):
+        statement = re.sub(rf"%\({name}\)s(::\w+)?", f"${place}", statement)
+    cursor = connection.connection.cursor()
+    cursor.execute(f"EXPLAIN (GENERIC_PLAN) {statement}".encode())
+    lines = [line for (line,) in cursor.fetchall()]
+    found = {line.strip() for line in lines if re.search(r" on samples s(_\d+)?  ", line) and "Scan" in line}
+    assert found
+    assert all("using pk_samples" in line for line in found), "\n".join(lines)
+    assert not [line for line in lines if "Seq Scan on jobs" in line], "\n".join(lines)
 
 
 def finish_one(connection: Connection) -> Ungraded:

@@ -71,8 +71,9 @@ MUTATIONS = [
              "gave what neither order gives|no transition|violates", pair="store part, lapse"),
     Mutation("part counted twice", parts, "_STORE", "AND s.part_tokens = part.start_token", "",
              "gave what neither order gives|duplicate key", pair="store part, the same again"),
-    Mutation("repeated commit taken for a stale one", commits, "_STORED_BEFORE", "g.worker_id = :worker",
-             "g.worker_id = -:worker", r"worker \d+ commits"),
+    Mutation("repeated commit taken for a stale one", commits, "_STORED_BEFORE", "SELECT sample_id, epoch FROM refused",
+             "SELECT sample_id, epoch FROM (SELECT * FROM refused WHERE false) refused",
+             "commits .* against .* commits", pair="commit, the same again"),
     Mutation("settle locks the keys of its workers", upkeep_statements, "_UNSETTLED", "FOR NO KEY UPDATE", "FOR UPDATE",
              "gave what neither order gives", pair="commit, lapse"),  # it passes over the worker that commits
     Mutation("settle waits for what it only publishes", upkeep_statements, "_ORPHANED", " SKIP LOCKED", "",

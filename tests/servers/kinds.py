@@ -148,10 +148,10 @@ def redis_tls(folder: Path) -> str:
             return environment_of(database_url(server.port), url)
 
         right = environment(authority, "localhost")
-        told = run_job(right, folder)
+        must(right, "migrate")
         for wrong in (environment(other, "localhost"), environment(authority, "127.0.0.1")):
             _refused(wrong, "CERTIFICATE_VERIFY_FAILED", ("worker", "upkeep"), ("flower",))
-        return told
+        return run_job(right, folder)
 
 
 def without_dangerous_commands(folder: Path) -> str:

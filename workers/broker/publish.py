@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import structlog
 from celery import Celery
+from pydantic import ValidationError
 
 from pipeline.db.faults import first_line
 from pipeline.db.runnable import Runnable
@@ -104,10 +105,14 @@ class Publisher:
         return sum(len(part) for part in parts if self._send(route, part))
 
     def _send(self, route: Route, group: Sequence[Runnable]) -> bool:
-        message = SamplesMessage(
-            job_id=route.job_id,
-            samples=[(sample.sample_id, sample.epoch) for sample in group],
-        )
+        try:
+            message = SamplesMessage(
+                job_id=route.job_id,
+                samples=[(sample.sample_id, sample.epoch) for sample in group],
+            )
+        except ValidationError as error:  # a damaged row: its job waits, all others go on
+            log.error("message not made", job_id=route.job_id, reason=str(error.errors()[0]["msg"]))
+            return False
         ids = _few(sample.sample_id for sample in group)
         return self._apply(
             route.task,

@@ -88,6 +88,8 @@ def _grade_one(db_engine: DbEngine, sample: Ungraded, patience: dt.timedelta) ->
 
 
 def _grade(grader: Grader, sample: Ungraded) -> Grade:
+    if sample.fault is not None:
+        raise GradingError(f"what is stored of it cannot be read: {sample.fault}")
     ending = Ending(
         finish_reason=sample.finish_reason,
         think_start=sample.think_start,
@@ -99,7 +101,7 @@ def _grade(grader: Grader, sample: Ungraded) -> Grade:
         sample.output,
         (sample.reference, *sample.also_accepted),
         ending=ending,
-        cut_samples=CutSamples(sample.cut_samples or CutSamples.WRONG),
+        cut_samples=sample.cut_samples or CutSamples.WRONG,
         choices=sample.choices,
     )
 

@@ -152,8 +152,17 @@ class Upkeep:
         with connected(self._db_engine) as connection:
             for duty in duties:
                 self._renew_leadership(own)
-                duty(connection)
+                self._do(duty, connection)
         self._drop_queues()
+
+    def _do(self, duty: Callable[[Connection], None], connection: Connection) -> None:
+        """One duty; what breaks in it, as a row that nobody can read, keeps no other from being done."""
+        try:
+            duty(connection)
+        except ServiceUnavailable:
+            raise
+        except Exception:
+            log.exception("duty failed", duty=duty.__name__.strip("_"))
 
     def _renew_leadership(self, own: Connection) -> None:
         if time.monotonic() - self._renewed_at < RENEW_LEADERSHIP_S:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from pipeline.chat.model import ChatModel
 from pipeline.chat.translation import ThinkPhase, ThinkTagTranslator
-from pipeline.errors import BadProblem
+from pipeline.errors import BadProblem, EngineUnavailable
 from pipeline.jobs.config import JobConfig
 from pipeline.policies.protocol import Policy
 from pipeline.problems import Problem
@@ -65,14 +65,15 @@ class JobSetup:
         )
 
     def prompt_ids(self, problem_id: int, problem: Problem) -> list[int]:
-        """The rendered prompt of a problem. Raises BadProblem."""
+        """The rendered prompt of a problem. Raises BadProblem, and EngineUnavailable where this machine cannot render
+        one at the moment."""
         known = self._prompts.get(problem_id)
         if known is not None:
             return known
         try:
             prompt = self.config.prompt(problem)
             token_ids = self.chat.prompt_ids(prompt.message, prompt.earlier)
-        except BadProblem:
+        except (BadProblem, EngineUnavailable):
             raise
         except Exception as error:  # a template may break on a problem in any way
             raise BadProblem(problem.external_id, error) from error

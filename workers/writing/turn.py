@@ -58,6 +58,8 @@ def begin(sample: ClaimedSample, setup: JobSetup, latch: Latch) -> tuple[ActiveS
     Raises DamagedRow for a row that nobody can go on with, and PromptTooLong where the model has no room for the first
     word.
     """
+    if sample.context.fault is not None:
+        raise DamagedRow(f"what is stored of the sample's text cannot be read: {sample.context.fault}")
     prompt_ids = setup.prompt_ids(sample.problem_id, sample.problem)
     context = SampleContext(
         job_seed=setup.config.seed,

@@ -242,6 +242,9 @@ class Writer:
         except DBAPIError as error:  # it may be the message's fault, and none may end a worker
             log.error("claim refused", job_id=job_id, reason=describe(error))
             return "Postgres refuses the claim"
+        except Exception:  # a damaged row may break it in any way
+            log.exception("claim failed", job_id=job_id)
+            return "the claim failed"
         self._in_flight.claimed((sample.sample_id, sample.epoch) for sample in claimed)
         setup = self._set_up(job_id) if claimed else None
         for sample in claimed:
@@ -285,6 +288,9 @@ class Writer:
         """None where this worker cannot write a job's texts: it refuses the job from now on, and no sample pays."""
         try:
             setup = self._setup(job_id)
+        except EngineUnavailable as error:  # no process can be started at the moment
+            log.warning("job not set up", job_id=job_id, reason=str(error))
+            return None
         except Exception as error:  # a plug-in may break in any way
             if isinstance(error, EngineRefused):  # of two models that began at the same time the other was first
                 self._misfits.add(job_id)
@@ -299,6 +305,8 @@ class Writer:
         ending: ClaimEnd
         try:
             active, step = begin(sample, setup, latch)
+        except EngineUnavailable as error:
+            ending = Deferral(error)
         except Exception as error:
             log.exception("sample not begun", sample_id=sample.sample_id)
             ending = failed(sample, error)

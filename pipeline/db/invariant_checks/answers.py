@@ -53,7 +53,8 @@ _ANSWERS_IN_OTHER_TABLES = r"""
         UNION SELECT g.worker_id FROM segments g JOIN samples s ON s.id = g.sample_id WHERE s.job_id = :job
     ), hay AS MATERIALIZED (
         SELECT format('job %s', j.id) AS place, concat_ws(
-                   E'\n', j.config - 'few_shot', j.versions, j.name, j.policy, j.think_end) AS written
+                   E'\n', CASE jsonb_typeof(j.config) WHEN 'object' THEN j.config - 'few_shot' ELSE j.config END,
+                   j.versions, j.name, j.policy, j.think_end) AS written
         FROM jobs j WHERE j.id = :job
         UNION ALL
         SELECT format('worker %s', w.id), concat_ws(E'\n', w.model, w.host, w.queue)

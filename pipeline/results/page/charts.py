@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.results.reports import JobStats
+from pipeline.texts import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +39,7 @@ _STYLE = {
 
 def label(stats: JobStats) -> str:
     """How the page names a job."""
-    return f"{stats.summary.job_id} · {stats.summary.policy}"
+    return printable(f"{stats.summary.job_id} · {stats.summary.policy}")
 
 
 def colour(index: int) -> str:

@@ -121,7 +121,7 @@ def read_steps(report: SampleReport) -> list[ReadStep]:
     spans = [
         Span(
             author=part.author.value,
-            text=part.text,
+            text=part.text or "",
             trigger=part.trigger if part.takes_over else "",
             cue=part.cue,
         )
@@ -161,7 +161,9 @@ def _cut(spans: Sequence[Span], lengths: Sequence[int]) -> list[list[Span]]:
 
 def _settings(job: Job) -> str:
     """The job's configuration and the versions it was submitted with, as JSON with a line per value."""
-    values = {"config": job.config.model_dump(mode="json", exclude_none=True), "versions": job.versions}
+    values = {"config": job.stored_config, "versions": job.versions, "unreadable": job.unreadable}
+    if job.stored_config is not None:
+        values = {"config": job.stored_config.model_dump(mode="json", exclude_none=True), "versions": job.versions}
     return orjson.dumps(values, option=orjson.OPT_INDENT_2).decode()
 
 

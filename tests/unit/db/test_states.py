@@ -1,16 +1,28 @@
 from __future__ import annotations
 
+import re
+
 from pipeline.db import states
-from pipeline.samples import RUNNABLE_STATE, WRITING_STATE, ModelRole
+from pipeline.samples import FINAL_STATES, RUNNABLE_STATE, WRITING_STATE, ModelRole, SampleState
 
 
 def test_lists_name_the_states_in_their_own_order() -> None:
-    assert states.ADMITTED == "('ready', 'drafting', 'awaiting_large', 'assisting')"
     assert states.RUNNABLE == "('ready', 'awaiting_large')"
     assert states.WRITING == "('drafting', 'assisting')"
     assert states.PUBLISHED == "('ready', 'awaiting_large', 'finished')"
     assert states.COMPLETE == "('finished', 'graded')"
     assert states.FINAL == "('graded', 'failed', 'cancelled')"
+
+
+def test_phase_is_the_state_but_for_those_of_a_hand_over() -> None:
+    admitted = {*RUNNABLE_STATE.values(), *WRITING_STATE.values()}
+    for state in admitted:
+        assert f"WHEN '{state.value}'::text THEN 'admitted'::character varying" in states.PHASE
+    assert states.PHASE.count("WHEN") == len(admitted)
+    assert states.PHASE.endswith(" ELSE state END")
+    phases = {"admitted" if state in admitted else state.value for state in SampleState}
+    named = {phase for condition in (states.OPEN, states.IN_WORK) for phase in re.findall(r"'(\w+)'", condition)}
+    assert named == phases - {state.value for state in FINAL_STATES}
 
 
 def test_sample_goes_back_to_where_its_role_is_waited_for() -> None:

@@ -277,9 +277,9 @@ def test_link_to_a_regular_file_is_read(tmp_path: Path) -> None:
 
 def test_long_prompts_are_told_with_their_line(tmp_path: Path) -> None:
     loaded = load_problem_set(write(tmp_path, '{"problem": "a b"}\n\n{"problem": "a b c d"}\n'))
-    check_prompt_lengths(loaded, lambda text: len(text.split()), 4)
+    check_prompt_lengths(loaded, [2, 4], 4)
     with pytest.raises(ProblemSetError) as refused:
-        check_prompt_lengths(loaded, lambda text: len(text.split()), 4, render=lambda problem: problem.prompt + " now")
+        check_prompt_lengths(loaded, [3, 5], 4)
     assert refused.value.faults == ["line 3: the prompt has 5 tokens, the model takes 4 at most"]
     assert refused.value.path == str(tmp_path / "set.jsonl")
 
@@ -288,7 +288,7 @@ def test_long_prompts_of_a_stored_set_are_told_by_id() -> None:
     problems = tuple(Problem(external_id=str(index), prompt="long") for index in range(5))
     stored = ProblemSet(name="stored", content_sha256="", problems=problems)
     with pytest.raises(ProblemSetError) as refused:
-        check_prompt_lengths(stored, len, 3, max_faults=2)
+        check_prompt_lengths(stored, [4] * 5, 3, max_faults=2)
     assert refused.value.faults == [
         f"problem '{index}': the prompt has 4 tokens, the model takes 3 at most" for index in range(2)
     ]

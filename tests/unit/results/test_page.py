@@ -114,7 +114,7 @@ def job(job_id: int, *, scored: bool = True) -> tuple[Job, JobStats]:
     return (
         Job(
             id=job_id, name=HOSTILE, state=JobState.COMPLETED, policy=POLICY, small_model="S", large_model="L",
-            problem_set="p", problem_set_id=1, num_problems=2, num_samples=2, config=config, versions={},
+            problem_set="p", problem_set_id=1, num_problems=2, num_samples=2, stored_config=config, versions={},
             submitted_at=NOW, first_claimed_at=NOW, finished_at=NOW,
         ),
         stats,
