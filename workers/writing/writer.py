@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import structlog
@@ -22,16 +22,13 @@ from sqlalchemy import Engine as DbEngine
 from sqlalchemy.exc import DBAPIError
 
 from pipeline.chat.model import ChatModel
-from pipeline.chat.translation import settle_think_phase
 from pipeline.db.claims import ClaimedSample
 from pipeline.db.commits import SampleCommit
 from pipeline.db.faults import describe
-from pipeline.db.job_configs import fix_identity, fix_think_phase, get_job_config
 from pipeline.db.parts import Part
 from pipeline.db.runnable import Runnable
 from pipeline.db.worker_leases import WorkerCounters
-from pipeline.errors import EngineDied, EngineRefused, EngineUnavailable, LeaseLost, ServiceUnavailable
-from pipeline.jobs.config import ModelSpec
+from pipeline.errors import EngineDied, EngineUnavailable, LeaseLost, ServiceUnavailable
 from pipeline.policies.requests import Generate
 from pipeline.samples import ModelRole
 from pipeline.workforce import WorkerEnd
@@ -43,6 +40,7 @@ from workers.writing.batching import Batcher
 from workers.writing.cache_room import CacheRoom
 from workers.writing.in_flight import InFlight
 from workers.writing.job_setup import JobSetup
+from workers.writing.jobs import Jobs
 from workers.writing.latch import Latch
 from workers.writing.parts import last_part, running_part
 from workers.writing.store import Identity, Store
@@ -62,8 +60,6 @@ it cost some 10 ms of CPU however many samples they have, and of more than a hun
 cores a job is a third faster than with 0.05 s. A sample that is alone does not wait, nor does one that stays."""
 FULL_GROUP = 20
 """Samples that make a commit worth its cost."""
-MAX_REFUSALS_SHOWN = 16
-"""Refused jobs, the last ones, that a heartbeat tells of."""
 CLAIM_EVERY_S = 0.01
 """Least time between two claims of several messages."""
 
@@ -145,10 +141,7 @@ class Writer:
         often what a request has written is stored while it runs; 0: never."""
         self.role = role
         self._store_every_s = store_every_s
-        self._weights = weights
-        self._revision = revision
         self.engine = engine
-        self._chat = chat
         self._publisher = publisher
         self._on_failure = on_failure
         on_fault = partial(on_failure, WorkerEnd.WRITER_FAILED)
@@ -159,13 +152,9 @@ class Writer:
         self._ledger = TokenLedger()
         self._cache_room = CacheRoom(max_in_flight=engine.max_in_flight, ahead=admit_ahead)
         self._room_lock = threading.Lock()
-        self._setup = lru_cache(maxsize=64)(self._load_setup)
-        self._refusals: dict[int, str] = {}
-        """Jobs whose texts this process cannot write, and why. It never claims for them again."""
-        self._misfits: set[int] = set()
-        """Those of them that another model writes."""
-        self._served: set[int] = set()
-        """Jobs of which it has claimed something and refused nothing."""
+        self._jobs = Jobs(
+            self._store, chat, role=role, max_model_len=engine.max_model_len, weights=weights, revision=revision
+        )
         self._trial: Trial[_Call] = Trial()
         self._recorder: Batcher[Outcome | EndedClaim | LookAtTrial, EndedClaim] = Batcher(
             "recorder",
@@ -222,10 +211,11 @@ class Writer:
 
     def _claim_of_job(self, job_id: int, calls: Sequence[_Call]) -> str | None:
         """None, or why nothing was claimed, or none of it written: upkeep finds the samples again."""
-        if job_id in self._misfits:
+        if self._jobs.is_misfit(job_id):
             self._pass_on(job_id, calls)
-        if job_id in self._refusals:
-            return self._refusals[job_id]
+        refusal = self._jobs.refusal(job_id)
+        if refusal is not None:
+            return refusal
         named: dict[int, tuple[int, _Call]] = {}
         for call in calls:
             for sample_id, epoch in call.message.samples:
@@ -233,9 +223,9 @@ class Writer:
                     named[sample_id] = epoch, call
         try:
             claimed = self._store.claim(job_id, {sample_id: epoch for sample_id, (epoch, _) in named.items()})
-            if not claimed and self._is_misfit(job_id):
+            if not claimed and self._jobs.find_misfit(job_id):
                 self._pass_on(job_id, calls)
-                return self._refusals[job_id]
+                return self._jobs.refusal(job_id)
         except ServiceUnavailable as error:
             log.warning("nothing claimed", reason=str(error))
             return "Postgres is away"
@@ -246,7 +236,7 @@ class Writer:
             log.exception("claim failed", job_id=job_id)
             return "the claim failed"
         self._in_flight.claimed((sample.sample_id, sample.epoch) for sample in claimed)
-        setup = self._set_up(job_id) if claimed else None
+        setup = self._jobs.set_up(job_id) if claimed else None
         for sample in claimed:
             _, call = named[sample.sample_id]
             call.num_claimed += setup is not None
@@ -259,16 +249,7 @@ class Writer:
                 self._recorder.put(LookAtTrial())
             else:
                 self._begin(sample, setup, call.under_way)
-        return self._refusals.get(job_id)
-
-    def _is_misfit(self, job_id: int) -> bool:
-        """Whether a claim got nothing because another model writes the job; it is refused from now on."""
-        reason = None if job_id in self._served else self._store.find_misfit(job_id)
-        if reason is None:
-            return False
-        self._misfits.add(job_id)
-        self._refuse(job_id, reason)
-        return True
+        return self._jobs.refusal(job_id)
 
     def _pass_on(self, job_id: int, calls: Sequence[_Call]) -> bool:
         """Tell a worker that may claim now of samples whose message came here; False: nobody could be told."""
@@ -279,25 +260,6 @@ class Writer:
             return False  # upkeep finds them again
         self._publisher.publish(samples)
         return bool(samples)
-
-    def _refuse(self, job_id: int, reason: str) -> None:
-        self._refusals[job_id] = reason
-        log.error("job refused", job_id=job_id, reason=reason)
-
-    def _set_up(self, job_id: int) -> JobSetup | None:
-        """None where this worker cannot write a job's texts: it refuses the job from now on, and no sample pays."""
-        try:
-            setup = self._setup(job_id)
-        except EngineUnavailable as error:  # no process can be started at the moment
-            log.warning("job not set up", job_id=job_id, reason=str(error))
-            return None
-        except Exception as error:  # a plug-in may break in any way
-            if isinstance(error, EngineRefused):  # of two models that began at the same time the other was first
-                self._misfits.add(job_id)
-            self._refuse(job_id, f"{type(error).__name__}: {error}")
-            return None
-        self._served.add(job_id)
-        return setup
 
     def _begin(self, sample: ClaimedSample, setup: JobSetup, latch: Latch) -> None:
         """Hand a sample to the engine; whatever goes wrong with this one sample ends this one sample."""
@@ -319,26 +281,6 @@ class Writer:
             else:
                 ending = step
         self._recorder.put(EndedClaim(sample.worker_id, claim, latch, 0, ending))
-
-    def _load_setup(self, job_id: int) -> JobSetup:
-        config = self._store.patiently(lambda connection: get_job_config(connection, job_id))
-        wanted = config.model(self.role)
-        if wanted is not None:
-            self._require(wanted)
-            own = ModelSpec(
-                name=wanted.name, fingerprint=self._chat.fingerprint, weights=self._weights, revision=self._revision
-            )
-            self._require(self._store.patiently(lambda connection: fix_identity(connection, job_id, self.role, own)))
-        chat = self._chat.asked(config.asking(self.role))
-        phase = settle_think_phase(chat, other_is_unknown=len(config.build_policy().roles) > 1)
-        think = self._store.patiently(lambda connection: fix_think_phase(connection, job_id, phase))
-        return JobSetup.of(config, think, chat, role=self.role, max_model_len=self.engine.max_model_len)
-
-    def _require(self, wanted: ModelSpec) -> None:
-        """Raises EngineRefused where this worker's model is not the one that the job asks for, or has."""
-        reason = wanted.why_not(fingerprint=self._chat.fingerprint, weights=self._weights, revision=self._revision)
-        if reason is not None:
-            raise EngineRefused(wanted.name, reason)
 
     def _submit(self, active: ActiveSample, request: GenerateRequest) -> None:
         active.submitted_at, active.part_tokens = time.monotonic(), 0
@@ -481,7 +423,7 @@ class Writer:
 
     def _sent_on(self, sample: Runnable) -> Runnable:
         """A sample that cannot be claimed here now, to whoever serves its model: here its message would end."""
-        is_claimed_here = sample.job_id not in self._refusals and not self._trial.is_open
+        is_claimed_here = self._jobs.refusal(sample.job_id) is None and not self._trial.is_open
         return sample if is_claimed_here else replace(sample, home_queue=None)
 
     # The lease keeper's thread.
@@ -500,7 +442,7 @@ class Writer:
             tokens_dropped=accounts.dropped + stats.num_lost_tokens,
             prompt_tokens=stats.num_prompt_tokens,
             cached_tokens=stats.num_cached_tokens,
-            refused_jobs=dict(list(self._refusals.items())[-MAX_REFUSALS_SHOWN:]),
+            refused_jobs=self._jobs.last_refusals(),
         )
 
     def lease_lost(self) -> None:
