@@ -84,7 +84,7 @@ _CLAIM = text(f"""
             SELECT CAST(:job AS bigint)
             UNION ALL
             SELECT s.job_id FROM samples s JOIN message m ON m.id = s.id WHERE CAST(:job AS bigint) IS NULL
-        ) AND j.state = 'running' AND ({_FITS})
+        ) AND j.state = 'running' AND w.kind = :role AND ({_FITS})
     ),
     suspect AS (
         SELECT min(s.id) AS id FROM samples s JOIN message m ON m.id = s.id AND m.epoch = s.epoch
@@ -142,6 +142,7 @@ def claim_samples(
             "ids": list(epochs),
             "epochs": list(epochs.values()),
             "worker": worker_id,
+            "role": role.value,
             "job": job_id,
             "runnable": RUNNABLE_STATE[role].value,
             "writing": WRITING_STATE[role].value,

@@ -127,6 +127,10 @@ def fill_job(connection: Connection, job: int, worker: int, engine: int) -> None
         add_aside(connection, sample, 0, "large", "7", after_segment=1, worker_id=worker, engine_id=engine)
         add_signal(connection, sample, "segment", 0, "logprob", [-0.5, -0.25, -1.0, None, -0.125])
         add_step(connection, sample, 0, "small", "abc")
+        part = "INSERT INTO segment_parts (sample_id, segment_index, start_token, token_ids, epoch, worker_id)"
+        connection.execute(
+            text(f"{part} VALUES (:sample, 1, 0, '{{5}}', 3, :worker)"), {"sample": sample, "worker": worker}
+        )
         grade = "INSERT INTO grades (sample_id, grader, grader_version, status) VALUES (:sample, 'math', '1', 'done')"
         connection.execute(text(grade), {"sample": sample})
         event = "INSERT INTO events (job_id, sample_id, from_state, to_state, epoch) VALUES (:j, :s, 'ready', :to, 3)"

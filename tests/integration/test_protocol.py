@@ -867,7 +867,7 @@ def test_claim_finds_samples_by_their_ids_whatever_jobs_there_are(connection: Co
     )
     connection.execute(text("ANALYZE jobs, samples"))
     statement = claims._CLAIM.compile(connection).string
-    for place, name in enumerate(("ids", "epochs", "worker", "job", "runnable", "writing"), 1):
+    for place, name in enumerate(("ids", "epochs", "worker", "role", "job", "runnable", "writing"), 1):
         statement = re.sub(rf"%\({name}\)s(::\w+)?", f"${place}", statement)
     cursor = connection.connection.cursor()
     cursor.execute(f"EXPLAIN (GENERIC_PLAN) {statement}".encode())

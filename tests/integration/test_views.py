@@ -51,7 +51,13 @@ VIEWS = {
     "step_summary": reports.StepSummary,
 }
 """The views that a report reads, each with the report's type."""
-COLUMNS = {view: [field.name for field in fields(report)] for view, report in VIEWS.items()} | {
+COLUMNS = {
+    view: [field.name for field in fields(report) if field.name != "unreadable"] for view, report in VIEWS.items()
+} | {
+    "judgements": [
+        "job_id", "judge_job_id", "sample_id", "problem", "sample_index", "grader_before", "score_before", "verdict",
+        "why_none", "judge_sample_id", "prompt", "judge_text",
+    ],
     "takeovers": [
         "job_id", "sample_id", "segment_index", "trigger", "cue", "tokens", "start_token", "position", "followed_by",
         "tokens_between", "score",
