@@ -18,6 +18,8 @@ from pipeline.errors import ConfigurationError
 from pipeline.redis_address import RedisAddress
 
 _PLACE = "SPECTHINK_REDIS_URL"
+_PERMIT = "let the login use what workers need: ACL SETUSER name ~* &* +@all -@dangerous -@admin"
+_ONE_SERVER = "it is a cluster, and workers need one server: use one with cluster mode off"
 _REMEDIES: Mapping[str, str] = {
     "CERTIFICATE_VERIFY_FAILED": f"name its CA by ssl_ca_certs=/path/ca.pem in {_PLACE}, and the server as its "
     "certificate does",
@@ -27,12 +29,12 @@ _REMEDIES: Mapping[str, str] = {
     "NOAUTH": f"it wants a password: name it in {_PLACE}",
     "Authentication required": f"it wants a password: name it in {_PLACE}",
     "without any password configured": f"it has no password: leave it out of {_PLACE}",
-    "NOPERM": "let the login use what workers need: ACL SETUSER name ~* &* +@all -@dangerous -@admin",
-    "no permissions": "let the login use what workers need: ACL SETUSER name ~* &* +@all -@dangerous -@admin",
+    "NOPERM": _PERMIT,
+    "no permissions": _PERMIT,
     "unknown command": "workers need it: rename it back, or use another server",
-    "MOVED": "it is a cluster, and workers need one server: use one with cluster mode off",
-    "CROSSSLOT": "it is a cluster, and workers need one server: use one with cluster mode off",
-    "CLUSTERDOWN": "it is a cluster, and workers need one server: use one with cluster mode off",
+    "MOVED": _ONE_SERVER,
+    "CROSSSLOT": _ONE_SERVER,
+    "CLUSTERDOWN": _ONE_SERVER,
     "DB index is out of range": f"name a database that it has, such as 0, in {_PLACE}",
 }
 """By what the error says."""

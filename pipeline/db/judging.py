@@ -14,7 +14,7 @@ from sqlalchemy import Connection, RowMapping, text
 from pipeline.db.readable import read_config
 from pipeline.db.session import copy_rows
 from pipeline.db.states import COMPLETE
-from pipeline.db.submissions import insert_job, put_problem_set
+from pipeline.db.submissions import insert_ready
 from pipeline.errors import ConfigurationError, JobError, NotFound
 from pipeline.grading import Ending
 from pipeline.jobs.config import FINAL_JOB_STATES, JobConfig
@@ -129,7 +129,9 @@ def open_jobs_on(connection: Connection, problem_set_id: int) -> list[int]:
     return list(connection.execute(_OPEN_JOBS, {"problem_set": problem_set_id}).scalars())
 
 
-_SELECT_IDS = text("SELECT external_id, id FROM problems WHERE problem_set_id = :problem_set")
+_SELECT_IDS = text("""
+    SELECT p.external_id, p.id FROM jobs j JOIN problems p ON p.problem_set_id = j.problem_set_id WHERE j.id = :job
+""")
 _COPY_PLACES = "COPY judged_samples (job_id, sample_id, epoch, problem_id) FROM STDIN"
 
 
@@ -141,22 +143,13 @@ def insert_judge(
     tells_answers: whether its prompts show reference answers.
     """
     assert isinstance(ready.problems, ProblemSet)
-    problem_set_id = put_problem_set(
-        connection, ready.problems, tells_answers_of=judged.problem_set_id if tells_answers else None
-    )
-    job_id = insert_job(
+    job_id = insert_ready(
         connection,
-        name=ready.name,
-        policy=ready.policy,
-        problem_set_id=problem_set_id,
-        num_problems=ready.num_problems,
-        config=ready.config,
-        first_role=ready.first_role,
-        versions=ready.versions,
-        think=ready.think,
+        ready,
         judged_job_id=judged.id,
+        tells_answers_of=judged.problem_set_id if tells_answers else None,
     )
-    ids = {row.external_id: row.id for row in connection.execute(_SELECT_IDS, {"problem_set": problem_set_id})}
+    ids = {row.external_id: row.id for row in connection.execute(_SELECT_IDS, {"job": job_id})}
     copy_rows(
         connection,
         _COPY_PLACES,

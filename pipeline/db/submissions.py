@@ -130,12 +130,18 @@ def insert_job(
     return job_id
 
 
-def insert_ready(connection: Connection, job: ReadyJob) -> int:
-    """Store a job that passed its checks, and its problem set where it is new; returns the job's id."""
+def insert_ready(
+    connection: Connection, job: ReadyJob, *, judged_job_id: int | None = None, tells_answers_of: int | None = None
+) -> int:
+    """Store a job that passed its checks, and its problem set where it is new; returns the job's id.
+
+    judged_job_id: of a judge, the job that it judges. tells_answers_of: the set whose reference answers its prompts
+    show.
+    """
     if isinstance(job.problems, StoredSet):
         problem_set_id = job.problems.id
     else:
-        problem_set_id = put_problem_set(connection, job.problems)
+        problem_set_id = put_problem_set(connection, job.problems, tells_answers_of=tells_answers_of)
     return insert_job(
         connection,
         name=job.name,
@@ -147,6 +153,7 @@ def insert_ready(connection: Connection, job: ReadyJob) -> int:
         versions=job.versions,
         think=job.think,
         cloned_from=job.cloned_from,
+        judged_job_id=judged_job_id,
     )
 
 
