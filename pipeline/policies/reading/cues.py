@@ -107,6 +107,14 @@ class Cue:
         return SentenceClass.AFFIRMATION if self.kind is CueKind.POSITIVE else SentenceClass.REFLECTION
 
 
+@dataclass(frozen=True, slots=True)
+class PlacedCue:
+    """A cue of a stream. is_before: whether it ended before the text that made it certain."""
+
+    cue: Cue
+    is_before: bool
+
+
 class CueFinder:
     """Finds the cues of the given kinds in text that is folded and has single spaces. Immutable."""
 
@@ -125,11 +133,16 @@ class CueFinder:
 
         ended: nothing follows, so that a cue at the very end is certain, too.
         """
+        ends = self.ends(text, since, ended=ended)
+        return min(ends, key=lambda end: end[0], default=(0, None))[1] if ends else None
+
+    def ends(self, text: str, since: int, *, ended: bool) -> Iterable[tuple[int, Cue]]:
+        """Every cue that completes in text[since:], with the place behind it, in no order."""
         start = max(0, since - self._reach + 1)
         # Few texts hold the letters of any cue: one search for all of them spares the patterns.
         if (self._some_ascii if text.isascii() else self._some).search(text, start) is None:
-            return None
-        ends = (
+            return ()
+        return (
             (match.end(), cue)
             for cue, waits, pattern in self._each
             if text.find(cue.words, start) >= 0
@@ -137,7 +150,6 @@ class CueFinder:
             if _is_new(match.end(), since, len(text), waits=waits, ended=ended)
             and not self._is_none(cue, text, match.start())
         )
-        return min(ends, key=lambda end: end[0], default=(0, None))[1]
 
     def count(self, text: str) -> int:
         """How many cues text holds, each occurrence counted."""
@@ -183,6 +195,17 @@ class CueStream:
 
     def feed(self, text: str) -> Cue | None:
         """The first cue that text makes certain."""
+        since = self._read(text)
+        return None if since is None else self._finder.find(self._text, since, ended=False)
+
+    def feed_all(self, text: str) -> list[PlacedCue]:
+        """Every cue that text makes certain, in their order."""
+        since = self._read(text)
+        ends = [] if since is None else sorted(self._finder.ends(self._text, since, ended=False), key=lambda end: end[0])
+        return [PlacedCue(cue, is_before=end == since) for end, cue in ends]
+
+    def _read(self, text: str) -> int | None:
+        """Where in the text so far it goes on; None where nothing was added."""
         text = fold(text)
         if text[:1] == " " and self._text[-1:] == " ":
             text = text[1:]
@@ -190,7 +213,7 @@ class CueStream:
             return None
         before = self._text if len(self._text) < 192 else self.tail  # a shorter string costs more to cut than to search
         self._text = before + text
-        return self._finder.find(self._text, len(before), ended=False)
+        return len(before)
 
     def end(self) -> Cue | None:
         """The cue that is certain once nothing more comes."""
