@@ -16,9 +16,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, lru_cache
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator, model_validator
 
 from pipeline.policies.reading.cue_lists import ANSWER_CUES, named_lists
 from pipeline.policies.reading.scripts import must_end, whole_words
@@ -105,6 +105,19 @@ class Cue:
     def sentence_class(self) -> SentenceClass:
         """The class it gives to a sentence whose first cue it is."""
         return SentenceClass.AFFIRMATION if self.kind is CueKind.POSITIVE else SentenceClass.REFLECTION
+
+
+def _folded_words(words: tuple[str, ...]) -> tuple[str, ...]:
+    return CueLists(verify=(), negative=words, positive=()).negative
+
+
+Words: TypeAlias = Annotated[tuple[str, ...], AfterValidator(_folded_words)]
+"""Words of a list of its own, each of which is a cue."""
+
+
+def words_finder(words: Words) -> CueFinder:
+    """The finder for these words."""
+    return cue_finder(CueLists(verify=(), negative=words, positive=()), CueKind.NEGATIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +214,9 @@ class CueStream:
     def feed_all(self, text: str) -> list[PlacedCue]:
         """Every cue that text makes certain, in their order."""
         since = self._read(text)
-        ends = [] if since is None else sorted(self._finder.ends(self._text, since, ended=False), key=lambda end: end[0])
+        ends = (
+            [] if since is None else sorted(self._finder.ends(self._text, since, ended=False), key=lambda end: end[0])
+        )
         return [PlacedCue(cue, is_before=end == since) for end, cue in ends]
 
     def _read(self, text: str) -> int | None:
