@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.errors import ConfigurationError
@@ -36,10 +36,12 @@ def matched_values(written: DelegatedWriting, *, same_exit: bool = False) -> dic
     at, rate: takeovers per break of small; per token of small where large took over at nearly every break, or oftener.
     tokens: the mean length of a takeover as it was written, whatever it was allowed; each of the control's ends there,
     also inside a sentence, for an earlier or later end would change the tokens. opening_tokens: their mean length. So
-    both call the large model as often and for as many tokens per place of small, and differ in where.
+    both call the large model as often and for as many tokens per place of small, and differ in where. Where large wrote
+    nothing but openings, these count as takeovers: the control writes as much at random places instead.
     same_exit: whether both jobs end the think phase by the same exit, so that large's answers match by themselves.
     Raises ConfigurationError for a job that random delegation cannot match.
     """
+    written = _openings_as_takeovers(written) if not written.num_takeovers else written
     breaks, takeovers = written.num_breaks, written.num_takeovers
     at, places = ("break", breaks) if takeovers <= MOST_BREAKS * breaks else ("token", written.small_tokens)
     if takeovers == 0 or places < 1:
@@ -70,3 +72,13 @@ def matched_values(written: DelegatedWriting, *, same_exit: bool = False) -> dic
     }
     opening = {"opening_tokens": written.opening_tokens / written.num_openings} if written.opening_tokens else {}
     return values | opening
+
+
+def _openings_as_takeovers(written: DelegatedWriting) -> DelegatedWriting:
+    return replace(
+        written,
+        num_takeovers=written.num_openings,
+        takeover_tokens=written.opening_tokens,
+        num_openings=0,
+        opening_tokens=0,
+    )

@@ -17,146 +17,70 @@ steps in a row are equal (a guard does that here).
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.breaks import is_newlines
-from pipeline.policies.protocol import Reading, SampleContext, Transition
-from pipeline.policies.reading.handback import HandBackWatcher
-from pipeline.policies.reading.reader import Reader, TextState
+from pipeline.policies.protocol import Reading, SampleContext
+from pipeline.policies.reading.reader import Reader
 from pipeline.policies.requests import Trigger
-from pipeline.policies.specs import PolicySpec
-from pipeline.policies.step_delegation import StepPolicy, StepState, text_reader
-from pipeline.policies.turns import NO_SIGNALS, Tokens, Turn, fires, first_turn
+from pipeline.policies.step_delegation import text_reader
+from pipeline.policies.thinking_steps import (
+    Call,
+    DraftWatcher,
+    ThinkingStepsPolicy,
+    ThinkingStepsSpec,
+    ThinkingStepsState,
+)
 from pipeline.samples import ModelRole
 from pipeline.signals import Readings, Signal
 
 
-class GlimpseSpec(PolicySpec):
+class GlimpseSpec(ThinkingStepsSpec):
     """Every number of the policy. The threshold does not carry over to another pair of models: take a quantile of
     FIRST_ENTROPY over the breaks of a pilot job; the paper advises that large writes 20 to 30 % of the steps."""
 
     name: Literal["glimpse"] = "glimpse"
     threshold: Annotated[float, Field(ge=0)] = 1.0
     """Entropy in nats, of the most likely first tokens, from which on large writes the step. Code: 1.0."""
-    step_tokens: Tokens = 512
-    """Most tokens of one step of large. Code: 512."""
     check_start: bool = True
     """Whether the very first token of the text is read, too. Code: it is."""
-    answer_role: ModelRole = ModelRole.SMALL
-    """Who writes the answer after the think phase. Ours; code: large; a fork of it: small."""
 
     def build(self) -> GlimpsePolicy:
         return GlimpsePolicy(self)
 
 
-class _State(StepState):
-    """All that is stored of the policy with a sample."""
-
-    is_open: bool
-    """Whether the next token that is no newline is the first of a step, and is to be looked at."""
-
-
-class GlimpsePolicy(StepPolicy[_State]):
+class GlimpsePolicy(ThinkingStepsPolicy[ThinkingStepsState]):
     """The policy of a spec. Immutable."""
 
-    _state_type = _State
+    _state_type = ThinkingStepsState
+    _signals: ClassVar = frozenset({Signal.FIRST_ENTROPY})
 
     def __init__(self, spec: GlimpseSpec) -> None:
-        super().__init__(handback="break")
+        super().__init__(spec)
         self._spec = spec
 
-    def start(self, context: SampleContext) -> Transition:
-        first = _State(
-            role=ModelRole.SMALL,
-            max_tokens=context.max_tokens,
-            trigger=Trigger.START,
-            is_open=self._spec.check_start,
-        )
-        return first_turn(first, _signals(first.text))
+    def _first_state(self, role: ModelRole, max_tokens: int, trigger: Trigger) -> ThinkingStepsState:
+        return ThinkingStepsState(role=role, max_tokens=max_tokens, trigger=trigger, is_open=self._spec.check_start)
 
-    def _watch_small(self, context: SampleContext, state: _State) -> _FirstTokenWatcher | None:
-        return self._draft_watcher(context, state) if state.text.thinking else None
-
-    def _watch_large(self, context: SampleContext, state: _State) -> HandBackWatcher | None:
-        return None if state.trigger is Trigger.ANSWER else super()._watch_large(context, state)
-
-    def _after_small(self, turn: Turn[_State]) -> Transition:
-        if not turn.state.text.thinking:
-            return turn.carry_on({})
-        watcher = self._draft_watcher(turn.context, turn.state)
-        if not fires(watcher, turn.event):
-            text = watcher.reader.state
-            return turn.carry_on({"text": text, "is_open": watcher.is_open}, signals=_signals(text))
-        if watcher.entropy is None:
-            return self._answer(turn, watcher.reader.position, watcher.reader.state)
-        return self._take_over(turn, watcher.reader.position - 1, watcher.entropy)
-
-    def _take_over(self, turn: Turn[_State], keep: int, entropy: float) -> Transition:
-        """Throw the uncertain token away and let large write the step."""
-        reader = text_reader(turn.context, turn.state.text)
-        for text in turn.texts[:keep]:
-            reader.feed(text)
-        return turn.let_write(
-            ModelRole.LARGE,
-            Trigger.GLIMPSE,
-            {"text": reader.state, "is_open": False},
-            keep=keep,
-            max_tokens=self._spec.step_tokens,
-            reading=Reading(value=entropy, threshold=self._spec.threshold, outcome="take_over"),
-        )
-
-    def _takeover_limit(self, context: SampleContext, state: _State) -> int:
-        return self._spec.step_tokens
-
-    def _after_large(self, turn: Turn[_State]) -> Transition:
-        return turn.carry_on({}) if turn.state.trigger is Trigger.ANSWER else super()._after_large(turn)
-
-    def _after_step(self, turn: Turn[_State], keep: int, text: TextState) -> Transition:
-        if not text.thinking:
-            return self._answer(turn, keep, text)
-        update = {"text": text, "is_open": keep > 0 and text.at_break}  # large wrote nothing: the place is closed
-        return turn.let_write(ModelRole.SMALL, Trigger.RESUME, update, keep=keep, signals=_signals(text))
-
-    def _answer(self, turn: Turn[_State], keep: int, text: TextState) -> Transition:
-        """The think phase is over: let the answer be written, undisturbed."""
-        role = self._spec.answer_role
-        trigger = Trigger.ANSWER if role is ModelRole.LARGE else Trigger.RESUME
-        return turn.let_write(role, trigger, {"text": text, "is_open": False}, keep=keep)
-
-    def _draft_watcher(self, context: SampleContext, state: _State) -> _FirstTokenWatcher:
-        return _FirstTokenWatcher(text_reader(context, state.text), state, self._spec)
+    def _draft_watcher(self, context: SampleContext, state: ThinkingStepsState) -> DraftWatcher:
+        reader = text_reader(context, state.text)
+        return _FirstTokenWatcher(reader, state, ends_phase=self._ends_phase, threshold=self._spec.threshold)
 
 
-class _FirstTokenWatcher:
-    """Ends the small model's request at an uncertain first token of a step; where large answers, also at the end of the
-    think phase. A run of newlines is one break, whose step begins after the last of them."""
+class _FirstTokenWatcher(DraftWatcher):
+    """Calls large in at an uncertain first token of a step."""
 
-    __slots__ = ("_at_break", "_ends_phase", "_threshold", "entropy", "is_open", "reader")
+    __slots__ = ("_threshold",)
 
-    def __init__(self, reader: Reader, state: _State, spec: GlimpseSpec) -> None:
-        self.reader = reader
-        self.is_open = state.is_open
-        self.entropy: float | None = None
-        """Of the token that ended the request, where it was an uncertain one."""
-        self._at_break = state.text.at_break
-        self._threshold = spec.threshold
-        self._ends_phase = spec.answer_role is ModelRole.LARGE
+    def __init__(self, reader: Reader, state: ThinkingStepsState, *, ends_phase: bool, threshold: float) -> None:
+        super().__init__(reader, state, ends_phase=ends_phase)
+        self._threshold = threshold
 
-    def feed(self, text: str, readings: Readings | None = None) -> bool:
-        is_first, was_break = self.is_open, self._at_break
-        self.reader.feed(text)
-        self._at_break = self.reader.at_break
-        if was_break and self._at_break and is_newlines(text):
-            return False
-        self.is_open = self._at_break
-        entropy = (readings or {}).get(Signal.FIRST_ENTROPY)
-        if is_first and entropy is not None and entropy >= self._threshold:
-            self.entropy = entropy
-            return True
-        return self._ends_phase and not self.reader.thinking
-
-
-def _signals(text: TextState) -> frozenset[Signal]:
-    return frozenset({Signal.FIRST_ENTROPY}) if text.thinking else NO_SIGNALS
+    def _read(self, text: str, readings: Readings) -> Call | None:
+        is_first, self.is_open = self.is_open, self.reader.at_break
+        entropy = readings.get(Signal.FIRST_ENTROPY)
+        if not is_first or entropy is None or entropy < self._threshold:
+            return None
+        reading = Reading(value=entropy, threshold=self._threshold, outcome="take_over")
+        return Call(keep=self.reader.position - 1, trigger=Trigger.GLIMPSE, reading=reading)

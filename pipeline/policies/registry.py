@@ -22,9 +22,12 @@ from pipeline.plugins import (
     refuse_two,
 )
 from pipeline.policies.baselines import LargeOnlySpec, SmallOnlySpec
+from pipeline.policies.first_steps import FirstStepsSpec
 from pipeline.policies.glimpse import GlimpseSpec
 from pipeline.policies.protocol import Policy
 from pipeline.policies.random_delegation import RandomDelegationSpec
+from pipeline.policies.redo import RedoSpec, TrigSpec
+from pipeline.policies.relay import RelaySpec
 from pipeline.policies.specs import PolicySpec
 from pipeline.policies.speculative_thinking.improved import ImprovedInstructSpec, SpeculativeThinkingSpec
 from pipeline.policies.speculative_thinking.paper import PaperInstructSpec, PaperSpec
@@ -41,6 +44,10 @@ _OWN: tuple[type[PolicySpec], ...] = (
     LargeOnlySpec,
     RandomDelegationSpec,
     GlimpseSpec,
+    FirstStepsSpec,
+    RedoSpec,
+    TrigSpec,
+    RelaySpec,
 )
 """The first preset of a name is its default."""
 

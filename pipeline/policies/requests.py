@@ -38,6 +38,11 @@ class Trigger(StrEnum):
     REPETITION = "repetition"  # small writes in a loop
     RANDOM = "random"  # drawn by the control
     GLIMPSE = "glimpse"  # the first token of a step was uncertain
+    REDO = "redo"  # the tokens of a step were too unlikely: large writes it again
+    OFFLOAD = "offload"  # the tokens of a step were too likely: large writes it again
+    HESITATION = "hesitation"  # words of hesitation in several steps of small in a row
+    RELAY = "relay"  # small writes on after a cue of large, to the end of the sentence
+    LEAD = "lead"  # large leads on after that sentence
     PEEK = "peek"  # preset code: small looks ahead
     SAMPLE_AGAIN = "sample_again"  # preset code: small goes on from before its peek
     PEEK_KEPT = "peek_kept"  # preset code: small's peek, put back into the text

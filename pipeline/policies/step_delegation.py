@@ -1,6 +1,7 @@
 """Delegation by steps: small writes until a place where large is called in, large writes from there, small goes on.
 
-What ``random`` and ``glimpse`` share. They differ in the place, which each finds with a watcher of its own.
+What ``random`` and the policies of ``thinking_steps`` share. They differ in the place, which each finds with a watcher
+of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pipeline.policies.reading.handback import HandBack, HandBackWatcher
 from pipeline.policies.reading.reader import Reader, TextState
 from pipeline.policies.requests import Trigger
 from pipeline.policies.turns import PairPolicy, Turn, TurnState, fires, whole_characters
-from pipeline.samples import ModelRole
+from pipeline.samples import FinishReason, ModelRole
 
 
 class StepState(TurnState):
@@ -34,17 +35,10 @@ class StepPolicy(PairPolicy[StepStateT]):
         self._handback_from = handback_from
 
     def _after_large(self, turn: Turn[StepStateT]) -> Transition:
-        watcher = self._watch_large(turn.context, turn.state)
-        handed_back = watcher is not None and fires(watcher, turn.event)
-        num_written = watcher.num_kept if watcher is not None and handed_back else len(turn.texts)
-        keep = whole_characters(turn.texts, num_written)
-        reason = turn.why_not_back(keep, handed_back=handed_back)
+        keep, reason = handed_back(turn, self._watch_large(turn.context, turn.state))
         if reason is not None:
             return turn.end(reason, keep)
-        reader = text_reader(turn.context, turn.state.text)
-        for text in turn.texts[:keep]:
-            reader.feed(text)
-        return self._after_step(turn, keep, reader.state)
+        return self._after_step(turn, keep, read_kept(turn, keep))
 
     def _after_step(self, turn: Turn[StepStateT], keep: int, text: TextState) -> Transition:
         """What follows the large model's text. text: the state of the text with what is kept of it."""
@@ -62,6 +56,21 @@ class StepPolicy(PairPolicy[StepStateT]):
             handback_from=self._handback_from,
             at_break=state.text.at_break,
         )
+
+
+def handed_back(turn: Turn[StepStateT], watcher: HandBackWatcher | None) -> tuple[int, FinishReason | None]:
+    """How much of a piece stays that is handed back, and why the sample ends with it; None where it goes on."""
+    num_kept = watcher.num_kept if watcher is not None and fires(watcher, turn.event) else None
+    keep = whole_characters(turn.texts, len(turn.texts) if num_kept is None else num_kept)
+    return keep, turn.why_not_back(keep, handed_back=num_kept is not None)
+
+
+def read_kept(turn: Turn[StepStateT], keep: int) -> TextState:
+    """The state of the text with the first tokens of the piece."""
+    reader = text_reader(turn.context, turn.state.text)
+    for text in turn.texts[:keep]:
+        reader.feed(text)
+    return reader.state
 
 
 _NO_CUES = cue_finder(CueLists(verify=(), negative=(), positive=()))

@@ -22,6 +22,8 @@ from pipeline.signals import Readings, Signal
 
 Tokens = Annotated[int, Field(ge=1)]
 """A number of tokens in a spec."""
+Count = Annotated[int, Field(ge=0)]
+"""A number in a spec that may be none."""
 
 NO_SIGNALS: frozenset[Signal] = frozenset()
 

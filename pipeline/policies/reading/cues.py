@@ -16,9 +16,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, lru_cache
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator, model_validator
 
 from pipeline.policies.reading.cue_lists import ANSWER_CUES, named_lists
 from pipeline.policies.reading.scripts import must_end, whole_words
@@ -107,6 +107,27 @@ class Cue:
         return SentenceClass.AFFIRMATION if self.kind is CueKind.POSITIVE else SentenceClass.REFLECTION
 
 
+def _folded_words(words: tuple[str, ...]) -> tuple[str, ...]:
+    return CueLists(verify=(), negative=words, positive=()).negative
+
+
+Words: TypeAlias = Annotated[tuple[str, ...], AfterValidator(_folded_words)]
+"""Words of a list of its own, each of which is a cue."""
+
+
+def words_finder(words: Words) -> CueFinder:
+    """The finder for these words."""
+    return cue_finder(CueLists(verify=(), negative=words, positive=()), CueKind.NEGATIVE)
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedCue:
+    """A cue of a stream. is_before: whether it ended before the text that made it certain."""
+
+    cue: Cue
+    is_before: bool
+
+
 class CueFinder:
     """Finds the cues of the given kinds in text that is folded and has single spaces. Immutable."""
 
@@ -129,12 +150,17 @@ class CueFinder:
 
         ended: nothing follows, so that a cue at the very end is certain, too.
         """
+        ends = self.ends(text, since, ended=ended)
+        return ends[0][1] if ends else None
+
+    def ends(self, text: str, since: int, *, ended: bool) -> list[tuple[int, Cue]]:
+        """Every cue that completes in text[since:], with the place behind it; by that place, then as they are listed."""
         start = max(0, since - self._reach + 1)
         # Few texts hold the letters of any cue: one search for all of them spares the rest. Those that begin at a place
         # begin the longest one there.
         first = (self._some_ascii if text.isascii() else self._some).search(text, start)
         if first is None:
-            return None
+            return []
         ends = [
             (match.end(), each.number)
             for longest in set(self._longest.findall(text, first.start()))
@@ -143,7 +169,7 @@ class CueFinder:
             if _is_new(match.end(), since, len(text), waits=each.waits, ended=ended)
             and not self._is_none(each.cue, text, match.start())
         ]
-        return self._each[min(ends)[1]].cue if ends else None
+        return [(end, self._each[number].cue) for end, number in sorted(ends)]
 
     def count(self, text: str) -> int:
         """How many cues text holds, each occurrence counted."""
@@ -202,6 +228,17 @@ class CueStream:
 
     def feed(self, text: str) -> Cue | None:
         """The first cue that text makes certain."""
+        since = self._read(text)
+        return None if since is None else self._finder.find(self._text, since, ended=False)
+
+    def feed_all(self, text: str) -> list[PlacedCue]:
+        """Every cue that text makes certain, in their order."""
+        since = self._read(text)
+        ends = [] if since is None else self._finder.ends(self._text, since, ended=False)
+        return [PlacedCue(cue, is_before=end == since) for end, cue in ends]
+
+    def _read(self, text: str) -> int | None:
+        """Where in the text so far it goes on; None where nothing was added."""
         text = fold(text)
         if text[:1] == " " and self._text[-1:] == " ":
             text = text[1:]
@@ -209,7 +246,7 @@ class CueStream:
             return None
         before = self._text if len(self._text) < 192 else self.tail  # a shorter string costs more to cut than to search
         self._text = before + text
-        return self._finder.find(self._text, len(before), ended=False)
+        return len(before)
 
     def end(self) -> Cue | None:
         """The cue that is certain once nothing more comes."""

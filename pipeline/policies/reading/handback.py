@@ -67,3 +67,24 @@ class HandBackWatcher:
         if text:
             self._at_break = self.reader.at_break
         return self._num_read if ends else None
+
+
+class StepsWatcher(HandBackWatcher):
+    """Ends the large model's request only after so many steps, each of step_tokens tokens at most.
+
+    A step that no break ends is over after step_tokens tokens; the next one goes on there.
+    """
+
+    __slots__ = ("_num_left", "_step_tokens")
+
+    def __init__(self, reader: Reader, *, num_steps: int, step_tokens: int, at_break: bool) -> None:
+        super().__init__(reader, limit=step_tokens, handback="break", handback_from=0.0, at_break=at_break)
+        self._num_left = num_steps
+        self._step_tokens = step_tokens
+
+    def feed(self, text: str, readings: Readings | None = None) -> bool:
+        if not super().feed(text, readings):
+            return False
+        self._num_left -= 1
+        self.limit = self.num_kept + self._step_tokens
+        return self._num_left == 0 or not self.reader.thinking

@@ -35,11 +35,10 @@ from pipeline.policies.speculative_thinking.improved_watchers import DraftWatche
 from pipeline.policies.speculative_thinking.rules import (
     INSTRUCT_OPENING,
     SHORT_TAKEOVERS,
-    Count,
     ReflectionState,
     VerifyingRules,
 )
-from pipeline.policies.turns import PairPolicy, Tokens, Turn, fires, first_turn, whole_characters
+from pipeline.policies.turns import Count, PairPolicy, Tokens, Turn, fires, first_turn, whole_characters
 from pipeline.samples import ModelRole, SegmentFinish
 
 

@@ -43,8 +43,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.policies.protocol import SampleContext, Transition, Watcher
 from pipeline.policies.reading.cues import PAPER_CUES, CueLists, LooseReading, SentenceClass, read_loosely
 from pipeline.policies.requests import Insert, Trigger
-from pipeline.policies.speculative_thinking.rules import INSTRUCT_OPENING, Count, ReflectionState, Rules
-from pipeline.policies.turns import PairPolicy, Tokens, Turn, first_turn, whole_characters
+from pipeline.policies.speculative_thinking.rules import INSTRUCT_OPENING, ReflectionState, Rules
+from pipeline.policies.turns import Count, PairPolicy, Tokens, Turn, first_turn, whole_characters
 from pipeline.samples import FinishReason, ModelRole, SegmentFinish
 from pipeline.signals import Readings
 

@@ -13,10 +13,8 @@ from pipeline.policies.protocol import SampleContext
 from pipeline.policies.reading.cues import CueLists
 from pipeline.policies.requests import Insert, Trigger
 from pipeline.policies.specs import PolicySpec
-from pipeline.policies.turns import Tokens, TurnState
+from pipeline.policies.turns import Count, Tokens, TurnState
 from pipeline.samples import ModelRole
-
-Count = Annotated[int, Field(ge=0)]
 
 INSTRUCT_OPENING = 100
 """Tokens that large writes first where small does not reason. Paper and code."""

@@ -31,6 +31,11 @@ def test_openings_are_matched_by_their_mean() -> None:
     assert parse_policy("random", values).model_dump().items() >= values.items()
 
 
+def test_openings_alone_are_matched_by_takeovers_elsewhere() -> None:
+    written = replace(WRITTEN, num_takeovers=0, takeover_tokens=0, num_openings=40, opening_tokens=3_010)
+    assert matched_values(written) == {"at": "break", "rate": 0.1, "tokens": 75.25, "handback": "tokens"}
+
+
 def test_answers_match_by_themselves_after_the_same_exit() -> None:
     written = replace(WRITTEN, answer_tokens=50)
     assert matched_values(written, same_exit=True) == matched_values(WRITTEN)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -18,6 +16,7 @@ from pipeline.policies.requests import Finish, Generate, Written
 from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
 from pipeline.signals import Signal
 from tests.decisions import Decision, Keep, decided
+from tests.scripted_pair import Model, StepsLoop, drive, lengthens_break, models
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
 EOS, LENGTH, WATCH = SegmentFinish.EOS, SegmentFinish.LENGTH, SegmentFinish.WATCH
@@ -226,166 +225,83 @@ def test_a_missing_reading_is_no_doubt() -> None:
     assert Play().watched(".\n\n", "So") is None
 
 
+def test_large_may_write_the_first_steps() -> None:
+    play = Play(GlimpseSpec(first_steps=2, step_tokens=4, check_start=False))
+    assert decided(play.last) == (Generate(role=LARGE, max_tokens=8, trigger="opening"),)
+    assert play.watched("a", ".\n\n", "\n", "b", ".\n\n", "c") == 5
+    assert play.watched("a", "b", "c", "d", "e", ".\n\n", "f") == 6, "a step may end without a break"
+    assert play.watched("a", "</think>") == 2
+    assert play.write("a", ".\n\n", "b", ".\n\n", "c") == (Keep(num_tokens=4), resumes(play))
+    assert play.watched(("So", 1.2)) == 1, "the rule begins behind them, whatever check_start says"
+
+
+def test_an_opening_without_a_word_is_over() -> None:
+    play = Play(GlimpseSpec(first_steps=2))
+    assert play.write(finish=EOS) == (Keep(num_tokens=0), resumes(play))
+    assert play.watched(("So", 1.7), ".\n\n", ("So", 1.7)) == 3, "the place is closed"
+
+
 # The published loop.
 
-WORDS = [" a", " b", ",", ".\n\n", ".\n\n", "\n", "\n\n", " So", "x\n", "</think>", "END", "é"]
+WORDS = [
+    " a",
+    " b",
+    ",",
+    ".\n\n",
+    ".\n\n",
+    "\n",
+    "\n\n",
+    " So",
+    "x\n",
+    " ",
+    "</think>",
+    "END",
+    "é",
+    "",
+    "\ufffd",
+    *[" a", " b"] * 6,
+]
 
 
-@dataclass(frozen=True)
-class Model:
-    """Two models whose next token, and the doubt about it, depend on the text so far alone."""
-
-    seed: int
-    words: dict[ModelRole, list[str]]
-
-    def next(self, role: ModelRole, text: str) -> str:
-        words = self.words[role]
-        return words[zlib.crc32(f"{self.seed}{role}{text}".encode()) % len(words)]
-
-    def entropy(self, text: str) -> float:
-        return zlib.crc32(f"{self.seed}doubt{text}".encode()) % 300 / 100
-
-
-@dataclass
-class Text:
-    """What is written, and by whom; ``asked`` has each takeover's place and entropy."""
-
-    tokens: list[str] = field(default_factory=list)
-    authors: list[ModelRole] = field(default_factory=list)
-    asked: list[tuple[int, float]] = field(default_factory=list)
-    reason: FinishReason | None = None
-
-    def add(self, token: str, author: ModelRole) -> None:
-        self.tokens.append(token)
-        self.authors.append(author)
-
-    def __str__(self) -> str:
-        return "".join(self.tokens)
-
-    @property
-    def at_break(self) -> bool:
-        return str(self).endswith("\n\n")
-
-
-def glimpse_loop(spec: GlimpseSpec, model: Model, *, max_tokens: int) -> Text:
+class GlimpseLoop(StepsLoop):
     """Look at small's next token before each step, and let large write the step where it is uncertain."""
-    text = Text()
-    at_step, is_thinking = spec.check_start, True
-    while len(text.tokens) < max_tokens:
-        token = model.next(SMALL if is_thinking else spec.answer_role, str(text))
-        if token == "END":
-            text.reason = FinishReason.EOS
-            return text
-        is_newlines = text.at_break and not token.strip("\n")
-        if is_thinking and at_step and not is_newlines and model.entropy(str(text)) >= spec.threshold:
-            text.asked.append((len(text.tokens), model.entropy(str(text))))
-            num_written = write_step(spec, model, text, max_tokens)
-            is_thinking = "</think>" not in text.tokens
-            at_step = num_written > 0 and is_thinking and text.at_break
-            continue
-        text.add(token, SMALL if is_thinking else spec.answer_role)
-        is_thinking = "</think>" not in text.tokens
-        if not is_newlines:
-            at_step = is_thinking and text.at_break
-    text.reason = FinishReason.LENGTH
-    return text
+
+    def __init__(self, spec: GlimpseSpec, model: Model, *, max_tokens: int) -> None:
+        super().__init__(spec, model, max_tokens=max_tokens)
+        self.spec = spec
+
+    def write(self) -> None:
+        is_step = self.open() and (self.spec.first_steps > 0 or self.spec.check_start)
+        while self.text.is_thinking:
+            lengthens = lengthens_break(self.text.tokens, self.peek(SMALL))
+            entropy = self.model.entropy(str(self.text))
+            self.token(SMALL)
+            if lengthens:
+                continue
+            if is_step and entropy >= self.spec.threshold:
+                decided = ("glimpse", entropy, self.spec.threshold, "take_over")
+                is_step = self.take_over(len(self.text) - 1, decided)
+            else:
+                is_step = self.text.at_break
+        self.answer(self.spec.answer_role, after=SMALL)
 
 
-def write_step(spec: GlimpseSpec, model: Model, text: Text, max_tokens: int) -> int:
-    """One step of large's; small writes the token after it, or after nothing."""
-    begin = len(text.tokens)
-    while len(text.tokens) < min(max_tokens, begin + spec.step_tokens):
-        token = model.next(LARGE, str(text))
-        if token == "END":
-            break
-        lengthens = text.at_break and not token.strip("\n")
-        text.add(token, LARGE)
-        if token == "</think>" or (text.at_break and not lengthens):
-            break
-    return len(text.tokens) - begin
-
-
-def read_signals(model: Model, text: str, tokens: Sequence[str]) -> tuple[float | None, ...]:
-    """What an engine reads: at a request's first token, and at the first after a run of newlines that is a break."""
-    values: list[float | None] = []
-    for token in tokens:
-        lengthens = text.endswith("\n\n") and not token.strip("\n")
-        starts = not values or (text.endswith("\n\n") and not lengthens)
-        values.append(model.entropy(text) if starts else None)
-        text += token
-    return tuple(values)
-
-
-def stream(model: Model, role: ModelRole, text: str, max_tokens: int) -> tuple[list[str], SegmentFinish]:
-    tokens: list[str] = []
-    while len(tokens) < max_tokens:
-        token = model.next(role, text)
-        if token == "END":
-            return tokens, EOS
-        tokens.append(token)
-        text += token
-    return tokens, LENGTH
-
-
-def drive(spec: GlimpseSpec, model: Model, *, max_tokens: int, overrun: random.Random) -> Text:
-    """Play a sample as a worker does, with requests that the watcher ends a little late."""
-    policy, text = spec.build(), Text()
-    context = SampleContext(
-        job_seed=0,
-        problem_id="p",
-        sample_index=0,
-        max_tokens=max_tokens,
-        think_end="</think>",
-        num_prompt_tokens=0,
-    )
-    transition = policy.start(context)
-    while isinstance(transition.then, Generate):
-        role, before = transition.then.role, len(text.tokens)
-        tokens, finish = stream(model, role, str(text), transition.then.max_tokens)
-        readings = read_signals(model, str(text), tokens) if transition.then.signals else (None,) * len(tokens)
-        watcher = policy.watcher(context, transition.state)
-        for count, (token, value) in enumerate(zip(tokens, readings, strict=True), 1):
-            if watcher is not None and watcher.feed(token, {Signal.FIRST_ENTROPY: value}):
-                end = min(len(tokens), count + overrun.choice([0, 0, 1, 5]))
-                tokens, readings, finish = tokens[:end], readings[:end], WATCH
-                break
-        piece = Piece(token_ids=tuple(range(len(tokens))), texts=tuple(tokens))
-        signals = {Signal.FIRST_ENTROPY: readings} if transition.then.signals else {}
-        event = Written(role=role, piece=piece, finish=finish, start_token=before, signals=signals)
-        transition = policy.advance(context, transition.state, event)
-        assert transition.keep is not None
-        for token in tokens[: transition.keep]:
-            text.add(token, role)
-        if transition.reading is not None:
-            text.asked.append((len(text.tokens), transition.reading.value))
-            assert isinstance(transition.then, Generate)
-            assert transition.then.takes_over
-    text.reason = transition.then.reason if isinstance(transition.then, Finish) else None
-    return text
-
-
-MODELS = st.builds(
-    lambda seed, small, large: Model(seed, {SMALL: [*WORDS, *small], LARGE: [*WORDS, *large]}),
-    st.integers(0, 2**16),
-    *[st.lists(st.sampled_from([" a", " b", ".\n\n", "\n", "END"]), max_size=30)] * 2,
-)
-
-
-@settings(max_examples=1500, derandomize=True, database=None, deadline=None)
+@settings(max_examples=2000, derandomize=True, database=None, deadline=None)
 @given(
     spec=st.builds(
         GlimpseSpec,
         threshold=st.sampled_from([0.0, 0.5, 1.0, 2.5, 9.0]),
+        first_steps=st.sampled_from([0, 0, 1, 3]),
         step_tokens=st.sampled_from([1, 3, 512]),
         check_start=st.booleans(),
         answer_role=st.sampled_from(ModelRole),
     ),
-    model=MODELS,
-    max_tokens=st.sampled_from([1, 20, 90]),
+    model=models(WORDS, cut=SMALL),
+    max_tokens=st.sampled_from([1, 20, 80, 80, 80]),
     overrun=st.integers(0, 2**16).map(random.Random),
 )
 def test_glimpse_does_as_the_published_loop(
     spec: GlimpseSpec, model: Model, max_tokens: int, overrun: random.Random
 ) -> None:
-    expected = glimpse_loop(spec, model, max_tokens=max_tokens)
-    assert drive(spec, model, max_tokens=max_tokens, overrun=overrun) == expected
+    expected = GlimpseLoop(spec, model, max_tokens=max_tokens).run()
+    assert drive(spec.build(), model, max_tokens=max_tokens, overrun=overrun) == expected

@@ -15,11 +15,19 @@ from pipeline.policies import PolicySpec, parse_policy, policy_names
 from pipeline.policies.protocol import SampleContext
 from pipeline.policies.requests import Generate, Insert, Written
 from pipeline.samples import ModelRole, Piece, SegmentFinish
-from pipeline.signals import Signal
+from pipeline.signals import Readings, Signal
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
 NUM_SAMPLES, MAX_TOKENS = 40, 1000
 PRESETS = [name for name in policy_names() if name not in ("small-only", "large-only")]
+NEEDED = {
+    "relay": {"switch_cues": ["check", "w1", "w2", "w3"]},
+    "first-steps": {"first_steps": 3},
+    "redo:trig": {"first_steps": 2, "threshold": 0.2},
+}
+"""Values that a policy has no default for, and such as let it call large in these texts."""
+LEADS = {"relay"}
+"""Policies in which large leads: it writes most of the text, and small hardly ever writes a break."""
 PLAIN = [f" w{index}" for index in range(80)]
 WORDS = {
     SMALL: [*PLAIN, *[".\n\n"] * 12, *["\n"] * 4, " wait", " check", " yes"],
@@ -65,26 +73,28 @@ def write_sample(job: Job, spec: PolicySpec, draws: Random, index: int) -> None:
     policy = spec.build()
     kept: list[tuple[str, ModelRole | None]] = []
     last_writer: ModelRole | None = None
+    has_taken_over = False
     transition = policy.start(context)
     while isinstance(transition.then, Generate):
         request, watcher = transition.then, policy.watcher(context, transition.state)
         job.takeovers[request.trigger] += request.takes_over
         job.num_calls += last_writer is SMALL and request.role is LARGE
+        has_taken_over = has_taken_over or request.takes_over
         texts: list[str] = []
-        doubts: list[float | None] = []
+        readings: list[Readings] = []
         finish = SegmentFinish.LENGTH
         while len(texts) < request.max_tokens and finish is SegmentFinish.LENGTH:
             texts.append(draws.choice(WORDS[request.role]))
-            doubts.append(draws.uniform(0, 1.2))
-            if watcher is not None and watcher.feed(texts[-1], {Signal.FIRST_ENTROPY: doubts[-1]}):
+            readings.append({Signal.FIRST_ENTROPY: draws.uniform(0, 1.2), Signal.LOGPROB: -draws.expovariate(2.2)})
+            if watcher is not None and watcher.feed(texts[-1], readings[-1]):
                 finish = SegmentFinish.WATCH
         piece = Piece(token_ids=tuple(range(len(texts))), texts=tuple(texts))
-        signals = {Signal.FIRST_ENTROPY: tuple(doubts)}
+        signals = {signal: tuple(read[signal] for read in readings) for signal in request.signals}
         event = Written(role=request.role, piece=piece, finish=finish, start_token=len(kept), signals=signals)
         transition, last_writer = policy.advance(context, transition.state, event), request.role
         kept += [(text, request.role) for text in texts[: transition.keep]]
         keep = transition.keep or 0
-        if request.trigger == "opening":
+        if request.role is LARGE and not has_taken_over:
             job.openings.append(keep)
         elif request.role is LARGE:
             job.num_tokens += keep
@@ -111,22 +121,24 @@ def is_likely(seen: int, *, trials: int, rate: float) -> bool:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_random_calls_the_large_model_as_often_and_for_as_long_as_the_preset_it_is_matched_to(name: str) -> None:
-    spec = parse_policy(name)
+    spec = parse_policy(name, NEEDED.get(name))
     job = run(spec, seed=1)
     assert job.takeovers.total() == job.num_calls
     values = matched_values(written_in(job))
-    assert 0.02 < values["rate"] < 0.98
-    assert values["at"] == ("token" if name.endswith("-instruct") else "break")
+    assert 0.005 < values["rate"] < 0.98
+    assert values["at"] == ("token" if name.endswith("-instruct") or name in LEADS else "break")
     control = run(parse_policy("random", values), seed=2)
     places, control_places = (
         each.num_breaks if values["at"] == "break" else each.small_tokens for each in (job, control)
     )
     assert control_places > 500
+    num_calls, num_tokens = (job.num_calls, job.num_tokens) if job.num_calls else (len(job.openings), sum(job.openings))
     assert set(+control.takeovers) == {"random"}
-    assert is_likely(control.num_calls, trials=control_places, rate=job.num_calls / places)
+    assert is_likely(control.num_calls, trials=control_places, rate=num_calls / places)
     # Not nearer: budgets cut takeovers at the end of a sample, longer ones oftener.
-    assert control.num_tokens / control.num_calls == pytest.approx(job.num_tokens / job.num_calls, rel=0.05)
-    assert control.num_tokens / control_places == pytest.approx(job.num_tokens / places, rel=0.15)
+    assert control.num_tokens / control.num_calls == pytest.approx(num_tokens / num_calls, rel=0.05)
+    rel = max(0.15, 4.5 / math.sqrt(control.num_calls))
+    assert control.num_tokens / control_places == pytest.approx(num_tokens / places, rel=rel)
 
 
 def written_in(job: Job) -> DelegatedWriting:

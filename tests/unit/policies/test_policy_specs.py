@@ -4,9 +4,12 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline.errors import ConfigurationError
 from pipeline.policies import AnyPolicySpec, PolicySpec, parse_policy, policy_names
 from pipeline.policies.baselines import LargeOnlySpec, SmallOnlySpec
+from pipeline.policies.first_steps import FirstStepsSpec
 from pipeline.policies.glimpse import GlimpseSpec
 from pipeline.policies.random_delegation import RandomDelegationSpec
 from pipeline.policies.reading.cues import CueLists
+from pipeline.policies.redo import RedoSpec, TrigSpec
+from pipeline.policies.relay import RelaySpec
 from pipeline.policies.speculative_thinking.improved import ImprovedInstructSpec, SpeculativeThinkingSpec
 from pipeline.policies.speculative_thinking.paper import PaperInstructSpec, PaperSpec
 from pipeline.policies.speculative_thinking.released_code import CodeInstructSpec, CodeSpec
@@ -23,13 +26,19 @@ SPECS = {
     "large-only": LargeOnlySpec(),
     "random": RandomDelegationSpec(),
     "glimpse": GlimpseSpec(),
+    "first-steps": FirstStepsSpec(),
+    "redo": RedoSpec(),
+    "redo:trig": TrigSpec(),
+    "relay": RelaySpec(switch_cues=("so",)),
 }
+NEEDED = {"relay": {"switch_cues": ["so"]}}
+"""Values that a policy has no default for."""
 
 
 def test_every_name_is_parsed_made_and_stored() -> None:
     assert policy_names() == tuple(SPECS)
     for name, expected in SPECS.items():
-        spec = parse_policy(name)
+        spec = parse_policy(name, NEEDED.get(name))
         assert spec == expected
         assert spec.build().roles
         stored = ADAPTER.validate_json(ADAPTER.dump_json(spec))
