@@ -49,7 +49,7 @@ from pipeline.judging.submitting import (
     make_judge,
     refuse_open_jobs,
 )
-from pipeline.problems import Problem, ProblemSet
+from pipeline.problems import Problem, ProblemSet, load_problem_set
 from pipeline.results.replay import Replay, replay
 from pipeline.results.reports import (
     Comparison,
@@ -70,6 +70,7 @@ from pipeline.submit_options import SubmitOptions, shows_options
 from pipeline.workforce import LeaderReport, WorkerReport
 
 if TYPE_CHECKING:
+    from pipeline.calibration.calibrating import Calibration
     from pipeline.jobs.dry_run import DryRun
     from pipeline.planning.answers import Plan
     from pipeline.planning.pools import PartCosts
@@ -550,6 +551,47 @@ class Client:
             )
         return render_page(data)
 
+    def calibrate(
+        self,
+        job: JobRef,
+        *,
+        policy: str | None = None,
+        policy_values: Mapping[str, Any] | None = None,
+        shares: Sequence[float] | None = None,
+        share_of: str = "steps",
+        statistic: str | None = None,
+        side: str | None = None,
+        field: str | None = None,
+        step_tokens: float | None = None,
+        target: str | PathLike[str] | int | None = None,
+        anyway: bool = False,
+    ) -> Calibration:
+        """Thresholds for wanted shares, from the signals that a pilot stored.
+
+        policy, policy_values: whose threshold; None: all statistics that there are. shares: of the places of a
+        statistic, or of all tokens (share_of="tokens"), that large shall write. statistic, side, field: for a policy
+        that does not say itself what its threshold is compared with. step_tokens: of a step of large; None: the
+        pilot's mean step. target: what will be scored: a problem file, "set:N" or a job; anyway: also where it shares
+        problems with the pilot.
+
+        Raises JobError for a pilot that still runs or stored no such signal, ConfigurationError for a wrong option, and
+        where the target shares problems with the pilot.
+        """
+        from pipeline.calibration.request import SHARES, CalibrationRequest, make_calibration, require_others
+        from pipeline.db import pilots
+
+        request = CalibrationRequest.parse(
+            policy=policy, policy_values=policy_values, shares=SHARES if shares is None else shares, share_of=share_of,
+            statistic=statistic, side=side, field=field, step_tokens=step_tokens,
+        )  # fmt: skip
+        with self._transaction() as connection:
+            asked = None if target is None else _prompts_of(connection, target)
+            shared = 0 if asked is None else len(asked & pilots.prompts_of_job(connection, _id(job)))
+            if asked is not None and not anyway:
+                require_others(shared, len(asked), _told_target(target))
+            pilot = pilots.get_pilot(connection, _id(job), min_tokens=request.min_tokens)
+        return make_calibration(pilot, request, num_shared=shared, num_asked=None if asked is None else len(asked))
+
     def problem_scores(self, job: JobRef) -> tuple[ProblemScore, ...]:
         """The scored problems of a job, in the order of their set."""
         with self._transaction() as connection:
@@ -642,6 +684,28 @@ def _submission(problems: Submission | ProblemSet | str | PathLike[str] | int, o
 
 def _id(job: JobRef) -> int:
     return job.id if isinstance(job, Job) else job
+
+
+_SET = "set:"
+"""What a stored problem set is called by, before its number."""
+
+
+def _prompts_of(connection: Connection, target: str | PathLike[str] | int) -> frozenset[str]:
+    """The questions of a job, of "set:N" or of a file. Raises NotFound, and ProblemSetError for a bad file."""
+    from pipeline.db import pilots
+
+    if isinstance(target, int):
+        return pilots.prompts_of_job(connection, target)
+    name = str(target)
+    if name.startswith(_SET) and name.removeprefix(_SET).isdigit():
+        set_id = int(name.removeprefix(_SET))
+        submissions.get_problem_set(connection, set_id)
+        return pilots.prompts_of_set(connection, set_id)
+    return frozenset(pilots.plain(problem.prompt) for problem in load_problem_set(Path(name)).problems)
+
+
+def _told_target(target: str | PathLike[str] | int | None) -> str:
+    return f"job {target}" if isinstance(target, int) else str(target)
 
 
 def _told_by_judges(connection: Connection, problem_set_id: int) -> Iterator[str]:

@@ -202,7 +202,7 @@ def submit(
         large_revision=large_revision,
         **({} if policy is None else {"policy": policy}),
         matched_to=matched_to,
-        **part_values(_changes(values or [])),
+        **part_values(parse_changes(values or [])),
         num_samples=samples,
         seed=seed,
         temperature=temperature,
@@ -448,12 +448,12 @@ def clone(
     state_dir: StateDir = None,
 ) -> None:
     """Store a new job on the same problems with some values changed, and print its number."""
-    given = _changes(changes or [])
+    given = parse_changes(changes or [])
     with connect(context, state_dir) as client:
         announce(client, client.clone(job, given, name=name), wait=wait)
 
 
-def _changes(given: list[str]) -> dict[str, Any]:
+def parse_changes(given: list[str]) -> dict[str, Any]:
     """KEY=VALUE by key; lists, objects, quoted text, true, false and null are read as JSON."""
     changes = {}
     for text in given:

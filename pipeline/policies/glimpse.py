@@ -26,7 +26,7 @@ from pipeline.policies.protocol import Reading, SampleContext, Transition
 from pipeline.policies.reading.handback import HandBackWatcher
 from pipeline.policies.reading.reader import Reader, TextState
 from pipeline.policies.requests import Trigger
-from pipeline.policies.specs import PolicySpec
+from pipeline.policies.specs import PolicySpec, ThresholdRule
 from pipeline.policies.step_delegation import StepPolicy, StepState, text_reader
 from pipeline.policies.turns import NO_SIGNALS, Tokens, Turn, fires, first_turn
 from pipeline.samples import ModelRole
@@ -49,6 +49,10 @@ class GlimpseSpec(PolicySpec):
 
     def build(self) -> GlimpsePolicy:
         return GlimpsePolicy(self)
+
+    @property
+    def threshold_rule(self) -> ThresholdRule:
+        return ThresholdRule(statistic=Signal.FIRST_ENTROPY.value, side="above")
 
 
 class _State(StepState):

@@ -25,7 +25,7 @@ from pipeline.policies.baselines import LargeOnlySpec, SmallOnlySpec
 from pipeline.policies.glimpse import GlimpseSpec
 from pipeline.policies.protocol import Policy
 from pipeline.policies.random_delegation import RandomDelegationSpec
-from pipeline.policies.specs import PolicySpec
+from pipeline.policies.specs import PolicySpec, ThresholdRule
 from pipeline.policies.speculative_thinking.improved import ImprovedInstructSpec, SpeculativeThinkingSpec
 from pipeline.policies.speculative_thinking.paper import PaperInstructSpec, PaperSpec
 from pipeline.policies.speculative_thinking.released_code import CodeInstructSpec, CodeSpec
@@ -84,6 +84,10 @@ class PluginSpec(PolicySpec):
                 f"{', '.join(lacking)} (pipeline.policies.protocol.Policy says what each is; asks = () asks nothing)"
             )
         return policy
+
+    @property
+    def threshold_rule(self) -> ThresholdRule | None:
+        return self.load().threshold_rule
 
     @property
     def _key(self) -> str:
