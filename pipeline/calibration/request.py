@@ -125,6 +125,14 @@ def make_calibration(
     )
 
 
+def chosen_threshold(found: Calibration) -> dict[str, float]:
+    """The field of the policy that the one threshold goes into, with its value. Raises JobError where there is none."""
+    thresholds = [row.threshold for report in found.statistics for row in report.thresholds]
+    if len(thresholds) != 1:
+        raise JobError(found.job_id, f"it gives no threshold for {found.policy!r}: {'; '.join(found.caveats)}")
+    return {found.field.removeprefix("policy."): thresholds[0]}
+
+
 def require_others(num_shared: int, num_asked: int, told: str) -> None:
     """Raises ConfigurationError where problems of a pilot will be scored, too. told: what will be scored."""
     if num_shared:

@@ -17,6 +17,7 @@ from pipeline.calibration.thresholds import Side
 from pipeline.cli import main
 from pipeline.embedded import Connections
 from pipeline.errors import ConfigurationError, JobError, NotFound
+from pipeline.jobs.config import CalibratedFrom
 from pipeline.results.reports import Job
 from tests.integration.scripted_pair import Pair, problem_set, scripted_pair
 
@@ -104,6 +105,33 @@ def test_problems_that_will_be_scored_are_refused_unless_told(client: Client, pi
         client.calibrate(pilot, target=4711)
     with pytest.raises(NotFound):
         client.calibrate(pilot, target="set:4711")
+
+
+def test_a_job_can_take_its_threshold_from_a_pilot_and_remembers_it(client: Client, pair: Pair, pilot: Job) -> None:
+    both = {"small": "small", "large": "large", "policy": "glimpse", "seed": 7, "max_tokens": 300}
+    job = client.submit(SCORED, calibrated_from=CalibratedFrom(job=pilot.id, share=0.05), **both)  # type: ignore[misc]
+    assert job.config.policy.threshold == 1.0  # type: ignore[attr-defined]
+    remembered = CalibratedFrom(job=pilot.id, share=0.05, num_problems=12, num_shared=0)
+    assert job.config.calibrated_from == remembered
+    clone = client.clone(job, {"seed": 8})
+    assert clone.config.calibrated_from == remembered.model_copy(update={"share": None})
+    assert client.clone(job, {"policy.threshold": 2}).config.calibrated_from is None
+
+
+def test_a_threshold_of_its_own_problems_is_refused_or_noted(client: Client, pair: Pair, pilot: Job) -> None:
+    both = {"small": "small", "large": "large", "seed": 7}
+    source = {"calibrated_from": CalibratedFrom(job=pilot.id, share=0.05)}
+    with pytest.raises(ConfigurationError, match="12 of the 12 problems of this job are in the pilot"):
+        client.submit(PILOT, policy="glimpse", **source, **both)  # type: ignore[misc]
+    with pytest.raises(ConfigurationError, match="policy 'random' says of no threshold"):
+        client.submit(SCORED, policy="random", **source, **both)  # type: ignore[misc]
+    notes: list[str] = []
+    client.on_note(notes.append)
+    given = CalibratedFrom(job=pilot.id)
+    job = client.submit(PILOT, policy="glimpse", calibrated_from=given, **both)  # type: ignore[misc]
+    assert job.config.calibrated_from == CalibratedFrom(job=pilot.id, num_problems=12, num_shared=12)
+    assert f"12 of the 12 problems are in the pilot, job {pilot.id}, that calibrated it" in notes
+    assert len(client.jobs()) == 2
 
 
 def test_what_is_no_pilot_is_refused(client: Client, pair: Pair) -> None:
