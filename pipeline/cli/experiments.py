@@ -106,8 +106,11 @@ def sweep(
                 "recipe": recipe, "limit": limit,
             }  # fmt: skip
             client.sweep(experiment, rows, file, **options)  # type: ignore[arg-type]  # by name, checked there
-        code = _follow(client, experiment, controls=controls, wait=wait)
-        if wait or file is None:
+        reports = wait or file is None
+        if file is not None:
+            _tell(client.experiment_jobs(experiment), err=reports)
+        code = _follow(client, experiment, controls=controls, wait=wait, reports=reports)
+        if reports:
             report = client.experiment(experiment)
             _print_report(report, TableFormat(format))
             if html is not None:
@@ -146,16 +149,15 @@ def _axis(given: str) -> Axis:
     return Axis(key=key, values=tuple(json_value(value, option="--grid") for value in text.split(",") if value))
 
 
-def _follow(client: Client, experiment: str, *, controls: bool, wait: bool) -> int:
+def _follow(client: Client, experiment: str, *, controls: bool, wait: bool, reports: bool) -> int:
     """Add what controls can be added, and wait for all jobs; the exit code."""
     jobs = client.experiment_jobs(experiment)
-    _tell(jobs, wait=wait)
     code = follow(client, [*jobs]) if wait else 0
     if not controls or code == 130:
         return code
     added = [job.id for job in client.add_controls(experiment)]
     names = client.experiment_jobs(experiment)
-    _tell({job_id: names[job_id] for job_id in added}, wait=wait)
+    _tell({job_id: names[job_id] for job_id in added}, err=reports)
     if not wait:
         num_open = sum(not job.is_final for job in client.progress(*jobs))
         if num_open:
@@ -164,10 +166,10 @@ def _follow(client: Client, experiment: str, *, controls: bool, wait: bool) -> i
     return max(code, follow(client, added) if added else 0)
 
 
-def _tell(jobs: dict[int, str], *, wait: bool) -> None:
-    """Its jobs with their rows; on stderr where a report follows."""
+def _tell(jobs: dict[int, str], *, err: bool) -> None:
+    """Jobs with their rows, on stderr where a report follows."""
     for job_id, name in jobs.items():
-        typer.echo(f"{job_id} {visible(name)}", err=wait)
+        typer.echo(f"{job_id} {visible(name)}", err=err)
     sys.stdout.flush()
 
 

@@ -62,8 +62,8 @@ def sum_problems(connection: Connection, job_ids: Sequence[int]) -> Mapping[int,
     """Of each job its problems with a score, by their ids in the file."""
     found: dict[int, dict[str, ProblemSums]] = {job_id: {} for job_id in job_ids}
     for row in connection.execute(_SUM_PROBLEMS, {"jobs": list(job_ids)}).mappings():
-        values = {**row}
-        found[values.pop("job_id")][row["problem"]] = ProblemSums(**values)
+        sums = {name: value for name, value in row.items() if name != "job_id"}
+        found[row["job_id"]][row["problem"]] = ProblemSums(**sums)
     return found
 
 
