@@ -17,7 +17,7 @@ from sqlalchemy import Engine as DbEngine
 from pipeline.chat.prompts import render_user_message
 from pipeline.problems import Problem, ProblemSet, content_sha256
 from pipeline.samples import ModelRole
-from tests.integration.test_invariants import CHAT, hire, work
+from tests.integration.test_invariants import CHAT, Member, hire, work
 from workers.engine.base import GenerateRequest
 from workers.engine.scripted import Drawn
 
@@ -54,12 +54,12 @@ def scripted_pair(db_engine: DbEngine, *sets: ProblemSet) -> Iterator[Pair]:
 class Pair:
     """Writes and grades whatever waits."""
 
-    def __init__(self, db_engine: DbEngine, members: list[object]) -> None:
+    def __init__(self, db_engine: DbEngine, members: list[Member]) -> None:
         self._db_engine = db_engine
-        self._members = members
+        self._small, self._large = members
 
     def work(self) -> None:
-        work(self._db_engine, *self._members)  # type: ignore[arg-type]
+        work(self._db_engine, self._small, self._large)
 
 
 def go_on(role: ModelRole, prompts: dict[tuple[int, ...], int], request: GenerateRequest) -> Iterable[Drawn]:
