@@ -13,7 +13,7 @@ from typing import Any, TypedDict, TypeVar, cast
 from pydantic import JsonValue
 
 from pipeline.chat.asking import Asking, ThinkTags
-from pipeline.jobs.config import RoleDrawingSpec
+from pipeline.jobs.config import CalibratedFrom, RoleDrawingSpec
 from pipeline.jobs.few_shot import FewShot, FewShotFile
 from pipeline.jobs.submission import ModelChoice
 from pipeline.policies.exits import CutExit
@@ -38,6 +38,7 @@ class SubmitOptions(TypedDict, total=False):
     exit: CutExit | None
     guard: LoopGuard | None
     matched_to: Job | int | None
+    calibrated_from: CalibratedFrom | None
     num_samples: int
     seed: int
     temperature: float | None

@@ -239,6 +239,29 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
         comment="One requested unit of work: a problem set, its models and a policy, frozen at submit.",
     )
+    op.create_table(
+        "experiment_jobs",
+        sa.Column("experiment", sa.String(), nullable=False, comment="its name"),
+        sa.Column(
+            "row_name",
+            sa.String(),
+            nullable=False,
+            comment="policy and what was varied: once in an experiment, whoever submits it again",
+        ),
+        sa.Column("job_id", sa.BigInteger(), nullable=False, comment="the job"),
+        sa.Column(
+            "control_of",
+            sa.BigInteger(),
+            nullable=True,
+            comment="the job that it is matched to; null: it is no control, or that was removed",
+        ),
+        sa.ForeignKeyConstraint(["control_of"], ["jobs.id"], name=op.f("fk_experiment_jobs_control_of_jobs")),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_experiment_jobs_job_id_jobs")),
+        sa.PrimaryKeyConstraint("experiment", "row_name", name=op.f("pk_experiment_jobs")),
+        comment="A job as a row of an experiment: of a sweep over policies and their numbers, and of its controls.",
+    )
+    op.create_index("ix_experiment_jobs_control_of", "experiment_jobs", ["control_of"], unique=False)
+    op.create_index("ix_experiment_jobs_job_id", "experiment_jobs", ["job_id"], unique=False)
     op.create_index(
         "ix_jobs_judges", "jobs", ["id"], unique=False, postgresql_where=sa.text("judged_job_id IS NOT NULL")
     )
@@ -1239,6 +1262,7 @@ def downgrade() -> None:
         "segments",
         "segment_parts",
         "judged_samples",
+        "experiment_jobs",
         "grades",
         "asides",
         "samples",

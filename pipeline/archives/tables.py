@@ -1,7 +1,8 @@
 """What an archive holds: its tables, the rows of each that make a job whole, and their columns in Parquet.
 
 Derived tables (job_totals, rollups, length_counts) are not in it: a restored job is counted anew. What a judge
-was asked of a job (judged_samples) is the judge's, and judges are not archived.
+was asked of a job (judged_samples) is the judge's, and judges are not archived. Nor is which experiment a job is a row
+of: that is told of several jobs.
 """
 
 from __future__ import annotations

@@ -10,7 +10,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pipeline.cli import archives, demo, doctor, jobs, judging, models, plans, queries, removal, servers
+from pipeline.cli import (
+    archives,
+    calibration,
+    demo,
+    doctor,
+    experiments,
+    jobs,
+    judging,
+    models,
+    plans,
+    queries,
+    removal,
+    servers,
+)
 from pipeline.cli.options import StateDir
 from pipeline.texts import visible
 
@@ -92,5 +105,18 @@ def common(
 
 
 # Help lists them in this order.
-for module in (jobs, judging, removal, archives, models, queries, plans, servers, doctor, demo):
+for module in (
+    jobs,
+    experiments,
+    judging,
+    removal,
+    archives,
+    models,
+    queries,
+    calibration,
+    plans,
+    servers,
+    doctor,
+    demo,
+):
     app.add_typer(module.commands)

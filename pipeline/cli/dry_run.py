@@ -27,7 +27,8 @@ def look(context: typer.Context, state_dir: Path | None, submission: Submission)
         with connect(context, state_dir) as client:
             return client.dry_run(submission)
     except ServiceUnavailable:
-        if submission.matched_to is not None or isinstance(submission.problems, int):
+        asks_jobs = submission.matched_to is not None or submission.calibrated_from is not None
+        if asks_jobs or isinstance(submission.problems, int):
             raise
     return dry_run(make_ready(submission), None)
 

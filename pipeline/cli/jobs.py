@@ -131,6 +131,13 @@ def submit(
         int | None,
         typer.Option(min=1, metavar="JOB", help="For --policy random: take over as often and as long as that job did."),
     ] = None,
+    calibrated_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JOB[:SHARE]",
+            help="The pilot of the policy's threshold; with SHARE the threshold is computed of it.",
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many problems.")] = None,
     name: Annotated[str | None, typer.Option(help="Free text for people.")] = None,
     column: Annotated[
@@ -202,7 +209,8 @@ def submit(
         large_revision=large_revision,
         **({} if policy is None else {"policy": policy}),
         matched_to=matched_to,
-        **part_values(_changes(values or [])),
+        calibrated_from=parse_pilot(calibrated_from),
+        **part_values(parse_changes(values or [])),
         num_samples=samples,
         seed=seed,
         temperature=temperature,
@@ -245,6 +253,19 @@ def submit(
     with connect(context, state_dir) as client:
         client.on_note(lambda note: typer.echo(visible(note), err=True))
         announce(client, client.submit(submission), wait=wait)
+
+
+def parse_pilot(given: str | None) -> dict[str, Any] | None:
+    """JOB or JOB:SHARE."""
+    if given is None:
+        return None
+    job, colon, share = given.partition(":")
+    try:
+        return {"job": int(job), "share": float(share) if colon else None}
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{given!r}: write JOB or JOB:SHARE, as in 7:0.2", param_hint="--calibrated-from"
+        ) from error
 
 
 def _few_shot(given: str | None, seed: int | None) -> FewShotFile | None:
@@ -448,12 +469,12 @@ def clone(
     state_dir: StateDir = None,
 ) -> None:
     """Store a new job on the same problems with some values changed, and print its number."""
-    given = _changes(changes or [])
+    given = parse_changes(changes or [])
     with connect(context, state_dir) as client:
         announce(client, client.clone(job, given, name=name), wait=wait)
 
 
-def _changes(given: list[str]) -> dict[str, Any]:
+def parse_changes(given: list[str]) -> dict[str, Any]:
     """KEY=VALUE by key; lists, objects, quoted text, true, false and null are read as JSON."""
     changes = {}
     for text in given:

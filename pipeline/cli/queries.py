@@ -135,14 +135,14 @@ def results(
         raise typer.BadParameter("parquet is binary: give --output FILE", param_hint="--format")
     with connect(context, state_dir) as client:
         client.job(job)  # an unknown job leaves no file behind
-        with _destination(output) as stream:
+        with destination(output) as stream:
             count = write_results(client.results(job, only_final=only_final), stream, format)
     if output is not None:
         console(stderr=True).print(f"{count} samples in {output}")
 
 
 @contextlib.contextmanager
-def _destination(output: Path | None, *, option: str = "--output") -> Iterator[BinaryIO]:
+def destination(output: Path | None, *, option: str = "--output") -> Iterator[BinaryIO]:
     """Standard output, or a file that appears whole or not at all."""
     if output is None:
         stream = cast("BinaryIO", VisibleStream(sys.stdout)) if sys.stdout.isatty() else sys.stdout.buffer
@@ -271,7 +271,7 @@ def report(
     """Write one self-contained page: tables, charts, and samples to read step by step."""
     with connect(context, state_dir) as client:
         page = client.page(*jobs, num_samples=samples)
-    with _destination(html, option="--html") as stream:
+    with destination(html, option="--html") as stream:
         stream.write(page.encode())
     console(stderr=True).print(f"{len(page.encode()) / 1024:.0f} KiB in {html}")
 

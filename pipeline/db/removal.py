@@ -13,7 +13,7 @@ from pipeline.jobs.config import FINAL_JOB_STATES
 from pipeline.results.reports import StoredEvents, StoredJob
 
 _OF_SAMPLES = ("signals", "steps", "grades", "asides", "segment_parts", "segments", "judged_samples")
-_OF_JOBS = ("length_counts", "rollups", "job_totals", "judged_samples", "samples", "events")
+_OF_JOBS = ("length_counts", "rollups", "job_totals", "judged_samples", "samples", "events", "experiment_jobs")
 
 
 def stored_size(table: str, alias: str = "t") -> str:
@@ -82,6 +82,7 @@ _REMOVALS = (
     *(f"DELETE FROM {table} WHERE job_id = :job" for table in _OF_JOBS),
     "SET LOCAL specthink.removes_job = 'off'",
     "UPDATE jobs SET cloned_from = NULL WHERE cloned_from = :job",
+    "UPDATE experiment_jobs SET control_of = NULL WHERE control_of = :job",
     "UPDATE jobs SET judged_job_id = NULL WHERE judged_job_id = :job",
     "DELETE FROM jobs WHERE id = :job",
 )

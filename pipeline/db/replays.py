@@ -74,9 +74,13 @@ def stream_complete_samples(connection: Connection, job_id: int) -> Iterator[Sto
     if job is None:
         raise NotFound.job(job_id)
     read_config(job_id, job.config)
-    ids = connection.execute(_SELECT_COMPLETE, {"job": job_id}).scalars().all()
-    for start in range(0, len(ids), _BATCH):
-        yield from _load(connection, list(ids[start : start + _BATCH]))
+    yield from stream_samples(connection, connection.execute(_SELECT_COMPLETE, {"job": job_id}).scalars().all())
+
+
+def stream_samples(connection: Connection, sample_ids: Sequence[int]) -> Iterator[StoredSample | UnreadableSample]:
+    """Samples by their ids, one batch at a time in memory."""
+    for start in range(0, len(sample_ids), _BATCH):
+        yield from _load(connection, list(sample_ids[start : start + _BATCH]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

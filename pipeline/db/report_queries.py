@@ -199,6 +199,11 @@ def _of_job(connection: Connection, report: type[_R], view: str, job_id: int, or
     return _select_view(connection, report, view, f"job_id = :job ORDER BY {order}", job=job_id)
 
 
+def get_budget_curve(connection: Connection, job_id: int) -> tuple[BudgetPoint, ...]:
+    """Accuracy, at least, had every sample been cut at so many tokens."""
+    return _of_job(connection, BudgetPoint, "budget_curve", job_id, "budget")
+
+
 def _bootstrap(connection: Connection, job_id: int) -> Interval | None:
     problems = problem_scores(connection, job_id)
     return cluster_bootstrap([row.score * row.num_scored for row in problems], [row.num_scored for row in problems])

@@ -151,6 +151,21 @@ class JudgeSpec(BaseModel):
     """Of an answer so many characters of its end are shown."""
 
 
+class CalibratedFrom(BaseModel):
+    """The pilot that a threshold comes from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    job: Annotated[int, Field(ge=1)]
+    """The pilot, by its number when the job was submitted."""
+    share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The wanted share of steps that the threshold was computed for at submit; None: the threshold was given."""
+    num_problems: int | None = None
+    """Of the pilot."""
+    num_shared: int | None = None
+    """Problems that are in the pilot and in the job: 0 is fair."""
+
+
 class JobConfig(BaseModel):
     """Everything that decides a job's results; stored as it was submitted."""
 
@@ -190,6 +205,8 @@ class JobConfig(BaseModel):
     """Where a prompt template or grader of another package comes from; a policy says so itself."""
     limit: ProblemLimit | None = None
     """Use the first so many problems only."""
+    calibrated_from: CalibratedFrom | None = None
+    """Where the policy's threshold comes from; None: nobody said."""
     judge: JudgeSpec | None = None
     """Whose answers it judges, and how; None: it is no judge."""
 

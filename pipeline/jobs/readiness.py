@@ -228,6 +228,7 @@ def make_config(
             limit=submission.limit,
             template_text=submission.template_text if is_own(submission.prompt_template) else None,
             few_shot=submission.few_shot if isinstance(submission.few_shot, FewShot) else None,
+            calibrated_from=submission.calibrated_from,
         )
 
 

@@ -30,6 +30,7 @@ from pipeline.chat.asking import Asking, ThinkTags
 from pipeline.chat.translation import ThinkPhase
 from pipeline.errors import ConfigurationError
 from pipeline.jobs.config import (
+    CalibratedFrom,
     JobConfig,
     MinP,
     ModelSpec,
@@ -119,6 +120,9 @@ class Submission(BaseModel):
     """What ends a sample that goes wrong, besides what the policy itself has; None: nothing."""
     matched_to: Annotated[int, Field(ge=1)] | None = None
     """An ended job whose takeovers the policy "random" matches in number and length."""
+    calibrated_from: CalibratedFrom | None = None
+    """The pilot that the policy's threshold comes from. With a share the threshold is computed from the pilot now, and
+    refused where the pilot asks one of the job's problems."""
     num_samples: SampleCount = 1
     """Independent solutions per problem."""
     seed: Seed | None = None
@@ -235,6 +239,7 @@ class Submission(BaseModel):
             policy_values=policy_values,
             name=name or _clone_name(job, changes),
             cloned_from=job.id,
+            calibrated_from=None if any(key.startswith("policy") for key in changes) else _given_from(job.config),
             **values.pop("sampling"),
             **{key: value for key, value in values.items() if key not in _FIXED},
         )
@@ -269,7 +274,7 @@ class Submission(BaseModel):
         return self.small if role is ModelRole.SMALL else self.large
 
 
-_FIXED = ("version", "name", "preset", "fingerprint", "weights", "plugin", "plugins", "judge")
+_FIXED = ("version", "name", "preset", "fingerprint", "weights", "plugin", "plugins", "judge", "calibrated_from")
 """Keys of a stored configuration that follow from others."""
 
 
@@ -302,6 +307,12 @@ def part_values(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
                 raise ConfigurationError(f"{key!r} and what it lies in are both set; set one of them")
         values[path[-1]] = value
     return options
+
+
+def _given_from(config: JobConfig) -> CalibratedFrom | None:
+    """The pilot of a job, whose clone is given the same threshold."""
+    pilot = config.calibrated_from
+    return None if pilot is None else CalibratedFrom(job=pilot.job)
 
 
 def _policy_name(config: JobConfig, given: str) -> str:

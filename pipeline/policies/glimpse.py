@@ -24,6 +24,7 @@ from pydantic import Field
 from pipeline.policies.protocol import Reading, SampleContext
 from pipeline.policies.reading.reader import Reader
 from pipeline.policies.requests import Trigger
+from pipeline.policies.specs import ThresholdRule
 from pipeline.policies.step_delegation import text_reader
 from pipeline.policies.thinking_steps import (
     Call,
@@ -48,6 +49,10 @@ class GlimpseSpec(ThinkingStepsSpec):
 
     def build(self) -> GlimpsePolicy:
         return GlimpsePolicy(self)
+
+    @property
+    def threshold_rule(self) -> ThresholdRule:
+        return ThresholdRule(statistic=Signal.FIRST_ENTROPY.value, side="above")
 
 
 class GlimpsePolicy(ThinkingStepsPolicy[ThinkingStepsState]):

@@ -28,7 +28,7 @@ from pipeline.policies.protocol import Policy
 from pipeline.policies.random_delegation import RandomDelegationSpec
 from pipeline.policies.redo import RedoSpec, TrigSpec
 from pipeline.policies.relay import RelaySpec
-from pipeline.policies.specs import PolicySpec
+from pipeline.policies.specs import PolicySpec, ThresholdRule
 from pipeline.policies.speculative_thinking.improved import ImprovedInstructSpec, SpeculativeThinkingSpec
 from pipeline.policies.speculative_thinking.paper import PaperInstructSpec, PaperSpec
 from pipeline.policies.speculative_thinking.released_code import CodeInstructSpec, CodeSpec
@@ -91,6 +91,10 @@ class PluginSpec(PolicySpec):
                 f"{', '.join(lacking)} (pipeline.policies.protocol.Policy says what each is; asks = () asks nothing)"
             )
         return policy
+
+    @property
+    def threshold_rule(self) -> ThresholdRule | None:
+        return self.load().threshold_rule
 
     @property
     def _key(self) -> str:

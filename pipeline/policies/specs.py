@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
     from pipeline.policies.protocol import Policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThresholdRule:
+    """What a threshold of a policy is compared with, so that it can be calibrated.
+
+    field: the spec's field that holds the threshold. statistic: by the name that ``specthink calibrate`` gives it.
+    side: "above" or "below", where the policy calls for the large model.
+    """
+
+    field: str = "threshold"
+    statistic: str
+    side: str
 
 
 class PolicySpec(BaseModel):
@@ -27,3 +41,12 @@ class PolicySpec(BaseModel):
     def build(self) -> Policy:
         """The policy with these values."""
         raise NotImplementedError
+
+    @property
+    def threshold_rule(self) -> ThresholdRule | None:
+        """What its threshold is compared with; None where it has none. A spec with the fields ``threshold``,
+        ``statistic`` and ``side`` says it with them."""
+        said: dict[str, Any] = {name: getattr(self, name, None) for name in ("threshold", "statistic", "side")}
+        if None in said.values():
+            return None
+        return ThresholdRule(statistic=str(said["statistic"]), side=str(said["side"]))

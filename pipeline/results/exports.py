@@ -55,13 +55,13 @@ def _write_csv(results: Iterable[Result], output: BinaryIO) -> int:
     writer.writerow([field.name for field in fields(Result)])
     count = 0
     for result in results:
-        writer.writerow([_cell(value) for value in plain(result).values()])
+        writer.writerow([csv_cell(value) for value in plain(result).values()])
         count += 1
     lines.detach()
     return count
 
 
-def _cell(value: Any) -> Any:
+def csv_cell(value: Any) -> Any:
     """What goes into a CSV cell. A text that a spreadsheet would take for a formula gets a ' in front: model output is
     not to be trusted. So does one that begins as such a text then would, so that ``csv_text`` can take it off again.
     Numbers, minus signs included, are no texts here."""

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from pipeline.db.base import Base
-from pipeline.db.tables.jobs import HiddenColumnsRow, JobRow, ProblemRow, ProblemSetRow, ReferenceAnswerRow
+from pipeline.db.tables.jobs import (
+    ExperimentJobRow,
+    HiddenColumnsRow,
+    JobRow,
+    ProblemRow,
+    ProblemSetRow,
+    ReferenceAnswerRow,
+)
 from pipeline.db.tables.log import EventRow, SchemaObjectsRow
 from pipeline.db.tables.samples import GradeRow, JudgedSampleRow, SampleRow
 from pipeline.db.tables.segments import AsideRow, SegmentPartRow, SegmentRow, SignalRow, StepRow
@@ -14,6 +21,7 @@ __all__ = [
     "AsideRow",
     "EngineRow",
     "EventRow",
+    "ExperimentJobRow",
     "GradeRow",
     "HiddenColumnsRow",
     "JobRow",

@@ -144,3 +144,22 @@ class JobRow(Base):
         ForeignKey("jobs.id"), comment="the job whose answers it judges; null: it is no judge, or that job was removed"
     )
     verdicts_at: Mapped[Instant | None] = mapped_column(comment="of a judge: when its verdicts last became grades")
+
+
+class ExperimentJobRow(Base):
+    """A job as a row of an experiment: of a sweep over policies and their numbers, and of its controls."""
+
+    __tablename__ = "experiment_jobs"
+    __table_args__ = (
+        Index("ix_experiment_jobs_job_id", "job_id"),
+        Index("ix_experiment_jobs_control_of", "control_of"),
+    )
+
+    experiment: Mapped[str] = mapped_column(primary_key=True, comment="its name")
+    row_name: Mapped[str] = mapped_column(
+        primary_key=True, comment="policy and what was varied: once in an experiment, whoever submits it again"
+    )
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), comment="the job")
+    control_of: Mapped[int | None] = mapped_column(
+        ForeignKey("jobs.id"), comment="the job that it is matched to; null: it is no control, or that was removed"
+    )

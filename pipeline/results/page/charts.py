@@ -65,9 +65,9 @@ def accuracy_against_length(jobs: Sequence[JobStats]) -> str:
             )  # fmt: skip
         axes.set(xlabel="mean output tokens", ylabel="accuracy, %", ylim=(0, 103))
         axes.set_xlim(0, 1.1 * max(job.summary.mean_output_tokens or 1 for _, job in found))
-        _legend_below(figure, axes)
+        legend_below(figure, axes)
 
-    return _svg(draw, 5.4, 4.2)
+    return svg(draw, 5.4, 4.2)
 
 
 def budget_curves(jobs: Sequence[JobStats]) -> str:
@@ -84,9 +84,9 @@ def budget_curves(jobs: Sequence[JobStats]) -> str:
             axes.plot(budgets, accuracies, color=colour(index), linewidth=1.8, label=label(job))
         axes.set(xlabel="token budget", ylabel="accuracy, at least, %", ylim=(0, 103))
         axes.set_xlim(left=0)
-        _legend_below(figure, axes)
+        legend_below(figure, axes)
 
-    return _svg(draw, 5.4, 4.2)
+    return svg(draw, 5.4, 4.2)
 
 
 def length_distributions(jobs: Sequence[JobStats]) -> str:
@@ -117,7 +117,7 @@ def length_distributions(jobs: Sequence[JobStats]) -> str:
         }
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
 
-    return _svg(draw, 5.4, 1.1 + 1.45 * len(found))
+    return svg(draw, 5.4, 1.1 + 1.45 * len(found))
 
 
 def delegation_along(jobs: Sequence[JobStats]) -> str:
@@ -136,17 +136,17 @@ def delegation_along(jobs: Sequence[JobStats]) -> str:
         axes.set(xlabel="progress through the sample's output, %", ylabel="tokens by the large model, %")
         axes.set_xlim(0, 100)
         axes.set_ylim(bottom=0)
-        _legend_below(figure, axes)
+        legend_below(figure, axes)
 
-    return _svg(draw, 5.4, 4.2)
+    return svg(draw, 5.4, 4.2)
 
 
-def _legend_below(figure: Figure, axes: Axes) -> None:
+def legend_below(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(labels) > 1 else 1)
 
 
-def _svg(draw: Callable[[Figure], None], width: float, height: float) -> str:
+def svg(draw: Callable[[Figure], None], width: float, height: float) -> str:
     """width, height: inches."""
     import matplotlib
     from matplotlib.figure import Figure

@@ -58,16 +58,16 @@ def render_page(data: PageData) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
-        finalize=_seen,
+        finalize=seen,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "number": _number, "duration": _duration}
+    environment.filters |= {"percent": _percent, "number": number, "duration": _duration}
     return environment.get_template("page.html.jinja").render(
         data=data,
         rows=list(zip(data.jobs, data.stats, data.samples, strict=True)),
-        charts=[(title, note, _image(svg)) for title, note, svg in _charts(data.stats) if svg],
+        charts=[(title, note, image(svg)) for title, note, svg in _charts(data.stats) if svg],
         colours=[charts.colour(index) for index in range(len(data.stats))],
         steps=read_steps,
         label=charts.label,
@@ -77,7 +77,7 @@ def render_page(data: PageData) -> str:
     )
 
 
-def _seen(value: object) -> object:
+def seen(value: object) -> object:
     """Text that was written by others, with its control characters shown; what the template made itself as it is."""
     return visible(value) if type(value) is str else value
 
@@ -111,7 +111,7 @@ def _charts(stats: Sequence[JobStats]) -> Iterator[tuple[str, str, str]]:
     )
 
 
-def _image(svg: str) -> str:
+def image(svg: str) -> str:
     """As an image of its own, where a browser runs nothing that may stand in it."""
     return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
@@ -175,7 +175,7 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
-def _number(value: float | None, digits: int = 0) -> str:
+def number(value: float | None, digits: int = 0) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
 
 

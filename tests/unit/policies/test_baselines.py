@@ -1,10 +1,12 @@
 import pytest
 
-from pipeline.policies import Policy
+from pipeline.errors import ConfigurationError
+from pipeline.policies import Policy, parse_policy
 from pipeline.policies.baselines import LargeOnlySpec, SmallOnlySpec
 from pipeline.policies.protocol import SampleContext
 from pipeline.policies.requests import Finish, Generate, Written
 from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
+from pipeline.signals import Signal
 from tests.decisions import Keep, decided
 
 CONTEXT = SampleContext(
@@ -62,3 +64,28 @@ def test_the_other_model_is_refused(policy: Policy, role: ModelRole) -> None:
     other = ModelRole.LARGE if role is ModelRole.SMALL else ModelRole.SMALL
     with pytest.raises(ValueError, match=f"the {role} model was to write"):
         policy.advance(CONTEXT, policy.start(CONTEXT).state, written(other, 1, SegmentFinish.EOS))
+
+
+@pytest.mark.parametrize(
+    ("given", "signals"),
+    [
+        (None, ()),
+        ("all", tuple(Signal)),
+        ("logprob,first_entropy", (Signal.LOGPROB, Signal.FIRST_ENTROPY)),
+        (["margin"], (Signal.MARGIN,)),
+    ],
+)
+def test_a_pilot_asks_for_the_signals_that_it_is_told_of(given: object, signals: tuple[Signal, ...]) -> None:
+    for name in ("small-only", "large-only"):
+        policy = parse_policy(name, None if given is None else {"signals": given}).build()
+        start = policy.start(CONTEXT)
+        assert isinstance(start.then, Generate)
+        assert start.then.signals == set(signals)
+        after = policy.advance(CONTEXT, start.state, written(start.then.role, 4, SegmentFinish.WATCH))
+        assert isinstance(after.then, Generate)
+        assert after.then.signals == set(signals)
+
+
+def test_a_signal_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"signals.*'logprob', 'margin', 'first_entropy' or 'first_margin'"):
+        parse_policy("small-only", {"signals": "logprob,entropy"})

@@ -1,0 +1,1 @@
+"""Calibration: thresholds of policies, taken from the signals that a pilot job stored."""

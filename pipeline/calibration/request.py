@@ -1,0 +1,177 @@
+"""What a calibration is asked for, checked before anything is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from pipeline.calibration.calibrating import (
+    Calibration,
+    Pilot,
+    Question,
+    ShareOf,
+    StatisticReport,
+    calibrate,
+    step_tokens_of,
+)
+from pipeline.calibration.steps import MIN_STEP_TOKENS
+from pipeline.calibration.thresholds import Side
+from pipeline.errors import ConfigurationError, JobError
+from pipeline.policies import parse_policy
+
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.5)
+FEW_PROBLEMS = 50
+"""Of fewer problems a pilot's intervals are wide."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationRequest:
+    """A question with the policy that it is for. field: what the threshold is set by."""
+
+    question: Question
+    policy: str | None = None
+    field: str = "policy.threshold"
+    min_tokens: int = MIN_STEP_TOKENS
+
+    @classmethod
+    def parse(
+        cls,
+        *,
+        policy: str | None = None,
+        policy_values: Mapping[str, Any] | None = None,
+        shares: Sequence[float] = SHARES,
+        share_of: str = ShareOf.STEPS,
+        statistic: str | None = None,
+        side: str | None = None,
+        field: str | None = None,
+        step_tokens: float | None = None,
+    ) -> CalibrationRequest:
+        """Raises ConfigurationError for a share that is none, and for a policy without a threshold."""
+        wrong = [share for share in shares if not 0 < share < 1]
+        if wrong or not shares:
+            raise ConfigurationError(f"share {wrong[0] if wrong else ''}: give numbers between 0 and 1, as 0.1,0.2")
+        if step_tokens is not None and step_tokens < 1:
+            raise ConfigurationError(f"step_tokens {step_tokens:g}: give at least 1")
+        question = Question(
+            shares=tuple(dict.fromkeys(shares)),
+            share_of=_choice(ShareOf, share_of),
+            step_tokens=step_tokens,
+            statistic=statistic,
+            side=None if side is None else _choice(Side, side),
+        )
+        if policy is None:
+            return cls(question=question, field=field or "policy.threshold")
+        spec = parse_policy(policy, policy_values)
+        rule = spec.threshold_rule
+        if rule is None and statistic is None:
+            raise ConfigurationError(
+                f"policy {policy!r} says of no threshold what it is compared with; give --statistic, --side and --field"
+            )
+        if rule is not None:
+            question = dataclasses.replace(
+                question, statistic=statistic or rule.statistic, side=question.side or Side(rule.side)
+            )
+        return cls(
+            question=question,
+            policy=policy,
+            field=field or f"policy.{rule.field if rule else 'threshold'}",
+            min_tokens=getattr(spec, "min_step_tokens", MIN_STEP_TOKENS),
+        )
+
+
+_Choice = TypeVar("_Choice", bound=StrEnum)
+
+
+def _choice(kind: type[_Choice], given: str) -> _Choice:
+    names = [choice.value for choice in kind]
+    if given not in names:
+        raise ConfigurationError(f"{given!r}: give {' or '.join(names)}")
+    return kind(given)
+
+
+def make_calibration(
+    pilot: Pilot, request: CalibrationRequest, *, num_shared: int = 0, num_asked: int | None = None
+) -> Calibration:
+    """The answer. num_shared: problems of the pilot that will be scored, too; num_asked: of so many; None: not known.
+
+    Raises JobError for a pilot that stored nothing to calibrate on, or not the statistic that is asked for.
+    """
+    wanted = request.question.statistic
+    names = [name for name, _ in pilot.statistics]
+    if not names or not pilot.samples:
+        raise JobError(
+            pilot.job_id,
+            "it stored no signal; submit a pilot with --policy small-only --set policy.signals=all",
+        )
+    if wanted is not None and wanted not in names:
+        raise JobError(pilot.job_id, f"it has no {wanted!r}; it has: {', '.join(names)}")
+    found = tuple(calibrate(pilot, request.question))
+    return Calibration(
+        job_id=pilot.job_id,
+        policy=request.policy,
+        field=request.field,
+        num_problems=len(pilot.problems),
+        num_samples=len(pilot.samples),
+        num_scored=sum(sample.score is not None for sample in pilot.samples),
+        accuracy=pilot.accuracy,
+        mean_tokens=pilot.mean_tokens,
+        step_tokens=step_tokens_of(pilot, request.question),
+        share_of=request.question.share_of,
+        statistics=found,
+        caveats=tuple(_caveats(pilot, request, found, num_shared=num_shared, num_asked=num_asked)),
+    )
+
+
+def chosen_threshold(found: Calibration) -> dict[str, float]:
+    """The field of the policy that the one threshold goes into, with its value. Raises JobError where there is none."""
+    thresholds = [row.threshold for report in found.statistics for row in report.thresholds]
+    if len(thresholds) != 1:
+        raise JobError(found.job_id, f"it gives no threshold for {found.policy!r}: {'; '.join(found.caveats)}")
+    return {found.field.removeprefix("policy."): thresholds[0]}
+
+
+def require_others(num_shared: int, num_asked: int, told: str) -> None:
+    """Raises ConfigurationError where problems of a pilot will be scored, too. told: what will be scored."""
+    if num_shared:
+        raise ConfigurationError(
+            f"{num_shared} of the {num_asked} problems of {told} are in the pilot: a threshold must not be chosen on "
+            "what it is scored on; run a pilot on other problems, or give --anyway"
+        )
+
+
+def _caveats(
+    pilot: Pilot,
+    request: CalibrationRequest,
+    found: Sequence[StatisticReport],
+    *,
+    num_shared: int,
+    num_asked: int | None,
+) -> Iterator[str]:
+    if num_asked is None:
+        yield "nobody said what will be scored: --for checks that it is other problems"
+    elif num_shared:
+        yield f"calibrated on its own problems: {num_shared} of the {num_asked} that will be scored are in the pilot"
+    if len(pilot.problems) < FEW_PROBLEMS:
+        yield f"the pilot has {len(pilot.problems)} problems; {FEW_PROBLEMS} or more give narrower intervals"
+    for report in found:
+        told = report.separation
+        if told is None:
+            yield f"{report.name}: the pilot's samples are all right, all wrong or unscored, so nothing says its sign"
+        elif told.bad_side is not None and told.bad_side is not report.side:
+            yield (
+                f"{report.name}: wrong samples are {told.bad_side} here (AUC {told.auc:.2f}), and this calls large "
+                f"{report.side} the threshold: where small is right"
+            )
+        left_out = [f"{share:g}" for share in _left_out(report, request.question)]
+        if report.least == report.greatest:
+            yield f"{report.name}: all values are equal; there is no threshold"
+        elif left_out:
+            yield f"{report.name}: share {', '.join(left_out)} of the tokens needs more than every place"
+
+
+def _left_out(report: StatisticReport, question: Question) -> list[float]:
+    given = {threshold.wanted for threshold in report.thresholds}
+    return [share for share in question.shares if share not in given]

@@ -1,0 +1,199 @@
+"""Reads the steps of a stored sample with what was read of their tokens.
+
+A step of a model begins with the first token of the text, or with the first token after a break, and ends with the next
+break, all in the think phase; a run of newlines is one break. It is read as policies read it, discarded tokens
+included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from pipeline.breaks import is_newlines
+from pipeline.policies.protocol import SampleContext
+from pipeline.policies.reading.beginning import read_beginning
+from pipeline.policies.reading.reader import TextState
+from pipeline.policies.step_delegation import text_reader
+from pipeline.results.stored import StoredSample
+from pipeline.samples import Author
+from pipeline.segments import StoredSegment
+from pipeline.signals import SPARSE_SIGNALS, Readings, Signal
+
+CONFIDENT_LOGPROB = -math.log(1.05)
+"""A token with a perplexity below 1.05 is a confident one. Source: TrigReason, arXiv 2604.14847."""
+MIN_STEP_TOKENS = 5
+"""Of a shorter step no statistic of all its tokens is taken. Ours."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A step that a model began. values: by the statistic's name.
+
+    num_tokens: None where it did not end with a break of that model.
+    """
+
+    author: Author
+    values: Mapping[str, float]
+    num_tokens: int | None
+
+
+def read_steps(sample: StoredSample, *, min_tokens: int = MIN_STEP_TOKENS) -> Iterator[Step]:
+    """The steps of a sample that have a reading, in their order.
+
+    min_tokens: a statistic over the tokens of a step is taken of steps that have as many.
+    """
+    walk = _Walk(_context(sample), min_tokens)
+    for segment in sample.segments:
+        yield from walk.read(segment)
+    yield from walk.end()
+
+
+def _context(sample: StoredSample) -> SampleContext:
+    """What a policy knows of the text. A text without thoughts is read whole."""
+    context = SampleContext(
+        job_seed=0,
+        problem_id=sample.problem,
+        sample_index=sample.sample_index,
+        max_tokens=sample.config.sampling.max_tokens,
+        think_end=sample.think_end or "",
+        num_prompt_tokens=0,
+        think_start=sample.think_start or "",
+        think_opened=sample.think_opened is not False,
+    )
+    if not context.think_end:
+        return context
+    written = "".join(segment.text for segment in sample.segments)
+    _, has_thoughts = read_beginning(context, "", written)
+    return replace(context, think_start="", think_end="") if has_thoughts is False else context
+
+
+@dataclass(slots=True)
+class _OpenStep:
+    """A step whose end has not come."""
+
+    author: Author
+    first: Readings
+    readings: list[Readings] = field(default_factory=list)
+    is_mixed: bool = False
+    """Whether another author wrote on in it."""
+    is_told: bool = False
+    """Whether it was given already: its end was discarded."""
+
+
+class _Mark(NamedTuple):
+    """Where the kept text ends, to go back to."""
+
+    text: TextState
+    at_break: bool
+    is_open: bool
+    step: _OpenStep | None
+    num_readings: int
+    is_mixed: bool
+
+
+class _Walk:
+    """Follows a text token by token. What is discarded is read, and forgotten where the kept text goes on."""
+
+    def __init__(self, context: SampleContext, min_tokens: int) -> None:
+        self._context = context
+        self._min_tokens = min_tokens
+        self._reader = text_reader(context, TextState())
+        self._at_break = False
+        self._is_open = True
+        self._step: _OpenStep | None = None
+
+    def read(self, segment: StoredSegment) -> Iterator[Step]:
+        kept = None
+        for place, (text, readings) in enumerate(zip(segment.texts, _readings(segment), strict=True)):
+            if place == segment.num_kept:
+                kept = self._mark()
+            yield from self._feed(text, readings, segment.author)
+        if kept is not None:
+            if self._step is not kept.step:
+                yield from self.end()
+            self._go_back(kept)
+
+    def end(self) -> Iterator[Step]:
+        """The text or its think phase ends: the step that is open has no end of its own."""
+        if self._step is not None:
+            yield from self._close(is_whole=False)
+
+    def _mark(self) -> _Mark:
+        step = self._step
+        return _Mark(
+            text=self._reader.state,
+            at_break=self._at_break,
+            is_open=self._is_open,
+            step=step,
+            num_readings=len(step.readings) if step else 0,
+            is_mixed=step.is_mixed if step else False,
+        )
+
+    def _go_back(self, mark: _Mark) -> None:
+        self._reader = text_reader(self._context, mark.text)
+        self._at_break, self._is_open, self._step = mark.at_break, mark.is_open, mark.step
+        if self._step is not None:
+            del self._step.readings[mark.num_readings :]
+            self._step.is_mixed = mark.is_mixed
+
+    def _feed(self, text: str, readings: Readings, author: Author) -> Iterator[Step]:
+        if not self._reader.thinking:
+            return
+        was_break = self._at_break
+        self._reader.feed(text)
+        self._at_break = self._reader.at_break
+        if was_break and self._at_break and is_newlines(text):
+            return
+        if self._is_open:
+            self._step = _OpenStep(author, readings)
+            self._is_open = False
+        if self._step is not None:
+            self._step.is_mixed |= author is not self._step.author
+            self._step.readings.append(readings)
+        if not self._reader.thinking:
+            yield from self.end()
+        elif self._at_break:
+            yield from self._close(is_whole=True)
+            self._is_open = True
+
+    def _close(self, *, is_whole: bool) -> Iterator[Step]:
+        step, self._step = self._step, None
+        if step is None or step.is_told or step.author is Author.INSERTED:
+            return
+        step.is_told = True
+        is_whole = is_whole and not step.is_mixed
+        values = _first_values(step)
+        if is_whole and len(step.readings) >= self._min_tokens:
+            values |= _dense_values(step)
+        if any(step.readings):
+            yield Step(author=step.author, values=values, num_tokens=len(step.readings) if is_whole else None)
+
+
+def _readings(segment: StoredSegment) -> Iterator[Readings]:
+    names = tuple(segment.signals)
+    for place in range(len(segment.token_lengths)):
+        yield {name: segment.signals[name][place] for name in names}
+
+
+def _first_values(step: _OpenStep) -> dict[str, float]:
+    found = {signal.value: step.first.get(signal) for signal in SPARSE_SIGNALS}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _dense_values(step: _OpenStep) -> dict[str, float]:
+    """Statistics over all tokens of a step; none of a signal that is out of sight somewhere."""
+    values: dict[str, float] = {}
+    logprobs = [readings.get(Signal.LOGPROB) for readings in step.readings]
+    known = [value for value in logprobs if value is not None]
+    if len(known) == len(logprobs):
+        values["min_logprob"] = min(known)
+        values["mean_logprob"] = math.fsum(known) / len(known)
+        values["confident_share"] = sum(value > CONFIDENT_LOGPROB for value in known) / len(known)
+    margins = [readings.get(Signal.MARGIN) for readings in step.readings]
+    seen = [value for value in margins if value is not None]
+    if len(seen) == len(margins):
+        values["mean_margin"] = math.fsum(seen) / len(seen)
+    return values

@@ -1,0 +1,107 @@
+"""The statements of experiments: which jobs are the rows of one, and what each problem gave in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import Connection, text
+
+from pipeline.db import report_queries
+from pipeline.errors import ConfigurationError
+from pipeline.experiments.reporting import StoredRow
+from pipeline.experiments.results import ExperimentJob, ProblemSums
+from pipeline.experiments.submitting import differences
+from pipeline.jobs.readiness import ReadyJob
+from pipeline.jobs.references import StoredSet
+from pipeline.results.reports import Job
+
+_LOCK = text("SELECT pg_advisory_xact_lock(hashtext('specthink experiment ' || :experiment))")
+_SELECT_JOBS = text("""
+    SELECT row_name AS name, job_id, control_of FROM experiment_jobs WHERE experiment = :experiment ORDER BY job_id
+""")
+_SELECT_NAMES = text(
+    "SELECT experiment, count(*) AS n FROM experiment_jobs GROUP BY experiment ORDER BY max(job_id) DESC"
+)
+_INSERT = text("""
+    INSERT INTO experiment_jobs (experiment, row_name, job_id, control_of)
+    VALUES (:experiment, :name, :job_id, :control_of)
+""")
+# Of scored samples alone: what an accuracy is compared with is what these samples cost.
+_SUM_PROBLEMS = text("""
+    SELECT s.job_id, p.external_id AS problem, count(*) AS num_scored, sum(s.score)::float8 AS score,
+           sum(s.tokens_small + s.discarded_small + s.aside_small - s.taken_small)::bigint AS small,
+           sum(s.tokens_large + s.discarded_large + s.aside_large - s.taken_large)::bigint AS large,
+           sum(s.tokens_inserted)::bigint AS inserted
+    FROM samples s JOIN problems p ON p.id = s.problem_id
+    WHERE s.job_id = ANY(:jobs) AND s.state = 'graded' AND s.score IS NOT NULL
+    GROUP BY s.job_id, p.id ORDER BY s.job_id, p.id
+""")
+
+
+def lock_experiment(connection: Connection, experiment: str) -> None:
+    """Nobody else adds a row to it until the transaction ends."""
+    connection.execute(_LOCK, {"experiment": experiment})
+
+
+def experiment_jobs(connection: Connection, experiment: str) -> list[ExperimentJob]:
+    """Its rows, in the order in which they were submitted; none: there is no such experiment."""
+    return [ExperimentJob(**row) for row in connection.execute(_SELECT_JOBS, {"experiment": experiment}).mappings()]
+
+
+def experiment_names(connection: Connection) -> dict[str, int]:
+    """Every experiment with the number of its jobs, the newest first."""
+    return {row.experiment: row.n for row in connection.execute(_SELECT_NAMES)}
+
+
+def insert_row(connection: Connection, experiment: str, row: ExperimentJob) -> None:
+    values = {"name": row.name, "job_id": row.job_id, "control_of": row.control_of}
+    connection.execute(_INSERT, {"experiment": experiment, **values})
+
+
+def sum_problems(connection: Connection, job_ids: Sequence[int]) -> Mapping[int, dict[str, ProblemSums]]:
+    """Of each job its problems with a score, by their ids in the file."""
+    found: dict[int, dict[str, ProblemSums]] = {job_id: {} for job_id in job_ids}
+    for row in connection.execute(_SUM_PROBLEMS, {"jobs": list(job_ids)}).mappings():
+        sums = {name: value for name, value in row.items() if name != "job_id"}
+        found[row["job_id"]][row["problem"]] = ProblemSums(**sums)
+    return found
+
+
+def stored_rows(connection: Connection, experiment: str) -> list[StoredRow]:
+    """All that a report needs of an experiment's jobs."""
+    rows = experiment_jobs(connection, experiment)
+    ids = [row.job_id for row in rows]
+    problems = sum_problems(connection, ids)
+    summaries = report_queries.select_summaries(connection, ids)
+    return [
+        StoredRow(
+            row=row,
+            job=report_queries.get_job(connection, row.job_id),
+            summary=summary,
+            cost=report_queries.get_cost(connection, row.job_id),
+            problems=problems[row.job_id],
+            budget_curve=report_queries.get_budget_curve(connection, row.job_id),
+        )
+        for row, summary in zip(rows, summaries, strict=True)
+    ]
+
+
+_SET_SHA256 = text("SELECT content_sha256 FROM problem_sets WHERE id = :problem_set")
+
+
+def require_alike(connection: Connection, experiment: str, job: ReadyJob, first: Job | None) -> None:
+    """Raises ConfigurationError where a job does not ask as the experiment's first one does; None: there is none."""
+    if first is None:
+        return
+    sha256 = connection.execute(_SET_SHA256, {"problem_set": first.problem_set_id}).scalar_one()
+    if isinstance(job.problems, StoredSet):
+        same_set = job.problems.id == first.problem_set_id
+    else:
+        same_set = job.problems.content_sha256 == sha256
+    told = ["other problems"] if not same_set or job.num_problems != first.num_problems else []
+    told += differences(job.config, first.config)
+    if told:
+        raise ConfigurationError(
+            f"experiment {experiment!r} was asked otherwise before (job {first.id}): {', '.join(told)}; its rows would "
+            "not be comparable: give what was given then, or another name"
+        )

@@ -1,0 +1,1 @@
+"""Experiments: sweeps over policies and their numbers, with controls and one report."""

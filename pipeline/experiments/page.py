@@ -1,0 +1,38 @@
+"""Builds the HTML page of an experiment. Its template escapes every text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.experiments import charts
+from pipeline.experiments.results import ExperimentReport
+from pipeline.experiments.tables import COLUMNS, cells, estimate, notes, points
+from pipeline.results.page.page import image, number, seen
+
+
+def render_experiment(report: ExperimentReport) -> str:
+    """The HTML text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=seen,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "points": points, "estimate": estimate}
+    drawn = (
+        ("Accuracy against large tokens", charts.accuracy_against(report.rows, "large_tokens", "large tokens/sample")),
+        ("Accuracy against all tokens", charts.accuracy_against(report.rows, "total_tokens", "tokens/sample")),
+        ("Accuracy against a token budget", charts.budget_curves(report.rows)),
+        ("Tokens by owner", charts.tokens_by_owner(report.rows)),
+    )
+    return environment.get_template("experiment.html.jinja").render(
+        report=report,
+        columns=COLUMNS,
+        rows=[(row, cells(row)) for row in report.rows],
+        notes=notes(report),
+        charts=[(title, image(picture)) for title, picture in drawn if picture],
+    )

@@ -1,0 +1,75 @@
+"""Makes the submissions of an experiment: alike in all but what the sweep varies."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+from pipeline.experiments.plan import PlannedRow
+from pipeline.experiments.results import ExperimentJob
+from pipeline.jobs.config import JobConfig
+from pipeline.jobs.submission import SourceJob, Submission
+from pipeline.results.reports import Job
+from pipeline.submit_options import SubmitOptions
+
+_DRAWN_SEEDS = 2**31
+RANDOM = "random"
+_ALIKE = (
+    "num_samples", "seed", "sampling", "small_sampling", "large_sampling", "prompt_template", "template_text",
+    "few_shot", "grader", "cut_samples",
+)  # fmt: skip
+"""Fields of a configuration that are one in all rows; models are where both have one."""
+
+
+def with_seed(options: SubmitOptions, first: JobConfig | None) -> SubmitOptions:
+    """The options with the seed of the experiment's first job, or one drawn now, where none was given."""
+    if options.get("seed") is not None:
+        return options
+    seed = first.seed if first is not None else secrets.randbelow(_DRAWN_SEEDS)
+    return cast("SubmitOptions", {**options, "seed": seed})
+
+
+def row_submission(experiment: str, row: PlannedRow, shared: Submission) -> Submission:
+    """The job of a row. shared: what all rows have in common."""
+    values = {name: getattr(shared, name) for name in shared.model_fields_set}
+    own = {"policy": row.policy, "name": f"{experiment} · {row.name}", **row.options}
+    return Submission.parse(**values | own)
+
+
+def differences(config: JobConfig, first: JobConfig) -> Iterator[str]:
+    """What a row would have that the first row has otherwise."""
+    for name in _ALIKE:
+        given, before = getattr(config, name), getattr(first, name)
+        if given != before:
+            yield f"{name} {_told(given)} instead of {_told(before)}" if _is_plain(given, before) else f"another {name}"
+    for role in ("small", "large"):
+        model, other = getattr(config, role), getattr(first, role)
+        if model is not None and other is not None and model.name != other.name:
+            yield f"{role} {model.name} instead of {other.name}"
+
+
+def _is_plain(*values: object) -> bool:
+    return all(isinstance(value, str | int | float) for value in values)
+
+
+def _told(value: object) -> str:
+    return str(value)
+
+
+def control_name(row: ExperimentJob) -> str:
+    return f"{RANDOM} for {row.name}"
+
+
+def lacks_control(row: ExperimentJob, job: Job, rows: Sequence[ExperimentJob]) -> bool:
+    """Whether random takeovers can be matched to a row now, and are not yet."""
+    if row.control_of is not None or any(other.control_of == row.job_id for other in rows):
+        return False
+    return job.is_final and job.policy != RANDOM and None not in (job.small_model, job.large_model)
+
+
+def control_submission(experiment: str, row: ExperimentJob, source: SourceJob) -> Submission:
+    """A row's random control: the same problems, asked alike, with the same exit and guard."""
+    name = f"{experiment} · {control_name(row)}"
+    submission = Submission.from_job(source, {"policy": RANDOM}, name=name)
+    return submission.model_copy(update={"policy_values": {}, "matched_to": source.id, "cloned_from": None})

@@ -1,0 +1,208 @@
+"""The table of an experiment, as one could put it into a paper: Markdown, LaTeX or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import fields
+from enum import StrEnum
+from typing import TypeAlias, assert_never
+
+from pipeline.experiments.results import Difference, Estimate, ExperimentReport, RowReport, TokensByOwner
+from pipeline.results.exports import csv_cell
+from pipeline.texts import visible
+
+
+class TableFormat(StrEnum):
+    """How an experiment is shown."""
+
+    TABLE = "table"
+    MARKDOWN = "markdown"
+    LATEX = "latex"
+    CSV = "csv"
+    JSON = "json"
+
+
+COLUMNS = (
+    "policy",
+    "accuracy, %",
+    "large tokens",
+    "all tokens",
+    "takeovers",
+    "gain over random, points",
+    "large, tokens/s",
+)
+"""Of the table for people; tokens are computed, per sample. CSV has all there is."""
+
+
+def cells(row: RowReport) -> list[str]:
+    """A row as people read it, intervals in brackets."""
+    front = f"{row.name} *" if row.on_front else row.name
+    gain = row.gain.difference if row.gain else None
+    return [
+        visible(f"  {row.name}" if row.is_control else front),
+        estimate(row.accuracy, scale=100, digits=1),
+        estimate(row.large_tokens, digits=1),
+        estimate(row.total_tokens, digits=1),
+        "–" if row.takeovers is None else f"{row.takeovers:.2f}",
+        points(gain),
+        "–" if row.large_tokens_per_s is None else f"{row.large_tokens_per_s:.0f}{'†' if row.shares_engines else ''}",
+    ]
+
+
+def estimate(found: Estimate | None, *, scale: float = 1, digits: int) -> str:
+    if found is None:
+        return "–"
+    told = f"{scale * found.mean:.{digits}f}"
+    if found.interval is None:
+        return told
+    return f"{told} [{scale * found.interval.low:.{digits}f}, {scale * found.interval.high:.{digits}f}]"
+
+
+def points(found: Difference | None) -> str:
+    """A difference of accuracies in points, with its sign."""
+    if found is None:
+        return "–"
+    told = f"{100 * found.mean:+.1f}"
+    if found.interval is None:
+        return told
+    return f"{told} [{100 * found.interval.low:+.1f}, {100 * found.interval.high:+.1f}]"
+
+
+def notes(report: ExperimentReport) -> list[str]:
+    """What stands below the table."""
+    rows = report.rows
+    told = [
+        f"{report.problem_set}: {report.num_problems} problems, {report.num_samples} samples each, seed {report.seed}; "
+        f"small {report.small_model or '–'}, large {report.large_model or '–'}. In brackets 95 % intervals, problems "
+        "drawn whole. Tokens are computed ones per sample: kept, discarded and aside.",
+        "* on the Pareto front of accuracy against large tokens, random's rows aside.",
+    ]
+    if any(row.gain for row in rows):
+        told.append(
+            f"Gain: accuracy less that of random takeovers at equal large tokens, paired by problem. {_how(rows)}"
+        )
+    if any(row.shares_engines and row.large_tokens_per_s for row in rows):
+        told.append("† other jobs ran at the same time: the speed is shared.")
+    return [*told, *(f"Beware: {caveat}." for caveat in report.caveats)]
+
+
+def _how(rows: Sequence[RowReport]) -> str:
+    """Where each gain is read from."""
+    told = []
+    for row in rows:
+        if row.gain is None:
+            continue
+        jobs = " and ".join(map(str, row.gain.jobs))
+        if len(row.gain.jobs) == 1 and row.gain.ratio != 1.0:
+            told.append(f"job {row.job_id}: against job {jobs} with {row.gain.ratio:.2f} times its large tokens")
+        else:
+            told.append(f"job {row.job_id}: {'between jobs' if len(row.gain.jobs) > 1 else 'against job'} {jobs}")
+    return f"{'; '.join(told)}."
+
+
+def render(report: ExperimentReport, form: TableFormat) -> str:
+    """The text of a table in a form that has one."""
+    match form:
+        case TableFormat.MARKDOWN:
+            return _markdown(report)
+        case TableFormat.LATEX:
+            return _latex(report)
+        case TableFormat.CSV:
+            return _csv(report)
+        case TableFormat.TABLE | TableFormat.JSON:
+            raise ValueError(f"{form} is printed elsewhere")
+        case _:
+            assert_never(form)
+
+
+def _markdown(report: ExperimentReport) -> str:
+    def line(values: Sequence[str]) -> str:
+        return f"| {' | '.join(value.replace('|', chr(92) + '|') for value in values)} |"
+
+    ruled = f"|{'|'.join(['---'] + ['---:'] * (len(COLUMNS) - 1))}|"
+    table = [line(COLUMNS), ruled, *(line(cells(row)) for row in report.rows)]
+    return "\n".join([*table, "", *(f"{note}  " for note in notes(report))]) + "\n"
+
+
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "†": r"$^\dagger$", "·": r"$\cdot$",
+    }
+)  # fmt: skip
+
+
+def _latex(report: ExperimentReport) -> str:
+    """A booktabs table."""
+
+    def line(values: Sequence[str]) -> str:
+        return f"{' & '.join(value.translate(_LATEX) for value in values)} \\\\"
+
+    return (
+        "\n".join(
+            [
+                r"\begin{tabular}{l" + "r" * (len(COLUMNS) - 1) + "}",
+                r"\toprule",
+                line(COLUMNS),
+                r"\midrule",
+                *(line(cells(row)) for row in report.rows),
+                r"\bottomrule",
+                r"\end{tabular}",
+                *(f"% {note}" for note in map(visible, notes(report))),
+            ]
+        )
+        + "\n"
+    )
+
+
+_Value: TypeAlias = str | int | float | bool | None
+
+
+def csv_values(row: RowReport) -> dict[str, _Value]:
+    """A row of the CSV; shares and accuracies are fractions."""
+    measured = {
+        "accuracy": row.accuracy,
+        "large_tokens": row.large_tokens,
+        "total_tokens": row.total_tokens,
+        "gain": row.gain.difference if row.gain else None,
+        "against_small": row.against_small,
+        "against_large": row.against_large,
+    }
+    ends = {f"{name}{end}": _end(found, end) for name, found in measured.items() for end in ("", "_low", "_high")}
+    return {
+        "name": row.name,
+        "job_id": row.job_id,
+        "policy": row.policy,
+        "state": row.state,
+        "control_of": row.control_of,
+        "num_problems": row.num_problems,
+        "num_scored": row.num_scored,
+        **ends,
+        "gain_jobs": " ".join(map(str, row.gain.jobs)) if row.gain else None,
+        "gain_token_ratio": row.gain.ratio if row.gain else None,
+        "takeovers": row.takeovers,
+        **{field.name: getattr(row.owners, field.name, None) for field in fields(TokensByOwner)},
+        "on_front": row.on_front,
+        "on_total_front": row.on_total_front,
+        "small_tokens_per_s": row.small_tokens_per_s,
+        "large_tokens_per_s": row.large_tokens_per_s,
+        "shares_engines": row.shares_engines,
+    }
+
+
+def _end(found: Estimate | Difference | None, end: str) -> float | None:
+    if found is None or not end:
+        return None if found is None else found.mean
+    interval = found.interval
+    return None if interval is None else interval.low if end == "_low" else interval.high
+
+
+def _csv(report: ExperimentReport) -> str:
+    rows = [csv_values(row) for row in report.rows]
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(rows[0])
+    writer.writerows([csv_cell(value) for value in row.values()] for row in rows)
+    return stream.getvalue()

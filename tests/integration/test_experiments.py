@@ -1,0 +1,274 @@
+"""Sweeps on a real Postgres, written by a scripted pair: rows, controls, resuming, and the report."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from pipeline import Client
+from pipeline.cli import main
+from pipeline.db.removal import remove_job
+from pipeline.db.session import transaction
+from pipeline.embedded import Connections
+from pipeline.errors import ConfigurationError, NotFound
+from pipeline.experiments.plan import Axis, PlannedRow, Shares, plan_rows
+from pipeline.experiments.results import ExperimentReport
+from tests.integration.scripted_pair import Pair, problem_set, scripted_pair
+
+pytestmark = pytest.mark.integration
+
+PILOT, SCORED = problem_set(100), problem_set(0)
+BOTH: dict[str, Any] = {"small": "small", "large": "large", "seed": 7, "max_tokens": 300, "num_samples": 2}
+GRID = [Axis(key="policy.threshold", values=(0.2, 1.0))]
+
+
+@pytest.fixture
+def client(connections: Connections) -> Iterator[Client]:
+    with Client(connections.submitter_url, connections.reader_url) as client:
+        yield client
+
+
+@pytest.fixture
+def pair(db_engine: Engine) -> Iterator[Pair]:
+    with scripted_pair(db_engine, PILOT, SCORED) as pair:
+        yield pair
+
+
+def rows() -> list[PlannedRow]:
+    return plan_rows(["glimpse"], GRID, baselines=True)
+
+
+def finished(client: Client, pair: Pair) -> ExperimentReport:
+    client.sweep("triggers", rows(), SCORED, **BOTH)
+    pair.work()
+    client.add_controls("triggers")
+    pair.work()
+    return client.experiment("triggers")
+
+
+def test_report_has_each_row_with_its_control_behind_it(client: Client, pair: Pair) -> None:
+    report = finished(client, pair)
+    assert [row.name for row in report.rows] == [
+        "small-only", "large-only", "glimpse threshold=0.2", "random for glimpse threshold=0.2",
+        "glimpse threshold=1.0", "random for glimpse threshold=1.0",
+    ]  # fmt: skip
+    small, large, often, _, seldom, control = report.rows
+    assert small.accuracy is not None
+    assert small.accuracy.mean == pytest.approx(8 / 12)
+    assert [row.accuracy and row.accuracy.mean for row in (large, often, seldom)] == [1.0, 1.0, 1.0]
+    assert (small.large_tokens and small.large_tokens.mean) == 0
+    assert seldom.large_tokens is not None
+    assert often.large_tokens is not None
+    assert large.large_tokens is not None
+    assert 0 < seldom.large_tokens.mean < often.large_tokens.mean < large.large_tokens.mean
+    assert seldom.takeovers == pytest.approx(4 / 12)
+    assert control.control_of == seldom.job_id
+    assert seldom.against_small is not None
+    assert seldom.against_small.mean == pytest.approx(4 / 12)
+    assert [row.name for row in report.rows if row.on_front] == ["small-only", "glimpse threshold=1.0"]
+    assert seldom.gain is not None
+    assert control.gain is None
+    assert (report.num_problems, report.num_samples, report.seed) == (12, 2, 7)
+
+
+def test_numbers_of_the_report_are_those_of_the_samples(client: Client, pair: Pair) -> None:
+    """Tokens by owner, large tokens computed and the gain, each counted from the tables by another way."""
+    report = finished(client, pair)
+    seldom = report.rows[4]
+    assert seldom.owners is not None
+    sums = client.sql(f"""
+        SELECT g.author, sum(cardinality(g.token_ids)), sum(cardinality(g.discarded_ids)), count(DISTINCT g.sample_id)
+        FROM segments g JOIN samples s ON s.id = g.sample_id WHERE s.job_id = {seldom.job_id} GROUP BY 1 ORDER BY 1
+    """).rows
+    (_, kept_large, discarded_large, _), (_, kept_small, discarded_small, num_samples) = sums
+    assert (seldom.owners.kept_large, seldom.owners.kept_small) == (kept_large / 24, kept_small / num_samples)
+    assert (seldom.owners.discarded_large, seldom.owners.discarded_small) == (
+        discarded_large / 24,
+        discarded_small / 24,
+    )
+    assert seldom.large_tokens is not None
+    assert seldom.large_tokens.mean == pytest.approx((kept_large + discarded_large) / 24)
+    assert seldom.gain is not None
+    by_job = {
+        row.job_id: {problem.problem: problem.score for problem in client.problem_scores(row.job_id)}
+        for row in report.rows
+    }
+    tokens = {row.job_id: row.large_tokens.mean for row in report.rows if row.large_tokens is not None}
+    wanted, (first, *second) = tokens[seldom.job_id], seldom.gain.jobs
+    weight = (wanted - tokens[first]) / (tokens[second[0]] - tokens[first]) if second else 0.0
+    line = {
+        name: (1 - weight) * score + weight * by_job[(second or (first,))[0]][name]
+        for name, score in by_job[first].items()
+    }
+    gains = [by_job[seldom.job_id][name] - line[name] for name in line]
+    assert seldom.gain.difference.mean == pytest.approx(math.fsum(gains) / 12)
+
+
+def test_a_sweep_that_is_run_again_submits_what_is_missing(client: Client, pair: Pair) -> None:
+    first = client.sweep("triggers", rows()[:2], SCORED, **BOTH)
+    assert [job.policy for job in first] == ["small-only", "large-only"]
+    added = client.sweep("triggers", rows(), SCORED, **BOTH)
+    assert [job.policy for job in added] == ["glimpse", "glimpse"]
+    assert client.sweep("triggers", rows(), SCORED, **BOTH) == []
+    assert client.add_controls("triggers") == []  # none has ended
+    pair.work()
+    controls = client.add_controls("triggers")
+    assert [job.policy for job in controls] == ["random", "random"]
+    assert {job.config.seed for job in controls} == {7}
+    assert {job.problem_set_id for job in controls} == {first[0].problem_set_id}
+    assert client.add_controls("triggers") == []
+    assert len(client.jobs()) == 6
+
+
+def test_without_a_seed_all_rows_have_the_experiments(client: Client) -> None:
+    options = {name: value for name, value in BOTH.items() if name != "seed"}
+    first = client.sweep("triggers", rows()[:3], SCORED, **options)
+    (last,) = client.sweep("triggers", rows(), SCORED, **options)
+    assert len({job.config.seed for job in (*first, last)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("problems", "changed", "told"),
+    [
+        (PILOT, {}, "other problems"),
+        (SCORED, {"limit": 3}, "other problems"),
+        (SCORED, {"seed": 8}, "seed 8 instead of 7"),
+        (SCORED, {"num_samples": 3}, "num_samples 3 instead of 2"),
+        (SCORED, {"temperature": 0.1}, "another sampling"),
+        (SCORED, {"small": "tiny"}, "small tiny instead of small"),
+        (SCORED, {"grader": "exact"}, "grader exact instead of math"),
+    ],
+)
+def test_rows_that_would_not_be_comparable_are_refused(
+    client: Client, problems: Any, changed: dict[str, Any], told: str
+) -> None:
+    (job,) = client.sweep("triggers", rows()[:1], SCORED, **BOTH)
+    for asked in (rows(), rows()[:1]):  # also where all rows are there
+        with pytest.raises(ConfigurationError, match=rf"asked otherwise before \(job {job.id}\): .*{told}"):
+            client.sweep("triggers", asked, problems, **{**BOTH, **changed})
+    assert len(client.jobs()) == 1
+
+
+def test_a_row_that_cannot_be_submitted_leaves_none(client: Client) -> None:
+    with pytest.raises(ConfigurationError, match="needs a large model"):
+        client.sweep("triggers", rows(), SCORED, small="small", seed=7)
+    assert client.jobs() == []
+    with pytest.raises(NotFound, match="no experiment 'triggers'; there are: none yet"):
+        client.experiment("triggers")
+    with pytest.raises(NotFound):
+        client.add_controls("triggers")
+
+
+def test_what_cannot_be_matched_is_noted(client: Client, pair: Pair) -> None:
+    notes: list[str] = []
+    client.on_note(notes.append)
+    never = plan_rows(["glimpse"], [Axis(key="policy.threshold", values=(9,))], baselines=True)
+    client.sweep("quiet", never, SCORED, **BOTH)
+    pair.work()
+    assert client.add_controls("quiet") == []
+    assert any("(glimpse threshold=9) gets no control: 0 takeovers" in note for note in notes)
+    assert any("no random control" in caveat for caveat in client.experiment("quiet").caveats)
+
+
+def test_shares_come_from_a_pilot(client: Client, pair: Pair) -> None:
+    pilot = client.submit(
+        PILOT, small="small", policy="small-only", policy_values={"signals": "all"}, num_samples=2, seed=7
+    )
+    pair.work()
+    planned = plan_rows(["glimpse"], shares=Shares(pilot=pilot.id, shares=(0.05, 0.5)))
+    jobs = client.sweep("shares", planned, SCORED, **BOTH)
+    assert [job.config.calibrated_from and job.config.calibrated_from.share for job in jobs] == [0.05, 0.5]
+    low, high = (job.config.policy.threshold for job in jobs)  # type: ignore[attr-defined]
+    assert low > high
+
+
+def test_a_removed_job_leaves_the_experiment_and_is_submitted_again(
+    client: Client, pair: Pair, db_engine: Engine
+) -> None:
+    report = finished(client, pair)
+    gone = report.rows[4]
+    with transaction(db_engine) as connection:
+        remove_job(connection, gone.job_id)
+        left = connection.execute(text("SELECT count(*), count(control_of) FROM experiment_jobs")).one()
+    assert tuple(left) == (5, 1)
+    orphan = f"job {report.rows[5].job_id} is a control of a job that was removed"
+    assert orphan in client.experiment("triggers").caveats
+    (again,) = client.sweep("triggers", rows(), SCORED, **BOTH)
+    assert again.name == "triggers · glimpse threshold=1.0"
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+
+
+def test_command_submits_reports_and_goes_on(
+    connections: Connections,
+    pair: Pair,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["specthink", "sweep", "<b>t</b>", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
+
+    monkeypatch.setenv("SPECTHINK_DATABASE_URL", connections.database_url.get_secret_value())
+    monkeypatch.setenv("SPECTHINK_REDIS_URL", connections.redis_url.get_secret_value())
+    file = tmp_path / "sums.jsonl"
+    file.write_text("".join(json.dumps({"id": p.external_id, "problem": p.prompt, "answer": p.answer}) + "\n"
+                            for p in SCORED.problems))  # fmt: skip
+    pair_of = ("--small", "small", "--large", "large", "--seed", "7", "--max-tokens", "300")
+    asked = (str(file), *pair_of, "--policies", "glimpse", "--grid", "glimpse.threshold=0.2,1.0", "--baselines")
+    code, out, _ = run(*asked)
+    assert code == 0
+    assert [line.split(" ", 1)[1] for line in out.splitlines()] == [row.name for row in rows()]
+    assert run(*asked, "--controls")[2].strip().endswith("run this again for their controls, or give --wait")
+    pair.work()
+    assert "random for glimpse threshold=0.2" in run("--controls")[2]
+    pair.work()
+    page = tmp_path / "page.html"
+    code, out, _ = run("--html", str(page), "--format", "csv")
+    found = list(csv.DictReader(io.StringIO(out)))
+    assert [row["policy"] for row in found] == ["small-only", "large-only", "glimpse", "random", "glimpse", "random"]
+    assert float(found[4]["accuracy"]) == 1.0
+    assert float(found[4]["accuracy_low"]) < 1.0
+    told = run()[1]
+    assert "glimpse threshold=1.0 *" in told
+    assert "Gain: accuracy less that of random takeovers at equal large tokens" in told
+    assert run("--format", "latex")[1].count("\\\\") == 7
+    assert run("--format", "markdown")[1].splitlines()[4].startswith("| glimpse threshold=0.2 |")
+    assert json.loads(run("--format", "json")[1])["rows"][4]["gain"]["ratio"] == 1.0
+    html = page.read_text()
+    tags = Tags()
+    tags.feed(html)
+    assert "b" not in tags.names
+    assert tags.names.count("img") == 4
+    for wrong, what in (
+        (("--format", "pdf"), "give one of table, markdown, latex, csv, json"),
+        (("--policies", "glimpse"), "give the problems, too"),
+        ((str(file), *pair_of, "--policies", "glimpse", "--shares", "0.1"), "go together"),
+        ((str(file), *pair_of, "--policies", "glimpse", "--grid", "threshold"), "write KEY=V1,V2"),
+        ((str(file), *pair_of, "--policies", "glimpse", "--grid", "policy.magic=1"), "has 'policy.magic'"),
+        ((str(file), *pair_of), "no policies: name some"),
+    ):
+        code, out, err = run(*wrong)
+        assert (code, out) == (2, ""), wrong
+        assert what in " ".join(err.replace("│", " ").split()), err
