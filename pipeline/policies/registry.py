@@ -23,8 +23,10 @@ from pipeline.plugins import (
 )
 from pipeline.policies.baselines import LargeOnlySpec, SmallOnlySpec
 from pipeline.policies.glimpse import GlimpseSpec
+from pipeline.policies.mentor import MentorSpec
 from pipeline.policies.protocol import Policy
 from pipeline.policies.random_delegation import RandomDelegationSpec
+from pipeline.policies.specreason import DoubtedSpec, RatedSpec
 from pipeline.policies.specs import PolicySpec
 from pipeline.policies.speculative_thinking.improved import ImprovedInstructSpec, SpeculativeThinkingSpec
 from pipeline.policies.speculative_thinking.paper import PaperInstructSpec, PaperSpec
@@ -41,6 +43,9 @@ _OWN: tuple[type[PolicySpec], ...] = (
     LargeOnlySpec,
     RandomDelegationSpec,
     GlimpseSpec,
+    RatedSpec,
+    DoubtedSpec,
+    MentorSpec,
 )
 """The first preset of a name is its default."""
 

@@ -38,6 +38,7 @@ class Trigger(StrEnum):
     REPETITION = "repetition"  # small writes in a loop
     RANDOM = "random"  # drawn by the control
     GLIMPSE = "glimpse"  # the first token of a step was uncertain
+    REJECTED = "rejected"  # large did not accept a step that small drafted
     PEEK = "peek"  # preset code: small looks ahead
     SAMPLE_AGAIN = "sample_again"  # preset code: small goes on from before its peek
     PEEK_KEPT = "peek_kept"  # preset code: small's peek, put back into the text
@@ -136,10 +137,14 @@ class Insert:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Take:
-    """Put the first num_tokens of an aside into the text, as a segment by the aside's author."""
+    """Put the first num_tokens of an aside into the text, as a segment by the aside's author.
+
+    takes_over: as in ``Generate``; the aside is large's, and stands where small would have gone on.
+    """
 
     index: int
     num_tokens: int
+    takes_over: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
