@@ -228,7 +228,7 @@ class _State(AskingState):
     first_steps: int = 0
     """Steps of the opening that are left, the one that is being written included."""
     is_closed: bool = False
-    """Large had nothing to write at this place: small's next step stays unjudged."""
+    """Large had nothing to write at this place: what small writes stays unjudged, up to the end of a step."""
     draft: int = 0
     """The aside that is judged."""
     steps: tuple[_Step, ...] = ()
@@ -295,7 +295,7 @@ class SpecReasonPolicy(AskingPolicy[_State], StepPolicy[_State]):
     def _after_aside(self, context: SampleContext, state: _State, event: Answered) -> Transition:
         room = context.max_tokens - event.start_token
         if state.purpose == DRAFT:
-            return self._after_draft(self._read_draft(context, state, event), event, room)
+            return self._after_draft(self._read_draft(context, state, event), room, is_judged=not state.is_closed)
         if state.purpose == SELF_CHECK:
             return self._after_self_check(state, event, room)
         return self._after_judgement(state, event, room)
@@ -317,14 +317,15 @@ class SpecReasonPolicy(AskingPolicy[_State], StepPolicy[_State]):
             steps.append(_Step(num_tokens=place, num_judged=judged, text=after))
             read = place
         over = None if is_interrupted else why_over(event, asked=state.max_tokens)
-        return state.model_copy(update={"draft": event.index, "steps": tuple(steps), "end": over})
+        update = {"draft": event.index, "steps": tuple(steps), "end": over}
+        return state.model_copy(update=update | {"is_closed": state.is_closed and not watcher.ends})
 
-    def _after_draft(self, state: _State, event: Answered, room: int) -> Transition:
+    def _after_draft(self, state: _State, room: int, *, is_judged: bool) -> Transition:
         if not state.steps:
-            if state.end is FinishReason.CONTEXT or state.is_closed:
+            if state.end is FinishReason.CONTEXT or not is_judged:
                 return end(state.end or FinishReason.EOS)
             return self._take_over(state, 0, room)
-        if state.is_closed:
+        if not is_judged:
             return self._accept(state, room)
         everything = state.model_copy(update={"unsure": tuple(range(len(state.steps)))})
         if self._own_limit is None:
@@ -373,17 +374,12 @@ class SpecReasonPolicy(AskingPolicy[_State], StepPolicy[_State]):
         """The whole draft stays."""
         last = state.steps[-1]
         take, room = (Take(index=state.draft, num_tokens=last.num_tokens),), room - last.num_tokens
-        after = state.model_copy(update={"text": last.text, "is_closed": self._stays_closed(state, last.text)})
+        after = state.model_copy(update={"text": last.text})
         if not last.text.thinking:
             return self._answer(after, room, insert=take, reading=reading)
         if state.end is FinishReason.EOS or (state.end is not None and room > 0):
             return end(state.end, insert=take, reading=reading)
         return self._draft(after, room, insert=take, reading=reading)
-
-    @staticmethod
-    def _stays_closed(state: _State, text: TextState) -> bool:
-        """A place is closed to its next break, however long that takes."""
-        return state.is_closed and not text.at_break
 
     def _take_over(self, state: _State, index: int, room: int, reading: Reading | None = None) -> Transition:
         """Large writes a step in its place; those before it stay."""

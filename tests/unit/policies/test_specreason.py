@@ -429,7 +429,7 @@ class Loop:
             self.let_large_write()
             return
         self.story.put(self.pair, SMALL, "draft", texts[: ends[-1]])
-        self.is_closed = self.is_closed and not self.story.text.endswith("\n\n")
+        self.is_closed = self.is_closed and why is not None
         if self.is_thinking() and (why is FinishReason.EOS or (why is FinishReason.CONTEXT and self.room > 0)):
             self.story.reason = why
 
