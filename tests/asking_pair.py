@@ -25,7 +25,24 @@ END = "END"
 """A model's end of text; it is no token."""
 QUESTION_TOKENS = 3
 """So many tokens a question takes in a model's context."""
-WORDS = [" a", " b", ",", ".\n\n", ".\n\n", "\n", "\n\n", " So", "Wait", " x\n", "</think>", "</th", "ink>", "é", "", END]
+WORDS = [
+    " a",
+    " b",
+    ",",
+    ".\n\n",
+    ".\n\n",
+    "\n",
+    "\n\n",
+    " So",
+    "Wait",
+    " x\n",
+    "</think>",
+    "</th",
+    "ink>",
+    "é",
+    "",
+    END,
+]
 Verdict: TypeAlias = tuple[float, float, str] | None
 
 
@@ -50,7 +67,9 @@ class Pair:
     def labels(self, role: ModelRole, before: Sequence[str], labels: Sequence[str]) -> dict[str, float | None]:
         """Log-probabilities: of all labels together much, half, little or nothing."""
         mass = (1.0, 0.9, 0.9, 0.5, 0.3, 0.0)[self._drawn("mass", role.value, tuple(before)) % 6]
-        weights = [self._drawn(label, role.value, tuple(before)) % 4 ** (index % 3) for index, label in enumerate(labels)]
+        weights = [
+            self._drawn(label, role.value, tuple(before)) % 4 ** (index % 3) for index, label in enumerate(labels)
+        ]
         total = sum(weights)
         return {
             label: round(math.log(mass * weight / total), 5) if mass * weight else None
@@ -163,9 +182,7 @@ class Driver:
         self._written.append((role, request.purpose, piece))
         after = self.policy.advance(self.context, transition.state, event)
         shown = tuple(texts[: self._stop]) if self._stop else tuple(texts)
-        self.story.asides.append(
-            Aside(role, request.purpose, request.question, shown, verdict_of(after.reading))
-        )
+        self.story.asides.append(Aside(role, request.purpose, request.question, shown, verdict_of(after.reading)))
         return after
 
     def _write(
@@ -197,7 +214,9 @@ class Driver:
             role, purpose, piece = self._written[part.index]
             start = len(self.story.tokens)
             self.story.put(self.pair, role, purpose, piece.texts[: part.num_tokens], takes_over=part.takes_over)
-            assert [token_id for token_id, _, _ in self.story.tokens[start:]] == list(piece.token_ids[: part.num_tokens])
+            assert [token_id for token_id, _, _ in self.story.tokens[start:]] == list(
+                piece.token_ids[: part.num_tokens]
+            )
 
 
 def sample_context(max_tokens: int, *, think_end: str = "</think>", job_seed: int = 0) -> SampleContext:

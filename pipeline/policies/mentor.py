@@ -60,7 +60,8 @@ class MentorSpec(PolicySpec):
     """Probability that large is consulted at a word of small's. Code: 0.24 in one version, 0.04 in another (it says 25 and
     5 of 100, and leaves one out)."""
     chunk: Tokens = 16
-    """Most tokens of a continuation. Code: 16; the paper finds that 4 to 8 do."""
+    """Most tokens of a continuation; small's own has a whole character at its end. Code: 16; the paper finds that 4 to 8
+    do."""
     chooser: Literal["small", "large", "own", "mentor"] = "small"
     """Who chooses between the two. Code: small. own and mentor: always that one, to tell how much the choice is worth."""
     order: Literal["drawn", "fixed", "both"] = "drawn"
@@ -182,13 +183,13 @@ class MentorPolicy(AskingPolicy[_State]):
 
     def _go_on(self, context: SampleContext, state: _State, room: int) -> Transition:
         """What follows what waits: more of it, a consultation at the next word that is drawn, or it stays."""
-        reader, num_waiting = self._read_waiting(context, state), len(state.texts)
-        if reader.place is None:
-            return self._stay(context, state, room)
-        missing = min(reader.place + self._spec.chunk, room) - num_waiting
+        reader = self._read_waiting(context, state)
+        missing = min(reader.num_missing, room - len(state.texts))
         if missing > 0 and state.end is None and reader.thinking:
             ask = Ask(role=SMALL, purpose=DRAFT, after=state.waiting, max_tokens=missing, greedy=False)
             return self._ask(state, ask)
+        if reader.place is None:
+            return self._stay(context, state, room)
         if not _shown(state.texts[reader.place :], context).split():
             return self._go_on(context, _decided(state, reader), room)
         max_tokens = min(self._spec.chunk, room - reader.place)
@@ -338,7 +339,8 @@ def _shown(texts: Sequence[str], context: SampleContext) -> str:
 
 
 class _DraftWatcher:
-    """Ends small's writing a continuation's length from a word that is drawn, or with the think phase.
+    """Ends small's writing a continuation's length from a word that is drawn, at a whole character, or with the think
+    phase.
 
     place: tokens before that word, None while none is drawn. num_draws: words drawn about, up to that one.
     """
@@ -364,14 +366,20 @@ class _DraftWatcher:
         """What matters of the text so far."""
         return self._reader.state
 
+    @property
+    def num_missing(self) -> int:
+        """Tokens that are lacking for a continuation from the place, and for a whole character at the end."""
+        num_tokens = len(self._texts)
+        lacking = 0 if self.place is None else self.place + self._spec.chunk - num_tokens
+        return max(lacking, int(whole_characters(self._texts, num_tokens) < num_tokens))
+
     def feed(self, text: str, readings: Readings | None = None) -> bool:
         begins_word = self._words.feed(text)
         self._reader.feed(text)
         if begins_word and self.place is None and self.thinking and self._is_drawn():
             self.place = whole_characters(self._texts, len(self._texts))
         self._texts.append(text)
-        is_whole = self.place is not None and len(self._texts) - self.place >= self._spec.chunk
-        return is_whole or not self.thinking
+        return not self.thinking or (self.place is not None and self.num_missing == 0)
 
     def _is_drawn(self) -> bool:
         self.num_draws += 1

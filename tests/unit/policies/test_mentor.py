@@ -115,7 +115,7 @@ def test_small_writes_until_a_word_is_drawn_and_a_continuation_more() -> None:
 
 
 def test_a_word_begins_behind_white_space() -> None:
-    play = Play(MentorSpec(rate=0, draft_tokens=9))
+    play = Play(MentorSpec(rate=0, draft_tokens=8))
     play.drafts("So", "up", " is", ".\n\n", "Then", "", " é", " \n", finish=LENGTH)
     assert play.last.state["num_draws"] == 4
 
@@ -231,8 +231,6 @@ def test_larges_continuation_ends_with_a_whole_character() -> None:
 
 
 def test_a_place_is_not_inside_a_character() -> None:
-    play = Play(MentorSpec(rate=0, chunk=1, draft_tokens=9))
-    play.spec = MentorSpec(rate=1, chunk=1)
     seed = next(seed for seed in range(99) if _drawn(seed) == [False, True])
     play = Play(MentorSpec(rate=0.5, chunk=1), sample_context(1000, job_seed=seed))
     assert play.watched("a", " ", "", "é") == 4
@@ -415,6 +413,8 @@ class Loop:
         taken_back = self.story.tokens[len(self.story.tokens) - unfinished :] if unfinished else []
         del self.story.tokens[len(self.story.tokens) - unfinished :]
         own, why = self.look_ahead(SMALL, self.spec.chunk)
+        while not own[-1] and why is None and len(own) < self.room:
+            own, why = self.look_ahead(SMALL, len(own) + 1)
         chunk, mentor_why = self.look_ahead(LARGE, self.spec.chunk)
         words = self.shown(own).split()
         if words:

@@ -75,11 +75,18 @@ class Play:
         self.num_tokens += (self.last.keep or 0) + taken
         return decided(self.last)
 
-    def _answered(self, texts: tuple[str, ...], finish: SegmentFinish, labels: dict[str, float]) -> tuple[Decision, ...]:
+    def _answered(
+        self, texts: tuple[str, ...], finish: SegmentFinish, labels: dict[str, float]
+    ) -> tuple[Decision, ...]:
         piece = Piece(token_ids=tuple(range(len(texts))), texts=texts)
         read = {label: labels.get(label) for label in self.ask.labels} if labels else {}
         event = Answered(
-            index=self.num_asides, role=self.ask.role, piece=piece, finish=finish, start_token=self.num_tokens, labels=read
+            index=self.num_asides,
+            role=self.ask.role,
+            piece=piece,
+            finish=finish,
+            start_token=self.num_tokens,
+            labels=read,
         )
         self.num_asides += 1
         return self._advanced(event)
@@ -319,9 +326,7 @@ def test_an_answer_that_nobody_asked_for_is_refused() -> None:
     play = Play()
     piece = Piece(token_ids=(), texts=())
     with pytest.raises(ValueError, match="small model was to write an aside"):
-        play.policy.advance(
-            play.context, play.last.state, Written(role=SMALL, piece=piece, finish=EOS, start_token=0)
-        )
+        play.policy.advance(play.context, play.last.state, Written(role=SMALL, piece=piece, finish=EOS, start_token=0))
 
 
 def test_presets_have_numbers_of_their_own() -> None:
