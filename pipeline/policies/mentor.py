@@ -57,21 +57,21 @@ class MentorSpec(PolicySpec):
 
     name: Literal["mentor"] = "mentor"
     rate: Annotated[float, Field(ge=0, le=1)] = 0.24
-    """Probability that large is consulted at a word of small's. Code: 0.24 in one version, 0.04 in another (it says 25 and
-    5 of 100, and leaves one out)."""
+    """Probability that large is consulted at a word of small's. Code: 0.24 in one version, 0.04 in another (it says 25
+    and 5 of 100, and leaves one out)."""
     chunk: Tokens = 16
-    """Most tokens of a continuation; small's own has a whole character at its end. Code: 16; the paper finds that 4 to 8
-    do."""
+    """Most tokens of a continuation; small's own has a whole character at its end. Code: 16; the paper finds that 4 to
+    8 do."""
     chooser: Literal["small", "large", "own", "mentor"] = "small"
-    """Who chooses between the two. Code: small. own and mentor: always that one, to tell how much the choice is worth."""
+    """Who chooses between the two. Code: small. own and mentor: always that one, to tell what the choice is worth."""
     order: Literal["drawn", "fixed", "both"] = "drawn"
     """Which continuation stands first. drawn: either, ours. fixed: small's own, as in the code. both: asked in both
     orders, by the mean of the log-probabilities."""
     min_mass: MinMass = 0.5
     """Least probability of both letters together; below it nothing was chosen, and small's own text stays. Ours."""
     draft_tokens: Tokens = 128
-    """Most tokens of small that wait for a word to be drawn before they are put into the text. Ours: some 20 words, while
-    one in four is drawn; more would only be lost with a worker."""
+    """Most tokens of small that wait for a word to be drawn before they are put into the text. Ours: some 90 words,
+    while one in four is drawn; more would only be lost with a worker."""
     answer_role: ModelRole = SMALL
     """Who writes the answer after the think phase. Ours."""
     question: str = (

@@ -98,7 +98,7 @@ class ActiveSample:
             )
         if takes_over and aside.author is not Author.LARGE:
             raise PipelineError(
-                f"{self.setup.policy_label} lets {aside.author} take over by aside {index}, but only large is called in "
-                "in the place of small; leave takes_over out of this Take"
+                f"{self.setup.policy_label} lets {aside.author} take over by aside {index}, but only large is called "
+                "in in the place of small; leave takes_over out of this Take"
             )
         return take_head(aside, num_tokens, takes_over=takes_over)
