@@ -5,8 +5,10 @@ from pipeline.errors import ConfigurationError
 from pipeline.policies import AnyPolicySpec, PolicySpec, parse_policy, policy_names
 from pipeline.policies.baselines import LargeOnlySpec, SmallOnlySpec
 from pipeline.policies.glimpse import GlimpseSpec
+from pipeline.policies.mentor import MentorSpec
 from pipeline.policies.random_delegation import RandomDelegationSpec
 from pipeline.policies.reading.cues import CueLists
+from pipeline.policies.specreason import DoubtedSpec, RatedSpec
 from pipeline.policies.speculative_thinking.improved import ImprovedInstructSpec, SpeculativeThinkingSpec
 from pipeline.policies.speculative_thinking.paper import PaperInstructSpec, PaperSpec
 from pipeline.policies.speculative_thinking.released_code import CodeInstructSpec, CodeSpec
@@ -23,6 +25,9 @@ SPECS = {
     "large-only": LargeOnlySpec(),
     "random": RandomDelegationSpec(),
     "glimpse": GlimpseSpec(),
+    "specreason:rating": RatedSpec(),
+    "specreason:doubt": DoubtedSpec(),
+    "mentor": MentorSpec(),
 }
 
 
