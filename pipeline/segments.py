@@ -215,11 +215,12 @@ SEGMENT_HASHED, ASIDE_HASHED = _hashed(StoredSegment), _hashed(StoredAside)
 """Of these, what ``content_sha256`` is of, beside the signals."""
 
 
-def take_head(aside: Aside, num_tokens: int) -> WrittenSegment:
+def take_head(aside: Aside, num_tokens: int, *, takes_over: bool = False) -> WrittenSegment:
     """The first num_tokens of an aside as a segment by its author."""
     return WrittenSegment(
         author=aside.author,
         trigger=aside.purpose,
+        takes_over=takes_over,
         piece=aside.piece.head(num_tokens),
         num_kept=num_tokens,
         taken_from=aside.aside_index,

@@ -8,13 +8,13 @@ policy.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from pipeline.breaks import is_newlines
+from pipeline.policies.draws import draw
 from pipeline.policies.protocol import SampleContext, Transition
 from pipeline.policies.reading.handback import HandBack, HandBackFrom
 from pipeline.policies.reading.reader import Reader
@@ -89,12 +89,12 @@ class RandomDelegationPolicy(StepPolicy[_State]):
 
     def _opening(self, context: SampleContext) -> int:
         """Tokens of the sample's opening: their mean, rounded up or down as drawn for the sample."""
-        return math.floor(self._spec.opening_tokens + _draw(context, 0))
+        return math.floor(self._spec.opening_tokens + draw(context, 0))
 
     def _limit(self, context: SampleContext, number: int) -> int:
         """Most tokens of a sample's takeover of that number, from 1: they sum up to the mean times the number, rounded
         up or down as drawn for the sample, so that few takeovers have that mean, too."""
-        tokens, drawn = self._spec.tokens, _draw(context, 0)
+        tokens, drawn = self._spec.tokens, draw(context, 0)
         return math.floor(number * tokens + drawn) - math.floor((number - 1) * tokens + drawn)
 
     def _takeover_limit(self, context: SampleContext, state: _State) -> int:
@@ -123,7 +123,7 @@ class _DraftWatcher:
         if not self._is_place(text):
             return False
         self.num_draws += 1
-        return _draw(self._context, self.num_draws) < self._spec.rate
+        return draw(self._context, self.num_draws) < self._spec.rate
 
     def _is_place(self, text: str) -> bool:
         """Whether the token that was read last ends a place that may be drawn."""
@@ -133,9 +133,3 @@ class _DraftWatcher:
         if text:
             self._in_break = self.reader.at_break
         return begins
-
-
-def _draw(context: SampleContext, number: int) -> float:
-    """A number in [0, 1) that depends on (job seed, problem, sample index, number) alone."""
-    source = f"{context.job_seed}/{context.sample_index}/{number}/{context.problem_id}"
-    return int.from_bytes(hashlib.sha256(source.encode()).digest()[:7]) / 2**56

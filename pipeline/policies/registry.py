@@ -24,10 +24,12 @@ from pipeline.plugins import (
 from pipeline.policies.baselines import LargeOnlySpec, SmallOnlySpec
 from pipeline.policies.first_steps import FirstStepsSpec
 from pipeline.policies.glimpse import GlimpseSpec
+from pipeline.policies.mentor import MentorSpec
 from pipeline.policies.protocol import Policy
 from pipeline.policies.random_delegation import RandomDelegationSpec
 from pipeline.policies.redo import RedoSpec, TrigSpec
 from pipeline.policies.relay import RelaySpec
+from pipeline.policies.specreason import DoubtedSpec, RatedSpec
 from pipeline.policies.specs import PolicySpec, ThresholdRule
 from pipeline.policies.speculative_thinking.improved import ImprovedInstructSpec, SpeculativeThinkingSpec
 from pipeline.policies.speculative_thinking.paper import PaperInstructSpec, PaperSpec
@@ -48,6 +50,9 @@ _OWN: tuple[type[PolicySpec], ...] = (
     RedoSpec,
     TrigSpec,
     RelaySpec,
+    RatedSpec,
+    DoubtedSpec,
+    MentorSpec,
 )
 """The first preset of a name is its default."""
 

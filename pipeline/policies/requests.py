@@ -43,6 +43,7 @@ class Trigger(StrEnum):
     HESITATION = "hesitation"  # words of hesitation in several steps of small in a row
     RELAY = "relay"  # small writes on after a cue of large, to the end of the sentence
     LEAD = "lead"  # large leads on after that sentence
+    REJECTED = "rejected"  # large did not accept a step that small drafted
     PEEK = "peek"  # preset code: small looks ahead
     SAMPLE_AGAIN = "sample_again"  # preset code: small goes on from before its peek
     PEEK_KEPT = "peek_kept"  # preset code: small's peek, put back into the text
@@ -141,10 +142,14 @@ class Insert:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Take:
-    """Put the first num_tokens of an aside into the text, as a segment by the aside's author."""
+    """Put the first num_tokens of an aside into the text, as a segment by the aside's author.
+
+    takes_over: as in ``Generate``; the aside is large's, and stands where small would have gone on.
+    """
 
     index: int
     num_tokens: int
+    takes_over: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

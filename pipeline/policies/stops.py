@@ -15,13 +15,15 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.policies.around import AroundPolicy, writer_of
 from pipeline.policies.composition import either
 from pipeline.policies.protocol import Policy, PolicyState, SampleContext, Transition, Watcher
-from pipeline.policies.requests import Event, Finish, Insert, Take, Trigger, Written
+from pipeline.policies.requests import Answered, Event, Finish, Insert, Take, Trigger, Written
 from pipeline.policies.turns import most_tokens, whole_characters
 from pipeline.samples import FinishReason, ModelRole
 from pipeline.signals import Readings
 
 Stops = Mapping[ModelRole, tuple[str, ...]]
 """The stop strings of each role."""
+_Asides = Mapping[int, tuple[str, ...]]
+"""The texts of asides, token by token, by their numbers."""
 
 
 class ReadText(BaseModel):
@@ -91,13 +93,15 @@ class _End:
 
 
 class _State(BaseModel):
-    """inner: of the policy inside. writer: who writes now, None while an aside is written. text: the kept one."""
+    """inner: of the policy inside. writer: who writes now, None while an aside is written. text: the kept one. asides:
+    the texts, token by token, of those written after all of it, by their numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     inner: PolicyState
     writer: ModelRole | None
     text: ReadText
+    asides: dict[int, tuple[str, ...]] = {}
 
 
 class Stopping(AroundPolicy):
@@ -110,7 +114,7 @@ class Stopping(AroundPolicy):
 
     def start(self, context: SampleContext) -> Transition:
         transition = self._policy.start(context)
-        return self._wrap(transition, self._read_on(context, ReadText.empty(context), (), transition.insert))
+        return self._wrap(transition, self._read_on(context, ReadText.empty(context), (), transition.insert, {}), {})
 
     def watcher(self, context: SampleContext, state: PolicyState) -> Watcher | None:
         stored = _State.model_validate(state)
@@ -129,7 +133,9 @@ class Stopping(AroundPolicy):
                 return _finish(context, event, end)
         transition = self._policy.advance(context, stored.inner, event)
         kept = texts[: transition.keep or 0]
-        return self._wrap(transition, self._read_on(context, stored.text, kept, transition.insert))
+        asides = stored.asides | ({event.index: event.piece.texts} if isinstance(event, Answered) else {})
+        text = self._read_on(context, stored.text, kept, transition.insert, asides)
+        return self._wrap(transition, text, {} if kept or transition.insert else asides)
 
     def _finder(self, context: SampleContext, text: ReadText, role: ModelRole | None) -> StopFinder:
         """role: whose stop strings are looked for; None: nobody's, the text is only followed."""
@@ -149,21 +155,26 @@ class Stopping(AroundPolicy):
         return _End(num_read=num_read, keep=keep, head=texts[place][:rest])
 
     def _read_on(
-        self, context: SampleContext, text: ReadText, kept: Iterable[str], put_in: Sequence[Take | Insert]
+        self,
+        context: SampleContext,
+        text: ReadText,
+        kept: Iterable[str],
+        put_in: Sequence[Take | Insert],
+        asides: _Asides,
     ) -> ReadText:
         """The text with what is kept of a piece. Behind what the policy puts in, a stop string begins anew."""
         finder = self._finder(context, text, None)
-        for part in kept:
-            finder.feed(part)
-        for insert in put_in:
-            if isinstance(insert, Insert):
-                finder.feed(insert.text)
+        for written in kept:
+            finder.feed(written)
+        for part in put_in:
+            for put in (part.text,) if isinstance(part, Insert) else asides.get(part.index, ())[: part.num_tokens]:
+                finder.feed(put)
         return finder.state.model_copy(update={"tail": ""}) if put_in else finder.state
 
-    def _wrap(self, transition: Transition, text: ReadText) -> Transition:
+    def _wrap(self, transition: Transition, text: ReadText, asides: _Asides) -> Transition:
         if isinstance(transition.then, Finish):
             return transition
-        state = _State(inner=transition.state, writer=writer_of(transition), text=text)
+        state = _State(inner=transition.state, writer=writer_of(transition), text=text, asides=dict(asides))
         return replace(transition, state=state.model_dump(mode="json"))
 
 

@@ -29,6 +29,7 @@ class _Beginning(BaseModel):
     inner: PolicyState
     head: str = ""
     has_thoughts: bool | None = None
+    asides: dict[int, tuple[str, ...]] = {}
 
 
 class AsThought(AroundPolicy):
@@ -61,10 +62,12 @@ class AsThought(AroundPolicy):
         if isinstance(event, Written) and reader.has_thoughts is False:
             event = replace(event, piece=Piece(token_ids=event.piece.token_ids, texts=tuple(plain)))
         transition = self._policy.advance(_told(context, reader.has_thoughts), stored.inner, event)
+        asides = stored.asides | ({event.index: event.piece.texts} if isinstance(event, Answered) else {})
         kept = _BeginningReader(context, stored.head)
-        for text in (*texts[: transition.keep or 0], *_put_in(transition, event)):
+        for text in (*texts[: transition.keep or 0], *_put_in(transition, asides)):
             kept.feed(text)
-        return _stored(transition, kept.state)
+        left = asides if kept.has_thoughts is None else {}
+        return _stored(transition, kept.state.model_copy(update={"asides": left}))
 
 
 class _BeginningReader:
@@ -121,16 +124,15 @@ def _told(context: SampleContext, has_thoughts: bool | None) -> SampleContext:
     return replace(context, think_start="", think_end="") if has_thoughts is False else context
 
 
-def _put_in(transition: Transition, event: Event) -> list[str]:
-    """The texts that the policy puts in; an earlier aside than the one just answered adds nothing here."""
+def _put_in(transition: Transition, asides: Mapping[int, tuple[str, ...]]) -> list[str]:
+    """The texts that the policy puts in."""
     texts = []
     for part in transition.insert:
         match part:
             case Insert(text=text):
                 texts.append(text)
             case Take(index=index, num_tokens=num_tokens):
-                if isinstance(event, Answered) and event.index == index:
-                    texts.append(event.piece.head(num_tokens).text)
+                texts.append("".join(asides[index][:num_tokens]))
     return texts
 
 

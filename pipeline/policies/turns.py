@@ -132,11 +132,14 @@ class Turn(Generic[StateT]):
 
 
 class PairPolicy(ABC, Generic[StateT]):
-    """A policy of two models that write in turns, and ask for no asides. Immutable."""
+    """A policy of two models that write in turns. It asks for no asides; ``asking.AskingPolicy`` does. Immutable."""
 
     roles: ClassVar[frozenset[ModelRole]] = frozenset(ModelRole)
-    asks: ClassVar[tuple[Ask, ...]] = ()
     _state_type: type[StateT]
+
+    @property
+    def asks(self) -> tuple[Ask, ...]:
+        return ()
 
     @abstractmethod
     def start(self, context: SampleContext) -> Transition: ...

@@ -245,7 +245,7 @@ class _Replayer:
                     self._check_taken(segment, part)
                 case _:
                     assert_never(part)
-            self._check_no_request(segment)
+            self._check_no_request(segment, takes_over=isinstance(part, Take) and part.takes_over)
 
     def _check_taken(self, segment: StoredSegment, take: Take) -> None:
         _compare(segment, taken_from=(segment.taken_from, take.index))
@@ -264,17 +264,18 @@ class _Replayer:
         )
         self._taken[segment.author] += len(segment.token_ids)
 
-    def _check_no_request(self, segment: StoredSegment) -> None:
+    def _check_no_request(self, segment: StoredSegment, *, takes_over: bool) -> None:
         """It was put in by the policy, not written for a request."""
         _compare(
             segment,
-            takeover=(segment.takes_over, False),
+            takeover=(segment.takes_over, takes_over),
             discarded_tokens=(len(segment.discarded_ids), 0),
             finish=(segment.finish, None),
             tokens_generated=(segment.tokens_generated, 0),
         )
         self._check_hash(segment)
         self._kept[segment.author] += len(segment.token_ids)
+        self._num_takeovers += segment.takes_over
 
     # What was written for its requests.
 

@@ -9,6 +9,7 @@ from pipeline.db.claims import ClaimedSample
 from pipeline.errors import PipelineError
 from pipeline.policies.protocol import PolicyState, SampleContext
 from pipeline.policies.requests import Request
+from pipeline.samples import Author
 from pipeline.segments import Aside, Segment, WrittenAside, WrittenSegment, take_head
 from workers.engine.base import GenerateRequest
 from workers.writing.job_setup import JobSetup
@@ -87,11 +88,17 @@ class ActiveSample:
             raise PipelineError(f"{self.setup.policy_label} names aside {index}, but the sample has {self.num_asides}")
         return stored[index] if index < len(stored) else self.asides[index - len(stored)]
 
-    def take(self, index: int, num_tokens: int) -> WrittenSegment:
-        """The head of one of the sample's asides. Raises PipelineError where there is no such head."""
+    def take(self, index: int, num_tokens: int, *, takes_over: bool = False) -> WrittenSegment:
+        """The head of one of the sample's asides. Raises PipelineError where there is no such head, and where another
+        model than large would take over."""
         aside = self.aside(index)
         if not 0 <= num_tokens <= len(aside.piece):
             raise PipelineError(
                 f"{self.setup.policy_label} takes {num_tokens} tokens of aside {index}, which has {len(aside.piece)}"
             )
-        return take_head(aside, num_tokens)
+        if takes_over and aside.author is not Author.LARGE:
+            raise PipelineError(
+                f"{self.setup.policy_label} lets {aside.author} take over by aside {index}, but only large is called "
+                "in in the place of small; leave takes_over out of this Take"
+            )
+        return take_head(aside, num_tokens, takes_over=takes_over)

@@ -270,7 +270,7 @@ def _insert(active: ActiveSample, parts: Iterable[Take | Insert]) -> None:
             case Insert():
                 active.segments.append(_inserted(active.setup, part))
             case Take():
-                active.segments.append(active.take(part.index, part.num_tokens))
+                active.segments.append(active.take(part.index, part.num_tokens, takes_over=part.takes_over))
             case _:
                 assert_never(part)
 

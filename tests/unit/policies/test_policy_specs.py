@@ -6,10 +6,12 @@ from pipeline.policies import AnyPolicySpec, PolicySpec, parse_policy, policy_na
 from pipeline.policies.baselines import LargeOnlySpec, SmallOnlySpec
 from pipeline.policies.first_steps import FirstStepsSpec
 from pipeline.policies.glimpse import GlimpseSpec
+from pipeline.policies.mentor import MentorSpec
 from pipeline.policies.random_delegation import RandomDelegationSpec
 from pipeline.policies.reading.cues import CueLists
 from pipeline.policies.redo import RedoSpec, TrigSpec
 from pipeline.policies.relay import RelaySpec
+from pipeline.policies.specreason import DoubtedSpec, RatedSpec
 from pipeline.policies.speculative_thinking.improved import ImprovedInstructSpec, SpeculativeThinkingSpec
 from pipeline.policies.speculative_thinking.paper import PaperInstructSpec, PaperSpec
 from pipeline.policies.speculative_thinking.released_code import CodeInstructSpec, CodeSpec
@@ -30,6 +32,9 @@ SPECS = {
     "redo": RedoSpec(),
     "redo:trig": TrigSpec(),
     "relay": RelaySpec(switch_cues=("so",)),
+    "specreason:rating": RatedSpec(),
+    "specreason:doubt": DoubtedSpec(),
+    "mentor": MentorSpec(),
 }
 NEEDED = {"relay": {"switch_cues": ["so"]}}
 """Values that a policy has no default for."""
