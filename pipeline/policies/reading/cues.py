@@ -154,7 +154,7 @@ class CueFinder:
         return ends[0][1] if ends else None
 
     def ends(self, text: str, since: int, *, ended: bool) -> list[tuple[int, Cue]]:
-        """Every cue that completes in text[since:], with the place behind it; by that place, then as they are listed."""
+        """Every cue that completes in text[since:], with the place behind it; by these places, then as listed."""
         start = max(0, since - self._reach + 1)
         # Few texts hold the letters of any cue: one search for all of them spares the rest. Those that begin at a place
         # begin the longest one there.
