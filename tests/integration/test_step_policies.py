@@ -111,10 +111,11 @@ def check_what_decided(samples: list[StoredSample]) -> None:
     segments = [segment for sample in samples for segment in sample.segments]
     triggers = Counter(segment.trigger for segment in segments if segment.takes_over)
     decided = [segment for segment in segments if segment.outcome is not None]
+    readings = [(segment.value or 0.0, segment.threshold or 0.0) for segment in decided]
     match spec.name:
         case "glimpse":
             assert triggers["glimpse"] == len(decided) > 5
-            assert all(segment.value >= segment.threshold == 0.9 for segment in decided)
+            assert all(value >= threshold == 0.9 for value, threshold in readings)
             assert all(len(segment.discarded_ids) >= 1 for segment in decided)
         case "first-steps":
             assert not triggers
@@ -123,11 +124,11 @@ def check_what_decided(samples: list[StoredSample]) -> None:
             outcomes = Counter(segment.outcome for segment in decided)
             assert outcomes == triggers
             assert outcomes.total() > 5
-            for segment in decided:
+            for segment, (value, threshold) in zip(decided, readings, strict=True):
                 assert len(segment.signals[Signal.LOGPROB]) == len(segment.token_ids) + len(segment.discarded_ids)
                 if segment.outcome == "redo":
-                    assert segment.value < segment.threshold == -0.9
-                    assert segment.value in segment.signals[Signal.LOGPROB][len(segment.token_ids) :]
+                    assert value < threshold == -0.9
+                    assert value in segment.signals[Signal.LOGPROB][len(segment.token_ids) :]
             if getattr(spec, "preset", None) == "trig":
                 assert set(outcomes) == {"offload", "hesitation"}
         case "relay":
