@@ -19,7 +19,7 @@ import contextlib
 import datetime as dt
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -189,7 +189,11 @@ class Client:
         Raises ProblemSetError for a bad file, BadProblem for a problem that the prompt template cannot show, NotFound
         for a stored set or job that does not exist, and ConfigurationError for a bad option; nothing is stored then.
         """
-        return self._store(_submission(problems, options))
+        return self._store(self._make_ready(_submission(problems, options)))[0]
+
+    def submit_all(self, jobs: Iterable[Submission]) -> list[Job]:
+        """Store several jobs in one transaction, all or none; checks what ``submit`` checks. In their order."""
+        return self._store(*map(self._make_ready, jobs))
 
     @shows_options
     def dry_run(
@@ -211,25 +215,17 @@ class Client:
             matched=None if submission.matched_to is None else self._matched_values(submission),
         )
 
-    def _store(self, submission: Submission, source: SourceJob | None = None) -> Job:
-        ready = self._make_ready(submission, source)
+    def _store(self, *jobs: ReadyJob) -> list[Job]:
+        """Store jobs in one transaction, then tell what was found in them."""
+        told: list[str] = []
+        stored: list[Job] = []
         with self._transaction() as connection:
-            job_id = submissions.insert_ready(connection, ready)
-        for note in (*ready.notes, *self._told_by_judges(job_id)):
+            for ready in jobs:
+                stored.append(report_queries.get_job(connection, submissions.insert_ready(connection, ready)))
+                told += [*ready.notes, *_told_by_judges(connection, stored[-1].problem_set_id)]
+        for note in told:
             self._on_note(note)
-        return self.job(job_id)
-
-    def _told_by_judges(self, job_id: int) -> Iterator[str]:
-        """A note where a new job's reference answers can be read in the prompts of judges."""
-        with self._transaction() as connection:
-            problem_set_id = report_queries.get_job(connection, job_id).problem_set_id
-            told = {found.problem_set_id: found.judges for found in judging.told_answers(connection)}
-        if problem_set_id in told:
-            ids = " ".join(map(str, told[problem_set_id]))
-            yield (
-                "the reference answers of these problems stand in the prompts of judges, where logins that write can "
-                f"read them; specthink rm {ids} ends that"
-            )
+        return stored
 
     def judge(
         self,
@@ -425,7 +421,7 @@ class Client:
             source = submissions.get_source_job(connection, _id(job))
         if source.config.judge is not None:
             raise JobError(source.id, f"it is a judge; specthink judge {source.config.judge.job} makes another one")
-        return self._store(Submission.from_job(source, changes or {}, name=name), source)
+        return self._store(self._make_ready(Submission.from_job(source, changes or {}, name=name), source))[0]
 
     def wait(
         self,
@@ -646,6 +642,16 @@ def _submission(problems: Submission | ProblemSet | str | PathLike[str] | int, o
 
 def _id(job: JobRef) -> int:
     return job.id if isinstance(job, Job) else job
+
+
+def _told_by_judges(connection: Connection, problem_set_id: int) -> Iterator[str]:
+    """A note where the reference answers of a new job can be read in the prompts of judges."""
+    judges = judging.judges_that_tell(connection, problem_set_id)
+    if judges:
+        yield (
+            "the reference answers of these problems stand in the prompts of judges, where logins that write can "
+            f"read them; specthink rm {' '.join(map(str, judges))} ends that"
+        )
 
 
 def _require_known_states(jobs: Sequence[JobProgress]) -> None:

@@ -95,6 +95,13 @@ def upgrade() -> None:
         sa.UniqueConstraint("content_sha256", name=op.f("uq_problem_sets_content_sha256")),
         comment="A versioned list of problems, stored once per content.",
     )
+    op.create_index(
+        "ix_problem_sets_telling",
+        "problem_sets",
+        ["tells_answers_of"],
+        unique=False,
+        postgresql_where=sa.text("tells_answers_of IS NOT NULL"),
+    )
     op.create_table(
         "schema_objects",
         sa.Column("sha256", sa.String(), nullable=False, comment="of the files that create them"),

@@ -175,3 +175,14 @@ _TOLD = text("""
 def told_answers(connection: Connection) -> list[ToldAnswers]:
     """The sets whose reference answers stand in judges' prompts, where those who generate can read them."""
     return [ToldAnswers(*row) for row in connection.execute(_TOLD)]
+
+
+_JUDGES_THAT_TELL = text("""
+    SELECT j.id FROM problem_sets p JOIN jobs j ON j.problem_set_id = p.id
+    WHERE p.tells_answers_of = :problem_set ORDER BY j.id
+""")
+
+
+def judges_that_tell(connection: Connection, problem_set_id: int) -> list[int]:
+    """The judges in whose prompts the reference answers of a set can be read."""
+    return list(connection.execute(_JUDGES_THAT_TELL, {"problem_set": problem_set_id}).scalars())

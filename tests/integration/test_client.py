@@ -29,6 +29,7 @@ from pipeline.errors import (
     ServiceUnavailable,
 )
 from pipeline.jobs.config import JobState
+from pipeline.jobs.submission import Submission
 from pipeline.logins import DatabaseRole
 from pipeline.problems import content_sha256
 from pipeline.results.reports import JobChange
@@ -87,6 +88,15 @@ def test_submit_stores_the_job_and_every_sample(client: Client) -> None:
     (progress,) = client.progress(job)
     assert (progress.samples_total, progress.pending) == (15, 15)
     assert count(client, "problems") == 200
+
+
+def test_several_jobs_are_stored_together_or_not_at_all(client: Client) -> None:
+    wanted = [Submission.parse(problems=PROBLEMS, small=SMALL, large=LARGE, limit=n, name=f"of {n}") for n in (3, 2)]
+    assert [(job.name, job.num_problems) for job in client.submit_all(wanted)] == [("of 3", 3), ("of 2", 2)]
+    bad = Submission.parse(problems=small_set("1?", "again and " * 3000), small=SMALL, large=LARGE)
+    with pytest.raises(ProblemSetError):
+        client.submit_all([wanted[0], bad])
+    assert (count(client, "jobs"), count(client, "samples")) == (2, 5)
 
 
 def test_dry_run_stores_nothing_and_says_who_serves_the_models(client: Client, connection: Connection) -> None:

@@ -27,6 +27,9 @@ class ProblemSetRow(Base):
     """A versioned list of problems, stored once per content."""
 
     __tablename__ = "problem_sets"
+    __table_args__ = (
+        Index("ix_problem_sets_telling", "tells_answers_of", postgresql_where=text("tells_answers_of IS NOT NULL")),
+    )
 
     id: Mapped[Id] = mapped_column(comment="given by the database")
     name: Mapped[str] = mapped_column(comment="as first submitted")
