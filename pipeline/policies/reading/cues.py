@@ -238,10 +238,9 @@ class CueStream:
     def feed_all(self, text: str) -> list[PlacedCue]:
         """Every cue that text makes certain, in their order."""
         since = self._read(text)
-        ends = (
-            [] if since is None else sorted(self._finder.ends(self._text, since, ended=False), key=lambda end: end[0])
-        )
-        return [PlacedCue(cue, is_before=end == since) for end, cue in ends]
+        if since is None:
+            return []
+        return [PlacedCue(cue, is_before=end == since) for end, cue in self._finder.find_all(self._text, since)]
 
     def _read(self, text: str) -> int | None:
         """Where in the text so far it goes on; None where nothing was added."""
