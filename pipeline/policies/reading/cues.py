@@ -12,7 +12,7 @@ paper, but no cue in a stream of text: no help is wanted there.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, lru_cache
@@ -150,18 +150,23 @@ class CueFinder:
 
         ended: nothing follows, so that a cue at the very end is certain, too.
         """
-        ends = self.ends(text, since, ended=ended)
-        return ends[0][1] if ends else None
+        ends = self._ends(text, since, ended=ended)
+        return self._each[min(ends)[1]].cue if ends else None
 
-    def ends(self, text: str, since: int, *, ended: bool) -> list[tuple[int, Cue]]:
-        """Every cue that completes in text[since:], with the place behind it; by these places, then as listed."""
+    def find_all(self, text: str, since: int) -> list[tuple[int, Cue]]:
+        """Every cue that text[since:] makes certain, with the place behind it, in their order."""
+        ends = sorted(set(self._ends(text, since, ended=False)))
+        return [(end, self._each[number].cue) for end, number in ends]
+
+    def _ends(self, text: str, since: int, *, ended: bool) -> Sequence[tuple[int, int]]:
+        """Where cues complete in text[since:], with their numbers, in no order; some more than once."""
         start = max(0, since - self._reach + 1)
         # Few texts hold the letters of any cue: one search for all of them spares the rest. Those that begin at a place
         # begin the longest one there.
         first = (self._some_ascii if text.isascii() else self._some).search(text, start)
         if first is None:
-            return []
-        ends = [
+            return ()
+        return [
             (match.end(), each.number)
             for longest in set(self._longest.findall(text, first.start()))
             for each in self._within[longest]
@@ -169,7 +174,6 @@ class CueFinder:
             if _is_new(match.end(), since, len(text), waits=each.waits, ended=ended)
             and not self._is_none(each.cue, text, match.start())
         ]
-        return [(end, self._each[number].cue) for end, number in sorted(ends)]
 
     def count(self, text: str) -> int:
         """How many cues text holds, each occurrence counted."""
@@ -234,8 +238,9 @@ class CueStream:
     def feed_all(self, text: str) -> list[PlacedCue]:
         """Every cue that text makes certain, in their order."""
         since = self._read(text)
-        ends = [] if since is None else self._finder.ends(self._text, since, ended=False)
-        return [PlacedCue(cue, is_before=end == since) for end, cue in ends]
+        if since is None:
+            return []
+        return [PlacedCue(cue, is_before=end == since) for end, cue in self._finder.find_all(self._text, since)]
 
     def _read(self, text: str) -> int | None:
         """Where in the text so far it goes on; None where nothing was added."""

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ from pipeline.signals import Readings, Signal
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
 NUM_SAMPLES, MAX_TOKENS = 40, 1000
 PRESETS = [name for name in policy_names() if name not in ("small-only", "large-only")]
-NEEDED = {
+NEEDED: dict[str, dict[str, Any]] = {
     "relay": {"switch_cues": ["check", "w1", "w2", "w3"]},
     "first-steps": {"first_steps": 3},
     "redo:trig": {"first_steps": 2, "threshold": 0.2},
