@@ -189,7 +189,7 @@ def _first_values(step: _OpenStep) -> dict[str, float]:
 
 
 def _dense_values(step: _OpenStep, rule: StepRule) -> dict[str, float]:
-    """Statistics over all tokens of a step, rounded as readings are; none of a signal that is out of sight somewhere."""
+    """Statistics over all tokens of a step, rounded as readings are; none of a signal that is out of sight for one."""
     values: dict[str, float] = {}
     logprobs = [readings.get(Signal.LOGPROB) for readings in step.readings]
     known = [value for value in logprobs if value is not None]

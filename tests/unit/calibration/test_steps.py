@@ -85,7 +85,7 @@ def test_statistics_of_a_step_are_those_of_its_tokens() -> None:
     assert whole.values == pytest.approx(
         {
             "min_logprob": -1.5,
-            "mean_logprob": sum(logprobs[:5]) / 5,
+            "mean_logprob": round(sum(logprobs[:5]) / 5, 5),
             "confident_share": 3 / 5,
             "mean_margin": 0.6,
         }
