@@ -20,7 +20,6 @@ import datetime as dt
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -29,15 +28,15 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, text
 
-from pipeline.db import job_control, judging, planning, replays, report_queries, submissions, verdicts
+from pipeline.db import job_control, judging, pilots, planning, replays, report_queries, submissions, verdicts
 from pipeline.db.leadership import get_leader
 from pipeline.db.readonly_query import MAX_ROWS, Table, run_query
 from pipeline.db.revision import require_current
 from pipeline.db.session import open_database, transaction
-from pipeline.errors import ConfigurationError, DamagedRow, JobError, NotComparable, NotFound, PipelineError
+from pipeline.errors import ConfigurationError, DamagedRow, JobError, NotComparable, PipelineError
 from pipeline.jobs.config import MAX_INTEGER, CalibratedFrom, JobState
 from pipeline.jobs.matching import matched_values
-from pipeline.jobs.readiness import ReadyJob, make_ready, used_problems
+from pipeline.jobs.readiness import ReadyJob, make_ready
 from pipeline.jobs.references import StoredSet
 from pipeline.jobs.submission import ModelChoice, SourceJob, Submission
 from pipeline.judging.problems import DEFAULT_ANSWER_CHARS
@@ -50,7 +49,7 @@ from pipeline.judging.submitting import (
     make_judge,
     refuse_open_jobs,
 )
-from pipeline.problems import Problem, ProblemSet, load_problem_set
+from pipeline.problems import Problem, ProblemSet
 from pipeline.results.replay import Replay, replay
 from pipeline.results.reports import (
     Comparison,
@@ -218,7 +217,10 @@ class Client:
             source=source,
             matched=self._chosen_values(submission),
         )
-        return self._with_pilot(ready)
+        if ready.config.calibrated_from is None:
+            return ready
+        with self._transaction() as connection:
+            return pilots.with_pilot(connection, ready)
 
     def _chosen_values(self, submission: Submission) -> dict[str, Any] | None:
         """What is found of other jobs for the policy's numbers; None: nothing was asked for."""
@@ -235,31 +237,6 @@ class Client:
             pilot.job, policy=submission.policy, policy_values=submission.policy_values, shares=[pilot.share or 0]
         )
         return chosen_threshold(found)
-
-    def _with_pilot(self, ready: ReadyJob) -> ReadyJob:
-        """The job with what is known of the pilot that its threshold comes from; a note where both share problems.
-
-        Raises ConfigurationError where its threshold was computed on its own problems, NotFound for no job.
-        """
-        from pipeline.calibration.request import require_others
-        from pipeline.db import pilots
-
-        given = ready.config.calibrated_from
-        if given is None:
-            return ready
-        asked = {pilots.plain(problem.prompt) for problem in used_problems(ready.problems, ready.num_problems).problems}
-        with self._transaction() as connection:
-            of_pilot = pilots.prompts_of_job(connection, given.job)
-        num_shared = len(asked & of_pilot)
-        if given.share is not None:
-            require_others(num_shared, len(asked), "this job")
-        pilot = given.model_copy(update={"num_problems": len(of_pilot), "num_shared": num_shared})
-        note = f"{num_shared} of the {len(asked)} problems are in the pilot, job {given.job}, that calibrated it"
-        return replace(
-            ready,
-            config=ready.config.model_copy(update={"calibrated_from": pilot}),
-            notes=(*ready.notes, note) if num_shared else ready.notes,
-        )
 
     def _store(self, *jobs: ReadyJob) -> list[Job]:
         """Store jobs in one transaction, then tell what was found in them."""
@@ -287,32 +264,18 @@ class Client:
         where the experiment was asked otherwise before.
         """
         from pipeline.db import experiments
-        from pipeline.experiments.results import ExperimentJob
         from pipeline.experiments.submitting import row_submission, with_seed
 
         with self._transaction() as connection:
-            there = experiments.experiment_jobs(connection, experiment)
-            first = report_queries.get_job(connection, there[0].job_id) if there else None
-        shared = with_seed(options, first.config if first else None)
-        names = {row.name for row in there}
-        todo = [row for row in rows if row.name not in names] or list(rows[:1])
-        ready = {
-            row.name: self._make_ready(row_submission(experiment, row, _submission(problems, shared))) for row in todo
-        }
+            first, names = experiments.find_first(connection, experiment)
+        shared = _submission(problems, with_seed(options, first.config if first else None))
+        todo = [row for row in rows if row.name not in names] or rows[:1]
+        ready = {row.name: self._make_ready(row_submission(experiment, row, shared)) for row in todo}
         with self._transaction() as connection:
-            experiments.lock_experiment(connection, experiment)
-            for job in ready.values():
-                experiments.require_alike(connection, experiment, job, first)
-            names = {row.name for row in experiments.experiment_jobs(connection, experiment)}
-            stored = []
-            for name, job in ready.items():
-                if name not in names:
-                    job_id = submissions.insert_ready(connection, job)
-                    experiments.insert_row(connection, experiment, ExperimentJob(name=name, job_id=job_id))
-                    stored.append(job_id)
+            job_ids = experiments.insert_rows(connection, experiment, ready, first)
         for note in dict.fromkeys(note for job in ready.values() for note in job.notes):
             self._on_note(note)
-        return [self.job(job_id) for job_id in stored]
+        return [self.job(job_id) for job_id in job_ids]
 
     def add_controls(self, experiment: str) -> list[Job]:
         """Store for each row of an experiment that has ended and has no control random takeovers matched to it.
@@ -320,43 +283,28 @@ class Client:
         What cannot be matched is noted. Raises NotFound for an experiment that does not exist.
         """
         from pipeline.db import experiments
-        from pipeline.experiments.results import ExperimentJob
-        from pipeline.experiments.submitting import control_name, control_submission, lacks_control
+        from pipeline.experiments.submitting import control_submission
 
-        stored = []
+        stored: list[int] = []
         for row in self._experiment_jobs(experiment):
             with self._transaction() as connection:
-                rows = experiments.experiment_jobs(connection, experiment)
-                source = submissions.get_source_job(connection, row.job_id)
-                job = report_queries.get_job(connection, row.job_id)
-            if not lacks_control(row, job, rows):
+                source = experiments.find_uncontrolled(connection, experiment, row)
+            if source is None:
                 continue
-            submission = control_submission(experiment, row, source)
             try:
-                ready = self._make_ready(submission, source)
+                ready = self._make_ready(control_submission(experiment, row, source), source)
             except ConfigurationError as error:
                 self._on_note(f"job {row.job_id} ({row.name}) gets no control: {error}")
                 continue
             with self._transaction() as connection:
-                experiments.lock_experiment(connection, experiment)
-                if control_name(row) in {each.name for each in experiments.experiment_jobs(connection, experiment)}:
-                    continue
-                job_id = submissions.insert_ready(connection, ready)
-                made = ExperimentJob(name=control_name(row), job_id=job_id, control_of=row.job_id)
-                experiments.insert_row(connection, experiment, made)
-            stored.append(self.job(job_id))
-        return stored
+                stored += experiments.insert_control(connection, experiment, row, ready)
+        return [self.job(job_id) for job_id in stored]
 
     def _experiment_jobs(self, experiment: str) -> list[ExperimentJob]:
         from pipeline.db import experiments
 
         with self._transaction() as connection:
-            found = experiments.experiment_jobs(connection, experiment)
-            names = experiments.experiment_names(connection)
-        if not found:
-            told = ", ".join(names) or "none yet"
-            raise NotFound(f"there is no experiment {experiment!r}; there are: {told}")
-        return found
+            return experiments.get_experiment_jobs(connection, experiment)
 
     def experiment_jobs(self, experiment: str) -> dict[int, str]:
         """The names of an experiment's rows by their jobs. Raises NotFound."""
@@ -365,11 +313,9 @@ class Client:
     def experiment(self, experiment: str) -> ExperimentReport:
         """The report of an experiment, on whatever is graded now. Raises NotFound."""
         from pipeline.db import experiments
-        from pipeline.experiments.reporting import make_report
 
-        self._experiment_jobs(experiment)
         with self._transaction() as connection:
-            return make_report(experiment, experiments.stored_rows(connection, experiment))
+            return experiments.get_report(connection, experiment)
 
     def judge(
         self,
@@ -720,20 +666,14 @@ class Client:
         Raises JobError for a pilot that still runs or stored no such signal, ConfigurationError for a wrong option, and
         where the target shares problems with the pilot.
         """
-        from pipeline.calibration.request import SHARES, CalibrationRequest, make_calibration, require_others
-        from pipeline.db import pilots
+        from pipeline.calibration.request import SHARES, CalibrationRequest
 
         request = CalibrationRequest.parse(
             policy=policy, policy_values=policy_values, shares=SHARES if shares is None else shares, share_of=share_of,
             statistic=statistic, side=side, field=field, step_tokens=step_tokens,
         )  # fmt: skip
         with self._transaction() as connection:
-            asked = None if target is None else _prompts_of(connection, target)
-            shared = 0 if asked is None else len(asked & pilots.prompts_of_job(connection, _id(job)))
-            if asked is not None and not anyway:
-                require_others(shared, len(asked), _told_target(target))
-            pilot = pilots.get_pilot(connection, _id(job), min_tokens=request.min_tokens)
-        return make_calibration(pilot, request, num_shared=shared, num_asked=None if asked is None else len(asked))
+            return pilots.get_calibration(connection, _id(job), request, target=target, anyway=anyway)
 
     def problem_scores(self, job: JobRef) -> tuple[ProblemScore, ...]:
         """The scored problems of a job, in the order of their set."""
@@ -827,28 +767,6 @@ def _submission(problems: Submission | ProblemSet | str | PathLike[str] | int, o
 
 def _id(job: JobRef) -> int:
     return job.id if isinstance(job, Job) else job
-
-
-_SET = "set:"
-"""What a stored problem set is called by, before its number."""
-
-
-def _prompts_of(connection: Connection, target: str | PathLike[str] | int) -> frozenset[str]:
-    """The questions of a job, of "set:N" or of a file. Raises NotFound, and ProblemSetError for a bad file."""
-    from pipeline.db import pilots
-
-    if isinstance(target, int):
-        return pilots.prompts_of_job(connection, target)
-    name = str(target)
-    if name.startswith(_SET) and name.removeprefix(_SET).isdigit():
-        set_id = int(name.removeprefix(_SET))
-        submissions.get_problem_set(connection, set_id)
-        return pilots.prompts_of_set(connection, set_id)
-    return frozenset(pilots.plain(problem.prompt) for problem in load_problem_set(Path(name)).problems)
-
-
-def _told_target(target: str | PathLike[str] | int | None) -> str:
-    return f"job {target}" if isinstance(target, int) else str(target)
 
 
 def _told_by_judges(connection: Connection, problem_set_id: int) -> Iterator[str]:

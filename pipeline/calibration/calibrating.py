@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from pipeline.calibration.steps import MIN_STEP_TOKENS, read_steps
+from pipeline.calibration.steps import USUAL_RULE, StepRule, read_steps
 from pipeline.calibration.thresholds import (
     Separation,
     Side,
@@ -43,11 +43,11 @@ class PilotSample:
     step_tokens: Mapping[ModelRole, tuple[int, ...]]
 
 
-def read_pilot_sample(sample: StoredSample, score: float | None, *, min_tokens: int = MIN_STEP_TOKENS) -> PilotSample:
+def read_pilot_sample(sample: StoredSample, score: float | None, rule: StepRule = USUAL_RULE) -> PilotSample:
     """A stored sample with the statistics of its steps, and the values that its asides were decided by."""
     values: dict[tuple[str, ModelRole], list[float]] = defaultdict(list)
     lengths: dict[ModelRole, list[int]] = defaultdict(list)
-    for step in read_steps(sample, min_tokens=min_tokens):
+    for step in read_steps(sample, rule):
         role = ModelRole(step.author.value)
         for name, value in step.values.items():
             values[name, role].append(value)

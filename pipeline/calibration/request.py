@@ -17,7 +17,7 @@ from pipeline.calibration.calibrating import (
     calibrate,
     step_tokens_of,
 )
-from pipeline.calibration.steps import MIN_STEP_TOKENS
+from pipeline.calibration.steps import USUAL_RULE, StepRule
 from pipeline.calibration.thresholds import Side
 from pipeline.errors import ConfigurationError, JobError
 from pipeline.policies import parse_policy
@@ -29,12 +29,13 @@ FEW_PROBLEMS = 50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationRequest:
-    """A question with the policy that it is for. field: what the threshold is set by."""
+    """A question with the policy that it is for. field: what the threshold is set by. rule: the policy's, where it has
+    the fields ``min_step_tokens`` and ``confident_below_perplexity``."""
 
     question: Question
     policy: str | None = None
     field: str = "policy.threshold"
-    min_tokens: int = MIN_STEP_TOKENS
+    rule: StepRule = USUAL_RULE
 
     @classmethod
     def parse(
@@ -78,7 +79,12 @@ class CalibrationRequest:
             question=question,
             policy=policy,
             field=field or f"policy.{rule.field if rule else 'threshold'}",
-            min_tokens=getattr(spec, "min_step_tokens", MIN_STEP_TOKENS),
+            rule=StepRule(
+                min_tokens=getattr(spec, "min_step_tokens", USUAL_RULE.min_tokens),
+                confident_below_perplexity=getattr(
+                    spec, "confident_below_perplexity", USUAL_RULE.confident_below_perplexity
+                ),
+            ),
         )
 
 

@@ -20,12 +20,20 @@ from pipeline.policies.step_delegation import text_reader
 from pipeline.results.stored import StoredSample
 from pipeline.samples import Author
 from pipeline.segments import StoredSegment
-from pipeline.signals import SPARSE_SIGNALS, Readings, Signal
+from pipeline.signals import DIGITS, SPARSE_SIGNALS, Readings, Signal
 
-CONFIDENT_LOGPROB = -math.log(1.05)
-"""A token with a perplexity below 1.05 is a confident one. Source: TrigReason, arXiv 2604.14847."""
-MIN_STEP_TOKENS = 5
-"""Of a shorter step no statistic of all its tokens is taken. Ours."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRule:
+    """How statistics over the tokens of a step are taken."""
+
+    min_tokens: int = 5
+    """Of a shorter step none is taken. Ours."""
+    confident_below_perplexity: float = 1.05
+    """Perplexity below which a token is a confident one. Source: TrigReason, arXiv 2604.14847."""
+
+
+USUAL_RULE = StepRule()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +48,9 @@ class Step:
     num_tokens: int | None
 
 
-def read_steps(sample: StoredSample, *, min_tokens: int = MIN_STEP_TOKENS) -> Iterator[Step]:
-    """The steps of a sample that have a reading, in their order.
-
-    min_tokens: a statistic over the tokens of a step is taken of steps that have as many.
-    """
-    walk = _Walk(_context(sample), min_tokens)
+def read_steps(sample: StoredSample, rule: StepRule = USUAL_RULE) -> Iterator[Step]:
+    """The steps of a sample that have a reading, in their order."""
+    walk = _Walk(_context(sample), rule)
     for segment in sample.segments:
         yield from walk.read(segment)
     yield from walk.end()
@@ -97,9 +102,9 @@ class _Mark(NamedTuple):
 class _Walk:
     """Follows a text token by token. What is discarded is read, and forgotten where the kept text goes on."""
 
-    def __init__(self, context: SampleContext, min_tokens: int) -> None:
+    def __init__(self, context: SampleContext, rule: StepRule) -> None:
         self._context = context
-        self._min_tokens = min_tokens
+        self._rule = rule
         self._reader = text_reader(context, TextState())
         self._at_break = False
         self._is_open = True
@@ -166,8 +171,8 @@ class _Walk:
         step.is_told = True
         is_whole = is_whole and not step.is_mixed
         values = _first_values(step)
-        if is_whole and len(step.readings) >= self._min_tokens:
-            values |= _dense_values(step)
+        if is_whole and len(step.readings) >= self._rule.min_tokens:
+            values |= _dense_values(step, self._rule)
         if any(step.readings):
             yield Step(author=step.author, values=values, num_tokens=len(step.readings) if is_whole else None)
 
@@ -183,17 +188,18 @@ def _first_values(step: _OpenStep) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _dense_values(step: _OpenStep) -> dict[str, float]:
-    """Statistics over all tokens of a step; none of a signal that is out of sight somewhere."""
+def _dense_values(step: _OpenStep, rule: StepRule) -> dict[str, float]:
+    """Statistics over all tokens of a step, rounded as readings are; none of a signal that is out of sight for one."""
     values: dict[str, float] = {}
     logprobs = [readings.get(Signal.LOGPROB) for readings in step.readings]
     known = [value for value in logprobs if value is not None]
     if len(known) == len(logprobs):
         values["min_logprob"] = min(known)
         values["mean_logprob"] = math.fsum(known) / len(known)
-        values["confident_share"] = sum(value > CONFIDENT_LOGPROB for value in known) / len(known)
+        least = -math.log(rule.confident_below_perplexity)
+        values["confident_share"] = sum(value > least for value in known) / len(known)
     margins = [readings.get(Signal.MARGIN) for readings in step.readings]
     seen = [value for value in margins if value is not None]
     if len(seen) == len(margins):
         values["mean_margin"] = math.fsum(seen) / len(seen)
-    return values
+    return {name: round(value, DIGITS) for name, value in values.items()}

@@ -7,21 +7,21 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import Connection, text
 
 from pipeline.db import report_queries
-from pipeline.errors import ConfigurationError
-from pipeline.experiments.reporting import StoredRow
-from pipeline.experiments.results import ExperimentJob, ProblemSums
-from pipeline.experiments.submitting import differences
+from pipeline.db.submissions import get_source_job, insert_ready
+from pipeline.errors import ConfigurationError, NotFound
+from pipeline.experiments.reporting import StoredRow, make_report
+from pipeline.experiments.results import ExperimentJob, ExperimentReport, ProblemSums
+from pipeline.experiments.submitting import control_name, differences, lacks_control
 from pipeline.jobs.readiness import ReadyJob
 from pipeline.jobs.references import StoredSet
+from pipeline.jobs.submission import SourceJob
 from pipeline.results.reports import Job
 
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtext('specthink experiment ' || :experiment))")
 _SELECT_JOBS = text("""
     SELECT row_name AS name, job_id, control_of FROM experiment_jobs WHERE experiment = :experiment ORDER BY job_id
 """)
-_SELECT_NAMES = text(
-    "SELECT experiment, count(*) AS n FROM experiment_jobs GROUP BY experiment ORDER BY max(job_id) DESC"
-)
+_SELECT_NAMES = text("SELECT experiment FROM experiment_jobs GROUP BY experiment ORDER BY max(job_id) DESC")
 _INSERT = text("""
     INSERT INTO experiment_jobs (experiment, row_name, job_id, control_of)
     VALUES (:experiment, :name, :job_id, :control_of)
@@ -48,9 +48,63 @@ def experiment_jobs(connection: Connection, experiment: str) -> list[ExperimentJ
     return [ExperimentJob(**row) for row in connection.execute(_SELECT_JOBS, {"experiment": experiment}).mappings()]
 
 
-def experiment_names(connection: Connection) -> dict[str, int]:
-    """Every experiment with the number of its jobs, the newest first."""
-    return {row.experiment: row.n for row in connection.execute(_SELECT_NAMES)}
+def get_experiment_jobs(connection: Connection, experiment: str) -> list[ExperimentJob]:
+    """Its rows. Raises NotFound with those there are, the newest first."""
+    found = experiment_jobs(connection, experiment)
+    if not found:
+        told = ", ".join(connection.execute(_SELECT_NAMES).scalars()) or "none yet"
+        raise NotFound(f"there is no experiment {experiment!r}; there are: {told}")
+    return found
+
+
+def find_first(connection: Connection, experiment: str) -> tuple[Job | None, frozenset[str]]:
+    """The first job of an experiment and the names of its rows; None and none where there is no such one."""
+    rows = experiment_jobs(connection, experiment)
+    first = report_queries.get_job(connection, rows[0].job_id) if rows else None
+    return first, frozenset(row.name for row in rows)
+
+
+def insert_rows(connection: Connection, experiment: str, ready: Mapping[str, ReadyJob], first: Job | None) -> list[int]:
+    """Store the jobs whose rows, by their names, the experiment has not; returns their ids.
+
+    first: the experiment's first job. Raises ConfigurationError for a job that does not ask as that one does.
+    """
+    lock_experiment(connection, experiment)
+    for job in ready.values():
+        require_alike(connection, experiment, job, first)
+    names = {row.name for row in experiment_jobs(connection, experiment)}
+    stored = []
+    for name, job in ready.items():
+        if name not in names:
+            job_id = insert_ready(connection, job)
+            insert_row(connection, experiment, ExperimentJob(name=name, job_id=job_id))
+            stored.append(job_id)
+    return stored
+
+
+def find_uncontrolled(connection: Connection, experiment: str, row: ExperimentJob) -> SourceJob | None:
+    """The job of a row that random takeovers can be matched to now, and are not yet; None for any other row."""
+    job = report_queries.get_job(connection, row.job_id)
+    if not lacks_control(row, job, experiment_jobs(connection, experiment)):
+        return None
+    return get_source_job(connection, row.job_id)
+
+
+def insert_control(connection: Connection, experiment: str, row: ExperimentJob, ready: ReadyJob) -> list[int]:
+    """Store a row's control where it has none; returns its id, or nothing."""
+    lock_experiment(connection, experiment)
+    name = control_name(row)
+    if name in {each.name for each in experiment_jobs(connection, experiment)}:
+        return []
+    job_id = insert_ready(connection, ready)
+    insert_row(connection, experiment, ExperimentJob(name=name, job_id=job_id, control_of=row.job_id))
+    return [job_id]
+
+
+def get_report(connection: Connection, experiment: str) -> ExperimentReport:
+    """Raises NotFound."""
+    get_experiment_jobs(connection, experiment)
+    return make_report(experiment, stored_rows(connection, experiment))
 
 
 def insert_row(connection: Connection, experiment: str, row: ExperimentJob) -> None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+
 from sqlalchemy import Connection, text
 
-from pipeline.calibration.calibrating import Pilot, read_pilot_sample
-from pipeline.calibration.steps import MIN_STEP_TOKENS
+from pipeline.calibration.calibrating import Calibration, Pilot, read_pilot_sample
+from pipeline.calibration.request import CalibrationRequest, make_calibration, require_others
+from pipeline.calibration.steps import USUAL_RULE, StepRule
 from pipeline.db.replays import stream_samples
 from pipeline.db.report_queries import get_job
 from pipeline.db.states import COMPLETE
+from pipeline.db.submissions import get_problem_set
 from pipeline.errors import JobError
+from pipeline.jobs.readiness import ReadyJob, used_problems
+from pipeline.problems import load_problem_set
 from pipeline.results.stored import StoredSample
 
 MAX_SAMPLES = 2000
@@ -28,12 +36,9 @@ _SELECT_PROMPTS = text("""
 _SELECT_SET = text("SELECT prompt FROM problems WHERE problem_set_id = :problem_set")
 
 
-def get_pilot(connection: Connection, job_id: int, *, min_tokens: int = MIN_STEP_TOKENS) -> Pilot:
+def get_pilot(connection: Connection, job_id: int, rule: StepRule = USUAL_RULE) -> Pilot:
     """A pilot with the statistics of its steps. Raises NotFound, and JobError for a job that still runs: its long texts
-    are missing.
-
-    min_tokens: a statistic over the tokens of a step is taken of steps that have as many.
-    """
+    are missing."""
     job = get_job(connection, job_id)
     if not job.is_final:
         raise JobError(job_id, "it still runs; a pilot can be calibrated once it has ended")
@@ -43,7 +48,7 @@ def get_pilot(connection: Connection, job_id: int, *, min_tokens: int = MIN_STEP
     return Pilot(
         job_id=job_id,
         samples=tuple(
-            read_pilot_sample(sample, scores[sample.sample_id], min_tokens=min_tokens)
+            read_pilot_sample(sample, scores[sample.sample_id], rule)
             for sample in samples
             if isinstance(sample, StoredSample)
         ),
@@ -64,3 +69,60 @@ def prompts_of_set(connection: Connection, problem_set_id: int) -> frozenset[str
 def plain(prompt: str) -> str:
     """A question without what does not make it another one: its white space."""
     return " ".join(prompt.split())
+
+
+# A calibration, and what a job remembers of one
+
+_SET = "set:"
+"""What a stored problem set is called by, before its number."""
+
+
+def get_calibration(
+    connection: Connection,
+    job_id: int,
+    request: CalibrationRequest,
+    *,
+    target: str | PathLike[str] | int | None,
+    anyway: bool,
+) -> Calibration:
+    """What a pilot gives. target: what will be scored. Raises as ``Client.calibrate`` says."""
+    asked = None if target is None else _prompts_of(connection, target)
+    num_shared = 0 if asked is None else len(asked & prompts_of_job(connection, job_id))
+    if asked is not None and not anyway:
+        require_others(num_shared, len(asked), f"job {target}" if isinstance(target, int) else str(target))
+    pilot = get_pilot(connection, job_id, request.rule)
+    return make_calibration(pilot, request, num_shared=num_shared, num_asked=None if asked is None else len(asked))
+
+
+def _prompts_of(connection: Connection, target: str | PathLike[str] | int) -> frozenset[str]:
+    """The questions of a job, of "set:N" or of a file. Raises NotFound, and ProblemSetError for a bad file."""
+    if isinstance(target, int):
+        return prompts_of_job(connection, target)
+    name = str(target)
+    if name.startswith(_SET) and name.removeprefix(_SET).isdigit():
+        set_id = int(name.removeprefix(_SET))
+        get_problem_set(connection, set_id)
+        return prompts_of_set(connection, set_id)
+    return frozenset(plain(problem.prompt) for problem in load_problem_set(Path(name)).problems)
+
+
+def with_pilot(connection: Connection, ready: ReadyJob) -> ReadyJob:
+    """A job with what is known of the pilot that its threshold comes from; a note where both share problems.
+
+    Raises ConfigurationError where its threshold was computed on its own problems, NotFound for no job.
+    """
+    given = ready.config.calibrated_from
+    if given is None:
+        return ready
+    asked = {plain(problem.prompt) for problem in used_problems(ready.problems, ready.num_problems).problems}
+    of_pilot = prompts_of_job(connection, given.job)
+    num_shared = len(asked & of_pilot)
+    if given.share is not None:
+        require_others(num_shared, len(asked), "this job")
+    pilot = given.model_copy(update={"num_problems": len(of_pilot), "num_shared": num_shared})
+    note = f"{num_shared} of the {len(asked)} problems are in the pilot, job {given.job}, that calibrated it"
+    return replace(
+        ready,
+        config=ready.config.model_copy(update={"calibrated_from": pilot}),
+        notes=(*ready.notes, note) if num_shared else ready.notes,
+    )

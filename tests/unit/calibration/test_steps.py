@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from pipeline.calibration.calibrating import read_pilot_sample
-from pipeline.calibration.steps import CONFIDENT_LOGPROB, Step, read_steps
+from pipeline.calibration.steps import Step, StepRule, read_steps
 from pipeline.policies.glimpse import GlimpseSpec
 from pipeline.policies.protocol import SampleContext
 from pipeline.samples import Author, ModelRole
@@ -85,28 +85,31 @@ def test_statistics_of_a_step_are_those_of_its_tokens() -> None:
     assert whole.values == pytest.approx(
         {
             "min_logprob": -1.5,
-            "mean_logprob": sum(logprobs[:5]) / 5,
+            "mean_logprob": round(sum(logprobs[:5]) / 5, 5),
             "confident_share": 3 / 5,
             "mean_margin": 0.6,
         }
     )
     assert (cut.values, cut.num_tokens) == ({}, None)
-    assert pytest.approx(-math.log(1.05)) == CONFIDENT_LOGPROB
+    sure = StepRule(confident_below_perplexity=math.exp(1.5001))
+    assert next(read_steps(sample([segment(0, "small", texts, read)]), sure)).values["confident_share"] == 1.0
 
 
 def test_short_steps_and_those_of_two_authors_have_no_statistic_over_their_tokens() -> None:
     read = {Signal.LOGPROB: (-1.0, -1.0)}
     short = sample([segment(0, "small", ["a", ".\n\n"], read)])
     assert [step.values for step in read_steps(short)] == [{}]
-    assert [step.values["min_logprob"] for step in read_steps(short, min_tokens=2)] == [-1.0]
+    assert [step.values["min_logprob"] for step in read_steps(short, StepRule(min_tokens=2))] == [-1.0]
     mixed = [segment(0, "small", ["a", " b"], read), segment(1, "large", [" c", ".\n\n"], read)]
-    assert [(step.num_tokens, step.values) for step in read_steps(sample(mixed), min_tokens=1)] == [(None, {})]
+    assert [(step.num_tokens, step.values) for step in read_steps(sample(mixed), StepRule(min_tokens=1))] == [
+        (None, {})
+    ]
 
 
 def test_a_step_goes_on_over_two_segments_of_one_author() -> None:
     read = {Signal.LOGPROB: (-1.0, -2.0)}
     parts = [segment(0, "small", ["a", " b"], read), segment(1, "small", [" c", ".\n\n"], read)]
-    (step,) = read_steps(sample(parts), min_tokens=4)
+    (step,) = read_steps(sample(parts), StepRule(min_tokens=4))
     assert (step.num_tokens, step.values["mean_logprob"]) == (4, -1.5)
 
 
