@@ -12,8 +12,10 @@ import pytest
 from pipeline.breaks import BreakFinder
 from pipeline.jobs.matching import DelegatedWriting, matched_values
 from pipeline.policies import PolicySpec, parse_policy, policy_names
-from pipeline.policies.protocol import SampleContext
-from pipeline.policies.requests import Generate, Insert, Written
+from pipeline.policies.protocol import SampleContext, Watcher
+from pipeline.policies.reading.words import WordStarts
+from pipeline.policies.requests import Answered, Ask, Event, Finish, Insert, Request, Written
+from pipeline.policies.specreason import DoubtedSpec
 from pipeline.samples import ModelRole, Piece, SegmentFinish
 from pipeline.signals import Signal
 
@@ -43,6 +45,17 @@ class Job:
     """Kept tokens of small."""
     num_breaks: int = 0
     """Breaks that small wrote in the kept think phase; a run of newlines is one, by the author of its last token."""
+    num_words: int = 0
+    """Words that small wrote in the kept think phase."""
+
+    def count(self, role: ModelRole, trigger: str, num_tokens: int) -> None:
+        """Kept tokens of a segment."""
+        if trigger == "opening":
+            self.openings.append(num_tokens)
+        elif role is LARGE:
+            self.num_tokens += num_tokens
+        else:
+            self.small_tokens += num_tokens
 
 
 def run(spec: PolicySpec, *, seed: int) -> Job:
@@ -65,33 +78,60 @@ def write_sample(job: Job, spec: PolicySpec, draws: Random, index: int) -> None:
     policy = spec.build()
     kept: list[tuple[str, ModelRole | None]] = []
     last_writer: ModelRole | None = None
+    asides: list[tuple[Ask, tuple[str, ...]]] = []
     transition = policy.start(context)
-    while isinstance(transition.then, Generate):
+    while not isinstance(transition.then, Finish):
         request, watcher = transition.then, policy.watcher(context, transition.state)
-        job.takeovers[request.trigger] += request.takes_over
-        job.num_calls += last_writer is SMALL and request.role is LARGE
-        texts: list[str] = []
-        doubts: list[float | None] = []
-        finish = SegmentFinish.LENGTH
-        while len(texts) < request.max_tokens and finish is SegmentFinish.LENGTH:
-            texts.append(draws.choice(WORDS[request.role]))
-            doubts.append(draws.uniform(0, 1.2))
-            if watcher is not None and watcher.feed(texts[-1], {Signal.FIRST_ENTROPY: doubts[-1]}):
-                finish = SegmentFinish.WATCH
+        texts, doubts, finish = write(request, watcher, draws)
         piece = Piece(token_ids=tuple(range(len(texts))), texts=tuple(texts))
-        signals = {Signal.FIRST_ENTROPY: tuple(doubts)}
-        event = Written(role=request.role, piece=piece, finish=finish, start_token=len(kept), signals=signals)
-        transition, last_writer = policy.advance(context, transition.state, event), request.role
-        kept += [(text, request.role) for text in texts[: transition.keep]]
-        keep = transition.keep or 0
-        if request.trigger == "opening":
-            job.openings.append(keep)
-        elif request.role is LARGE:
-            job.num_tokens += keep
+        if isinstance(request, Ask):
+            labels = judgement(request.labels, draws) if request.labels else {}
+            last_writer = last_writer if labels else request.role
+            event: Event = Answered(
+                index=len(asides), role=request.role, piece=piece, finish=finish, start_token=len(kept), labels=labels
+            )
+            asides.append((request, piece.texts))
+            transition = policy.advance(context, transition.state, event)
         else:
-            job.small_tokens += keep
-        kept += [(insert.text, None) for insert in transition.insert if isinstance(insert, Insert)]
+            job.takeovers[request.trigger] += request.takes_over
+            job.num_calls += last_writer is SMALL and request.role is LARGE
+            signals = {Signal.FIRST_ENTROPY: tuple(doubts)}
+            event = Written(role=request.role, piece=piece, finish=finish, start_token=len(kept), signals=signals)
+            transition, last_writer = policy.advance(context, transition.state, event), request.role
+            kept += [(text, request.role) for text in texts[: transition.keep]]
+            job.count(request.role, request.trigger, transition.keep or 0)
+        for part in transition.insert:
+            if isinstance(part, Insert):
+                kept.append((part.text, None))
+                continue
+            taken, written = asides[part.index]
+            kept += [(text, taken.role) for text in written[: part.num_tokens]]
+            job.count(taken.role, taken.purpose, part.num_tokens)
+            job.takeovers[taken.purpose] += part.takes_over
+            job.num_calls += taken.role is LARGE
     job.num_breaks += count_breaks(kept)
+    words = WordStarts()
+    job.num_words += sum(words.feed(text) and author is SMALL for text, author in kept)
+
+
+def write(
+    request: Request, watcher: Watcher | None, draws: Random
+) -> tuple[list[str], list[float | None], SegmentFinish]:
+    texts: list[str] = []
+    doubts: list[float | None] = []
+    while len(texts) < request.max_tokens:
+        texts.append(draws.choice(WORDS[request.role]))
+        doubts.append(draws.uniform(0, 1.2))
+        if watcher is not None and watcher.feed(texts[-1], {Signal.FIRST_ENTROPY: doubts[-1]}):
+            return texts, doubts, SegmentFinish.WATCH
+    return texts, doubts, SegmentFinish.LENGTH
+
+
+def judgement(labels: tuple[str, ...], draws: Random) -> dict[str, float | None]:
+    """Some label is likely: a good or a poor rating, doubt or none, the one or the other letter."""
+    likely = draws.choice(labels) if len(labels) == 2 else draws.choice([*labels[-1:] * 3, *labels[:1]])
+    sure = draws.random() < 0.3 if labels == DoubtedSpec().words else True
+    return {label: -0.1 if label == likely and sure else None for label in labels}
 
 
 def count_breaks(kept: list[tuple[str, ModelRole | None]]) -> int:
@@ -114,13 +154,12 @@ def test_random_calls_the_large_model_as_often_and_for_as_long_as_the_preset_it_
     spec = parse_policy(name)
     job = run(spec, seed=1)
     assert job.takeovers.total() == job.num_calls
-    values = matched_values(written_in(job))
+    values = matched_values(written_in(job, words=spec.control_at == "word"))
     assert 0.02 < values["rate"] < 0.98
-    assert values["at"] == ("token" if name.endswith("-instruct") else "break")
+    assert values["at"] == ("token" if name.endswith("-instruct") else spec.control_at)
     control = run(parse_policy("random", values), seed=2)
-    places, control_places = (
-        each.num_breaks if values["at"] == "break" else each.small_tokens for each in (job, control)
-    )
+    counts = ({"break": each.num_breaks, "token": each.small_tokens, "word": words_in(each)} for each in (job, control))
+    places, control_places = (count[values["at"]] for count in counts)
     assert control_places > 500
     assert set(+control.takeovers) == {"random"}
     assert is_likely(control.num_calls, trials=control_places, rate=job.num_calls / places)
@@ -129,8 +168,14 @@ def test_random_calls_the_large_model_as_often_and_for_as_long_as_the_preset_it_
     assert control.num_tokens / control_places == pytest.approx(job.num_tokens / places, rel=0.15)
 
 
-def written_in(job: Job) -> DelegatedWriting:
+def words_in(job: Job) -> int:
+    """Words of small's, and those at which large took over."""
+    return job.num_words + job.num_calls
+
+
+def written_in(job: Job, *, words: bool = False) -> DelegatedWriting:
     return DelegatedWriting(
+        num_words=words_in(job) if words else 0,
         num_breaks=job.num_breaks,
         small_tokens=job.small_tokens,
         num_takeovers=job.num_calls,
