@@ -410,7 +410,8 @@ class Client:
             found = report_queries.get_job(connection, submission.matched_to or 0)
             if not found.is_final:
                 raise JobError(found.id, "it still runs; a job can be matched once it has ended")
-            written = report_queries.measure_delegation(connection, found.id)
+            words = found.config.policy.control_at == "word"
+            written = report_queries.measure_delegation(connection, found.id, words=words)
         same_exit = submission.exit is not None and submission.exit == found.config.exit
         return matched_values(written, same_exit=same_exit)
 

@@ -312,9 +312,43 @@ _SUM_SMALL = text("""
 """)
 
 
-def measure_delegation(connection: Connection, job_id: int) -> DelegatedWriting:
-    """What the large model wrote in a job's complete samples, and at how many places of the small one it could have."""
-    sums = [connection.execute(query, {"job": job_id}).mappings().one() for query in (_SUM_LARGE, _SUM_SMALL)]
+# A word as pipeline.policies.reading.words has it; one at which large took over stands in large's text.
+_COUNT_WORDS = text("""
+    WITH written AS (
+        SELECT g.sample_id, g.author, substr(g.text, (t.ends - t.length + 1)::integer, t.length) AS token,
+               row_number() OVER (PARTITION BY g.sample_id ORDER BY g.segment_index, t.place) AS place
+        FROM samples s JOIN segments g ON g.sample_id = s.id
+        CROSS JOIN LATERAL (
+            SELECT u.place, u.length, sum(u.length) OVER (ORDER BY u.place) AS ends
+            FROM unnest(g.token_lengths) WITH ORDINALITY u (length, place)
+        ) t
+        WHERE s.job_id = :job AND s.state IN ('finished', 'graded') AND t.place <= cardinality(g.token_ids)
+    ),
+    closed AS (
+        SELECT t.sample_id, min(t.start_token) AS start_token
+        FROM jobs j JOIN samples s ON s.job_id = j.id JOIN steps t ON t.sample_id = s.id
+        WHERE j.id = :job AND j.think_end <> '' AND strpos(t.text, j.think_end) > 0
+        GROUP BY t.sample_id
+    ),
+    placed AS (
+        SELECT w.*, lag(w.token) OVER (PARTITION BY w.sample_id ORDER BY w.place) AS before
+        FROM written w WHERE w.token <> ''
+    )
+    SELECT count(*) + (SELECT count(*) FROM samples s JOIN segments g ON g.sample_id = s.id
+                       WHERE s.job_id = :job AND s.state IN ('finished', 'graded') AND g.takes_over) AS num_words
+    FROM placed p LEFT JOIN closed c ON c.sample_id = p.sample_id
+    WHERE p.author = 'small' AND p.place <= coalesce(c.start_token, p.place) AND p.token ~ '\\S'
+      AND (p.token ~ '^\\s' OR p.before IS NULL OR p.before ~ '\\s$')
+""")
+
+
+def measure_delegation(connection: Connection, job_id: int, *, words: bool = False) -> DelegatedWriting:
+    """What the large model wrote in a job's complete samples, and at how many places of the small one it could have.
+
+    words: whether words are counted, too.
+    """
+    queries = (_SUM_LARGE, _SUM_SMALL, *([_COUNT_WORDS] if words else []))
+    sums = [connection.execute(query, {"job": job_id}).mappings().one() for query in queries]
     return DelegatedWriting(**{name: int(count) for found in sums for name, count in found.items()})
 
 

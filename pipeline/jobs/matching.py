@@ -16,7 +16,8 @@ class DelegatedWriting:
     """What the two models wrote in a job's complete samples, in kept tokens.
 
     num_breaks: breaks that small wrote in the think phase; a run of newlines is one, and one at which large took over
-        counts. small_tokens: small's in the think phase.
+        counts. small_tokens: small's in the think phase. num_words: words that small wrote there, and those at which
+        large took over; counted where the job's policy calls large at words.
     takeover_tokens: of takeovers, with what large wrote on after one. opening_tokens: before a sample's first takeover,
         in num_openings samples. answer_tokens: after the think phase.
     """
@@ -28,12 +29,14 @@ class DelegatedWriting:
     num_openings: int = 0
     opening_tokens: int = 0
     answer_tokens: int = 0
+    num_words: int = 0
 
 
 def matched_values(written: DelegatedWriting, *, same_exit: bool = False) -> dict[str, Any]:
     """The fields of RandomDelegationSpec that match a job in number and in large tokens.
 
-    at, rate: takeovers per break of small; per token of small where large took over at nearly every break, or oftener.
+    at, rate: takeovers per word of small where words were counted; else per break of small, or per token of small where
+    large took over at nearly every break, or oftener.
     tokens: the mean length of a takeover as it was written, whatever it was allowed; each of the control's ends there,
     also inside a sentence, for an earlier or later end would change the tokens. opening_tokens: their mean length. So
     both call the large model as often and for as many tokens per place of small, and differ in where. Where large wrote
@@ -43,7 +46,7 @@ def matched_values(written: DelegatedWriting, *, same_exit: bool = False) -> dic
     """
     written = _openings_as_takeovers(written) if not written.num_takeovers else written
     breaks, takeovers = written.num_breaks, written.num_takeovers
-    at, places = ("break", breaks) if takeovers <= MOST_BREAKS * breaks else ("token", written.small_tokens)
+    at, places = _places(written)
     if takeovers == 0 or places < 1:
         raise ConfigurationError(
             f"{takeovers} takeovers at {breaks} breaks of the small model give no rate to match; match a job whose "
@@ -51,7 +54,7 @@ def matched_values(written: DelegatedWriting, *, same_exit: bool = False) -> dic
         )
     if takeovers > places:
         raise ConfigurationError(
-            f"{takeovers} takeovers at {places} tokens of the small model cannot be matched: random delegation takes "
+            f"{takeovers} takeovers at {places} {at}s of the small model cannot be matched: random delegation takes "
             "over once at a token; match a job with fewer takeovers"
         )
     if written.answer_tokens and not same_exit:
@@ -82,3 +85,12 @@ def _openings_as_takeovers(written: DelegatedWriting) -> DelegatedWriting:
         num_openings=0,
         opening_tokens=0,
     )
+
+
+def _places(written: DelegatedWriting) -> tuple[str, int]:
+    """What is drawn, and how many of it there are."""
+    if written.num_words:
+        return "word", written.num_words
+    if written.num_takeovers <= MOST_BREAKS * written.num_breaks:
+        return "break", written.num_breaks
+    return "token", written.small_tokens

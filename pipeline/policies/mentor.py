@@ -56,6 +56,7 @@ class MentorSpec(PolicySpec):
     """Every number of the policy."""
 
     name: Literal["mentor"] = "mentor"
+    control_at = "word"
     rate: Annotated[float, Field(ge=0, le=1)] = 0.24
     """Probability that large is consulted at a word of small's. Code: 0.24 in one version, 0.04 in another (it says 25
     and 5 of 100, and leaves one out)."""

@@ -3,13 +3,13 @@
 The large model takes over at places of the small one's text drawn at random, and hands back as the policy it is the
 control of. Matched to that policy's rate, the two differ only in where the large model is called. The places are
 breaks. The control of a policy that takes over at nearly every break draws tokens instead: at breaks it would be that
-policy.
+policy. The control of one that calls at words draws words: the takeover stands in the place of a word that is drawn.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -17,7 +17,8 @@ from pipeline.breaks import is_newlines
 from pipeline.policies.draws import draw
 from pipeline.policies.protocol import SampleContext, Transition
 from pipeline.policies.reading.handback import HandBack, HandBackFrom
-from pipeline.policies.reading.reader import Reader
+from pipeline.policies.reading.reader import Reader, TextState
+from pipeline.policies.reading.words import WordStarts
 from pipeline.policies.requests import Trigger
 from pipeline.policies.specs import PolicySpec
 from pipeline.policies.step_delegation import StepPolicy, StepState, text_reader
@@ -30,8 +31,8 @@ class RandomDelegationSpec(PolicySpec):
     """Every number of the control. All are ours; a fair control takes rate and tokens from the job it is for."""
 
     name: Literal["random"] = "random"
-    at: Literal["break", "token"] = "break"
-    """What is drawn: breaks that small writes in the think phase, or tokens that end a whole character there."""
+    at: Literal["break", "token", "word"] = "break"
+    """What is drawn: breaks that small writes in the think phase, tokens that end a whole character there, or words."""
     rate: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Probability of a takeover at each of them. About the share of large's tokens in the paper's table, where most
     takeovers are as long as a step: 0.18 to 0.19."""
@@ -57,6 +58,8 @@ class _State(StepState):
     """Places decided about so far."""
     num_takeovers: int = 0
     """Takeovers begun so far."""
+    after_space: bool = True
+    """Whether the kept text ends with white space, or is empty."""
 
 
 class RandomDelegationPolicy(StepPolicy[_State]):
@@ -80,12 +83,32 @@ class RandomDelegationPolicy(StepPolicy[_State]):
     def _after_small(self, turn: Turn[_State]) -> Transition:
         watcher = self._draft_watcher(turn.context, turn.state)
         is_drawn = fires(watcher, turn.event)
-        update = {"text": watcher.reader.state, "num_draws": watcher.num_draws}
         if not is_drawn:
-            return turn.carry_on(update)
+            return turn.carry_on(self._read(turn, len(turn.texts), watcher.reader.state, watcher.num_draws))
+        keep = watcher.num_kept
+        update = self._read(turn, keep, self._text_of(turn, keep, watcher), watcher.num_draws)
         update["num_takeovers"] = turn.state.num_takeovers + 1
         limit = self._limit(turn.context, turn.state.num_takeovers + 1)
-        return turn.let_write(ModelRole.LARGE, Trigger.RANDOM, update, keep=watcher.reader.position, max_tokens=limit)
+        return turn.let_write(ModelRole.LARGE, Trigger.RANDOM, update, keep=keep, max_tokens=limit)
+
+    def _after_step(self, turn: Turn[_State], keep: int, text: TextState) -> Transition:
+        update = self._read(turn, keep, text, turn.state.num_draws)
+        return turn.let_write(ModelRole.SMALL, Trigger.RESUME, update, keep=keep)
+
+    def _text_of(self, turn: Turn[_State], keep: int, watcher: _DraftWatcher) -> TextState:
+        """The state of the text with the first tokens of a piece."""
+        if keep == watcher.reader.position:
+            return watcher.reader.state
+        reader = text_reader(turn.context, turn.state.text)
+        for text in turn.texts[:keep]:
+            reader.feed(text)
+        return reader.state
+
+    @staticmethod
+    def _read(turn: Turn[_State], keep: int, text: TextState, num_draws: int) -> dict[str, Any]:
+        kept = "".join(turn.texts[:keep])
+        after_space = kept[-1].isspace() if kept else turn.state.after_space
+        return {"text": text, "num_draws": num_draws, "after_space": after_space}
 
     def _opening(self, context: SampleContext) -> int:
         """Tokens of the sample's opening: their mean, rounded up or down as drawn for the sample."""
@@ -107,9 +130,10 @@ class RandomDelegationPolicy(StepPolicy[_State]):
 
 
 class _DraftWatcher:
-    """Ends the small model's request at a place that is drawn; a run of newlines is one break."""
+    """Ends the small model's request at a place that is drawn; a run of newlines is one break. num_kept: tokens before
+    that place."""
 
-    __slots__ = ("_context", "_in_break", "_spec", "num_draws", "reader")
+    __slots__ = ("_context", "_in_break", "_spec", "_texts", "_words", "num_draws", "num_kept", "reader")
 
     def __init__(self, reader: Reader, context: SampleContext, state: _State, spec: RandomDelegationSpec) -> None:
         self.reader = reader
@@ -117,16 +141,25 @@ class _DraftWatcher:
         self._context = context
         self._spec = spec
         self._in_break = state.text.at_break
+        self._texts: list[str] = []
+        self._words = WordStarts(after_space=state.after_space)
+        self.num_kept = 0
 
     def feed(self, text: str, readings: Readings | None = None) -> bool:
         self.reader.feed(text)
+        self._texts.append(text)
         if not self._is_place(text):
             return False
         self.num_draws += 1
+        self.num_kept = self.reader.position
+        if self._spec.at == "word":
+            self.num_kept = whole_characters(self._texts, self.num_kept - 1)
         return draw(self._context, self.num_draws) < self._spec.rate
 
     def _is_place(self, text: str) -> bool:
-        """Whether the token that was read last ends a place that may be drawn."""
+        """Whether the token that was read last ends a place that may be drawn; of words, whether it begins one."""
+        if self._spec.at == "word":
+            return self._words.feed(text) and self.reader.thinking
         if self._spec.at == "token":
             return self.reader.thinking and whole_characters((text,), 1) == 1
         begins = self.reader.at_break and not (self._in_break and is_newlines(text))

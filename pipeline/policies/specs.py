@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -36,6 +36,8 @@ class PolicySpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
+    control_at: ClassVar[Literal["break", "word"]] = "break"
+    """What ``random`` draws where it is matched to a job of this policy: the places at which this one calls large."""
 
     @abstractmethod
     def build(self) -> Policy:

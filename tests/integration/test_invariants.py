@@ -115,7 +115,9 @@ def hire(
     return Member(writer, engine, worker_id)
 
 
-def submit(db_engine: DbEngine, *, policy: PolicySpec = EAGER, max_tokens: int = 400) -> int:
+def submit(
+    db_engine: DbEngine, *, policy: PolicySpec = EAGER, max_tokens: int = 400, first_role: ModelRole = ModelRole.SMALL
+) -> int:
     problem_set = ProblemSet(name="sums", content_sha256=content_sha256(PROBLEMS), problems=PROBLEMS)
     config = JobConfig(
         small=ModelSpec(name="small"), large=ModelSpec(name="large"), policy=policy, num_samples=2,
@@ -124,7 +126,7 @@ def submit(db_engine: DbEngine, *, policy: PolicySpec = EAGER, max_tokens: int =
     with transaction(db_engine) as connection:
         return insert_job(
             connection, name="job", policy=policy.name, problem_set_id=put_problem_set(connection, problem_set),
-            num_problems=len(PROBLEMS), config=config, first_role=ModelRole.SMALL, versions={},
+            num_problems=len(PROBLEMS), config=config, first_role=first_role, versions={},
         )  # fmt: skip
 
 

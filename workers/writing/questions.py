@@ -67,13 +67,18 @@ class Questions:
         return labels
 
     def _label_ids(self, ask: Ask, label: str) -> tuple[int, ...]:
-        """The first ids of those spellings of a label that go on after the question without changing its ids."""
+        """The first ids of those spellings of a label that go on after the question without changing its ids.
+
+        A space alone begins no label, where it is a token of its own: every label could follow it.
+        """
         before = self._ids(ask)
+        space = self._ids(ask, " ")[len(before) :]
         found = {}
         for spelling in (label, f" {label}"):
             with_label = self._ids(ask, spelling)
             rest = with_label[len(before) :]
-            if with_label[: len(before)] == before and (len(rest) == 1 or (rest and ask.labels_begin)):
+            begins = bool(rest) and ask.labels_begin and rest[:1] != space
+            if with_label[: len(before)] == before and (len(rest) == 1 or begins):
                 found[rest[0]] = True
         if not found:
             raise ConfigurationError(

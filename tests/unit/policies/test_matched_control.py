@@ -13,8 +13,10 @@ import pytest
 from pipeline.breaks import BreakFinder
 from pipeline.jobs.matching import DelegatedWriting, matched_values
 from pipeline.policies import PolicySpec, parse_policy, policy_names
-from pipeline.policies.protocol import SampleContext
-from pipeline.policies.requests import Generate, Insert, Written
+from pipeline.policies.protocol import SampleContext, Watcher
+from pipeline.policies.reading.words import WordStarts
+from pipeline.policies.requests import Answered, Ask, Event, Finish, Insert, Request, Written
+from pipeline.policies.specreason import DoubtedSpec
 from pipeline.samples import ModelRole, Piece, SegmentFinish
 from pipeline.signals import Readings, Signal
 
@@ -52,6 +54,17 @@ class Job:
     """Kept tokens of small."""
     num_breaks: int = 0
     """Breaks that small wrote in the kept think phase; a run of newlines is one, by the author of its last token."""
+    num_words: int = 0
+    """Words that small wrote in the kept think phase."""
+
+    def count(self, role: ModelRole, num_tokens: int, *, has_taken_over: bool) -> None:
+        """Kept tokens of a segment. has_taken_over: whether large was called in before or for it."""
+        if role is SMALL:
+            self.small_tokens += num_tokens
+        elif has_taken_over:
+            self.num_tokens += num_tokens
+        else:
+            self.openings.append(num_tokens)
 
 
 def run(spec: PolicySpec, *, seed: int) -> Job:
@@ -75,34 +88,60 @@ def write_sample(job: Job, spec: PolicySpec, draws: Random, index: int) -> None:
     kept: list[tuple[str, ModelRole | None]] = []
     last_writer: ModelRole | None = None
     has_taken_over = False
+    asides: list[tuple[Ask, tuple[str, ...]]] = []
     transition = policy.start(context)
-    while isinstance(transition.then, Generate):
+    while not isinstance(transition.then, Finish):
         request, watcher = transition.then, policy.watcher(context, transition.state)
-        job.takeovers[request.trigger] += request.takes_over
-        job.num_calls += last_writer is SMALL and request.role is LARGE
-        has_taken_over = has_taken_over or request.takes_over
-        texts: list[str] = []
-        readings: list[Readings] = []
-        finish = SegmentFinish.LENGTH
-        while len(texts) < request.max_tokens and finish is SegmentFinish.LENGTH:
-            texts.append(draws.choice(WORDS[request.role]))
-            readings.append({Signal.FIRST_ENTROPY: draws.uniform(0, 1.2), Signal.LOGPROB: -draws.expovariate(2.2)})
-            if watcher is not None and watcher.feed(texts[-1], readings[-1]):
-                finish = SegmentFinish.WATCH
+        texts, readings, finish = write(request, watcher, draws)
         piece = Piece(token_ids=tuple(range(len(texts))), texts=tuple(texts))
-        signals = {signal: tuple(read[signal] for read in readings) for signal in request.signals}
-        event = Written(role=request.role, piece=piece, finish=finish, start_token=len(kept), signals=signals)
-        transition, last_writer = policy.advance(context, transition.state, event), request.role
-        kept += [(text, request.role) for text in texts[: transition.keep]]
-        keep = transition.keep or 0
-        if request.role is LARGE and not has_taken_over:
-            job.openings.append(keep)
-        elif request.role is LARGE:
-            job.num_tokens += keep
+        if isinstance(request, Ask):
+            labels = judgement(request.labels, draws) if request.labels else {}
+            last_writer = last_writer if labels else request.role
+            event: Event = Answered(
+                index=len(asides), role=request.role, piece=piece, finish=finish, start_token=len(kept), labels=labels
+            )
+            asides.append((request, piece.texts))
+            transition = policy.advance(context, transition.state, event)
         else:
-            job.small_tokens += keep
-        kept += [(insert.text, None) for insert in transition.insert if isinstance(insert, Insert)]
+            job.takeovers[request.trigger] += request.takes_over
+            job.num_calls += last_writer is SMALL and request.role is LARGE
+            has_taken_over = has_taken_over or request.takes_over
+            signals = {signal: tuple(read[signal] for read in readings) for signal in request.signals}
+            event = Written(role=request.role, piece=piece, finish=finish, start_token=len(kept), signals=signals)
+            transition, last_writer = policy.advance(context, transition.state, event), request.role
+            kept += [(text, request.role) for text in texts[: transition.keep]]
+            job.count(request.role, transition.keep or 0, has_taken_over=has_taken_over)
+        for part in transition.insert:
+            if isinstance(part, Insert):
+                kept.append((part.text, None))
+                continue
+            taken, written = asides[part.index]
+            kept += [(text, taken.role) for text in written[: part.num_tokens]]
+            has_taken_over = has_taken_over or part.takes_over
+            job.count(taken.role, part.num_tokens, has_taken_over=has_taken_over)
+            job.takeovers[taken.purpose] += part.takes_over
+            job.num_calls += taken.role is LARGE
     job.num_breaks += count_breaks(kept)
+    words = WordStarts()
+    job.num_words += sum(words.feed(text) and author is SMALL for text, author in kept)
+
+
+def write(request: Request, watcher: Watcher | None, draws: Random) -> tuple[list[str], list[Readings], SegmentFinish]:
+    texts: list[str] = []
+    readings: list[Readings] = []
+    while len(texts) < request.max_tokens:
+        texts.append(draws.choice(WORDS[request.role]))
+        readings.append({Signal.FIRST_ENTROPY: draws.uniform(0, 1.2), Signal.LOGPROB: -draws.expovariate(2.2)})
+        if watcher is not None and watcher.feed(texts[-1], readings[-1]):
+            return texts, readings, SegmentFinish.WATCH
+    return texts, readings, SegmentFinish.LENGTH
+
+
+def judgement(labels: tuple[str, ...], draws: Random) -> dict[str, float | None]:
+    """Some label is likely: a good or a poor rating, doubt or none, the one or the other letter."""
+    likely = draws.choice(labels) if len(labels) == 2 else draws.choice([*labels[-1:] * 3, *labels[:1]])
+    sure = draws.random() < 0.3 if labels == DoubtedSpec().words else True
+    return {label: -0.1 if label == likely and sure else None for label in labels}
 
 
 def count_breaks(kept: list[tuple[str, ModelRole | None]]) -> int:
@@ -125,13 +164,12 @@ def test_random_calls_the_large_model_as_often_and_for_as_long_as_the_preset_it_
     spec = parse_policy(name, NEEDED.get(name))
     job = run(spec, seed=1)
     assert job.takeovers.total() == job.num_calls
-    values = matched_values(written_in(job))
+    values = matched_values(written_in(job, words=spec.control_at == "word"))
     assert 0.005 < values["rate"] < 0.98
-    assert values["at"] == ("token" if name.endswith("-instruct") or name in LEADS else "break")
+    assert values["at"] == ("token" if name.endswith("-instruct") or name in LEADS else spec.control_at)
     control = run(parse_policy("random", values), seed=2)
-    places, control_places = (
-        each.num_breaks if values["at"] == "break" else each.small_tokens for each in (job, control)
-    )
+    counts = ({"break": each.num_breaks, "token": each.small_tokens, "word": words_in(each)} for each in (job, control))
+    places, control_places = (count[values["at"]] for count in counts)
     assert control_places > 500
     num_calls, num_tokens = (job.num_calls, job.num_tokens) if job.num_calls else (len(job.openings), sum(job.openings))
     assert set(+control.takeovers) == {"random"}
@@ -142,8 +180,14 @@ def test_random_calls_the_large_model_as_often_and_for_as_long_as_the_preset_it_
     assert control.num_tokens / control_places == pytest.approx(num_tokens / places, rel=rel)
 
 
-def written_in(job: Job) -> DelegatedWriting:
+def words_in(job: Job) -> int:
+    """Words of small's, and those at which large took over."""
+    return job.num_words + job.num_calls
+
+
+def written_in(job: Job, *, words: bool = False) -> DelegatedWriting:
     return DelegatedWriting(
+        num_words=words_in(job) if words else 0,
         num_breaks=job.num_breaks,
         small_tokens=job.small_tokens,
         num_takeovers=job.num_calls,

@@ -9,8 +9,10 @@ import pytest
 from pipeline.chat.model import ChatModel
 from pipeline.chat.translation import ThinkPhase, ThinkTagTranslator
 from pipeline.errors import ConfigurationError
+from pipeline.policies import parse_policy, policy_names
 from pipeline.policies.requests import Ask
 from pipeline.samples import ModelRole
+from tests.turns import chat_of
 from tests.unit.chat.test_model import TEMPLATE, make_tokenizer, write_model
 from workers.writing.questions import Questions
 
@@ -76,6 +78,23 @@ def test_a_label_of_several_tokens_needs_labels_begin(chat: ChatModel) -> None:
         questions(chat).get(Ask(role=SMALL, purpose="rate", labels=("maybe",)))
     begun = questions(chat).get(Ask(role=SMALL, purpose="rate", labels=("maybe",), labels_begin=True))
     assert begun.labels["maybe"][0] == chat.encode_text("maybe")[0]
+
+
+@pytest.mark.parametrize("role", ModelRole)
+def test_a_space_of_its_own_begins_no_label(role: ModelRole) -> None:
+    demo = chat_of(role)
+    assert demo.encode_text(" Wait") == [*demo.encode_text(" "), *demo.encode_text("Wait")]
+    asked = Ask(role=role, purpose="doubt", labels=("Wait", "But"), labels_begin=True)
+    assert questions(demo).get(asked).labels == {
+        "Wait": tuple(demo.encode_text("Wait")),
+        "But": tuple(demo.encode_text("But")[:1]),
+    }
+
+
+@pytest.mark.parametrize("name", policy_names())
+def test_the_demo_pair_can_be_asked_what_a_policy_asks(name: str) -> None:
+    for ask in parse_policy(name).build().asks:
+        assert set(questions(chat_of(ask.role)).get(ask).labels) == set(ask.labels)
 
 
 def test_labels_that_begin_alike_are_refused(chat: ChatModel) -> None:
