@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -21,13 +22,24 @@ PANEL = "Running it"
 
 commands = make_group()
 
+EngineArg = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="An argument of vLLM's EngineArgs, e.g. quantization=fp8. Repeatable."),
+]
+
 _UP_EXAMPLES = """Examples:
 
 specthink up: Postgres, Redis, grading, upkeep and Flower
 
 specthink up --small examples/models/demo-small --large examples/models/demo-large: the demo pair's workers too
 
-specthink up --small org/a-1b --small org/b-1b --large org/large-32b: two small workers
+specthink up --small org/a-1b --small org/b-1b --large org/large-32b: two small models
+
+specthink up --small org/small-1b --large org/large-32b --dry-run: which workers would run where
+
+specthink up --small org/small-1b@0,1 --large org/large-32b@2-5:tp=2: on these GPUs
+
+specthink up --file specthink.toml: pools, devices, engine arguments and environment from a file
 
 specthink up small: start the small worker again that `specthink down small` has stopped
 
@@ -42,29 +54,66 @@ def up(
         list[str] | None, typer.Argument(metavar="[PROGRAM]...", help="Start only these again, as they were.")
     ] = None,
     small: Annotated[
-        list[str] | None, typer.Option(metavar="MODEL", help="Start a small worker: a folder or hub id. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL[@GPUS][:tp=N]", help="Start small workers: a folder or hub id, on these GPUs. Repeatable."
+        ),
     ] = None,
     large: Annotated[
-        list[str] | None, typer.Option(metavar="MODEL", help="Start a large worker: a folder or hub id. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL[@GPUS][:tp=N]", help="Start large workers: a folder or hub id, on these GPUs. Repeatable."
+        ),
+    ] = None,
+    file: Annotated[Path | None, typer.Option(metavar="FILE", help="Start the pools of a specthink.toml.")] = None,
+    engine_arg: EngineArg = None,
+    small_engine_arg: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="The same for small workers alone.")
+    ] = None,
+    large_engine_arg: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="The same for large workers alone.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print which workers would run where; start nothing.")
+    ] = False,
+    machine: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --dry-run: plan for the machine that this JSON describes.")
     ] = None,
     flower: Annotated[bool, typer.Option("--flower/--no-flower", help="Serve Flower on localhost.")] = True,
     state_dir: StateDir = None,
 ) -> None:
     """Start embedded servers and workers, and leave them running; what runs already is left as it is.
 
+    On a machine with GPUs it chooses GPUs, tensor parallelism, shares of memory and how many workers, and prints that
+    before it starts. What does not fit is refused.
+
     A worker that runs with another model or other settings is not changed: stop it first, by `specthink down PROGRAM`.
     """
+    from pipeline.cli.placement import chosen_pools, look, print_plan
     from pipeline.local import start_again, start_local
+    from pipeline.samples import ModelRole
 
     err = console(stderr=True)
     settings = settings_of(context, state_dir)
+    arguments = {ModelRole.SMALL: [*(engine_arg or ()), *(small_engine_arg or ())]}
+    arguments[ModelRole.LARGE] = [*(engine_arg or ()), *(large_engine_arg or ())]
+    pools = chosen_pools({ModelRole.SMALL: small or [], ModelRole.LARGE: large or []}, file, arguments)
+    if machine and not dry_run:
+        raise typer.BadParameter("it is for --dry-run: workers start on this machine", param_hint="--machine")
     if programs:
-        if small or large:
+        if pools or dry_run:
             raise typer.BadParameter("name programs to start again, or give models, not both", param_hint="PROGRAM")
         _show_programs(start_again(settings, programs, on_event=lambda event: err.print(f"… {event}", style="dim")))
         return
+    if dry_run:
+        print_plan(console(), look(settings, pools, machine))
+        return
     stack = start_local(
-        settings, small=small, large=large, flower=flower, on_event=lambda event: err.print(f"… {event}", style="dim")
+        settings,
+        pools=pools,
+        flower=flower,
+        on_event=lambda event: err.print(f"… {event}", style="dim"),
+        on_plan=lambda plan: print_plan(err, plan),
     )
     _show_programs(stack.state)
     out = console()
@@ -176,6 +225,8 @@ specthink worker small --model org/small-1b --device-share 0.3
 
 specthink worker large --model /models/large-32b --name-served org/large-32b --max-in-flight 64
 
+specthink worker large --model org/large-32b-awq --engine-arg max_num_batched_tokens=4096
+
 specthink worker grade --concurrency 4 · specthink worker upkeep
 """
 
@@ -212,11 +263,21 @@ def small(
     max_in_flight: MaxInFlight = None,
     device_share: DeviceShare = None,
     engine_process: EngineProcess = None,
+    engine_arg: EngineArg = None,
     state_dir: StateDir = None,
 ) -> None:
     """Draft with a small model."""
     _become_writer(
-        context, "small", model, name_served, revision, max_in_flight, device_share, engine_process, state_dir
+        context,
+        "small",
+        model,
+        name_served,
+        revision,
+        max_in_flight,
+        device_share,
+        engine_process,
+        engine_arg,
+        state_dir,
     )
 
 
@@ -229,11 +290,21 @@ def large(
     max_in_flight: MaxInFlight = None,
     device_share: DeviceShare = None,
     engine_process: EngineProcess = None,
+    engine_arg: EngineArg = None,
     state_dir: StateDir = None,
 ) -> None:
     """Take over with a large model."""
     _become_writer(
-        context, "large", model, name_served, revision, max_in_flight, device_share, engine_process, state_dir
+        context,
+        "large",
+        model,
+        name_served,
+        revision,
+        max_in_flight,
+        device_share,
+        engine_process,
+        engine_arg,
+        state_dir,
     )
 
 
@@ -276,8 +347,12 @@ def _become_writer(
     max_in_flight: int | None,
     device_share: float | None,
     engine_process: str | None,
+    engine_arg: list[str] | None,
     state_dir: Path | None,
 ) -> NoReturn:
+    from pipeline.engine_arguments import parse_arguments
+
+    given = parse_arguments(engine_arg or ())
     arguments = [role, "--model", model]
     arguments += ["--name", name_served] if name_served else []
     arguments += ["--revision", revision] if revision else []
@@ -285,6 +360,7 @@ def _become_writer(
         "SPECTHINK_ENGINE__MAX_IN_FLIGHT": max_in_flight,
         "SPECTHINK_ENGINE__VLLM__GPU_MEMORY_UTILIZATION": device_share,
         "SPECTHINK_ENGINE__VLLM__PROCESS": engine_process,
+        "SPECTHINK_ENGINE__VLLM__ARGUMENTS": json.dumps(given) if given else None,
     }
     _become(context, arguments, engine, state_dir)
 
