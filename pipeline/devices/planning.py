@@ -10,7 +10,7 @@ from pipeline.devices.cores import place_on_cores
 from pipeline.devices.machine import Machine
 from pipeline.devices.placing import Request, place_on_gpus
 from pipeline.devices.pools import Plan, PlannedWorker, Pool
-from pipeline.devices.sizes import read_size
+from pipeline.devices.sizes import ModelSize, read_size
 from pipeline.errors import ConfigurationError
 from pipeline.settings import EngineSettings
 
@@ -26,26 +26,34 @@ def plan_workers(
     kept: by a pool's place its workers that run already, which stay where they are. Raises ConfigurationError, in one
     line with the numbers, for what does not fit and for GPUs that cannot be had.
     """
-    requests = [
-        Request(pool=pool, engine=pool.engine_settings(settings), size=read_size(pool.model, pool.revision))
-        for place, pool in enumerate(pools)
-        if place not in kept
-    ]
+    new = [pool for place, pool in enumerate(pools) if place not in kept]
     running = [worker for workers in kept.values() for worker in workers]
     notes: list[str] = []
     if machine.gpus:
         _require_gpus(pools)
         taken = {index for worker in running for index in worker.devices}
+        requests = [Request(pool=pool, engine=pool.engine_settings(settings), size=_size(pool)) for pool in new]
         planned, notes = place_on_gpus(requests, machine, taken=taken)
     else:
         _require_no_gpus(pools)
-        planned = place_on_cores(requests, machine, beside=len(running))
+        planned = place_on_cores(new, [_find_size(pool) for pool in new], machine, settings, beside=len(running))
     workers = [
         worker
         for place, pool in enumerate(pools)
         for worker in kept.get(place, [worker for worker in planned if worker.pool is pool])
     ]
     return Plan(machine=machine, workers=tuple(workers), notes=(*machine.notes, *notes))
+
+
+def _size(pool: Pool) -> ModelSize:
+    return read_size(pool.model, pool.revision)
+
+
+def _find_size(pool: Pool) -> ModelSize | None:
+    try:
+        return _size(pool)
+    except ConfigurationError:
+        return None
 
 
 def _require_gpus(pools: Sequence[Pool]) -> None:

@@ -54,13 +54,14 @@ class PlannedWorker:
     """One worker process.
 
     devices: its GPUs; () on a CPU. share: of each one's memory. threads: on a CPU. weights: bytes on each of its GPUs.
-    cache_tokens: about how many tokens its KV cache will hold. engine: its settings.
+    cache_tokens: about how many tokens its KV cache will hold. Both None where the model's files say nothing. engine: its
+    settings.
     """
 
     pool: Pool
     engine: EngineSettings
-    weights: int
-    cache_tokens: int
+    weights: int | None
+    cache_tokens: int | None
     devices: tuple[int, ...] = ()
     share: float | None = None
     threads: int | None = None
@@ -123,7 +124,7 @@ class Plan:
                 len(worker.devices) or None,
                 worker.share,
                 worker.threads,
-                round(worker.weights / GIB, 1),
+                None if worker.weights is None else round(worker.weights / GIB, 1),
                 worker.cache_tokens,
                 worker.engine.max_in_flight,
             ]

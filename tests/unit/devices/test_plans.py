@@ -66,8 +66,7 @@ def test_pair_on_one_gpu_divides_it_by_what_each_needs(models: Path) -> None:
     assert large.share is not None
     assert small.share < large.share
     assert CEILING - 0.01 < small.share + large.share <= CEILING
-    assert small.cache_tokens >= 128 * 1024
-    assert large.cache_tokens >= 128 * 1024
+    assert min(small.cache_tokens or 0, large.cache_tokens or 0) >= 128 * 1024
 
 
 def test_one_gpu_of_24_gib_holds_two_small_models_with_fewer_in_flight(models: Path) -> None:
@@ -136,6 +135,8 @@ def test_every_plan_leaves_its_gpus_a_tenth(models: Path) -> None:
             assert all(share <= CEILING + 1e-9 for share in shares_by_gpu(made).values())
             for worker in made.workers:
                 room = (worker.share or 0) * min(on.gpus[index].memory for index in worker.devices)
+                assert worker.weights is not None
+                assert worker.cache_tokens is not None
                 assert worker.weights + worker.cache_tokens < room
                 assert worker.cache_tokens >= 128 * 1024 * 0.99
 
