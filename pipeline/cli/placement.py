@@ -34,6 +34,30 @@ def chosen_pools(
     return [dataclasses.replace(pool, arguments={**pool.arguments, **added[pool.role]}) for pool in pools]
 
 
+def pool_of_worker(role: ModelRole, model: str | None, file: Path | None) -> Pool:
+    """What one worker is: the model given, or the file's pool of its role, of this model where one is named as well.
+
+    Raises ConfigurationError where neither says a model, or the file has several pools or none for it.
+    """
+    from pipeline.chat.files import served_name
+    from pipeline.devices import Pool
+    from pipeline.devices.file import read_pools
+    from pipeline.errors import ConfigurationError
+
+    if file is None:
+        if model is None:
+            raise ConfigurationError("give --model, or a --file that says it")
+        return Pool(role=role, model=model)
+    pools = [pool for pool in read_pools(file) if pool.role is role]
+    if model is not None:
+        pools = [pool for pool in pools if model in (pool.model, pool.name, served_name(pool.model))]
+    if len(pools) != 1:
+        wanted = f"{role.value} pool" + (f" of {model}" if model else "")
+        remedy = "; name one by --model" if pools else ""
+        raise ConfigurationError(f"{file} has {len(pools)} entries for a {wanted}, not one{remedy}")
+    return pools[0]
+
+
 def look(settings: Settings, pools: Sequence[Pool], machine: Path | None) -> Plan:
     """The plan for the machine of a file, else for this one."""
     from pipeline.devices import plan_workers, read_machine

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
 
 import typer
 
@@ -227,6 +227,8 @@ specthink worker large --model /models/large-32b --name-served org/large-32b --m
 
 specthink worker large --model org/large-32b-awq --engine-arg max_num_batched_tokens=4096
 
+specthink worker large --file specthink.toml: as the file's large pool says, on the GPUs that this process sees
+
 specthink worker grade --concurrency 4 · specthink worker upkeep
 """
 
@@ -235,7 +237,12 @@ worker = typer.Typer(
 )
 commands.add_typer(worker, name="worker", rich_help_panel=PANEL)
 
-Model = Annotated[str, typer.Option(help="A local folder or hub id.")]
+Model = Annotated[
+    str | None, typer.Option(help="A local folder or hub id.", show_default="that of the role's pool in --file")
+]
+PoolFile = Annotated[
+    Path | None, typer.Option("--file", metavar="FILE", help="Be a worker of this role's pool in a specthink.toml.")
+]
 Revision = Annotated[str | None, typer.Option(help="Hub revision.")]
 NameServed = Annotated[
     str | None, typer.Option(help="The name jobs use for it.", show_default="the hub id, or the folder's base name")
@@ -257,7 +264,8 @@ EngineProcess = Annotated[
 @worker.command()
 def small(
     context: typer.Context,
-    model: Model,
+    model: Model = None,
+    file: PoolFile = None,
     name_served: NameServed = None,
     revision: Revision = None,
     max_in_flight: MaxInFlight = None,
@@ -267,24 +275,15 @@ def small(
     state_dir: StateDir = None,
 ) -> None:
     """Draft with a small model."""
-    _become_writer(
-        context,
-        "small",
-        model,
-        name_served,
-        revision,
-        max_in_flight,
-        device_share,
-        engine_process,
-        engine_arg,
-        state_dir,
-    )
+    options = WriterOptions(name_served, revision, max_in_flight, device_share, engine_process, engine_arg)
+    _become_writer(context, "small", model, file, options, state_dir)
 
 
 @worker.command()
 def large(
     context: typer.Context,
-    model: Model,
+    model: Model = None,
+    file: PoolFile = None,
     name_served: NameServed = None,
     revision: Revision = None,
     max_in_flight: MaxInFlight = None,
@@ -294,18 +293,8 @@ def large(
     state_dir: StateDir = None,
 ) -> None:
     """Take over with a large model."""
-    _become_writer(
-        context,
-        "large",
-        model,
-        name_served,
-        revision,
-        max_in_flight,
-        device_share,
-        engine_process,
-        engine_arg,
-        state_dir,
-    )
+    options = WriterOptions(name_served, revision, max_in_flight, device_share, engine_process, engine_arg)
+    _become_writer(context, "large", model, file, options, state_dir)
 
 
 @worker.command()
@@ -338,31 +327,46 @@ def flower(
     _become(context, ["flower"], {"SPECTHINK_FLOWER__ADDRESS": address, "SPECTHINK_FLOWER__PORT": port}, state_dir)
 
 
+class WriterOptions(NamedTuple):
+    """What a small or large worker may be told; None: as its settings say."""
+
+    name_served: str | None
+    revision: str | None
+    max_in_flight: int | None
+    device_share: float | None
+    engine_process: str | None
+    engine_arg: list[str] | None
+
+
 def _become_writer(
     context: typer.Context,
     role: str,
-    model: str,
-    name_served: str | None,
-    revision: str | None,
-    max_in_flight: int | None,
-    device_share: float | None,
-    engine_process: str | None,
-    engine_arg: list[str] | None,
+    model: str | None,
+    file: Path | None,
+    options: WriterOptions,
     state_dir: Path | None,
 ) -> NoReturn:
+    """An option wins over what the file says."""
+    from pipeline.cli.placement import pool_of_worker
     from pipeline.engine_arguments import parse_arguments
+    from pipeline.samples import ModelRole
 
-    given = parse_arguments(engine_arg or ())
-    arguments = [role, "--model", model]
-    arguments += ["--name", name_served] if name_served else []
+    pool = pool_of_worker(ModelRole(role), model, file)
+    given = {**pool.arguments, **parse_arguments(options.engine_arg or ())}
+    name, revision = options.name_served or pool.name, options.revision or pool.revision
+    arguments = [role, "--model", pool.model]
+    arguments += ["--name", name] if name else []
     arguments += ["--revision", revision] if revision else []
     engine = {
-        "SPECTHINK_ENGINE__MAX_IN_FLIGHT": max_in_flight,
-        "SPECTHINK_ENGINE__VLLM__GPU_MEMORY_UTILIZATION": device_share,
-        "SPECTHINK_ENGINE__VLLM__PROCESS": engine_process,
+        "SPECTHINK_ENGINE__MAX_IN_FLIGHT": options.max_in_flight or pool.max_in_flight,
+        "SPECTHINK_ENGINE__MAX_MODEL_LEN": pool.max_model_len,
+        "SPECTHINK_ENGINE__VLLM__GPU_MEMORY_UTILIZATION": options.device_share or pool.share,
+        "SPECTHINK_ENGINE__VLLM__TENSOR_PARALLEL_SIZE": pool.tp,
+        "SPECTHINK_ENGINE__VLLM__CPU_THREADS": pool.threads,
+        "SPECTHINK_ENGINE__VLLM__PROCESS": options.engine_process,
         "SPECTHINK_ENGINE__VLLM__ARGUMENTS": json.dumps(given) if given else None,
     }
-    _become(context, arguments, engine, state_dir)
+    _become(context, arguments, {**pool.environment, **engine}, state_dir)
 
 
 def _become(

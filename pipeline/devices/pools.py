@@ -54,8 +54,8 @@ class PlannedWorker:
     """One worker process.
 
     devices: its GPUs; () on a CPU. share: of each one's memory. threads: on a CPU. weights: bytes on each of its GPUs.
-    cache_tokens: about how many tokens its KV cache will hold. Both None where the model's files say nothing. engine: its
-    settings.
+    cache_tokens: about how many tokens its KV cache will hold. Both None where the model's files say nothing.
+    engine: its settings.
     """
 
     pool: Pool
