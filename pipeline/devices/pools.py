@@ -109,10 +109,8 @@ class Plan:
         memory = f"{self.machine.cores} cores, {self.machine.memory_gib:.0f} GiB of memory"
         if not self.machine.gpus:
             return f"no GPU, {memory}"
-        gpus = ", ".join(
-            f"{gpu.index}: {gpu.free_gib:.0f} of {gpu.memory_gib:.0f} GiB free" for gpu in self.machine.gpus
-        )
-        return f"GPUs {gpus}; {memory}"
+        gpus = ", ".join(f"{gpu.index}: {gpu.free_gib:.0f} of {gpu.memory_gib:.0f} GiB" for gpu in self.machine.gpus)
+        return f"free on GPU {gpus}; {memory}"
 
     def rows(self) -> list[list[str | int | float | None]]:
         """One per worker, in the columns of ``COLUMNS``."""
