@@ -95,6 +95,10 @@ class WrittenSegment(_Segment):
     def kept(self) -> Piece:
         return self.piece if self.num_kept == len(self.piece) else self.piece.head(self.num_kept)
 
+    @property
+    def kept_ids(self) -> Sequence[int]:
+        return self.piece.token_ids[: self.num_kept]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenAside(_Aside):
@@ -131,6 +135,10 @@ class ContextSegment:
     @property
     def num_kept(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def kept_ids(self) -> Sequence[int]:
+        return self.token_ids
 
     @cached_property
     def kept(self) -> Piece:

@@ -83,17 +83,18 @@ class ThinkTagTranslator:
         """
         start = f"{self._chat.think_start}\n" if self._opens else ""
         token_ids = self._chat.encode_output(start) if start else []
-        unfinished = 0
+        before: list[Segment] = []
         runs = groupby(segments, lambda segment: self._takes_ids(segment, is_own=segment.author is own))
         for index, (as_ids, run) in enumerate(runs):
-            pieces = [segment.kept for segment in run]
+            written = list(run)
             if as_ids:
-                token_ids += chain.from_iterable(piece.token_ids for piece in pieces)
-                unfinished = _num_unfinished(pieces)
+                token_ids += chain.from_iterable([segment.kept_ids for segment in written])
             else:
-                del token_ids[len(token_ids) - unfinished :]  # no ids of another vocabulary can end that character
-                heard = self._from_job("".join(piece.text for piece in pieces), is_start=index == 0)
+                # No ids of another vocabulary can end the character that is unfinished before them.
+                del token_ids[len(token_ids) - _num_unfinished(before) :]
+                heard = self._from_job("".join([segment.kept.text for segment in written]), is_start=index == 0)
                 token_ids += self._chat.encode_output(heard)
+            before = written if as_ids else []
         return token_ids
 
     @property
@@ -132,9 +133,9 @@ class ThinkTagTranslator:
         return text
 
 
-def _num_unfinished(pieces: Sequence[Piece]) -> int:
+def _num_unfinished(segments: Sequence[Segment]) -> int:
     """Tokens at the end that begin a character and do not end it."""
-    backwards = (text for piece in reversed(pieces) for text in reversed(piece.texts))
+    backwards = (text for segment in reversed(segments) for text in reversed(segment.kept.texts))
     return sum(1 for _ in takewhile(lambda text: not text, backwards))
 
 

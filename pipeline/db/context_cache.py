@@ -38,13 +38,13 @@ class Context:
     @property
     def num_kept(self) -> int:
         """Tokens of its text."""
-        return sum(len(segment.token_ids) for segment in self.segments)
+        return sum([len(segment.token_ids) for segment in self.segments])  # a list: it is counted at each claim
 
     @property
     def num_tokens(self) -> int:
         """What it takes in memory, an empty record as one token."""
-        in_segments = sum(1 + len(segment.token_ids) for segment in self.segments)
-        return in_segments + sum(1 + len(aside.token_ids) for aside in self.asides)
+        in_asides = sum([1 + len(aside.token_ids) for aside in self.asides])
+        return self.num_kept + len(self.segments) + in_asides
 
 
 EMPTY = Context()

@@ -116,9 +116,13 @@ class CueFinder:
         self._reach = max((len(cue.words) for cue in cues), default=0) + 1  # the longest, and the character before it
         self.memory = self._reach + (REACH if CueKind.POSITIVE in kinds else 0)
         """Characters of the text so far that can matter."""
-        self._each = [(cue, must_end(cue.words), re.compile(whole_words(cue.words))) for cue in cues]
-        self._some = _some_of(cue.words for cue in cues)
-        self._some_ascii = _some_of(cue.words for cue in cues if cue.words.isascii())  # most text has no other letters
+        self._each = [_Pattern(number, cue) for number, cue in enumerate(cues)]
+        longest_first = sorted((cue.words for cue in cues), key=len, reverse=True)
+        self._longest = re.compile(f"(?=({_any_of(longest_first)}))")  # those that overlap, too
+        self._within = {long: [each for each in self._each if long.startswith(each.words)] for long in longest_first}
+        self._some = re.compile(_any_of(cue.words for cue in cues))
+        # Most text has no other letters.
+        self._some_ascii = re.compile(_any_of(cue.words for cue in cues if cue.words.isascii()))
 
     def find(self, text: str, since: int, *, ended: bool) -> Cue | None:
         """The cue that completes first in text[since:]; what stands before is known to hold none.
@@ -126,27 +130,29 @@ class CueFinder:
         ended: nothing follows, so that a cue at the very end is certain, too.
         """
         start = max(0, since - self._reach + 1)
-        # Few texts hold the letters of any cue: one search for all of them spares the patterns.
-        if (self._some_ascii if text.isascii() else self._some).search(text, start) is None:
+        # Few texts hold the letters of any cue: one search for all of them spares the rest. Those that begin at a place
+        # begin the longest one there.
+        first = (self._some_ascii if text.isascii() else self._some).search(text, start)
+        if first is None:
             return None
-        ends = (
-            (match.end(), cue)
-            for cue, waits, pattern in self._each
-            if text.find(cue.words, start) >= 0
-            for match in pattern.finditer(text, start)
-            if _is_new(match.end(), since, len(text), waits=waits, ended=ended)
-            and not self._is_none(cue, text, match.start())
-        )
-        return min(ends, key=lambda end: end[0], default=(0, None))[1]
+        ends = [
+            (match.end(), each.number)
+            for longest in set(self._longest.findall(text, first.start()))
+            for each in self._within[longest]
+            for match in each.pattern.finditer(text, start)
+            if _is_new(match.end(), since, len(text), waits=each.waits, ended=ended)
+            and not self._is_none(each.cue, text, match.start())
+        ]
+        return self._each[min(ends)[1]].cue if ends else None
 
     def count(self, text: str) -> int:
         """How many cues text holds, each occurrence counted."""
         folded = fold.__wrapped__(text)  # a whole sentence comes once
         return sum(
-            not (cue.kind is CueKind.POSITIVE and is_negated(folded, match.start()))
-            for cue, _, pattern in self._each
-            if cue.words in folded
-            for match in pattern.finditer(folded)
+            not (each.cue.kind is CueKind.POSITIVE and is_negated(folded, match.start()))
+            for each in self._each
+            if each.words in folded
+            for match in each.pattern.finditer(folded)
         )
 
     def _is_none(self, cue: Cue, text: str, start: int) -> bool:
@@ -156,9 +162,22 @@ class CueFinder:
         return is_negated(text, start) or (cue.words in ANSWER_CUES and states_answer(text, start))
 
 
-def _some_of(words: Iterable[str]) -> re.Pattern[str]:
-    """Finds the first of several texts, whatever stands around it; nothing where there are none."""
-    return re.compile("|".join(map(re.escape, words)) or r"(?!)")
+class _Pattern:
+    """How one cue is found. number: its place in the lists. waits: the character after it makes it certain."""
+
+    __slots__ = ("cue", "number", "pattern", "waits", "words")
+
+    def __init__(self, number: int, cue: Cue) -> None:
+        self.number = number
+        self.cue = cue
+        self.words = cue.words
+        self.waits = must_end(cue.words)
+        self.pattern = re.compile(whole_words(cue.words))
+
+
+def _any_of(words: Iterable[str]) -> str:
+    """A pattern of several texts, whatever stands around them; of nothing where there are none."""
+    return "|".join(map(re.escape, words)) or r"(?!)"
 
 
 def _is_new(end: int, since: int, length: int, *, waits: bool, ended: bool) -> bool:
