@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import socket
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 from pipeline.db import migrate, report_queries
 from pipeline.db.grants import grant_roles
 from pipeline.db.session import open_database, transaction
+from pipeline.devices import Machine, Plan, PlannedWorker, Pool, for_installed_engine, plan_workers, probe
+from pipeline.devices.kept import as_json, recall
 from pipeline.embedded import (
     EMBEDDED_LOGINS,
     SERVERS,
@@ -22,14 +25,18 @@ from pipeline.embedded import (
     ProgramPhase,
     ProgramState,
     find_running,
+    is_running,
     start,
 )
-from pipeline.embedded.folder import write_private
+from pipeline.embedded.folder import read_json, write_private
 from pipeline.errors import ConfigurationError, NotFound, ProgramFailed, ServiceUnavailable
+from pipeline.samples import ModelRole
 from pipeline.settings import Settings
 
 WORKERS_TIMEOUT_S = 900.0
 """A large model on a GPU takes minutes to load and to compile."""
+_PYTHON = (sys.executable, "-m", "workers")
+_GPUS = "CUDA_VISIBLE_DEVICES"
 _ALIVE = (ProgramPhase.STARTING, ProgramPhase.RUNNING)
 
 
@@ -47,21 +54,28 @@ def start_local(
     *,
     small: str | Sequence[str] | None = None,
     large: str | Sequence[str] | None = None,
+    pools: Sequence[Pool] = (),
     flower: bool = True,
     die_with_parent: bool = False,
     on_event: Callable[[str], None] = lambda event: None,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
 ) -> LocalStack:
     """Start the embedded servers, migrate, and start workers: grading and upkeep always, the models' where given.
 
-    small, large: a local folder or hub id, or several, each with a worker of its own. Returns once every worker has
-    registered. What runs already is left as it is. die_with_parent: everything ends with this process. on_event: told
-    in a few words what is being done.
+    small, large: a local folder or hub id, or several, each with a worker of its own. pools: others, whose numbers and
+    devices may be left to be chosen. on_plan: told which workers will run where, before anything starts. Returns once
+    every worker has registered. What runs already is left as it is. die_with_parent: everything ends with this process.
+    on_event: told in a few words what is being done.
 
-    Raises ConfigurationError where the settings name servers of their own, and, with nothing changed, where a worker
+    Raises ConfigurationError where the settings name servers of their own or the workers do not fit, and, with nothing
+    changed, where a worker
     runs with another model or other settings; ProgramFailed with the last lines of its log when a program ends instead
     of registering; ServiceUnavailable where a server does not start.
     """
     _require_embedded(settings)
+    pools = [*_single_workers(ModelRole.SMALL, small), *_single_workers(ModelRole.LARGE, large), *pools]
+    plan = plan_here(settings, pools)
+    on_plan(plan)
     on_event("starting Postgres and Redis")
     state = start(settings.state_dir, die_with_parent=die_with_parent)
     if state.made_system_user:
@@ -72,9 +86,12 @@ def start_local(
     on_event("migrating the database")
     revision = _prepare_database(state)
     port = _flower_port(settings, state) if flower else None
-    programs = _programs(settings, state, models={"small": _several(small), "large": _several(large)}, flower_port=port)
+    programs = _programs(settings, state, plan, flower_port=port)
     state.add_programs(programs)
-    _start_and_wait(settings, state, [program.name for program in programs], port, on_event)
+    if pools:
+        write_private(_plan_file(state), json.dumps(as_json(plan, pools), indent=1))
+    for names in waves(programs):
+        _start_and_wait(settings, state, names, port, on_event)
     url = f"http://{settings.flower.address}:{port}" if port is not None else None
     return LocalStack(state=state, revision=revision, flower_url=url)
 
@@ -104,8 +121,53 @@ def _require_embedded(settings: Settings) -> None:
         )
 
 
-def _several(models: str | Sequence[str] | None) -> list[str]:
-    return [models] if isinstance(models, str) else list(models or ())
+def _single_workers(role: ModelRole, models: str | Sequence[str] | None) -> list[Pool]:
+    several = [models] if isinstance(models, str) else list(models or ())
+    return [Pool(role=role, model=model, workers=1) for model in several]
+
+
+def plan_here(settings: Settings, pools: Sequence[Pool]) -> Plan:
+    """Which workers would run where on this machine; those that run in this state folder stay where they are.
+
+    Raises ConfigurationError for what does not fit.
+    """
+    kept = {}
+    if pools and is_running(settings.state_dir):
+        state = find_running(settings.state_dir)
+        live = {_form(state, program.name) for program in state.program_states() if program.state in _ALIVE}
+        content = read_json(_plan_file(state)) or []
+        kept = recall(content, pools, settings.engine, lambda worker: _worker_form(worker) in live)
+    machine = for_installed_engine(probe()) if pools else Machine(cores=1, memory_gib=1)
+    return plan_workers(pools, machine, settings.engine, kept)
+
+
+def _plan_file(state: EmbeddedState) -> Path:
+    return state.state_dir / "plan.json"
+
+
+def _worker_form(worker: PlannedWorker) -> tuple[str, ...]:
+    """What tells one worker's program from another's: its command line, and its GPUs."""
+    return (*_PYTHON, *worker.arguments, worker.environment.get(_GPUS, ""))
+
+
+def _form(state: EmbeddedState, name: str) -> tuple[str, ...]:
+    return (*(state.argv_of(name) or ()), state.environment_of(name).get(_GPUS, ""))
+
+
+def waves(programs: Sequence[Program]) -> list[list[str]]:
+    """The programs' names in the order in which they are to start: workers that share a GPU one after the other, since
+    vLLM measures what is free on it while it starts; all others at once."""
+    groups: list[list[Program]] = [[]]
+    for program in programs:
+        gpus = _gpus_of(program)
+        place = max((place + 1 for place, group in enumerate(groups) if gpus & _gpus_of(*group)), default=0)
+        groups += [[]] if place == len(groups) else []
+        groups[place].append(program)
+    return [[program.name for program in group] for group in groups]
+
+
+def _gpus_of(*programs: Program) -> set[str]:
+    return {gpu for program in programs for gpu in program.env.get(_GPUS, "").split(",") if gpu}
 
 
 def _prepare_database(state: EmbeddedState) -> str:
@@ -119,37 +181,38 @@ def _prepare_database(state: EmbeddedState) -> str:
     return revision
 
 
-def _programs(
-    settings: Settings, state: EmbeddedState, *, models: Mapping[str, Sequence[str]], flower_port: int | None
-) -> list[Program]:
-    """The programs as supervisord runs them. Settings come from this process's environment, spelled out for each.
-
-    models: by role.
-    """
+def _programs(settings: Settings, state: EmbeddedState, plan: Plan, *, flower_port: int | None) -> list[Program]:
+    """The programs as supervisord runs them. Settings come from this process's environment, spelled out for each."""
     environment = {name: value for name, value in os.environ.items() if name.startswith("SPECTHINK_")}
     environment.pop("SPECTHINK_STATE_DIR", None)  # given by the state folder, and with it the login of each program
     environment = {name: value for name, value in environment.items() if not name.startswith("SPECTHINK_LOGINS__")}
     password = environment.pop("SPECTHINK_FLOWER__BASIC_AUTH", None)
-    python = (sys.executable, "-m", "workers")
     stop_wait_s = int(settings.lease.drain_s) + 20
-    written = {program.name: state.argv_of(program.name) or () for program in state.program_states()}
+    written = {program.name: _form(state, program.name) for program in state.program_states()}
     programs = []
-    for role, wanted in models.items():
-        commands = [(*python, role, "--model", _absolute(model)) for model in wanted]
+    for role in ModelRole:
+        workers = [worker for worker in plan.workers if worker.pool.role is role]
+        names = worker_names(role.value, [_worker_form(worker) for worker in workers], written)
         programs += [
-            Program(name=name, argv=argv, env=environment, stop_wait_s=stop_wait_s)
-            for name, argv in zip(worker_names(role, commands, written), commands, strict=True)
+            Program(
+                name=name,
+                argv=(*_PYTHON, *worker.arguments),
+                env=environment | worker.environment,
+                stop_wait_s=stop_wait_s,
+            )
+            for name, worker in zip(names, workers, strict=True)
         ]
-    programs += [Program(name=kind, argv=(*python, kind), env=environment) for kind in ("grade", "upkeep")]
+    programs += [Program(name=kind, argv=(*_PYTHON, kind), env=environment) for kind in ("grade", "upkeep")]
     if flower_port is not None:
         flower = {**environment, "SPECTHINK_FLOWER__PORT": str(flower_port)}
         flower |= {"SPECTHINK_FLOWER__BASIC_AUTH": password} if password is not None else {}
-        programs.append(Program(name="flower", argv=(*python, "flower"), env=flower))
+        programs.append(Program(name="flower", argv=(*_PYTHON, "flower"), env=flower))
     return programs
 
 
 def worker_names(role: str, commands: Sequence[tuple[str, ...]], written: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """A name for each command line: that of a program which has it already, else the first of ROLE, ROLE-2, … left.
+    """A name for each command line, its GPUs behind it: that of a program which has it already, else the first of ROLE,
+    ROLE-2, … left.
 
     written: the command lines of the programs that there are, by name.
     """
@@ -161,12 +224,6 @@ def worker_names(role: str, commands: Sequence[tuple[str, ...]], written: Mappin
     numbered = (role if number == 1 else f"{role}-{number}" for number in itertools.count(1))
     left = (name for name in numbered if name not in names.values())
     return [names[place] if place in names else next(left) for place in range(len(commands))]
-
-
-def _absolute(model: str) -> str:
-    """A folder by its full path, since programs run elsewhere; a name as it is."""
-    folder = Path(model).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else model
 
 
 def _flower_port(settings: Settings, state: EmbeddedState) -> int:

@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from pipeline.engine_arguments import require_free
 from pipeline.errors import ConfigurationError
 from pipeline.logins import SESSION_SETTINGS, DatabaseRole, Login
 from pipeline.redis_address import RedisAddress
@@ -55,6 +56,18 @@ class VllmSettings(_Part):
     """Numbers of weights and activations, in vLLM's words; auto: the checkpoint's own, though on a GPU float32 becomes
     what vLLM prefers."""
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """GPUs of one engine."""
+    arguments: dict[str, str] = {}
+    """Arguments of vLLM's own, a JSON object of texts: {"enforce_eager": "true"}. Not those that the pipeline sets."""
+
+    @field_validator("arguments")
+    @classmethod
+    def _are_not_ours(cls, arguments: dict[str, str]) -> dict[str, str]:
+        try:
+            require_free(arguments)
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from error
+        return arguments
 
 
 class EngineSettings(_Part):

@@ -31,7 +31,8 @@ class WorkerReport:
     """One live worker; counters as of its last heartbeat.
 
     max_model_len: most tokens of prompt and output that its engine takes. model_fingerprint, weights_sha256, revision:
-    of its model. None for a worker without an engine, and where they are not known.
+    of its model. None for a worker without an engine, and where they are not known. engine_arguments: those of vLLM's
+    own that a person gave; None where none was.
     """
 
     id: int
@@ -48,6 +49,7 @@ class WorkerReport:
     model_fingerprint: str | None = None
     weights_sha256: str | None = None
     revision: str | None = None
+    engine_arguments: dict[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,6 +65,10 @@ def status(
     columns = ["worker", "kind", "model", "host", "pid", "writes", "tokens"]
     rows = [[w.id, w.kind, w.model, w.host, w.pid, _writes(w), w.tokens_generated] for w in workers]
     out.print(table(columns, rows) if rows else "no live workers; specthink up or specthink worker starts some")
+    for worker in workers:
+        if worker.engine_arguments:
+            given = " ".join(f"{name}={value}" for name, value in worker.engine_arguments.items())
+            out.print(f"engine of worker {worker.id}: {given}", soft_wrap=True)
     if leader:
         out.print(
             f"worker {leader.worker_id} on {visible(leader.host)} leads since {leader.since:%Y-%m-%d %H:%M:%S %Z}"

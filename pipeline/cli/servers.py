@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
 
 import typer
 
@@ -21,13 +22,24 @@ PANEL = "Running it"
 
 commands = make_group()
 
+EngineArg = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="An argument of vLLM's EngineArgs, e.g. quantization=fp8. Repeatable."),
+]
+
 _UP_EXAMPLES = """Examples:
 
 specthink up: Postgres, Redis, grading, upkeep and Flower
 
 specthink up --small examples/models/demo-small --large examples/models/demo-large: the demo pair's workers too
 
-specthink up --small org/a-1b --small org/b-1b --large org/large-32b: two small workers
+specthink up --small org/a-1b --small org/b-1b --large org/large-32b: two small models
+
+specthink up --small org/small-1b --large org/large-32b --dry-run: which workers would run where
+
+specthink up --small org/small-1b@0,1 --large org/large-32b@2-5:tp=2: on these GPUs
+
+specthink up --file specthink.toml: pools, devices, engine arguments and environment from a file
 
 specthink up small: start the small worker again that `specthink down small` has stopped
 
@@ -42,29 +54,66 @@ def up(
         list[str] | None, typer.Argument(metavar="[PROGRAM]...", help="Start only these again, as they were.")
     ] = None,
     small: Annotated[
-        list[str] | None, typer.Option(metavar="MODEL", help="Start a small worker: a folder or hub id. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL[@GPUS][:tp=N]", help="Start small workers: a folder or hub id, on these GPUs. Repeatable."
+        ),
     ] = None,
     large: Annotated[
-        list[str] | None, typer.Option(metavar="MODEL", help="Start a large worker: a folder or hub id. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL[@GPUS][:tp=N]", help="Start large workers: a folder or hub id, on these GPUs. Repeatable."
+        ),
+    ] = None,
+    file: Annotated[Path | None, typer.Option(metavar="FILE", help="Start the pools of a specthink.toml.")] = None,
+    engine_arg: EngineArg = None,
+    small_engine_arg: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="The same for small workers alone.")
+    ] = None,
+    large_engine_arg: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="The same for large workers alone.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print which workers would run where; start nothing.")
+    ] = False,
+    machine: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --dry-run: plan for the machine that this JSON describes.")
     ] = None,
     flower: Annotated[bool, typer.Option("--flower/--no-flower", help="Serve Flower on localhost.")] = True,
     state_dir: StateDir = None,
 ) -> None:
     """Start embedded servers and workers, and leave them running; what runs already is left as it is.
 
+    On a machine with GPUs it chooses GPUs, tensor parallelism, shares of memory and how many workers, and prints that
+    before it starts. What does not fit is refused.
+
     A worker that runs with another model or other settings is not changed: stop it first, by `specthink down PROGRAM`.
     """
+    from pipeline.cli.placement import chosen_pools, look, print_plan
     from pipeline.local import start_again, start_local
+    from pipeline.samples import ModelRole
 
     err = console(stderr=True)
     settings = settings_of(context, state_dir)
+    arguments = {ModelRole.SMALL: [*(engine_arg or ()), *(small_engine_arg or ())]}
+    arguments[ModelRole.LARGE] = [*(engine_arg or ()), *(large_engine_arg or ())]
+    pools = chosen_pools({ModelRole.SMALL: small or [], ModelRole.LARGE: large or []}, file, arguments)
+    if machine and not dry_run:
+        raise typer.BadParameter("it is for --dry-run: workers start on this machine", param_hint="--machine")
     if programs:
-        if small or large:
+        if pools or dry_run:
             raise typer.BadParameter("name programs to start again, or give models, not both", param_hint="PROGRAM")
         _show_programs(start_again(settings, programs, on_event=lambda event: err.print(f"… {event}", style="dim")))
         return
+    if dry_run:
+        print_plan(console(), look(settings, pools, machine))
+        return
     stack = start_local(
-        settings, small=small, large=large, flower=flower, on_event=lambda event: err.print(f"… {event}", style="dim")
+        settings,
+        pools=pools,
+        flower=flower,
+        on_event=lambda event: err.print(f"… {event}", style="dim"),
+        on_plan=lambda plan: print_plan(err, plan),
     )
     _show_programs(stack.state)
     out = console()
@@ -176,6 +225,10 @@ specthink worker small --model org/small-1b --device-share 0.3
 
 specthink worker large --model /models/large-32b --name-served org/large-32b --max-in-flight 64
 
+specthink worker large --model org/large-32b-awq --engine-arg max_num_batched_tokens=4096
+
+specthink worker large --file specthink.toml: as the file's large pool says, on the GPUs that this process sees
+
 specthink worker grade --concurrency 4 · specthink worker upkeep
 """
 
@@ -184,7 +237,12 @@ worker = typer.Typer(
 )
 commands.add_typer(worker, name="worker", rich_help_panel=PANEL)
 
-Model = Annotated[str, typer.Option(help="A local folder or hub id.")]
+Model = Annotated[
+    str | None, typer.Option(help="A local folder or hub id.", show_default="that of the role's pool in --file")
+]
+PoolFile = Annotated[
+    Path | None, typer.Option("--file", metavar="FILE", help="Be a worker of this role's pool in a specthink.toml.")
+]
 Revision = Annotated[str | None, typer.Option(help="Hub revision.")]
 NameServed = Annotated[
     str | None, typer.Option(help="The name jobs use for it.", show_default="the hub id, or the folder's base name")
@@ -206,35 +264,37 @@ EngineProcess = Annotated[
 @worker.command()
 def small(
     context: typer.Context,
-    model: Model,
+    model: Model = None,
+    file: PoolFile = None,
     name_served: NameServed = None,
     revision: Revision = None,
     max_in_flight: MaxInFlight = None,
     device_share: DeviceShare = None,
     engine_process: EngineProcess = None,
+    engine_arg: EngineArg = None,
     state_dir: StateDir = None,
 ) -> None:
     """Draft with a small model."""
-    _become_writer(
-        context, "small", model, name_served, revision, max_in_flight, device_share, engine_process, state_dir
-    )
+    options = WriterOptions(name_served, revision, max_in_flight, device_share, engine_process, engine_arg)
+    _become_writer(context, "small", model, file, options, state_dir)
 
 
 @worker.command()
 def large(
     context: typer.Context,
-    model: Model,
+    model: Model = None,
+    file: PoolFile = None,
     name_served: NameServed = None,
     revision: Revision = None,
     max_in_flight: MaxInFlight = None,
     device_share: DeviceShare = None,
     engine_process: EngineProcess = None,
+    engine_arg: EngineArg = None,
     state_dir: StateDir = None,
 ) -> None:
     """Take over with a large model."""
-    _become_writer(
-        context, "large", model, name_served, revision, max_in_flight, device_share, engine_process, state_dir
-    )
+    options = WriterOptions(name_served, revision, max_in_flight, device_share, engine_process, engine_arg)
+    _become_writer(context, "large", model, file, options, state_dir)
 
 
 @worker.command()
@@ -267,26 +327,46 @@ def flower(
     _become(context, ["flower"], {"SPECTHINK_FLOWER__ADDRESS": address, "SPECTHINK_FLOWER__PORT": port}, state_dir)
 
 
+class WriterOptions(NamedTuple):
+    """What a small or large worker may be told; None: as its settings say."""
+
+    name_served: str | None
+    revision: str | None
+    max_in_flight: int | None
+    device_share: float | None
+    engine_process: str | None
+    engine_arg: list[str] | None
+
+
 def _become_writer(
     context: typer.Context,
     role: str,
-    model: str,
-    name_served: str | None,
-    revision: str | None,
-    max_in_flight: int | None,
-    device_share: float | None,
-    engine_process: str | None,
+    model: str | None,
+    file: Path | None,
+    options: WriterOptions,
     state_dir: Path | None,
 ) -> NoReturn:
-    arguments = [role, "--model", model]
-    arguments += ["--name", name_served] if name_served else []
+    """An option wins over what the file says."""
+    from pipeline.cli.placement import pool_of_worker
+    from pipeline.engine_arguments import parse_arguments
+    from pipeline.samples import ModelRole
+
+    pool = pool_of_worker(ModelRole(role), model, file)
+    given = {**pool.arguments, **parse_arguments(options.engine_arg or ())}
+    name, revision = options.name_served or pool.name, options.revision or pool.revision
+    arguments = [role, "--model", pool.model]
+    arguments += ["--name", name] if name else []
     arguments += ["--revision", revision] if revision else []
     engine = {
-        "SPECTHINK_ENGINE__MAX_IN_FLIGHT": max_in_flight,
-        "SPECTHINK_ENGINE__VLLM__GPU_MEMORY_UTILIZATION": device_share,
-        "SPECTHINK_ENGINE__VLLM__PROCESS": engine_process,
+        "SPECTHINK_ENGINE__MAX_IN_FLIGHT": options.max_in_flight or pool.max_in_flight,
+        "SPECTHINK_ENGINE__MAX_MODEL_LEN": pool.max_model_len,
+        "SPECTHINK_ENGINE__VLLM__GPU_MEMORY_UTILIZATION": options.device_share or pool.share,
+        "SPECTHINK_ENGINE__VLLM__TENSOR_PARALLEL_SIZE": pool.tp,
+        "SPECTHINK_ENGINE__VLLM__CPU_THREADS": pool.threads,
+        "SPECTHINK_ENGINE__VLLM__PROCESS": options.engine_process,
+        "SPECTHINK_ENGINE__VLLM__ARGUMENTS": json.dumps(given) if given else None,
     }
-    _become(context, arguments, engine, state_dir)
+    _become(context, arguments, {**pool.environment, **engine}, state_dir)
 
 
 def _become(

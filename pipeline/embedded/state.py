@@ -11,7 +11,7 @@ import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -33,6 +33,7 @@ from pipeline.embedded.supervision import (
     worker_service,
     write_service,
     written_argv,
+    written_environment,
 )
 from pipeline.errors import ConfigurationError, NotFound, ServiceUnavailable
 from pipeline.logins import DatabaseRole
@@ -89,6 +90,10 @@ class EmbeddedState:
     def argv_of(self, name: str) -> tuple[str, ...] | None:
         """The command line of an added program; None where there is none of this name."""
         return written_argv(self._folder, name)
+
+    def environment_of(self, name: str) -> Mapping[str, str]:
+        """What an added program is given beside the servers' environment; {} where there is none of this name."""
+        return written_environment(self._folder, name)
 
     def last_lines(self, name: str, num_lines: int = 5) -> str:
         """The end of a program's log for an error message, with the log's path: of its present start alone, where this

@@ -208,6 +208,13 @@ def written_argv(folder: StateFolder, name: str) -> tuple[str, ...] | None:
     return None if content is None else tuple(content["argv"])
 
 
+def written_environment(folder: StateFolder, name: str) -> Mapping[str, str]:
+    """What a program is given as it is written; {} where there is no such program."""
+    content = read_json(_service_path(folder, name)) or {}
+    given: Mapping[str, str] = content.get("env", {})
+    return given
+
+
 def _service_path(folder: StateFolder, name: str) -> Path:
     return folder.programs / f"{name}.json"
 

@@ -19,6 +19,7 @@ from pipeline.chat.model import ChatModel
 from pipeline.chat.weights import weights_sha256
 from pipeline.db.session import transaction
 from pipeline.db.worker_leases import WorkerCounters, put_engine, refuse_second_identity
+from pipeline.devices.sizes import refuse_unusable
 from pipeline.samples import ModelRole
 from pipeline.settings import Settings
 from pipeline.workforce import WorkerEnd, WorkerKind
@@ -59,9 +60,12 @@ def run_writer(
 ) -> int:
     """A small or large worker, until it is told to stop. Raises ConfigurationError when the model cannot be loaded."""
     base = open_base(settings, WorkerKind(role.value))
+    folder = find_folder(model, revision)
+    if folder is not None:
+        refuse_unusable(model, folder)
     chat = ChatModel.load(model, revision=revision)
     served = name or served_name(model)
-    folder = find_folder(model, revision)
+    folder = folder or find_folder(model, revision)
     weights = weights_sha256(folder) if folder else None
     with transaction(base.db_engine) as connection:  # before a GPU works for nothing
         refuse_second_identity(connection, model=served, model_fingerprint=chat.fingerprint, weights_sha256=weights)

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import ConfigurationError
 from pipeline.settings import EngineSettings
+from workers.engine.vllm.given import typed_arguments
 
 _CPU_BLOCK_SIZE = 32
 """Tokens per KV block on a CPU, the least its attention takes. The default, 128, would let a resumed sample compute
@@ -35,16 +37,20 @@ def set_environment(model: str, settings: EngineSettings) -> None:
 
 
 def engine_arguments(model: str, revision: str | None, settings: EngineSettings, *, process: str) -> dict[str, Any]:
-    """EngineArgs' keyword arguments. Imports vLLM: ``set_environment`` comes first."""
+    """EngineArgs' keyword arguments. Imports vLLM: ``set_environment`` comes first.
+
+    Raises ConfigurationError for an argument that a person gave and that vLLM, or its engine here, does not take.
+    """
     from vllm.platforms import current_platform
 
+    given = typed_arguments(settings.vllm.arguments)
     arguments: dict[str, Any] = {
         "model": model,
         "revision": revision,
         "tokenizer_revision": revision,
         "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.max_in_flight,
-        "dtype": _dtype(model, revision, settings),
+        "dtype": _dtype(model, revision, settings, trusts_code=bool(given.get("trust_remote_code"))),
         "tensor_parallel_size": settings.vllm.tensor_parallel_size,
         "seed": 0,
         "enable_prefix_caching": True,
@@ -58,6 +64,8 @@ def engine_arguments(model: str, revision: str | None, settings: EngineSettings,
         one = settings.vllm.tensor_parallel_size == 1
         arguments["distributed_executor_backend"] = TiedUniProcExecutor if one else TiedMultiprocExecutor
     if current_platform.is_cpu():
+        if given.get("enable_chunked_prefill"):
+            raise ConfigurationError("engine argument enable_chunked_prefill ends vLLM's engine on a CPU: leave it out")
         arguments |= {
             "block_size": _CPU_BLOCK_SIZE,
             "kv_cache_memory_bytes": int(settings.vllm.cpu_kv_cache_gib * 2**30),
@@ -68,10 +76,10 @@ def engine_arguments(model: str, revision: str | None, settings: EngineSettings,
         }
     else:
         arguments["gpu_memory_utilization"] = settings.vllm.gpu_memory_utilization
-    return arguments
+    return arguments | given
 
 
-def _dtype(model: str, revision: str | None, settings: EngineSettings) -> str:
+def _dtype(model: str, revision: str | None, settings: EngineSettings, *, trusts_code: bool) -> str:
     """ "auto" on a CPU leaves a float32 checkpoint as it is.
 
     vLLM would make it bfloat16, which loses digits and, on a CPU without instructions for it, half of the speed.
@@ -86,6 +94,6 @@ def _dtype(model: str, revision: str | None, settings: EngineSettings) -> str:
     from vllm.transformers_utils.config import get_config
     from vllm.transformers_utils.model_arch_config_convertor import ModelArchConfigConvertorBase
 
-    config = get_config(model, trust_remote_code=False, revision=revision)
+    config = get_config(model, trust_remote_code=trusts_code, revision=revision)
     stored = ModelArchConfigConvertorBase.get_torch_dtype(config, model, revision=revision, config_format="hf")
     return "float32" if stored is torch.float32 else "auto"

@@ -32,5 +32,6 @@ def describe(name: str, revision: str | None, settings: EngineSettings, parts: P
             "enforce_eager": config.model_config.enforce_eager,
             "tensor_parallel_size": settings.vllm.tensor_parallel_size,
             "cpu_threads": settings.vllm.cpu_threads if current_platform.is_cpu() else None,
+            **{f"argument {name}": value for name, value in sorted(settings.vllm.arguments.items())},
         },
     )

@@ -1,0 +1,82 @@
+"""What `up` is asked to run, and the plan it shows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.cli.render import table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipeline.devices import Plan, Pool
+    from pipeline.samples import ModelRole
+    from pipeline.settings import Settings
+
+
+def chosen_pools(
+    models: Mapping[ModelRole, Sequence[str]], file: Path | None, arguments: Mapping[ModelRole, Sequence[str]]
+) -> list[Pool]:
+    """The pools of the options, then those of the file. arguments: vLLM's own by role, which win over the file's.
+
+    Raises ConfigurationError.
+    """
+    from pipeline.devices import parse_pool
+    from pipeline.devices.file import read_pools
+    from pipeline.engine_arguments import parse_arguments
+
+    pools = [parse_pool(role, model) for role, given in models.items() for model in given]
+    pools += read_pools(file) if file else []
+    added = {role: parse_arguments(given) for role, given in arguments.items()}
+    return [dataclasses.replace(pool, arguments={**pool.arguments, **added[pool.role]}) for pool in pools]
+
+
+def pool_of_worker(role: ModelRole, model: str | None, file: Path | None) -> Pool:
+    """What one worker is: the model given, or the file's pool of its role, of this model where one is named as well.
+
+    Raises ConfigurationError where neither says a model, or the file has several pools or none for it.
+    """
+    from pipeline.chat.files import served_name
+    from pipeline.devices import Pool
+    from pipeline.devices.file import read_pools
+    from pipeline.errors import ConfigurationError
+
+    if file is None:
+        if model is None:
+            raise ConfigurationError("give --model, or a --file that says it")
+        return Pool(role=role, model=model)
+    pools = [pool for pool in read_pools(file) if pool.role is role]
+    if model is not None:
+        pools = [pool for pool in pools if model in (pool.model, pool.name, served_name(pool.model))]
+    if len(pools) != 1:
+        wanted = f"{role.value} pool" + (f" of {model}" if model else "")
+        remedy = "; name one by --model" if pools else ""
+        raise ConfigurationError(f"{file} has {len(pools)} entries for a {wanted}, not one{remedy}")
+    return pools[0]
+
+
+def look(settings: Settings, pools: Sequence[Pool], machine: Path | None) -> Plan:
+    """The plan for the machine of a file, else for this one."""
+    from pipeline.devices import plan_workers, read_machine
+    from pipeline.local import plan_here
+
+    return (
+        plan_here(settings, pools) if machine is None else plan_workers(pools, read_machine(machine), settings.engine)
+    )
+
+
+def print_plan(out: Console, plan: Plan) -> None:
+    """Which workers run where; nothing where there are none."""
+    from pipeline.devices import COLUMNS
+
+    if not plan.workers:
+        return
+    rows = plan.rows()
+    used = [place for place in range(len(COLUMNS)) if any(row[place] is not None for row in rows)]
+    out.print(table([COLUMNS[place] for place in used], [[row[place] for place in used] for row in rows]))
+    out.print(plan.machine_line, soft_wrap=True)
+    for note in plan.notes:
+        out.print(note, style="yellow", soft_wrap=True)

