@@ -126,7 +126,7 @@ def test_ids_are_the_authors_own_under_two_vocabularies(
         assert chats[model].tokenizer.decode(token_ids, skip_special_tokens=False) == written
 
 
-ASKING = {
+ASKING: dict[str, dict[str, Any]] = {
     "specreason:rating": {"steps_per_review": 2, "self_check": 4},
     "specreason:doubt": {"threshold": 0.2},
     "mentor": {"chooser": "mentor", "rate": 0.5},
