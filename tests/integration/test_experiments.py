@@ -164,6 +164,9 @@ def test_rows_that_would_not_be_comparable_are_refused(
 def test_a_row_that_cannot_be_submitted_leaves_none(client: Client) -> None:
     with pytest.raises(ConfigurationError, match="needs a large model"):
         client.sweep("triggers", rows(), SCORED, small="small", seed=7)
+    for name, told in ((" ", "has no name"), ("a\x00b", "the experiment's name has"), ("\udcff", "cannot be stored")):
+        with pytest.raises(ConfigurationError, match=told):
+            client.sweep(name, rows(), SCORED, **BOTH)
     assert client.jobs() == []
     with pytest.raises(NotFound, match="no experiment 'triggers'; there are: none yet"):
         client.experiment("triggers")
