@@ -264,8 +264,9 @@ class Client:
         where the experiment was asked otherwise before.
         """
         from pipeline.db import experiments
-        from pipeline.experiments.submitting import row_submission, with_seed
+        from pipeline.experiments.submitting import check_name, row_submission, with_seed
 
+        check_name(experiment)
         with self._transaction() as connection:
             first, names = experiments.find_first(connection, experiment)
         shared = _submission(problems, with_seed(options, first.config if first else None))

@@ -6,10 +6,12 @@ import secrets
 from collections.abc import Iterator, Sequence
 from typing import cast
 
+from pipeline.errors import ConfigurationError
 from pipeline.experiments.plan import PlannedRow
 from pipeline.experiments.results import ExperimentJob
 from pipeline.jobs.config import JobConfig
 from pipeline.jobs.submission import SourceJob, Submission
+from pipeline.problems.values import check_text
 from pipeline.results.reports import Job
 from pipeline.submit_options import SubmitOptions
 
@@ -20,6 +22,16 @@ _ALIKE = (
     "few_shot", "grader", "cut_samples",
 )  # fmt: skip
 """Fields of a configuration that are one in all rows; models are where both have one."""
+
+
+def check_name(experiment: str) -> None:
+    """Raises ConfigurationError for a name that cannot be stored."""
+    try:
+        check_text(experiment)
+    except ValueError as error:
+        raise ConfigurationError(f"the experiment's name has {error}, which cannot be stored") from error
+    if not experiment.strip():
+        raise ConfigurationError("the experiment has no name; give it one, by which it is run again")
 
 
 def with_seed(options: SubmitOptions, first: JobConfig | None) -> SubmitOptions:

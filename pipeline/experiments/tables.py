@@ -38,10 +38,10 @@ COLUMNS = (
 
 def cells(row: RowReport) -> list[str]:
     """A row as people read it, intervals in brackets."""
-    front = f"{row.name} *" if row.on_front else row.name
+    name = _line(row.name)
     gain = row.gain.difference if row.gain else None
     return [
-        visible(f"  {row.name}" if row.is_control else front),
+        f"  {name}" if row.is_control else f"{name} *" if row.on_front else name,
         estimate(row.accuracy, scale=100, digits=1),
         estimate(row.large_tokens, digits=1),
         estimate(row.total_tokens, digits=1),
@@ -85,7 +85,12 @@ def notes(report: ExperimentReport) -> list[str]:
         )
     if any(row.shares_engines and row.large_tokens_per_s for row in rows):
         told.append("† other jobs ran at the same time: the speed is shared.")
-    return [*told, *(f"Beware: {caveat}." for caveat in report.caveats)]
+    return [_line(note) for note in (*told, *(f"Beware: {caveat}." for caveat in report.caveats))]
+
+
+def _line(text: str) -> str:
+    """Text that others wrote, in one line and without what commands a terminal."""
+    return " ".join(visible(text).split())
 
 
 def _how(rows: Sequence[RowReport]) -> str:
@@ -150,7 +155,7 @@ def _latex(report: ExperimentReport) -> str:
                 *(line(cells(row)) for row in report.rows),
                 r"\bottomrule",
                 r"\end{tabular}",
-                *(f"% {note}" for note in map(visible, notes(report))),
+                *(f"% {note}" for note in notes(report)),
             ]
         )
         + "\n"

@@ -7,7 +7,9 @@ import io
 import json
 import math
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -162,6 +164,9 @@ def test_rows_that_would_not_be_comparable_are_refused(
 def test_a_row_that_cannot_be_submitted_leaves_none(client: Client) -> None:
     with pytest.raises(ConfigurationError, match="needs a large model"):
         client.sweep("triggers", rows(), SCORED, small="small", seed=7)
+    for name, told in ((" ", "has no name"), ("a\x00b", "the experiment's name has"), ("\udcff", "cannot be stored")):
+        with pytest.raises(ConfigurationError, match=told):
+            client.sweep(name, rows(), SCORED, **BOTH)
     assert client.jobs() == []
     with pytest.raises(NotFound, match="no experiment 'triggers'; there are: none yet"):
         client.experiment("triggers")
@@ -272,3 +277,35 @@ def test_command_submits_reports_and_goes_on(
         code, out, err = run(*wrong)
         assert (code, out) == (2, ""), wrong
         assert what in " ".join(err.replace("│", " ").split()), err
+
+
+def test_waiting_gives_the_controls_and_the_report_at_once(
+    connections: Connections,
+    pair: Pair,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("SPECTHINK_DATABASE_URL", connections.database_url.get_secret_value())
+    monkeypatch.setenv("SPECTHINK_REDIS_URL", connections.redis_url.get_secret_value())
+    file = tmp_path / "sums.jsonl"
+    file.write_text("".join(json.dumps({"problem": p.prompt, "answer": p.answer}) + "\n" for p in SCORED.problems))
+    options = "--small small --large large --policies glimpse --baselines --controls --max-tokens 300 --format markdown"
+    monkeypatch.setattr(sys, "argv", ["specthink", "sweep", "t", str(file), *options.split(), "--wait"])
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.wait(0.05):
+            pair.work()
+
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(work)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        over.set()
+        working.result(timeout=60)
+    assert ended.value.code in (0, None)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:6]] == [
+        "small-only *", "large-only", "glimpse *", "random for glimpse",
+    ]  # fmt: skip
