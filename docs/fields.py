@@ -48,7 +48,7 @@ def default(field: FieldInfo) -> str:
     if field.default_factory is not None:
         return "see meaning"
     value = field.default
-    if value is None:
+    if value is None or value == {}:
         return "none"
     if isinstance(value, bool):
         return "on" if value else "off"
