@@ -24,7 +24,7 @@ from pipeline import errors
 from pipeline.cli.app import app
 from pipeline.db.grants import GRANTS
 from pipeline.policies import parse_policy, policy_names
-from pipeline.policies.exits import CutExit
+from pipeline.policies.exits import exit_names, exit_type
 from pipeline.policies.guards import LoopGuard
 from pipeline.settings import Settings
 
@@ -131,7 +131,7 @@ Every number of every policy, with where its default comes from. `specthink clon
 
 def policies_page() -> str:
     parts: dict[str, type[BaseModel]] = {name: type(parse_policy(name)) for name in policy_names()}
-    parts |= {"exit: cut": CutExit, "guard: loops": LoopGuard}
+    parts |= {f"exit: {name}": exit_type(name) for name in exit_names()} | {"guard: loops": LoopGuard}
     return page("Policies and their numbers", POLICIES_INTRODUCTION, *(numbers_of(*part) for part in parts.items()))
 
 

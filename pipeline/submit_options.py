@@ -16,7 +16,7 @@ from pipeline.chat.asking import Asking, ThinkTags
 from pipeline.jobs.config import CalibratedFrom, RoleDrawingSpec
 from pipeline.jobs.few_shot import FewShot, FewShotFile
 from pipeline.jobs.submission import ModelChoice
-from pipeline.policies.exits import CutExit
+from pipeline.policies.exits import AnyExitSpec
 from pipeline.policies.guards import LoopGuard
 from pipeline.problems import ColumnNames
 from pipeline.results.reports import Job
@@ -35,7 +35,7 @@ class SubmitOptions(TypedDict, total=False):
     large_revision: str | None
     policy: str
     policy_values: Mapping[str, Any]
-    exit: CutExit | None
+    exit: AnyExitSpec | None
     guard: LoopGuard | None
     matched_to: Job | int | None
     calibrated_from: CalibratedFrom | None

@@ -50,6 +50,8 @@ specthink submit problems.jsonl --small a/s --large b/l --set policy.n1=30 --set
 
 specthink submit problems.jsonl --small a/s --large b/l --set exit.thinking_tokens=4000 --set guard.repeats=3
 
+specthink submit problems.jsonl --small a/s --large b/l --exit deer --set exit.confidence=0.97
+
 specthink submit problems.jsonl --small a/s --large b/l --policy random --matched-to 1
 
 specthink submit problems.jsonl --small a/s --large b/l --dry-run
@@ -85,6 +87,13 @@ def submit(
             metavar="NAME[:PRESET]",
             show_default="speculative-thinking:improved; improved-instruct where small has no think phase",
             help="Who writes what; FILE.py:CLASS tries a policy of your own from a file.",
+        ),
+    ] = None,
+    exit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What ends the think phase early: cut, random, deer, agreement, large-extract, think_brake.",
         ),
     ] = None,
     values: Annotated[
@@ -210,7 +219,7 @@ def submit(
         **({} if policy is None else {"policy": policy}),
         matched_to=matched_to,
         calibrated_from=parse_pilot(calibrated_from),
-        **part_values(parse_changes(values or [])),
+        **part_values(parse_changes(values or []), exit=exit),
         num_samples=samples,
         seed=seed,
         temperature=temperature,

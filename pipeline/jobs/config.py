@@ -13,7 +13,7 @@ from pipeline.jobs.few_shot import FewShot
 from pipeline.plugins import Origin, PluginGroup, check_same_version, origin_of
 from pipeline.policies import AnyPolicySpec, PluginSpec, Policy
 from pipeline.policies.composition import compose
-from pipeline.policies.exits import CutExit
+from pipeline.policies.exits import AnyExitSpec
 from pipeline.policies.guards import LoopGuard
 from pipeline.policies.reading.cues import CueLists
 from pipeline.policies.stops import Stopping
@@ -175,7 +175,7 @@ class JobConfig(BaseModel):
     small: ModelSpec | None = None
     large: ModelSpec | None = None
     policy: AnyPolicySpec
-    exit: CutExit | None = None
+    exit: AnyExitSpec | None = None
     """What ends the think phase early; None: nothing."""
     guard: LoopGuard | None = None
     """What ends a sample that goes wrong, besides what the policy itself has; None: nothing."""

@@ -25,7 +25,7 @@ from pipeline.jobs.few_shot import FewShot, FewShotFile, draw_examples
 from pipeline.jobs.pair import ModelPair
 from pipeline.jobs.recipes import Recipe, find_recipe
 from pipeline.jobs.references import StoredSet, check_references, notes_on
-from pipeline.jobs.submission import INSTRUCT_POLICY, SourceJob, Submission, options_checked
+from pipeline.jobs.submission import INSTRUCT_POLICY, SourceJob, Submission, label_with_exit, options_checked
 from pipeline.policies import PolicySpec, parse_policy
 from pipeline.policies.protocol import SampleContext
 from pipeline.policies.requests import Finish
@@ -101,13 +101,14 @@ def make_ready(
         think = pair.think_phase(opener)
     else:
         think = source.think
+    check_exit(config, think)
     if source is None or pair.is_new or _asks_otherwise(config, source.config):
         check_prompts(used_problems(problems, num_problems), config, pair.known_chats())
     if source is None or config.grader != source.config.grader:
         check_references(problems, num_problems, config.grader)
     return ReadyJob(
         name=submission.name or _usual_name(problems, submission),
-        policy=submission.policy,
+        policy=label_with_exit(submission.policy, submission.exit),
         problems=problems,
         num_problems=num_problems,
         config=config,
@@ -143,6 +144,22 @@ def choose_policy(
     return submission, spec, pair, (note,)
 
 
+def check_exit(config: JobConfig, think: ThinkPhase | None) -> None:
+    """Raises ConfigurationError for an exit that could end nothing. think: None where only workers can tell."""
+    if config.exit is None:
+        return
+    if think is not None and not think.end:
+        raise ConfigurationError(
+            f"exit {config.exit.name!r} ends the think phase, and the models have none in this job; leave it out, or "
+            "say by --think-tags how their texts mark it"
+        )
+    if ModelRole.SMALL not in config.policy.build().roles:
+        raise ConfigurationError(
+            f"exit {config.exit.name!r} acts while the small model writes, which {config.policy.name!r} never lets it; "
+            "leave it out"
+        )
+
+
 def _asks_otherwise(config: JobConfig, source: JobConfig) -> bool:
     asked = ("prompt_template", "template_text", "few_shot", "limit")
     return any(getattr(config, name) != getattr(source, name) for name in asked)
@@ -157,7 +174,7 @@ def used_problems(problems: ProblemSet | StoredSet, num_problems: int) -> Proble
 
 def _usual_name(problems: ProblemSet | StoredSet, submission: Submission) -> str:
     matched = "" if submission.matched_to is None else f" matched to job {submission.matched_to}"
-    return f"{problems.name} · {submission.policy}{matched}"
+    return f"{problems.name} · {label_with_exit(submission.policy, submission.exit)}{matched}"
 
 
 def read_problems(submission: Submission, recipe: Recipe | None) -> ProblemSet:

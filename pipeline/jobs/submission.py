@@ -49,7 +49,7 @@ from pipeline.jobs.config import (
 from pipeline.jobs.few_shot import FewShot, FewShotFile
 from pipeline.policies import parse_policy, policy_names
 from pipeline.policies.composition import compose
-from pipeline.policies.exits import CutExit
+from pipeline.policies.exits import AnyExitSpec, ExitSpec, exit_defaults, exit_type
 from pipeline.policies.guards import LoopGuard
 from pipeline.problems import ColumnNames, ProblemSet
 from pipeline.problems.values import check_text
@@ -76,7 +76,8 @@ _NAMES = {"name": "the name", "small": "the small model", "large": "the large mo
 class SourceJob:
     """The stored job that a clone is made from.
 
-    policy: its NAME[:PRESET]. think: how its texts mark the think phase; None while nobody has settled it.
+    policy: its NAME[:PRESET], with its exit. think: how its texts mark the think phase; None while nobody has settled
+    it.
     """
 
     id: int
@@ -114,8 +115,8 @@ class Submission(BaseModel):
     or its sibling improved-instruct where the small model is known to have no think phase."""
     policy_values: dict[str, Any] = {}
     """Numbers of the policy that differ from its preset, by the names of its fields."""
-    exit: CutExit | None = None
-    """What ends the think phase early; None: nothing."""
+    exit: AnyExitSpec | None = None
+    """What ends the think phase early: an exit, its name alone, or its values; None: nothing."""
     guard: LoopGuard | None = None
     """What ends a sample that goes wrong, besides what the policy itself has; None: nothing."""
     matched_to: Annotated[int, Field(ge=1)] | None = None
@@ -222,11 +223,14 @@ class Submission(BaseModel):
         Raises ConfigurationError for a key that there is not, naming those there are, and for a wrong value.
         """
         given = dict(changes)
-        label, spec = job.policy, job.config.policy
+        label, spec = bare_label(job.policy, job.config.exit), job.config.policy
         if "policy" in given:
             label = _policy_name(job.config, str(given.pop("policy")))
             spec = parse_policy(label)
         values = job.config.model_dump(mode="json") | {"policy": spec.model_dump(mode="json")}
+        if isinstance(given.get("exit"), str):
+            name_of_exit = given.pop("exit")
+            values["exit"] = exit_defaults(name_of_exit) | {"name": name_of_exit}
         known = list(_keys(values))
         for key, value in given.items():
             if key not in known:
@@ -278,29 +282,27 @@ _FIXED = ("version", "name", "preset", "fingerprint", "weights", "plugin", "plug
 """Keys of a stored configuration that follow from others."""
 
 
-_PARTS: dict[str, tuple[str, type[BaseModel] | None]] = {
-    "policy": ("policy_values", None),
-    "exit": ("exit", CutExit),
-    "guard": ("guard", LoopGuard),
-}
-"""What a submission may set by dotted key: the option that holds it, and what its names are; a policy's are its own."""
+_PARTS = {"policy": "policy_values", "exit": "exit", "guard": "guard"}
+"""What a submission may set by dotted key, and the option that holds it."""
 
 
-def part_values(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def part_values(given: Mapping[str, Any], *, exit: str | None = None) -> dict[str, dict[str, Any]]:
     """Options of a submission from dotted keys, e.g. {"policy.n1": "30", "exit.thinking_tokens": 4000}.
 
-    A key's first name is policy, exit or guard; a list of cues has one name more. Values may be text. Raises
-    ConfigurationError for a key that there is not; the names in a policy are checked with the policy.
+    A key's first name is policy, exit or guard; a list of cues has one name more. Values may be text. exit: the name of
+    the exit; None: ``cut`` where one of its numbers is set, else none. Raises ConfigurationError for a key that there
+    is not; the names in a policy are checked with the policy.
     """
-    options: dict[str, dict[str, Any]] = {}
+    names = {"exit": exit_type(exit or "cut").model_fields, "guard": LoopGuard.model_fields}
+    options: dict[str, dict[str, Any]] = {} if exit is None else {"exit": {"name": exit}}
     for key, value in given.items():
         part, *path = key.split(".")
         if part not in _PARTS or not all(path) or not path:
             raise ConfigurationError(f"there is no {key!r} to set; write policy.NAME, exit.NAME or guard.NAME")
-        option, spec_type = _PARTS[part]
-        if spec_type is not None and path[0] not in spec_type.model_fields:
-            raise ConfigurationError(f"{part} has no {path[0]}; it has: {', '.join(spec_type.model_fields)}")
-        values = options.setdefault(option, {})
+        settable = list(names.get(part, ()))
+        if part in names and path[0] not in settable:
+            raise ConfigurationError(f"{part} has no {path[0]}; it has: {', '.join(settable)}")
+        values = options.setdefault(_PARTS[part], {})
         for name in path[:-1]:
             values = values.setdefault(name, {})
             if not isinstance(values, dict):
@@ -313,6 +315,16 @@ def _given_from(config: JobConfig) -> CalibratedFrom | None:
     """The pilot of a job, whose clone is given the same threshold."""
     pilot = config.calibrated_from
     return None if pilot is None else CalibratedFrom(job=pilot.job)
+
+
+def label_with_exit(label: str, exit: ExitSpec | None) -> str:
+    """How a job's policy is called in every table and report: NAME[:PRESET], or NAME[:PRESET] + EXIT."""
+    return label if exit is None else f"{label} + {exit.name}"
+
+
+def bare_label(label: str, exit: ExitSpec | None) -> str:
+    """NAME[:PRESET] of what ``label_with_exit`` made."""
+    return label if exit is None else label.removesuffix(f" + {exit.name}")
 
 
 def _policy_name(config: JobConfig, given: str) -> str:
