@@ -304,8 +304,8 @@ def test_values_that_make_no_sense_are_refused(values: dict[str, object]) -> Non
 # The rule as a plain loop.
 
 WORDS = [
-    " a", " b", ",", ".\n\n", ".\n\n", "\n", "\n\n", " So", "x\n", " ", "</think>", "END", "é", "", "\ufffd", "Hmm", "Wa",
-    "it", " alternatively", "s", *[" a", " b", " c", " d"] * 3, *[".\n\n"] * 3, *[" wait"] * 6,
+    " a", " b", ",", ".\n\n", ".\n\n", "\n", "\n\n", " So", "x\n", " ", "</think>", "END", "é", "", "\ufffd", "Hmm",
+    "Wa", "it", " alternatively", "s", *[" a", " b", " c", " d"] * 3, *[".\n\n"] * 3, *[" wait"] * 6,
 ]  # fmt: skip
 
 
