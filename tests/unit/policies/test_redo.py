@@ -264,6 +264,15 @@ def test_a_step_that_is_written_again_ends_the_streak() -> None:
     assert play.watched(*hesitating("Wait"), " a", ".\n\n") is None
 
 
+def test_a_takeover_ends_the_streak_of_earlier_pieces_too() -> None:
+    play = Play(RedoSpec(streak=2))
+    play.write(*hesitating("Wait"))
+    assert play.last.state["streak"] == 1
+    assert play.write(*BAD)[1] == by_large()
+    play.write("a", ".\n\n")
+    assert play.watched(*hesitating("Wait"), " a", ".\n\n") is None
+
+
 def test_without_a_streak_words_mean_nothing() -> None:
     assert Play().watched(*hesitating("Wait") * 9) is None
 
@@ -294,8 +303,10 @@ def test_values_that_make_no_sense_are_refused(values: dict[str, object]) -> Non
 
 # The rule as a plain loop.
 
-WORDS = [" a", " b", ",", ".\n\n", ".\n\n", "\n", "\n\n", " So", "x\n", " ", "</think>", "END", "é", "", "\ufffd",
-         " wait", "Hmm", "Wa", "it", " alternatively", "s", *[" a", " b", " c", " d"] * 3, *[".\n\n"] * 3]  # fmt: skip
+WORDS = [
+    " a", " b", ",", ".\n\n", ".\n\n", "\n", "\n\n", " So", "x\n", " ", "</think>", "END", "é", "", "\ufffd", "Hmm",
+    "Wa", "it", " alternatively", "s", *[" a", " b", " c", " d"] * 3, *[".\n\n"] * 3, *[" wait"] * 6,
+]  # fmt: skip
 
 
 class RedoLoop(StepsLoop):
@@ -367,7 +378,7 @@ SPECS = st.one_of(
         st.fixed_dictionaries({
             "first_steps": st.sampled_from([0, 0, 0, 2]), "step_tokens": st.sampled_from([1, 3, 512]),
             "answer_role": st.sampled_from(ModelRole), "min_step_tokens": st.sampled_from([1, 3, 5]),
-            "streak": st.sampled_from([0, 1, 2, 3]), "rescue_steps": st.sampled_from([1, 2]),
+            "streak": st.sampled_from([0, 1, 2, 2, 3]), "rescue_steps": st.sampled_from([1, 2]),
             "confident_below_perplexity": st.sampled_from([1.05, 1.02, 1.5]),
         }),
     ),

@@ -119,6 +119,19 @@ def test_a_cue_that_comes_too_early_is_passed_over() -> None:
     assert play.write("a", " b", " c", " so", " thus ") == (Keep(num_tokens=5), sentence("thus"))
 
 
+def test_a_character_that_is_not_whole_does_not_stay_with_the_cue() -> None:
+    play = Play()
+    assert play.write("It", " is", " 4", ".", " So", "", "，") == (Keep(num_tokens=5), sentence())
+
+
+def test_a_cue_behind_the_closing_tag_is_none() -> None:
+    play = Play()
+    assert play.write(*"abcd", "</think> So ") == (
+        Keep(num_tokens=5),
+        Generate(role=SMALL, max_tokens=995, trigger="resume"),
+    )
+
+
 def test_a_cut_piece_is_gone_on_with() -> None:
     play = Play()
     assert play.write("It", " is", " i")[1] == Generate(role=LARGE, max_tokens=997, trigger="start")
