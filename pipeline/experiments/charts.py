@@ -28,7 +28,7 @@ assert set(_OWNERS) <= {field.name for field in fields(TokensByOwner)}
 
 
 def accuracy_against(rows: Sequence[RowReport], cost: str, axis: str) -> str:
-    """A point per row with both intervals, random's rows as a line, and the front; '' where none is scored.
+    """A point per row with both intervals, random's line from small alone on, and the front; '' where none is scored.
 
     cost: large_tokens or total_tokens.
     """
@@ -45,7 +45,8 @@ def accuracy_against(rows: Sequence[RowReport], cost: str, axis: str) -> str:
         random = sorted((row for row in found if row.is_control), key=lambda row: getattr(row, cost).mean)
         if random:
             _points(axes, random, cost, _RANDOM, "random")
-            axes.plot(*_means(random, cost), color=_RANDOM, linewidth=1, linestyle=":")
+            line = [*(row for row in found if row.policy == "small-only"), *random]
+            axes.plot(*_means(line, cost), color=_RANDOM, linewidth=1, linestyle=":")
         flag = "on_front" if cost == "large_tokens" else "on_total_front"
         front = sorted((row for row in found if getattr(row, flag)), key=lambda row: getattr(row, cost).mean)
         axes.plot(*_means(front, cost), color="#222222", linewidth=0.9, drawstyle="steps-post", label="Pareto front")
