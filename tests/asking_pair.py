@@ -160,11 +160,12 @@ class Driver:
             assert request.max_tokens <= self.context.max_tokens - len(self.story.tokens) - after
 
     def _carry_out(self, request: Request, transition: Transition) -> Transition:
-        role = request.role
-        is_ask = isinstance(request, Ask)
-        heads = [text for index, num in request.after for text in self._written[index][2].texts[:num]] if is_ask else []
-        before = [*self.story.texts, *heads]
-        asked = in_question(before, request.question, request.opening) if is_ask else before
+        role, before = request.role, self.story.texts
+        asked = before
+        if isinstance(request, Ask):
+            for index, num_tokens in request.after:
+                before = [*before, *self._written[index][2].texts[:num_tokens]]
+            asked = in_question(before, request.question, request.opening)
         room = self.pair.room(role, before, request.max_tokens, question=len(asked) > len(before))
         texts, ids, finish = self._write(role, asked, room, request, transition)
         piece = Piece(token_ids=tuple(ids), texts=tuple(texts))

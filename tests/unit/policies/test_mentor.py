@@ -89,6 +89,12 @@ class Play:
     def chooses(self, role: ModelRole = SMALL, **labels: float) -> tuple[Decision, ...]:
         return self.asides("choose", role, "A", finish=LENGTH, **labels)
 
+    def writes_answer(self) -> tuple[Decision, ...]:
+        request = self.last.then
+        assert isinstance(request, Generate)
+        piece = Piece(token_ids=(1,), texts=("8",))
+        return self._advanced(Written(role=request.role, piece=piece, finish=EOS, start_token=self.num_tokens))
+
 
 def draft(room: int, *, most: int = 128, after: tuple[tuple[int, int], ...] = ()) -> Ask:
     return Ask(role=SMALL, purpose="draft", after=after, max_tokens=min(room, most), greedy=False)
@@ -266,16 +272,6 @@ def test_nothing_is_drawn_behind_the_think_phase_nor_at_its_tag() -> None:
     assert play.drafts("\n", "</think>", " 8") == (Take(index=0, num_tokens=2), answers)
     assert play.policy.watcher(play.context, play.last.state) is None
     assert play.writes_answer() == (Keep(num_tokens=1), Finish(reason=FinishReason.EOS))
-
-
-def writes_answer(play: Play) -> tuple[Decision, ...]:
-    piece = Piece(token_ids=(1,), texts=("8",))
-    request = play.last.then
-    assert isinstance(request, Generate)
-    return play._advanced(Written(role=request.role, piece=piece, finish=EOS, start_token=play.num_tokens))
-
-
-Play.writes_answer = writes_answer  # type: ignore[attr-defined]
 
 
 def test_large_may_end_the_think_phase_with_its_continuation() -> None:

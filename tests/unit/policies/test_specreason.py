@@ -131,7 +131,7 @@ def test_small_drafts_a_step_and_large_rates_it() -> None:
 def test_the_mean_of_the_digits_is_another_score_than_the_most_likely_one(
     score: str, value: float, accepts: bool
 ) -> None:
-    play = Play(RatedSpec(score=score))  # type: ignore[arg-type]  # as given
+    play = Play(RatedSpec(score=score))
     play.drafts("a", ".\n\n")
     then = play.judges(logs(d7=0.6, d8=0.3, d3=0.1))[-1]
     assert then == (draft(998) if accepts else takeover())
