@@ -90,7 +90,7 @@ def start_local(
     state.add_programs(programs)
     if pools:
         write_private(_plan_file(state), json.dumps(as_json(plan, pools), indent=1))
-    for names in waves(programs):
+    for names in waves({program.name: program.env for program in programs}):
         _start_and_wait(settings, state, names, port, on_event)
     url = f"http://{settings.flower.address}:{port}" if port is not None else None
     return LocalStack(state=state, revision=revision, flower_url=url)
@@ -109,7 +109,9 @@ def start_again(
     for name in names:
         if name not in known:
             raise NotFound(f"there is no program {name!r}; there are {', '.join(sorted(known))}")
-    _start_and_wait(settings, state, names, _flower_port(settings, state) if "flower" in names else None, on_event)
+    port = _flower_port(settings, state) if "flower" in names else None
+    for wave in waves({name: state.environment_of(name) for name in names}):
+        _start_and_wait(settings, state, wave, port, on_event)
     return state
 
 
@@ -154,20 +156,17 @@ def _form(state: EmbeddedState, name: str) -> tuple[str, ...]:
     return (*(state.argv_of(name) or ()), state.environment_of(name).get(_GPUS, ""))
 
 
-def waves(programs: Sequence[Program]) -> list[list[str]]:
-    """The programs' names in the order in which they are to start: workers that share a GPU one after the other, since
-    vLLM measures what is free on it while it starts; all others at once."""
-    groups: list[list[Program]] = [[]]
-    for program in programs:
-        gpus = _gpus_of(program)
-        place = max((place + 1 for place, group in enumerate(groups) if gpus & _gpus_of(*group)), default=0)
+def waves(environments: Mapping[str, Mapping[str, str]]) -> list[list[str]]:
+    """Programs, given with their environments, in the order in which they are to start: those that share a GPU one
+    after the other, since vLLM measures what is free on it while it starts; all others at once."""
+    gpus = {name: {gpu for gpu in given.get(_GPUS, "").split(",") if gpu} for name, given in environments.items()}
+    groups: list[list[str]] = [[]]
+    for name in environments:
+        sharing = (place for place, group in enumerate(groups) if any(gpus[name] & gpus[other] for other in group))
+        place = max(sharing, default=-1) + 1
         groups += [[]] if place == len(groups) else []
-        groups[place].append(program)
-    return [[program.name for program in group] for group in groups]
-
-
-def _gpus_of(*programs: Program) -> set[str]:
-    return {gpu for program in programs for gpu in program.env.get(_GPUS, "").split(",") if gpu}
+        groups[place].append(name)
+    return groups
 
 
 def _prepare_database(state: EmbeddedState) -> str:

@@ -98,6 +98,8 @@ def up(
     arguments = {ModelRole.SMALL: [*(engine_arg or ()), *(small_engine_arg or ())]}
     arguments[ModelRole.LARGE] = [*(engine_arg or ()), *(large_engine_arg or ())]
     pools = chosen_pools({ModelRole.SMALL: small or [], ModelRole.LARGE: large or []}, file, arguments)
+    if not pools and any(arguments.values()):
+        raise typer.BadParameter("there are no engines to start: give models too", param_hint="--engine-arg")
     if machine and not dry_run:
         raise typer.BadParameter("it is for --dry-run: workers start on this machine", param_hint="--machine")
     if programs:

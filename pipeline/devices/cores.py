@@ -14,8 +14,6 @@ from pipeline.devices.sizes import ModelSize
 from pipeline.errors import ConfigurationError
 from pipeline.settings import EngineSettings
 
-RUNTIME = 3 * GIB // 2
-"""Of a worker's process on a CPU beside weights and KV cache: Python, torch and vLLM."""
 _PARAMETERS_PER_THREAD = 50_000_000
 """A smaller model's step is over before its threads have met."""
 
@@ -63,10 +61,10 @@ def _worker(pool: Pool, engine: EngineSettings, size: ModelSize | None, threads:
 
 
 def _require_memory(planned: Sequence[PlannedWorker], machine: Machine) -> None:
-    needs = [(worker.weights or 0) + int(worker.engine.vllm.cpu_kv_cache_gib * GIB) + RUNTIME for worker in planned]
+    needs = [(worker.weights or 0) + int(worker.engine.vllm.cpu_kv_cache_gib * GIB) for worker in planned]
     if sum(needs) > machine.memory_gib * GIB:
         each = ", ".join(f"{worker.pool.title} {need / GIB:.1f}" for worker, need in zip(planned, needs, strict=True))
         raise ConfigurationError(
-            f"the workers need {sum(needs) / GIB:.1f} GiB of memory ({each}: weights, KV cache and 1.5 GiB each), and "
-            f"the machine has {machine.memory_gib:.1f} GiB"
+            f"the workers need {sum(needs) / GIB:.1f} GiB of memory ({each}: weights and KV cache), and the "
+            f"machine has {machine.memory_gib:.1f} GiB"
         )

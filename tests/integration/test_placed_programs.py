@@ -1,0 +1,51 @@
+"""What supervisord runs where a plan puts workers on GPUs. No engine is started, and no GPU is needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.devices import Machine, parse_pool, plan_workers
+from pipeline.embedded import EmbeddedState, start, stop
+from pipeline.local import _programs
+from pipeline.samples import ModelRole
+from pipeline.settings import Settings
+
+pytestmark = pytest.mark.integration
+
+MODELS = Path(__file__).parents[2] / "examples" / "models"
+GPUS = Machine.model_validate({"cores": 8, "memory_gib": 64, "gpus": [{"count": 4, "memory_gib": 24}]})
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[EmbeddedState]:
+    yield start(tmp_path / "state", die_with_parent=True)
+    stop(tmp_path / "state")
+
+
+def test_each_worker_is_written_with_its_own_gpus_and_keeps_its_name(state: EmbeddedState) -> None:
+    """Every start reads what is written, restarts too; equal command lines are told apart by their GPUs."""
+    settings = Settings(state_dir=state.state_dir)
+    pools = [
+        parse_pool(ModelRole.SMALL, f"{MODELS / 'demo-small'}@0,1"),
+        parse_pool(ModelRole.LARGE, f"{MODELS / 'demo-large'}@2,3"),
+    ]
+    plan = plan_workers(pools, GPUS, settings.engine)
+    programs = _programs(settings, state, plan, flower_port=None)
+    state.add_programs(programs)
+    written = {path.stem: json.loads(path.read_text()) for path in (state.state_dir / "programs").glob("*.json")}
+    gpus = {name: content["env"].get("CUDA_VISIBLE_DEVICES") for name, content in written.items()}
+    assert {name: index for name, index in gpus.items() if index} == {
+        "small": "0",
+        "small-2": "1",
+        "large": "2",
+        "large-2": "3",
+    }
+    assert written["small"]["argv"] == written["small-2"]["argv"]
+    assert written["large"]["env"]["SPECTHINK_ENGINE__VLLM__GPU_MEMORY_UTILIZATION"] == "0.900"
+    turned = plan_workers([parse_pool(ModelRole.SMALL, f"{MODELS / 'demo-small'}@1,0")], GPUS, settings.engine)
+    again = _programs(settings, state, turned, flower_port=None)
+    assert [(p.name, p.env["CUDA_VISIBLE_DEVICES"]) for p in again[:2]] == [("small-2", "1"), ("small", "0")]
