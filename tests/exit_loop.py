@@ -18,7 +18,7 @@ from pipeline.policies import Policy
 from pipeline.policies.exits import CutExit, RandomExit, ThinkBrakeExit
 from pipeline.policies.exits.trials import TrialExit
 from pipeline.policies.protocol import SampleContext, Transition
-from pipeline.policies.requests import Answered, Ask, Finish, Generate, Insert, Take, Written
+from pipeline.policies.requests import Answered, Ask, Finish, Generate, Insert, Written
 from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
 from pipeline.signals import Signal
 
@@ -310,7 +310,7 @@ class Loop:
             by_policy = inner is not None and inner.feed(output.texts[count - 1], reading)
             return is_due(count) is not None or by_policy
 
-        count, stopped = self.watch(output, stops)
+        count, _stopped = self.watch(output, stops)
         why = is_due(count) if count else None
         if why is not None and not isinstance(self.exit, TrialExit):
             back = 1 if isinstance(self.exit, ThinkBrakeExit) else 0

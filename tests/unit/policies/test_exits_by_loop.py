@@ -13,9 +13,7 @@ from pipeline.policies.composition import compose
 from pipeline.policies.exits import AgreementExit, CutExit, DeerExit, LargeExtractExit, RandomExit, ThinkBrakeExit
 from pipeline.policies.protocol import PolicyState, SampleContext, Transition
 from pipeline.policies.requests import Answered, Ask, Event, Finish, Generate, Insert, Take, Written
-from pipeline.policies.turns import fires
 from pipeline.samples import FinishReason, ModelRole, SegmentFinish
-from pipeline.signals import Signal
 from tests.exit_loop import Loop, Protocol, Script, piece, plain, tokenise
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
@@ -124,7 +122,8 @@ def carry_out(policy: Policy, context: SampleContext, script: Script, draw: rand
         transition = policy.advance(context, state, event)
         out.readings.append(plain(transition.reading))
         if isinstance(event, Written):
-            assert transition.keep is not None and 0 <= transition.keep <= count
+            assert transition.keep is not None
+            assert 0 <= transition.keep <= count
             out.ids += output.texts[: transition.keep]
             out.authors += [event.role.value] * transition.keep
             out.discarded.append(count - transition.keep)
