@@ -1,7 +1,7 @@
 """A sample with an exit, as one would write it with two engines that block: one loop over the whole text.
 
-Nothing of the exits is used but their specs: no states, no readers, no composition. The delegation is the policy that is
-meant to be around; everything that an exit does to it is written here once more.
+Nothing of the exits is used but their specs: no states, no readers, no composition. The delegation is the policy that
+they are around; everything that an exit does to it is written here once more.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Output:
     finish: SegmentFinish
 
 
-TEXT = (" a", " b", "Wait", " wait", ",", " Yes", " check", "Alternatively", ".\n\n", ".\n\n", ".\n\n", "\n\n", "\n", " ",
-        "", "é", "\ufffd", "</think>", "</thi", "nk>", " Wait.\n\n", "waiting", ".\n")  # fmt: skip
+TEXT = (" a", " b", "Wait", " wait", ",", " Yes", " check", "Alternatively", ".\n\n", ".\n\n", ".\n\n", "\n\n", "\n",
+        " ", "", "é", "\ufffd", "</think>", "</thi", "nk>", " Wait.\n\n", "waiting", ".\n")  # fmt: skip
 TRIAL = ("{", "{", "{1", "1", "2", "12", "}", "}", "} but", "} so", " but", "\\", "\\}", "no", "\n", " ", "")
 WEIGHTS = [6, 6, 3, 2, 2, 1, 1, 1, 5, 3, 3, 2, 1, 1, 1, 1, 1, 0.25, 0.1, 0.1, 1, 1, 1]
 
