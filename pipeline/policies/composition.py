@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
@@ -235,7 +236,9 @@ class Exiting(AroundPolicy):
         transition = numbering.outward(self._policy.advance(context, state.policy, numbering.inward(event)))
         watcher = self._phase_watcher(context, state)
         kept = event.piece.texts[: transition.keep or 0]
-        is_due = [watcher.feed(text) for text in kept][-1:] == [True]
+        of_small = isinstance(event, Written) and event.signals and self._acts(context, state)
+        readings = readings_of(event) if isinstance(event, Written) and of_small else repeat(None)
+        is_due = [watcher.feed(text, read) for text, read in zip(kept, readings, strict=False)][-1:] == [True]
         asides = state.asides | ({event.index: event.piece.texts} if isinstance(event, Answered) else {})
         would_go_on = writer_of(transition) is ModelRole.SMALL and not transition.insert
         read = state.model_copy(

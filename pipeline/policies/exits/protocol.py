@@ -96,20 +96,18 @@ class Exit(Protocol):
 class PhaseWatcher:
     """Feeds an exit's reader while the think phase goes on."""
 
-    __slots__ = ("_in_break", "_was_break", "exit", "reader")
+    __slots__ = ("_was_break", "exit", "reader")
 
     def __init__(self, reader: Reader, exit: ExitReader, *, at_break: bool) -> None:
         self.reader = reader
         self.exit = exit
-        self._in_break = self._was_break = at_break
+        self._was_break = at_break
 
     def feed(self, text: str, readings: Readings | None = None) -> bool:
         self.reader.feed(text)
         at_break = self.reader.at_break
         lengthens = at_break and is_newlines(text)
-        ends_step = at_break and not (self._in_break and lengthens)
+        ends_step = at_break and not (self._was_break and lengthens)
         begins_step = self._was_break and not lengthens
         self._was_break = at_break
-        if text:  # a token of an unfinished character leaves the text as it was
-            self._in_break = at_break
         return self.reader.thinking and self.exit.feed(Token(text, ends_step, begins_step, readings))
