@@ -298,6 +298,19 @@ def test_without_think_phase_larges_end_of_text_ends_it() -> None:
     assert play.mentors(" dog", finish=EOS) == (took, Finish(reason=FinishReason.EOS))
 
 
+def test_while_it_thinks_larges_end_of_text_hands_back() -> None:
+    play = Play(MentorSpec(rate=1, chunk=3, chooser="mentor"))
+    play.drafts(" cat", " sat", " on")
+    assert play.mentors(" dog", finish=EOS)[-1] == draft(999)
+
+
+def test_a_closing_tag_that_was_not_taken_closes_nothing() -> None:
+    play = Play(MentorSpec(rate=1, chunk=3, chooser="mentor"))
+    play.drafts(" cat", "</think>")
+    assert play.mentors(" dog", " ran")[-1] == draft(998)
+    assert play.watched(" off", " it", " goes") == 3
+
+
 def test_a_full_context_ends_the_text() -> None:
     play = Play(MentorSpec(rate=0))
     assert play.drafts("a", finish=LENGTH) == (Take(index=0, num_tokens=1), Finish(reason=FinishReason.CONTEXT))
