@@ -35,7 +35,7 @@ class SubmitOptions(TypedDict, total=False):
     large_revision: str | None
     policy: str
     policy_values: Mapping[str, Any]
-    exit: AnyExitSpec | None
+    exit: AnyExitSpec | str | None
     guard: LoopGuard | None
     matched_to: Job | int | None
     calibrated_from: CalibratedFrom | None

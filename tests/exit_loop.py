@@ -329,7 +329,7 @@ class Loop:
         due_now = self.due_now(start + (found.keep or 0)) if found.keep and not isinstance(found.then, Finish) else None
         if due_now is not None and not isinstance(self.exit, TrialExit) and next_is_small:
             self.out.discarded.pop()
-            del self.units[len(self.units) - found.keep :], self.margins[len(self.margins) - found.keep :]
+            del self.units[len(self.units) - (found.keep or 0) :], self.margins[len(self.margins) - (found.keep or 0) :]
             del self.out.ids[start:], self.out.authors[start:]
             return self.close(then, output, list(output.texts[: found.keep]), due_now)
         self.out.readings.append(plain(found.reading))

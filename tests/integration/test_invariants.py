@@ -32,6 +32,7 @@ from pipeline.embedded import Connections
 from pipeline.errors import NotFound
 from pipeline.jobs.config import JobConfig, JobState, ModelSpec, SamplingSpec
 from pipeline.policies import PolicySpec, parse_policy
+from pipeline.policies.exits import AnyExitSpec
 from pipeline.policies.reading.cues import CueLists
 from pipeline.policies.speculative_thinking.improved import SpeculativeThinkingSpec
 from pipeline.problems import Problem, ProblemSet, content_sha256
@@ -116,11 +117,16 @@ def hire(
 
 
 def submit(
-    db_engine: DbEngine, *, policy: PolicySpec = EAGER, max_tokens: int = 400, first_role: ModelRole = ModelRole.SMALL
+    db_engine: DbEngine,
+    *,
+    policy: PolicySpec = EAGER,
+    max_tokens: int = 400,
+    first_role: ModelRole = ModelRole.SMALL,
+    exit: AnyExitSpec | None = None,
 ) -> int:
     problem_set = ProblemSet(name="sums", content_sha256=content_sha256(PROBLEMS), problems=PROBLEMS)
     config = JobConfig(
-        small=ModelSpec(name="small"), large=ModelSpec(name="large"), policy=policy, num_samples=2,
+        small=ModelSpec(name="small"), large=ModelSpec(name="large"), policy=policy, exit=exit, num_samples=2,
         sampling=SamplingSpec(max_tokens=max_tokens),
     )  # fmt: skip
     with transaction(db_engine) as connection:

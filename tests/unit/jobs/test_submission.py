@@ -19,7 +19,7 @@ from pipeline.jobs.readiness import ReadyJob, make_ready
 from pipeline.jobs.references import StoredSet
 from pipeline.jobs.submission import SourceJob, Submission, part_values
 from pipeline.policies import parse_policy
-from pipeline.policies.exits import CutExit
+from pipeline.policies.exits import AgreementExit, CutExit, DeerExit, ThinkBrakeExit
 from pipeline.policies.guards import LoopGuard
 from pipeline.problems import content_sha256
 from pipeline.samples import ModelRole
@@ -360,3 +360,40 @@ def test_model_folder_is_read_once_for_many_jobs_until_it_changes(tmp_path: Path
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ConfigurationError, match=r"tokenizer\.json"):
         load_chat_model(folder)
+
+
+def test_an_exit_is_named_and_set_like_a_policy() -> None:
+    asked = Submission.parse(problems=1, **part_values({"exit.confidence": "0.97"}, exit="deer"))
+    assert asked.exit == DeerExit(confidence=0.97)
+    assert Submission.parse(problems=1, exit="agreement").exit == AgreementExit()
+    with pytest.raises(ConfigurationError, match="there is no exit 'dear'; choose one of: cut, random, deer"):
+        part_values({}, exit="dear")
+    with pytest.raises(ConfigurationError, match="there is no exit 'dear'; choose one of: cut, random, deer"):
+        Submission.parse(problems=1, exit="dear")
+    with pytest.raises(ConfigurationError, match="exit has no thinking_tokens; it has: name, at, every_steps"):
+        part_values({"exit.thinking_tokens": "3"}, exit="deer")
+
+
+def test_a_clone_may_have_another_exit() -> None:
+    made = ready(policy="small-only", exit="deer")
+    assert made.policy == "small-only + deer"
+    job = SourceJob(id=3, name="n", policy=made.policy, problem_set_id=1, config=made.config, think=None)
+    assert Submission.from_job(job, {}).exit == DeerExit()
+    assert Submission.from_job(job, {}).policy == "small-only"
+    assert Submission.from_job(job, {"exit.agree": "2"}).exit == DeerExit(agree=2)
+    braked = Submission.from_job(job, {"exit": "think_brake", "exit.threshold": "1"})
+    assert braked.exit == ThinkBrakeExit(threshold=1.0)
+
+
+def test_an_exit_needs_a_small_model_that_writes() -> None:
+    with pytest.raises(ConfigurationError, match="exit 'deer' acts while the small model writes, which 'large-only'"):
+        ready(policy="large-only", exit="deer")
+
+
+def test_a_job_without_an_exit_is_stored_as_ever() -> None:
+    made = ready(policy="small-only")
+    assert made.policy == "small-only"
+    assert made.config.model_dump(mode="json")["exit"] is None
+    assert made.config.build_policy().roles == {ModelRole.SMALL}
+    cut = ready(policy="small-only", exit={"thinking_tokens": 5}).config.model_dump(mode="json")["exit"]
+    assert cut == {"name": "cut", "thinking_tokens": 5, "answer_role": "small"}

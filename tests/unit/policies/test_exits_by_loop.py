@@ -66,7 +66,8 @@ DELEGATIONS: dict[str, Policy] = {
 
 def carry_out(policy: Policy, context: SampleContext, script: Script, draw: random.Random) -> Protocol:
     """The sample as a worker writes it: states stored as JSON, engines that write a little past the stop."""
-    out, number, texts_of_asides = Protocol(), 0, []
+    out, number = Protocol(), 0
+    texts_of_asides: list[tuple[str, ...]] = []
     transition = policy.start(context)
     while True:
         for part in transition.insert:
