@@ -61,7 +61,7 @@ def script(role: ModelRole, request: GenerateRequest) -> Iterator[int | Drawn]:
 
 @pytest.fixture(params=SPECS, ids=lambda spec: f"{spec.name}-{SPECS.index(spec)}")
 def spec(request: pytest.FixtureRequest) -> PolicySpec:
-    return request.param  # type: ignore[no-any-return]  # a spec of the list
+    return request.param
 
 
 def test_a_job_is_stored_booked_replayed_and_matched(db_engine: DbEngine, spec: PolicySpec) -> None:

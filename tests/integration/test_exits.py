@@ -13,7 +13,6 @@ from pipeline.db.replays import get_stored_sample
 from pipeline.db.session import transaction
 from pipeline.policies import parse_policy
 from pipeline.policies.exits import AgreementExit, LargeExtractExit
-from pipeline.policies.exits.trials import TrialExit
 from pipeline.results.replay import replay
 from pipeline.samples import ModelRole
 from tests.integration.test_asides import write_all
@@ -35,7 +34,9 @@ def script(request: GenerateRequest) -> Iterable[int | Drawn]:
 @pytest.mark.parametrize(
     ("exit", "num_trials"), [(AgreementExit(every_steps=1), 3), (LargeExtractExit(every_steps=2, agree=2), 2)]
 )
-def test_an_exit_that_asks_is_stored_booked_and_replayed(db_engine: DbEngine, exit: TrialExit, num_trials: int) -> None:
+def test_an_exit_that_asks_is_stored_booked_and_replayed(
+    db_engine: DbEngine, exit: AgreementExit | LargeExtractExit, num_trials: int
+) -> None:
     members = [hire(db_engine, role, script=script) for role in (ModelRole.SMALL, ModelRole.LARGE)]
     job = submit(db_engine, policy=parse_policy("small-only"), exit=exit)
     write_all(db_engine, *members)
