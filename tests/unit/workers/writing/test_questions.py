@@ -91,7 +91,7 @@ def test_a_space_of_its_own_begins_no_label(role: ModelRole) -> None:
     }
 
 
-@pytest.mark.parametrize("name", policy_names())
+@pytest.mark.parametrize("name", [name for name in policy_names() if name != "relay"])  # asks nothing
 def test_the_demo_pair_can_be_asked_what_a_policy_asks(name: str) -> None:
     for ask in parse_policy(name).build().asks:
         assert set(questions(chat_of(ask.role)).get(ask).labels) == set(ask.labels)
