@@ -7,21 +7,12 @@ from pathlib import Path
 from pipeline.experiments import charts
 from pipeline.experiments.results import ExperimentReport
 from pipeline.experiments.tables import COLUMNS, cells, estimate, notes, points
-from pipeline.results.page.page import image, number, seen
+from pipeline.results.page.page import image, number, page_environment
 
 
 def render_experiment(report: ExperimentReport) -> str:
     """The HTML text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        finalize=seen,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(Path(__file__).parent)
     environment.filters |= {"number": number, "points": points, "estimate": estimate}
     drawn = (
         ("Accuracy against large tokens", charts.accuracy_against(report.rows, "large_tokens", "large tokens/sample")),

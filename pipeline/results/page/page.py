@@ -7,12 +7,16 @@ import datetime as dt
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import orjson
 
 from pipeline.results.page import charts
 from pipeline.results.reports import Comparison, Job, JobStats, Result, SampleReport
 from pipeline.texts import visible
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,18 +55,23 @@ class ReadStep:
     spans: tuple[Span, ...]
 
 
-def render_page(data: PageData) -> str:
-    """The HTML text."""
+def page_environment(folder: Path) -> Environment:
+    """The templates of a folder. They escape every text, show what a screen would obey, and miss no value."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+    return Environment(
+        loader=FileSystemLoader(folder),
         autoescape=True,
         finalize=seen,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render_page(data: PageData) -> str:
+    """The HTML text."""
+    environment = page_environment(Path(__file__).parent)
     environment.filters |= {"percent": _percent, "number": number, "duration": _duration}
     return environment.get_template("page.html.jinja").render(
         data=data,
