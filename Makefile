@@ -1,6 +1,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-unit test-servers fuzz protocol chaos check docs docs-reference audit format lock \
+	harnesses \
 	clean
 
 # Some images set it. Without bytecode each process compiles all it imports: a worker's start takes 7 s of a core, not 2.5.
@@ -10,9 +11,9 @@ BIN := .venv/bin
 # Makes a lock: what is needed anew after a change in pyproject.toml; with UPGRADE=1 the newest versions of everything.
 COMPILE := $(BIN)/uv pip compile pyproject.toml --generate-hashes --no-annotate --quiet \
 	--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
-CPU_LOCK := requirements/cpu.in --extra cpu --extra dev --excludes requirements/left-out.txt \
+CPU_LOCK := requirements/cpu.in --extra cpu --extra dev --extra gateway --excludes requirements/left-out.txt \
 	--universal --python-version 3.11 -o requirements/cpu.txt
-GPU_LOCK := requirements/gpu.in --extra gpu \
+GPU_LOCK := requirements/gpu.in --extra gpu --extra gateway \
 	--python-version 3.12 --python-platform x86_64-manylinux_2_28 -o requirements/gpu.txt
 FUZZ_TESTS := tests/unit/problems/test_fuzz_problem_files.py tests/unit/chat/test_hostile_prompts.py tests/unit/results/test_exports.py \
 	tests/unit/grading/test_hostile_answers.py tests/integration/test_hostile_input.py
@@ -26,7 +27,10 @@ install: ## Put the pinned packages into .venv; nothing to do when it is up to d
 demo: install ## Run three jobs on the demo pair and show what came out; KEEP=1 leaves it running, DEMO_ARGS="…" adds options
 	$(BIN)/specthink --state-dir .demo demo $(if $(filter-out 0,$(KEEP)),--keep) $(DEMO_ARGS)
 
-test: install ## Run every test: unit, integration, acceptance; TEST_ARGS="…" adds options
+harnesses: install
+	@requirements/install-harnesses
+
+test: harnesses ## Run every test: unit, integration, acceptance; TEST_ARGS="…" adds options
 	@# files in this order, not those with most tests first: the longest tests are alone in theirs
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/acceptance tests/integration tests/unit $(TEST_ARGS)
 
@@ -72,6 +76,9 @@ format: install ## Format the code and mend what the linter can
 lock: install ## Pin the requirements anew after a change in pyproject.toml; UPGRADE=1 takes the newest versions
 	$(COMPILE) $(CPU_LOCK)
 	$(COMPILE) $(GPU_LOCK)
+	$(BIN)/uv pip compile requirements/harnesses.in -c requirements/cpu.txt --generate-hashes --no-annotate --quiet \
+		--excludes requirements/left-out.txt --universal --python-version 3.11 --custom-compile-command "make lock" \
+		-o requirements/harnesses.txt $(if $(UPGRADE),--upgrade)
 	$(BIN)/uv pip compile requirements/audit.in --generate-hashes --no-annotate --quiet --universal \
 		--python-version 3.11 --custom-compile-command "make lock" -o requirements/audit.txt $(if $(UPGRADE),--upgrade)
 	$(BIN)/uv pip compile requirements/docs.in --generate-hashes --no-annotate --quiet --universal \
