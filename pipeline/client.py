@@ -36,6 +36,7 @@ from pipeline.db.session import open_database, transaction
 from pipeline.errors import ConfigurationError, DamagedRow, JobError, NotComparable, PipelineError
 from pipeline.jobs.config import MAX_INTEGER, CalibratedFrom, JobState
 from pipeline.jobs.matching import matched_values
+from pipeline.jobs.pair import KnownPairs
 from pipeline.jobs.readiness import ReadyJob, make_ready
 from pipeline.jobs.references import StoredSet
 from pipeline.jobs.submission import ModelChoice, SourceJob, Submission
@@ -196,7 +197,8 @@ class Client:
 
     def submit_all(self, jobs: Iterable[Submission]) -> list[Job]:
         """Store several jobs in one transaction, all or none; checks what ``submit`` checks. In their order."""
-        return self._store(*map(self._make_ready, jobs))
+        pairs = KnownPairs()
+        return self._store(*(self._make_ready(job, pairs=pairs) for job in jobs))
 
     @shows_options
     def dry_run(
@@ -210,12 +212,15 @@ class Client:
 
         return dry_run(self._make_ready(_submission(problems, options)), self.workers())
 
-    def _make_ready(self, submission: Submission, source: SourceJob | None = None) -> ReadyJob:
+    def _make_ready(
+        self, submission: Submission, source: SourceJob | None = None, pairs: KnownPairs | None = None
+    ) -> ReadyJob:
         ready = make_ready(
             submission,
             stored=self._stored_set(submission.problems) if isinstance(submission.problems, int) else None,
             source=source,
             matched=self._chosen_values(submission),
+            pairs=pairs,
         )
         if ready.config.calibrated_from is None:
             return ready
@@ -240,13 +245,10 @@ class Client:
 
     def _store(self, *jobs: ReadyJob) -> list[Job]:
         """Store jobs in one transaction, then tell what was found in them."""
-        told: list[str] = []
-        stored: list[Job] = []
         with self._transaction() as connection:
-            for ready in jobs:
-                stored.append(report_queries.get_job(connection, submissions.insert_ready(connection, ready)))
-                told += [*ready.notes, *_told_by_judges(connection, stored[-1].problem_set_id)]
-        for note in told:
+            stored = report_queries.get_jobs(connection, submissions.insert_ready(connection, jobs))
+            told = _told_by_judges(connection, [job.problem_set_id for job in stored])
+        for note in (*(note for ready in jobs for note in ready.notes), *told):
             self._on_note(note)
         return stored
 
@@ -273,7 +275,7 @@ class Client:
         todo = [row for row in rows if row.name not in names] or rows[:1]
         ready = {row.name: self._make_ready(row_submission(experiment, row, shared)) for row in todo}
         with self._transaction() as connection:
-            job_ids = experiments.insert_rows(connection, experiment, ready, first)
+            job_ids = experiments.insert_rows(connection, experiment, ready)
         for note in dict.fromkeys(note for job in ready.values() for note in job.notes):
             self._on_note(note)
         return [self.job(job_id) for job_id in job_ids]
@@ -771,14 +773,15 @@ def _id(job: JobRef) -> int:
     return job.id if isinstance(job, Job) else job
 
 
-def _told_by_judges(connection: Connection, problem_set_id: int) -> Iterator[str]:
-    """A note where the reference answers of a new job can be read in the prompts of judges."""
-    judges = judging.judges_that_tell(connection, problem_set_id)
-    if judges:
-        yield (
-            "the reference answers of these problems stand in the prompts of judges, where logins that write can "
-            f"read them; specthink rm {' '.join(map(str, judges))} ends that"
-        )
+def _told_by_judges(connection: Connection, problem_set_ids: Sequence[int]) -> list[str]:
+    """A note where the reference answers of new jobs can be read in the prompts of judges."""
+    judges = judging.judges_that_tell(connection, problem_set_ids)
+    if not judges:
+        return []
+    return [
+        "the reference answers of these problems stand in the prompts of judges, where logins that write can "
+        f"read them; specthink rm {' '.join(map(str, judges))} ends that"
+    ]
 
 
 def _require_known_states(jobs: Sequence[JobProgress]) -> None:

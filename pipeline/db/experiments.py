@@ -17,7 +17,10 @@ from pipeline.jobs.references import StoredSet
 from pipeline.jobs.submission import SourceJob
 from pipeline.results.reports import Job
 
-_LOCK = text("SELECT pg_advisory_xact_lock(hashtext('specthink experiment ' || :experiment))")
+# A row and no advisory lock: every login can take those, and holds them for as long as it likes.
+_LOCK = text("""
+    INSERT INTO experiments (name) VALUES (:experiment) ON CONFLICT (name) DO UPDATE SET changed_at = clock_timestamp()
+""")
 _SELECT_JOBS = text("""
     SELECT row_name AS name, job_id, control_of FROM experiment_jobs WHERE experiment = :experiment ORDER BY job_id
 """)
@@ -39,7 +42,7 @@ _SUM_PROBLEMS = text("""
 
 
 def lock_experiment(connection: Connection, experiment: str) -> None:
-    """Nobody else adds a row to it until the transaction ends."""
+    """Store its name where it is new; nobody else adds a row to it until the transaction ends."""
     connection.execute(_LOCK, {"experiment": experiment})
 
 
@@ -64,21 +67,19 @@ def find_first(connection: Connection, experiment: str) -> tuple[Job | None, fro
     return first, frozenset(row.name for row in rows)
 
 
-def insert_rows(connection: Connection, experiment: str, ready: Mapping[str, ReadyJob], first: Job | None) -> list[int]:
+def insert_rows(connection: Connection, experiment: str, ready: Mapping[str, ReadyJob]) -> list[int]:
     """Store the jobs whose rows, by their names, the experiment has not; returns their ids.
 
-    first: the experiment's first job. Raises ConfigurationError for a job that does not ask as that one does.
+    Raises ConfigurationError for a job that does not ask as the experiment's first one does.
     """
     lock_experiment(connection, experiment)
+    first, names = find_first(connection, experiment)
     for job in ready.values():
         require_alike(connection, experiment, job, first)
-    names = {row.name for row in experiment_jobs(connection, experiment)}
-    stored = []
-    for name, job in ready.items():
-        if name not in names:
-            job_id = insert_ready(connection, job)
-            insert_row(connection, experiment, ExperimentJob(name=name, job_id=job_id))
-            stored.append(job_id)
+    missing = [name for name in ready if name not in names]
+    stored = insert_ready(connection, [ready[name] for name in missing])
+    for name, job_id in zip(missing, stored, strict=True):
+        insert_row(connection, experiment, ExperimentJob(name=name, job_id=job_id))
     return stored
 
 
@@ -96,7 +97,7 @@ def insert_control(connection: Connection, experiment: str, row: ExperimentJob, 
     name = control_name(row)
     if name in {each.name for each in experiment_jobs(connection, experiment)}:
         return []
-    job_id = insert_ready(connection, ready)
+    (job_id,) = insert_ready(connection, [ready])
     insert_row(connection, experiment, ExperimentJob(name=name, job_id=job_id, control_of=row.job_id))
     return [job_id]
 

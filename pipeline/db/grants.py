@@ -187,6 +187,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         "samples": "SELECT, UPDATE (state, epoch, holder_id, runnable_at, published_at, ended_at)",
         "grades": f"SELECT ({_GRADE_COLUMNS})",
         "judged_samples": "SELECT, INSERT (job_id, sample_id, epoch, problem_id)",
+        "experiments": "SELECT, INSERT (name), UPDATE (changed_at)",
         "experiment_jobs": "SELECT, INSERT (experiment, row_name, job_id, control_of)",
         **dict.fromkeys(
             (

@@ -119,10 +119,15 @@ def unreadable_jobs(connection: Connection, *, limit: int) -> list[Job]:
 
 def get_job(connection: Connection, job_id: int) -> Job:
     """Raises NotFound."""
-    row = connection.execute(text(f"{_SELECT_JOBS} WHERE j.id = :job"), {"job": job_id}).mappings().first()
-    if row is None:
-        raise NotFound.job(job_id)
-    return _job(row)
+    return get_jobs(connection, [job_id])[0]
+
+
+def get_jobs(connection: Connection, job_ids: Sequence[int]) -> list[Job]:
+    """Some jobs, in the order of their ids. Raises NotFound for an unknown id."""
+    rows = connection.execute(text(f"{_SELECT_JOBS} WHERE j.id = ANY(:jobs) ORDER BY j.id"), {"jobs": [*job_ids]})
+    found = [_job(row) for row in rows.mappings()]
+    _require_all(job_ids, {job.id for job in found})
+    return found
 
 
 def select_progress(connection: Connection, job_ids: Sequence[int]) -> list[JobProgress]:

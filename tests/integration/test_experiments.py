@@ -16,16 +16,20 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import ProgrammingError
 
 from pipeline import Client
 from pipeline.cli import main
+from pipeline.db.experiments import lock_experiment
+from pipeline.db.grants import grant_roles
 from pipeline.db.removal import remove_job
-from pipeline.db.session import transaction
-from pipeline.embedded import Connections
+from pipeline.db.session import open_database, transaction
+from pipeline.embedded import EMBEDDED_LOGINS, Connections
 from pipeline.errors import ConfigurationError, NotFound
 from pipeline.experiments.plan import Axis, PlannedRow, Shares, plan_rows
 from pipeline.experiments.results import ExperimentReport
 from tests.integration.scripted_pair import Pair, problem_set, scripted_pair
+from tests.integration.waiting import await_blocked
 
 pytestmark = pytest.mark.integration
 
@@ -210,6 +214,46 @@ def test_a_removed_job_leaves_the_experiment_and_is_submitted_again(
     assert orphan in client.experiment("triggers").caveats
     (again,) = client.sweep("triggers", rows(), SCORED, **BOTH)
     assert again.name == "triggers · glimpse threshold=1.0"
+
+
+def test_reader_can_take_no_lock_that_keeps_others_from_adding_jobs(
+    client: Client, connections: Connections, db_engine: Engine
+) -> None:
+    with transaction(db_engine) as connection:
+        grant_roles(connection, EMBEDDED_LOGINS)
+    client.sweep("triggers", rows()[:1], SCORED, **BOTH)
+    assert connections.reader_url is not None
+    with open_database(connections.reader_url).connect() as reader, reader.begin():
+        reader.execute(text("SET TRANSACTION READ WRITE"))
+        reader.execute(text("SELECT pg_advisory_xact_lock(hashtext('specthink experiment triggers'))"))
+        reader.execute(text("LOCK TABLE experiments, experiment_jobs IN ACCESS SHARE MODE"))
+        for statement in (
+            "SELECT * FROM experiments FOR KEY SHARE",
+            "LOCK TABLE experiments IN SHARE MODE",
+            "INSERT INTO experiments (name) VALUES ('another')",
+        ):
+            with pytest.raises(ProgrammingError, match="permission denied"), reader.begin_nested():
+                reader.execute(text(statement))
+        with ThreadPoolExecutor(1) as pool:
+            added = pool.submit(client.sweep, "triggers", rows()[:2], SCORED, **BOTH).result(60)
+    assert [job.policy for job in added] == ["large-only"]
+
+
+def test_of_sweeps_that_begin_an_experiment_at_once_one_says_what_is_asked(
+    client: Client, connections: Connections, db_engine: Engine
+) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        with db_engine.connect() as blocker:
+            lock_experiment(blocker, "triggers")
+            sweeps = [
+                pool.submit(client.sweep, "triggers", [row], problems, **BOTH)
+                for row, problems in zip(rows(), (SCORED, PILOT), strict=False)
+            ]
+            await_blocked(db_engine, 2)
+            blocker.rollback()
+        refused = [sweep.exception(60) for sweep in sweeps]
+    assert sum(error is None for error in refused) == len(client.jobs()) == 1
+    assert any(isinstance(error, ConfigurationError) and "other problems" in str(error) for error in refused)
 
 
 class Tags(HTMLParser):
