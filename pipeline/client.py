@@ -28,14 +28,13 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, text
 
-from pipeline.db import job_control, judging, pilots, planning, replays, report_queries, submissions, verdicts
+from pipeline.db import job_control, judging, matching, pilots, planning, replays, report_queries, submissions, verdicts
 from pipeline.db.leadership import get_leader
 from pipeline.db.readonly_query import MAX_ROWS, Table, run_query
 from pipeline.db.revision import require_current
 from pipeline.db.session import open_database, transaction
 from pipeline.errors import ConfigurationError, DamagedRow, JobError, NotComparable, PipelineError
 from pipeline.jobs.config import MAX_INTEGER, CalibratedFrom, JobState
-from pipeline.jobs.matching import matched_values
 from pipeline.jobs.pair import KnownPairs
 from pipeline.jobs.readiness import ReadyJob, make_ready
 from pipeline.jobs.references import StoredSet
@@ -215,11 +214,12 @@ class Client:
     def _make_ready(
         self, submission: Submission, source: SourceJob | None = None, pairs: KnownPairs | None = None
     ) -> ReadyJob:
+        submission, found = self._with_findings(submission)
         ready = make_ready(
             submission,
             stored=self._stored_set(submission.problems) if isinstance(submission.problems, int) else None,
             source=source,
-            matched=self._chosen_values(submission),
+            matched=found,
             pairs=pairs,
         )
         if ready.config.calibrated_from is None:
@@ -227,12 +227,14 @@ class Client:
         with self._transaction() as connection:
             return pilots.with_pilot(connection, ready)
 
-    def _chosen_values(self, submission: Submission) -> dict[str, Any] | None:
-        """What is found of other jobs for the policy's numbers; None: nothing was asked for."""
+    def _with_findings(self, submission: Submission) -> tuple[Submission, dict[str, Any]]:
+        """A submission with what was found of other jobs for its exit, and what for its policy's numbers."""
         if submission.matched_to is not None:
-            return self._matched_values(submission)
+            with self._transaction() as connection:
+                return matching.match(connection, submission)
         pilot = submission.calibrated_from
-        return None if pilot is None or pilot.share is None else self._calibrated_values(submission, pilot)
+        has_share = pilot is not None and pilot.share is not None
+        return submission, self._calibrated_values(submission, pilot) if pilot is not None and has_share else {}
 
     def _calibrated_values(self, submission: Submission, pilot: CalibratedFrom) -> dict[str, Any]:
         """The threshold for the wanted share. Raises ConfigurationError for a policy without a threshold."""
@@ -281,26 +283,27 @@ class Client:
         return [self.job(job_id) for job_id in job_ids]
 
     def add_controls(self, experiment: str) -> list[Job]:
-        """Store for each row of an experiment that has ended and has no control random takeovers matched to it.
+        """Store what is matched to each row of an experiment that has ended, and has it not.
+
+        Random takeovers; and for an exit a cut, and an exit at random breaks, by which texts think as long.
 
         What cannot be matched is noted. Raises NotFound for an experiment that does not exist.
         """
         from pipeline.db import experiments
-        from pipeline.experiments.submitting import control_submission
+        from pipeline.experiments.controls import control_submission
 
         stored: list[int] = []
         for row in self._experiment_jobs(experiment):
             with self._transaction() as connection:
-                source = experiments.find_uncontrolled(connection, experiment, row)
-            if source is None:
-                continue
-            try:
-                ready = self._make_ready(control_submission(experiment, row, source), source)
-            except ConfigurationError as error:
-                self._on_note(f"job {row.job_id} ({row.name}) gets no control: {error}")
-                continue
-            with self._transaction() as connection:
-                stored += experiments.insert_control(connection, experiment, row, ready)
+                source, lacking = experiments.find_uncontrolled(connection, experiment, row)
+            for control in lacking:
+                try:
+                    ready = self._make_ready(control_submission(experiment, row, source, control), source)
+                except ConfigurationError as error:
+                    self._on_note(f"job {row.job_id} ({row.name}) gets no control {control.value!r}: {error}")
+                    continue
+                with self._transaction() as connection:
+                    stored += experiments.insert_control(connection, experiment, row, control, ready)
         return [self.job(job_id) for job_id in stored]
 
     def _experiment_jobs(self, experiment: str) -> list[ExperimentJob]:
@@ -403,20 +406,6 @@ class Client:
             has_choices=found.has_choices,
             read=read,
         )
-
-    def _matched_values(self, submission: Submission) -> dict[str, Any]:
-        """What random delegation is to be set to. Raises ConfigurationError for another policy, JobError for a job that
-        still runs: its takeovers are not all there yet."""
-        if submission.policy != "random":
-            raise ConfigurationError(f"only the policy 'random' can be matched to a job, not {submission.policy!r}")
-        with self._transaction() as connection:
-            found = report_queries.get_job(connection, submission.matched_to or 0)
-            if not found.is_final:
-                raise JobError(found.id, "it still runs; a job can be matched once it has ended")
-            words = found.config.policy.control_at == "word"
-            written = report_queries.measure_delegation(connection, found.id, words=words)
-        same_exit = submission.exit is not None and submission.exit == found.config.exit
-        return matched_values(written, same_exit=same_exit)
 
     def cancel(self, job: JobRef) -> JobChange:
         """End a running or paused job: from its first moment on nobody claims or stores anything for it.

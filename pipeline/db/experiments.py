@@ -9,9 +9,10 @@ from sqlalchemy import Connection, text
 from pipeline.db import report_queries
 from pipeline.db.submissions import get_source_job, insert_ready
 from pipeline.errors import ConfigurationError, NotFound
+from pipeline.experiments.controls import Control, control_name, lacking_controls
 from pipeline.experiments.reporting import StoredRow, make_report
 from pipeline.experiments.results import ExperimentJob, ExperimentReport, ProblemSums
-from pipeline.experiments.submitting import control_name, differences, lacks_control
+from pipeline.experiments.submitting import differences
 from pipeline.jobs.readiness import ReadyJob
 from pipeline.jobs.references import StoredSet
 from pipeline.jobs.submission import SourceJob
@@ -83,18 +84,19 @@ def insert_rows(connection: Connection, experiment: str, ready: Mapping[str, Rea
     return stored
 
 
-def find_uncontrolled(connection: Connection, experiment: str, row: ExperimentJob) -> SourceJob | None:
-    """The job of a row that random takeovers can be matched to now, and are not yet; None for any other row."""
+def find_uncontrolled(connection: Connection, experiment: str, row: ExperimentJob) -> tuple[SourceJob, list[Control]]:
+    """The job of a row, and what can be matched to it now and is not yet."""
     job = report_queries.get_job(connection, row.job_id)
-    if not lacks_control(row, job, experiment_jobs(connection, experiment)):
-        return None
-    return get_source_job(connection, row.job_id)
+    lacking = lacking_controls(row, job, experiment_jobs(connection, experiment))
+    return get_source_job(connection, row.job_id), lacking
 
 
-def insert_control(connection: Connection, experiment: str, row: ExperimentJob, ready: ReadyJob) -> list[int]:
-    """Store a row's control where it has none; returns its id, or nothing."""
+def insert_control(
+    connection: Connection, experiment: str, row: ExperimentJob, control: Control, ready: ReadyJob
+) -> list[int]:
+    """Store a row's control where it is new; returns its id, or nothing."""
     lock_experiment(connection, experiment)
-    name = control_name(row)
+    name = control_name(row, control)
     if name in {each.name for each in experiment_jobs(connection, experiment)}:
         return []
     (job_id,) = insert_ready(connection, [ready])

@@ -22,12 +22,14 @@ from pipeline import Client
 from pipeline.cli import main
 from pipeline.db.experiments import lock_experiment
 from pipeline.db.grants import grant_roles
+from pipeline.db.matching import measure_thoughts
 from pipeline.db.removal import remove_job
 from pipeline.db.session import open_database, transaction
 from pipeline.embedded import EMBEDDED_LOGINS, Connections
-from pipeline.errors import ConfigurationError, NotFound
+from pipeline.errors import ConfigurationError, JobError, NotFound
 from pipeline.experiments.plan import Axis, PlannedRow, Shares, plan_rows
 from pipeline.experiments.results import ExperimentReport
+from pipeline.jobs.exit_matching import mean_length
 from tests.integration.scripted_pair import Pair, problem_set, scripted_pair
 from tests.integration.waiting import await_blocked
 
@@ -178,6 +180,55 @@ def test_a_row_that_cannot_be_submitted_leaves_none(client: Client) -> None:
         client.add_controls("triggers")
 
 
+def test_an_exit_has_controls_that_think_as_long(client: Client, pair: Pair) -> None:
+    exited = [Axis(key="policy.threshold", values=(1.0,)), Axis(key="exit.name", values=("agreement",))]
+    planned = plan_rows(["glimpse"], [*exited, Axis(key="exit.agree", values=(2,))])
+    client.sweep("exits", [*plan_rows(["glimpse"], exited[:1]), *planned], SCORED, **BOTH)
+    pair.work()
+    client.add_controls("exits")
+    pair.work()
+    assert client.add_controls("exits") == []
+    report = client.experiment("exits")
+    row = "glimpse threshold=1.0 exit.name=agreement exit.agree=2"
+    assert [each.name for each in report.rows] == [
+        "glimpse threshold=1.0", "random for glimpse threshold=1.0", row, f"random for {row}", f"cut for {row}",
+        f"random exit for {row}",
+    ]  # fmt: skip
+    whole, _, exit_row, takeovers, cut, by_chance = report.rows
+    assert [each.is_control for each in report.rows] == [False, True, False, True, True, True]
+    assert whole.gain_over_cut is None
+    assert exit_row.gain is not None
+    assert exit_row.gain.jobs == (takeovers.job_id,)
+    assert exit_row.gain_over_cut is not None
+    assert exit_row.gain_over_cut.jobs == (cut.job_id,)
+    with client._transaction() as connection:
+        lengths = [mean_length(measure_thoughts(connection, each.job_id)) for each in (exit_row, cut, by_chance, whole)]
+    step = lengths[3] / 6
+    assert lengths[0] == pytest.approx(4 * step, rel=0.2)
+    assert lengths[1] == pytest.approx(lengths[0], abs=2)
+    assert lengths[2] == pytest.approx(lengths[0], abs=2 * step)
+
+
+def test_an_exit_is_matched_to_a_job_that_shows_how_long_texts_are(client: Client, pair: Pair) -> None:
+    exited = client.submit(SCORED, policy="small-only", exit={"name": "agreement", "agree": 2}, **BOTH)
+    cut: dict[str, Any] = {"policy": "small-only", "exit": "cut", "matched_to": exited.id}
+    with pytest.raises(JobError, match="still runs"):
+        client.submit(SCORED, **cut, **BOTH)
+    pair.work()
+    with pytest.raises(ConfigurationError, match=f"specthink clone {exited.id} --set exit=none"):
+        client.submit(SCORED, **cut, **BOTH)
+    whole = client.clone(exited.id, {"exit": "none"})
+    pair.work()
+    found = client.submit(SCORED, **cut, **BOTH)
+    assert found.config.exit is not None
+    assert found.config.exit.name == "cut"
+    assert found.name.endswith(f"matched to job {exited.id}")
+    with pytest.raises(ConfigurationError, match=f"job {whole.id} has no exit"):
+        client.submit(SCORED, **{**cut, "matched_to": whole.id}, **BOTH)
+    with pytest.raises(ConfigurationError, match="one of the exits cut and random, can be matched"):
+        client.submit(SCORED, **{**cut, "exit": "deer"}, **BOTH)
+
+
 def test_what_cannot_be_matched_is_noted(client: Client, pair: Pair) -> None:
     notes: list[str] = []
     client.on_note(notes.append)
@@ -185,7 +236,7 @@ def test_what_cannot_be_matched_is_noted(client: Client, pair: Pair) -> None:
     client.sweep("quiet", never, SCORED, **BOTH)
     pair.work()
     assert client.add_controls("quiet") == []
-    assert any("(glimpse threshold=9) gets no control: 0 takeovers" in note for note in notes)
+    assert any("(glimpse threshold=9) gets no control 'random': 0 takeovers" in note for note in notes)
     assert any("no random control" in caveat for caveat in client.experiment("quiet").caveats)
 
 
