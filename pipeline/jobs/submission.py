@@ -307,10 +307,11 @@ def part_values(given: Mapping[str, Any], *, exit: str | None = None) -> dict[st
     """Options of a submission from dotted keys, e.g. {"policy.n1": "30", "exit.thinking_tokens": 4000}.
 
     A key's first name is policy, exit or guard; a list of cues has one name more. Values may be text. exit: the name of
-    the exit; None: ``cut`` where one of its numbers is set, else none. Raises ConfigurationError for a key that there
-    is not; the names in a policy are checked with the policy.
+    the exit; None: what exit.name says, or ``cut`` where one of its numbers is set, else none. Raises
+    ConfigurationError for a key that there is not; the names in a policy are checked with the policy.
     """
-    names = {"exit": exit_type(exit or "cut").model_fields, "guard": LoopGuard.model_fields}
+    chosen = exit_type(exit or str(given.get("exit.name", "cut")))
+    names = {"exit": chosen.model_fields, "guard": LoopGuard.model_fields}
     options: dict[str, dict[str, Any]] = {} if exit is None else {"exit": {"name": exit}}
     for key, value in given.items():
         part, *path = key.split(".")
