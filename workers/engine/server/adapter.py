@@ -47,6 +47,8 @@ _LOOK_S = 0.1
 _STUCK_S = 10.0
 """The engine's thread has not looked for so long: it is stuck, and the worker may say that its engine stalls."""
 _START_S = 30.0
+_WATCH_S = 10.0
+ANOTHER = "server has another model now: start this worker again"
 
 
 class Prepared(NamedTuple):
@@ -141,12 +143,14 @@ class ServerEngine(ThreadedEngine[Prepared]):
         self._loop = asyncio.get_running_loop()
         async with ServerClient(self._url, self._api_key) as self._client:
             self._on_start()
+            watch = self._loop.create_task(self._watch_model())
             try:
                 while self._death is None:
                     self._look_around()
                     await asyncio.sleep(_LOOK_S)
             finally:
-                tasks = [stream.task for stream in self._streams.values()] + ([self._away] if self._away else [])
+                tasks = [watch, *(stream.task for stream in self._streams.values())]
+                tasks += [self._away] if self._away else []
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
@@ -186,6 +190,8 @@ class ServerEngine(ThreadedEngine[Prepared]):
         self._taken.discard(core_id)
         if core_id in self._streams and self._streams[core_id].task is task:
             del self._streams[core_id]
+        with self._changed:
+            self._num_scheduled = len(self._streams)
         self._send_waiting()
 
     async def _write(self, entry: _Entry) -> None:
@@ -308,7 +314,7 @@ class ServerEngine(ThreadedEngine[Prepared]):
             try:
                 if self._server.is_still(await self._client.models()):
                     break
-                log.error("server has another model now: start this worker again", url=self._url)
+                log.error(ANOTHER, url=self._url)
             except ServerForbids as error:
                 log.error("server does not let this worker in", url=self._url, reason=str(error))
             except ServerError as error:
@@ -316,6 +322,14 @@ class ServerEngine(ThreadedEngine[Prepared]):
         log.info("server is back", url=self._url)
         self._away, self._throttle = None, Throttle(self._max_in_flight)
         self._send_waiting()
+
+    async def _watch_model(self) -> None:
+        """A server that was started anew between two requests may have another model under the same name."""
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            with suppress(ServerError):
+                if self._away is None and not self._server.is_still(await self._client.models()):
+                    self._wait_for_server(ServerAway(ANOTHER))
 
     # Now and then.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
+_FIRST_S = 1.0
 _LONGEST_S = 30.0
 _MOST_S = 60.0
 """Whatever the server asks for: it is looked at again."""
@@ -14,7 +15,7 @@ _SPREAD = 0.25
 
 def delays() -> Iterator[float]:
     """Seconds to wait before each try: about 1, 2, 4 … 30, for ever."""
-    delay = 1.0
+    delay = _FIRST_S
     while True:
         yield delay * random.uniform(1 - _SPREAD, 1 + _SPREAD)
         delay = min(2 * delay, _LONGEST_S)
