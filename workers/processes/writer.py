@@ -21,7 +21,7 @@ from pipeline.db.session import transaction
 from pipeline.db.worker_leases import WorkerCounters, put_engine, refuse_second_identity
 from pipeline.devices.sizes import refuse_unusable
 from pipeline.samples import ModelRole
-from pipeline.settings import Settings
+from pipeline.settings import EngineKind, Settings
 from pipeline.workforce import WorkerEnd, WorkerKind
 from workers.broker import queues
 from workers.broker.publish import ASSIST, DRAFT
@@ -60,12 +60,13 @@ def run_writer(
 ) -> int:
     """A small or large worker, until it is told to stop. Raises ConfigurationError when the model cannot be loaded."""
     base = open_base(settings, WorkerKind(role.value))
-    folder = find_folder(model, revision)
+    is_here = settings.engine.kind is not EngineKind.SERVER  # a server's weights cannot be seen, whatever lies here
+    folder = find_folder(model, revision) if is_here else None
     if folder is not None:
         refuse_unusable(model, folder)
     chat = ChatModel.load(model, revision=revision)
     served = name or served_name(model)
-    folder = folder or find_folder(model, revision)
+    folder = folder or (find_folder(model, revision) if is_here else None)
     weights = weights_sha256(folder) if folder else None
     with transaction(base.db_engine) as connection:  # before a GPU works for nothing
         refuse_second_identity(connection, model=served, model_fingerprint=chat.fingerprint, weights_sha256=weights)
