@@ -10,18 +10,20 @@ import datetime as dt
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, text
 
-from pipeline.db import pilots, planning, replays, report_queries
+from pipeline.db import pilots, planning, replays, report_queries, written
 from pipeline.db.leadership import get_leader
 from pipeline.db.readonly_query import MAX_ROWS, Table, run_query
 from pipeline.db.revision import require_current
 from pipeline.db.session import open_database, transaction
 from pipeline.errors import DamagedRow, NotComparable, PipelineError
+from pipeline.interop.extras import extra_of
 from pipeline.results.notebook import ShownJob
 from pipeline.results.replay import Replay, replay
 from pipeline.results.reports import (
@@ -121,6 +123,13 @@ class Reader:
             yield connection
 
     @contextlib.contextmanager
+    def _snapshot(self) -> Iterator[Connection]:
+        """A transaction of the reader in which all statements see the same moment."""
+        with transaction(self._reader_engine) as connection:
+            connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            yield connection
+
+    @contextlib.contextmanager
     def _priced(self, db_engine: Engine) -> Iterator[Connection]:
         """A transaction in which the views find the prices of the settings."""
         with transaction(db_engine) as connection:
@@ -183,6 +192,34 @@ class Reader:
         """
         with self._reading() as connection:
             yield from report_queries.stream_results(connection, job_id_of(job), only_final=only_final, batch=batch)
+
+    def write_inspect_log(
+        self, job: JobRef, path: str | PathLike[str], *, only_final: bool = False
+    ) -> tuple[Path, int]:
+        """Write a job as a log of Inspect, streamed; returns the file and the number of samples.
+
+        path: a file that ends in .eval or .json, or a folder, in which the log gets the name that Inspect would give
+        it. All of it is of one moment. only_final: leave out samples that are still at work. Raises ConfigurationError
+        where Inspect is not installed (the extra "inspect").
+        """
+        write_log = extra_of("inspect", "pipeline.interop.inspect_files").write_log
+        with self._snapshot() as connection:
+            told = written.get_written_job(connection, job_id_of(job))
+            samples = written.stream_written(connection, job_id_of(job), only_final=only_final)
+            found: tuple[Path, int] = write_log(told, samples, Path(path))
+            return found
+
+    def write_lm_eval(self, job: JobRef, folder: str | PathLike[str], *, only_final: bool = False) -> tuple[Path, int]:
+        """Write a job as the files that ``lm_eval --log_samples`` leaves; returns their folder and how many samples.
+
+        folder: a folder in it is named after the models. Scores are means over problems, as lm-eval has them.
+        """
+        from pipeline.interop.lm_eval import write_files
+
+        with self._snapshot() as connection:
+            told = written.get_written_job(connection, job_id_of(job))
+            results = report_queries.stream_results(connection, job_id_of(job), only_final=only_final)
+            return write_files(told, results, Path(folder))
 
     def sample(self, sample_id: int) -> SampleReport:
         """One sample with its segments, and its steps once it is complete."""

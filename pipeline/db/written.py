@@ -91,9 +91,7 @@ def _with_pieces(connection: Connection, results: Sequence[Result]) -> Iterator[
         sample_id = values.pop("sample_id")
         steps[sample_id].append(StepReport(**values | {"author": read_choice(Author, values["author"])}))
     for result in results:
-        yield WrittenSample(
-            result=result, pieces=tuple(pieces[result.sample_id]), steps=tuple(steps[result.sample_id])
-        )
+        yield WrittenSample(result=result, pieces=tuple(pieces[result.sample_id]), steps=tuple(steps[result.sample_id]))
 
 
 def _piece(values: dict[str, Any], *, start_token: int) -> WrittenPiece:

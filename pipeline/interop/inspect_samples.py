@@ -78,7 +78,7 @@ class SampleMaker:
         target = [result.reference or "", *result.also_accepted] if result.also_accepted else result.reference or ""
         score = self._score(result)
         models = [piece for piece in written.pieces if piece.author is not Author.INSERTED]
-        usage = {role: _sum(piece for piece in models if piece.author == role) for role in ModelRole}
+        usage = {role: _sum(piece for piece in models if piece.author.value == role.value) for role in ModelRole}
         started = min((piece.started_at for piece in written.pieces), default=None)
         working = sum(piece.seconds or 0.0 for piece in models)
         metadata = dict(result.metadata)
@@ -130,9 +130,7 @@ class SampleMaker:
         if result.state != "graded":
             return None
         if result.score is None:
-            return Score.unscored(
-                reason="unscored", answer=result.predicted_answer, explanation=result.grade_detail
-            )
+            return Score.unscored(reason="unscored", answer=result.predicted_answer, explanation=result.grade_detail)
         return Score(value=result.score, answer=result.predicted_answer, explanation=result.grade_detail)
 
     def _limit(self, result: Result) -> EvalSampleLimit | None:
@@ -142,9 +140,7 @@ class SampleMaker:
                 budget = config.sampling.max_tokens if config else result.output_tokens
                 return EvalSampleLimit(type="token", limit=budget, reason="its budget of output tokens is used up")
             case FinishReason.CONTEXT:
-                return EvalSampleLimit(
-                    type="context", limit=result.output_tokens, reason="the model's context is full"
-                )
+                return EvalSampleLimit(type="context", limit=result.output_tokens, reason="the model's context is full")
             case FinishReason.REPETITION:
                 return EvalSampleLimit(type="custom", limit=result.output_tokens, reason="the loop guard ended it")
         return None
@@ -224,9 +220,7 @@ class _Events:
             tools=[],
             tool_choice="none",
             config=self._maker.configs.get(ModelRole(piece.author.value), GenerateConfig()),
-            output=ModelOutput(
-                model=piece.model, choices=[choice], usage=token_usage(piece), time=piece.seconds
-            ),
+            output=ModelOutput(model=piece.model, choices=[choice], usage=token_usage(piece), time=piece.seconds),
             completed=piece.ended_at,
             working_time=piece.seconds,
             metadata=facts,
@@ -234,7 +228,13 @@ class _Events:
         )
 
     def _begin(
-        self, kind: str, name: str, *, parent: str | None, told: str | None = None, facts: dict[str, object] | None = None
+        self,
+        kind: str,
+        name: str,
+        *,
+        parent: str | None,
+        told: str | None = None,
+        facts: dict[str, object] | None = None,
     ) -> SpanBeginEvent:
         return SpanBeginEvent(
             id=self._id(told or kind), parent_id=parent, type=kind, name=name, metadata=facts,
