@@ -228,7 +228,7 @@ class LoginSettings(_Part):
     submitter: SecretStr | None = None
     """For people who submit, cancel, pause and retry jobs, also on the machines where they type that."""
     reader: SecretStr | None = None
-    """For `specthink sql`, also on the machine where that is typed."""
+    """For `specthink sql` and `specthink url`, also on the machine where these are typed."""
 
     @model_validator(mode="after")
     def _are_complete_and_distinct(self) -> LoginSettings:

@@ -302,9 +302,14 @@ _WITHOUT_ANSWERS = f"""{_RESULTS}
 """
 
 
+def may_read_answers(connection: Connection) -> bool:
+    """Whether this login may read reference answers, and the columns that are hidden from those who generate."""
+    return bool(connection.execute(_MAY_READ_ANSWERS).scalar_one())
+
+
 def _select_results(connection: Connection) -> str:
     """With the right answers where this login may read them."""
-    return _WITH_ANSWERS if connection.execute(_MAY_READ_ANSWERS).scalar_one() else _WITHOUT_ANSWERS
+    return _WITH_ANSWERS if may_read_answers(connection) else _WITHOUT_ANSWERS
 
 
 def _result(row: RowMapping, job: Job) -> Result:
@@ -338,17 +343,19 @@ def _rendered(config: JobConfig, problem: Problem) -> str | None:
     return "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in turns)
 
 
-def stream_results(connection: Connection, job_id: int, *, only_final: bool, batch: int = 200) -> Iterator[Result]:
+def stream_results(
+    connection: Connection, job_id: int, *, only_final: bool, batch: int = 200, with_answers: bool = True
+) -> Iterator[Result]:
     """Every sample of a job in the order of the problems, read in batches from a server-side cursor.
 
+    with_answers: what is right is read too, where this login may read it.
     Plan: the unique index on (job_id, problem_id, sample_index) gives the order, so that nothing is sorted and the
     texts of one batch at a time are in memory; problem ids rise with the position in the set.
     """
     job = get_job(connection, job_id)
     condition = f"AND s.state IN {FINAL}" if only_final else ""
-    query = text(
-        f"{_select_results(connection)} WHERE s.job_id = :job {condition} ORDER BY s.problem_id, s.sample_index"
-    )
+    columns = _select_results(connection) if with_answers else _WITHOUT_ANSWERS
+    query = text(f"{columns} WHERE s.job_id = :job {condition} ORDER BY s.problem_id, s.sample_index")
     rows = connection.execution_options(yield_per=batch).execute(query, {"job": job_id}).mappings()
     for row in rows:
         yield _result(row, job)

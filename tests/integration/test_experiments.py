@@ -30,6 +30,7 @@ from pipeline.errors import ConfigurationError, JobError, NotFound
 from pipeline.experiments.plan import Axis, PlannedRow, Shares, plan_rows
 from pipeline.experiments.results import ExperimentReport
 from pipeline.jobs.exit_matching import mean_length
+from pipeline.policies.exits import AgreementExit
 from tests.integration.scripted_pair import Pair, problem_set, scripted_pair
 from tests.integration.waiting import await_blocked
 
@@ -210,7 +211,7 @@ def test_an_exit_has_controls_that_think_as_long(client: Client, pair: Pair) -> 
 
 
 def test_an_exit_is_matched_to_a_job_that_shows_how_long_texts_are(client: Client, pair: Pair) -> None:
-    exited = client.submit(SCORED, policy="small-only", exit={"name": "agreement", "agree": 2}, **BOTH)
+    exited = client.submit(SCORED, policy="small-only", exit=AgreementExit(agree=2), **BOTH)
     cut: dict[str, Any] = {"policy": "small-only", "exit": "cut", "matched_to": exited.id}
     with pytest.raises(JobError, match="still runs"):
         client.submit(SCORED, **cut, **BOTH)

@@ -59,6 +59,7 @@ def test_all_verbs_are_there() -> None:
         *("up", "down", "migrate", "flower", "submit", "status", "watch", "results", "stats", "compare", "cancel"),
         *("sql", "doctor", "sample", "grade", "report", "replay", "pause", "resume", "retry", "priority", "clone"),
         *("errors", "judge", "plan", "model", "demo", "rm", "prune", "archive", "unarchive", "calibrate", "sweep"),
+        "url",
     ]
     workers = [f"worker {kind}" for kind in ("small", "large", "grade", "upkeep")]
     assert sorted(commands()) == sorted(expected + workers)
