@@ -1,4 +1,4 @@
-"""Commands that run things: up, down, migrate, worker, flower."""
+"""Commands that run things: up, down, migrate, worker, flower, metrics."""
 
 from __future__ import annotations
 
@@ -327,6 +327,44 @@ def flower(
 ) -> None:
     """Serve Flower, the web page of workers, tasks and queues."""
     _become(context, ["flower"], {"SPECTHINK_FLOWER__ADDRESS": address, "SPECTHINK_FLOWER__PORT": port}, state_dir)
+
+
+@commands.command(
+    rich_help_panel=PANEL,
+    epilog="Examples: specthink metrics --port 9464 · specthink metrics --once: print them and end",
+)
+def metrics(
+    context: typer.Context,
+    address: Annotated[str | None, typer.Option(help="Where it listens.", show_default="127.0.0.1")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where Prometheus asks.")] = 9464,
+    once: Annotated[bool, typer.Option("--once", help="Print the metrics once; serve nothing.")] = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Serve the metrics of all jobs and workers for Prometheus, read from the database every few seconds."""
+    import signal
+
+    from pipeline.db.revision import require_current
+    from pipeline.db.session import open_database
+    from pipeline.embedded import resolve_connections
+    from pipeline.logs import configure_logging
+    from pipeline.metrics import make_registry, render, serve
+
+    settings = settings_of(context, state_dir)
+    configure_logging(settings)
+    connections = resolve_connections(settings)
+    db_engine = open_database(connections.monitor_url, pool_size=1, application_name="specthink metrics")
+    require_current(db_engine)
+    registry = make_registry(db_engine, connections.redis_url, refresh_s=settings.metrics.refresh_s)
+    if once:
+        typer.echo(render(registry).decode(), nl=False)
+        return
+    stop_signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)  # before threads begin, which inherit it
+    place = address or settings.metrics.address
+    served = serve(registry, place, port)
+    typer.echo(f"metrics at http://{place}:{served.port}/metrics")
+    signal.sigwait(stop_signals)
+    served.stop()
 
 
 class WriterOptions(NamedTuple):

@@ -38,6 +38,11 @@ class Connections:
         """The database with the rights of a submitter alone, where that login is known."""
         return self.role_urls.get(DatabaseRole.SUBMITTER, self.database_url)
 
+    @property
+    def monitor_url(self) -> SecretStr:
+        """The database with the rights of a monitor alone, where that login is known."""
+        return self.role_urls.get(DatabaseRole.MONITOR, self.database_url)
+
 
 def write_running(folder: StateFolder, supervisord: ProcessIdentity, connections: Connections) -> None:
     """Record that the servers answer at these addresses for as long as this supervisord lives."""
@@ -103,9 +108,9 @@ def resolve_redis(settings: Settings) -> SecretStr:
 
 
 def _role_urls(settings: Settings) -> dict[DatabaseRole, SecretStr]:
-    """Of the role that a person has where they type commands; each worker is given its own address."""
-    url = _login_url(settings, DatabaseRole.SUBMITTER)
-    return {} if url is None else {DatabaseRole.SUBMITTER: url}
+    """Of the roles whose logins may stand beside an address; each worker is given its own address."""
+    urls = {role: _login_url(settings, role) for role in (DatabaseRole.SUBMITTER, DatabaseRole.MONITOR)}
+    return {role: url for role, url in urls.items() if url is not None}
 
 
 def _login_url(settings: Settings, role: DatabaseRole) -> SecretStr | None:
