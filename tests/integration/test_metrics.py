@@ -7,6 +7,7 @@ import urllib.request
 from typing import Any
 
 import pytest
+import yaml
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine, text
@@ -18,6 +19,7 @@ from pipeline.embedded import EMBEDDED_LOGINS, Connections
 from pipeline.errors import ServiceUnavailable
 from pipeline.logins import DatabaseRole
 from pipeline.metrics import FleetCollector, make_registry, render, serve
+from tests.deployed import DEPLOY
 from tests.integration.rights import recording
 from tests.integration.rows import add_job, add_problem_set, add_samples, add_worker
 
@@ -149,3 +151,18 @@ def test_metrics_are_served_at_the_first_free_port(monitored: Engine) -> None:
     finally:
         first.stop()
         second.stop()
+
+
+def test_what_an_autoscaler_asks_is_answered_to_a_monitor(monitored: Engine) -> None:
+    path = DEPLOY / "kubernetes" / "scaling.yaml"
+    queries = {
+        found["metadata"]["name"]: found["spec"]["triggers"][0]["metadata"]["query"]
+        for found in yaml.safe_load_all(path.read_text())
+        if found["kind"] == "ScaledObject"
+    }
+    here = {"small": ("org/small-1b", "S"), "large": ("org/large-32b", "L")}
+    with transaction(monitored) as connection:
+        for role, (model, ours) in here.items():
+            query = queries[f"specthink-{role}"]
+            assert connection.execute(text(query)).scalar_one() == 0, "nobody asks for that model here"
+            assert connection.execute(text(query.replace(model, ours))).scalar_one() == 1
