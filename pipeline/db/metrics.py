@@ -1,6 +1,6 @@
 """The statements behind the metrics: what all jobs and workers are at, with no text and no answer.
 
-Counters are sums over what is stored. One falls where jobs are removed, which Prometheus takes for a restart.
+Sums over what is stored fall where jobs are removed or retried; the exporter makes counters of them.
 """
 
 from __future__ import annotations

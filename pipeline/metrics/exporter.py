@@ -10,6 +10,7 @@ import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 from pydantic import SecretStr
 from sqlalchemy import Engine
 
@@ -44,6 +45,7 @@ class FleetCollector(Collector):
         self._lock = threading.Lock()
         self._read_at: float | None = None
         self._found: list[Metric] = []
+        self._totals = RisingTotals()
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: a registry need not ask the database to take this in."""
@@ -69,7 +71,7 @@ class FleetCollector(Collector):
             return
         up.add_metric([], 1)
         yield up
-        yield from families(fleet)
+        yield from map(self._totals.risen, families(fleet))
         yield from self._queues(fleet)
         yield GaugeMetricFamily(
             "specthink_refresh_seconds", "What the last refresh of these took.", value=self._clock() - began
@@ -81,6 +83,30 @@ class FleetCollector(Collector):
         for name, number in (self._count_queues(fleet.queues) or {}).items():
             messages.add_metric([name], number)
         yield messages
+
+
+class RisingTotals:
+    """Makes counters of sums that may fall, as a retry or a removed job makes them: only what they rise by counts.
+
+    To Prometheus a counter that falls has begun again at zero, so that all of its value would be new.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, ...], float] = {}
+        self._totals: dict[tuple[str, ...], float] = {}
+
+    def risen(self, metric: Metric) -> Metric:
+        """The same metric; a counter with totals that never fell since the first time."""
+        if metric.type == "counter":
+            metric.samples = [sample._replace(value=self._total(sample)) for sample in metric.samples]
+        return metric
+
+    def _total(self, sample: Sample) -> float:
+        key = (sample.name, *(part for label in sorted(sample.labels.items()) for part in label))
+        last = self._last.get(key)
+        self._last[key] = sample.value
+        self._totals[key] = sample.value if last is None else self._totals[key] + max(0.0, sample.value - last)
+        return self._totals[key]
 
 
 def make_registry(
