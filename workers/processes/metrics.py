@@ -49,7 +49,7 @@ class WriterCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         counters, stats = self._counters(), self._stats()
-        totals = {
+        totals: dict[str, tuple[float, str]] = {
             "specthink_engine_generated_tokens": (stats.num_generated_tokens, "Tokens that the engine generated."),
             "specthink_engine_prompt_tokens": (stats.num_prompt_tokens, "Tokens of prompts that it was given."),
             "specthink_engine_cached_tokens": (stats.num_cached_tokens, "Of these, found in its prefix cache."),
