@@ -28,9 +28,9 @@ def unmet(distribution: str) -> list[Requirement]:
             continue
         version = _version(needed.name)
         is_left_out = canonicalize_name(needed.name) in LEFT_OUT
-        if version is None and not is_left_out:
-            found.append(needed)
-        elif version is not None and not needed.specifier.contains(version, prereleases=True):
+        if (version is None and not is_left_out) or (
+            version is not None and not needed.specifier.contains(version, prereleases=True)
+        ):
             found.append(needed)
     return found
 
