@@ -207,7 +207,7 @@ class JobConfig(BaseModel):
     """Use the first so many problems only."""
     calibrated_from: CalibratedFrom | None = None
     """Where the policy's threshold comes from; None: nobody said."""
-    judge: JudgeSpec | None = None
+    judging: JudgeSpec | None = None
     """Whose answers it judges, and how; None: it is no judge."""
 
     @model_validator(mode="before")

@@ -278,7 +278,7 @@ class Submission(BaseModel):
         return self.small if role is ModelRole.SMALL else self.large
 
 
-_FIXED = ("version", "name", "preset", "fingerprint", "weights", "plugin", "plugins", "judge", "calibrated_from")
+_FIXED = ("version", "name", "preset", "fingerprint", "weights", "plugin", "plugins", "judging", "calibrated_from")
 """Keys of a stored configuration that follow from others."""
 
 
