@@ -79,11 +79,12 @@ def _answer_rows(problems: Iterable[tuple[int, Problem]]) -> Iterator[tuple[int,
 
 _ADD_SAMPLES = text("SELECT add_samples(:job)")
 _INSERT_JOB = text("""
-    INSERT INTO jobs (name, policy, problem_set_id, state, config, versions, small_model, large_model, first_role,
-                      think_start, think_end, think_opened, num_problems, num_samples, cloned_from, judged_job_id)
+    INSERT INTO jobs (name, policy, problem_set_id, state, config, versions, small_model, large_model, judge_model,
+                      first_role, think_start, think_end, think_opened, num_problems, num_samples, cloned_from,
+                      judged_job_id)
     VALUES (:name, :policy, :problem_set_id, :state, CAST(:config AS jsonb), CAST(:versions AS jsonb), :small_model,
-            :large_model, :first_role, :think_start, :think_end, :think_opened, :num_problems, :num_samples,
-            :cloned_from, :judged_job_id)
+            :large_model, :judge_model, :first_role, :think_start, :think_end, :think_opened, :num_problems,
+            :num_samples, :cloned_from, :judged_job_id)
     RETURNING id
 """)
 
@@ -116,6 +117,7 @@ def insert_job(
         "versions": orjson.dumps(versions).decode(),
         "small_model": config.small.name if config.small else None,
         "large_model": config.large.name if config.large else None,
+        "judge_model": config.judge.name if config.judge else None,
         "first_role": first_role.value,
         "think_start": think.start if think else None,
         "think_end": think.end if think else None,

@@ -22,7 +22,7 @@ from pipeline.policies.reading.words import WordStarts
 from pipeline.policies.specreason import DoubtedSpec, RatedSpec
 from pipeline.results.replay import replay
 from pipeline.results.stored import StoredSample
-from pipeline.samples import Author, ModelRole
+from pipeline.samples import WRITING_ROLES, Author, ModelRole
 from tests.integration.test_asides import write_all
 from tests.integration.test_invariants import CHAT, hire, submit
 from tests.turns import WORDS
@@ -65,7 +65,7 @@ def spec(request: pytest.FixtureRequest) -> PolicySpec:
 
 
 def test_a_job_is_stored_booked_replayed_and_matched(db_engine: DbEngine, spec: PolicySpec) -> None:
-    members = [hire(db_engine, role, script=partial(script, role)) for role in ModelRole]
+    members = [hire(db_engine, role, script=partial(script, role)) for role in WRITING_ROLES]
     job = submit(db_engine, policy=spec, first_role=LARGE if getattr(spec, "first_steps", 0) else SMALL)
     write_all(db_engine, *members)
     for member in members:

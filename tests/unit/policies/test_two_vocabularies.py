@@ -14,7 +14,7 @@ from pipeline.chat.translation import settle_think_phase
 from pipeline.db.commits import SampleCommit
 from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec
 from pipeline.policies import parse_policy
-from pipeline.samples import ModelRole, Piece, SampleState, SegmentFinish
+from pipeline.samples import WRITING_ROLES, ModelRole, Piece, SampleState, SegmentFinish
 from pipeline.signals import Signal, SignalValues
 from tests.permuted import permute_vocabulary
 from tests.turns import MODELS, Way, as_claimed, result_of
@@ -40,7 +40,7 @@ POLICIES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def chats() -> Chats:
-    return {role: ChatModel.load(MODELS / f"demo-{role.value}") for role in ModelRole}
+    return {role: ChatModel.load(MODELS / f"demo-{role.value}") for role in WRITING_ROLES}
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def written_by(chats: Chats, policy: str, seed: int) -> list[tuple[Any, ...]]:
         sampling=SamplingSpec(max_tokens=250), seed=7,
     )  # fmt: skip
     phase = settle_think_phase(chats[SMALL], chats[LARGE])
-    setups = {role: JobSetup.of(config, phase, chats[role], role=role, max_model_len=2048) for role in ModelRole}
+    setups = {role: JobSetup.of(config, phase, chats[role], role=role, max_model_len=2048) for role in WRITING_ROLES}
     way, role = Way(), LARGE if policy in ("first-steps", "relay") or "first_steps" in POLICIES[policy] else SMALL
     while not way.commits or way.commits[-1].to_state is not SampleState.FINISHED:
         active, step = begin(way.end, setups[role], Latch(1))
