@@ -111,6 +111,8 @@ class _Spec(DraftedStepsSpec):
     the one that the judge was trained with: in another its answers mean nothing."""
     question: str = _QUESTION
     """What the frame chat ends with; the others ask nothing. It has to ask for one of the two labels. Ours."""
+    opening: str = ""
+    """How its reply begins in the frame chat, so that the label is its next token."""
     good: str = ""
     """What the judge answers to a good step; '': Yes in the frame chat, + in the others."""
     bad: str = ""
@@ -125,6 +127,7 @@ class _Spec(DraftedStepsSpec):
             role=JUDGE,
             purpose=purpose,
             question=self.question if self.frame == "chat" else "",
+            opening=self.opening if self.frame == "chat" else "",
             labels=(self.good or form.good, self.bad or form.bad),
             frame=form.frame,
         )
