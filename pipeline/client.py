@@ -408,8 +408,8 @@ class Client(Reader):
         """
         with self._transaction() as connection:
             source = submissions.get_source_job(connection, job_id_of(job))
-        if source.config.judge is not None:
-            raise JobError(source.id, f"it is a judge; specthink judge {source.config.judge.job} makes another one")
+        if source.config.judging is not None:
+            raise JobError(source.id, f"it is a judge; specthink judge {source.config.judging.job} makes another one")
         return self._store(self._make_ready(Submission.from_job(source, changes or {}, name=name), source))[0]
 
 

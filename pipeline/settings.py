@@ -219,6 +219,8 @@ class PriceSettings(_Part):
     """Of a small worker; None: not counted."""
     large_per_hour: Annotated[float, Field(ge=0)] | None = None
     """Of a large worker, all of its GPUs together; None: not counted."""
+    judge_per_hour: Annotated[float, Field(ge=0)] | None = None
+    """Of a judge worker, all of its GPUs together; None: not counted."""
 
     def session_values(self) -> dict[str, str]:
         """Those that are set, by the name under which the views find them."""

@@ -175,10 +175,11 @@ def written(job: JobProgress) -> int:
 
 
 def _state(job: JobProgress) -> str:
-    """Where its samples are, in 29 columns at most."""
+    """Where its samples are, in 29 columns at most; in some more where a judge is asked."""
     if job.is_final:
         return job.state.value
-    return f"small {job.drafting}, large {job.assisting + job.awaiting_large}, grade {job.finished}"
+    judge = f", judge {num}" if (num := job.judging + job.awaiting_judge) else ""
+    return f"small {job.drafting}, large {job.assisting + job.awaiting_large}{judge}, grade {job.finished}"
 
 
 def _aside(job: JobProgress) -> str:

@@ -94,6 +94,7 @@ def _print_progress(out: Console, progress: list[JobProgress]) -> None:
         "written": [f"{written(row)}/{row.samples_total}" for row in progress],
         "small": [row.ready + row.drafting for row in progress],
         "large": [row.awaiting_large + row.assisting for row in progress],
+        "judge": [row.awaiting_judge + row.judging for row in progress],
         "to grade": [row.finished for row in progress],
         "failed": [row.failed for row in progress],
         "time": [duration(row.seconds) for row in progress],
@@ -107,7 +108,7 @@ def _print_progress(out: Console, progress: list[JobProgress]) -> None:
             out.print(f"job {row.job_id} is unreadable: {row.unreadable}", style="yellow")
 
 
-_SHOWN_IF_ANY = ("priority", "small", "large", "to grade", "failed")
+_SHOWN_IF_ANY = ("priority", "small", "large", "judge", "to grade", "failed")
 """Columns of the table of jobs that are left out where all of it is 0."""
 
 

@@ -43,8 +43,8 @@ def get_judged_job(connection: Connection, job_id: int) -> JudgedJob:
     if row.state not in FINAL_JOB_STATES:
         raise JobError(job_id, f"it is {row.state}; judge it once it has ended: specthink watch {job_id}")
     config = read_config(job_id, row.config)
-    if config.judge is not None:
-        raise JobError(job_id, f"it is the judge of job {config.judge.job}; only answers to problems are judged")
+    if config.judging is not None:
+        raise JobError(job_id, f"it is the judge of job {config.judging.job}; only answers to problems are judged")
     return JudgedJob(id=row.id, problem_set_id=row.problem_set_id, config=config)
 
 
@@ -116,7 +116,7 @@ def _complete_sample(row: RowMapping) -> CompleteSample:
 # The same question in another version of a set has the same answer.
 _OPEN_JOBS = text("""
     SELECT j.id FROM jobs j
-    WHERE j.state IN ('running', 'paused') AND j.config->>'judge' IS NULL
+    WHERE j.state IN ('running', 'paused') AND j.config->>'judging' IS NULL
       AND (j.problem_set_id = :problem_set OR EXISTS (
           SELECT FROM problems p JOIN problems q ON q.prompt = p.prompt
           WHERE p.problem_set_id = j.problem_set_id AND q.problem_set_id = :problem_set))

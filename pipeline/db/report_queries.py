@@ -87,7 +87,7 @@ def _select_view(connection: Connection, report: type[_R], view: str, tail: str,
 
 
 _SELECT_JOBS = """
-    SELECT j.id, j.name, j.state, j.policy, j.small_model, j.large_model, p.name AS problem_set,
+    SELECT j.id, j.name, j.state, j.policy, j.small_model, j.large_model, j.judge_model, p.name AS problem_set,
            j.problem_set_id, j.num_problems,
            j.num_samples, j.config, j.versions, j.submitted_at, j.first_claimed_at, j.finished_at, j.priority,
            j.cloned_from
@@ -324,6 +324,7 @@ def _result(row: RowMapping, job: Job) -> Result:
             "policy": job.policy or "",
             "small_model": job.small_model,
             "large_model": job.large_model,
+            "judge_model": job.judge_model,
             "seed": config.seed if config else None,
             "rendered_prompt": _rendered(config, problem) if config else None,
             _MARK: f"its job: {job.unreadable}" if job.unreadable else None,

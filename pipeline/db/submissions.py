@@ -113,13 +113,14 @@ def _answer_rows(problems: Iterable[tuple[int, Problem]]) -> Iterator[tuple[int,
 _ADD_SAMPLES = text("SELECT add_samples(:jobs)")
 # Ids are drawn behind the sort: the lowest is the first job's.
 _INSERT_JOBS = text("""
-    INSERT INTO jobs (name, policy, problem_set_id, state, config, versions, small_model, large_model, first_role,
-                      think_start, think_end, think_opened, num_problems, num_samples, cloned_from, judged_job_id)
-    SELECT name, policy, problem_set_id, state, config, versions, small_model, large_model, first_role, think_start,
-           think_end, think_opened, num_problems, num_samples, cloned_from, judged_job_id
+    INSERT INTO jobs (name, policy, problem_set_id, state, config, versions, small_model, large_model, judge_model,
+                      first_role, think_start, think_end, think_opened, num_problems, num_samples, cloned_from,
+                      judged_job_id)
+    SELECT name, policy, problem_set_id, state, config, versions, small_model, large_model, judge_model, first_role,
+           think_start, think_end, think_opened, num_problems, num_samples, cloned_from, judged_job_id
     FROM ROWS FROM (jsonb_to_recordset(CAST(:jobs AS jsonb)) AS (
         name text, policy text, problem_set_id bigint, state text, config jsonb, versions jsonb, small_model text,
-        large_model text, first_role text, think_start text, think_end text, think_opened boolean,
+        large_model text, judge_model text, first_role text, think_start text, think_end text, think_opened boolean,
         num_problems integer, num_samples integer, cloned_from bigint, judged_job_id bigint
     )) WITH ORDINALITY
     ORDER BY ordinality RETURNING id
@@ -168,6 +169,7 @@ def _job_row(job: NewJob) -> dict[str, Any]:
         "versions": job["versions"],
         "small_model": config.small.name if config.small else None,
         "large_model": config.large.name if config.large else None,
+        "judge_model": config.judge.name if config.judge else None,
         "first_role": job["first_role"].value,
         "think_start": think.start if think else None,
         "think_end": think.end if think else None,

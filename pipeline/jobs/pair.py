@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from pipeline.chat.asking import Asking
+from pipeline.chat.files import refuse_pooling
 from pipeline.chat.translation import ThinkPhase, settle_think_phase
 from pipeline.errors import ConfigurationError
 from pipeline.jobs.config import ModelSpec
 from pipeline.jobs.submission import ModelChoice, Submission
 from pipeline.policies import PolicySpec
 from pipeline.policies.composition import compose
-from pipeline.samples import ModelRole
+from pipeline.samples import WRITING_ROLES, ModelRole
 
 if TYPE_CHECKING:
     from pipeline.chat.model import ChatModel
@@ -59,7 +60,7 @@ class ModelPair:
         asking: Mapping[ModelRole, Asking],
         revisions: Mapping[ModelRole, str | None],
     ) -> ModelPair:
-        chats = {role: load_chat_model(model) for role, model in models.items()}
+        chats = {role: load_chat_model(model, may_lack_template=_may_lack(role)) for role, model in models.items()}
         asked = {role: None if chat is None else chat.asked(asking[role]) for role, chat in chats.items()}
         return cls(models=models, chats=asked, asking=asking, revisions=revisions)
 
@@ -73,7 +74,8 @@ class ModelPair:
         return {role: model_spec(model, self.chats[role], self.revisions[role]) for role, model in self.models.items()}
 
     def known_chats(self) -> list[ChatModel]:
-        return [chat for chat in self.chats.values() if chat is not None]
+        """Of those that write."""
+        return [chat for role, chat in self.chats.items() if role in WRITING_ROLES and chat is not None]
 
     @cached_property
     def found_chats(self) -> Mapping[ModelRole, ChatModel | None]:
@@ -85,7 +87,7 @@ class ModelPair:
 
         Raises ConfigurationError for a pair that cannot write one text.
         """
-        known = self.found_chats
+        known = {role: chat for role, chat in self.found_chats.items() if role in WRITING_ROLES}
         first, *others = (known[role] for role in sorted(known, key=lambda role: role is not opener))
         if first is None or None in others:
             return None
@@ -99,8 +101,14 @@ class ModelPair:
     def _find_chat(self, role: ModelRole) -> ChatModel | None:
         from pipeline.chat.model import ChatModel
 
-        cached = None if self.chats[role] else ChatModel.find_cached(_name(self.models[role]))
+        name, may_lack = _name(self.models[role]), _may_lack(role)
+        cached = None if self.chats[role] else ChatModel.find_cached(name, may_lack_template=may_lack)
         return cached.asked(self.asking[role]) if cached else self.chats[role]
+
+
+def _may_lack(role: ModelRole) -> bool:
+    """Whether a role's model may have no chat template."""
+    return role is ModelRole.JUDGE
 
 
 def _name(model: ModelChoice) -> str:
@@ -121,23 +129,25 @@ def _signature(folder: Path) -> Signature:
 
 
 @lru_cache(maxsize=16)
-def _load_folder(folder: Path, signature: Signature) -> ChatModel:
+def _load_folder(folder: Path, signature: Signature, may_lack_template: bool) -> ChatModel:
     """Read once for many jobs, for as long as the folder stays as it is."""
     from pipeline.chat.model import ChatModel
 
-    return ChatModel.load(folder)
+    return ChatModel.load(folder, may_lack_template=may_lack_template)
 
 
-def load_chat_model(model: ModelChoice) -> ChatModel | None:
+def load_chat_model(model: ModelChoice, *, may_lack_template: bool = False) -> ChatModel | None:
     """The tokenizer and chat template of a local folder; None for a name, which only workers need to know.
 
-    Raises ConfigurationError for a path that is no folder.
+    may_lack_template: of a judge. Raises ConfigurationError for a path that is no folder.
     """
     if isinstance(model, ModelSpec):
         return None
     path = Path(model).expanduser()
     if path.is_dir():
-        return _load_folder(path, _signature(path))
+        if may_lack_template:
+            refuse_pooling(str(model), path)
+        return _load_folder(path, _signature(path), may_lack_template)
     looks_like_path = isinstance(model, PathLike) or model.startswith(("/", ".", "~")) or model.count("/") > 1
     if looks_like_path:
         raise ConfigurationError(f"model {str(model)!r}: there is no such folder; give a model's folder or hub id")

@@ -40,7 +40,7 @@ from pipeline.problems import (
     load_problem_set,
 )
 from pipeline.problems.values import check_text
-from pipeline.samples import ModelRole
+from pipeline.samples import WRITING_ROLES, ModelRole
 
 if TYPE_CHECKING:
     from pipeline.chat.model import ChatModel
@@ -230,6 +230,7 @@ def make_config(
         return JobConfig(
             small=models.get(ModelRole.SMALL),
             large=models.get(ModelRole.LARGE),
+            judge=models.get(ModelRole.JUDGE),
             policy=spec,
             exit=submission.exit,
             guard=submission.guard,
@@ -238,6 +239,7 @@ def make_config(
             large_sampling=submission.large_sampling,
             small_asking=_dated(submission.asking(ModelRole.SMALL)),
             large_asking=_dated(submission.asking(ModelRole.LARGE)),
+            judge_asking=_dated(submission.asking(ModelRole.JUDGE)),
             num_samples=submission.num_samples,
             seed=secrets.randbelow(_DRAWN_SEEDS) if submission.seed is None else submission.seed,
             prompt_template=submission.prompt_template or (recipe.prompt_template if recipe else usual),
@@ -337,6 +339,8 @@ def first_role(config: JobConfig) -> ModelRole:
     first = config.build_policy().start(context).then
     if isinstance(first, Finish):
         raise ConfigurationError(f"policy {config.policy.name!r} ends a sample before anything is written")
+    if first.role not in WRITING_ROLES:
+        raise ConfigurationError(f"policy {config.policy.name!r} asks a {first.role} before anything is written")
     return first.role
 
 

@@ -70,7 +70,7 @@ ProblemSource: TypeAlias = Annotated[StrictInt, Field(ge=1)] | Path | _MadeSet
 ModelChoice: TypeAlias = str | Path | ModelSpec
 """A local folder, the name that workers serve a model under, or a model as another job has it."""
 
-_NAMES = {"name": "the name", "small": "the small model", "large": "the large model"}
+_NAMES = {"name": "the name", "small": "the small model", "large": "the large model", "judge": "the judge"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,10 +107,15 @@ class Submission(BaseModel):
     fingerprinted, and every prompt is measured against its context."""
     large: ModelChoice | None = None
     """The large model: the name workers serve it under, or a local folder."""
+    judge: ModelChoice | None = None
+    """The judge, for a policy that has one say how good steps are: the name workers serve it under, or a local
+    folder."""
     small_revision: str | None = None
     """The hub revision that a worker must have been started with; None: any."""
     large_revision: str | None = None
     """The same for the large model."""
+    judge_revision: str | None = None
+    """The same for the judge."""
     policy: str = DEFAULT_POLICY
     """Who writes what: NAME or NAME:PRESET. A model that the policy does not call for is ignored. Not named: this one,
     or its sibling improved-instruct where the small model is known to have no think phase."""
@@ -162,6 +167,8 @@ class Submission(BaseModel):
     """What is said to the small model beside the problem: system message, template variables, think tags."""
     large_asking: Asking = Asking()
     """What is said to the large model beside the problem."""
+    judge_asking: Asking = Asking()
+    """What is said to the judge beside the problem and the steps. What is said to both writers is not said to it."""
     prompt_template: str | None = None
     """A name in pipeline.chat.prompts."""
     prompt_file: Path | None = None
@@ -199,14 +206,14 @@ class Submission(BaseModel):
             raise ValueError("give a .jsonl, .csv or .parquet file, or the number of a stored problem set")
         return value
 
-    @field_validator("small", "large", mode="before")
+    @field_validator("small", "large", "judge", mode="before")
     @classmethod
     def _names_a_model(cls, value: object) -> object:
         if value is not None and not isinstance(value, str | PathLike | ModelSpec | Mapping):
             raise ValueError("give a model's folder, or the name that workers serve it under")
         return value
 
-    @field_validator("name", "small", "large", mode="before")
+    @field_validator("name", "small", "large", "judge", mode="before")
     @classmethod
     def _can_be_stored(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, str | PathLike):
@@ -273,10 +280,17 @@ class Submission(BaseModel):
                 )
 
     def revision(self, role: ModelRole) -> str | None:
-        return self.small_revision if role is ModelRole.SMALL else self.large_revision
+        revisions = {
+            ModelRole.SMALL: self.small_revision,
+            ModelRole.LARGE: self.large_revision,
+            ModelRole.JUDGE: self.judge_revision,
+        }
+        return revisions[role]
 
     def asking(self, role: ModelRole) -> Asking:
-        """How a role's model is asked: what is said for it alone, and what is said for both."""
+        """How a role's model is asked: what is said for it alone, and what is said for both writers."""
+        if role is ModelRole.JUDGE:
+            return self.judge_asking
         own = self.small_asking if role is ModelRole.SMALL else self.large_asking
         said = {
             "system": self.system,
@@ -288,10 +302,10 @@ class Submission(BaseModel):
             return Asking.model_validate(said)
 
     def model(self, role: ModelRole) -> ModelChoice | None:
-        return self.small if role is ModelRole.SMALL else self.large
+        return {ModelRole.SMALL: self.small, ModelRole.LARGE: self.large, ModelRole.JUDGE: self.judge}[role]
 
 
-_FIXED = ("version", "name", "preset", "fingerprint", "weights", "plugin", "plugins", "judge", "calibrated_from")
+_FIXED = ("version", "name", "preset", "fingerprint", "weights", "plugin", "plugins", "judging", "calibrated_from")
 """Keys of a stored configuration that follow from others."""
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import Engine as DbEngine
 
 from pipeline.chat.prompts import render_user_message
 from pipeline.problems import Problem, ProblemSet, content_sha256
-from pipeline.samples import ModelRole
+from pipeline.samples import WRITING_ROLES, ModelRole
 from tests.integration.test_invariants import CHAT, Member, hire, work
 from workers.engine.base import GenerateRequest
 from workers.engine.scripted import Drawn
@@ -44,7 +44,7 @@ def scripted_pair(db_engine: DbEngine, *sets: ProblemSet) -> Iterator[Pair]:
         for problems in sets
         for problem in problems.problems
     }
-    members = [hire(db_engine, role, script=partial(go_on, role, prompts)) for role in ModelRole]
+    members = [hire(db_engine, role, script=partial(go_on, role, prompts)) for role in WRITING_ROLES]
     try:
         yield Pair(db_engine, members)
     finally:

@@ -48,9 +48,9 @@ BEGIN
     DELETE FROM steps WHERE sample_id = ANY(chosen);
     DELETE FROM grades WHERE sample_id = ANY(chosen);
     UPDATE samples SET num_segments = 0, num_takeovers = 0, tokens_small = 0, tokens_large = 0, tokens_inserted = 0,
-        discarded_small = 0, discarded_large = 0, num_asides = 0, aside_small = 0, aside_large = 0, taken_small = 0,
-        taken_large = 0, policy_state = NULL, next_role = NULL, next_request = NULL, small_worker_id = NULL,
-        large_worker_id = NULL, part_tokens = 0
+        discarded_small = 0, discarded_large = 0, num_asides = 0, aside_small = 0, aside_large = 0, aside_judge = 0,
+        taken_small = 0, taken_large = 0, policy_state = NULL, next_role = NULL, next_request = NULL,
+        small_worker_id = NULL, large_worker_id = NULL, judge_worker_id = NULL, part_tokens = 0
     WHERE id = ANY(chosen);
 END $$;
 

@@ -111,6 +111,7 @@ class JobRow(Base):
     policy: Mapped[str] = mapped_column(comment="NAME or NAME:PRESET, as submitted")
     small_model: Mapped[str | None] = mapped_column(comment="null where the policy needs none")
     large_model: Mapped[str | None] = mapped_column(comment="null where the policy needs none")
+    judge_model: Mapped[str | None] = mapped_column(comment="null where the policy needs none")
     first_role: Mapped[ModelRole] = mapped_column(choice(ModelRole, "first_role"), comment="who opens each sample")
     think_start: Mapped[str | None] = mapped_column(
         comment="the tag that opens the think phase in its texts, '' for none; null: no worker has had it yet"
@@ -125,6 +126,7 @@ class JobRow(Base):
         comment="tokenizer and template, weights and revision of its first worker's model; null: none has had it yet"
     )
     large_identity: Mapped[dict[str, Any] | None] = mapped_column(comment="the same of the large model")
+    judge_identity: Mapped[dict[str, Any] | None] = mapped_column(comment="the same of the judge")
     num_problems: Mapped[int] = mapped_column(comment="the first so many of the set")
     num_samples: Mapped[int] = mapped_column(comment="per problem")
     submitted_at: Mapped[Instant] = mapped_column(server_default=func.now(), comment="when it was stored")

@@ -228,9 +228,9 @@ def test_doctor_says_whether_vllm_can_be_imported(tmp_path: Path, script: str, v
 def progress(**changes: Any) -> JobProgress:
     fresh = JobProgress(
         job_id=1, name="j", state=JobState.RUNNING, samples_total=100, samples_done=0, pending=100, ready=0, drafting=0,
-        awaiting_large=0, assisting=0, finished=0, graded=0, failed=0, cancelled=0, live_small_workers=1,
-        live_large_workers=1, samples_ahead=0, waiting_for=None, takeovers=0, written_small=0, written_large=0,
-        seconds=1.0,
+        awaiting_large=0, assisting=0, awaiting_judge=0, judging=0, finished=0, graded=0, failed=0, cancelled=0,
+        live_small_workers=1, live_large_workers=1, live_judge_workers=0, samples_ahead=0, waiting_for=None,
+        takeovers=0, written_small=0, written_large=0, written_judge=0, seconds=1.0,
     )  # fmt: skip
     return replace(fresh, **changes)
 
