@@ -19,8 +19,11 @@ from pipeline.devices import Machine, Plan, PlannedWorker, Pool, for_installed_e
 from pipeline.devices.kept import as_json, recall
 from pipeline.embedded import (
     EMBEDDED_LOGINS,
+    GATE,
     SERVERS,
     EmbeddedState,
+    Listen,
+    Opened,
     Program,
     ProgramPhase,
     ProgramState,
@@ -48,6 +51,8 @@ class LocalStack:
     state: EmbeddedState
     revision: str
     flower_url: str | None
+    opened: Opened | None = None
+    """Where other hosts may join."""
 
 
 def start_local(
@@ -57,6 +62,7 @@ def start_local(
     large: str | Sequence[str] | None = None,
     pools: Sequence[Pool] = (),
     flower: bool = True,
+    listen: Listen | None = None,
     die_with_parent: bool = False,
     on_event: Callable[[str], None] = lambda event: None,
     on_plan: Callable[[Plan], None] = lambda plan: None,
@@ -66,7 +72,8 @@ def start_local(
     small, large: a local folder or hub id, or several, each with a worker of its own. pools: others, whose numbers and
     devices may be left to be chosen. on_plan: told which workers will run where, before anything starts. Returns once
     every worker has registered. What runs already is left as it is. die_with_parent: everything ends with this process.
-    on_event: told in a few words what is being done.
+    on_event: told in a few words what is being done. listen: where hosts may join that have none of their own servers;
+    None: nowhere, and where the servers were open they are closed.
 
     Raises ConfigurationError where the settings name servers of their own or the workers do not fit, and, with nothing
     changed, where a worker
@@ -86,6 +93,7 @@ def start_local(
         )
     on_event("migrating the database")
     revision = _prepare_database(state)
+    opened = _open_or_close(state, listen, on_event)
     port = _flower_port(settings, state) if flower else None
     programs = _programs(settings, state, plan, flower_port=port)
     state.add_programs(programs)
@@ -94,7 +102,16 @@ def start_local(
     for names in waves({program.name: program.env for program in programs}):
         _start_and_wait(settings, state, names, port, on_event)
     url = f"http://{settings.flower.address}:{port}" if port is not None else None
-    return LocalStack(state=state, revision=revision, flower_url=url)
+    return LocalStack(state=state, revision=revision, flower_url=url, opened=opened)
+
+
+def _open_or_close(state: EmbeddedState, listen: Listen | None, on_event: Callable[[str], None]) -> Opened | None:
+    if listen is not None:
+        on_event(f"opening the servers to hosts that join at {listen.host} port {listen.port}")
+        return state.open_to_others(listen)
+    if state.close_to_others():
+        on_event("the servers were open to other hosts and are closed now: `specthink up --listen ADDRESS` opens them")
+    return None
 
 
 def start_again(
@@ -294,7 +311,7 @@ def require_alive(state: EmbeddedState, programs: Mapping[str, ProgramState]) ->
 
 
 def _is_up(program: ProgramState, registered: set[int], flower: tuple[str, int] | None) -> bool:
-    if program.name in SERVERS:
+    if program.name in (*SERVERS, GATE):
         return True
     if program.name == "flower":
         return flower is not None and _answers(flower)

@@ -185,6 +185,19 @@ class FlowerSettings(_Part):
     """So long it shows a worker that has ended."""
 
 
+class MetricsSettings(_Part):
+    """Metrics for Prometheus: those that workers serve of themselves, and those that `specthink metrics` reads."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Where small, large and upkeep workers serve their own, the first free port from here on; 0: they serve none."""
+    num_ports: Annotated[int, Field(ge=1, le=1024)] = 32
+    """So many ports are tried: one for each worker of a host."""
+    address: str = "127.0.0.1"
+    """Where they listen. There is no password: keep it to networks that may know."""
+    refresh_s: Annotated[float, Field(ge=5)] = 10.0
+    """`specthink metrics` asks the database so often, however often it is scraped."""
+
+
 class PlanningSettings(_Part):
     """What a hand-over costs those parts that do not grow with the pools, in time of a core: for `specthink plan`.
 
@@ -231,8 +244,10 @@ class LoginSettings(_Part):
     """For upkeep workers."""
     submitter: SecretStr | None = None
     """For people who submit, cancel, pause and retry jobs, also on the machines where they type that."""
+    monitor: SecretStr | None = None
+    """For `specthink metrics`, and for what scales workers."""
     reader: SecretStr | None = None
-    """For `specthink sql`, also on the machine where that is typed."""
+    """For `specthink sql` and `specthink url`, also on the machine where these are typed."""
 
     @model_validator(mode="after")
     def _are_complete_and_distinct(self) -> LoginSettings:
@@ -321,6 +336,7 @@ class Settings(BaseSettings):
     upkeep: UpkeepSettings = UpkeepSettings()
     grading: GradingSettings = GradingSettings()
     flower: FlowerSettings = FlowerSettings()
+    metrics: MetricsSettings = MetricsSettings()
     planning: PlanningSettings = PlanningSettings()
     prices: PriceSettings = PriceSettings()
     logins: LoginSettings = LoginSettings()

@@ -240,6 +240,19 @@ def upgrade() -> None:
         comment="One requested unit of work: a problem set, its models and a policy, frozen at submit.",
     )
     op.create_table(
+        "experiments",
+        sa.Column("name", sa.String(), nullable=False, comment="as its users call it"),
+        sa.Column(
+            "changed_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+            comment="when a job was last to be added",
+        ),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_experiments")),
+        comment="An experiment: jobs that are compared with each other. Whoever adds a job to it locks its row.",
+    )
+    op.create_table(
         "experiment_jobs",
         sa.Column("experiment", sa.String(), nullable=False, comment="its name"),
         sa.Column(
@@ -256,6 +269,9 @@ def upgrade() -> None:
             comment="the job that it is matched to; null: it is no control, or that was removed",
         ),
         sa.ForeignKeyConstraint(["control_of"], ["jobs.id"], name=op.f("fk_experiment_jobs_control_of_jobs")),
+        sa.ForeignKeyConstraint(
+            ["experiment"], ["experiments.name"], name=op.f("fk_experiment_jobs_experiment_experiments")
+        ),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_experiment_jobs_job_id_jobs")),
         sa.PrimaryKeyConstraint("experiment", "row_name", name=op.f("pk_experiment_jobs")),
         comment="A job as a row of an experiment: of a sweep over policies and their numbers, and of its controls.",
@@ -1263,6 +1279,7 @@ def downgrade() -> None:
         "segment_parts",
         "judged_samples",
         "experiment_jobs",
+        "experiments",
         "grades",
         "asides",
         "samples",

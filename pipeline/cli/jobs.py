@@ -138,7 +138,11 @@ def submit(
     ] = None,
     matched_to: Annotated[
         int | None,
-        typer.Option(min=1, metavar="JOB", help="For --policy random: take over as often and as long as that job did."),
+        typer.Option(
+            min=1,
+            metavar="JOB",
+            help="--policy random: take over as often and as long as that job. --exit cut or random: think as long.",
+        ),
     ] = None,
     calibrated_from: Annotated[
         str | None,

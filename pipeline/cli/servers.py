@@ -1,4 +1,4 @@
-"""Commands that run things: up, down, migrate, worker, flower."""
+"""Commands that run things: up, down, join, migrate, worker, flower, metrics."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from pipeline.cli.render import console, table
 from pipeline.texts import visible
 
 if TYPE_CHECKING:
+    from pydantic import SecretStr
+
     from pipeline.devices import Pool
-    from pipeline.embedded import EmbeddedState
+    from pipeline.embedded import EmbeddedState, Opened
 
 PANEL = "Running it"
 
@@ -43,6 +45,8 @@ specthink up --small org/small-1b@0,1 --large org/large-32b@2-5:tp=2: on these G
 specthink up --small org/small-1b --large org/large-70b --large-server http://host:8000/v1: large is somebody's server
 
 specthink up --file specthink.toml: pools, devices, engine arguments and environment from a file
+
+specthink up --listen 10.0.0.1: hosts that join may have workers of their own here
 
 specthink up small: start the small worker again that `specthink down small` has stopped
 
@@ -89,6 +93,19 @@ def up(
         Path | None, typer.Option(metavar="FILE", help="With --dry-run: plan for the machine that this JSON describes.")
     ] = None,
     flower: Annotated[bool, typer.Option("--flower/--no-flower", help="Serve Flower on localhost.")] = True,
+    listen: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS[:PORT]", help="Open the servers to hosts that join, by TLS; port 7432."),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NETWORK", help="With --listen: hosts of these networks alone.", show_default="those beside ADDRESS"
+        ),
+    ] = None,
+    insecure_network: Annotated[
+        bool, typer.Option("--insecure-network", help="With --listen: no TLS, whoever sees the network reads along.")
+    ] = False,
     state_dir: StateDir = None,
 ) -> None:
     """Start embedded servers and workers, and leave them running; what runs already is left as it is.
@@ -97,8 +114,11 @@ def up(
     before it starts. What does not fit is refused.
 
     A worker that runs with another model or other settings is not changed: stop it first, by `specthink down PROGRAM`.
+
+    Without --listen no other host reaches the servers; where they were open they are closed.
     """
     from pipeline.cli.placement import chosen_pools, look, print_plan
+    from pipeline.embedded import Listen
     from pipeline.local import start_again, start_local
     from pipeline.samples import ModelRole
 
@@ -112,8 +132,12 @@ def up(
         raise typer.BadParameter("there are no engines to start: give models too", param_hint="--engine-arg")
     if machine and not dry_run:
         raise typer.BadParameter("it is for --dry-run: workers start on this machine", param_hint="--machine")
+    if listen is None and (allow or insecure_network):
+        hint = "--allow" if allow else "--insecure-network"
+        raise typer.BadParameter("it goes with --listen ADDRESS", param_hint=hint)
+    place = Listen.parse(listen, networks=tuple(allow or ()), insecure=insecure_network) if listen else None
     if programs:
-        if pools or dry_run:
+        if pools or dry_run or place:
             raise typer.BadParameter("name programs to start again, or give models, not both", param_hint="PROGRAM")
         _show_programs(start_again(settings, programs, on_event=lambda event: err.print(f"… {event}", style="dim")))
         return
@@ -124,6 +148,7 @@ def up(
         settings,
         pools=pools,
         flower=flower,
+        listen=place,
         on_event=lambda event: err.print(f"… {event}", style="dim"),
         on_plan=lambda plan: print_plan(err, plan),
     )
@@ -132,7 +157,23 @@ def up(
     out.print(f"state folder {stack.state.state_dir}, database revision {stack.revision}", soft_wrap=True)
     if stack.flower_url:
         out.print(f"Flower: {stack.flower_url}")
+    if stack.opened:
+        _show_opened(stack.opened)
     out.print(f"stop all of it: {command_line(chosen_state_dir(context, state_dir))} down", soft_wrap=True)
+
+
+def _show_opened(opened: Opened) -> None:
+    """What to do on another host; the token is a file, and nothing of it is shown."""
+    out = console()
+    lock = "without TLS: whoever sees this network reads and changes along" if opened.insecure else "by TLS"
+    state = "open as it was" if opened.was_open else "open"
+    out.print(f"{state} to {', '.join(opened.networks)} at {opened.address} port {opened.port}, {lock}", soft_wrap=True)
+    out.print(
+        f"on another host: copy {opened.token_file} there (a secret: scp -p keeps its mode), then\n"
+        f"  specthink join {opened.token_file.name}\n  specthink worker small --model MODEL",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def _show_programs(state: EmbeddedState) -> None:
@@ -187,6 +228,69 @@ def _purge(state_dir: Path, programs: list[str], *, yes: bool) -> None:
         typer.confirm(f"remove {visible(str(state_dir))} with all of its jobs, for good?", abort=True)
     done = purge(state_dir)
     typer.echo(visible("\n".join(done) if done else f"{state_dir} is no state folder; nothing was removed"))
+
+
+@commands.command(
+    rich_help_panel=PANEL,
+    epilog="Examples: specthink join join-token · specthink --state-dir run-7 join join-token · specthink join --leave",
+)
+def join(
+    context: typer.Context,
+    token: Annotated[
+        Path | None, typer.Argument(metavar="TOKEN-FILE", help="The file that `specthink up --listen` names.")
+    ] = None,
+    leave: Annotated[bool, typer.Option("--leave", help="Forget the servers that this host has joined.")] = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Let workers of this host write for the servers of another one, with the rights of a writer alone.
+
+    The servers must prove by the certificate in the token who they are. The token is kept in the state folder, mode
+    0600: `specthink worker small` and `large` use it from then on.
+    """
+    from pipeline.embedded.folder import StateFolder
+    from pipeline.embedded.joining import Token, store_token
+    from pipeline.embedded.joining import leave as leave_servers
+    from pipeline.errors import ConfigurationError
+
+    settings = settings_of(context, state_dir)
+    if (token is None) != leave:
+        raise typer.BadParameter("give a token, or --leave", param_hint="TOKEN-FILE")
+    if token is None:
+        left = leave_servers(settings.state_dir)
+        typer.echo("left" if left else visible(f"{settings.state_dir} has joined no servers"))
+        return
+    if settings.database_url is not None or settings.redis_url is not None:
+        raise ConfigurationError(
+            "SPECTHINK_DATABASE_URL or SPECTHINK_REDIS_URL names servers, and would win over those that are joined: "
+            "unset both"
+        )
+    read = Token.read(token)
+    folder = StateFolder.of(settings.state_dir)
+    folder.create()
+    with folder.lock():
+        if folder.running_file.exists():
+            raise ConfigurationError(
+                f"servers of its own run in {folder.path}: stop them by `specthink down`, or choose another --state-dir"
+            )
+        store_token(folder, read, _require_usable)
+    typer.echo(visible(f"joined {read.host} port {read.port} as {read.login}, {'TLS' if read.authority else 'no TLS'}"))
+    typer.echo(
+        visible(f"workers here: {command_line(chosen_state_dir(context, state_dir))} worker small --model MODEL")
+    )
+
+
+def _require_usable(database_url: SecretStr, redis_url: SecretStr) -> None:
+    """Raises PipelineError where a worker could not work with these servers."""
+    from pipeline.db.revision import require_current
+    from pipeline.db.session import open_database
+    from pipeline.redis_checks import reach_broker
+
+    db_engine = open_database(database_url, pool_size=1, application_name="specthink join")
+    try:
+        require_current(db_engine)
+    finally:
+        db_engine.dispose()
+    reach_broker(redis_url)
 
 
 @commands.command(
@@ -355,6 +459,44 @@ def flower(
 ) -> None:
     """Serve Flower, the web page of workers, tasks and queues."""
     _become(context, ["flower"], {"SPECTHINK_FLOWER__ADDRESS": address, "SPECTHINK_FLOWER__PORT": port}, state_dir)
+
+
+@commands.command(
+    rich_help_panel=PANEL,
+    epilog="Examples: specthink metrics --port 9464 · specthink metrics --once: print them and end",
+)
+def metrics(
+    context: typer.Context,
+    address: Annotated[str | None, typer.Option(help="Where it listens.", show_default="127.0.0.1")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where Prometheus asks.")] = 9464,
+    once: Annotated[bool, typer.Option("--once", help="Print the metrics once; serve nothing.")] = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Serve the metrics of all jobs and workers for Prometheus, read from the database every few seconds."""
+    import signal
+
+    from pipeline.db.revision import require_current
+    from pipeline.db.session import open_database
+    from pipeline.embedded import resolve_connections
+    from pipeline.logs import configure_logging
+    from pipeline.metrics import make_registry, render, serve
+
+    settings = settings_of(context, state_dir)
+    configure_logging(settings)
+    connections = resolve_connections(settings)
+    db_engine = open_database(connections.monitor_url, pool_size=1, application_name="specthink metrics")
+    require_current(db_engine)
+    registry = make_registry(db_engine, connections.redis_url, refresh_s=settings.metrics.refresh_s)
+    if once:
+        typer.echo(render(registry).decode(), nl=False)
+        return
+    stop_signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)  # before threads begin, which inherit it
+    place = address or settings.metrics.address
+    served = serve(registry, place, port)
+    typer.echo(f"metrics at http://{place}:{served.port}/metrics")
+    signal.sigwait(stop_signals)
+    served.stop()
 
 
 class EngineOptions(NamedTuple):

@@ -66,6 +66,22 @@ _COUNTED = (
 )
 """What upkeep reads of a sample, for its duties and for job_progress: a score, and no text or answer beside it."""
 
+_SUMMED = (
+    "job_id, problem_id, state, phase, finish_reason, score, error_class, runnable_at, num_takeovers, "
+    "tokens_small, tokens_large, tokens_inserted, discarded_small, discarded_large, aside_small, aside_large, "
+    "taken_small, taken_large"
+)
+"""What a monitor counts of samples: a score, and no text, answer or id beside it."""
+_TOTALED = (
+    "pending, ready, drafting, awaiting_large, assisting, finished, graded, failed, cancelled, num_length, "
+    "num_context, num_repetition, takeovers, tokens_small, tokens_large, tokens_inserted, discarded_small, "
+    "discarded_large, aside_small, aside_large, taken_small, taken_large"
+)
+_WORKER_METRICS = (
+    "kind, model, queue, max_in_flight, num_slots, num_in_flight, ended_at, end_reason, expires_at, tokens_dropped, "
+    "prompt_tokens, cached_tokens"
+)
+
 _GRADE_COLUMNS = ", ".join(
     column.name for column in GradeRow.__table__.columns if column.name not in ("predicted_answer", "detail")
 )
@@ -187,6 +203,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         "samples": "SELECT, UPDATE (state, epoch, holder_id, runnable_at, published_at, ended_at)",
         "grades": f"SELECT ({_GRADE_COLUMNS})",
         "judged_samples": "SELECT, INSERT (job_id, sample_id, epoch, problem_id)",
+        "experiments": "SELECT, INSERT (name), UPDATE (changed_at)",
         "experiment_jobs": "SELECT, INSERT (experiment, row_name, job_id, control_of)",
         **dict.fromkeys(
             (
@@ -201,6 +218,17 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
             ),
             "EXECUTE",
         ),
+    },
+    DatabaseRole.MONITOR: {
+        **_SCHEMA,
+        "worker_demand": "SELECT",
+        "jobs": "SELECT (id, state, policy, small_model, large_model)",
+        "samples": f"SELECT ({_SUMMED})",
+        "rollups": "SELECT (job_id, first_problem, last_problem, samples, refreshed_at)",
+        "job_totals": f"SELECT (job_id, stale_at, {_TOTALED})",
+        "workers": f"SELECT ({_WORKER_METRICS})",
+        "upkeep_leader": "SELECT (worker_id, seen_at)",
+        "grades": "SELECT (status)",
     },
     DatabaseRole.READER: {"ALL TABLES IN SCHEMA public": "SELECT"},
 }
@@ -230,6 +258,13 @@ _NEVER: Mapping[DatabaseRole, tuple[tuple[str, str], ...]] = {
         ("segments", "INSERT"),
         ("grades", "UPDATE"),
         ("events", "INSERT"),
+    ),
+    DatabaseRole.MONITOR: (
+        ("reference_answers", "SELECT"),
+        ("hidden_columns", "SELECT"),
+        ("problems", "SELECT"),
+        ("segments", "SELECT"),
+        ("samples", "UPDATE"),
     ),
     DatabaseRole.READER: (("samples", "UPDATE"), ("reference_answers", "UPDATE")),
 }

@@ -143,9 +143,9 @@ def insert_judge(
     tells_answers: whether its prompts show reference answers.
     """
     assert isinstance(ready.problems, ProblemSet)
-    job_id = insert_ready(
+    (job_id,) = insert_ready(
         connection,
-        ready,
+        [ready],
         judged_job_id=judged.id,
         tells_answers_of=judged.problem_set_id if tells_answers else None,
     )
@@ -179,10 +179,10 @@ def told_answers(connection: Connection) -> list[ToldAnswers]:
 
 _JUDGES_THAT_TELL = text("""
     SELECT j.id FROM problem_sets p JOIN jobs j ON j.problem_set_id = p.id
-    WHERE p.tells_answers_of = :problem_set ORDER BY j.id
+    WHERE p.tells_answers_of = ANY(:problem_sets) ORDER BY j.id
 """)
 
 
-def judges_that_tell(connection: Connection, problem_set_id: int) -> list[int]:
-    """The judges in whose prompts the reference answers of a set can be read."""
-    return list(connection.execute(_JUDGES_THAT_TELL, {"problem_set": problem_set_id}).scalars())
+def judges_that_tell(connection: Connection, problem_set_ids: Sequence[int]) -> list[int]:
+    """The judges in whose prompts the reference answers of some sets can be read."""
+    return list(connection.execute(_JUDGES_THAT_TELL, {"problem_sets": problem_set_ids}).scalars())

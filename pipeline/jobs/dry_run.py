@@ -145,7 +145,7 @@ def _found(ready: ReadyJob) -> FoundProblems:
 
 def _asked_models(ready: ReadyJob, workers: Sequence[WorkerReport] | None) -> list[AskedModel]:
     (first,) = used_problems(ready.problems, 1).problems
-    chats = ready.pair.found_chats()
+    chats = ready.pair.found_chats
     models = {role: ready.config.model(role) for role in ModelRole if role in ready.config.build_policy().roles}
     return [
         _asked_model(role, model, chats.get(role), ready.config, first, workers)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -24,7 +24,25 @@ if TYPE_CHECKING:
     from pipeline.chat.model import ChatModel
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownPairs:
+    """The pairs of submissions that are checked together: the files of each are looked at once."""
+
+    def __init__(self) -> None:
+        self._pairs: dict[object, ModelPair] = {}
+
+    def find(self, submission: Submission, spec: PolicySpec) -> ModelPair:
+        """Raises ConfigurationError for a path that is no folder."""
+        roles = compose(spec.build(), exit=submission.exit).roles
+        models = {role: model for role in sorted(roles) if (model := submission.model(role)) is not None}
+        asking = {role: submission.asking(role) for role in models}
+        revisions = {role: submission.revision(role) for role in models}
+        key = tuple((role, models[role], asking[role].model_dump_json(), revisions[role]) for role in models)
+        if key not in self._pairs:
+            self._pairs[key] = ModelPair.load(models, asking, revisions)
+        return self._pairs[key]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelPair:
     """The models that the policy calls for, with the tokenizer and template of each that is a local folder."""
 
@@ -35,31 +53,31 @@ class ModelPair:
     revisions: Mapping[ModelRole, str | None]
 
     @classmethod
-    def of(cls, submission: Submission, spec: PolicySpec) -> ModelPair:
-        roles = sorted(compose(spec.build(), exit=submission.exit).roles)
-        models = {role: model for role in roles if (model := submission.model(role)) is not None}
-        asking = {role: submission.asking(role) for role in models}
+    def load(
+        cls,
+        models: Mapping[ModelRole, ModelChoice],
+        asking: Mapping[ModelRole, Asking],
+        revisions: Mapping[ModelRole, str | None],
+    ) -> ModelPair:
         chats = {role: load_chat_model(model) for role, model in models.items()}
-        return cls(
-            models=models,
-            chats={role: None if chat is None else chat.asked(asking[role]) for role, chat in chats.items()},
-            asking=asking,
-            revisions={role: submission.revision(role) for role in models},
-        )
+        asked = {role: None if chat is None else chat.asked(asking[role]) for role, chat in chats.items()}
+        return cls(models=models, chats=asked, asking=asking, revisions=revisions)
 
     @property
     def is_new(self) -> bool:
         """Whether one of them is named here, and not taken as another job has it."""
         return any(not isinstance(model, ModelSpec) for model in self.models.values())
 
-    def specs(self) -> dict[ModelRole, ModelSpec]:
+    @cached_property
+    def specs(self) -> Mapping[ModelRole, ModelSpec]:
         return {role: model_spec(model, self.chats[role], self.revisions[role]) for role, model in self.models.items()}
 
     def known_chats(self) -> list[ChatModel]:
         return [chat for chat in self.chats.values() if chat is not None]
 
-    def found_chats(self) -> dict[ModelRole, ChatModel | None]:
-        """As ``chats``, with what the hub's cache on this machine has of the others."""
+    @cached_property
+    def found_chats(self) -> Mapping[ModelRole, ChatModel | None]:
+        """As ``chats``, with what an earlier job left of the others' files in this machine's cache."""
         return {role: self._find_chat(role) for role in self.models}
 
     def think_phase(self, opener: ModelRole) -> ThinkPhase | None:
@@ -67,7 +85,7 @@ class ModelPair:
 
         Raises ConfigurationError for a pair that cannot write one text.
         """
-        known = {role: self._find_chat(role) for role in self.models}
+        known = self.found_chats
         first, *others = (known[role] for role in sorted(known, key=lambda role: role is not opener))
         if first is None or None in others:
             return None
@@ -75,11 +93,10 @@ class ModelPair:
 
     def reasons(self, role: ModelRole) -> bool | None:
         """Whether the model has a think phase in this job; None where only workers can tell."""
-        chat = self._find_chat(role) if role in self.models else None
+        chat = self.found_chats.get(role)
         return None if chat is None else bool(chat.think_end)
 
     def _find_chat(self, role: ModelRole) -> ChatModel | None:
-        """As ``chats``, or what an earlier job left of the model's files in this machine's cache."""
         from pipeline.chat.model import ChatModel
 
         cached = None if self.chats[role] else ChatModel.find_cached(_name(self.models[role]))

@@ -22,7 +22,7 @@ from pipeline.errors import ConfigurationError
 from pipeline.jobs.code_sets import as_worked
 from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec
 from pipeline.jobs.few_shot import FewShot, FewShotFile, draw_examples
-from pipeline.jobs.pair import ModelPair
+from pipeline.jobs.pair import KnownPairs, ModelPair
 from pipeline.jobs.recipes import Recipe, find_recipe
 from pipeline.jobs.references import StoredSet, check_references, notes_on
 from pipeline.jobs.submission import INSTRUCT_POLICY, SourceJob, Submission, label_with_exit, options_checked
@@ -79,19 +79,20 @@ def make_ready(
     stored: StoredSet | None = None,
     source: SourceJob | None = None,
     matched: Mapping[str, Any] | None = None,
+    pairs: KnownPairs | None = None,
 ) -> ReadyJob:
     """Resolve a submission and check it as a whole.
 
-    stored: the set, where the submission names a stored one. source: the job that a clone is made
-    from; what was found of it holds for whatever the clone does not change. matched: the policy's fields that
-    match it to another job. Raises ProblemSetError for a bad file, BadProblem for a problem that cannot be asked so,
-    ConfigurationError for anything else that is wrong.
+    stored: the set, where the submission names a stored one. source: the job that a clone is made from; what was found
+    of it holds for whatever the clone does not change. matched: the policy's fields that match it to another job.
+    pairs: of the submissions that are checked together with this one. Raises ProblemSetError for a bad file, BadProblem
+    for a problem that cannot be asked so, ConfigurationError for anything else that is wrong.
     """
     recipe = find_recipe(submission.recipe) if submission.recipe else None
     submission = with_template(submission)
     problems = stored or read_problems(submission, recipe)
-    submission, spec, pair, told = choose_policy(submission, matched or {})
-    config = make_config(submission, spec, pair.specs(), recipe, has_choices=problems.has_choices)
+    submission, spec, pair, told = choose_policy(submission, matched or {}, pairs or KnownPairs())
+    config = make_config(submission, spec, pair.specs, recipe, has_choices=problems.has_choices)
     check_names(config)
     config = with_examples(config, submission, recipe, problems)
     opener = first_role(config)
@@ -122,11 +123,11 @@ def make_ready(
 
 
 def choose_policy(
-    submission: Submission, matched: Mapping[str, Any]
+    submission: Submission, matched: Mapping[str, Any], pairs: KnownPairs
 ) -> tuple[Submission, PolicySpec, ModelPair, tuple[str, ...]]:
     """The policy that was asked for, or the one that suits the small model; with a note where it does not reason."""
     spec = parse_policy(submission.policy, {**matched, **submission.policy_values} or None)
-    pair = ModelPair.of(submission, spec)
+    pair = pairs.find(submission, spec)
     waits_for_cues = isinstance(spec, Rules) and not (spec.opening_tokens or spec.every_break)
     if not waits_for_cues or pair.reasons(ModelRole.SMALL) is not False:
         return submission, spec, pair, ()

@@ -22,6 +22,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import ErrorDetails, core_schema
@@ -120,7 +121,8 @@ class Submission(BaseModel):
     guard: LoopGuard | None = None
     """What ends a sample that goes wrong, besides what the policy itself has; None: nothing."""
     matched_to: Annotated[int, Field(ge=1)] | None = None
-    """An ended job whose takeovers the policy "random" matches in number and length."""
+    """An ended job whose takeovers the policy "random" matches in number and length. With another policy the exit is
+    "cut" or "random", and matches the mean length of that job's thoughts."""
     calibrated_from: CalibratedFrom | None = None
     """The pilot that the policy's threshold comes from. With a share the threshold is computed from the pilot now, and
     refused where the pilot asks one of the job's problems."""
@@ -179,6 +181,16 @@ class Submission(BaseModel):
     cloned_from: Annotated[int, Field(ge=1)] | None = None
     """The job that it was made from."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _matched_cut_needs_no_length(cls, values: Any) -> Any:
+        """Whatever stands in it until the other job has been looked at."""
+        if not isinstance(values, Mapping) or values.get("matched_to") is None or values.get("policy") == "random":
+            return values
+        chosen = values.get("exit")
+        name = chosen.get("name") if isinstance(chosen, Mapping) else chosen
+        return {**values, "exit": {"name": "cut", "thinking_tokens": 1}} if name == "cut" else values
+
     @field_validator("problems", mode="before")
     @classmethod
     def _names_problems(cls, value: object) -> object:
@@ -230,7 +242,8 @@ class Submission(BaseModel):
         values = job.config.model_dump(mode="json") | {"policy": spec.model_dump(mode="json")}
         if isinstance(given.get("exit"), str):
             name_of_exit = given.pop("exit")
-            values["exit"] = exit_defaults(name_of_exit) | {"name": name_of_exit}
+            none = name_of_exit == NO_EXIT
+            values["exit"] = None if none else exit_defaults(name_of_exit) | {"name": name_of_exit}
         known = list(_keys(values))
         for key, value in given.items():
             if key not in known:
@@ -282,6 +295,10 @@ _FIXED = ("version", "name", "preset", "fingerprint", "weights", "plugin", "plug
 """Keys of a stored configuration that follow from others."""
 
 
+NO_EXIT = "none"
+"""What a clone says that leaves out its source's exit."""
+
+
 _PARTS = {"policy": "policy_values", "exit": "exit", "guard": "guard"}
 """What a submission may set by dotted key, and the option that holds it."""
 
@@ -290,10 +307,11 @@ def part_values(given: Mapping[str, Any], *, exit: str | None = None) -> dict[st
     """Options of a submission from dotted keys, e.g. {"policy.n1": "30", "exit.thinking_tokens": 4000}.
 
     A key's first name is policy, exit or guard; a list of cues has one name more. Values may be text. exit: the name of
-    the exit; None: ``cut`` where one of its numbers is set, else none. Raises ConfigurationError for a key that there
-    is not; the names in a policy are checked with the policy.
+    the exit; None: what exit.name says, or ``cut`` where one of its numbers is set, else none. Raises
+    ConfigurationError for a key that there is not; the names in a policy are checked with the policy.
     """
-    names = {"exit": exit_type(exit or "cut").model_fields, "guard": LoopGuard.model_fields}
+    chosen = exit_type(exit or str(given.get("exit.name", "cut")))
+    names = {"exit": chosen.model_fields, "guard": LoopGuard.model_fields}
     options: dict[str, dict[str, Any]] = {} if exit is None else {"exit": {"name": exit}}
     for key, value in given.items():
         part, *path = key.split(".")

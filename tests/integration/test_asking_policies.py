@@ -12,8 +12,8 @@ from sqlalchemy import Engine as DbEngine
 from sqlalchemy import text
 
 from pipeline.db.invariants import check_job, snapshot
+from pipeline.db.matching import measure_delegation
 from pipeline.db.replays import get_stored_sample
-from pipeline.db.report_queries import measure_delegation
 from pipeline.db.session import transaction
 from pipeline.jobs.matching import matched_values
 from pipeline.policies import PolicySpec

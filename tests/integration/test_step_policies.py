@@ -14,8 +14,8 @@ from sqlalchemy import Engine as DbEngine
 from sqlalchemy import text
 
 from pipeline.db.invariants import check_job, snapshot
+from pipeline.db.matching import measure_delegation
 from pipeline.db.replays import get_stored_sample
-from pipeline.db.report_queries import measure_delegation
 from pipeline.db.session import transaction
 from pipeline.db.submissions import insert_job, put_problem_set
 from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec

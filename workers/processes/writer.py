@@ -13,6 +13,7 @@ import os
 import sys
 
 import structlog
+from prometheus_client import CollectorRegistry
 
 from pipeline.chat.files import find_folder, served_name
 from pipeline.chat.model import ChatModel
@@ -30,6 +31,7 @@ from workers.engine.base import Engine, EngineStats
 from workers.engine.loading import load_engine
 from workers.processes.base import Base, on_shutdown, open_base, registration, run_celery
 from workers.processes.lease import LeaseKeeper
+from workers.processes.metrics import WriterCollector, serve_worker_metrics
 from workers.processes.shutdown import EarlySignals
 from workers.writing.store import Identity
 from workers.writing.writer import Writer
@@ -60,6 +62,7 @@ def run_writer(
 ) -> int:
     """A small or large worker, until it is told to stop. Raises ConfigurationError when the model cannot be loaded."""
     base = open_base(settings, WorkerKind(role.value))
+    metrics = serve_worker_metrics(settings.metrics)
     is_here = settings.engine.kind is not EngineKind.SERVER  # a server's weights cannot be seen, whatever lies here
     folder = find_folder(model, revision) if is_here else None
     if folder is not None:
@@ -71,7 +74,7 @@ def run_writer(
     with transaction(base.db_engine) as connection:  # before a GPU works for nothing
         refuse_second_identity(connection, model=served, model_fingerprint=chat.fingerprint, weights_sha256=weights)
     engine = load_engine(chat, revision=revision, role=role, settings=settings.engine)
-    return WriterProcess(base, role, engine, chat, served, weights=weights, revision=revision).run()
+    return WriterProcess(base, role, engine, chat, served, weights=weights, revision=revision, metrics=metrics).run()
 
 
 def end_reason(stats: EngineStats, *, stall_after_s: float) -> WorkerEnd | None:
@@ -95,10 +98,14 @@ class WriterProcess:
         *,
         weights: str | None = None,
         revision: str | None = None,
+        metrics: CollectorRegistry | None = None,
     ) -> None:
-        """model: the name that jobs use. weights: their hash, None where it is not known."""
+        """model: the name that jobs use. weights: their hash, None where it is not known. metrics: takes in what the
+        worker tells of itself."""
+        self._metrics = metrics or CollectorRegistry()
         self._weights = weights
         self._revision = revision
+        self._model = model
         self._base = base
         self._role = role
         self._engine = engine
@@ -156,6 +163,10 @@ class WriterProcess:
         gc.freeze()  # what the model and the imports left stays to the end: no collection need look at it again
         add_samples_task(self._base.app, _TASKS[self._role], self._writer.write)
         on_shutdown(lambda: self._writer.drain(self._base.settings.lease.drain_s))
+        self._metrics.register(
+            WriterCollector(self._role.value, self._model, self._engine.stats, self._writer.counters)
+        )
+        self._metrics.register(self._writer.meter)
         self._lease.start(self)
         num_waiting = math.ceil(self._engine.max_in_flight * self._base.settings.upkeep.admit_ahead)
         try:

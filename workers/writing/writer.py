@@ -42,6 +42,7 @@ from workers.writing.in_flight import InFlight
 from workers.writing.job_setup import JobSetup
 from workers.writing.jobs import Jobs
 from workers.writing.latch import Latch
+from workers.writing.meter import Meter
 from workers.writing.parts import last_part, running_part
 from workers.writing.store import Identity, Store
 from workers.writing.token_ledger import TokenLedger
@@ -158,6 +159,7 @@ class Writer:
             self._store, chat, role=role, max_model_len=engine.max_model_len, weights=weights, revision=revision
         )
         self._trial: Trial[_Call] = Trial()
+        self.meter = Meter(role.value)
         self._recorder: Batcher[Outcome | EndedClaim | LookAtTrial, EndedClaim] = Batcher(
             "recorder",
             self._record,
@@ -240,6 +242,7 @@ class Writer:
         self._in_flight.claimed((sample.sample_id, sample.epoch) for sample in claimed)
         setup = self._jobs.set_up(job_id) if claimed else None
         for sample in claimed:
+            self.meter.claimed(sample.wait_seconds)
             _, call = named[sample.sample_id]
             call.num_claimed += setup is not None
             call.under_way.add()
@@ -302,6 +305,7 @@ class Writer:
         active, result = item
         if isinstance(result, GenerateResult):
             self._ledger.receive(result.num_generated_tokens)
+            self.meter.wrote(result.total_seconds)
             if isinstance(active.request, Generate):
                 with self._room_lock:
                     self._cache_room.ended(result)

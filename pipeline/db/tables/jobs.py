@@ -146,6 +146,15 @@ class JobRow(Base):
     verdicts_at: Mapped[Instant | None] = mapped_column(comment="of a judge: when its verdicts last became grades")
 
 
+class ExperimentRow(Base):
+    """An experiment: jobs that are compared with each other. Whoever adds a job to it locks its row."""
+
+    __tablename__ = "experiments"
+
+    name: Mapped[str] = mapped_column(primary_key=True, comment="as its users call it")
+    changed_at: Mapped[Instant] = mapped_column(server_default=func.now(), comment="when a job was last to be added")
+
+
 class ExperimentJobRow(Base):
     """A job as a row of an experiment: of a sweep over policies and their numbers, and of its controls."""
 
@@ -155,7 +164,7 @@ class ExperimentJobRow(Base):
         Index("ix_experiment_jobs_control_of", "control_of"),
     )
 
-    experiment: Mapped[str] = mapped_column(primary_key=True, comment="its name")
+    experiment: Mapped[str] = mapped_column(ForeignKey("experiments.name"), primary_key=True, comment="its name")
     row_name: Mapped[str] = mapped_column(
         primary_key=True, comment="policy and what was varied: once in an experiment, whoever submits it again"
     )
