@@ -40,6 +40,7 @@ WORKERS_TIMEOUT_S = 900.0
 """A large model on a GPU takes minutes to load and to compile."""
 _PYTHON = (sys.executable, "-m", "workers")
 _GPUS = "CUDA_VISIBLE_DEVICES"
+_KEY = "SPECTHINK_ENGINE__SERVER__API_KEY"
 _ALIVE = (ProgramPhase.STARTING, ProgramPhase.RUNNING)
 
 
@@ -205,6 +206,8 @@ def _programs(settings: Settings, state: EmbeddedState, plan: Plan, *, flower_po
     environment.pop("SPECTHINK_STATE_DIR", None)  # given by the state folder, and with it the login of each program
     environment = {name: value for name, value in environment.items() if not name.startswith("SPECTHINK_LOGINS__")}
     password = environment.pop("SPECTHINK_FLOWER__BASIC_AUTH", None)
+    key = environment.pop(_KEY, None)
+    of_server = {_KEY: key} if key is not None else {}
     stop_wait_s = int(settings.lease.drain_s) + 20
     written = {program.name: _form(state, program.name) for program in state.program_states()}
     programs = []
@@ -215,7 +218,7 @@ def _programs(settings: Settings, state: EmbeddedState, plan: Plan, *, flower_po
             Program(
                 name=name,
                 argv=(*_PYTHON, *worker.arguments),
-                env=environment | worker.environment,
+                env=environment | worker.environment | (of_server if worker.pool.server else {}),
                 stop_wait_s=stop_wait_s,
             )
             for name, worker in zip(names, workers, strict=True)

@@ -71,6 +71,9 @@ class VllmSettings(_Part):
         return arguments
 
 
+SERVER_URL_FORM = "must be http://host:port/v1 or https://host/v1; a key goes into SPECTHINK_ENGINE__SERVER__API_KEY"
+
+
 class ServerSettings(_Part):
     """What only a worker is told that writes through a server."""
 
@@ -86,14 +89,15 @@ class ServerSettings(_Part):
     @field_validator("url")
     @classmethod
     def _is_an_address(cls, url: str | None) -> str | None:
-        if url is not None and not _is_server_url(url):
+        if url is not None and not is_server_url(url):
             raise ValueError(
                 "must be http://host:port/v1 or https://host/v1, without a password; a key has its own variable"
             )
         return url.rstrip("/") if url else None
 
 
-def _is_server_url(url: str) -> bool:
+def is_server_url(url: str) -> bool:
+    """Whether it is an address as OpenAI's clients take it, and tells no password."""
     try:
         parts = urlsplit(url)
         return bool(parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) > 0) and not (

@@ -26,13 +26,16 @@ def unmet(distribution: str) -> list[Requirement]:
         needed = Requirement(line)
         if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):
             continue
-        version = _version(needed.name)
-        is_left_out = canonicalize_name(needed.name) in LEFT_OUT
-        if (version is None and not is_left_out) or (
-            version is not None and not needed.specifier.contains(version, prereleases=True)
-        ):
+        if not _is_met(needed):
             found.append(needed)
     return found
+
+
+def _is_met(needed: Requirement) -> bool:
+    version = _version(needed.name)
+    if version is None:
+        return canonicalize_name(needed.name) in LEFT_OUT
+    return needed.specifier.contains(version, prereleases=True)
 
 
 def _version(name: str) -> str | None:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
@@ -18,6 +18,7 @@ from pipeline.texts import visible
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
+    from pipeline.devices import Pool
     from pipeline.embedded import EmbeddedState, Opened
 
 PANEL = "Running it"
@@ -42,6 +43,8 @@ specthink up --small org/small-1b --large org/large-32b --dry-run: which workers
 specthink up --small org/small-1b --large org/large-32b --judge org/prm-7b: a judge's worker, too
 
 specthink up --small org/small-1b@0,1 --large org/large-32b@2-5:tp=2: on these GPUs
+
+specthink up --small org/small-1b --large org/large-70b --large-server http://host:8000/v1: large is somebody's server
 
 specthink up --file specthink.toml: pools, devices, engine arguments and environment from a file
 
@@ -76,6 +79,15 @@ def up(
         typer.Option(
             metavar="MODEL[@GPUS][:tp=N]", help="Start judge workers: a folder or hub id, on these GPUs. Repeatable."
         ),
+    ] = None,
+    small_server: Annotated[
+        str | None, typer.Option(metavar="URL", help="The small model runs there: an OpenAI-compatible server.")
+    ] = None,
+    large_server: Annotated[
+        str | None, typer.Option(metavar="URL", help="The large model runs there: an OpenAI-compatible server.")
+    ] = None,
+    judge_server: Annotated[
+        str | None, typer.Option(metavar="URL", help="The judge runs there: an OpenAI-compatible server.")
     ] = None,
     file: Annotated[Path | None, typer.Option(metavar="FILE", help="Start the pools of a specthink.toml.")] = None,
     engine_arg: EngineArg = None,
@@ -130,7 +142,8 @@ def up(
     arguments[ModelRole.LARGE] = [*(engine_arg or ()), *(large_engine_arg or ())]
     arguments[ModelRole.JUDGE] = [*(engine_arg or ()), *(judge_engine_arg or ())]
     models = {ModelRole.SMALL: small or [], ModelRole.LARGE: large or [], ModelRole.JUDGE: judge or []}
-    pools = chosen_pools(models, file, arguments)
+    servers = {ModelRole.SMALL: small_server, ModelRole.LARGE: large_server, ModelRole.JUDGE: judge_server}
+    pools = chosen_pools(models, file, arguments, servers)
     if not pools and any(arguments.values()):
         raise typer.BadParameter("there are no engines to start: give models too", param_hint="--engine-arg")
     if machine and not dry_run:
@@ -346,6 +359,8 @@ specthink worker large --model /models/large-32b --name-served org/large-32b --m
 
 specthink worker large --model org/large-32b-awq --engine-arg max_num_batched_tokens=4096
 
+specthink worker large --model org/large-70b --server http://host:8000/v1: through somebody's server
+
 specthink worker large --file specthink.toml: as the file's large pool says, on the GPUs that this process sees
 
 specthink worker grade --concurrency 4 · specthink worker upkeep
@@ -379,6 +394,16 @@ EngineProcess = Annotated[
     ),
 ]
 
+Server = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Write through the OpenAI-compatible server that has the model: http://host:8000/v1."
+    ),
+]
+ServerModel = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The server's name for the model.", show_default="that of --model")
+]
+
 
 @worker.command()
 def small(
@@ -391,10 +416,13 @@ def small(
     device_share: DeviceShare = None,
     engine_process: EngineProcess = None,
     engine_arg: EngineArg = None,
+    server: Server = None,
+    server_model: ServerModel = None,
     state_dir: StateDir = None,
 ) -> None:
     """Draft with a small model."""
-    options = WriterOptions(name_served, revision, max_in_flight, device_share, engine_process, engine_arg)
+    engine = EngineOptions(device_share, engine_process, engine_arg, server, server_model)
+    options = WriterOptions(name_served, revision, max_in_flight, engine)
     _become_writer(context, "small", model, file, options, state_dir)
 
 
@@ -409,10 +437,13 @@ def large(
     device_share: DeviceShare = None,
     engine_process: EngineProcess = None,
     engine_arg: EngineArg = None,
+    server: Server = None,
+    server_model: ServerModel = None,
     state_dir: StateDir = None,
 ) -> None:
     """Take over with a large model."""
-    options = WriterOptions(name_served, revision, max_in_flight, device_share, engine_process, engine_arg)
+    engine = EngineOptions(device_share, engine_process, engine_arg, server, server_model)
+    options = WriterOptions(name_served, revision, max_in_flight, engine)
     _become_writer(context, "large", model, file, options, state_dir)
 
 
@@ -427,10 +458,13 @@ def judge(
     device_share: DeviceShare = None,
     engine_process: EngineProcess = None,
     engine_arg: EngineArg = None,
+    server: Server = None,
+    server_model: ServerModel = None,
     state_dir: StateDir = None,
 ) -> None:
     """Say how good steps are, for the policies that ask a judge."""
-    options = WriterOptions(name_served, revision, max_in_flight, device_share, engine_process, engine_arg)
+    engine = EngineOptions(device_share, engine_process, engine_arg, server, server_model)
+    options = WriterOptions(name_served, revision, max_in_flight, engine)
     _become_writer(context, "judge", model, file, options, state_dir)
 
 
@@ -502,15 +536,23 @@ def metrics(
     served.stop()
 
 
+class EngineOptions(NamedTuple):
+    """What its engine is told; None: as its settings say."""
+
+    device_share: float | None
+    process: str | None
+    arguments: list[str] | None
+    server: str | None
+    server_model: str | None
+
+
 class WriterOptions(NamedTuple):
     """What a worker with an engine may be told; None: as its settings say."""
 
     name_served: str | None
     revision: str | None
     max_in_flight: int | None
-    device_share: float | None
-    engine_process: str | None
-    engine_arg: list[str] | None
+    engine: EngineOptions
 
 
 def _become_writer(
@@ -523,25 +565,50 @@ def _become_writer(
 ) -> NoReturn:
     """An option wins over what the file says."""
     from pipeline.cli.placement import pool_of_worker
-    from pipeline.engine_arguments import parse_arguments
     from pipeline.samples import ModelRole
 
-    pool = pool_of_worker(ModelRole(role), model, file)
-    given = {**pool.arguments, **parse_arguments(options.engine_arg or ())}
-    name, revision = options.name_served or pool.name, options.revision or pool.revision
+    pool = _pool_of_options(pool_of_worker(ModelRole(role), model, file), options)
     arguments = [role, "--model", pool.model]
-    arguments += ["--name", name] if name else []
-    arguments += ["--revision", revision] if revision else []
+    arguments += ["--name", pool.name] if pool.name else []
+    arguments += ["--revision", pool.revision] if pool.revision else []
     engine = {
-        "SPECTHINK_ENGINE__MAX_IN_FLIGHT": options.max_in_flight or pool.max_in_flight,
+        "SPECTHINK_ENGINE__MAX_IN_FLIGHT": pool.max_in_flight,
         "SPECTHINK_ENGINE__MAX_MODEL_LEN": pool.max_model_len,
-        "SPECTHINK_ENGINE__VLLM__GPU_MEMORY_UTILIZATION": options.device_share or pool.share,
+        "SPECTHINK_ENGINE__VLLM__GPU_MEMORY_UTILIZATION": pool.share,
         "SPECTHINK_ENGINE__VLLM__TENSOR_PARALLEL_SIZE": pool.tp,
         "SPECTHINK_ENGINE__VLLM__CPU_THREADS": pool.threads,
-        "SPECTHINK_ENGINE__VLLM__PROCESS": options.engine_process,
-        "SPECTHINK_ENGINE__VLLM__ARGUMENTS": json.dumps(given) if given else None,
+        "SPECTHINK_ENGINE__VLLM__PROCESS": options.engine.process,
+        "SPECTHINK_ENGINE__VLLM__ARGUMENTS": json.dumps(dict(pool.arguments)) if pool.arguments else None,
+        "SPECTHINK_ENGINE__KIND": "server" if pool.server else None,
+        "SPECTHINK_ENGINE__SERVER__URL": pool.server,
+        "SPECTHINK_ENGINE__SERVER__MODEL": pool.server_model,
     }
     _become(context, arguments, {**pool.environment, **engine}, state_dir)
+
+
+def _pool_of_options(pool: Pool, options: WriterOptions) -> Pool:
+    """The pool as the options change it. Raises ConfigurationError for what does not go with a server."""
+    import dataclasses
+
+    from pipeline.engine_arguments import parse_arguments
+    from pipeline.errors import ConfigurationError
+
+    engine = options.engine
+    given: dict[str, Any] = {
+        "name": options.name_served,
+        "revision": options.revision,
+        "max_in_flight": options.max_in_flight,
+        "share": engine.device_share,
+        "server": engine.server,
+        "server_model": engine.server_model,
+    }
+    changed = dataclasses.replace(pool, **{name: value for name, value in given.items() if value})
+    arguments = {**pool.arguments, **parse_arguments(engine.arguments or ())}
+    changed = dataclasses.replace(changed, arguments=arguments)
+    changed.require_servers_own()
+    if changed.server and engine.process:
+        raise ConfigurationError("--engine-process says where an engine of this machine runs; --server has its own")
+    return changed
 
 
 def _become(

@@ -34,7 +34,6 @@ from workers.engine.server.errors import (
     ServerForbids,
     ServerOverloaded,
     ServerRefuses,
-    StreamBroke,
 )
 from workers.engine.server.finding import FoundServer
 from workers.engine.server.patience import Throttle, delays
@@ -237,7 +236,7 @@ class ServerEngine(ThreadedEngine[Prepared]):
             if finish is None:
                 raise
         if finish is None:
-            raise StreamBroke("its stream broke off")
+            raise ServerAway("its stream broke off")
         return self._ended(core_id, finish)
 
     def _take_chunk(self, running: Running, chunk: Chunk) -> Ended | None:
@@ -272,7 +271,7 @@ class ServerEngine(ThreadedEngine[Prepared]):
             case ServerFaulty() if await self._client.is_well():
                 return self._ended(core_id, EngineUnavailable(self._name, f"the server failed at the request: {error}"))
         self._wait_for_server(error)
-        return self._hold(entry, broke=isinstance(error, StreamBroke))
+        return self._hold(entry, broke=core_id in self._taken)
 
     def _hold(self, entry: _Entry, *, broke: bool = False) -> Ended | None:
         """A request without a token waits; what was begun goes back, since another noise would follow here.

@@ -12,15 +12,7 @@ import orjson
 from pydantic import SecretStr
 
 from workers.engine.failures import one_line
-from workers.engine.server.errors import (
-    NoSuchHost,
-    ServerAway,
-    ServerError,
-    ServerForbids,
-    ServerRefuses,
-    StreamBroke,
-    of_status,
-)
+from workers.engine.server.errors import NoSuchHost, ServerAway, ServerError, ServerForbids, ServerRefuses, of_status
 
 _CONNECT_S = 10.0
 _ANSWER_S = 20.0
@@ -116,7 +108,6 @@ class ServerClient:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """An answer whose status is 200. Raises ServerError, also for what breaks while it is read."""
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=_CONNECT_S)
-        gone: type[ServerAway] = ServerAway
         try:
             async with self._session.request(
                 method, url, data=body, timeout=timeout, allow_redirects=False
@@ -124,14 +115,13 @@ class ServerClient:
                 if response.status != 200:
                     text = (await response.content.read(2**16)).decode(errors="replace")
                     raise of_status(response.status, text, response.headers.get("Retry-After"))
-                gone = StreamBroke
                 yield response
         except aiohttp.ClientConnectorDNSError as error:
             raise NoSuchHost(one_line(error)) from error
         except TimeoutError as error:
-            raise gone("it does not answer in time") from error
+            raise ServerAway("it does not answer in time") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise gone(one_line(error)) from error
+            raise ServerAway(one_line(error)) from error
 
 
 async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
@@ -151,7 +141,7 @@ class Lines:
         """The data of the events that are whole by now."""
         *lines, self._rest = (self._rest + received).split(b"\n")
         if len(self._rest) > _MAX_LINE:
-            raise StreamBroke("a line of its stream has no end")
+            raise ServerAway("a line of its stream has no end")
         for line in lines:
             if line.startswith(b"data:"):
                 yield line[5:].strip()

@@ -16,7 +16,7 @@ from pipeline.samples import SegmentFinish
 from pipeline.signals import NUM_TOP
 from workers.engine.base import GenerateRequest
 from workers.engine.readings import LogprobRows, Top
-from workers.engine.server.errors import ServerFaulty, ServerRefuses, StreamBroke, of_status
+from workers.engine.server.errors import ServerAway, ServerFaulty, ServerRefuses, of_status
 
 PATH = "/completions"
 NO_IDS = "it gives no token ids (return_token_ids): vLLM does from 0.10.2 on"
@@ -115,7 +115,7 @@ def _finish(reason: str | None) -> SegmentFinish | None:
     if reason is None:
         return None
     if reason == "abort":
-        raise StreamBroke("it ended the request")
+        raise ServerAway("it ended the request")
     if reason not in _FINISHES:
         raise ServerFaulty(f"the request ended with {reason!r}")
     return _FINISHES[reason]

@@ -1,9 +1,8 @@
 """What may come of asking a server, by what is to be done about it.
 
 ServerError
-├── ServerAway        it cannot be reached: wait for it
-│   ├── NoSuchHost    its name is not known: at start a wrong address
-│   └── StreamBroke   it went away while it worked on a request
+├── ServerAway        it cannot be reached, or its stream broke off: wait for it
+│   └── NoSuchHost    its name is not known: at start a wrong address
 ├── ServerForbids     it does not take the key, or does not know the model or the path: a person must look
 ├── ServerOverloaded  it takes nothing more for now: wait, and send less
 ├── ServerFaulty      it failed at this request, or is about to go away: ask whether it is well
@@ -28,15 +27,11 @@ class ServerError(Exception):
 
 
 class ServerAway(ServerError):
-    """It cannot be reached."""
+    """It cannot be reached, or its stream broke off."""
 
 
 class NoSuchHost(ServerAway):
     """Its name is not known."""
-
-
-class StreamBroke(ServerAway):
-    """It went away while it worked on a request."""
 
 
 class ServerForbids(ServerError):

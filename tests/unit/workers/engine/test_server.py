@@ -68,7 +68,7 @@ def settings(server: CompletionsServer, **options: Any) -> EngineSettings:
 
 def ask(engine: ServerEngine, name: str, **options: Any) -> queue.SimpleQueue[GenerateResult | Exception]:
     outcomes: queue.SimpleQueue[GenerateResult | Exception] = queue.SimpleQueue()
-    given = {"prompt_ids": PROMPT, "max_tokens": 10, "sampling": Sampling(), "seed": 3} | options
+    given: dict[str, Any] = {"prompt_ids": PROMPT, "max_tokens": 10, "sampling": Sampling(), "seed": 3} | options
     engine.submit(GenerateRequest(request_id=name, **given), outcomes.put)
     return outcomes
 
