@@ -78,8 +78,8 @@ class Opened:
 def open_gate(folder: StateFolder, supervisor: SupervisorClient, listen: Listen, redis_url: str) -> Opened:
     """Open the servers at an address, or leave them open as they are. Call with the folder's lock held.
 
-    Raises ConfigurationError for an address that is not this machine's or a port that is taken, ServiceUnavailable where the gate does not
-    open: the servers are closed then.
+    Raises ConfigurationError for an address that is not this machine's or a port that is taken, ServiceUnavailable
+    where the gate does not open: the servers are closed then.
     """
     from pipeline.embedded.certificates import make_certificate  # takes a tenth of a second to import
 
