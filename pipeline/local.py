@@ -59,6 +59,7 @@ def start_local(
     *,
     small: str | Sequence[str] | None = None,
     large: str | Sequence[str] | None = None,
+    judge: str | Sequence[str] | None = None,
     pools: Sequence[Pool] = (),
     flower: bool = True,
     listen: Listen | None = None,
@@ -68,11 +69,11 @@ def start_local(
 ) -> LocalStack:
     """Start the embedded servers, migrate, and start workers: grading and upkeep always, the models' where given.
 
-    small, large: a local folder or hub id, or several, each with a worker of its own. pools: others, whose numbers and
-    devices may be left to be chosen. on_plan: told which workers will run where, before anything starts. Returns once
-    every worker has registered. What runs already is left as it is. die_with_parent: everything ends with this process.
-    on_event: told in a few words what is being done. listen: where hosts may join that have none of their own servers;
-    None: nowhere, and where the servers were open they are closed.
+    small, large, judge: a local folder or hub id, or several, each with a worker of its own. pools: others, whose
+    numbers and devices may be left to be chosen. on_plan: told which workers will run where, before anything starts.
+    Returns once every worker has registered. What runs already is left as it is. die_with_parent: everything ends with
+    this process. on_event: told in a few words what is being done. listen: where hosts may join that have none of
+    their own servers; None: nowhere, and where the servers were open they are closed.
 
     Raises ConfigurationError where the settings name servers of their own or the workers do not fit, and, with nothing
     changed, where a worker
@@ -80,7 +81,8 @@ def start_local(
     of registering; ServiceUnavailable where a server does not start.
     """
     _require_embedded(settings)
-    pools = [*_single_workers(ModelRole.SMALL, small), *_single_workers(ModelRole.LARGE, large), *pools]
+    models = {ModelRole.SMALL: small, ModelRole.LARGE: large, ModelRole.JUDGE: judge}
+    pools = [*(pool for role, given in models.items() for pool in _single_workers(role, given)), *pools]
     plan = plan_here(settings, pools)
     on_plan(plan)
     on_event("starting Postgres and Redis")

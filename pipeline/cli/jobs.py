@@ -77,10 +77,15 @@ def submit(
     large: Annotated[
         str | None, typer.Option(help="Large model: a folder, or the name workers serve it under.")
     ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="Model that says how good steps are, for policies that ask one: a folder or served name."),
+    ] = None,
     small_revision: Annotated[
         str | None, typer.Option(metavar="REVISION", help="Of the hub: only a worker that was started with it writes.")
     ] = None,
     large_revision: Annotated[str | None, typer.Option(metavar="REVISION", help="For the large model.")] = None,
+    judge_revision: Annotated[str | None, typer.Option(metavar="REVISION", help="For the judge.")] = None,
     policy: Annotated[
         str | None,
         typer.Option(
@@ -138,7 +143,11 @@ def submit(
     ] = None,
     matched_to: Annotated[
         int | None,
-        typer.Option(min=1, metavar="JOB", help="For --policy random: take over as often and as long as that job did."),
+        typer.Option(
+            min=1,
+            metavar="JOB",
+            help="--policy random: take over as often and as long as that job. --exit cut or random: think as long.",
+        ),
     ] = None,
     calibrated_from: Annotated[
         str | None,
@@ -182,9 +191,11 @@ def submit(
     system: System = None,
     small_system: RoleSystem = None,
     large_system: RoleSystem = None,
+    judge_system: RoleSystem = None,
     template_var: TemplateVariables = None,
     small_template_var: RoleTemplateVariables = None,
     large_template_var: RoleTemplateVariables = None,
+    judge_template_var: RoleTemplateVariables = None,
     think_tags: ThinkTagsOption = None,
     small_think_tags: ThinkTagsOption = None,
     large_think_tags: ThinkTagsOption = None,
@@ -214,8 +225,10 @@ def submit(
         recipe=recipe,
         small=small,
         large=large,
+        judge=judge,
         small_revision=small_revision,
         large_revision=large_revision,
+        judge_revision=judge_revision,
         **({} if policy is None else {"policy": policy}),
         matched_to=matched_to,
         calibrated_from=parse_pilot(calibrated_from),
@@ -245,6 +258,7 @@ def submit(
         **asking(system, template_var, think_tags),
         small_asking=asking(small_system, small_template_var, small_think_tags),
         large_asking=asking(large_system, large_template_var, large_think_tags),
+        judge_asking=asking(judge_system, judge_template_var, None),
         max_tokens=max_tokens,
         prompt_template=prompt,
         prompt_file=prompt_template,
@@ -318,8 +332,12 @@ def announce(client: Client, job: Job, *, wait: bool = False) -> None:
 def _unserved(client: Client, job: Job) -> list[str]:
     """For each model that the job needs and no live worker serves, a sentence with the command that starts one."""
     [progress] = client.progress(job)
-    live = {ModelRole.SMALL: progress.live_small_workers, ModelRole.LARGE: progress.live_large_workers}
-    models = {ModelRole.SMALL: job.small_model, ModelRole.LARGE: job.large_model}
+    live = {
+        ModelRole.SMALL: progress.live_small_workers,
+        ModelRole.LARGE: progress.live_large_workers,
+        ModelRole.JUDGE: progress.live_judge_workers,
+    }
+    models = {ModelRole.SMALL: job.small_model, ModelRole.LARGE: job.large_model, ModelRole.JUDGE: job.judge_model}
     return [
         f"job {job.id} waits: no live {role} worker serves {models[role]}: "
         f"specthink worker {role} --model {models[role]} starts one"

@@ -39,6 +39,8 @@ specthink up --small org/a-1b --small org/b-1b --large org/large-32b: two small 
 
 specthink up --small org/small-1b --large org/large-32b --dry-run: which workers would run where
 
+specthink up --small org/small-1b --large org/large-32b --judge org/prm-7b: a judge's worker, too
+
 specthink up --small org/small-1b@0,1 --large org/large-32b@2-5:tp=2: on these GPUs
 
 specthink up --file specthink.toml: pools, devices, engine arguments and environment from a file
@@ -69,6 +71,12 @@ def up(
             metavar="MODEL[@GPUS][:tp=N]", help="Start large workers: a folder or hub id, on these GPUs. Repeatable."
         ),
     ] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL[@GPUS][:tp=N]", help="Start judge workers: a folder or hub id, on these GPUs. Repeatable."
+        ),
+    ] = None,
     file: Annotated[Path | None, typer.Option(metavar="FILE", help="Start the pools of a specthink.toml.")] = None,
     engine_arg: EngineArg = None,
     small_engine_arg: Annotated[
@@ -76,6 +84,9 @@ def up(
     ] = None,
     large_engine_arg: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="The same for large workers alone.")
+    ] = None,
+    judge_engine_arg: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="The same for judge workers alone.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print which workers would run where; start nothing.")
@@ -117,7 +128,9 @@ def up(
     settings = settings_of(context, state_dir)
     arguments = {ModelRole.SMALL: [*(engine_arg or ()), *(small_engine_arg or ())]}
     arguments[ModelRole.LARGE] = [*(engine_arg or ()), *(large_engine_arg or ())]
-    pools = chosen_pools({ModelRole.SMALL: small or [], ModelRole.LARGE: large or []}, file, arguments)
+    arguments[ModelRole.JUDGE] = [*(engine_arg or ()), *(judge_engine_arg or ())]
+    models = {ModelRole.SMALL: small or [], ModelRole.LARGE: large or [], ModelRole.JUDGE: judge or []}
+    pools = chosen_pools(models, file, arguments)
     if not pools and any(arguments.values()):
         raise typer.BadParameter("there are no engines to start: give models too", param_hint="--engine-arg")
     if machine and not dry_run:
@@ -405,6 +418,24 @@ def large(
 
 
 @worker.command()
+def judge(
+    context: typer.Context,
+    model: Model = None,
+    file: PoolFile = None,
+    name_served: NameServed = None,
+    revision: Revision = None,
+    max_in_flight: MaxInFlight = None,
+    device_share: DeviceShare = None,
+    engine_process: EngineProcess = None,
+    engine_arg: EngineArg = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Say how good steps are, for the policies that ask a judge."""
+    options = WriterOptions(name_served, revision, max_in_flight, device_share, engine_process, engine_arg)
+    _become_writer(context, "judge", model, file, options, state_dir)
+
+
+@worker.command()
 def grade(
     context: typer.Context,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Grading processes.", show_default="1")] = None,
@@ -473,7 +504,7 @@ def metrics(
 
 
 class WriterOptions(NamedTuple):
-    """What a small or large worker may be told; None: as its settings say."""
+    """What a worker with an engine may be told; None: as its settings say."""
 
     name_served: str | None
     revision: str | None

@@ -64,9 +64,9 @@ COLUMNS = {
     ],
     "results": [
         "job_id", "sample_id", "problem", "subject", "level", "sample_index", "state", "policy", "small_model",
-        "large_model", "seed", "prompt", "output", "predicted_answer", "score", "finish_reason", "output_tokens",
-        "tokens_small", "tokens_large", "tokens_inserted", "num_takeovers", "error_class", "error", "finished_at",
-        "grade_detail",
+        "large_model", "judge_model", "seed", "prompt", "output", "predicted_answer", "score", "finish_reason",
+        "output_tokens", "tokens_small", "tokens_large", "tokens_inserted", "num_takeovers", "error_class", "error",
+        "finished_at", "grade_detail",
     ],
     "subject_scores": [
         "job_id", "subject", "num_problems", "num_scored", "num_right", "accuracy", "accuracy_low", "accuracy_high",
