@@ -263,6 +263,7 @@ def join(
     The servers must prove by the certificate in the token who they are. The token is kept in the state folder, mode
     0600: `specthink worker small` and `large` use it from then on.
     """
+    from pipeline.embedded import is_running
     from pipeline.embedded.folder import StateFolder
     from pipeline.embedded.joining import Token, store_token
     from pipeline.embedded.joining import leave as leave_servers
@@ -284,7 +285,7 @@ def join(
     folder = StateFolder.of(settings.state_dir)
     folder.create()
     with folder.lock():
-        if folder.running_file.exists():
+        if is_running(folder.path):
             raise ConfigurationError(
                 f"servers of its own run in {folder.path}: stop them by `specthink down`, or choose another --state-dir"
             )

@@ -78,8 +78,8 @@ class Opened:
 def open_gate(folder: StateFolder, supervisor: SupervisorClient, listen: Listen, redis_url: str) -> Opened:
     """Open the servers at an address, or leave them open as they are. Call with the folder's lock held.
 
-    Raises ConfigurationError for an address that is not this machine's, ServiceUnavailable where the gate does not
-    open: the servers are closed then.
+    Raises ConfigurationError for an address that is not this machine's or a port that is taken, ServiceUnavailable
+    where the gate does not open: the servers are closed then.
     """
     from pipeline.embedded.certificates import make_certificate  # takes a tenth of a second to import
 
@@ -94,6 +94,7 @@ def open_gate(folder: StateFolder, supervisor: SupervisorClient, listen: Listen,
     if opened.was_open:
         return opened
     close_gate(folder, supervisor, redis_url)
+    _require_free(listen, address)
     authority = None if listen.insecure else make_certificate(folder, listen.host, address, user).read_text()
     write_private(folder.gate_file, json.dumps(spec, indent=1), user)
     try:
@@ -173,6 +174,16 @@ def _start(
     wait_until(answers_or_ended, _OPENS_WITHIN_S)
     if supervisor.program_state(GATE).pid != first or not _answers(place):
         raise ServiceUnavailable(f"the gate did not open; {supervisor.last_lines(GATE)}")
+
+
+def _require_free(listen: Listen, address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        socket.create_server((address, listen.port), family=family).close()
+    except OSError as error:
+        raise ConfigurationError(
+            f"--listen {listen.host}: port {listen.port}: {error.strerror}; choose another one, --listen ADDRESS:PORT"
+        ) from error
 
 
 def _answers(place: tuple[str, int]) -> bool:
