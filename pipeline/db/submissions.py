@@ -21,8 +21,9 @@ from pipeline.problems import Problem, ProblemSet
 from pipeline.samples import ModelRole
 
 _PUT_PROBLEM_SET = text("""
-    INSERT INTO problem_sets (name, content_sha256, num_problems, num_references, has_choices, tells_answers_of)
-    VALUES (:name, :content_sha256, :num_problems, :num_references, :has_choices, :tells_answers_of)
+    INSERT INTO problem_sets (name, content_sha256, num_problems, num_references, has_choices, tells_answers_of, source)
+    VALUES (:name, :content_sha256, :num_problems, :num_references, :has_choices, :tells_answers_of,
+            CAST(:source AS jsonb))
     ON CONFLICT DO NOTHING RETURNING id
 """)
 
@@ -39,6 +40,7 @@ def put_problem_set(connection: Connection, problem_set: ProblemSet, *, tells_an
         "num_references": problem_set.num_references,
         "has_choices": problem_set.has_choices,
         "tells_answers_of": tells_answers_of,
+        "source": json.dumps(problem_set.origin) if problem_set.origin else None,
     }
     new_id = connection.execute(_PUT_PROBLEM_SET, values).scalar()
     if new_id is None:
