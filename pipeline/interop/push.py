@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from pyarrow import parquet
 
 from pipeline.errors import ConfigurationError, ServiceUnavailable
@@ -23,6 +23,8 @@ from pipeline.results.written import WrittenJob, WrittenPiece, WrittenSample
 ANSWER_COLUMNS = ("reference", "also_accepted", "grade_detail")
 """Left out unless answers are asked for."""
 _BATCH = 200
+_HTTP_ERROR: type[BaseException] = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
+"""Of the hub library's transport, which is not the same package in all of its releases."""
 _TYPES = {
     "int": pyarrow.int64(), "float": pyarrow.float64(), "bool": pyarrow.bool_(),
     "datetime": pyarrow.timestamp("us", tz="UTC"),
@@ -41,8 +43,8 @@ tags: [specthink]
 
 # {title}
 
-{num_samples} samples of one job of specthink: `samples` has each with its text and score, `segments` every piece of their
-writing with its author.
+{num_samples} samples of one job of specthink: `samples` has each with its text and score, `segments` every piece of
+their writing with its author.
 
 | | |
 |---|---|
@@ -82,8 +84,6 @@ def push(
             )
         except (HFValidationError, LocalTokenNotFoundError) as error:
             raise ConfigurationError(_line(error)) from error
-        except (OfflineModeIsEnabled, ConnectionError) as error:
-            raise ServiceUnavailable(f"the hub cannot be reached: {_line(error)}") from error
         except HfHubHTTPError as error:
             raise ConfigurationError(
                 f"the hub refuses {repo}: {_line(error)}; a token that may write is HF_TOKEN"

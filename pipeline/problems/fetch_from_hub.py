@@ -30,6 +30,8 @@ MAX_BYTES = 3 * 2**30
 _SPLITS = ("test", "validation")
 """Taken where several are there and none was named, the first that is there."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_UNREACHED = ("ConnectError", "ConnectTimeout", "ReadTimeout", "LocalEntryNotFoundError")
+"""Of the library's transport, which is not the same package in all of its releases."""
 _CONFIGS = re.compile(r"(?:Available|among the available configs|in the cache): *(.+)")
 """How the library lists a set's configurations where one must be named, or there is none of that name."""
 
@@ -128,6 +130,7 @@ def _told(error: BaseException, request: dict[str, Any]) -> str:
     available = _CONFIGS.search(str(error))
     if (
         isinstance(error, ConnectionError)
+        or name in _UNREACHED
         or "is not cached" in first
         or (first.startswith("Couldn't find cache") and not available)
         or "offline" in first.lower()
