@@ -221,6 +221,21 @@ class Reader:
             results = report_queries.stream_results(connection, job_id_of(job), only_final=only_final)
             return write_files(told, results, Path(folder))
 
+    def push(self, job: JobRef, repo: str, *, public: bool = False, with_answers: bool = False) -> tuple[str, int]:
+        """Push a job to a hub as a data set; returns its address and the number of samples.
+
+        repo: OWNER/NAME; HF_TOKEN or the hub's own login says who pushes. public: where it is new, else it is private.
+        with_answers: reference answers, grades' texts and hidden columns too. Raises ConfigurationError where the
+        package is not installed (the extra "hub"), where this login may not read answers that are asked for, and for a
+        data set that is public already where public is not asked for.
+        """
+        push = extra_of("hub", "pipeline.interop.push").push
+        with self._snapshot() as connection:
+            told = written.get_written_job(connection, job_id_of(job))
+            samples = written.stream_written(connection, job_id_of(job), only_final=False, with_answers=with_answers)
+            found: tuple[str, int] = push(told, samples, repo, public=public, with_answers=with_answers)
+            return found
+
     def sample(self, sample_id: int) -> SampleReport:
         """One sample with its segments, and its steps once it is complete."""
         with self._reading() as connection:

@@ -82,6 +82,12 @@ def upgrade() -> None:
             comment="a judge's set: its prompts show the reference answers of that one; null: prompts show none",
         ),
         sa.Column(
+            "source",
+            JSONB(),
+            nullable=True,
+            comment="where on a hub it was first loaded from: hub, config, split, revision; null: from a file",
+        ),
+        sa.Column(
             "created_at",
             sa.DateTime(timezone=True),
             server_default=sa.text("now()"),

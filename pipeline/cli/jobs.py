@@ -46,6 +46,8 @@ specthink submit mmlu.parquet --small a/s --large b/l --prompt choice --grader c
 
 specthink submit test.jsonl --recipe math500 --small a/s --large b/l --policy speculative-thinking:paper
 
+specthink submit hf:openai/gsm8k --small a/s --large b/l · specthink submit --recipe gsm8k --small a/s --large b/l
+
 specthink submit problems.jsonl --small a/s --large b/l --set policy.n1=30 --set 'policy.cues.verify=["let me see"]'
 
 specthink submit problems.jsonl --small a/s --large b/l --set exit.thinking_tokens=4000 --set guard.repeats=3
@@ -56,9 +58,9 @@ specthink submit problems.jsonl --small a/s --large b/l --policy random --matche
 
 specthink submit problems.jsonl --small a/s --large b/l --dry-run
 
-Recipes of the paper: math500, aime, gpqa-diamond, amc23. Each reads your copy of the set in its published columns, and
-asks, samples and grades as the paper did; options given beside it win. Others: gsm8k, math, svamp, olympiadbench, mmlu,
-mmlu-pro, arc, aqua and more; a wrong name lists them.
+Recipes of the paper: math500, aime, gpqa-diamond, amc23. Each reads your copy of the set, or the one on the hub, in its
+published columns, and asks, samples and grades as the paper did; options given beside it win. Others: gsm8k, math,
+svamp, olympiadbench, mmlu, mmlu-pro, arc, aqua and more; a wrong name lists them.
 """
 
 
@@ -66,11 +68,13 @@ mmlu-pro, arc, aqua and more; a wrong name lists them.
 def submit(
     context: typer.Context,
     file: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
-            help="Problems: .jsonl, .json, .csv, .tsv or .parquet, a folder of such, or - for standard input."
+            show_default="the recipe's set on the hub",
+            help="Problems: .jsonl, .json, .csv, .tsv or .parquet, a folder of such, - for standard input, or "
+            "hf:OWNER/SET[:CONFIG][@REVISION][#SPLIT].",
         ),
-    ],
+    ] = None,
     small: Annotated[
         str | None, typer.Option(help="Small model: a folder, or the name workers serve it under.")
     ] = None,
@@ -219,7 +223,7 @@ def submit(
         raise typer.BadParameter("a dry run stores no job to wait for", param_hint="--wait")
 
     submission = Submission.parse(
-        problems=file,
+        problems=_problems(file, recipe),
         columns=_columns(column or [], answer_as),
         keep=tuple(keep or ()),
         recipe=recipe,
@@ -276,6 +280,19 @@ def submit(
     with connect(context, state_dir) as client:
         client.on_note(lambda note: typer.echo(visible(note), err=True))
         announce(client, client.submit(submission), wait=wait)
+
+
+def _problems(file: Path | None, recipe: str | None) -> Path:
+    from pipeline.jobs.recipes import find_recipe
+
+    if file is not None:
+        return file
+    if recipe is None:
+        raise typer.BadParameter("name the problems, or a recipe", param_hint="FILE")
+    published = find_recipe(recipe).hub
+    if published is None:
+        raise typer.BadParameter(f"the recipe {recipe!r} is of no set of a hub: name your copy", param_hint="FILE")
+    return Path(f"hf:{published}")
 
 
 def parse_pilot(given: str | None) -> dict[str, Any] | None:

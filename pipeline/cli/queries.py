@@ -138,6 +138,8 @@ specthink results 3 --format parquet --output r.parquet
 specthink results 3 --format inspect --output logs/: a log that inspect view shows
 
 specthink results 3 --format lm-eval --output evaluations/
+
+specthink results 3 --push me/my-run: a private data set without answers
 """
 
 
@@ -157,9 +159,26 @@ def results(
         ),
     ] = None,
     only_final: Annotated[bool, typer.Option("--only-final", help="Leave out samples still at work.")] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Push them to the hub instead, private and without answers."),
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: let everybody read it.")] = False,
+    with_answers: Annotated[
+        bool, typer.Option("--with-answers", help="With --push: reference answers and hidden columns too.")
+    ] = False,
     state_dir: StateDir = None,
 ) -> None:
     """Write every sample of a job with its text: streamed, whatever the size."""
+    if push is None and (public or with_answers):
+        raise typer.BadParameter("--public and --with-answers go with it", param_hint="--push")
+    if push is not None:
+        if output is not None or only_final or format is not ResultFormat.JSONL:
+            raise typer.BadParameter("it pushes all samples, and writes no file", param_hint="--push")
+        with connect(context, state_dir) as client:
+            url, count = client.push(job, push, public=public, with_answers=with_answers)
+        console(stderr=True).print(f"{count} samples in {visible(url)}", soft_wrap=True)
+        return
     with connect(context, state_dir) as client:
         client.job(job)  # an unknown job leaves no file behind
         match format:

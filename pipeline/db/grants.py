@@ -87,7 +87,7 @@ _GRADE_COLUMNS = ", ".join(
 )
 """Of a grade, what is no text: a grader that broke may quote the reference answer in its detail."""
 
-_PROBLEM_SET = "name, content_sha256, num_problems, num_references, has_choices, tells_answers_of"
+_PROBLEM_SET = "name, content_sha256, num_problems, num_references, has_choices, tells_answers_of, source"
 _PROBLEM = "id, problem_set_id, position, external_id, prompt, subject, level, shown"
 _SUBMITTED = (
     "name, policy, problem_set_id, state, config, versions, small_model, large_model, judge_model, first_role, "

@@ -18,7 +18,8 @@ from pipeline.samples import Author
 _BATCH = 100
 
 _SELECT_JOB = text("""
-    SELECT j.think_start, j.think_end, j.think_opened, p.content_sha256,
+    SELECT j.think_start, j.think_end, j.think_opened, p.content_sha256, coalesce(p.source, '{}') AS source,
+           p.tells_answers_of IS NOT NULL AS prompts_tell_answers,
            ARRAY(SELECT q.external_id FROM problems q
                  WHERE q.problem_set_id = p.id AND q.position < j.num_problems ORDER BY q.position) AS problem_ids
     FROM jobs j JOIN problem_sets p ON p.id = j.problem_set_id WHERE j.id = :job

@@ -26,6 +26,7 @@ from inspect_ai.model import GenerateConfig, ModelConfig
 
 from pipeline.interop.inspect_samples import SampleMaker, model_name
 from pipeline.jobs.config import JobConfig, JobState
+from pipeline.problems.hub import HubSet
 from pipeline.results.written import WrittenJob
 from pipeline.samples import ModelRole
 
@@ -35,6 +36,7 @@ _STATUS: Mapping[str, EvalStatus] = {
     JobState.CANCELLED: "cancelled",
 }
 """All others still run."""
+_HUB_PARTS = ("config", "revision", "split")
 
 
 def make_header(job: WrittenJob) -> EvalLog:
@@ -161,7 +163,9 @@ def _drawing(config: JobConfig, role: ModelRole | None) -> GenerateConfig:
 
 
 def _location(source: Mapping[str, Any]) -> str | None:
-    return source.get("repo")
+    """As ``specthink submit`` takes it; None for a set of a file."""
+    repo = source.get("hub") or source.get("folder")
+    return None if repo is None else str(HubSet(repo=repo, **{name: source.get(name) for name in _HUB_PARTS}))
 
 
 def _iso(at: Any) -> str:

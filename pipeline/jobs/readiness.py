@@ -22,9 +22,15 @@ from pipeline.errors import ConfigurationError
 from pipeline.jobs.code_sets import as_worked
 from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec
 from pipeline.jobs.few_shot import FewShot, FewShotFile, draw_examples
+<<<<<<< HEAD
 from pipeline.jobs.pair import KnownPairs, ModelPair
 from pipeline.jobs.recipes import Recipe, find_recipe
+=======
+from pipeline.jobs.pair import ModelPair
+from pipeline.jobs.recipes import Recipe
+>>>>>>> formats
 from pipeline.jobs.references import StoredSet, check_references, notes_on
+from pipeline.jobs.sources import load_source, recipe_for
 from pipeline.jobs.submission import INSTRUCT_POLICY, SourceJob, Submission, label_with_exit, options_checked
 from pipeline.policies import PolicySpec, parse_policy
 from pipeline.policies.protocol import SampleContext
@@ -37,7 +43,6 @@ from pipeline.problems import (
     check_storable,
     content_sha256,
     hide_columns,
-    load_problem_set,
 )
 from pipeline.problems.values import check_text
 from pipeline.samples import WRITING_ROLES, ModelRole
@@ -88,7 +93,7 @@ def make_ready(
     pairs: of the submissions that are checked together with this one. Raises ProblemSetError for a bad file, BadProblem
     for a problem that cannot be asked so, ConfigurationError for anything else that is wrong.
     """
-    recipe = find_recipe(submission.recipe) if submission.recipe else None
+    recipe = recipe_for(submission)
     submission = with_template(submission)
     problems = stored or read_problems(submission, recipe)
     submission, spec, pair, told = choose_policy(submission, matched or {}, pairs or KnownPairs())
@@ -185,7 +190,7 @@ def read_problems(submission: Submission, recipe: Recipe | None) -> ProblemSet:
     if recipe is not None and columns != ColumnNames():
         raise ConfigurationError(f"the recipe {recipe.name!r} knows its columns ({recipe.published}); name none")
     if isinstance(problems, Path):
-        return recipe.load(problems, keep=keep) if recipe else load_problem_set(problems, columns=columns, keep=keep)
+        return load_source(problems, recipe, columns=columns, keep=keep)
     if recipe is not None:
         raise ConfigurationError(f"the recipe {recipe.name!r} reads a file; a problem set is past it")
     if isinstance(problems, int):
@@ -298,10 +303,7 @@ def with_examples(
         return config
     template = config.template()
     keep = (*submission.keep, *template.shows)
-    if recipe is not None:
-        source = recipe.load(wanted.file, keep=keep)
-    else:
-        source = load_problem_set(wanted.file, columns=submission.columns, keep=keep)
+    source = load_source(wanted.file, recipe, columns=submission.columns or ColumnNames(), keep=keep)
     if config.grader == "code":
         source = replace(source, problems=tuple(map(as_worked, source.problems)))
     asked = problems.read(problems.size) if isinstance(problems, StoredSet) else problems.problems

@@ -98,12 +98,17 @@ def result_tables(results: Iterable[Result]) -> Iterator[pyarrow.Table]:
     """Results as tables of typed columns, a batch at a time."""
     import pyarrow
 
-    from pipeline.results.reports import plain
-
     schema = result_schema()
     for batch in _batches(results):
-        rows = [{name: _flat(value) for name, value in plain(result).items()} for result in batch]
-        yield pyarrow.Table.from_pylist(rows, schema=schema)
+        yield pyarrow.Table.from_pylist(list(result_rows(batch)), schema=schema)
+
+
+def result_rows(results: Iterable[Result]) -> Iterator[dict[str, Any]]:
+    """Results as values of these columns."""
+    from pipeline.results.reports import plain
+
+    for result in results:
+        yield {name: _flat(value) for name, value in plain(result).items()}
 
 
 def _batches(results: Iterable[Result]) -> Iterator[list[Result]]:

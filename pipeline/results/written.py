@@ -95,6 +95,8 @@ class WrittenJob:
     think_opened: bool | None
     tells_answers: bool
     """Whether the login that reads may read reference answers."""
+    prompts_tell_answers: bool
+    """Whether it is a judge whose prompts show them."""
 
     def parted(self, output: str) -> tuple[str, str]:
         """The thoughts of a text, without their tags, and its answer."""

@@ -41,6 +41,9 @@ class ProblemSetRow(Base):
         ForeignKey("problem_sets.id"),
         comment="a judge's set: its prompts show the reference answers of that one; null: prompts show none",
     )
+    source: Mapped[dict[str, Any] | None] = mapped_column(
+        comment="where on a hub it was first loaded from: hub, config, split, revision; null: from a file"
+    )
     created_at: Mapped[Instant] = mapped_column(server_default=func.now(), comment="when it was first submitted")
 
 
