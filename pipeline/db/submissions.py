@@ -20,23 +20,15 @@ from pipeline.jobs.submission import SourceJob
 from pipeline.problems import Problem, ProblemSet
 from pipeline.samples import ModelRole
 
-<<<<<<< HEAD
 _PUT_PROBLEM_SETS = text("""
-    INSERT INTO problem_sets (name, content_sha256, num_problems, num_references, has_choices, tells_answers_of)
-    SELECT name, content_sha256, num_problems, num_references, has_choices, tells_answers_of
+    INSERT INTO problem_sets (name, content_sha256, num_problems, num_references, has_choices, tells_answers_of, source)
+    SELECT name, content_sha256, num_problems, num_references, has_choices, tells_answers_of, source
     FROM jsonb_to_recordset(CAST(:sets AS jsonb)) AS s (
         name text, content_sha256 text, num_problems integer, num_references integer, has_choices boolean,
-        tells_answers_of bigint
+        tells_answers_of bigint, source jsonb
     )
     ORDER BY content_sha256  -- so that no two submissions wait in a circle
     ON CONFLICT DO NOTHING RETURNING content_sha256, id
-=======
-_PUT_PROBLEM_SET = text("""
-    INSERT INTO problem_sets (name, content_sha256, num_problems, num_references, has_choices, tells_answers_of, source)
-    VALUES (:name, :content_sha256, :num_problems, :num_references, :has_choices, :tells_answers_of,
-            CAST(:source AS jsonb))
-    ON CONFLICT DO NOTHING RETURNING id
->>>>>>> formats
 """)
 _FIND_PROBLEM_SETS = text("SELECT content_sha256, id FROM problem_sets WHERE content_sha256 = ANY(:contents)")
 
@@ -74,7 +66,7 @@ def _set_row(problem_set: ProblemSet, tells_answers_of: int | None) -> dict[str,
         "num_references": problem_set.num_references,
         "has_choices": problem_set.has_choices,
         "tells_answers_of": tells_answers_of,
-        "source": json.dumps(problem_set.origin) if problem_set.origin else None,
+        "source": problem_set.origin or None,
     }
 
 

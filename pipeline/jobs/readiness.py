@@ -22,13 +22,8 @@ from pipeline.errors import ConfigurationError
 from pipeline.jobs.code_sets import as_worked
 from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec
 from pipeline.jobs.few_shot import FewShot, FewShotFile, draw_examples
-<<<<<<< HEAD
 from pipeline.jobs.pair import KnownPairs, ModelPair
-from pipeline.jobs.recipes import Recipe, find_recipe
-=======
-from pipeline.jobs.pair import ModelPair
 from pipeline.jobs.recipes import Recipe
->>>>>>> formats
 from pipeline.jobs.references import StoredSet, check_references, notes_on
 from pipeline.jobs.sources import load_source, recipe_for
 from pipeline.jobs.submission import INSTRUCT_POLICY, SourceJob, Submission, label_with_exit, options_checked
