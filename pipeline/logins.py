@@ -18,6 +18,7 @@ class DatabaseRole(StrEnum):
     GRADER = "grader"  # grading workers: reference answers too
     UPKEEP = "upkeep"  # upkeep workers: states, leases and totals; no reference answers
     SUBMITTER = "submitter"  # people who submit: stores jobs, cancels, pauses, retries; writes no text and no grade
+    GATEWAY = "gateway"  # the gateway: what a submitter may, with files, batches and keys; no reference answers
     READER = "reader"  # a person's questions: reads everything, changes nothing
 
 

@@ -16,6 +16,7 @@ from pipeline.cli import (
     demo,
     doctor,
     experiments,
+    gateway,
     jobs,
     judging,
     models,
@@ -116,6 +117,7 @@ for module in (
     calibration,
     plans,
     servers,
+    gateway,
     doctor,
     demo,
 ):
