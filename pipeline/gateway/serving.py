@@ -31,7 +31,7 @@ def serve(database_url: SecretStr, settings: GatewaySettings, *, on_start: Calla
     require_current(gateway.db_engine)
     if not is_local:
         _require_key(gateway, settings.address)
-    listening = _listen(settings.address, settings.port)
+    listening = listen(settings.address, settings.port)
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     on_start(f"http://{shown}:{port}/v1")
@@ -55,7 +55,7 @@ def _require_key(gateway: Gateway, address: str) -> None:
             )
 
 
-def _listen(address: str, port: int) -> socket.socket:
+def listen(address: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -24,6 +24,7 @@ ENVIRONMENT = {
     "GRADER_PASSWORD": "grader-secret",
     "UPKEEP_PASSWORD": "upkeep-secret",
     "SUBMITTER_PASSWORD": "submitter-secret",
+    "GATEWAY_PASSWORD": "gateway-secret",
     "READER_PASSWORD": "reader-secret",
     "FLOWER_BASIC_AUTH": "user:secret",
     "SPECTHINK_SMALL_MODEL": "org/small",
