@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import orjson
@@ -64,7 +64,7 @@ def _failure(sample: WrittenSample, request_id: str) -> dict[str, Any]:
 
 def stream_output(
     connection: Connection, batch: StoredBatch, *, errors: bool | None, only_ended: bool = False
-) -> Iterator[tuple[Line, AnsweringJob, bytes]]:
+) -> Generator[tuple[Line, AnsweringJob, bytes]]:
     """The lines of a batch with what is told of each, in the order of the input, job by job.
 
     errors: those with an error, or those with an answer; None: both. only_ended: of a batch that is at work.

@@ -5,9 +5,10 @@ All of it is one transaction: a gateway that dies in the middle has stored nothi
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +30,8 @@ from pipeline.jobs.references import UNGRADED, StoredSet
 from pipeline.jobs.submission import Submission
 from pipeline.problems import Problem, ProblemSet
 from pipeline.problems.sets import ContentHash
+
+log = logging.getLogger(__name__)
 
 MAX_JOBS = 32
 """Most jobs of a batch: lines with the same model and sampling are one."""
@@ -74,13 +77,30 @@ class Preparer:
         self._limits = limits
 
     def prepare_one(self) -> str | None:
-        """The id of a batch that was read now; None: there is none to read."""
-        with transaction(self._db_engine) as connection:
-            batch = batches.take_unread(connection)
+        """The id of a batch that was read now; None: there is none to read.
+
+        A batch that breaks this is ended, so that those behind it are read.
+        """
+        batch = None
+        try:
+            with transaction(self._db_engine) as connection:
+                batch = batches.take_unread(connection)
+                if batch is not None:
+                    self._prepare(connection, batch)
+        except PipelineError:
+            raise
+        except Exception:
             if batch is None:
-                return None
-            self._prepare(connection, batch)
-            return batch.id
+                raise
+            log.exception("gateway: reading %s broke", batch.id)
+            self._give_up(batch)
+        return None if batch is None else batch.id
+
+    def _give_up(self, batch: StoredBatch) -> None:
+        fault = LineFault(code="internal_error", message="The gateway broke on this file; its log says why.")
+        with transaction(self._db_engine) as connection:
+            if batches.lock_batch(connection, batch.id).in_progress_at is None:
+                batches.fail_batch(connection, batch.id, [fault.plain()], num_lines=0)
 
     def _prepare(self, connection: Connection, batch: StoredBatch) -> None:
         faults = Faults()
@@ -133,8 +153,12 @@ class Preparer:
     @contextmanager
     def _reading(self, file_id: str) -> Iterator[Any]:
         """On a connection of its own, beside the one that stores."""
-        with connected(self._db_engine) as reading, reading.begin():
-            yield files.open_file(reading, file_id)
+        with (
+            connected(self._db_engine) as reading,
+            reading.begin(),
+            closing(files.stream_parts(reading, file_id)) as parts,  # before the rest: one may stop in the middle
+        ):
+            yield files.open_parts(parts)
 
     def _check_groups(
         self, connection: Connection, batch: StoredBatch, groups: dict[str, Group], faults: Faults

@@ -11,16 +11,28 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    ValidationError,
+    field_validator,
+)
 
 from pipeline.gateway.errors import bad, invalid
 from pipeline.jobs.config import MAX_INTEGER
 from pipeline.problems import Problem
-from pipeline.problems.values import check_text
+from pipeline.problems.values import check_text, to_plain
 
 Number = Annotated[float, Field(strict=True)]
 Nothing = Annotated[list[Any], Field(max_length=0)]
 Text = Annotated[str, Field(strict=True)]
+
+PolicyOptions = Annotated[dict[Text, Any], AfterValidator(to_plain)]
+"""Values that can be stored: no NUL in a text, nothing nested without end."""
 
 MAX_N = 128
 MAX_STOPS = 4
@@ -66,7 +78,7 @@ class TextFormat(_Part):
 class ChatOptions(_Part):
     """What is ours, under ``specthink``."""
 
-    policy_options: dict[Text, Any] = {}
+    policy_options: PolicyOptions = {}
     """Numbers of the policy that differ from its preset."""
     require_workers: StrictBool | None = None
     """Refuse a model that no live worker serves; without a word: online so, in a batch not."""

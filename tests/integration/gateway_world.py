@@ -76,7 +76,7 @@ def serving(connections: Connections, db_engine: DbEngine, **settings: Any) -> I
         assert not thread.is_alive()
 
 
-def wait_for(condition: Callable[[], Any], timeout_s: float = 30) -> Any:
+def wait_for(condition: Callable[[], Any], timeout_s: float = 90) -> Any:
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
         assert time.monotonic() < deadline, "it did not happen in time"

@@ -222,7 +222,7 @@ BAD = [
 ]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_bad_input_fails_the_batch_with_its_line(client: openai.OpenAI, served: Served) -> None:
     for bad, code, at in BAD:
         batch = create(client, [bad, line("good", "What?")])

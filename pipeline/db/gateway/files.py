@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import IO, Any
 
 from sqlalchemy import Connection, text
@@ -186,15 +186,15 @@ def delete_expired(connection: Connection) -> int:
 _PARTS = "SELECT data FROM file_parts WHERE file_id = %(file)s ORDER BY part"
 
 
-def stream_parts(connection: Connection, file_id: str) -> Iterator[bytes]:
+def stream_parts(connection: Connection, file_id: str) -> Generator[bytes]:
     """A file's content, piece by piece. Nothing else may be asked on this connection meanwhile."""
     for (data,) in stream_rows(connection, _PARTS, {"file": file_id}):
         yield bytes(data)
 
 
-def open_file(connection: Connection, file_id: str) -> IO[bytes]:
-    """A file's content to read line by line; one piece of it is in memory. As ``stream_parts``."""
-    return io.BufferedReader(_Parts(stream_parts(connection, file_id)), buffer_size=2**16)
+def open_parts(parts: Iterator[bytes]) -> IO[bytes]:
+    """Pieces of a file to read line by line; one of them is in memory."""
+    return io.BufferedReader(_Parts(parts), buffer_size=2**16)
 
 
 class _Parts(io.RawIOBase):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import islice
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
@@ -31,7 +32,7 @@ from pipeline.gateway.objects import (
     page_of,
 )
 from pipeline.gateway.outputs import stream_output
-from pipeline.gateway.requests import body_sha256
+from pipeline.gateway.requests import PolicyOptions, body_sha256
 from pipeline.gateway.routes.files import IdempotencyKey, Retries, is_retry, repeated
 from pipeline.gateway.state import Gateway, TheCaller, TheGateway
 from pipeline.jobs.config import FINAL_JOB_STATES, JobState
@@ -55,7 +56,7 @@ class BatchOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    policy_options: dict[str, Any] = {}
+    policy_options: PolicyOptions = {}
     """Numbers of the policy that differ from its preset."""
     priority: Annotated[StrictInt, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
     """Jobs with a higher one are admitted first."""
@@ -350,7 +351,9 @@ def results(
 
 
 def _results(gateway: Gateway, batch: StoredBatch, skip: int, last: int) -> Iterator[bytes]:
-    with transaction(gateway.downloads) as connection:
-        lines = stream_output(connection, batch, errors=None, only_ended=True)
+    with (
+        transaction(gateway.downloads) as connection,
+        closing(stream_output(connection, batch, errors=None, only_ended=True)) as lines,
+    ):
         for _, _, rendered in islice(lines, skip, last):
             yield rendered
