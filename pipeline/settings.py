@@ -198,6 +198,25 @@ class MetricsSettings(_Part):
     """`specthink metrics` asks the database so often, however often it is scraped."""
 
 
+class GatewaySettings(_Part):
+    """The OpenAI-compatible API, `specthink gateway`."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """0: a free one is chosen."""
+    address: str = "127.0.0.1"
+    """On another than a loopback address it needs a key: `specthink key add NAME`."""
+    max_file_bytes: Annotated[int, Field(ge=1)] = 2**30
+    """The largest upload; a key may have a smaller limit of its own."""
+    max_lines: Annotated[int, Field(ge=1)] = 1_000_000
+    """Most requests in the file of a batch."""
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 8 * 2**20
+    """The largest request that is no upload, and the longest line of a file."""
+    collect_s: Annotated[float, Field(ge=0, le=10)] = 0.2
+    """Chat requests that come within so long and ask in the same way become one job."""
+    max_waiting: Annotated[int, Field(ge=1)] = 1000
+    """Most chat requests that wait for their answers at a time; further ones are told to come again."""
+
+
 class PlanningSettings(_Part):
     """What a hand-over costs those parts that do not grow with the pools, in time of a core: for `specthink plan`.
 
@@ -248,6 +267,8 @@ class LoginSettings(_Part):
     """For people who submit, cancel, pause and retry jobs, also on the machines where they type that."""
     monitor: SecretStr | None = None
     """For `specthink metrics`, and for what scales workers."""
+    gateway: SecretStr | None = None
+    """For `specthink gateway`, also on the machine where it runs."""
     reader: SecretStr | None = None
     """For `specthink sql` and `specthink url`, also on the machine where these are typed."""
 
@@ -339,6 +360,7 @@ class Settings(BaseSettings):
     grading: GradingSettings = GradingSettings()
     flower: FlowerSettings = FlowerSettings()
     metrics: MetricsSettings = MetricsSettings()
+    gateway: GatewaySettings = GatewaySettings()
     planning: PlanningSettings = PlanningSettings()
     prices: PriceSettings = PriceSettings()
     logins: LoginSettings = LoginSettings()

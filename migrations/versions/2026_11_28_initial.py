@@ -1335,10 +1335,298 @@ def upgrade() -> None:
         comment="The upkeep worker that does the duties now (pipeline.db.leadership); one row.",
     )
     op.execute("INSERT INTO upkeep_leader DEFAULT VALUES")
+    op.create_table(
+        "api_keys",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False, comment="given by the database"),
+        sa.Column(
+            "name", sa.String(), nullable=False, comment="whose it is, for people; once among the keys that are valid"
+        ),
+        sa.Column("sha256", sa.String(), nullable=False, comment="of the key"),
+        sa.Column(
+            "role",
+            sa.Enum("read", "submit", "admin", name="role", native_enum=False, create_constraint=True, length=24),
+            nullable=False,
+            comment="pipeline.batches.KeyRole",
+        ),
+        sa.Column(
+            "requests_per_minute",
+            sa.Integer(),
+            nullable=True,
+            comment="to each gateway process; null: as many as it likes",
+        ),
+        sa.Column(
+            "max_file_bytes",
+            sa.BigInteger(),
+            nullable=True,
+            comment="of one upload; null: what the gateway's settings say",
+        ),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+            comment="when it was made",
+        ),
+        sa.Column("last_used_at", sa.DateTime(timezone=True), nullable=True, comment="to a minute"),
+        sa.Column(
+            "revoked_at",
+            sa.DateTime(timezone=True),
+            nullable=True,
+            comment="from then on it opens nothing; null: it is valid",
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_api_keys")),
+        sa.UniqueConstraint("sha256", name=op.f("uq_api_keys_sha256")),
+        comment="A key of the gateway; of the key itself only a hash is stored.",
+    )
+    op.create_index(
+        "ix_api_keys_name", "api_keys", ["name"], unique=True, postgresql_where=sa.text("revoked_at IS NULL")
+    )
+    op.create_table(
+        "model_aliases",
+        sa.Column("name", sa.String(), nullable=False, comment="as requests write it"),
+        sa.Column(
+            "options", JSONB(), nullable=False, comment="options of a submission by name; jobs keep their own copy"
+        ),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+            comment="when it was last saved",
+        ),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_model_aliases")),
+        comment="A name that requests may give as their model, for a pair and how it is asked.",
+    )
+    op.create_table(
+        "files",
+        sa.Column("id", sa.String(), nullable=False, comment="as clients know it"),
+        sa.Column(
+            "owner_id", sa.BigInteger(), nullable=True, comment="the key that uploaded it; null: there were no keys"
+        ),
+        sa.Column("purpose", sa.String(), nullable=False, comment="pipeline.batches.FilePurpose"),
+        sa.Column("filename", sa.String(), nullable=False, comment="as the client named it"),
+        sa.Column("num_bytes", sa.BigInteger(), nullable=False, comment="of its content"),
+        sa.Column("sha256", sa.String(), nullable=False, comment="of its content"),
+        sa.Column(
+            "request_sha256",
+            sa.String(),
+            nullable=False,
+            comment="of what was asked, so that the same again makes no second file",
+        ),
+        sa.Column("idempotency_key", sa.String(), nullable=True, comment="the client's own, for 24 hours"),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("clock_timestamp()"),
+            nullable=False,
+            comment="when it was stored",
+        ),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True, comment="when it is deleted; null: never"),
+        sa.Column(
+            "deleted_at", sa.DateTime(timezone=True), nullable=True, comment="its parts are gone; null: it is there"
+        ),
+        sa.ForeignKeyConstraint(["owner_id"], ["api_keys.id"], name=op.f("fk_files_owner_id_api_keys")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_files")),
+        comment="A file that was uploaded to the gateway; its content is in file_parts.",
+    )
+    op.create_index("ix_files_created_at_id", "files", ["created_at", "id"], unique=False)
+    op.create_index(
+        "ix_files_expires_at", "files", ["expires_at"], unique=False, postgresql_where=sa.text("deleted_at IS NULL")
+    )
+    op.create_index("ix_files_idempotency_key", "files", ["owner_id", "idempotency_key"], unique=False)
+    op.create_table(
+        "file_parts",
+        sa.Column("file_id", sa.String(), nullable=False, comment="the file"),
+        sa.Column("part", sa.Integer(), autoincrement=False, nullable=False, comment="from 0 in its file"),
+        sa.Column("data", sa.LargeBinary(), nullable=False, comment="the bytes, as they came"),
+        sa.ForeignKeyConstraint(["file_id"], ["files.id"], name=op.f("fk_file_parts_file_id_files")),
+        sa.PrimaryKeyConstraint("file_id", "part", name=op.f("pk_file_parts")),
+        comment="A piece of an uploaded file, at most 1 MiB of its bytes.",
+    )
+    op.create_table(
+        "batches",
+        sa.Column("id", sa.String(), nullable=False, comment="as clients know it"),
+        sa.Column(
+            "owner_id", sa.BigInteger(), nullable=True, comment="the key that created it; null: there were no keys"
+        ),
+        sa.Column("input_file_id", sa.String(), nullable=False, comment="its requests, one a line"),
+        sa.Column(
+            "answers_file_id",
+            sa.String(),
+            nullable=True,
+            comment="its reference answers by custom_id; null: it has none",
+        ),
+        sa.Column("endpoint", sa.String(), nullable=False, comment="what each line asks, e.g. /v1/chat/completions"),
+        sa.Column("completion_window", sa.String(), nullable=False, comment="as asked: 24h, 7d or background"),
+        sa.Column("metadata", JSONB(), nullable=True, comment="the client's own, texts by name"),
+        sa.Column("options", JSONB(), nullable=False, comment="what was asked under specthink"),
+        sa.Column(
+            "request_sha256",
+            sa.String(),
+            nullable=False,
+            comment="of what was asked, so that the same again makes no second batch",
+        ),
+        sa.Column("idempotency_key", sa.String(), nullable=True, comment="the client's own, for 24 hours"),
+        sa.Column(
+            "model", sa.String(), nullable=True, comment="of its lines, as they call it; null: not read yet, or several"
+        ),
+        sa.Column("errors", JSONB(), nullable=True, comment="of a bad input, each with its line"),
+        sa.Column(
+            "num_lines", sa.Integer(), server_default="0", nullable=False, comment="requests; 0 until they were read"
+        ),
+        sa.Column("num_completed", sa.Integer(), nullable=True, comment="lines with their answer; null: it is open"),
+        sa.Column("num_failed", sa.Integer(), nullable=True, comment="lines with an error instead; null: it is open"),
+        sa.Column("usage", JSONB(), nullable=True, comment="tokens of all answers; null: not measured yet"),
+        sa.Column("output_bytes", sa.BigInteger(), nullable=True, comment="of its output file; null: not measured yet"),
+        sa.Column("error_bytes", sa.BigInteger(), nullable=True, comment="of its error file; null: not measured yet"),
+        sa.Column(
+            "num_retries",
+            sa.Integer(),
+            server_default="0",
+            nullable=False,
+            comment="times its failed lines were tried again",
+        ),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("clock_timestamp()"),
+            nullable=False,
+            comment="when it was stored",
+        ),
+        sa.Column("in_progress_at", sa.DateTime(timezone=True), nullable=True, comment="when its jobs were stored"),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True, comment="its deadline; null: it has none"),
+        sa.Column(
+            "expiring_at",
+            sa.DateTime(timezone=True),
+            nullable=True,
+            comment="when its jobs were cancelled because of the deadline",
+        ),
+        sa.Column("finalizing_at", sa.DateTime(timezone=True), nullable=True, comment="when its last sample had ended"),
+        sa.Column(
+            "completed_at", sa.DateTime(timezone=True), nullable=True, comment="when it ended with every line done"
+        ),
+        sa.Column("failed_at", sa.DateTime(timezone=True), nullable=True, comment="when its input was found to be bad"),
+        sa.Column("expired_at", sa.DateTime(timezone=True), nullable=True, comment="when it ended by its deadline"),
+        sa.Column(
+            "cancelling_at", sa.DateTime(timezone=True), nullable=True, comment="when somebody asked to cancel it"
+        ),
+        sa.Column("cancelled_at", sa.DateTime(timezone=True), nullable=True, comment="when it ended so"),
+        sa.Column(
+            "output_deleted_at",
+            sa.DateTime(timezone=True),
+            nullable=True,
+            comment="when its output file was deleted; null: it is there",
+        ),
+        sa.Column(
+            "error_deleted_at",
+            sa.DateTime(timezone=True),
+            nullable=True,
+            comment="when its error file was deleted; null: it is there",
+        ),
+        sa.Column(
+            "output_expires_s",
+            sa.Integer(),
+            nullable=True,
+            comment="seconds after its end at which its files go; null: they stay",
+        ),
+        sa.CheckConstraint(
+            "num_completed + num_failed = num_lines OR coalesce(completed_at, expired_at, cancelled_at) IS NULL",
+            name=op.f("ck_batches_every_line"),
+        ),
+        sa.CheckConstraint(
+            "num_nonnulls(completed_at, failed_at, expired_at, cancelled_at) <= 1", name=op.f("ck_batches_one_end")
+        ),
+        sa.ForeignKeyConstraint(["answers_file_id"], ["files.id"], name=op.f("fk_batches_answers_file_id_files")),
+        sa.ForeignKeyConstraint(["input_file_id"], ["files.id"], name=op.f("fk_batches_input_file_id_files")),
+        sa.ForeignKeyConstraint(["owner_id"], ["api_keys.id"], name=op.f("fk_batches_owner_id_api_keys")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_batches")),
+        comment="A file of requests to answer; its status follows from its jobs.",
+    )
+    op.create_index("ix_batches_answers_file_id", "batches", ["answers_file_id"], unique=False)
+    op.create_index("ix_batches_created_at_id", "batches", ["created_at", "id"], unique=False)
+    op.create_index("ix_batches_idempotency_key", "batches", ["owner_id", "idempotency_key"], unique=False)
+    op.create_index("ix_batches_input_file_id", "batches", ["input_file_id"], unique=False)
+    op.create_index(
+        "ix_batches_open",
+        "batches",
+        ["id"],
+        unique=False,
+        postgresql_where=sa.text("coalesce(completed_at, failed_at, expired_at, cancelled_at) IS NULL"),
+    )
+    op.create_table(
+        "batch_jobs",
+        sa.Column("batch_id", sa.String(), nullable=False, comment="the batch"),
+        sa.Column("job_id", sa.BigInteger(), autoincrement=False, nullable=False, comment="the job"),
+        sa.Column("model", sa.String(), nullable=False, comment="as its lines call it"),
+        sa.ForeignKeyConstraint(["batch_id"], ["batches.id"], name=op.f("fk_batch_jobs_batch_id_batches")),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_batch_jobs_job_id_jobs")),
+        sa.PrimaryKeyConstraint("batch_id", "job_id", name=op.f("pk_batch_jobs")),
+        sa.UniqueConstraint("job_id", name=op.f("uq_batch_jobs_job_id")),
+        comment="A job of a batch: its lines with the same settings.",
+    )
+    op.create_table(
+        "chat_requests",
+        sa.Column("id", sa.String(), nullable=False, comment="as the answer calls itself; the problem's external id"),
+        sa.Column("owner_id", sa.BigInteger(), nullable=True, comment="the key that asked; null: there were no keys"),
+        sa.Column(
+            "request_sha256",
+            sa.String(),
+            nullable=False,
+            comment="of what was asked, by which a repeated request is known again",
+        ),
+        sa.Column("job_id", sa.BigInteger(), nullable=False, comment="the job"),
+        sa.Column("model", sa.String(), nullable=False, comment="as the request calls it"),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("clock_timestamp()"),
+            nullable=False,
+            comment="when it was stored",
+        ),
+        sa.Column(
+            "waited_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("clock_timestamp()"),
+            nullable=False,
+            comment="last sign of somebody who waits for the answer",
+        ),
+        sa.Column(
+            "delivered_at",
+            sa.DateTime(timezone=True),
+            nullable=True,
+            comment="when the answer was given; null: it was not",
+        ),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_chat_requests_job_id_jobs")),
+        sa.ForeignKeyConstraint(["owner_id"], ["api_keys.id"], name=op.f("fk_chat_requests_owner_id_api_keys")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_chat_requests")),
+        comment="A request that waits for its answer online: a problem of a job that is stored for some such requests.",
+    )
+    op.create_index("ix_chat_requests_job_id", "chat_requests", ["job_id"], unique=False)
+    op.create_index(
+        "ix_chat_requests_request_sha256",
+        "chat_requests",
+        ["request_sha256"],
+        unique=False,
+        postgresql_where=sa.text("delivered_at IS NULL"),
+    )
+    op.create_index(
+        "ix_chat_requests_waited_at",
+        "chat_requests",
+        ["waited_at"],
+        unique=False,
+        postgresql_where=sa.text("delivered_at IS NULL"),
+    )
 
 
 def downgrade() -> None:
     for table in (
+        "chat_requests",
+        "batch_jobs",
+        "batches",
+        "file_parts",
+        "files",
+        "model_aliases",
+        "api_keys",
         "upkeep_leader",
         "steps",
         "signals",

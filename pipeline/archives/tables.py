@@ -2,7 +2,7 @@
 
 Derived tables (job_totals, rollups, length_counts) are not in it: a restored job is counted anew. What a judge
 was asked of a job (judged_samples) is the judge's, and judges are not archived. Nor is which experiment a job is a row
-of: that is told of several jobs.
+of: that is told of several jobs. What came over HTTP, batches and chat requests, stays with its gateway.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from pipeline.cli import (
     demo,
     doctor,
     experiments,
+    gateway,
     jobs,
     judging,
     models,
@@ -118,6 +119,7 @@ for module in (
     calibration,
     plans,
     servers,
+    gateway,
     doctor,
     demo,
 ):

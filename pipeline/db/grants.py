@@ -3,8 +3,8 @@
 Of the workers only graders can read a reference answer, or a column that no prompt shows; nor can anybody else learn it
 from a sample that is right: writers read texts and no score, upkeep reads scores and no text. The reader can read all:
 there a person asks. A submitter writes answers and hidden columns and reads neither; what it may do to a text or a
-score, it does by functions that check it. Events need no grant: the triggers that write them have the rights of the
-schema's owner.
+score, it does by functions that check it. So does the gateway, which also keeps the files that came in over HTTP.
+Events need no grant: the triggers that write them have the rights of the schema's owner.
 
 One exception is named: a person who may read answers can ask a judge whether texts are right, and a judge's prompts
 show the answers to whoever reads prompts. ``problem_sets.tells_answers_of`` says of such a set whose answers it tells.
@@ -94,6 +94,18 @@ _SUBMITTED = (
     "think_start, think_end, think_opened, num_problems, num_samples, cloned_from, judged_job_id"
 )
 """What a submission says of a job; the samples are stored by ``add_samples``."""
+
+_BATCH = (
+    "id, owner_id, input_file_id, answers_file_id, endpoint, completion_window, metadata, options, request_sha256, "
+    "idempotency_key, expires_at, output_expires_s"
+)
+"""What a creation says of a batch."""
+_BATCH_CHANGES = (
+    "model, errors, num_lines, num_completed, num_failed, usage, output_bytes, error_bytes, num_retries, "
+    "in_progress_at, expires_at, expiring_at, finalizing_at, completed_at, failed_at, expired_at, cancelling_at, "
+    "cancelled_at, output_deleted_at, error_deleted_at"
+)
+_CHAT = "id, owner_id, request_sha256, job_id, model"
 
 GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
     DatabaseRole.WRITER: {
@@ -232,11 +244,40 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         "upkeep_leader": "SELECT (worker_id, seen_at)",
         "grades": "SELECT (status)",
     },
+    DatabaseRole.GATEWAY: {
+        **dict.fromkeys(
+            ("alembic_version", "schema_objects", "engines", "workers", "upkeep_leader", "segments", "rollups"),
+            "SELECT",
+        ),
+        "problem_sets": f"SELECT, INSERT ({_PROBLEM_SET})",
+        "problems": f"SELECT, INSERT ({_PROBLEM})",
+        "SEQUENCE problems_id_seq": "USAGE",
+        "reference_answers": "INSERT (problem_id, answer, also_accepted)",
+        "hidden_columns": "INSERT (problem_id, columns)",
+        "jobs": f"SELECT, INSERT ({_SUBMITTED}), UPDATE (state, priority, first_claimed_at, finished_at)",
+        "job_totals": "SELECT, DELETE",
+        "samples": "SELECT, UPDATE (state, epoch, holder_id, runnable_at, published_at, ended_at)",
+        "events": "SELECT",
+        **{f"FUNCTION {name}": "EXECUTE" for name in ("add_samples", "retry_failed_samples")},
+        "api_keys": (
+            "SELECT (id, name, sha256, role, requests_per_minute, max_file_bytes, last_used_at, revoked_at), "
+            "UPDATE (last_used_at)"
+        ),
+        "model_aliases": "SELECT",
+        "files": (
+            "SELECT, INSERT (id, owner_id, purpose, filename, num_bytes, sha256, request_sha256, idempotency_key, "
+            "expires_at), UPDATE (deleted_at)"
+        ),
+        "file_parts": "SELECT, INSERT, DELETE",
+        "batches": f"SELECT, INSERT ({_BATCH}), UPDATE ({_BATCH_CHANGES})",
+        "batch_jobs": "SELECT, INSERT",
+        "chat_requests": f"SELECT, INSERT ({_CHAT}), UPDATE (waited_at, delivered_at)",
+    },
     DatabaseRole.READER: {"ALL TABLES IN SCHEMA public": "SELECT"},
 }
-"""Privileges by role and table, view or function; submitters read all views. Of a worker, each is one that a statement
-of its needs (tests/integration/test_rights.py)."""
-_READ_VIEWS = (DatabaseRole.SUBMITTER,)
+"""Privileges by role and table, view or function; submitters and the gateway read all views. Of a worker,
+each is one that a statement of its needs (tests/integration/test_rights.py)."""
+_READ_VIEWS = (DatabaseRole.SUBMITTER, DatabaseRole.GATEWAY)
 _VIEWS = "SELECT relname FROM pg_class WHERE relkind = 'v' AND relnamespace = 'public'::regnamespace"
 _NEVER: Mapping[DatabaseRole, tuple[tuple[str, str], ...]] = {
     DatabaseRole.WRITER: (
@@ -267,6 +308,14 @@ _NEVER: Mapping[DatabaseRole, tuple[tuple[str, str], ...]] = {
         ("problems", "SELECT"),
         ("segments", "SELECT"),
         ("samples", "UPDATE"),
+    ),
+    DatabaseRole.GATEWAY: (
+        ("reference_answers", "SELECT"),
+        ("hidden_columns", "SELECT"),
+        ("segments", "INSERT"),
+        ("grades", "SELECT"),
+        ("events", "INSERT"),
+        ("api_keys", "INSERT"),
     ),
     DatabaseRole.READER: (("samples", "UPDATE"), ("reference_answers", "UPDATE")),
 }

@@ -8,12 +8,23 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, text
 
 from pipeline.db.tables import METADATA
+from pipeline.db.tables.gateway import ENDED
 from pipeline.errors import JobError, NotFound
 from pipeline.jobs.config import FINAL_JOB_STATES
 from pipeline.results.reports import StoredEvents, StoredJob
 
 _OF_SAMPLES = ("signals", "steps", "grades", "asides", "segment_parts", "segments", "judged_samples")
-_OF_JOBS = ("length_counts", "rollups", "job_totals", "judged_samples", "samples", "events", "experiment_jobs")
+_OF_JOBS = (
+    "length_counts",
+    "rollups",
+    "job_totals",
+    "judged_samples",
+    "samples",
+    "events",
+    "experiment_jobs",
+    "batch_jobs",
+    "chat_requests",
+)
 
 
 def stored_size(table: str, alias: str = "t") -> str:
@@ -67,6 +78,9 @@ def jobs_ended_before(connection: Connection, age: dt.timedelta) -> list[int]:
 _STATE = "SELECT state FROM jobs WHERE id = :job"
 _PROBLEM_SET = text("SELECT problem_set_id FROM jobs WHERE id = :job")
 _IS_OPEN = text("SELECT EXISTS (SELECT FROM samples WHERE job_id = :job AND ended_at IS NULL)")
+_OPEN_BATCH = text(f"""
+    SELECT b.id FROM batch_jobs k JOIN batches b ON b.id = k.batch_id WHERE k.job_id = :job AND {ENDED} IS NULL
+""")
 _TOKENS = text("""
     SELECT w.worker_id, sum(w.tokens_generated)::bigint AS tokens
     FROM (SELECT g.worker_id, g.tokens_generated FROM segments g JOIN samples s ON s.id = g.sample_id
@@ -144,6 +158,9 @@ def require_ended(connection: Connection, job_id: int, *, lock: bool = False) ->
     if state not in FINAL_JOB_STATES:
         why = f"it is {state}; only a job that has ended can be removed or archived: specthink cancel {job_id}"
         raise JobError(job_id, why)
+    batch = connection.execute(_OPEN_BATCH, values).scalar()
+    if batch is not None:
+        raise JobError(job_id, f"it is of {batch}, whose lines are still to be counted; try again in some seconds")
     if connection.execute(_IS_OPEN, values).scalar_one():
         raise JobError(job_id, "its last samples are being cancelled; try again in some seconds")
 

@@ -54,6 +54,11 @@ class Connections:
         """The database with the rights of a monitor alone, where that login is known."""
         return self.role_urls.get(DatabaseRole.MONITOR, self.database_url)
 
+    @property
+    def gateway_url(self) -> SecretStr:
+        """The database with the rights of the gateway alone, where that login is known."""
+        return self.role_urls.get(DatabaseRole.GATEWAY, self.database_url)
+
 
 def write_running(folder: StateFolder, supervisord: ProcessIdentity, connections: Connections) -> None:
     """Record that the servers answer at these addresses for as long as this supervisord lives."""
@@ -133,10 +138,17 @@ def resolve_redis(settings: Settings) -> SecretStr:
     return settings.redis_url or resolve_connections(settings).redis_url
 
 
+def resolve_gateway(settings: Settings) -> SecretStr:
+    """The database's address for a gateway, which needs no Redis. Raises as ``resolve_connections``."""
+    if settings.database_url is None:
+        return resolve_connections(settings).gateway_url
+    return _login_url(settings, DatabaseRole.GATEWAY) or settings.database_url
+
+
 def _role_urls(settings: Settings) -> dict[DatabaseRole, SecretStr]:
-    """Of the roles whose logins may stand beside an address; each worker is given its own address."""
-    urls = {role: _login_url(settings, role) for role in (DatabaseRole.SUBMITTER, DatabaseRole.MONITOR)}
-    return {role: url for role, url in urls.items() if url is not None}
+    """Of the roles that a person has where they type commands; each worker is given its own address."""
+    roles = (DatabaseRole.SUBMITTER, DatabaseRole.GATEWAY, DatabaseRole.MONITOR)
+    return {role: url for role in roles if (url := _login_url(settings, role)) is not None}
 
 
 def _login_url(settings: Settings, role: DatabaseRole) -> SecretStr | None:

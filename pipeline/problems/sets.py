@@ -107,16 +107,29 @@ def content_sha256(problems: Iterable[Problem]) -> str:
     What those who generate can read is part of it. CSV has text only, so other columns count in their text form: the
     level 3 and the level "3" are the same content.
     """
-    digest = hashlib.sha256(b"specthink problem set 1\n")
+    content = ContentHash()
     for problem in problems:
+        content.add(problem)
+    return content.hexdigest()
+
+
+class ContentHash:
+    """``content_sha256`` of problems that come one by one."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256(b"specthink problem set 1\n")
+
+    def add(self, problem: Problem) -> None:
         shown, hidden = (
             sorted((key, text_of(value)) for key, value in columns.items())
             for columns in (problem.metadata, problem.hidden)
         )
         record = [problem.external_id, problem.prompt, problem.answer, problem.subject, problem.level, shown]
         more = [part for part in (hidden, list(problem.also_accepted)) if part]
-        digest.update(json.dumps(record + more, separators=(",", ":")).encode() + b"\n")
-    return digest.hexdigest()
+        self._digest.update(json.dumps(record + more, separators=(",", ":")).encode() + b"\n")
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
 
 
 def check_storable(problem_set: ProblemSet, *, max_faults: int = 10) -> None:

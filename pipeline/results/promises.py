@@ -19,8 +19,8 @@ class Invariant(StrEnum):
 
 INVARIANTS: dict[Invariant, str] = {
     Invariant.ROWS: (
-        "Every problem has each of its samples once, an ended job has no open one, a graded sample has a grade, and "
-        "the verdicts of its judges are grades."
+        "Every problem has each of its samples once, an ended job has no open one, a graded sample has a grade, the "
+        "verdicts of its judges are grades, and every line of its batch has its answer or its error."
     ),
     Invariant.SEGMENTS: (
         "A sample's segments and asides are 0 to n-1 without a gap, ids and text agree, and the steps of a complete "

@@ -8,11 +8,14 @@ import json
 import signal
 import subprocess
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
+import openai
 import pytest
 from pyarrow import parquet
 
+from tests.acceptance.gateway import DEMO_PAIR, run_gateway, run_inspect, run_lm_eval
 from tests.acceptance.outside import (
     CHECKOUT,
     MODELS,
@@ -235,6 +238,64 @@ def test_flower_shows_the_jobs_tasks_without_text(specthink: CommandLine, finish
     names = {task["name"] for task in tasks if task["state"] == "SUCCESS"}
     assert {"draft", "assist", "grade"} <= names
     assert "boxed" not in json.dumps(list(tasks))
+
+
+@pytest.fixture(scope="module")
+def gateway(specthink: CommandLine) -> Iterator[str]:
+    with run_gateway(specthink) as url:
+        yield url
+
+
+@pytest.fixture
+def few_problems(tmp_path: Path) -> Path:
+    path = tmp_path / "few.jsonl"
+    path.write_text("".join(Path(PROBLEMS).read_text().splitlines(keepends=True)[:3]))
+    return path
+
+
+def test_official_client_gets_a_batch_and_a_stream(gateway: str, few_problems: Path) -> None:
+    lines = [json.loads(line) for line in few_problems.read_text().splitlines()]
+    asked = [
+        {
+            "custom_id": line["id"], "method": "POST", "url": "/v1/chat/completions",
+            "body": {
+                "model": DEMO_PAIR, "max_tokens": 300, "seed": 3, "n": 2,
+                "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": line["problem"]}],
+            },
+        }
+        for line in lines
+    ]  # fmt: skip
+    content = "".join(json.dumps(line) + "\n" for line in asked).encode()
+    with openai.OpenAI(base_url=gateway, api_key="any", _strict_response_validation=True) as client:
+        file = client.files.create(file=("few.jsonl", content), purpose="batch")
+        batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+        wait_until(lambda: client.batches.retrieve(batch.id).status == "completed", timeout_s=200)
+        batch = client.batches.retrieve(batch.id)
+        assert batch.output_file_id is not None
+        answers = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+        assert [answer["custom_id"] for answer in answers] == [line["id"] for line in lines]
+        choices = [choice for answer in answers for choice in answer["response"]["body"]["choices"]]
+        assert len(choices) == 6
+        assert {segment["author"] for choice in choices for segment in choice["specthink"]["segments"]} >= {"small"}
+        stream = client.chat.completions.create(
+            model=DEMO_PAIR, messages=[{"role": "user", "content": lines[0]["problem"]}], max_tokens=300, stream=True
+        )
+        pieces = [chunk.choices[0] for chunk in stream if chunk.choices]
+    assert pieces[-1].finish_reason in ("stop", "length")
+    assert any(getattr(piece.delta, "reasoning", None) for piece in pieces)
+
+
+def test_lm_eval_asks_the_gateway(gateway: str, few_problems: Path, tmp_path: Path) -> None:
+    assert "exact_match" in run_lm_eval(tmp_path, gateway, few_problems)
+    (written,) = tmp_path.glob("out/**/samples_sums_*.jsonl")
+    assert len(written.read_text().splitlines()) == 3
+
+
+def test_inspect_asks_the_gateway_and_gets_thoughts_apart(gateway: str, few_problems: Path, tmp_path: Path) -> None:
+    told = json.loads(run_inspect(tmp_path, gateway, few_problems).splitlines()[-1])
+    assert len(told) == 3
+    assert all(sample["thoughts"] for sample in told)
+    assert all(0 < sample["reasoning_tokens"] <= sample["tokens"] for sample in told)
 
 
 def test_up_with_another_model_changes_nothing_and_one_program_is_stopped_and_started(specthink: CommandLine) -> None:

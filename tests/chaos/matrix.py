@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from tests.chaos import faults_engines, faults_messages, faults_servers, faults_vllm, faults_workers
+from tests.chaos import faults_engines, faults_gateway, faults_messages, faults_servers, faults_vllm, faults_workers
 from tests.chaos.faults import Fault, Strike
 from tests.chaos.harness import Broken, Harness, Missed, copy_logs, dump_rows, log_sizes
 from tests.chaos.verdict import Verdict, judge
@@ -37,6 +37,7 @@ FAULTS: list[Fault] = [
     *faults_messages.FAULTS,
     *faults_servers.FAULTS,
     *faults_engines.FAULTS,
+    *faults_gateway.FAULTS,
     *faults_vllm.FAULTS,
 ]
 SKIPPED = faults_servers.SKIPPED

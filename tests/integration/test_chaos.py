@@ -17,6 +17,7 @@ CELLS = (
     "upkeep: kill -9 while settling",
     "small+large: SIGTERM as soon as it has registered",
     "messages: each delivered 10 times",
+    "gateway: kill -9 of gateway and workers in mid-batch",
 )
 
 

@@ -77,7 +77,9 @@ def asked(servers: Connections) -> Iterator[Ask]:
     owner.dispose()
 
 
-@pytest.mark.parametrize("role", [DatabaseRole.WRITER, DatabaseRole.UPKEEP, DatabaseRole.SUBMITTER])
+@pytest.mark.parametrize(
+    "role", [DatabaseRole.WRITER, DatabaseRole.UPKEEP, DatabaseRole.SUBMITTER, DatabaseRole.GATEWAY]
+)
 @pytest.mark.parametrize(
     "statement",
     [
@@ -109,6 +111,32 @@ def test_roles_that_generate_tidy_or_submit_cannot_reach_an_answer(
         asked(role, statement)
 
 
+@pytest.mark.parametrize("role", [*WORKERS, DatabaseRole.SUBMITTER])
+@pytest.mark.parametrize("table", ["api_keys", "files", "file_parts", "batches", "chat_requests"])
+def test_what_came_over_http_is_the_gateways_alone(asked: Ask, role: DatabaseRole, table: str) -> None:
+    """A file may hold reference answers, and a key's hash is nobody's business."""
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        asked(role, f"SELECT * FROM {table}")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO api_keys (name, sha256, role) VALUES ('me', 'x', 'admin')",
+        "UPDATE api_keys SET revoked_at = NULL",
+        "UPDATE api_keys SET role = 'admin'",
+        "UPDATE files SET owner_id = NULL",
+        "UPDATE file_parts SET data = 'x'",
+        "UPDATE batches SET owner_id = NULL",
+        "INSERT INTO model_aliases (name, options) VALUES ('x', '{}')",
+        "DELETE FROM batches",
+    ],
+)
+def test_gateway_makes_no_keys_and_gives_nothing_to_others(asked: Ask, statement: str) -> None:
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        asked(DatabaseRole.GATEWAY, statement)
+
+
 def test_graders_and_people_read_answers(asked: Ask) -> None:
     for role in (DatabaseRole.GRADER, DatabaseRole.READER):
         assert set(asked(role, "SELECT answer FROM reference_answers")) == {(SECRET,)}
@@ -130,7 +158,7 @@ def test_writers_read_of_a_problem_what_a_prompt_may_show_alone(asked: Ask) -> N
             asked(DatabaseRole.WRITER, f"SELECT {column} FROM problems")
 
 
-@pytest.mark.parametrize("role", [*WORKERS, DatabaseRole.SUBMITTER])
+@pytest.mark.parametrize("role", [*WORKERS, DatabaseRole.SUBMITTER, DatabaseRole.GATEWAY])
 @pytest.mark.parametrize(
     "statement",
     [
@@ -274,7 +302,8 @@ def test_writers_plan_once(asked: Ask) -> None:
 
 def test_every_table_is_somebodys_and_every_grant_is_of_a_table() -> None:
     tables = set(METADATA.tables) | {"alembic_version"}
-    granted = {name for role in (*WORKERS, DatabaseRole.SUBMITTER) for name in GRANTS[role] if " " not in name}
+    roles = (*WORKERS, DatabaseRole.SUBMITTER, DatabaseRole.GATEWAY)
+    granted = {name for role in roles for name in GRANTS[role] if " " not in name}
     assert granted == tables | {"job_progress"}
 
 

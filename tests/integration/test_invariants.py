@@ -660,3 +660,25 @@ def test_doctor_does_not_know_a_job_that_there_is_not(filled: Filled) -> None:
     unknown = doctor(filled, "--job", "999")
     assert (unknown.returncode, unknown.stdout) == (3, "")
     assert "there is no job 999" in unknown.stderr
+
+
+def test_batch_that_does_not_account_for_its_lines_is_found(filled: Filled) -> None:
+    batch = (
+        "INSERT INTO files (id, purpose, filename, num_bytes, sha256, request_sha256) "
+        "VALUES ('file-1', 'batch', 'r.jsonl', 2, 'a', 'b')",
+        "INSERT INTO batches (id, input_file_id, endpoint, completion_window, options, request_sha256, num_lines, "
+        "num_completed, num_failed, in_progress_at, completed_at) "
+        "VALUES ('batch_1', 'file-1', '/v1/chat/completions', '24h', '{}', 'a', 3, 3, 0, now(), now())",
+        "INSERT INTO batch_jobs VALUES ('batch_1', :job, 'pair')",
+    )
+    with broken(filled, *batch) as connection:
+        assert check_job(connection, filled.jobs["done"]) == []
+    wrong = (
+        "UPDATE batches SET num_lines = 4, num_failed = 1",
+        "UPDATE batches SET num_completed = 2, num_failed = 1",
+        "UPDATE samples SET state = 'failed', error = 'x' WHERE id = (SELECT max(id) FROM samples WHERE job_id = :job)",
+    )
+    for statement in wrong:
+        with broken(filled, *batch, statement) as connection:
+            found = check_job(connection, filled.jobs["done"])
+        assert "batch_1" in {violation.where for violation in found if violation.invariant is Invariant.ROWS}

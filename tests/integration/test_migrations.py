@@ -94,6 +94,24 @@ def fill(connection: Connection) -> None:
     connection.execute(text("INSERT INTO experiment_jobs SELECT 'e', id::text, id, min(id) OVER () FROM jobs"))
     judged = "INSERT INTO judged_samples SELECT j.id, s.id, s.epoch, s.problem_id FROM jobs j JOIN samples s"
     connection.execute(text(f"{judged} ON s.job_id = j.judged_job_id AND s.state = 'graded'"))
+    fill_gateway(connection)
+
+
+def fill_gateway(connection: Connection) -> None:
+    """A key, a saved name, a file, a batch of the first job, and a chat request of the second."""
+    for statement in (
+        "INSERT INTO api_keys (name, sha256, role) VALUES ('ann', 'abc', 'submit')",
+        "INSERT INTO model_aliases (name, options) VALUES ('pair', '{\"small\": \"S\"}')",
+        "INSERT INTO files (id, owner_id, purpose, filename, num_bytes, sha256, request_sha256) "
+        "SELECT 'file-1', id, 'batch', 'r.jsonl', 2, 'abc', 'def' FROM api_keys",
+        "INSERT INTO file_parts VALUES ('file-1', 0, '{}')",
+        "INSERT INTO batches (id, owner_id, input_file_id, endpoint, completion_window, options, request_sha256) "
+        "SELECT 'batch_1', owner_id, id, '/v1/chat/completions', '24h', '{}', 'abc' FROM files",
+        "INSERT INTO batch_jobs SELECT 'batch_1', min(id), 'pair' FROM jobs",
+        "INSERT INTO chat_requests (id, owner_id, request_sha256, job_id, model) "
+        "SELECT 'chatcmpl-1', k.id, 'abc', (SELECT max(id) FROM jobs), 'pair' FROM api_keys k",
+    ):
+        connection.exec_driver_sql(statement)
 
 
 def add_ended_worker(connection: Connection, reason: WorkerEnd, engine: int) -> int:

@@ -25,6 +25,7 @@ ENVIRONMENT = {
     "UPKEEP_PASSWORD": "upkeep-secret",
     "SUBMITTER_PASSWORD": "submitter-secret",
     "MONITOR_PASSWORD": "monitor-secret",
+    "GATEWAY_PASSWORD": "gateway-secret",
     "READER_PASSWORD": "reader-secret",
     "GRAFANA_PASSWORD": "grafana-secret",
     "FLOWER_BASIC_AUTH": "user:secret",

@@ -70,6 +70,27 @@ _JUDGED_ELSEWHERE = """
     LEFT JOIN problems p ON p.id = m.problem_id
     WHERE m.job_id = :job AND (s.job_id <> j.judged_job_id OR p.problem_set_id <> j.problem_set_id)
 """
+# Of the batch that the job is of: each line was promised an answer or an error, and just one of them.
+_LINES_OF_THE_BATCH = """
+    SELECT 0 AS position, b.id AS place,
+           format('has ended with %s answered and %s failed lines of %s; its samples make it %s and %s',
+                  b.num_completed, b.num_failed, b.num_lines, n.answered, n.failed) AS what
+    FROM batch_jobs own JOIN batches b ON b.id = own.batch_id
+    CROSS JOIN LATERAL (
+        SELECT count(*) FILTER (WHERE l.is_answered) AS answered, count(*) FILTER (WHERE NOT l.is_answered) AS failed,
+               bool_or(l.is_open) AS is_open
+        FROM (
+            SELECT bool_and(s.state = 'graded') AS is_answered, bool_or(s.ended_at IS NULL) AS is_open
+            FROM batch_jobs k JOIN samples s ON s.job_id = k.job_id
+            WHERE k.batch_id = b.id GROUP BY s.job_id, s.problem_id
+        ) l
+    ) n
+    WHERE own.job_id = :job AND coalesce(b.completed_at, b.expired_at, b.cancelled_at) IS NOT NULL AND NOT n.is_open
+      AND (n.answered, n.failed, n.answered + n.failed) IS DISTINCT FROM
+          (b.num_completed::bigint, b.num_failed::bigint, b.num_lines::bigint)
+      AND NOT EXISTS (SELECT FROM jobs j JOIN batch_jobs k ON k.job_id = j.id  -- retried by its number just now
+                      WHERE k.batch_id = b.id AND j.state IN ('running', 'paused'))
+"""
 
 STATEMENTS = (
     _PROBLEMS_OF_THE_JOB,
@@ -79,4 +100,5 @@ STATEMENTS = (
     _GRADE_OF_EACH_GRADED,
     _VERDICTS_ARE_GRADES,
     _JUDGED_ELSEWHERE,
+    _LINES_OF_THE_BATCH,
 )

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from pipeline.db.base import Base
+from pipeline.db.tables.gateway import (
+    ApiKeyRow,
+    BatchJobRow,
+    BatchRow,
+    ChatRequestRow,
+    FilePartRow,
+    FileRow,
+    ModelAliasRow,
+)
 from pipeline.db.tables.jobs import (
     ExperimentJobRow,
     HiddenColumnsRow,
@@ -18,10 +27,16 @@ from pipeline.db.tables.totals import JobTotalsRow, LengthCountRow, RollupRow
 from pipeline.db.tables.workers import EngineRow, UpkeepLeaderRow, WorkerRow
 
 __all__ = [
+    "ApiKeyRow",
     "AsideRow",
+    "BatchJobRow",
+    "BatchRow",
+    "ChatRequestRow",
     "EngineRow",
     "EventRow",
     "ExperimentJobRow",
+    "FilePartRow",
+    "FileRow",
     "GradeRow",
     "HiddenColumnsRow",
     "JobRow",
@@ -29,6 +44,7 @@ __all__ = [
     "JudgedSampleRow",
     "LengthCountRow",
     "METADATA",
+    "ModelAliasRow",
     "ProblemRow",
     "ProblemSetRow",
     "ReferenceAnswerRow",

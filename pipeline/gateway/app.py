@@ -1,0 +1,73 @@
+"""Makes the application: routes, the gate before them, and errors in the one shape."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from importlib import metadata
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from pipeline.gateway import errors
+from pipeline.gateway.gate import Gate
+from pipeline.gateway.housekeeping import Housekeeper
+from pipeline.gateway.preparing import Limits
+from pipeline.gateway.routes import batches, chat, files, health, models
+from pipeline.gateway.state import Gateway
+
+ROUTERS = (health.router, models.router, files.router, batches.router, chat.router)
+
+
+def make_app(gateway: Gateway, *, is_local: bool, more: Iterable[APIRouter] = ()) -> FastAPI:
+    """The application of one process. more: routers beside those of the API, as of pages or metrics.
+
+    is_local: only programs of this machine connect. What works beside the requests begins with the application, and
+    ends with it.
+    """
+    settings = gateway.settings
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        limits = Limits(max_lines=settings.max_lines, max_line_bytes=settings.max_body_bytes)
+        keeper = Housekeeper(gateway.db_engine, gateway.client, limits, gateway.woken)
+        keeper.start()
+        gateway.desk.start()
+        yield
+        gateway.desk.stop()
+        keeper.stop()
+        gateway.close()
+
+    app = FastAPI(
+        title="specthink", version=metadata.version("specthink"), lifespan=lifespan, docs_url=None, redoc_url=None
+    )
+    app.state.gateway = gateway
+    for router in (*ROUTERS, *more):
+        app.include_router(router)
+    errors.install(app)
+    app.add_middleware(
+        Gate,
+        keys=gateway.keys,
+        max_body_bytes=settings.max_body_bytes,
+        max_file_bytes=settings.max_file_bytes,
+        is_local=is_local,
+    )
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]  # FastAPI's own way to change it
+    return app
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, without the answer 422: what is wrong in a request is a 400 here."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        for path in schema["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        components = schema["components"]
+        for name in ("HTTPValidationError", "ValidationError"):
+            components["schemas"].pop(name, None)
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"key": []}]
+        app.openapi_schema = schema
+    return app.openapi_schema

@@ -1,0 +1,191 @@
+"""What a client is told that cannot be served: OpenAI's error object, and nothing of the inside."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
+from starlette.exceptions import HTTPException
+
+from pipeline.errors import ConfigurationError, JobError, NotFound, PipelineError, ServiceUnavailable
+from pipeline.texts import printable
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE = 1_000
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    message: str
+    """A sentence for a person."""
+    type: str
+    """invalid_request_error, authentication_error, permission_error, not_found_error, rate_limit_error or
+    server_error."""
+    param: str | None
+    """The part of the request that is wrong."""
+    code: str | None
+    """A word for programs."""
+
+
+class ErrorResponse(BaseModel):
+    """The body of every answer that is no success."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    error: ErrorBody
+
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+
+
+class ApiError(Exception):
+    """An answer that is no success."""
+
+    def __init__(
+        self, status: int, message: str, *, code: str | None = None, param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+        super().__init__(message)
+
+    @property
+    def type(self) -> str:
+        return type_of(self.status)
+
+    def body(self) -> dict[str, Any]:
+        return error_body(self.status, self.message, code=self.code, param=self.param)
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body(), status_code=self.status, headers=self.headers)
+
+
+def type_of(status: int) -> str:
+    """The type of error that a status has."""
+    return _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+
+
+def error_body(status: int, message: str, *, code: str | None = None, param: str | None = None) -> dict[str, Any]:
+    """OpenAI's error object. What a message quotes of the request commands no terminal."""
+    told = printable(message, most=MAX_MESSAGE)
+    shown = None if param is None else printable(param, most=200)
+    return {"error": {"message": told, "type": type_of(status), "param": shown, "code": code}}
+
+
+def bad(message: str, *, code: str | None = None, param: str | None = None) -> ApiError:
+    """A request that will never be served: the official client does not repeat a 400."""
+    return ApiError(400, message, code=code, param=param)
+
+
+def missing(kind: str, asked: str) -> ApiError:
+    """Something that is not there, or is somebody else's."""
+    return ApiError(404, f"No {kind} found with id '{printable(asked, most=100)}'.", code="not_found")
+
+
+def translated(error: PipelineError) -> ApiError:
+    """An error of the pipeline as a client is told it."""
+    match error:
+        case ServiceUnavailable():
+            return ApiError(503, "The database cannot be reached; try again.", code="service_unavailable")
+        case NotFound():
+            return ApiError(404, str(error), code="not_found")
+        case JobError() | ConfigurationError():
+            return bad(str(error), code="bad_input")
+        case _:
+            return bad(str(error))
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What a route may answer besides its success, for its documentation."""
+    return {status: {"model": ErrorResponse} for status in (*statuses, 400, 401, 403, 404, 413, 429, 500, 503)}
+
+
+def install(app: FastAPI) -> None:
+    """Have every kind of failure answered in the one shape."""
+
+    async def on_api_error(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, ApiError)
+        return error.response()
+
+    async def on_invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return invalid(error.errors()).response()
+
+    async def on_http(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        return _http_error(error).response()
+
+    async def on_pipeline(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, PipelineError)
+        if isinstance(error, ServiceUnavailable):
+            log.warning("gateway: %s", printable(str(error)))
+        return translated(error).response()
+
+    app.add_exception_handler(ApiError, on_api_error)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(PipelineError, on_pipeline)
+
+
+def _http_error(error: HTTPException) -> ApiError:
+    headers = dict(error.headers or {})
+    match error.status_code:
+        case 404:
+            return ApiError(404, "There is nothing at this address.", code="unknown_url", headers=headers)
+        case 405:
+            return ApiError(405, "This address does not take this method.", code="wrong_method", headers=headers)
+        case 413:
+            return ApiError(413, str(error.detail), code="file_too_large", headers=headers)
+        case status:
+            return ApiError(status, str(error.detail), headers=headers)
+
+
+NEUTRAL = "is not supported here, or only with a value that changes nothing"
+
+
+def invalid(faults: Sequence[Any], *, unsupported: frozenset[str] = frozenset()) -> ApiError:
+    """The first fault of a body, in OpenAI's words. unsupported: parameters that take a neutral value only."""
+    fault = faults[0]
+    place = [str(part) for part in fault["loc"] if part not in ("body", "query", "path", "header", "form")]
+    param = ".".join(place) or None
+    kind = str(fault["type"])
+    if kind == "json_invalid":
+        return bad("The body is not parseable as valid JSON.", code="invalid_json")
+    if kind == "extra_forbidden":
+        return bad(f"Unknown parameter: '{param}'.", code="unknown_parameter", param=param)
+    if kind == "missing":
+        return bad(f"Missing required parameter: '{param or 'body'}'.", code="missing_required_parameter", param=param)
+    if place and place[0] in unsupported:
+        return bad(f"'{place[0]}' {NEUTRAL}.", code="unsupported_parameter", param=place[0])
+    said = str(fault["msg"]).removeprefix("Value error, ")
+    return bad(f"Invalid value for '{param or 'body'}': {said}.", code=_code(kind), param=param)
+
+
+def _code(kind: str) -> str:
+    """As OpenAI calls the commonest faults."""
+    match kind:
+        case "less_than_equal" | "less_than":
+            return "integer_above_max_value"
+        case "greater_than_equal" | "greater_than":
+            return "integer_below_min_value"
+        case _ if kind.endswith(("_type", "_parsing")):
+            return "invalid_type"
+        case _:
+            return "invalid_value"

@@ -1,0 +1,71 @@
+"""Runs a gateway: one process, as many threads as requests are served at a time."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import uvicorn
+from pydantic import SecretStr
+
+from pipeline.db.gateway.keys import has_keys
+from pipeline.db.revision import require_current
+from pipeline.errors import ConfigurationError
+from pipeline.gateway.app import make_app
+from pipeline.gateway.gate import is_loopback
+from pipeline.gateway.state import Gateway
+from pipeline.settings import GatewaySettings
+
+STOP_S = 10
+"""Requests that are being served may go on for so long when the process is told to stop."""
+
+
+def serve(database_url: SecretStr, settings: GatewaySettings, *, on_start: Callable[[str], None]) -> None:
+    """Serve until the process is told to stop. on_start: called with the address once it listens.
+
+    Raises ConfigurationError for a database of another version, for an address that is not to be had, and for one
+    beyond loopback while there is no key.
+    """
+    is_local = is_loopback(settings.address)
+    gateway = Gateway.open(database_url, settings, is_local=is_local)
+    require_current(gateway.db_engine)
+    if not is_local:
+        _require_key(gateway, settings.address)
+    listening = listen(settings.address, settings.port)
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    on_start(f"http://{shown}:{port}/v1")
+    config = uvicorn.Config(
+        make_app(gateway, is_local=is_local),
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=STOP_S,
+        lifespan="on",
+    )
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _require_key(gateway: Gateway, address: str) -> None:
+    with gateway.transaction() as connection:
+        if not has_keys(connection):
+            raise ConfigurationError(
+                f"the gateway is to listen on {address}, where others reach it, and there is no key; "
+                "specthink key add NAME makes one"
+            )
+
+
+def listen(address: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((address, port))
+    except OSError as error:
+        listening.close()
+        raise ConfigurationError(
+            f"SPECTHINK_GATEWAY__ADDRESS, SPECTHINK_GATEWAY__PORT: {address} port {port} cannot be listened on: "
+            f"{error.strerror}"
+        ) from error
+    listening.listen(1024)
+    return listening

@@ -1,0 +1,67 @@
+"""The API against its own OpenAPI document: what schemathesis makes of it, right and wrong, is answered as it says."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, assume, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from sqlalchemy import text
+
+from pipeline.db.session import open_database
+from pipeline.embedded import Connections
+from tests.conftest import TEMPLATE, with_database
+from tests.integration.gateway_world import serving
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+CHECKS: list[Any] = [
+    not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance,
+    negative_data_rejection,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def document(servers: Connections) -> Iterator[Any]:
+    name = f"schema_{uuid.uuid4().hex[:8]}"
+    owner = open_database(servers.database_url)
+    with owner.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}"))
+    urls = {role: with_database(url, name) for role, url in servers.role_urls.items()}
+    own = Connections(with_database(servers.database_url, name), servers.redis_url, None, urls)
+    db_engine = open_database(own.database_url)
+    with serving(own, db_engine) as served:
+        yield schemathesis.openapi.from_url(f"{served.url.removesuffix('/v1')}/openapi.json")
+    db_engine.dispose()
+    with owner.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    owner.dispose()
+
+
+schema = schemathesis.pytest.from_fixture("document")
+
+
+@schema.parametrize()
+@settings(
+    max_examples=12, deadline=None, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck)
+)
+def test_answers_are_what_the_document_says(case: Any) -> None:
+    assume(not _waits(case))
+    case.call_and_validate(checks=CHECKS, timeout=30)
+
+
+def _waits(case: Any) -> bool:
+    """A chat that is to be answered although nobody serves its model."""
+    body = case.body if isinstance(case.body, dict) else {}
+    ours = body.get("specthink")
+    return isinstance(ours, dict) and ours.get("require_workers") is False
