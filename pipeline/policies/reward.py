@@ -38,7 +38,6 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 
-from pipeline.policies.asking import end
 from pipeline.policies.drafted_steps import (
     DRAFT,
     SMALL,
@@ -56,7 +55,7 @@ from pipeline.policies.reading.reader import TextState
 from pipeline.policies.requests import Answered, Ask, Frame, Layout
 from pipeline.policies.specs import ThresholdRule
 from pipeline.policies.turns import Turn
-from pipeline.samples import WRITING_ROLES, FinishReason, ModelRole
+from pipeline.samples import WRITING_ROLES, ModelRole
 
 JUDGE = ModelRole.JUDGE
 REWARD, OF_LARGE = "reward", "reward_of_large"
@@ -264,8 +263,6 @@ class SpecSearchPolicy(_RewardPolicy[_MovingState]):
         room, state = turn.remaining(keep), turn.state.model_copy(update={"text": text, "is_closed": False})
         if is_blank(turn.texts[:keep], turn.context):
             return self._go_on(state, room, keep=keep)
-        if room < 1:
-            return end(FinishReason.LENGTH, keep=keep)
         return self._ask(state, self._spec.ask(OF_LARGE), keep=keep)
 
     def _after_judging(self, state: _MovingState, event: Answered, room: int) -> Transition:
