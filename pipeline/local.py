@@ -34,7 +34,7 @@ from pipeline.embedded import (
 from pipeline.embedded.folder import read_json, write_private
 from pipeline.errors import ConfigurationError, NotFound, ProgramFailed, ServiceUnavailable
 from pipeline.samples import ModelRole
-from pipeline.settings import Settings
+from pipeline.settings import EngineKind, Settings
 
 WORKERS_TIMEOUT_S = 900.0
 """A large model on a GPU takes minutes to load and to compile."""
@@ -218,7 +218,7 @@ def _programs(settings: Settings, state: EmbeddedState, plan: Plan, *, flower_po
             Program(
                 name=name,
                 argv=(*_PYTHON, *worker.arguments),
-                env=environment | worker.environment | (of_server if worker.pool.server else {}),
+                env=environment | worker.environment | (of_server if worker.engine.kind is EngineKind.SERVER else {}),
                 stop_wait_s=stop_wait_s,
             )
             for name, worker in zip(names, workers, strict=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.devices import Machine, parse_pool, plan_workers
+from pipeline.devices import Machine, Pool, parse_pool, plan_workers
 from pipeline.embedded import EmbeddedState, start, stop
 from pipeline.local import _programs
 from pipeline.samples import ModelRole
@@ -49,3 +49,18 @@ def test_each_worker_is_written_with_its_own_gpus_and_keeps_its_name(state: Embe
     turned = plan_workers([parse_pool(ModelRole.SMALL, f"{MODELS / 'demo-small'}@1,0")], GPUS, settings.engine)
     again = _programs(settings, state, turned, flower_port=None)
     assert [(p.name, p.env["CUDA_VISIBLE_DEVICES"]) for p in again[:2]] == [("small-2", "1"), ("small", "0")]
+
+
+def test_key_of_a_server_goes_to_its_workers_alone(state: EmbeddedState, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECTHINK_ENGINE__SERVER__API_KEY", "the key")
+    settings = Settings(state_dir=state.state_dir)
+    pools = [
+        parse_pool(ModelRole.SMALL, f"{MODELS / 'demo-small'}@0"),
+        Pool(role=ModelRole.LARGE, model="org/large-70b", server="http://host:8000/v1"),
+    ]
+    programs = _programs(settings, state, plan_workers(pools, GPUS, settings.engine), flower_port=1234)
+    assert {program.name for program in programs if "the key" in program.env.values()} == {"large"}
+    [large] = [program for program in programs if program.name == "large"]
+    assert large.env["SPECTHINK_ENGINE__KIND"] == "server"
+    assert large.env["SPECTHINK_ENGINE__SERVER__URL"] == "http://host:8000/v1"
+    assert "CUDA_VISIBLE_DEVICES" not in large.env

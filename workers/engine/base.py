@@ -133,7 +133,7 @@ class EngineInfo:
     """What an engine is: stored once per distinct content, beside every segment that it wrote."""
 
     kind: str
-    """"vllm" or "scripted"."""
+    """"vllm", "server" or "scripted"."""
     version: str
     settings: dict[str, str | int | float | bool | None]
     """All that may change its numbers: model, revision, dtype, device, torch, block size, process mode, ..."""
