@@ -189,7 +189,7 @@ class MetricsSettings(_Part):
     """Metrics for Prometheus: those that workers serve of themselves, and those that `specthink metrics` reads."""
 
     port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """Where small, large and upkeep workers serve their own, the first free port from here on; 0: they serve none."""
+    """Where workers, but for graders, serve their own: the first free port from here on; 0: nowhere."""
     num_ports: Annotated[int, Field(ge=1, le=1024)] = 32
     """So many ports are tried: one for each worker of a host."""
     address: str = "127.0.0.1"

@@ -61,7 +61,7 @@ class Network:
         _ip("-n", self._switch, "link", "set", f"v{number}", "up")
 
     def run(
-        self, number: int, *command: str, env: Mapping[str, str], timeout_s: float = 240
+        self, number: int, *command: str, env: Mapping[str, str], timeout_s: float = 500
     ) -> subprocess.CompletedProcess[str]:
         """A command on a host, to its end."""
         return subprocess.run(

@@ -69,13 +69,13 @@ _COUNTED = (
 _SUMMED = (
     "job_id, problem_id, state, phase, finish_reason, score, error_class, runnable_at, num_takeovers, "
     "tokens_small, tokens_large, tokens_inserted, discarded_small, discarded_large, aside_small, aside_large, "
-    "taken_small, taken_large"
+    "aside_judge, taken_small, taken_large"
 )
 """What a monitor counts of samples: a score, and no text, answer or id beside it."""
 _TOTALED = (
-    "pending, ready, drafting, awaiting_large, assisting, finished, graded, failed, cancelled, num_length, "
-    "num_context, num_repetition, takeovers, tokens_small, tokens_large, tokens_inserted, discarded_small, "
-    "discarded_large, aside_small, aside_large, taken_small, taken_large"
+    "pending, ready, drafting, awaiting_large, assisting, awaiting_judge, judging, finished, graded, failed, "
+    "cancelled, num_length, num_context, num_repetition, takeovers, tokens_small, tokens_large, tokens_inserted, "
+    "discarded_small, discarded_large, aside_small, aside_large, aside_judge, taken_small, taken_large"
 )
 _WORKER_METRICS = (
     "kind, model, queue, max_in_flight, num_slots, num_in_flight, ended_at, end_reason, expires_at, tokens_dropped, "
@@ -236,7 +236,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
     DatabaseRole.MONITOR: {
         **_SCHEMA,
         "worker_demand": "SELECT",
-        "jobs": "SELECT (id, state, policy, small_model, large_model)",
+        "jobs": "SELECT (id, state, policy, small_model, large_model, judge_model)",
         "samples": f"SELECT ({_SUMMED})",
         "rollups": "SELECT (job_id, first_problem, last_problem, samples, refreshed_at)",
         "job_totals": f"SELECT (job_id, stale_at, {_TOTALED})",

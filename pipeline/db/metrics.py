@@ -14,23 +14,34 @@ from pipeline.db.revision import current_revision
 
 Rows = Sequence[RowMapping]
 
-_STATES = "pending, ready, drafting, awaiting_large, assisting, finished, graded, failed, cancelled"
+_STATES = (
+    "pending, ready, drafting, awaiting_large, assisting, awaiting_judge, judging, finished, graded, failed, cancelled"
+)
 _SUMS = (
     f"{_STATES}, num_length, num_context, num_repetition, takeovers, tokens_small, tokens_large, tokens_inserted, "
-    "discarded_small, discarded_large, aside_small, aside_large, taken_small, taken_large"
+    "discarded_small, discarded_large, aside_small, aside_large, aside_judge, taken_small, taken_large"
 )
+_MODELS = "j.policy, j.small_model, j.large_model, j.judge_model"
+
+
+def _each(pattern: str) -> str:
+    """The sums as a list, each put in the place of $."""
+    return ", ".join(pattern.replace("$", name) for name in _SUMS.split(", "))
+
+
 _COUNT_SAMPLES = text(f"""
     SELECT policy, coalesce(small_model, '') AS small_model, coalesce(large_model, '') AS large_model,
-           {", ".join(f"sum({name})::bigint AS {name}" for name in _SUMS.split(", "))}
+           coalesce(judge_model, '') AS judge_model,
+           {_each("sum($)::bigint AS $")}
     FROM (
-        SELECT j.policy, j.small_model, j.large_model, {", ".join(f"t.{name}" for name in _SUMS.split(", "))}
+        SELECT {_MODELS}, {_each("t.$")}
         FROM jobs j JOIN job_totals t ON t.job_id = j.id AND t.stale_at IS NULL
         UNION ALL
-        SELECT j.policy, j.small_model, j.large_model, {", ".join(f"c.{name}" for name in _SUMS.split(", "))}
+        SELECT {_MODELS}, {_each("c.$")}
         FROM jobs j CROSS JOIN LATERAL count_states(j.id) c
         WHERE NOT EXISTS (SELECT FROM job_totals k WHERE k.job_id = j.id AND k.stale_at IS NULL)
     ) counted
-    GROUP BY policy, small_model, large_model
+    GROUP BY policy, small_model, large_model, judge_model
 """)
 _COUNT_JOBS = text("SELECT state, count(*) AS number FROM jobs GROUP BY state")
 _OLDEST_WAITING = text("""
@@ -38,7 +49,8 @@ _OLDEST_WAITING = text("""
     FROM jobs j
     JOIN samples s ON s.job_id = j.id AND s.phase IN ('admitted', 'finished')
     JOIN LATERAL (
-        VALUES ('ready', 'small', j.small_model), ('awaiting_large', 'large', j.large_model), ('finished', 'grade', '')
+        VALUES ('ready', 'small', j.small_model), ('awaiting_large', 'large', j.large_model),
+               ('awaiting_judge', 'judge', j.judge_model), ('finished', 'grade', '')
     ) AS w (state, role, model) ON w.state = s.state
     WHERE j.state = 'running' AND w.model IS NOT NULL
     GROUP BY w.role, w.model
@@ -52,7 +64,7 @@ _COUNT_WORKERS = text("""
 _SUM_WORKERS = text("""
     SELECT kind AS role, model, sum(tokens_dropped)::bigint AS dropped, sum(prompt_tokens)::bigint AS prompt,
            sum(cached_tokens)::bigint AS cached
-    FROM workers WHERE kind IN ('small', 'large') AND model IS NOT NULL GROUP BY kind, model
+    FROM workers WHERE kind IN ('small', 'large', 'judge') AND model IS NOT NULL GROUP BY kind, model
 """)
 _COUNT_ENDS = text("""
     SELECT kind, end_reason AS reason, count(*) AS number FROM workers WHERE ended_at IS NOT NULL

@@ -16,7 +16,7 @@ from pipeline.jobs.config import JobState
 from pipeline.samples import ErrorClass, GradeStatus, SampleState
 from pipeline.workforce import WorkerKind
 
-_PAIR = ("model_small", "model_large", "policy")
+_MODELS = ("model_small", "model_large", "model_judge", "policy")
 _FINISHES = {"length": "num_length", "context": "num_context", "repetition": "num_repetition"}
 """Ends of a text that have a sum of their own; every other one is a stop."""
 
@@ -43,19 +43,19 @@ def _counter(name: str, help_text: str, *labels: str) -> CounterMetricFamily:
     return CounterMetricFamily(name, help_text, labels=labels)
 
 
-def _pair(row: RowMapping) -> list[str]:
-    return [row["small_model"], row["large_model"], row["policy"]]
+def _models(row: RowMapping) -> list[str]:
+    return [row["small_model"], row["large_model"], row["judge_model"], row["policy"]]
 
 
 def _of_samples(fleet: Fleet) -> Iterator[Metric]:
-    samples = _gauge("specthink_samples", "Samples of all jobs by state.", "state", *_PAIR)
+    samples = _gauge("specthink_samples", "Samples of all jobs by state.", "state", *_MODELS)
     finished = _counter("specthink_samples_finished", "Complete samples by why their text ended.", "reason")
-    takeovers = _counter("specthink_takeovers", "Times a large model was called in.", *_PAIR)
+    takeovers = _counter("specthink_takeovers", "Times a large model was called in.", *_MODELS)
     ends = dict.fromkeys((*_FINISHES, "stop"), 0)
     for row in fleet.samples:
         for state in SampleState:
-            samples.add_metric([state.value, *_pair(row)], row[state.value])
-        takeovers.add_metric(_pair(row), row["takeovers"])
+            samples.add_metric([state.value, *_models(row)], row[state.value])
+        takeovers.add_metric(_models(row), row["takeovers"])
         counted = {reason: row[column] for reason, column in _FINISHES.items()}
         counted["stop"] = row["finished"] + row["graded"] - sum(counted.values())
         ends = {reason: number + counted[reason] for reason, number in ends.items()}
@@ -117,6 +117,8 @@ def _of_tokens(fleet: Fleet) -> Iterator[Metric]:
                 _add(sums, (role, model, "kept"), row[f"tokens_{role}"])
                 _add(sums, (role, model, "discarded"), row[f"discarded_{role}"])
                 _add(sums, (role, model, "aside"), row[f"aside_{role}"] - row[f"taken_{role}"])
+        if row["judge_model"]:
+            _add(sums, ("judge", row["judge_model"], "aside"), row["aside_judge"])
         _add(sums, ("policy", "", "inserted"), row["tokens_inserted"])
     for row in fleet.worker_tokens:
         for fate in ("dropped", "prompt", "cached"):

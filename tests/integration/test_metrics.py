@@ -57,7 +57,7 @@ def monitored(connections: Connections, db_engine: Engine) -> Engine:
 
 def test_exporter_tells_what_the_database_has(connections: Connections, monitored: Engine) -> None:
     scraped = render(make_registry(monitored, connections.redis_url))
-    pair = {"model_small": "S", "model_large": "L", "policy": "speculative-thinking:improved"}
+    pair = {"model_small": "S", "model_large": "L", "model_judge": "", "policy": "speculative-thinking:improved"}
     assert value(scraped, "specthink_samples", state="drafting", **pair) == 1
     assert value(scraped, "specthink_samples", state="graded", **pair) == 2
     assert value(scraped, "specthink_samples", state="cancelled", **pair) == 0

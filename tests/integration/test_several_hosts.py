@@ -23,7 +23,7 @@ from tests.networks import Network, network, why_no_networks
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1500),
     pytest.mark.skipif(why_no_networks() is not None, reason=why_no_networks() or ""),
 ]
 
@@ -81,7 +81,7 @@ def require_no_secret(done: subprocess.CompletedProcess[str], state_dir: Path) -
         assert secret not in said
 
 
-def until(condition: Callable[[], bool], what: str, *, timeout_s: float = 240) -> None:
+def until(condition: Callable[[], bool], what: str, *, timeout_s: float = 500) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s for {what}"

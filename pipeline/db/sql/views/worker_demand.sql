@@ -8,19 +8,20 @@ FROM (
            sum(r.open)::bigint AS open
     FROM (
         SELECT v.role, v.model, v.waiting, v.writing,
-               c.pending + c.ready + c.drafting + c.awaiting_large + c.assisting AS open
+               c.pending + c.ready + c.drafting + c.awaiting_large + c.assisting + c.awaiting_judge + c.judging AS open
         FROM jobs j
         CROSS JOIN LATERAL count_states(j.id) c
         CROSS JOIN LATERAL (
             VALUES ('small', j.small_model, c.ready + CASE j.first_role WHEN 'small' THEN c.pending ELSE 0 END,
                     c.drafting),
                    ('large', j.large_model, c.awaiting_large + CASE j.first_role WHEN 'large' THEN c.pending ELSE 0 END,
-                    c.assisting)
+                    c.assisting),
+                   ('judge', j.judge_model, c.awaiting_judge, c.judging)
         ) AS v (role, model, waiting, writing)
         WHERE j.state = 'running' AND v.model IS NOT NULL
         UNION ALL
         SELECT w.kind, w.model, 0, 0, 0 FROM workers w  -- nobody asks for its model: zero are wanted
-        WHERE w.kind IN ('small', 'large') AND w.model IS NOT NULL AND w.ended_at IS NULL
+        WHERE w.kind IN ('small', 'large', 'judge') AND w.model IS NOT NULL AND w.ended_at IS NULL
           AND w.expires_at > clock_timestamp()
     ) r
     GROUP BY r.role, r.model
@@ -38,7 +39,7 @@ CROSS JOIN LATERAL (
 
 COMMENT ON VIEW worker_demand IS
     'How many workers of each model running jobs could use now: what an autoscaler reads. A paused job asks for none.';
-COMMENT ON COLUMN worker_demand.role IS 'small or large';
+COMMENT ON COLUMN worker_demand.role IS 'small, large or judge';
 COMMENT ON COLUMN worker_demand.model IS 'the name that jobs use';
 COMMENT ON COLUMN worker_demand.waiting IS
     'samples that wait for this model: to be taken up, or to be admitted where it opens them';
