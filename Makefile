@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit test-servers fuzz protocol chaos check docs docs-reference audit format lock \
+.PHONY: help install demo test test-unit test-servers test-engines fuzz protocol chaos check docs docs-reference audit format lock \
 	harnesses \
 	clean
 
@@ -11,9 +11,9 @@ BIN := .venv/bin
 # Makes a lock: what is needed anew after a change in pyproject.toml; with UPGRADE=1 the newest versions of everything.
 COMPILE := $(BIN)/uv pip compile pyproject.toml --generate-hashes --no-annotate --quiet \
 	--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
-CPU_LOCK := requirements/cpu.in --extra cpu --extra dev --extra gateway --excludes requirements/left-out.txt \
+CPU_LOCK := requirements/cpu.in --extra cpu --extra dev --extra gateway --extra server --excludes requirements/left-out.txt \
 	--universal --python-version 3.11 -o requirements/cpu.txt
-GPU_LOCK := requirements/gpu.in --extra gpu --extra gateway \
+GPU_LOCK := requirements/gpu.in --extra gpu --extra gateway --extra server \
 	--python-version 3.12 --python-platform x86_64-manylinux_2_28 -o requirements/gpu.txt
 FUZZ_TESTS := tests/unit/problems/test_fuzz_problem_files.py tests/unit/chat/test_hostile_prompts.py tests/unit/results/test_exports.py \
 	tests/unit/grading/test_hostile_answers.py tests/integration/test_hostile_input.py
@@ -49,6 +49,9 @@ chaos: install ## Break everything, ten times each, and print what came of it (4
 
 test-servers: install ## Try servers of this machine (TLS, poolers, versions, Sentinel); SERVERS_ARGS="…" adds options
 	$(BIN)/python -m tests.servers $(SERVERS_ARGS)
+
+test-engines: install ## Run the engine contract on the oldest and the newest CPU build of vLLM; ENGINES="0.28.0 …" chooses others
+	@requirements/test-engines $(or $(ENGINES),0.27.0 0.32.0)
 
 bench-%: install ## Measure, e.g. bench-hops; bench/NOTES.md lists them; BENCH_ARGS="…" adds options
 	$(BIN)/python -m bench.$* $(BENCH_ARGS)

@@ -27,7 +27,7 @@ from bench.stack import MODELS, PROBLEMS, running_stack
 from pipeline.chat.model import ChatModel
 from pipeline.chat.prompts import render_user_message
 from pipeline.problems import load_problem_set
-from pipeline.samples import ModelRole
+from pipeline.samples import WRITING_ROLES, ModelRole
 from pipeline.seeds import segment_seed
 
 NUM_SAMPLES = 4
@@ -80,10 +80,10 @@ def main() -> None:
     seeds = list(range(1, repeats + 1))
     setting = {"policy": POLICY, "samples_per_problem": NUM_SAMPLES, "max_tokens": MAX_TOKENS, "seeds": seeds}
     report = Report(bench="floor", setting={**setting, "repeats": repeats})
-    bare: dict[ModelRole, list[float]] = {role: [] for role in ModelRole}
+    bare: dict[ModelRole, list[float]] = {role: [] for role in WRITING_ROLES}
     ratios, runs = [], []
     with ExitStack() as stack:
-        engines = {role: stack.enter_context(BareEngine("LLM.generate", MODELS[role])) for role in ModelRole}
+        engines = {role: stack.enter_context(BareEngine("LLM.generate", MODELS[role])) for role in WRITING_ROLES}
         pipeline = stack.enter_context(running_stack(small=MODELS["small"], large=MODELS["large"]))
         for role, engine in engines.items():  # not counted
             engine.run(texts_of(role, 0, 1)[:32])

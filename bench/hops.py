@@ -30,7 +30,7 @@ from bench.scripts import problem_set
 from bench.stack import JOB_TIMEOUT_S, MODELS, Stack, running_stack
 from bench.usage import cpu_seconds
 from pipeline.db.session import transaction
-from pipeline.samples import ModelRole
+from pipeline.samples import WRITING_ROLES, ModelRole
 
 TAKEOVERS = 20
 """Per sample."""
@@ -180,7 +180,7 @@ class _Found:
 
 
 def _find(folder: Path, *, samples: int, repeats: int, jobs: int, in_flight: int) -> _Found:
-    files = [folder / role.value for role in ModelRole]
+    files = [folder / role.value for role in WRITING_ROLES]
     with running_stack() as stack:
         for role, file in zip(ModelRole, files, strict=True):
             variables = environment(f"takeovers:{TAKEOVERS}", max_in_flight=in_flight, profile=file)

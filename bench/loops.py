@@ -23,7 +23,7 @@ from pipeline.policies import parse_policy
 from pipeline.policies.protocol import SampleContext, Transition
 from pipeline.policies.requests import Finish, Generate, Insert, Written
 from pipeline.problems import Problem
-from pipeline.samples import ModelRole
+from pipeline.samples import WRITING_ROLES, ModelRole
 from pipeline.seeds import segment_seed
 from pipeline.settings import EngineSettings
 from workers.engine.base import Engine, GenerateRequest, GenerateResult, Sampling
@@ -162,9 +162,9 @@ LOOPS = {"one_by_one": one_by_one, "lock_step": lock_step}
 
 def serve() -> None:
     read = batches()
-    chats = {role: ChatModel.load(MODELS[role]) for role in ModelRole}
+    chats = {role: ChatModel.load(MODELS[role]) for role in WRITING_ROLES}
     engines = {
-        role: load_engine(chats[role], revision=None, role=role, settings=EngineSettings()) for role in ModelRole
+        role: load_engine(chats[role], revision=None, role=role, settings=EngineSettings()) for role in WRITING_ROLES
     }
     chat = chats[ModelRole.SMALL]
     for batch, reply in read:

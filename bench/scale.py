@@ -41,7 +41,7 @@ from pipeline.db import upkeep_statements as upkeep
 from pipeline.db.session import transaction
 from pipeline.problems import load_problem_set
 from pipeline.results.reports import Job
-from pipeline.samples import ModelRole
+from pipeline.samples import WRITING_ROLES, ModelRole
 
 SAMPLES = 1_000_000
 """In each job: eight minutes on two idle cores, and 10 GB of disk."""
@@ -66,7 +66,7 @@ LISTS = ("problem_scores",)
 PENDING = "SELECT count(*) FROM samples WHERE job_id = :job AND state = 'pending'"
 REPEATS = 3
 CLAIM_REPEATS = 7
-MODEL = {role: served_name(MODELS[role.value]) for role in ModelRole}
+MODEL = {role: served_name(MODELS[role.value]) for role in WRITING_ROLES}
 
 
 def timed(work: Callable[[], Any]) -> float:

@@ -19,9 +19,9 @@ Script = Callable[[GenerateRequest], Iterable[int]]
 ANSWER = "7"
 
 
-def problem_set(num_problems: int) -> ProblemSet:
+def problem_set(num_problems: int, *, first: int = 0) -> ProblemSet:
     """Problems whose prompts differ in nothing but a number of seven digits, a token each."""
-    problems = tuple(_problem(number) for number in range(num_problems))
+    problems = tuple(_problem(number) for number in range(first, first + num_problems))
     return ProblemSet(name=f"scripted-{num_problems}", content_sha256=content_sha256(problems), problems=problems)
 
 

@@ -29,7 +29,16 @@ from pipeline.db.worker_leases import Registration, put_engine, register_worker
 from pipeline.embedded import EMBEDDED_LOGINS
 from pipeline.logins import DatabaseRole
 from pipeline.policies.requests import Generate
-from pipeline.samples import RUNNABLE_STATE, Author, FinishReason, ModelRole, Piece, SampleState, SegmentFinish
+from pipeline.samples import (
+    RUNNABLE_STATE,
+    WRITING_ROLES,
+    Author,
+    FinishReason,
+    ModelRole,
+    Piece,
+    SampleState,
+    SegmentFinish,
+)
 from pipeline.segments import WrittenSegment
 from pipeline.workforce import WorkerKind
 
@@ -136,7 +145,7 @@ def run(report: Report, stack: Stack, db_engine: Engine, *, samples: int, in_fli
         backend = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
     with transaction(stack.db_engine) as connection:
         grant_roles(connection, EMBEDDED_LOGINS)
-        writers = {role: add_writer(connection, role, in_flight) for role in ModelRole}
+        writers = {role: add_writer(connection, role, in_flight) for role in WRITING_ROLES}
     with tempfile.TemporaryDirectory() as folder:
         write_problems(Path(folder) / "problems.jsonl", samples // NUM_SAMPLES, "")
         submit(stack, Path(folder) / "problems.jsonl", "updates")

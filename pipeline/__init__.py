@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pipeline.client import Client
     from pipeline.db.readonly_query import Table
     from pipeline.errors import PipelineError
+    from pipeline.frames import Frame
     from pipeline.jobs.config import JobConfig, JobState
     from pipeline.jobs.submission import Submission
     from pipeline.policies.protocol import Policy, Reading, SampleContext, Transition, Watcher
@@ -25,6 +26,7 @@ __all__ = [
     "Client",
     "ColumnNames",
     "FinishReason",
+    "Frame",
     "Job",
     "JobChange",
     "JobConfig",
@@ -67,6 +69,7 @@ __all__ = [
 _HOMES = {
     "client": ("Client",),
     "db.readonly_query": ("Table",),
+    "frames": ("Frame",),
     "results.reports": ("Job", "JobChange", "JobProgress", "JobStats", "JobSummary", "Result", "SampleReport"),
     "errors": ("PipelineError",),
     "jobs.config": ("JobConfig", "JobState"),

@@ -10,32 +10,26 @@
             print(result.problem, result.sample_index, result.score)
 
 Submitting stores the job and its samples, and that is all: the upkeep worker finds them. So a client needs Postgres
-only, and may end as soon as it has submitted.
+only, and may end as soon as it has submitted. What only reads is in ``pipeline.reader``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from pydantic import SecretStr
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection
 
-from pipeline.db import job_control, judging, pilots, planning, replays, report_queries, submissions, verdicts
-from pipeline.db.leadership import get_leader
-from pipeline.db.readonly_query import MAX_ROWS, Table, run_query
-from pipeline.db.revision import require_current
-from pipeline.db.session import open_database, transaction
-from pipeline.errors import ConfigurationError, DamagedRow, JobError, NotComparable, PipelineError
+from pipeline.db import job_control, judging, matching, pilots, report_queries, submissions, verdicts
+from pipeline.errors import ConfigurationError, JobError
 from pipeline.jobs.config import MAX_INTEGER, CalibratedFrom, JobState
-from pipeline.jobs.matching import matched_values
+from pipeline.jobs.pair import KnownPairs
 from pipeline.jobs.readiness import ReadyJob, make_ready
 from pipeline.jobs.references import StoredSet
 from pipeline.jobs.submission import ModelChoice, SourceJob, Submission
@@ -50,125 +44,38 @@ from pipeline.judging.submitting import (
     refuse_open_jobs,
 )
 from pipeline.problems import Problem, ProblemSet
-from pipeline.results.replay import Replay, replay
-from pipeline.results.reports import (
-    Comparison,
-    Job,
-    JobChange,
-    JobErrors,
-    JobProgress,
-    JobStats,
-    JobSummary,
-    ProblemScore,
-    Result,
-    SampleReport,
-)
-from pipeline.results.unreadable import Unreadable
-from pipeline.samples import ErrorClass, ModelRole
-from pipeline.settings import Settings, load_settings
+from pipeline.reader import JobRef, Reader, job_id_of
+from pipeline.results.reports import Job, JobChange
+from pipeline.samples import ErrorClass
 from pipeline.submit_options import SubmitOptions, shows_options
-from pipeline.workforce import LeaderReport, WorkerReport
 
 if TYPE_CHECKING:
-    from pipeline.calibration.calibrating import Calibration
     from pipeline.experiments.plan import PlannedRow
     from pipeline.experiments.results import ExperimentJob, ExperimentReport
     from pipeline.jobs.dry_run import DryRun
-    from pipeline.planning.answers import Plan
-    from pipeline.planning.pools import PartCosts
-    from pipeline.settings import PlanningSettings, PriceSettings
+    from pipeline.settings import PriceSettings
 
 log = logging.getLogger(__name__)
-
-JobRef: TypeAlias = Job | int
-"""A job or its id."""
 
 MAX_PRIORITY = 1000
 FROZEN_AFTER_S = 10
 """A change of a job on which the client says nothing for so long is undone: upkeep waits for it, for 30 s at most."""
-_SET_PRICE = text("SELECT set_config(:name, :price, true)")
 CANCEL_FOR_S = 1.0
 """For so long a cancel ends samples, some 20,000; upkeep goes on with the rest."""
 
 
-class Client:
-    """A connection to one pipeline's database. Thread-safe; close it, or use it in a ``with``.
-
-    Every method raises ServiceUnavailable when Postgres cannot be reached, and NotFound for a job or sample that does
-    not exist.
-    """
+class Client(Reader):
+    """A Reader that also stores and changes jobs. Thread-safe; close it, or use it in a ``with``."""
 
     def __init__(
         self, database_url: SecretStr, reader_url: SecretStr | None = None, prices: PriceSettings | None = None
     ) -> None:
-        """prices: of engine hours; None: what a right answer costs is not said."""
-        self._prices = prices.session_values() if prices else {}
-        self._database_url = database_url
-        self._reader_url = reader_url or database_url
+        super().__init__(database_url, reader_url, prices)
         self._on_note: Callable[[str], None] = log.info
-        self._db_engine: Engine = open_database(database_url, application_name="specthink client")
-        self._reader_engine: Engine = (
-            self._db_engine if self._reader_url == database_url
-            else open_database(self._reader_url, application_name="specthink client")
-        )  # fmt: skip
-
-    @classmethod
-    def connect(cls, settings: Settings | None = None, *, database_url: str | None = None) -> Self:
-        """Connect to the database of the settings: SPECTHINK_DATABASE_URL, else the embedded one of the state folder.
-
-        As the submitter's login where the settings or the embedded servers have one. database_url: a server of your
-        own, whatever the settings say. Raises ConfigurationError when the database has
-        not the schema of this version.
-        """
-        if database_url is not None:
-            client = cls(SecretStr(database_url))
-        else:
-            from pipeline.embedded import resolve_connections
-
-            settings = settings or load_settings()
-            connections = resolve_connections(settings)
-            client = cls(connections.submitter_url, connections.reader_url, settings.prices)
-        try:
-            require_current(client._db_engine)
-        except PipelineError:
-            client.close()
-            raise
-        return client
 
     def on_note(self, tell: Callable[[str], None]) -> None:
         """Have what a submission found in its problem file told by ``tell`` instead of the log."""
         self._on_note = tell
-
-    def close(self) -> None:
-        self._db_engine.dispose()
-        self._reader_engine.dispose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        with self._priced(self._db_engine) as connection:
-            yield connection
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        """A transaction of the reader, who sees what was right, where its login is known."""
-        with self._priced(self._reader_engine) as connection:
-            yield connection
-
-    @contextlib.contextmanager
-    def _priced(self, db_engine: Engine) -> Iterator[Connection]:
-        """A transaction in which the views find the prices of the settings."""
-        with transaction(db_engine) as connection:
-            for name, price in self._prices.items():
-                connection.execute(_SET_PRICE, {"name": name, "price": price})
-            yield connection
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[Connection]:
@@ -176,8 +83,6 @@ class Client:
         with self._transaction() as connection:
             connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = '{FROZEN_AFTER_S}s'")
             yield connection
-
-    # Doing
 
     @shows_options
     def submit(
@@ -196,7 +101,8 @@ class Client:
 
     def submit_all(self, jobs: Iterable[Submission]) -> list[Job]:
         """Store several jobs in one transaction, all or none; checks what ``submit`` checks. In their order."""
-        return self._store(*map(self._make_ready, jobs))
+        pairs = KnownPairs()
+        return self._store(*(self._make_ready(job, pairs=pairs) for job in jobs))
 
     @shows_options
     def dry_run(
@@ -210,24 +116,30 @@ class Client:
 
         return dry_run(self._make_ready(_submission(problems, options)), self.workers())
 
-    def _make_ready(self, submission: Submission, source: SourceJob | None = None) -> ReadyJob:
+    def _make_ready(
+        self, submission: Submission, source: SourceJob | None = None, pairs: KnownPairs | None = None
+    ) -> ReadyJob:
+        submission, found = self._with_findings(submission)
         ready = make_ready(
             submission,
             stored=self._stored_set(submission.problems) if isinstance(submission.problems, int) else None,
             source=source,
-            matched=self._chosen_values(submission),
+            matched=found,
+            pairs=pairs,
         )
         if ready.config.calibrated_from is None:
             return ready
         with self._transaction() as connection:
             return pilots.with_pilot(connection, ready)
 
-    def _chosen_values(self, submission: Submission) -> dict[str, Any] | None:
-        """What is found of other jobs for the policy's numbers; None: nothing was asked for."""
+    def _with_findings(self, submission: Submission) -> tuple[Submission, dict[str, Any]]:
+        """A submission with what was found of other jobs for its exit, and what for its policy's numbers."""
         if submission.matched_to is not None:
-            return self._matched_values(submission)
+            with self._transaction() as connection:
+                return matching.match(connection, submission)
         pilot = submission.calibrated_from
-        return None if pilot is None or pilot.share is None else self._calibrated_values(submission, pilot)
+        has_share = pilot is not None and pilot.share is not None
+        return submission, self._calibrated_values(submission, pilot) if pilot is not None and has_share else {}
 
     def _calibrated_values(self, submission: Submission, pilot: CalibratedFrom) -> dict[str, Any]:
         """The threshold for the wanted share. Raises ConfigurationError for a policy without a threshold."""
@@ -240,13 +152,11 @@ class Client:
 
     def _store(self, *jobs: ReadyJob) -> list[Job]:
         """Store jobs in one transaction, then tell what was found in them."""
-        told: list[str] = []
-        stored: list[Job] = []
         with self._transaction() as connection:
-            for ready in jobs:
-                stored.append(report_queries.get_job(connection, submissions.insert_ready(connection, ready)))
-                told += [*ready.notes, *_told_by_judges(connection, stored[-1].problem_set_id)]
-        for note in told:
+            found = report_queries.get_jobs(connection, submissions.insert_ready(connection, jobs))
+            told = _told_by_judges(connection, [job.problem_set_id for job in found])
+        stored = [self._shown(job) for job in found]
+        for note in (*(note for ready in jobs for note in ready.notes), *told):
             self._on_note(note)
         return stored
 
@@ -273,32 +183,33 @@ class Client:
         todo = [row for row in rows if row.name not in names] or rows[:1]
         ready = {row.name: self._make_ready(row_submission(experiment, row, shared)) for row in todo}
         with self._transaction() as connection:
-            job_ids = experiments.insert_rows(connection, experiment, ready, first)
+            job_ids = experiments.insert_rows(connection, experiment, ready)
         for note in dict.fromkeys(note for job in ready.values() for note in job.notes):
             self._on_note(note)
         return [self.job(job_id) for job_id in job_ids]
 
     def add_controls(self, experiment: str) -> list[Job]:
-        """Store for each row of an experiment that has ended and has no control random takeovers matched to it.
+        """Store what is matched to each row of an experiment that has ended, and has it not.
+
+        Random takeovers; and for an exit a cut, and an exit at random breaks, by which texts think as long.
 
         What cannot be matched is noted. Raises NotFound for an experiment that does not exist.
         """
         from pipeline.db import experiments
-        from pipeline.experiments.submitting import control_submission
+        from pipeline.experiments.controls import control_submission
 
         stored: list[int] = []
         for row in self._experiment_jobs(experiment):
             with self._transaction() as connection:
-                source = experiments.find_uncontrolled(connection, experiment, row)
-            if source is None:
-                continue
-            try:
-                ready = self._make_ready(control_submission(experiment, row, source), source)
-            except ConfigurationError as error:
-                self._on_note(f"job {row.job_id} ({row.name}) gets no control: {error}")
-                continue
-            with self._transaction() as connection:
-                stored += experiments.insert_control(connection, experiment, row, ready)
+                source, lacking = experiments.find_uncontrolled(connection, experiment, row)
+            for control in lacking:
+                try:
+                    ready = self._make_ready(control_submission(experiment, row, source, control), source)
+                except ConfigurationError as error:
+                    self._on_note(f"job {row.job_id} ({row.name}) gets no control {control.value!r}: {error}")
+                    continue
+                with self._transaction() as connection:
+                    stored += experiments.insert_control(connection, experiment, row, control, ready)
         return [self.job(job_id) for job_id in stored]
 
     def _experiment_jobs(self, experiment: str) -> list[ExperimentJob]:
@@ -346,7 +257,7 @@ class Client:
         chosen = DEFAULT_TEMPLATE if template is None else load_template(Path(template))
         options = dict(asking or {}) | {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
         with self._reading() as connection:
-            judged = judging.get_judged_job(connection, _id(job))
+            judged = judging.get_judged_job(connection, job_id_of(job))
             if chosen.tells_reference:
                 judging.require_answers_readable(connection)
             asked = ask_about(
@@ -383,8 +294,8 @@ class Client:
         after the verdicts. Raises JobError for a job that is not that one's judge, still runs or was cancelled.
         """
         with self._transaction() as connection:
-            verdicts.require_judged(connection, _id(judge), job_id=_id(job))
-            return verdicts.carry_verdicts(connection, _id(judge))
+            verdicts.require_judged(connection, job_id_of(judge), job_id=job_id_of(job))
+            return verdicts.carry_verdicts(connection, job_id_of(judge))
 
     def _stored_set(self, set_id: int) -> StoredSet:
         def read(limit: int) -> tuple[Problem, ...]:
@@ -402,27 +313,13 @@ class Client:
             read=read,
         )
 
-    def _matched_values(self, submission: Submission) -> dict[str, Any]:
-        """What random delegation is to be set to. Raises ConfigurationError for another policy, JobError for a job that
-        still runs: its takeovers are not all there yet."""
-        if submission.policy != "random":
-            raise ConfigurationError(f"only the policy 'random' can be matched to a job, not {submission.policy!r}")
-        with self._transaction() as connection:
-            found = report_queries.get_job(connection, submission.matched_to or 0)
-            if not found.is_final:
-                raise JobError(found.id, "it still runs; a job can be matched once it has ended")
-            words = found.config.policy.control_at == "word"
-            written = report_queries.measure_delegation(connection, found.id, words=words)
-        same_exit = submission.exit is not None and submission.exit == found.config.exit
-        return matched_values(written, same_exit=same_exit)
-
     def cancel(self, job: JobRef) -> JobChange:
         """End a running or paused job: from its first moment on nobody claims or stores anything for it.
 
         What is finished stays. Its samples follow, those at work before it returns; of a job that has more than can be
         ended in a second, upkeep ends the rest. Raises JobError for a job that ended otherwise.
         """
-        job_id = _id(job)
+        job_id = job_id_of(job)
         deadline = time.monotonic() + CANCEL_FOR_S
         with self._change() as connection:
             is_new = job_control.cancel_job(connection, job_id)
@@ -441,7 +338,7 @@ class Client:
 
         What is being written goes back to its last stored segment. Raises JobError for a job that has ended.
         """
-        job_id = _id(job)
+        job_id = job_id_of(job)
         with self._change() as connection:
             is_new = job_control.pause_job(connection, job_id)
         with self._change() as connection:
@@ -450,7 +347,7 @@ class Client:
 
     def resume(self, job: JobRef) -> JobChange:
         """Let a paused job go on where it was. Raises JobError for a job that has ended."""
-        job_id = _id(job)
+        job_id = job_id_of(job)
         with self._change() as connection:
             waiting = job_control.resume_job(connection, job_id)
         return JobChange(job_id=job_id, state=JobState.RUNNING, is_new=waiting is not None, num_samples=waiting or 0)
@@ -468,7 +365,7 @@ class Client:
         wanted = _error_classes(classes)
         if cut != (max_tokens is not None) or (cut and wanted):
             raise ConfigurationError("a retry takes either error classes, or cut with max_tokens")
-        job_id = _id(job)
+        job_id = job_id_of(job)
         with self._change() as connection:
             found = report_queries.get_job(connection, job_id)
             if max_tokens is None:
@@ -494,7 +391,7 @@ class Client:
         """
         if abs(priority) > MAX_PRIORITY:
             raise ConfigurationError(f"priority {priority}: give a number from -{MAX_PRIORITY} to {MAX_PRIORITY}")
-        job_id = _id(job)
+        job_id = job_id_of(job)
         with self._change() as connection:
             is_new = job_control.set_priority(connection, job_id, priority)
             state = report_queries.get_job(connection, job_id).state
@@ -510,249 +407,10 @@ class Client:
         value that is wrong.
         """
         with self._transaction() as connection:
-            source = submissions.get_source_job(connection, _id(job))
-        if source.config.judge is not None:
-            raise JobError(source.id, f"it is a judge; specthink judge {source.config.judge.job} makes another one")
+            source = submissions.get_source_job(connection, job_id_of(job))
+        if source.config.judging is not None:
+            raise JobError(source.id, f"it is a judge; specthink judge {source.config.judging.job} makes another one")
         return self._store(self._make_ready(Submission.from_job(source, changes or {}, name=name), source))[0]
-
-    def wait(
-        self,
-        *jobs: JobRef,
-        on_progress: Callable[[list[JobProgress]], None] | None = None,
-        interval_s: float = 0.5,
-        timeout_s: float | None = None,
-    ) -> list[JobProgress]:
-        """Return once all of the jobs have ended, with their last progress.
-
-        on_progress: called with the present progress each time it is read; without it only states are read meanwhile.
-        interval_s: the pause between two reads; it grows with the time a read takes. Raises TimeoutError after
-        timeout_s.
-        """
-        ids = [_id(job) for job in jobs]
-        start = time.monotonic()
-        while True:
-            asked_at = time.monotonic()
-            if on_progress or not self._any_open(ids):
-                progress = self.progress(*jobs)
-                if on_progress:
-                    on_progress(progress)
-                if all(job.is_final for job in progress):
-                    return progress
-                _require_known_states(progress)
-            took_s = time.monotonic() - asked_at
-            if timeout_s is not None and time.monotonic() - start > timeout_s:
-                raise TimeoutError(f"jobs {sorted(ids)} did not end within {timeout_s:.0f} s")
-            time.sleep(max(interval_s, 10 * took_s))
-
-    def _any_open(self, job_ids: Sequence[int]) -> bool:
-        with self._transaction() as connection:
-            return report_queries.any_open(connection, job_ids)
-
-    # Reading
-
-    def jobs(self, limit: int = 100) -> list[Job]:
-        """The newest jobs, newest first."""
-        with self._transaction() as connection:
-            return report_queries.list_jobs(connection, limit=limit)
-
-    def job(self, job_id: int) -> Job:
-        with self._transaction() as connection:
-            return report_queries.get_job(connection, job_id)
-
-    def progress(self, *jobs: JobRef) -> list[JobProgress]:
-        """How far some jobs are, and what they wait for; in the order of their ids."""
-        with self._transaction() as connection:
-            return report_queries.select_progress(connection, [_id(job) for job in jobs])
-
-    def results(self, job: JobRef, *, only_final: bool = False, batch: int = 200) -> Iterator[Result]:
-        """Every sample of a job with its text so far, streamed: one batch at a time is in memory.
-
-        All rows are of one moment. only_final: leave out samples that are still at work.
-        """
-        with self._reading() as connection:
-            yield from report_queries.stream_results(connection, _id(job), only_final=only_final, batch=batch)
-
-    def sample(self, sample_id: int) -> SampleReport:
-        """One sample with its segments, and its steps once it is complete."""
-        with self._reading() as connection:
-            return report_queries.get_sample(connection, sample_id)
-
-    def replay(self, sample_id: int) -> Replay:
-        """Feed a sample's stored segments through its policy; say where it decides otherwise than what is stored."""
-        with self._transaction() as connection:
-            return replay(replays.get_stored_sample(connection, sample_id))
-
-    def replay_job(self, job: JobRef) -> Iterator[Replay]:
-        """Replay every complete sample of a job, in the order of their ids."""
-        with self._transaction() as connection:
-            yield from map(replay, replays.stream_complete_samples(connection, _id(job)))
-
-    def summary(self, *jobs: JobRef) -> list[JobSummary]:
-        """One line per job: accuracy with its interval, lengths, shares, speed."""
-        with self._transaction() as connection:
-            return report_queries.select_summaries(connection, [_id(job) for job in jobs])
-
-    def stats(self, job: JobRef) -> JobStats:
-        """All statistics of one job."""
-        with self._transaction() as connection:
-            return report_queries.get_stats(connection, _id(job))
-
-    def errors(self, job: JobRef) -> tuple[JobErrors, ...]:
-        """What went wrong in a job, by class, the most frequent first."""
-        with self._transaction() as connection:
-            return report_queries.get_errors(connection, _id(job))
-
-    def compare(self, first: JobRef, *others: JobRef, anyway: bool = False) -> list[Comparison]:
-        """Each of the others compared with the first, paired by problem.
-
-        Raises NotComparable where two are not on the same problem set or were not graded alike; anyway: compare them
-        all the same, by the ids of the problems in their files, and say so in the result.
-        """
-        with self._transaction() as connection:
-            return [
-                report_queries.get_comparison(connection, _id(first), _id(other), anyway=anyway) for other in others
-            ]
-
-    def page(self, *jobs: JobRef, num_samples: int = 6) -> str:
-        """One self-contained HTML page about jobs: tables, charts, and num_samples samples of each to read.
-
-        Of several jobs it also shows so many problems side by side, those on which they disagree first. The others are
-        compared with the first one, with what speaks against it where that is so.
-        """
-        from pipeline.results.page import PageData, render_page
-
-        ids = [_id(job) for job in jobs]
-        with self._reading() as connection:
-            same = report_queries.select_same_problems(connection, ids, limit=num_samples) if len(ids) > 1 else []
-            data = PageData(
-                jobs=tuple(report_queries.get_job(connection, job) for job in ids),
-                stats=tuple(report_queries.get_stats(connection, job) for job in ids),
-                comparisons=tuple(_comparisons(connection, ids)),
-                samples=tuple(
-                    tuple(
-                        report_queries.get_sample(connection, sample)
-                        for sample in report_queries.select_examples(connection, job, limit=num_samples)
-                    )
-                    for job in ids
-                ),
-                read_at=dt.datetime.now(dt.UTC),
-                side_by_side=tuple(
-                    tuple(report_queries.get_sample(connection, sample) for sample in samples) for samples in same
-                ),
-            )
-        return render_page(data)
-
-    def calibrate(
-        self,
-        job: JobRef,
-        *,
-        policy: str | None = None,
-        policy_values: Mapping[str, Any] | None = None,
-        shares: Sequence[float] | None = None,
-        share_of: str = "steps",
-        statistic: str | None = None,
-        side: str | None = None,
-        field: str | None = None,
-        step_tokens: float | None = None,
-        target: str | PathLike[str] | int | None = None,
-        anyway: bool = False,
-    ) -> Calibration:
-        """Thresholds for wanted shares, from the signals that a pilot stored.
-
-        policy, policy_values: whose threshold; None: all statistics that there are. shares: of the places of a
-        statistic, or of all tokens (share_of="tokens"), that large shall write. statistic, side, field: for a policy
-        that does not say itself what its threshold is compared with. step_tokens: of a step of large; None: the
-        pilot's mean step. target: what will be scored: a problem file, "set:N" or a job; anyway: also where it shares
-        problems with the pilot.
-
-        Raises JobError for a pilot that still runs or stored no such signal, ConfigurationError for a wrong option, and
-        where the target shares problems with the pilot.
-        """
-        from pipeline.calibration.request import SHARES, CalibrationRequest
-
-        request = CalibrationRequest.parse(
-            policy=policy, policy_values=policy_values, shares=SHARES if shares is None else shares, share_of=share_of,
-            statistic=statistic, side=side, field=field, step_tokens=step_tokens,
-        )  # fmt: skip
-        with self._transaction() as connection:
-            return pilots.get_calibration(connection, _id(job), request, target=target, anyway=anyway)
-
-    def problem_scores(self, job: JobRef) -> tuple[ProblemScore, ...]:
-        """The scored problems of a job, in the order of their set."""
-        with self._transaction() as connection:
-            return report_queries.problem_scores(connection, _id(job))
-
-    def plan(
-        self,
-        job: JobRef,
-        *,
-        small_workers: int | None = None,
-        large_workers: int | None = None,
-        num_samples: int | None = None,
-        slots: int | None = None,
-        small_speedup: float = 1.0,
-        large_speedup: float = 1.0,
-        deadline: dt.timedelta | None = None,
-        shared_cores: float | None = None,
-        settings: Settings | None = None,
-    ) -> Plan:
-        """What a job like this one would take on other numbers of workers: a simulation fed with its segments.
-
-        small_workers, large_workers: None for as many as wrote this job. num_samples: in all; None for as many as it
-        has. slots: samples that each worker writes at the same time; None for as measured. small_speedup,
-        large_speedup: how much faster an engine is than the one it ran on. deadline: also look for the fewest workers
-        that meet it. shared_cores: engines on a CPU share so many cores, now and when the job was measured; None where
-        every worker has a device of its own. settings: of upkeep and planning.
-
-        Raises JobError where too little of the job is complete, ConfigurationError for an option that does not fit.
-        """
-        from pipeline.planning.answers import PlanRequest, make_plan
-        from pipeline.planning.fitting import fit, sharing_of
-        from pipeline.planning.pools import Admission
-
-        chosen = settings or load_settings()
-        limits = _part_costs(chosen.planning)
-        with self._transaction() as connection:
-            measured = planning.get_measured_job(connection, _id(job))
-        sharing = None if shared_cores is None else sharing_of(measured, shared_cores, limits)
-        fitted = fit(measured, sharing)
-        asked = {ModelRole.SMALL: small_workers, ModelRole.LARGE: large_workers}
-        given = {role: count for role, count in asked.items() if count is not None}
-        request = PlanRequest(
-            num_samples=num_samples or measured.num_samples,
-            workers={**fitted.num_workers, **given},
-            slots={role: slots or fitted.slots[role] for role in fitted.roles},
-            speedups={ModelRole.SMALL: small_speedup, ModelRole.LARGE: large_speedup},
-            deadline_s=None if deadline is None else deadline.total_seconds(),
-            shared_cores=shared_cores,
-        )
-        admission = Admission(admit_ahead=chosen.upkeep.admit_ahead, tick_s=chosen.upkeep.tick_s)
-        return make_plan(measured.job_id, fitted, request, limits=limits, admission=admission)
-
-    def workers(self) -> list[WorkerReport]:
-        """The workers that are alive."""
-        with self._transaction() as connection:
-            return report_queries.live_workers(connection)
-
-    def leader(self) -> LeaderReport | None:
-        """The upkeep worker that does the duties now; None: nobody does, and no job goes on."""
-        with self._transaction() as connection:
-            return get_leader(connection)
-
-    def generated_tokens(self) -> dict[str, int]:
-        """Tokens that all small and all large workers generated so far; differences over time give the speed."""
-        with self._transaction() as connection:
-            return report_queries.generated_tokens(connection)
-
-    def sql(self, query: str, *, timeout_s: float = 60.0, max_rows: int = MAX_ROWS) -> Table:
-        """One read-only statement, for whatever question the views answer.
-
-        It runs in a READ ONLY transaction under a time limit, as the reader's role where its login is known. The rows
-        are read one by one, to the first max_rows or 256 MiB; the rest is left out, and the table says so. Raises
-        QueryRefused with the server's message for a query that Postgres refuses, and ConfigurationError for a login
-        that READ ONLY does not hold: it could run programs on the server.
-        """
-        return run_query(self._reader_url, query, timeout_s=timeout_s, max_rows=max_rows, values=self._prices)
 
 
 def _submission(problems: Submission | ProblemSet | str | PathLike[str] | int, options: SubmitOptions) -> Submission:
@@ -767,33 +425,15 @@ def _submission(problems: Submission | ProblemSet | str | PathLike[str] | int, o
     return Submission.parse(problems=source, **options)
 
 
-def _id(job: JobRef) -> int:
-    return job.id if isinstance(job, Job) else job
-
-
-def _told_by_judges(connection: Connection, problem_set_id: int) -> Iterator[str]:
-    """A note where the reference answers of a new job can be read in the prompts of judges."""
-    judges = judging.judges_that_tell(connection, problem_set_id)
-    if judges:
-        yield (
-            "the reference answers of these problems stand in the prompts of judges, where logins that write can "
-            f"read them; specthink rm {' '.join(map(str, judges))} ends that"
-        )
-
-
-def _require_known_states(jobs: Sequence[JobProgress]) -> None:
-    """Raises DamagedRow for a job in a state that this program does not know: nobody can say when it ends."""
-    for job in jobs:
-        if isinstance(job.state, Unreadable):
-            raise DamagedRow(f"job {job.job_id} cannot be waited for: {job.unreadable}")
-
-
-def _part_costs(settings: PlanningSettings) -> PartCosts:
-    """The numbers of the settings, each with the origin of its default."""
-    from pipeline.planning.pools import PartCosts
-
-    origins = {name: field.description or "" for name, field in type(settings).model_fields.items()}
-    return PartCosts(**settings.model_dump(), origins=origins)
+def _told_by_judges(connection: Connection, problem_set_ids: Sequence[int]) -> list[str]:
+    """A note where the reference answers of new jobs can be read in the prompts of judges."""
+    judges = judging.judges_that_tell(connection, problem_set_ids)
+    if not judges:
+        return []
+    return [
+        "the reference answers of these problems stand in the prompts of judges, where logins that write can "
+        f"read them; specthink rm {' '.join(map(str, judges))} ends that"
+    ]
 
 
 def _error_classes(given: Sequence[ErrorClass | str]) -> list[ErrorClass]:
@@ -812,10 +452,3 @@ def _check_budget(job: Job, max_tokens: int) -> None:
         )
     if max_tokens > MAX_INTEGER:
         raise ConfigurationError(f"max_tokens {max_tokens}: give at most {MAX_INTEGER}")
-
-
-def _comparisons(connection: Connection, ids: Sequence[int]) -> Iterator[Comparison]:
-    """Of the first job with those of the others that have a problem in common with it."""
-    for other in ids[1:]:
-        with contextlib.suppress(NotComparable):
-            yield report_queries.get_comparison(connection, ids[0], other, anyway=True)

@@ -14,6 +14,7 @@ PipelineError
 ├── LeaseLost(worker_id)           this worker's lease lapsed: stop work, write nothing
 ├── EngineError(model)             permanent, as all below but those that say otherwise: the sample fails
 │   ├── EngineUnavailable          transient: tried again after a delay
+│   ├── EngineAway                 transient: the engine's server cannot be reached; the sample goes back uncounted
 │   ├── EngineDied                 transient: the engine's process or loop is gone; the worker stops
 │   ├── EngineRefused              the engine will never take this request
 │   └── PromptTooLong              no room in the model's context
@@ -27,6 +28,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 
@@ -132,6 +134,17 @@ class EngineError(PipelineError):
 
 class EngineUnavailable(EngineError):
     """The engine refused for now; the sample is tried again."""
+
+
+class EngineAway(EngineError):
+    """The engine is a server, and it cannot be reached or takes nothing. The sample goes back; no try is counted.
+
+    token_ids: what it had written of the request, with what an earlier request wrote for it.
+    """
+
+    def __init__(self, model: str, message: str, token_ids: Sequence[int] = ()) -> None:
+        self.token_ids = token_ids
+        super().__init__(model, message)
 
 
 class EngineDied(EngineError):

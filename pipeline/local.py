@@ -19,8 +19,11 @@ from pipeline.devices import Machine, Plan, PlannedWorker, Pool, for_installed_e
 from pipeline.devices.kept import as_json, recall
 from pipeline.embedded import (
     EMBEDDED_LOGINS,
+    GATE,
     SERVERS,
     EmbeddedState,
+    Listen,
+    Opened,
     Program,
     ProgramPhase,
     ProgramState,
@@ -37,6 +40,7 @@ WORKERS_TIMEOUT_S = 900.0
 """A large model on a GPU takes minutes to load and to compile."""
 _PYTHON = (sys.executable, "-m", "workers")
 _GPUS = "CUDA_VISIBLE_DEVICES"
+_KEY = "SPECTHINK_ENGINE__SERVER__API_KEY"
 _ALIVE = (ProgramPhase.STARTING, ProgramPhase.RUNNING)
 
 
@@ -47,6 +51,8 @@ class LocalStack:
     state: EmbeddedState
     revision: str
     flower_url: str | None
+    opened: Opened | None = None
+    """Where other hosts may join."""
 
 
 def start_local(
@@ -54,18 +60,21 @@ def start_local(
     *,
     small: str | Sequence[str] | None = None,
     large: str | Sequence[str] | None = None,
+    judge: str | Sequence[str] | None = None,
     pools: Sequence[Pool] = (),
     flower: bool = True,
+    listen: Listen | None = None,
     die_with_parent: bool = False,
     on_event: Callable[[str], None] = lambda event: None,
     on_plan: Callable[[Plan], None] = lambda plan: None,
 ) -> LocalStack:
     """Start the embedded servers, migrate, and start workers: grading and upkeep always, the models' where given.
 
-    small, large: a local folder or hub id, or several, each with a worker of its own. pools: others, whose numbers and
-    devices may be left to be chosen. on_plan: told which workers will run where, before anything starts. Returns once
-    every worker has registered. What runs already is left as it is. die_with_parent: everything ends with this process.
-    on_event: told in a few words what is being done.
+    small, large, judge: a local folder or hub id, or several, each with a worker of its own. pools: others, whose
+    numbers and devices may be left to be chosen. on_plan: told which workers will run where, before anything starts.
+    Returns once every worker has registered. What runs already is left as it is. die_with_parent: everything ends with
+    this process. on_event: told in a few words what is being done. listen: where hosts may join that have none of
+    their own servers; None: nowhere, and where the servers were open they are closed.
 
     Raises ConfigurationError where the settings name servers of their own or the workers do not fit, and, with nothing
     changed, where a worker
@@ -73,7 +82,8 @@ def start_local(
     of registering; ServiceUnavailable where a server does not start.
     """
     _require_embedded(settings)
-    pools = [*_single_workers(ModelRole.SMALL, small), *_single_workers(ModelRole.LARGE, large), *pools]
+    models = {ModelRole.SMALL: small, ModelRole.LARGE: large, ModelRole.JUDGE: judge}
+    pools = [*(pool for role, given in models.items() for pool in _single_workers(role, given)), *pools]
     plan = plan_here(settings, pools)
     on_plan(plan)
     on_event("starting Postgres and Redis")
@@ -85,6 +95,7 @@ def start_local(
         )
     on_event("migrating the database")
     revision = _prepare_database(state)
+    opened = _open_or_close(state, listen, on_event)
     port = _flower_port(settings, state) if flower else None
     programs = _programs(settings, state, plan, flower_port=port)
     state.add_programs(programs)
@@ -93,7 +104,16 @@ def start_local(
     for names in waves({program.name: program.env for program in programs}):
         _start_and_wait(settings, state, names, port, on_event)
     url = f"http://{settings.flower.address}:{port}" if port is not None else None
-    return LocalStack(state=state, revision=revision, flower_url=url)
+    return LocalStack(state=state, revision=revision, flower_url=url, opened=opened)
+
+
+def _open_or_close(state: EmbeddedState, listen: Listen | None, on_event: Callable[[str], None]) -> Opened | None:
+    if listen is not None:
+        on_event(f"opening the servers to hosts that join at {listen.host} port {listen.port}")
+        return state.open_to_others(listen)
+    if state.close_to_others():
+        on_event("the servers were open to other hosts and are closed now: `specthink up --listen ADDRESS` opens them")
+    return None
 
 
 def start_again(
@@ -186,6 +206,8 @@ def _programs(settings: Settings, state: EmbeddedState, plan: Plan, *, flower_po
     environment.pop("SPECTHINK_STATE_DIR", None)  # given by the state folder, and with it the login of each program
     environment = {name: value for name, value in environment.items() if not name.startswith("SPECTHINK_LOGINS__")}
     password = environment.pop("SPECTHINK_FLOWER__BASIC_AUTH", None)
+    key = environment.pop(_KEY, None)
+    of_server = {_KEY: key} if key is not None else {}
     stop_wait_s = int(settings.lease.drain_s) + 20
     written = {program.name: _form(state, program.name) for program in state.program_states()}
     programs = []
@@ -196,7 +218,7 @@ def _programs(settings: Settings, state: EmbeddedState, plan: Plan, *, flower_po
             Program(
                 name=name,
                 argv=(*_PYTHON, *worker.arguments),
-                env=environment | worker.environment,
+                env=environment | worker.environment | (of_server if worker.pool.server else {}),
                 stop_wait_s=stop_wait_s,
             )
             for name, worker in zip(names, workers, strict=True)
@@ -291,7 +313,7 @@ def require_alive(state: EmbeddedState, programs: Mapping[str, ProgramState]) ->
 
 
 def _is_up(program: ProgramState, registered: set[int], flower: tuple[str, int] | None) -> bool:
-    if program.name in SERVERS:
+    if program.name in (*SERVERS, GATE):
         return True
     if program.name == "flower":
         return flower is not None and _answers(flower)

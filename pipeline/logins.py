@@ -19,6 +19,7 @@ class DatabaseRole(StrEnum):
     UPKEEP = "upkeep"  # upkeep workers: states, leases and totals; no reference answers
     SUBMITTER = "submitter"  # people who submit: stores jobs, cancels, pauses, retries; writes no text and no grade
     GATEWAY = "gateway"  # the gateway: what a submitter may, with files, batches and keys; no reference answers
+    MONITOR = "monitor"  # metrics and autoscalers: counts states, tokens and workers; no text, no answer
     READER = "reader"  # a person's questions: reads everything, changes nothing
 
 

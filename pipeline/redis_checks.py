@@ -14,7 +14,7 @@ import redis
 from pydantic import SecretStr
 
 from pipeline.db.faults import first_line
-from pipeline.errors import ConfigurationError
+from pipeline.errors import ConfigurationError, ServiceUnavailable
 from pipeline.redis_address import RedisAddress
 
 _PLACE = "SPECTHINK_REDIS_URL"
@@ -49,6 +49,17 @@ def require_broker(redis_url: SecretStr) -> None:
         remedy = remedy_of(error)
         if remedy is not None:
             raise ConfigurationError(f"Redis cannot be used: {first_line(error)}: {remedy}") from error
+
+
+def reach_broker(redis_url: SecretStr) -> None:
+    """The same, and raise ServiceUnavailable where it does not answer now: for a person's command, which waits for
+    nobody."""
+    require_broker(redis_url)
+    try:
+        with closing(RedisAddress.parse(redis_url).connect()) as client:
+            client.ping()
+    except (redis.RedisError, OSError) as error:
+        raise ServiceUnavailable(f"Redis cannot be reached: {first_line(error)}") from error
 
 
 def remedy_of(error: Exception) -> str | None:

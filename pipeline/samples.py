@@ -7,21 +7,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal, TypeAlias
 
 
 class ModelRole(StrEnum):
-    """Which of a job's two models."""
+    """Which of a job's models."""
 
     SMALL = "small"
     LARGE = "large"
+    JUDGE = "judge"
+    """Says how good a step is; writes no text."""
+
+
+WRITING_ROLES = (ModelRole.SMALL, ModelRole.LARGE)
+"""Those whose texts may be kept: a judge writes asides alone."""
+WritingRole: TypeAlias = Literal[ModelRole.SMALL, ModelRole.LARGE]
+"""One of them, in a spec."""
 
 
 class Author(StrEnum):
-    """Who wrote a segment: one of the models, or the policy (a fixed sentence)."""
+    """Who wrote a piece: one of the models, or the policy (a fixed sentence). Of a judge there are asides alone."""
 
     SMALL = "small"
     LARGE = "large"
     INSERTED = "inserted"
+    JUDGE = "judge"
 
 
 class SampleState(StrEnum):
@@ -32,6 +42,8 @@ class SampleState(StrEnum):
     DRAFTING = "drafting"  # a small worker writes
     AWAITING_LARGE = "awaiting_large"  # waits for a large worker
     ASSISTING = "assisting"  # a large worker writes
+    AWAITING_JUDGE = "awaiting_judge"  # waits for a judge worker
+    JUDGING = "judging"  # a judge worker says how good a step is
     FINISHED = "finished"  # the text is complete, waits for its grade
     GRADED = "graded"  # final: complete and graded (score may be none: unscored)
     FAILED = "failed"  # final: set aside with its error
@@ -53,14 +65,16 @@ IDLE_STATES = FINAL_STATES | {SampleState.PENDING}
 RUNNABLE_STATE = {
     ModelRole.SMALL: SampleState.READY,
     ModelRole.LARGE: SampleState.AWAITING_LARGE,
+    ModelRole.JUDGE: SampleState.AWAITING_JUDGE,
 }
 """The state in which a sample waits for a role."""
 
 WRITING_STATE = {
     ModelRole.SMALL: SampleState.DRAFTING,
     ModelRole.LARGE: SampleState.ASSISTING,
+    ModelRole.JUDGE: SampleState.JUDGING,
 }
-"""The state in which a role writes."""
+"""The state in which a worker of a role has it."""
 
 _S = SampleState
 TRANSITIONS: frozenset[tuple[SampleState, SampleState]] = frozenset(
@@ -73,6 +87,14 @@ TRANSITIONS: frozenset[tuple[SampleState, SampleState]] = frozenset(
         (_S.DRAFTING, _S.READY),  # rescued, or goes on with the same model
         (_S.ASSISTING, _S.READY),  # handed back
         (_S.ASSISTING, _S.AWAITING_LARGE),  # rescued, or goes on with the same model
+        (_S.PENDING, _S.AWAITING_JUDGE),  # tried again, where a judge was asked
+        (_S.DRAFTING, _S.AWAITING_JUDGE),  # a judge is asked
+        (_S.ASSISTING, _S.AWAITING_JUDGE),  # a judge is asked
+        (_S.AWAITING_JUDGE, _S.JUDGING),  # claimed
+        (_S.JUDGING, _S.READY),  # judged, small goes on
+        (_S.JUDGING, _S.AWAITING_LARGE),  # judged, large goes on
+        (_S.JUDGING, _S.AWAITING_JUDGE),  # rescued, or goes on with the same model
+        (_S.JUDGING, _S.FINISHED),
         (_S.DRAFTING, _S.FINISHED),
         (_S.ASSISTING, _S.FINISHED),
         (_S.FINISHED, _S.GRADED),

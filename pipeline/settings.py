@@ -38,6 +38,7 @@ class EngineKind(StrEnum):
     """What runs the models."""
 
     VLLM = "vllm"  # in the worker's process, or in one beside it
+    SERVER = "server"  # somebody's OpenAI-compatible server, by HTTP
 
 
 class VllmSettings(_Part):
@@ -70,6 +71,42 @@ class VllmSettings(_Part):
         return arguments
 
 
+SERVER_URL_FORM = "must be http://host:port/v1 or https://host/v1; a key goes into SPECTHINK_ENGINE__SERVER__API_KEY"
+
+
+class ServerSettings(_Part):
+    """What only a worker is told that writes through a server."""
+
+    url: str | None = None
+    """http://host:8000/v1, as OpenAI's clients take it."""
+    model: str | None = None
+    """The server's name for the model; None: the worker's own, or that of the one model with this root."""
+    api_key: SecretStr | None = None
+    """Sent as a bearer token. Never shown, and never stored."""
+    give_back_after_s: Seconds = 60.0
+    """Where the server takes nothing for so long, samples that wait for it go back to other workers of the model."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, url: str | None) -> str | None:
+        if url is not None and not is_server_url(url):
+            raise ValueError(
+                "must be http://host:port/v1 or https://host/v1, without a password; a key has its own variable"
+            )
+        return url.rstrip("/") if url else None
+
+
+def is_server_url(url: str) -> bool:
+    """Whether it is an address as OpenAI's clients take it, and tells no password."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) > 0) and not (
+            parts.username or parts.password or parts.query or parts.fragment
+        )
+    except ValueError:
+        return False
+
+
 class EngineSettings(_Part):
     """One engine per small or large worker."""
 
@@ -87,6 +124,7 @@ class EngineSettings(_Part):
     stall_after_s: Seconds = 120.0
     """A worker whose engine gives no token for so long while requests run ends with an error."""
     vllm: VllmSettings = VllmSettings()
+    server: ServerSettings = ServerSettings()
 
 
 class LeaseSettings(_Part):
@@ -166,6 +204,19 @@ class GatewaySettings(_Part):
     """Most chat requests that wait for their answers at a time; further ones are told to come again."""
 
 
+class MetricsSettings(_Part):
+    """Metrics for Prometheus: those that workers serve of themselves, and those that `specthink metrics` reads."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Where small, large and upkeep workers serve their own, the first free port from here on; 0: they serve none."""
+    num_ports: Annotated[int, Field(ge=1, le=1024)] = 32
+    """So many ports are tried: one for each worker of a host."""
+    address: str = "127.0.0.1"
+    """Where they listen. There is no password: keep it to networks that may know."""
+    refresh_s: Annotated[float, Field(ge=5)] = 10.0
+    """`specthink metrics` asks the database so often, however often it is scraped."""
+
+
 class PlanningSettings(_Part):
     """What a hand-over costs those parts that do not grow with the pools, in time of a core: for `specthink plan`.
 
@@ -191,6 +242,8 @@ class PriceSettings(_Part):
     """Of a small worker; None: not counted."""
     large_per_hour: Annotated[float, Field(ge=0)] | None = None
     """Of a large worker, all of its GPUs together; None: not counted."""
+    judge_per_hour: Annotated[float, Field(ge=0)] | None = None
+    """Of a judge worker, all of its GPUs together; None: not counted."""
 
     def session_values(self) -> dict[str, str]:
         """Those that are set, by the name under which the views find them."""
@@ -214,8 +267,10 @@ class LoginSettings(_Part):
     """For people who submit, cancel, pause and retry jobs, also on the machines where they type that."""
     gateway: SecretStr | None = None
     """For `specthink gateway`, also on the machine where it runs."""
+    monitor: SecretStr | None = None
+    """For `specthink metrics`, and for what scales workers."""
     reader: SecretStr | None = None
-    """For `specthink sql`, also on the machine where that is typed."""
+    """For `specthink sql` and `specthink url`, also on the machine where these are typed."""
 
     @model_validator(mode="after")
     def _are_complete_and_distinct(self) -> LoginSettings:
@@ -305,6 +360,7 @@ class Settings(BaseSettings):
     grading: GradingSettings = GradingSettings()
     flower: FlowerSettings = FlowerSettings()
     gateway: GatewaySettings = GatewaySettings()
+    metrics: MetricsSettings = MetricsSettings()
     planning: PlanningSettings = PlanningSettings()
     prices: PriceSettings = PriceSettings()
     logins: LoginSettings = LoginSettings()

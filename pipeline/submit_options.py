@@ -31,8 +31,10 @@ class SubmitOptions(TypedDict, total=False):
     recipe: str | None
     small: ModelChoice | None
     large: ModelChoice | None
+    judge: ModelChoice | None
     small_revision: str | None
     large_revision: str | None
+    judge_revision: str | None
     policy: str
     policy_values: Mapping[str, Any]
     exit: AnyExitSpec | str | None
@@ -57,6 +59,7 @@ class SubmitOptions(TypedDict, total=False):
     think_tags: ThinkTags | tuple[()] | None
     small_asking: Asking
     large_asking: Asking
+    judge_asking: Asking
     prompt_template: str | None
     prompt_file: Path | str | None
     template_text: str | None

@@ -12,6 +12,7 @@ class WorkerKind(StrEnum):
 
     SMALL = "small"
     LARGE = "large"
+    JUDGE = "judge"
     GRADE = "grade"
     UPKEEP = "upkeep"
 

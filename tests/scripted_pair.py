@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pipeline.policies.protocol import Policy, SampleContext, Watcher
 from pipeline.policies.requests import Finish, Generate, Written
 from pipeline.policies.thinking_steps import ThinkingStepsSpec
-from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
+from pipeline.samples import WRITING_ROLES, FinishReason, ModelRole, Piece, SegmentFinish
 from pipeline.signals import Signal
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
@@ -72,11 +72,11 @@ def models(words: Sequence[str], *, cut: ModelRole) -> st.SearchStrategy[Model]:
 def _model(draws: Random, words: Sequence[str], cut: ModelRole) -> Model:
     """Texts go on for some steps: the ends of text and thought are rarer than other words."""
     others = [word for word in words if word not in (END, THINK_END)]
-    more = {role: draws.choices(others, k=draws.choice([0, 20, 60])) for role in ModelRole}
+    more = {role: draws.choices(others, k=draws.choice([0, 20, 60])) for role in WRITING_ROLES}
     return Model(
         seed=draws.getrandbits(32),
-        words={role: [END, *[THINK_END] * 2, *others * 3, *more[role]] for role in ModelRole},
-        context_sizes={role: draws.choice([10_000] * 15 + [5, 17, 40]) for role in ModelRole},
+        words={role: [END, *[THINK_END] * 2, *others * 3, *more[role]] for role in WRITING_ROLES},
+        context_sizes={role: draws.choice([10_000] * 15 + [5, 17, 40]) for role in WRITING_ROLES},
         cut=draws.choice([None, cut]),
     )
 

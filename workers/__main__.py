@@ -54,6 +54,15 @@ def large(model: Model, name: Name = None, revision: Revision = None) -> None:
 
 
 @app.command()
+def judge(model: Model, name: Name = None, revision: Revision = None) -> None:
+    """Say how good steps are."""
+    settings = _worker_settings()
+    from workers.processes.writer import run_writer
+
+    end_process(run_writer(ModelRole.JUDGE, model, settings, name=name, revision=revision))
+
+
+@app.command()
 def grade() -> None:
     """Grade finished samples."""
     settings = _worker_settings()

@@ -82,6 +82,12 @@ def upgrade() -> None:
             comment="a judge's set: its prompts show the reference answers of that one; null: prompts show none",
         ),
         sa.Column(
+            "source",
+            JSONB(),
+            nullable=True,
+            comment="where on a hub it was first loaded from: hub, config, split, revision; null: from a file",
+        ),
+        sa.Column(
             "created_at",
             sa.DateTime(timezone=True),
             server_default=sa.text("now()"),
@@ -146,9 +152,10 @@ def upgrade() -> None:
         sa.Column("policy", sa.String(), nullable=False, comment="NAME or NAME:PRESET, as submitted"),
         sa.Column("small_model", sa.String(), nullable=True, comment="null where the policy needs none"),
         sa.Column("large_model", sa.String(), nullable=True, comment="null where the policy needs none"),
+        sa.Column("judge_model", sa.String(), nullable=True, comment="null where the policy needs none"),
         sa.Column(
             "first_role",
-            sa.Enum("small", "large", name="first_role", native_enum=False, create_constraint=True, length=24),
+            sa.Enum("small", "large", "judge", name="first_role", native_enum=False, create_constraint=True, length=24),
             nullable=False,
             comment="who opens each sample",
         ),
@@ -178,6 +185,7 @@ def upgrade() -> None:
             "yet",
         ),
         sa.Column("large_identity", JSONB(), nullable=True, comment="the same of the large model"),
+        sa.Column("judge_identity", JSONB(), nullable=True, comment="the same of the judge"),
         sa.Column("num_problems", sa.Integer(), nullable=False, comment="the first so many of the set"),
         sa.Column("num_samples", sa.Integer(), nullable=False, comment="per problem"),
         sa.Column(
@@ -240,6 +248,19 @@ def upgrade() -> None:
         comment="One requested unit of work: a problem set, its models and a policy, frozen at submit.",
     )
     op.create_table(
+        "experiments",
+        sa.Column("name", sa.String(), nullable=False, comment="as its users call it"),
+        sa.Column(
+            "changed_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+            comment="when a job was last to be added",
+        ),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_experiments")),
+        comment="An experiment: jobs that are compared with each other. Whoever adds a job to it locks its row.",
+    )
+    op.create_table(
         "experiment_jobs",
         sa.Column("experiment", sa.String(), nullable=False, comment="its name"),
         sa.Column(
@@ -256,6 +277,9 @@ def upgrade() -> None:
             comment="the job that it is matched to; null: it is no control, or that was removed",
         ),
         sa.ForeignKeyConstraint(["control_of"], ["jobs.id"], name=op.f("fk_experiment_jobs_control_of_jobs")),
+        sa.ForeignKeyConstraint(
+            ["experiment"], ["experiments.name"], name=op.f("fk_experiment_jobs_experiment_experiments")
+        ),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_experiment_jobs_job_id_jobs")),
         sa.PrimaryKeyConstraint("experiment", "row_name", name=op.f("pk_experiment_jobs")),
         comment="A job as a row of an experiment: of a sweep over policies and their numbers, and of its controls.",
@@ -301,10 +325,18 @@ def upgrade() -> None:
         sa.Column(
             "kind",
             sa.Enum(
-                "small", "large", "grade", "upkeep", name="kind", native_enum=False, create_constraint=True, length=24
+                "small",
+                "large",
+                "judge",
+                "grade",
+                "upkeep",
+                name="kind",
+                native_enum=False,
+                create_constraint=True,
+                length=24,
             ),
             nullable=False,
-            comment="small, large, grade or upkeep",
+            comment="small, large, judge, grade or upkeep",
         ),
         sa.Column("model", sa.String(), nullable=True, comment="the name jobs use"),
         sa.Column("engine_id", sa.BigInteger(), nullable=True, comment="null: it has none"),
@@ -445,6 +477,8 @@ def upgrade() -> None:
         sa.Column("drafting", sa.BigInteger(), nullable=False, comment="by state"),
         sa.Column("awaiting_large", sa.BigInteger(), nullable=False, comment="by state"),
         sa.Column("assisting", sa.BigInteger(), nullable=False, comment="by state"),
+        sa.Column("awaiting_judge", sa.BigInteger(), nullable=False, comment="by state"),
+        sa.Column("judging", sa.BigInteger(), nullable=False, comment="by state"),
         sa.Column("finished", sa.BigInteger(), nullable=False, comment="by state"),
         sa.Column("graded", sa.BigInteger(), nullable=False, comment="by state"),
         sa.Column("failed", sa.BigInteger(), nullable=False, comment="by state"),
@@ -469,6 +503,7 @@ def upgrade() -> None:
         sa.Column("discarded_large", sa.BigInteger(), nullable=False, comment="written by the large model, not kept"),
         sa.Column("aside_small", sa.BigInteger(), nullable=False, comment="written in asides by the small model"),
         sa.Column("aside_large", sa.BigInteger(), nullable=False, comment="written in asides by the large model"),
+        sa.Column("aside_judge", sa.BigInteger(), nullable=False, comment="written in asides by the judge"),
         sa.Column(
             "taken_small",
             sa.BigInteger(),
@@ -492,6 +527,12 @@ def upgrade() -> None:
             sa.BigInteger(),
             nullable=False,
             comment="of the large model's prompts, computed: not found in the prefix cache",
+        ),
+        sa.Column(
+            "prompt_tokens_judge",
+            sa.BigInteger(),
+            nullable=False,
+            comment="of the judge's prompts, computed: not found in the prefix cache",
         ),
         sa.Column("accuracy", sa.Double(), nullable=True, comment="mean score of the scored samples"),
         sa.Column("score_variance", sa.Double(), nullable=True, comment="variance of their scores"),
@@ -525,6 +566,12 @@ def upgrade() -> None:
             comment="time in which a large worker had a request of this job, summed over the workers",
         ),
         sa.Column(
+            "engine_seconds_judge",
+            sa.Double(),
+            nullable=True,
+            comment="time in which a judge worker had a request of this job, summed over the workers",
+        ),
+        sa.Column(
             "request_seconds_small",
             sa.Double(),
             nullable=True,
@@ -535,6 +582,12 @@ def upgrade() -> None:
             sa.Double(),
             nullable=True,
             comment="sum of the durations of the large model's requests",
+        ),
+        sa.Column(
+            "request_seconds_judge",
+            sa.Double(),
+            nullable=True,
+            comment="sum of the durations of the judge's requests",
         ),
         sa.Column(
             "mean_wait_seconds",
@@ -671,6 +724,8 @@ def upgrade() -> None:
                 "drafting",
                 "awaiting_large",
                 "assisting",
+                "awaiting_judge",
+                "judging",
                 "finished",
                 "graded",
                 "failed",
@@ -690,12 +745,14 @@ def upgrade() -> None:
             sa.Computed(
                 "CASE state WHEN 'ready'::text THEN 'admitted'::character varying "
                 "WHEN 'awaiting_large'::text THEN 'admitted'::character varying "
+                "WHEN 'awaiting_judge'::text THEN 'admitted'::character varying "
                 "WHEN 'drafting'::text THEN 'admitted'::character varying "
-                "WHEN 'assisting'::text THEN 'admitted'::character varying ELSE state END",
+                "WHEN 'assisting'::text THEN 'admitted'::character varying "
+                "WHEN 'judging'::text THEN 'admitted'::character varying ELSE state END",
                 persisted=True,
             ),
             nullable=False,
-            comment="admitted while it is ready, drafting, awaiting_large or assisting, else its state; for indexes",
+            comment="admitted while it waits for a model or a worker has it, else its state; for indexes",
         ),
         sa.Column(
             "epoch",
@@ -710,6 +767,9 @@ def upgrade() -> None:
         ),
         sa.Column(
             "large_worker_id", sa.BigInteger(), nullable=True, comment="the large worker whose cache holds the context"
+        ),
+        sa.Column(
+            "judge_worker_id", sa.BigInteger(), nullable=True, comment="the judge worker whose cache holds the context"
         ),
         sa.Column(
             "runnable_at",
@@ -759,7 +819,7 @@ def upgrade() -> None:
         sa.Column("max_tokens", sa.Integer(), nullable=True, comment="a larger budget than its job's; null: the job's"),
         sa.Column(
             "next_role",
-            sa.Enum("small", "large", name="next_role", native_enum=False, create_constraint=True, length=24),
+            sa.Enum("small", "large", "judge", name="next_role", native_enum=False, create_constraint=True, length=24),
             nullable=True,
             comment="who writes next; null: nobody has written, the job's first_role opens",
         ),
@@ -819,6 +879,9 @@ def upgrade() -> None:
             comment="written in asides by the large model",
         ),
         sa.Column(
+            "aside_judge", sa.Integer(), server_default="0", nullable=False, comment="written in asides by the judge"
+        ),
+        sa.Column(
             "taken_small",
             sa.Integer(),
             server_default="0",
@@ -859,7 +922,7 @@ def upgrade() -> None:
         sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True, comment="when it reached a final state"),
         sa.CheckConstraint("(state = 'failed') = (error IS NOT NULL)", name=op.f("ck_samples_error")),
         sa.CheckConstraint(
-            "(state IN ('drafting', 'assisting')) = (holder_id IS NOT NULL)", name=op.f("ck_samples_holder")
+            "(state IN ('drafting', 'assisting', 'judging')) = (holder_id IS NOT NULL)", name=op.f("ck_samples_holder")
         ),
         sa.CheckConstraint(
             "(state NOT IN ('graded', 'failed', 'cancelled')) = (ended_at IS NULL)", name=op.f("ck_samples_ended_at")
@@ -874,6 +937,7 @@ def upgrade() -> None:
         ),
         sa.ForeignKeyConstraint(["holder_id"], ["workers.id"], name=op.f("fk_samples_holder_id_workers")),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_samples_job_id_jobs")),
+        sa.ForeignKeyConstraint(["judge_worker_id"], ["workers.id"], name=op.f("fk_samples_judge_worker_id_workers")),
         sa.ForeignKeyConstraint(["large_worker_id"], ["workers.id"], name=op.f("fk_samples_large_worker_id_workers")),
         sa.ForeignKeyConstraint(["problem_id"], ["problems.id"], name=op.f("fk_samples_problem_id_problems")),
         sa.ForeignKeyConstraint(["small_worker_id"], ["workers.id"], name=op.f("fk_samples_small_worker_id_workers")),
@@ -923,9 +987,9 @@ def upgrade() -> None:
         ),
         sa.Column(
             "author",
-            sa.Enum("small", "large", name="author", native_enum=False, create_constraint=True, length=24),
+            sa.Enum("small", "large", "judge", name="author", native_enum=False, create_constraint=True, length=24),
             nullable=False,
-            comment="small or large",
+            comment="small, large or judge",
         ),
         sa.Column("purpose", sa.String(), nullable=False, comment="what the policy asked it for"),
         sa.Column("question", sa.String(), nullable=False, comment="fixed text after the kept text, '' for none"),
@@ -1067,7 +1131,16 @@ def upgrade() -> None:
         sa.Column("segment_index", sa.Integer(), autoincrement=False, nullable=False, comment="from 0 in its sample"),
         sa.Column(
             "author",
-            sa.Enum("small", "large", "inserted", name="author", native_enum=False, create_constraint=True, length=24),
+            sa.Enum(
+                "small",
+                "large",
+                "inserted",
+                "judge",
+                name="author",
+                native_enum=False,
+                create_constraint=True,
+                length=24,
+            ),
             nullable=False,
             comment="small, large or inserted",
         ),
@@ -1158,6 +1231,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["engine_id"], ["engines.id"], name=op.f("fk_segments_engine_id_engines")),
         sa.ForeignKeyConstraint(["sample_id"], ["samples.id"], name=op.f("fk_segments_sample_id_samples")),
         sa.ForeignKeyConstraint(["worker_id"], ["workers.id"], name=op.f("fk_segments_worker_id_workers")),
+        sa.CheckConstraint("author <> 'judge'", name=op.f("ck_segments_no_judge")),
         sa.PrimaryKeyConstraint("sample_id", "segment_index", name=op.f("pk_segments")),
         comment="One uninterrupted piece of writing. Kept ids of segments 0…n-1, joined, are the sample's output.",
     )
@@ -1214,7 +1288,16 @@ def upgrade() -> None:
         sa.Column("text", sa.String(), nullable=False, comment="with the break that ends it"),
         sa.Column(
             "author",
-            sa.Enum("small", "large", "inserted", name="author", native_enum=False, create_constraint=True, length=24),
+            sa.Enum(
+                "small",
+                "large",
+                "inserted",
+                "judge",
+                name="author",
+                native_enum=False,
+                create_constraint=True,
+                length=24,
+            ),
             nullable=False,
             comment="who wrote most of its tokens",
         ),
@@ -1551,6 +1634,7 @@ def downgrade() -> None:
         "segment_parts",
         "judged_samples",
         "experiment_jobs",
+        "experiments",
         "grades",
         "asides",
         "samples",

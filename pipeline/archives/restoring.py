@@ -32,6 +32,7 @@ _BY_NAME = {table.name: table for table in TABLES}
 _REFERENCES = {
     "problem_set_id": "problem_sets", "problem_id": "problems", "sample_id": "samples", "engine_id": "engines",
     "worker_id": "workers", "holder_id": "workers", "small_worker_id": "workers", "large_worker_id": "workers",
+    "judge_worker_id": "workers",
 }  # fmt: skip
 """The table whose id a column has."""
 

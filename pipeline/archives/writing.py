@@ -98,7 +98,8 @@ _HANDS = text("""
         UNION SELECT a.worker_id, a.engine_id FROM asides a JOIN samples s ON s.id = a.sample_id WHERE s.job_id = :job
         UNION SELECT p.worker_id, NULL FROM segment_parts p JOIN samples s ON s.id = p.sample_id WHERE s.job_id = :job
         UNION SELECT w.id, NULL FROM samples s CROSS JOIN LATERAL (
-            VALUES (s.small_worker_id), (s.large_worker_id), (s.holder_id)) w (id) WHERE s.job_id = :job
+            VALUES (s.small_worker_id), (s.large_worker_id), (s.judge_worker_id), (s.holder_id)) w (id)
+        WHERE s.job_id = :job
         UNION SELECT e.worker_id, NULL FROM events e WHERE e.job_id = :job
     ) h
 """)

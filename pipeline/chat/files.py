@@ -48,10 +48,17 @@ class ModelFiles:
     max_model_len: int | None
 
 
-def read_model(path_or_hub_id: str | PathLike[str], revision: str | None = None) -> ModelFiles:
+PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+"""In the place of a chat template that a judge lacks: it is asked in plain text."""
+
+
+def read_model(
+    path_or_hub_id: str | PathLike[str], revision: str | None = None, *, may_lack_template: bool = False
+) -> ModelFiles:
     """Read a local folder, else a model of the Hugging Face hub (from its cache where it is there).
 
-    Raises ConfigurationError that says what is missing. A name that looks like a path is never looked up.
+    may_lack_template: a model without a chat template gets PLAIN_TEMPLATE. Raises ConfigurationError
+    that says what is missing. A name that looks like a path is never looked up.
     """
     name = str(path_or_hub_id)
     folder = Path(name).expanduser()
@@ -65,11 +72,26 @@ def read_model(path_or_hub_id: str | PathLike[str], revision: str | None = None)
     return ModelFiles(
         name=name,
         tokenizer=tokenizer,
-        chat_template=_read_chat_template(name, folder, settings),
+        chat_template=_read_chat_template(name, folder, settings, may_lack=may_lack_template),
         template_variables=variables,
         eos_ids=_find_eos_ids(tokenizer, variables, config, generation),
         max_model_len=_find_max_model_len(config),
     )
+
+
+_WITH_A_HEAD = re.compile(r"RewardModel|ForSequenceClassification|ForTokenClassification|ValueHead|ScoreHead")
+"""In the names of architectures whose output is a number and no token."""
+
+
+def refuse_pooling(model: str, folder: Path) -> None:
+    """Raise ConfigurationError for a judge that writes no tokens: a reward model with a head of its own."""
+    architectures = _read_json(folder / "config.json").get("architectures") or ()
+    found = next((name for name in architectures if _WITH_A_HEAD.search(str(name))), None)
+    if found is not None:
+        raise ConfigurationError(
+            f"{served_name(model)} is a reward model with a head of its own ({found}), which gives numbers and no "
+            "tokens: take a generative one, that answers + or - (or Yes or No), as Math-Shepherd's does"
+        )
 
 
 def find_cached_folder(hub_id: str, revision: str | None = None) -> Path | None:
@@ -161,7 +183,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _read_chat_template(name: str, folder: Path, settings: dict[str, Any]) -> str:
+def _read_chat_template(name: str, folder: Path, settings: dict[str, Any], *, may_lack: bool) -> str:
     file = folder / "chat_template.jinja"
     if file.is_file():
         return _read_text(file, most=MAX_TEMPLATE_BYTES)
@@ -170,6 +192,8 @@ def _read_chat_template(name: str, folder: Path, settings: dict[str, Any]) -> st
         named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
         template = named[-1].get("template") if named else None
     if not isinstance(template, str):
+        if may_lack:
+            return PLAIN_TEMPLATE
         raise ConfigurationError(
             f"{name}: it has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json, in "
             f"{folder}); take the model's instruct or reasoning version"

@@ -51,12 +51,15 @@ class ChatModel:
     """What a job says about how it is asked."""
 
     @classmethod
-    def load(cls, path_or_hub_id: str | PathLike[str], revision: str | None = None) -> ChatModel:
+    def load(
+        cls, path_or_hub_id: str | PathLike[str], revision: str | None = None, *, may_lack_template: bool = False
+    ) -> ChatModel:
         """Read a local folder, else a model of the Hugging Face hub (from its cache where it is there).
 
-        Raises ConfigurationError that says what is missing. A name that looks like a path is never looked up.
+        may_lack_template: a model without a chat template is read, too, as a judge of plain text may be. Raises
+        ConfigurationError that says what is missing. A name that looks like a path is never looked up.
         """
-        files = read_model(path_or_hub_id, revision)
+        files = read_model(path_or_hub_id, revision, may_lack_template=may_lack_template)
         model = cls(
             name=files.name,
             tokenizer=files.tokenizer,
@@ -104,11 +107,11 @@ class ChatModel:
         return self._template.names() - GIVEN_BY_PIPELINE - set(self.template_variables)
 
     @classmethod
-    def find_cached(cls, hub_id: str) -> ChatModel | None:
+    def find_cached(cls, hub_id: str, *, may_lack_template: bool = False) -> ChatModel | None:
         """A model of the hub's cache on this machine, without asking the hub; None where it is not there whole."""
         folder = find_cached_folder(hub_id)
         try:
-            return None if folder is None else cls.load(folder)
+            return None if folder is None else cls.load(folder, may_lack_template=may_lack_template)
         except (OSError, ValueError, ConfigurationError):
             return None
 
@@ -191,6 +194,15 @@ class ChatModel:
                 "can be asked in a turn of its own"
             )
         return before, after
+
+    def text_ids(self, text: str) -> list[int]:
+        """The ids of a plain text that stands for itself, without a template: behind the token that begins a text,
+        where the tokenizer puts one there."""
+        lead = self.tokenizer.encode("", add_special_tokens=True).ids
+        token_ids = self._encoder.encode(text)
+        if self._encoder.controls_among(token_ids):
+            token_ids = self._encoder.encode_letters(text)
+        return [*lead, *token_ids]
 
     def encode_text(self, text: str) -> list[int]:
         """The ids of text that goes on after other tokens; text of control tokens becomes their ids."""

@@ -34,6 +34,11 @@ class ThinkPhase:
     """Whether the prompt has opened it, so that the text begins inside; else the text has the opening tag."""
 
 
+def own_phase(model: ChatModel) -> ThinkPhase:
+    """How a model marks its own texts."""
+    return ThinkPhase(start=model.think_start, end=model.think_end, opened=model.starts_in_think)
+
+
 def settle_think_phase(
     opener: ChatModel, other: ChatModel | None = None, *, other_is_unknown: bool = False
 ) -> ThinkPhase:
@@ -43,7 +48,7 @@ def settle_think_phase(
     models think when their system message says so. other_is_unknown: there is another, which may mark it in some way.
     """
     model = other if other is not None and not opener.think_end else opener
-    phase = ThinkPhase(start=model.think_start, end=model.think_end, opened=model.starts_in_think)
+    phase = own_phase(model)
     models = [chat for chat in (opener, other) if chat is not None]
     if not other_is_unknown and all(chat.may_think_unseen for chat in models):
         usual = THINK_FAMILIES[0]

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline.cli import (
+    addresses,
     archives,
     calibration,
     demo,
@@ -114,6 +115,7 @@ for module in (
     archives,
     models,
     queries,
+    addresses,
     calibration,
     plans,
     servers,

@@ -46,6 +46,8 @@ specthink submit mmlu.parquet --small a/s --large b/l --prompt choice --grader c
 
 specthink submit test.jsonl --recipe math500 --small a/s --large b/l --policy speculative-thinking:paper
 
+specthink submit hf:openai/gsm8k --small a/s --large b/l · specthink submit --recipe gsm8k --small a/s --large b/l
+
 specthink submit problems.jsonl --small a/s --large b/l --set policy.n1=30 --set 'policy.cues.verify=["let me see"]'
 
 specthink submit problems.jsonl --small a/s --large b/l --set exit.thinking_tokens=4000 --set guard.repeats=3
@@ -56,9 +58,9 @@ specthink submit problems.jsonl --small a/s --large b/l --policy random --matche
 
 specthink submit problems.jsonl --small a/s --large b/l --dry-run
 
-Recipes of the paper: math500, aime, gpqa-diamond, amc23. Each reads your copy of the set in its published columns, and
-asks, samples and grades as the paper did; options given beside it win. Others: gsm8k, math, svamp, olympiadbench, mmlu,
-mmlu-pro, arc, aqua and more; a wrong name lists them.
+Recipes of the paper: math500, aime, gpqa-diamond, amc23. Each reads your copy of the set, or the one on the hub, in its
+published columns, and asks, samples and grades as the paper did; options given beside it win. Others: gsm8k, math,
+svamp, olympiadbench, mmlu, mmlu-pro, arc, aqua and more; a wrong name lists them.
 """
 
 
@@ -66,21 +68,28 @@ mmlu-pro, arc, aqua and more; a wrong name lists them.
 def submit(
     context: typer.Context,
     file: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
-            help="Problems: .jsonl, .json, .csv, .tsv or .parquet, a folder of such, or - for standard input."
+            show_default="the recipe's set on the hub",
+            help="Problems: .jsonl, .json, .csv, .tsv or .parquet, a folder of such, - for standard input, or "
+            "hf:OWNER/SET[:CONFIG][@REVISION][#SPLIT].",
         ),
-    ],
+    ] = None,
     small: Annotated[
         str | None, typer.Option(help="Small model: a folder, or the name workers serve it under.")
     ] = None,
     large: Annotated[
         str | None, typer.Option(help="Large model: a folder, or the name workers serve it under.")
     ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="Model that says how good steps are, for policies that ask one: a folder or served name."),
+    ] = None,
     small_revision: Annotated[
         str | None, typer.Option(metavar="REVISION", help="Of the hub: only a worker that was started with it writes.")
     ] = None,
     large_revision: Annotated[str | None, typer.Option(metavar="REVISION", help="For the large model.")] = None,
+    judge_revision: Annotated[str | None, typer.Option(metavar="REVISION", help="For the judge.")] = None,
     policy: Annotated[
         str | None,
         typer.Option(
@@ -138,7 +147,11 @@ def submit(
     ] = None,
     matched_to: Annotated[
         int | None,
-        typer.Option(min=1, metavar="JOB", help="For --policy random: take over as often and as long as that job did."),
+        typer.Option(
+            min=1,
+            metavar="JOB",
+            help="--policy random: take over as often and as long as that job. --exit cut or random: think as long.",
+        ),
     ] = None,
     calibrated_from: Annotated[
         str | None,
@@ -182,9 +195,11 @@ def submit(
     system: System = None,
     small_system: RoleSystem = None,
     large_system: RoleSystem = None,
+    judge_system: RoleSystem = None,
     template_var: TemplateVariables = None,
     small_template_var: RoleTemplateVariables = None,
     large_template_var: RoleTemplateVariables = None,
+    judge_template_var: RoleTemplateVariables = None,
     think_tags: ThinkTagsOption = None,
     small_think_tags: ThinkTagsOption = None,
     large_think_tags: ThinkTagsOption = None,
@@ -208,14 +223,16 @@ def submit(
         raise typer.BadParameter("a dry run stores no job to wait for", param_hint="--wait")
 
     submission = Submission.parse(
-        problems=file,
+        problems=_problems(file, recipe),
         columns=_columns(column or [], answer_as),
         keep=tuple(keep or ()),
         recipe=recipe,
         small=small,
         large=large,
+        judge=judge,
         small_revision=small_revision,
         large_revision=large_revision,
+        judge_revision=judge_revision,
         **({} if policy is None else {"policy": policy}),
         matched_to=matched_to,
         calibrated_from=parse_pilot(calibrated_from),
@@ -245,6 +262,7 @@ def submit(
         **asking(system, template_var, think_tags),
         small_asking=asking(small_system, small_template_var, small_think_tags),
         large_asking=asking(large_system, large_template_var, large_think_tags),
+        judge_asking=asking(judge_system, judge_template_var, None),
         max_tokens=max_tokens,
         prompt_template=prompt,
         prompt_file=prompt_template,
@@ -262,6 +280,19 @@ def submit(
     with connect(context, state_dir) as client:
         client.on_note(lambda note: typer.echo(visible(note), err=True))
         announce(client, client.submit(submission), wait=wait)
+
+
+def _problems(file: Path | None, recipe: str | None) -> Path:
+    from pipeline.jobs.recipes import find_recipe
+
+    if file is not None:
+        return file
+    if recipe is None:
+        raise typer.BadParameter("name the problems, or a recipe", param_hint="FILE")
+    published = find_recipe(recipe).hub
+    if published is None:
+        raise typer.BadParameter(f"the recipe {recipe!r} is of no set of a hub: name your copy", param_hint="FILE")
+    return Path(f"hf:{published}")
 
 
 def parse_pilot(given: str | None) -> dict[str, Any] | None:
@@ -318,8 +349,12 @@ def announce(client: Client, job: Job, *, wait: bool = False) -> None:
 def _unserved(client: Client, job: Job) -> list[str]:
     """For each model that the job needs and no live worker serves, a sentence with the command that starts one."""
     [progress] = client.progress(job)
-    live = {ModelRole.SMALL: progress.live_small_workers, ModelRole.LARGE: progress.live_large_workers}
-    models = {ModelRole.SMALL: job.small_model, ModelRole.LARGE: job.large_model}
+    live = {
+        ModelRole.SMALL: progress.live_small_workers,
+        ModelRole.LARGE: progress.live_large_workers,
+        ModelRole.JUDGE: progress.live_judge_workers,
+    }
+    models = {ModelRole.SMALL: job.small_model, ModelRole.LARGE: job.large_model, ModelRole.JUDGE: job.judge_model}
     return [
         f"job {job.id} waits: no live {role} worker serves {models[role]}: "
         f"specthink worker {role} --model {models[role]} starts one"

@@ -23,6 +23,8 @@ LINE_EVERY_S = 10.0
 """Where the output is no terminal, a line is printed so often."""
 NAME_WIDTH = 14
 """So that all of it fits 80 columns."""
+MAX_SHOWN = 6
+"""Of more jobs than this, those that are being written are shown, and the others counted."""
 SURE_AFTER = 30
 """An estimate from fewer samples than this says from how many: the first to end are the short ones."""
 
@@ -105,8 +107,10 @@ class ProgressDisplay:
     def line(self, jobs: list[JobProgress]) -> str:
         """All of it in one line."""
         number_written, total = sum(map(written, jobs)), sum(job.samples_total for job in jobs)
-        each = ", ".join(f"job {job.job_id} {written(job)}/{job.samples_total}{_aside(job)}" for job in jobs)
-        return f"{number_written}/{total} samples ({each}) · {self._footer(jobs)}"
+        shown, others = telling(jobs)
+        each = [f"job {job.job_id} {written(job)}/{job.samples_total}{_aside(job)}" for job in shown]
+        told = ", ".join([*each, *([others] if others else [])])
+        return f"{number_written}/{total} samples ({told}) · {self._footer(jobs)}"
 
     def _footer(self, jobs: list[JobProgress]) -> str:
         speeds = ", ".join(f"{role} {number(speed.per_second)}" for role, speed in self._speeds.items())
@@ -136,7 +140,8 @@ class ProgressDisplay:
         from rich.text import Text
 
         grid = Table.grid(padding=(0, 2))
-        for job in jobs:
+        shown, others = telling(jobs)
+        for job in shown:
             grid.add_row(
                 Text(f"job {job.job_id}", style="bold"),
                 Text((job.name or "–")[:NAME_WIDTH], overflow="ellipsis", no_wrap=True),
@@ -146,10 +151,22 @@ class ProgressDisplay:
             )
         waits = [
             Text(f"job {job.job_id} waits: {job.waiting_for}", style="yellow")
-            for job in jobs
+            for job in shown
             if job.waiting_for and not job.is_final
         ]
-        return Group(grid, *waits, Text(self._footer(jobs)))
+        return Group(grid, *([Text(others)] if others else []), *waits, Text(self._footer(jobs)))
+
+
+def telling(jobs: list[JobProgress]) -> tuple[list[JobProgress], str | None]:
+    """The jobs that are shown one by one, and of many jobs what the others do: those that are written come first."""
+    if len(jobs) <= MAX_SHOWN:
+        return jobs, None
+    at_work = [job for job in jobs if not job.is_final and job.samples_total > job.pending]
+    shown = (at_work or [job for job in jobs if not job.is_final])[:MAX_SHOWN]
+    ids = {job.job_id for job in shown}
+    others = [job for job in jobs if job.job_id not in ids]
+    ended = sum(job.is_final for job in others)
+    return shown, f"and {len(others)} more jobs: {ended} ended, {len(others) - ended} open"
 
 
 def written(job: JobProgress) -> int:
@@ -158,10 +175,11 @@ def written(job: JobProgress) -> int:
 
 
 def _state(job: JobProgress) -> str:
-    """Where its samples are, in 29 columns at most."""
+    """Where its samples are, in 29 columns at most; in some more where a judge is asked."""
     if job.is_final:
         return job.state.value
-    return f"small {job.drafting}, large {job.assisting + job.awaiting_large}, grade {job.finished}"
+    judge = f", judge {num}" if (num := job.judging + job.awaiting_judge) else ""
+    return f"small {job.drafting}, large {job.assisting + job.awaiting_large}{judge}, grade {job.finished}"
 
 
 def _aside(job: JobProgress) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pipeline.cli.render import table
@@ -18,20 +19,37 @@ if TYPE_CHECKING:
 
 
 def chosen_pools(
-    models: Mapping[ModelRole, Sequence[str]], file: Path | None, arguments: Mapping[ModelRole, Sequence[str]]
+    models: Mapping[ModelRole, Sequence[str]],
+    file: Path | None,
+    arguments: Mapping[ModelRole, Sequence[str]],
+    servers: Mapping[ModelRole, str | None] = MappingProxyType({}),
 ) -> list[Pool]:
     """The pools of the options, then those of the file. arguments: vLLM's own by role, which win over the file's.
+    servers: by role the address of that which has the options' models.
 
     Raises ConfigurationError.
     """
     from pipeline.devices import parse_pool
     from pipeline.devices.file import read_pools
     from pipeline.engine_arguments import parse_arguments
+    from pipeline.errors import ConfigurationError
 
-    pools = [parse_pool(role, model) for role, given in models.items() for model in given]
+    for role, server in servers.items():
+        if server and not models[role]:
+            raise ConfigurationError(
+                f"--{role.value}-server needs the model that it has: give --{role.value} MODEL too"
+            )
+    pools = [
+        dataclasses.replace(parse_pool(role, model), server=servers.get(role))
+        for role, given in models.items()
+        for model in given
+    ]
     pools += read_pools(file) if file else []
     added = {role: parse_arguments(given) for role, given in arguments.items()}
-    return [dataclasses.replace(pool, arguments={**pool.arguments, **added[pool.role]}) for pool in pools]
+    return [
+        pool if pool.server else dataclasses.replace(pool, arguments={**pool.arguments, **added[pool.role]})
+        for pool in pools
+    ]
 
 
 def pool_of_worker(role: ModelRole, model: str | None, file: Path | None) -> Pool:

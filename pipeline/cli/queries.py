@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, cast
 
@@ -32,6 +33,7 @@ from pipeline.texts import VisibleStream, visible
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pipeline.client import Client
     from pipeline.results.reports import JobProgress
     from pipeline.workforce import WorkerReport
 
@@ -92,6 +94,7 @@ def _print_progress(out: Console, progress: list[JobProgress]) -> None:
         "written": [f"{written(row)}/{row.samples_total}" for row in progress],
         "small": [row.ready + row.drafting for row in progress],
         "large": [row.awaiting_large + row.assisting for row in progress],
+        "judge": [row.awaiting_judge + row.judging for row in progress],
         "to grade": [row.finished for row in progress],
         "failed": [row.failed for row in progress],
         "time": [duration(row.seconds) for row in progress],
@@ -105,7 +108,7 @@ def _print_progress(out: Console, progress: list[JobProgress]) -> None:
             out.print(f"job {row.job_id} is unreadable: {row.unreadable}", style="yellow")
 
 
-_SHOWN_IF_ANY = ("priority", "small", "large", "to grade", "failed")
+_SHOWN_IF_ANY = ("priority", "small", "large", "judge", "to grade", "failed")
 """Columns of the table of jobs that are left out where all of it is 0."""
 
 
@@ -116,33 +119,93 @@ def _writes(worker: WorkerReport) -> str:
     return f"{worker.num_in_flight - waiting}/{worker.max_in_flight}{more}"
 
 
-@commands.command(
-    rich_help_panel=PANEL,
-    epilog="Examples: specthink results 3 > results.jsonl · specthink results 3 --format parquet --output r.parquet",
-)
+class ResultFormat(StrEnum):
+    """How results are written: rows, or the logs of other tools."""
+
+    JSONL = "jsonl"
+    CSV = "csv"
+    PARQUET = "parquet"
+    INSPECT = "inspect"  # a log of Inspect
+    LM_EVAL = "lm-eval"  # what lm-eval --log_samples leaves
+
+
+_RESULTS_EXAMPLES = """Examples:
+
+specthink results 3 > results.jsonl
+
+specthink results 3 --format parquet --output r.parquet
+
+specthink results 3 --format inspect --output logs/: a log that inspect view shows
+
+specthink results 3 --format lm-eval --output evaluations/
+
+specthink results 3 --push me/my-run: a private data set without answers
+"""
+
+
+@commands.command(rich_help_panel=PANEL, epilog=_RESULTS_EXAMPLES)
 def results(
     context: typer.Context,
     job: JobId,
     format: Annotated[
-        ExportFormat, typer.Option("--format", help="CSV is safe to open in a spreadsheet.")
-    ] = ExportFormat.JSONL,
+        ResultFormat,
+        typer.Option("--format", help="CSV is safe to open in a spreadsheet; inspect and lm-eval are logs."),
+    ] = ResultFormat.JSONL,
     output: Annotated[
-        Path | None, typer.Option(help="A file instead of standard output; replaced when complete.")
+        Path | None,
+        typer.Option(
+            help="A file instead of standard output, replaced when complete; for inspect a .eval or .json file or a "
+            "folder, for lm-eval a folder."
+        ),
     ] = None,
     only_final: Annotated[bool, typer.Option("--only-final", help="Leave out samples still at work.")] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Push them to the hub instead, private and without answers."),
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: let everybody read it.")] = False,
+    with_answers: Annotated[
+        bool, typer.Option("--with-answers", help="With --push: reference answers and hidden columns too.")
+    ] = False,
     state_dir: StateDir = None,
 ) -> None:
     """Write every sample of a job with its text: streamed, whatever the size."""
+    if push is None and (public or with_answers):
+        raise typer.BadParameter("--public and --with-answers go with it", param_hint="--push")
+    if push is not None:
+        if output is not None or only_final or format is not ResultFormat.JSONL:
+            raise typer.BadParameter("it pushes all samples, and writes no file", param_hint="--push")
+        with connect(context, state_dir) as client:
+            url, count = client.push(job, push, public=public, with_answers=with_answers)
+        console(stderr=True).print(f"{count} samples in {visible(url)}", soft_wrap=True)
+        return
+    with connect(context, state_dir) as client:
+        client.job(job)  # an unknown job leaves no file behind
+        match format:
+            case ResultFormat.INSPECT:
+                place, count = client.write_inspect_log(job, _log_place(output), only_final=only_final)
+            case ResultFormat.LM_EVAL:
+                place, count = client.write_lm_eval(job, _log_place(output), only_final=only_final)
+            case _:
+                count = _write_rows(client, job, ExportFormat(format.value), output, only_final=only_final)
+                place = output or Path("-")
+    if output is not None:
+        console(stderr=True).print(f"{count} samples in {place}", soft_wrap=True)
+
+
+def _log_place(output: Path | None) -> Path:
+    if output is None:
+        raise typer.BadParameter("a log is made of files: give --output", param_hint="--format")
+    return output
+
+
+def _write_rows(client: Client, job: int, format: ExportFormat, output: Path | None, *, only_final: bool) -> int:
     from pipeline.results.exports import write_results
 
     if output is None and format is ExportFormat.PARQUET and sys.stdout.isatty():
         raise typer.BadParameter("parquet is binary: give --output FILE", param_hint="--format")
-    with connect(context, state_dir) as client:
-        client.job(job)  # an unknown job leaves no file behind
-        with destination(output) as stream:
-            count = write_results(client.results(job, only_final=only_final), stream, format)
-    if output is not None:
-        console(stderr=True).print(f"{count} samples in {output}")
+    with destination(output) as stream:
+        return write_results(client.results(job, only_final=only_final), stream, format)
 
 
 @contextlib.contextmanager

@@ -208,7 +208,8 @@ def _p_value(row: Comparison) -> str:
 
 def cost_table(costs: Sequence[JobCost], *, title: str = "cost") -> Table:
     """One line per job. engine s: time in which a worker had a request of the job, summed over the workers; * other
-    jobs ran at the same time. The column of money is there where prices are set."""
+    jobs ran at the same time. The column of a judge is there where one was asked, that of money where prices are
+    set."""
     columns = ["job", "engine s small", "large", "per right answer", "wall s p50", "p95", "waited s", "cut",
                "money per right"]  # fmt: skip
     rows = [
@@ -221,6 +222,10 @@ def cost_table(costs: Sequence[JobCost], *, title: str = "cost") -> Table:
         ]
         for cost in costs
     ]  # fmt: skip
+    if any(cost.engine_seconds_judge for cost in costs):
+        columns.insert(3, "judge")
+        for row, cost in zip(rows, costs, strict=True):
+            row.insert(3, cost.engine_seconds_judge)
     if all(cost.money is None for cost in costs):
         columns, rows = columns[:-1], [row[:-1] for row in rows]
     return table(columns, rows, title=title)

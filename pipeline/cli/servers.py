@@ -1,4 +1,4 @@
-"""Commands that run things: up, down, migrate, worker, flower."""
+"""Commands that run things: up, down, join, migrate, worker, flower, metrics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
@@ -16,7 +16,10 @@ from pipeline.cli.render import console, table
 from pipeline.texts import visible
 
 if TYPE_CHECKING:
-    from pipeline.embedded import EmbeddedState
+    from pydantic import SecretStr
+
+    from pipeline.devices import Pool
+    from pipeline.embedded import EmbeddedState, Opened
 
 PANEL = "Running it"
 
@@ -37,9 +40,15 @@ specthink up --small org/a-1b --small org/b-1b --large org/large-32b: two small 
 
 specthink up --small org/small-1b --large org/large-32b --dry-run: which workers would run where
 
+specthink up --small org/small-1b --large org/large-32b --judge org/prm-7b: a judge's worker, too
+
 specthink up --small org/small-1b@0,1 --large org/large-32b@2-5:tp=2: on these GPUs
 
+specthink up --small org/small-1b --large org/large-70b --large-server http://host:8000/v1: large is somebody's server
+
 specthink up --file specthink.toml: pools, devices, engine arguments and environment from a file
+
+specthink up --listen 10.0.0.1: hosts that join may have workers of their own here
 
 specthink up small: start the small worker again that `specthink down small` has stopped
 
@@ -65,6 +74,21 @@ def up(
             metavar="MODEL[@GPUS][:tp=N]", help="Start large workers: a folder or hub id, on these GPUs. Repeatable."
         ),
     ] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL[@GPUS][:tp=N]", help="Start judge workers: a folder or hub id, on these GPUs. Repeatable."
+        ),
+    ] = None,
+    small_server: Annotated[
+        str | None, typer.Option(metavar="URL", help="The small model runs there: an OpenAI-compatible server.")
+    ] = None,
+    large_server: Annotated[
+        str | None, typer.Option(metavar="URL", help="The large model runs there: an OpenAI-compatible server.")
+    ] = None,
+    judge_server: Annotated[
+        str | None, typer.Option(metavar="URL", help="The judge runs there: an OpenAI-compatible server.")
+    ] = None,
     file: Annotated[Path | None, typer.Option(metavar="FILE", help="Start the pools of a specthink.toml.")] = None,
     engine_arg: EngineArg = None,
     small_engine_arg: Annotated[
@@ -73,6 +97,9 @@ def up(
     large_engine_arg: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="The same for large workers alone.")
     ] = None,
+    judge_engine_arg: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="The same for judge workers alone.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print which workers would run where; start nothing.")
     ] = False,
@@ -80,6 +107,19 @@ def up(
         Path | None, typer.Option(metavar="FILE", help="With --dry-run: plan for the machine that this JSON describes.")
     ] = None,
     flower: Annotated[bool, typer.Option("--flower/--no-flower", help="Serve Flower on localhost.")] = True,
+    listen: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS[:PORT]", help="Open the servers to hosts that join, by TLS; port 7432."),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NETWORK", help="With --listen: hosts of these networks alone.", show_default="those beside ADDRESS"
+        ),
+    ] = None,
+    insecure_network: Annotated[
+        bool, typer.Option("--insecure-network", help="With --listen: no TLS, whoever sees the network reads along.")
+    ] = False,
     state_dir: StateDir = None,
 ) -> None:
     """Start embedded servers and workers, and leave them running; what runs already is left as it is.
@@ -88,8 +128,11 @@ def up(
     before it starts. What does not fit is refused.
 
     A worker that runs with another model or other settings is not changed: stop it first, by `specthink down PROGRAM`.
+
+    Without --listen no other host reaches the servers; where they were open they are closed.
     """
     from pipeline.cli.placement import chosen_pools, look, print_plan
+    from pipeline.embedded import Listen
     from pipeline.local import start_again, start_local
     from pipeline.samples import ModelRole
 
@@ -97,13 +140,20 @@ def up(
     settings = settings_of(context, state_dir)
     arguments = {ModelRole.SMALL: [*(engine_arg or ()), *(small_engine_arg or ())]}
     arguments[ModelRole.LARGE] = [*(engine_arg or ()), *(large_engine_arg or ())]
-    pools = chosen_pools({ModelRole.SMALL: small or [], ModelRole.LARGE: large or []}, file, arguments)
+    arguments[ModelRole.JUDGE] = [*(engine_arg or ()), *(judge_engine_arg or ())]
+    models = {ModelRole.SMALL: small or [], ModelRole.LARGE: large or [], ModelRole.JUDGE: judge or []}
+    servers = {ModelRole.SMALL: small_server, ModelRole.LARGE: large_server, ModelRole.JUDGE: judge_server}
+    pools = chosen_pools(models, file, arguments, servers)
     if not pools and any(arguments.values()):
         raise typer.BadParameter("there are no engines to start: give models too", param_hint="--engine-arg")
     if machine and not dry_run:
         raise typer.BadParameter("it is for --dry-run: workers start on this machine", param_hint="--machine")
+    if listen is None and (allow or insecure_network):
+        hint = "--allow" if allow else "--insecure-network"
+        raise typer.BadParameter("it goes with --listen ADDRESS", param_hint=hint)
+    place = Listen.parse(listen, networks=tuple(allow or ()), insecure=insecure_network) if listen else None
     if programs:
-        if pools or dry_run:
+        if pools or dry_run or place:
             raise typer.BadParameter("name programs to start again, or give models, not both", param_hint="PROGRAM")
         _show_programs(start_again(settings, programs, on_event=lambda event: err.print(f"… {event}", style="dim")))
         return
@@ -114,6 +164,7 @@ def up(
         settings,
         pools=pools,
         flower=flower,
+        listen=place,
         on_event=lambda event: err.print(f"… {event}", style="dim"),
         on_plan=lambda plan: print_plan(err, plan),
     )
@@ -122,7 +173,23 @@ def up(
     out.print(f"state folder {stack.state.state_dir}, database revision {stack.revision}", soft_wrap=True)
     if stack.flower_url:
         out.print(f"Flower: {stack.flower_url}")
+    if stack.opened:
+        _show_opened(stack.opened)
     out.print(f"stop all of it: {command_line(chosen_state_dir(context, state_dir))} down", soft_wrap=True)
+
+
+def _show_opened(opened: Opened) -> None:
+    """What to do on another host; the token is a file, and nothing of it is shown."""
+    out = console()
+    lock = "without TLS: whoever sees this network reads and changes along" if opened.insecure else "by TLS"
+    state = "open as it was" if opened.was_open else "open"
+    out.print(f"{state} to {', '.join(opened.networks)} at {opened.address} port {opened.port}, {lock}", soft_wrap=True)
+    out.print(
+        f"on another host: copy {opened.token_file} there (a secret: scp -p keeps its mode), then\n"
+        f"  specthink join {opened.token_file.name}\n  specthink worker small --model MODEL",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def _show_programs(state: EmbeddedState) -> None:
@@ -181,6 +248,70 @@ def _purge(state_dir: Path, programs: list[str], *, yes: bool) -> None:
 
 @commands.command(
     rich_help_panel=PANEL,
+    epilog="Examples: specthink join join-token · specthink --state-dir run-7 join join-token · specthink join --leave",
+)
+def join(
+    context: typer.Context,
+    token: Annotated[
+        Path | None, typer.Argument(metavar="TOKEN-FILE", help="The file that `specthink up --listen` names.")
+    ] = None,
+    leave: Annotated[bool, typer.Option("--leave", help="Forget the servers that this host has joined.")] = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Let workers of this host write for the servers of another one, with the rights of a writer alone.
+
+    The servers must prove by the certificate in the token who they are. The token is kept in the state folder, mode
+    0600: `specthink worker small` and `large` use it from then on.
+    """
+    from pipeline.embedded import is_running
+    from pipeline.embedded.folder import StateFolder
+    from pipeline.embedded.joining import Token, store_token
+    from pipeline.embedded.joining import leave as leave_servers
+    from pipeline.errors import ConfigurationError
+
+    settings = settings_of(context, state_dir)
+    if (token is None) != leave:
+        raise typer.BadParameter("give a token, or --leave", param_hint="TOKEN-FILE")
+    if token is None:
+        left = leave_servers(settings.state_dir)
+        typer.echo("left" if left else visible(f"{settings.state_dir} has joined no servers"))
+        return
+    if settings.database_url is not None or settings.redis_url is not None:
+        raise ConfigurationError(
+            "SPECTHINK_DATABASE_URL or SPECTHINK_REDIS_URL names servers, and would win over those that are joined: "
+            "unset both"
+        )
+    read = Token.read(token)
+    folder = StateFolder.of(settings.state_dir)
+    folder.create()
+    with folder.lock():
+        if is_running(folder.path):
+            raise ConfigurationError(
+                f"servers of its own run in {folder.path}: stop them by `specthink down`, or choose another --state-dir"
+            )
+        store_token(folder, read, _require_usable)
+    typer.echo(visible(f"joined {read.host} port {read.port} as {read.login}, {'TLS' if read.authority else 'no TLS'}"))
+    typer.echo(
+        visible(f"workers here: {command_line(chosen_state_dir(context, state_dir))} worker small --model MODEL")
+    )
+
+
+def _require_usable(database_url: SecretStr, redis_url: SecretStr) -> None:
+    """Raises PipelineError where a worker could not work with these servers."""
+    from pipeline.db.revision import require_current
+    from pipeline.db.session import open_database
+    from pipeline.redis_checks import reach_broker
+
+    db_engine = open_database(database_url, pool_size=1, application_name="specthink join")
+    try:
+        require_current(db_engine)
+    finally:
+        db_engine.dispose()
+    reach_broker(redis_url)
+
+
+@commands.command(
+    rich_help_panel=PANEL,
     epilog="Example: SPECTHINK_DATABASE_URL=postgresql://user:password@host/name specthink migrate",
 )
 def migrate(
@@ -229,6 +360,8 @@ specthink worker large --model /models/large-32b --name-served org/large-32b --m
 
 specthink worker large --model org/large-32b-awq --engine-arg max_num_batched_tokens=4096
 
+specthink worker large --model org/large-70b --server http://host:8000/v1: through somebody's server
+
 specthink worker large --file specthink.toml: as the file's large pool says, on the GPUs that this process sees
 
 specthink worker grade --concurrency 4 · specthink worker upkeep
@@ -262,6 +395,16 @@ EngineProcess = Annotated[
     ),
 ]
 
+Server = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Write through the OpenAI-compatible server that has the model: http://host:8000/v1."
+    ),
+]
+ServerModel = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The server's name for the model.", show_default="that of --model")
+]
+
 
 @worker.command()
 def small(
@@ -274,10 +417,13 @@ def small(
     device_share: DeviceShare = None,
     engine_process: EngineProcess = None,
     engine_arg: EngineArg = None,
+    server: Server = None,
+    server_model: ServerModel = None,
     state_dir: StateDir = None,
 ) -> None:
     """Draft with a small model."""
-    options = WriterOptions(name_served, revision, max_in_flight, device_share, engine_process, engine_arg)
+    engine = EngineOptions(device_share, engine_process, engine_arg, server, server_model)
+    options = WriterOptions(name_served, revision, max_in_flight, engine)
     _become_writer(context, "small", model, file, options, state_dir)
 
 
@@ -292,11 +438,35 @@ def large(
     device_share: DeviceShare = None,
     engine_process: EngineProcess = None,
     engine_arg: EngineArg = None,
+    server: Server = None,
+    server_model: ServerModel = None,
     state_dir: StateDir = None,
 ) -> None:
     """Take over with a large model."""
-    options = WriterOptions(name_served, revision, max_in_flight, device_share, engine_process, engine_arg)
+    engine = EngineOptions(device_share, engine_process, engine_arg, server, server_model)
+    options = WriterOptions(name_served, revision, max_in_flight, engine)
     _become_writer(context, "large", model, file, options, state_dir)
+
+
+@worker.command()
+def judge(
+    context: typer.Context,
+    model: Model = None,
+    file: PoolFile = None,
+    name_served: NameServed = None,
+    revision: Revision = None,
+    max_in_flight: MaxInFlight = None,
+    device_share: DeviceShare = None,
+    engine_process: EngineProcess = None,
+    engine_arg: EngineArg = None,
+    server: Server = None,
+    server_model: ServerModel = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Say how good steps are, for the policies that ask a judge."""
+    engine = EngineOptions(device_share, engine_process, engine_arg, server, server_model)
+    options = WriterOptions(name_served, revision, max_in_flight, engine)
+    _become_writer(context, "judge", model, file, options, state_dir)
 
 
 @worker.command()
@@ -329,15 +499,61 @@ def flower(
     _become(context, ["flower"], {"SPECTHINK_FLOWER__ADDRESS": address, "SPECTHINK_FLOWER__PORT": port}, state_dir)
 
 
+@commands.command(
+    rich_help_panel=PANEL,
+    epilog="Examples: specthink metrics --port 9464 · specthink metrics --once: print them and end",
+)
+def metrics(
+    context: typer.Context,
+    address: Annotated[str | None, typer.Option(help="Where it listens.", show_default="127.0.0.1")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where Prometheus asks.")] = 9464,
+    once: Annotated[bool, typer.Option("--once", help="Print the metrics once; serve nothing.")] = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Serve the metrics of all jobs and workers for Prometheus, read from the database every few seconds."""
+    import signal
+
+    from pipeline.db.revision import require_current
+    from pipeline.db.session import open_database
+    from pipeline.embedded import resolve_connections
+    from pipeline.logs import configure_logging
+    from pipeline.metrics import make_registry, render, serve
+
+    settings = settings_of(context, state_dir)
+    configure_logging(settings)
+    connections = resolve_connections(settings)
+    db_engine = open_database(connections.monitor_url, pool_size=1, application_name="specthink metrics")
+    require_current(db_engine)
+    registry = make_registry(db_engine, connections.redis_url, refresh_s=settings.metrics.refresh_s)
+    if once:
+        typer.echo(render(registry).decode(), nl=False)
+        return
+    stop_signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)  # before threads begin, which inherit it
+    place = address or settings.metrics.address
+    served = serve(registry, place, port)
+    typer.echo(f"metrics at http://{place}:{served.port}/metrics")
+    signal.sigwait(stop_signals)
+    served.stop()
+
+
+class EngineOptions(NamedTuple):
+    """What its engine is told; None: as its settings say."""
+
+    device_share: float | None
+    process: str | None
+    arguments: list[str] | None
+    server: str | None
+    server_model: str | None
+
+
 class WriterOptions(NamedTuple):
-    """What a small or large worker may be told; None: as its settings say."""
+    """What a worker with an engine may be told; None: as its settings say."""
 
     name_served: str | None
     revision: str | None
     max_in_flight: int | None
-    device_share: float | None
-    engine_process: str | None
-    engine_arg: list[str] | None
+    engine: EngineOptions
 
 
 def _become_writer(
@@ -350,25 +566,50 @@ def _become_writer(
 ) -> NoReturn:
     """An option wins over what the file says."""
     from pipeline.cli.placement import pool_of_worker
-    from pipeline.engine_arguments import parse_arguments
     from pipeline.samples import ModelRole
 
-    pool = pool_of_worker(ModelRole(role), model, file)
-    given = {**pool.arguments, **parse_arguments(options.engine_arg or ())}
-    name, revision = options.name_served or pool.name, options.revision or pool.revision
+    pool = _pool_of_options(pool_of_worker(ModelRole(role), model, file), options)
     arguments = [role, "--model", pool.model]
-    arguments += ["--name", name] if name else []
-    arguments += ["--revision", revision] if revision else []
+    arguments += ["--name", pool.name] if pool.name else []
+    arguments += ["--revision", pool.revision] if pool.revision else []
     engine = {
-        "SPECTHINK_ENGINE__MAX_IN_FLIGHT": options.max_in_flight or pool.max_in_flight,
+        "SPECTHINK_ENGINE__MAX_IN_FLIGHT": pool.max_in_flight,
         "SPECTHINK_ENGINE__MAX_MODEL_LEN": pool.max_model_len,
-        "SPECTHINK_ENGINE__VLLM__GPU_MEMORY_UTILIZATION": options.device_share or pool.share,
+        "SPECTHINK_ENGINE__VLLM__GPU_MEMORY_UTILIZATION": pool.share,
         "SPECTHINK_ENGINE__VLLM__TENSOR_PARALLEL_SIZE": pool.tp,
         "SPECTHINK_ENGINE__VLLM__CPU_THREADS": pool.threads,
-        "SPECTHINK_ENGINE__VLLM__PROCESS": options.engine_process,
-        "SPECTHINK_ENGINE__VLLM__ARGUMENTS": json.dumps(given) if given else None,
+        "SPECTHINK_ENGINE__VLLM__PROCESS": options.engine.process,
+        "SPECTHINK_ENGINE__VLLM__ARGUMENTS": json.dumps(dict(pool.arguments)) if pool.arguments else None,
+        "SPECTHINK_ENGINE__KIND": "server" if pool.server else None,
+        "SPECTHINK_ENGINE__SERVER__URL": pool.server,
+        "SPECTHINK_ENGINE__SERVER__MODEL": pool.server_model,
     }
     _become(context, arguments, {**pool.environment, **engine}, state_dir)
+
+
+def _pool_of_options(pool: Pool, options: WriterOptions) -> Pool:
+    """The pool as the options change it. Raises ConfigurationError for what does not go with a server."""
+    import dataclasses
+
+    from pipeline.engine_arguments import parse_arguments
+    from pipeline.errors import ConfigurationError
+
+    engine = options.engine
+    given: dict[str, Any] = {
+        "name": options.name_served,
+        "revision": options.revision,
+        "max_in_flight": options.max_in_flight,
+        "share": engine.device_share,
+        "server": engine.server,
+        "server_model": engine.server_model,
+    }
+    changed = dataclasses.replace(pool, **{name: value for name, value in given.items() if value})
+    arguments = {**pool.arguments, **parse_arguments(engine.arguments or ())}
+    changed = dataclasses.replace(changed, arguments=arguments)
+    changed.require_servers_own()
+    if changed.server and engine.process:
+        raise ConfigurationError("--engine-process says where an engine of this machine runs; --server has its own")
+    return changed
 
 
 def _become(

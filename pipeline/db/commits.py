@@ -86,12 +86,12 @@ _SAMPLE_COLUMNS = (
     "sample_id bigint, epoch integer, segments_before integer, asides_before integer, runnable_at timestamptz, "
     "to_state text, policy_state jsonb, next_request jsonb, num_segments integer, "
     "num_takeovers integer, num_asides integer, tokens_small integer, tokens_large integer, tokens_inserted integer, "
-    "discarded_small integer, discarded_large integer, aside_small integer, aside_large integer, taken_small integer, "
-    "taken_large integer, finish_reason text, error_class text, error text"
+    "discarded_small integer, discarded_large integer, aside_small integer, aside_large integer, aside_judge integer, "
+    "taken_small integer, taken_large integer, finish_reason text, error_class text, error text"
 )
 _COUNTED = (
     "num_segments", "num_takeovers", "num_asides", "tokens_small", "tokens_large", "tokens_inserted", "discarded_small",
-    "discarded_large", "aside_small", "aside_large", "taken_small", "taken_large",
+    "discarded_large", "aside_small", "aside_large", "aside_judge", "taken_small", "taken_large",
 )  # fmt: skip
 """Columns of samples that a commit adds to."""
 _OF_CLAIM = ("epoch", "engine_id", "committed_at")

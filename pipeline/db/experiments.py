@@ -9,15 +9,19 @@ from sqlalchemy import Connection, text
 from pipeline.db import report_queries
 from pipeline.db.submissions import get_source_job, insert_ready
 from pipeline.errors import ConfigurationError, NotFound
+from pipeline.experiments.controls import Control, control_name, lacking_controls
 from pipeline.experiments.reporting import StoredRow, make_report
 from pipeline.experiments.results import ExperimentJob, ExperimentReport, ProblemSums
-from pipeline.experiments.submitting import control_name, differences, lacks_control
+from pipeline.experiments.submitting import differences
 from pipeline.jobs.readiness import ReadyJob
 from pipeline.jobs.references import StoredSet
 from pipeline.jobs.submission import SourceJob
 from pipeline.results.reports import Job
 
-_LOCK = text("SELECT pg_advisory_xact_lock(hashtext('specthink experiment ' || :experiment))")
+# A row and no advisory lock: every login can take those, and holds them for as long as it likes.
+_LOCK = text("""
+    INSERT INTO experiments (name) VALUES (:experiment) ON CONFLICT (name) DO UPDATE SET changed_at = clock_timestamp()
+""")
 _SELECT_JOBS = text("""
     SELECT row_name AS name, job_id, control_of FROM experiment_jobs WHERE experiment = :experiment ORDER BY job_id
 """)
@@ -39,7 +43,7 @@ _SUM_PROBLEMS = text("""
 
 
 def lock_experiment(connection: Connection, experiment: str) -> None:
-    """Nobody else adds a row to it until the transaction ends."""
+    """Store its name where it is new; nobody else adds a row to it until the transaction ends."""
     connection.execute(_LOCK, {"experiment": experiment})
 
 
@@ -64,39 +68,38 @@ def find_first(connection: Connection, experiment: str) -> tuple[Job | None, fro
     return first, frozenset(row.name for row in rows)
 
 
-def insert_rows(connection: Connection, experiment: str, ready: Mapping[str, ReadyJob], first: Job | None) -> list[int]:
+def insert_rows(connection: Connection, experiment: str, ready: Mapping[str, ReadyJob]) -> list[int]:
     """Store the jobs whose rows, by their names, the experiment has not; returns their ids.
 
-    first: the experiment's first job. Raises ConfigurationError for a job that does not ask as that one does.
+    Raises ConfigurationError for a job that does not ask as the experiment's first one does.
     """
     lock_experiment(connection, experiment)
+    first, names = find_first(connection, experiment)
     for job in ready.values():
         require_alike(connection, experiment, job, first)
-    names = {row.name for row in experiment_jobs(connection, experiment)}
-    stored = []
-    for name, job in ready.items():
-        if name not in names:
-            job_id = insert_ready(connection, job)
-            insert_row(connection, experiment, ExperimentJob(name=name, job_id=job_id))
-            stored.append(job_id)
+    missing = [name for name in ready if name not in names]
+    stored = insert_ready(connection, [ready[name] for name in missing])
+    for name, job_id in zip(missing, stored, strict=True):
+        insert_row(connection, experiment, ExperimentJob(name=name, job_id=job_id))
     return stored
 
 
-def find_uncontrolled(connection: Connection, experiment: str, row: ExperimentJob) -> SourceJob | None:
-    """The job of a row that random takeovers can be matched to now, and are not yet; None for any other row."""
+def find_uncontrolled(connection: Connection, experiment: str, row: ExperimentJob) -> tuple[SourceJob, list[Control]]:
+    """The job of a row, and what can be matched to it now and is not yet."""
     job = report_queries.get_job(connection, row.job_id)
-    if not lacks_control(row, job, experiment_jobs(connection, experiment)):
-        return None
-    return get_source_job(connection, row.job_id)
+    lacking = lacking_controls(row, job, experiment_jobs(connection, experiment))
+    return get_source_job(connection, row.job_id), lacking
 
 
-def insert_control(connection: Connection, experiment: str, row: ExperimentJob, ready: ReadyJob) -> list[int]:
-    """Store a row's control where it has none; returns its id, or nothing."""
+def insert_control(
+    connection: Connection, experiment: str, row: ExperimentJob, control: Control, ready: ReadyJob
+) -> list[int]:
+    """Store a row's control where it is new; returns its id, or nothing."""
     lock_experiment(connection, experiment)
-    name = control_name(row)
+    name = control_name(row, control)
     if name in {each.name for each in experiment_jobs(connection, experiment)}:
         return []
-    job_id = insert_ready(connection, ready)
+    (job_id,) = insert_ready(connection, [ready])
     insert_row(connection, experiment, ExperimentJob(name=name, job_id=job_id, control_of=row.job_id))
     return [job_id]
 

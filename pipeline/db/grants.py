@@ -38,10 +38,10 @@ _SCHEMA = {"alembic_version": "SELECT (version_num)", "schema_objects": "SELECT 
 """To find the schema current."""
 
 _WRITTEN = (
-    "state, epoch, holder_id, small_worker_id, large_worker_id, runnable_at, not_before, num_rescues, num_attempts, "
-    "part_tokens, policy_state, next_role, next_request, num_segments, num_takeovers, tokens_small, "
+    "state, epoch, holder_id, small_worker_id, large_worker_id, judge_worker_id, runnable_at, not_before, num_rescues, "
+    "num_attempts, part_tokens, policy_state, next_role, next_request, num_segments, num_takeovers, tokens_small, "
     "tokens_large, tokens_inserted, discarded_small, discarded_large, num_asides, aside_small, aside_large, "
-    "taken_small, taken_large"
+    "aside_judge, taken_small, taken_large"
 )
 """What a claim, a commit, a release or a deferral reads of a sample and changes."""
 _ENDED = "published_at, trial_epoch, finish_reason, error_class, error, finished_at, ended_at"
@@ -59,23 +59,39 @@ _STEP = ", ".join(column.name for column in StepRow.__table__.columns)
 _SIGNAL = ", ".join(column.name for column in SignalRow.__table__.columns)
 
 _COUNTED = (
-    "id, job_id, problem_id, state, phase, epoch, holder_id, small_worker_id, large_worker_id, next_role, "
-    "num_segments, num_takeovers, num_asides, num_rescues, trial_epoch, tokens_small, tokens_large, tokens_inserted, "
-    "discarded_small, discarded_large, aside_small, aside_large, taken_small, taken_large, finish_reason, score, "
-    "published_at, not_before, admitted_at, finished_at, ended_at"
+    "id, job_id, problem_id, state, phase, epoch, holder_id, small_worker_id, large_worker_id, judge_worker_id, "
+    "next_role, num_segments, num_takeovers, num_asides, num_rescues, trial_epoch, tokens_small, tokens_large, "
+    "tokens_inserted, discarded_small, discarded_large, aside_small, aside_large, aside_judge, taken_small, "
+    "taken_large, finish_reason, score, published_at, not_before, admitted_at, finished_at, ended_at"
 )
 """What upkeep reads of a sample, for its duties and for job_progress: a score, and no text or answer beside it."""
+
+_SUMMED = (
+    "job_id, problem_id, state, phase, finish_reason, score, error_class, runnable_at, num_takeovers, "
+    "tokens_small, tokens_large, tokens_inserted, discarded_small, discarded_large, aside_small, aside_large, "
+    "taken_small, taken_large"
+)
+"""What a monitor counts of samples: a score, and no text, answer or id beside it."""
+_TOTALED = (
+    "pending, ready, drafting, awaiting_large, assisting, finished, graded, failed, cancelled, num_length, "
+    "num_context, num_repetition, takeovers, tokens_small, tokens_large, tokens_inserted, discarded_small, "
+    "discarded_large, aside_small, aside_large, taken_small, taken_large"
+)
+_WORKER_METRICS = (
+    "kind, model, queue, max_in_flight, num_slots, num_in_flight, ended_at, end_reason, expires_at, tokens_dropped, "
+    "prompt_tokens, cached_tokens"
+)
 
 _GRADE_COLUMNS = ", ".join(
     column.name for column in GradeRow.__table__.columns if column.name not in ("predicted_answer", "detail")
 )
 """Of a grade, what is no text: a grader that broke may quote the reference answer in its detail."""
 
-_PROBLEM_SET = "name, content_sha256, num_problems, num_references, has_choices, tells_answers_of"
+_PROBLEM_SET = "name, content_sha256, num_problems, num_references, has_choices, tells_answers_of, source"
 _PROBLEM = "id, problem_set_id, position, external_id, prompt, subject, level, shown"
 _SUBMITTED = (
-    "name, policy, problem_set_id, state, config, versions, small_model, large_model, first_role, think_start, "
-    "think_end, think_opened, num_problems, num_samples, cloned_from, judged_job_id"
+    "name, policy, problem_set_id, state, config, versions, small_model, large_model, judge_model, first_role, "
+    "think_start, think_end, think_opened, num_problems, num_samples, cloned_from, judged_job_id"
 )
 """What a submission says of a job; the samples are stored by ``add_samples``."""
 
@@ -105,8 +121,9 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         ),
         "problems": "SELECT (id, external_id, prompt, shown)",
         "jobs": (
-            "SELECT (id, state, config, small_model, large_model, small_identity, large_identity, think_start, "
-            "think_end, think_opened), UPDATE (small_identity, large_identity, think_start, think_end, think_opened)"
+            "SELECT (id, state, config, small_model, large_model, judge_model, small_identity, large_identity, "
+            "judge_identity, think_start, think_end, think_opened), UPDATE (small_identity, large_identity, "
+            "judge_identity, think_start, think_end, think_opened)"
         ),
         "samples": (
             f"SELECT (id, job_id, problem_id, sample_index, max_tokens, phase, {_WRITTEN}), "
@@ -152,7 +169,8 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
             "UPDATE (worker_id, backend_pid, backend_start, since, seen_at, expires_at, can_publish)"
         ),
         "jobs": (
-            "SELECT (id, state, config, small_model, large_model, small_identity, large_identity, first_role, "
+            "SELECT (id, state, config, small_model, large_model, judge_model, small_identity, large_identity, "
+            "judge_identity, first_role, "
             "priority, first_claimed_at, finished_at, followed_at, judged_job_id, verdicts_at), "
             "UPDATE (state, first_claimed_at, finished_at, followed_at)"
         ),
@@ -199,6 +217,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         "samples": "SELECT, UPDATE (state, epoch, holder_id, runnable_at, published_at, ended_at)",
         "grades": f"SELECT ({_GRADE_COLUMNS})",
         "judged_samples": "SELECT, INSERT (job_id, sample_id, epoch, problem_id)",
+        "experiments": "SELECT, INSERT (name), UPDATE (changed_at)",
         "experiment_jobs": "SELECT, INSERT (experiment, row_name, job_id, control_of)",
         **dict.fromkeys(
             (
@@ -243,6 +262,17 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         "batch_jobs": "SELECT, INSERT",
         "chat_requests": f"SELECT, INSERT ({_CHAT}), UPDATE (waited_at, delivered_at)",
     },
+    DatabaseRole.MONITOR: {
+        **_SCHEMA,
+        "worker_demand": "SELECT",
+        "jobs": "SELECT (id, state, policy, small_model, large_model)",
+        "samples": f"SELECT ({_SUMMED})",
+        "rollups": "SELECT (job_id, first_problem, last_problem, samples, refreshed_at)",
+        "job_totals": f"SELECT (job_id, stale_at, {_TOTALED})",
+        "workers": f"SELECT ({_WORKER_METRICS})",
+        "upkeep_leader": "SELECT (worker_id, seen_at)",
+        "grades": "SELECT (status)",
+    },
     DatabaseRole.READER: {"ALL TABLES IN SCHEMA public": "SELECT"},
 }
 """Privileges by role and table, view or function; submitters and the gateway read all views. Of a worker,
@@ -279,6 +309,13 @@ _NEVER: Mapping[DatabaseRole, tuple[tuple[str, str], ...]] = {
         ("grades", "SELECT"),
         ("events", "INSERT"),
         ("api_keys", "INSERT"),
+    ),
+    DatabaseRole.MONITOR: (
+        ("reference_answers", "SELECT"),
+        ("hidden_columns", "SELECT"),
+        ("problems", "SELECT"),
+        ("segments", "SELECT"),
+        ("samples", "UPDATE"),
     ),
     DatabaseRole.READER: (("samples", "UPDATE"), ("reference_answers", "UPDATE")),
 }

@@ -46,8 +46,13 @@ def fix_think_phase(connection: Connection, job_id: int, phase: ThinkPhase) -> T
     """How a job's texts mark the think phase: as was settled before, else from now on as phase says."""
     values = {"job": job_id, "start": phase.start, "end": phase.end, "opened": phase.opened}
     connection.execute(_FIX_THINK_PHASE, values)
+    return get_think_phase(connection, job_id)
+
+
+def get_think_phase(connection: Connection, job_id: int) -> ThinkPhase:
+    """How a job's texts mark the think phase, as its first writer settled it. Raises DamagedRow."""
     found = text("SELECT think_start, think_end, think_opened FROM jobs WHERE id = :job")
-    row = connection.execute(found, values).one()
+    row = connection.execute(found, {"job": job_id}).one()
     with reading(f"job {job_id}: how its texts mark the think phase"):
         if None in row:
             raise ValueError("a part of it is missing")

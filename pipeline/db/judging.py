@@ -43,8 +43,8 @@ def get_judged_job(connection: Connection, job_id: int) -> JudgedJob:
     if row.state not in FINAL_JOB_STATES:
         raise JobError(job_id, f"it is {row.state}; judge it once it has ended: specthink watch {job_id}")
     config = read_config(job_id, row.config)
-    if config.judge is not None:
-        raise JobError(job_id, f"it is the judge of job {config.judge.job}; only answers to problems are judged")
+    if config.judging is not None:
+        raise JobError(job_id, f"it is the judge of job {config.judging.job}; only answers to problems are judged")
     return JudgedJob(id=row.id, problem_set_id=row.problem_set_id, config=config)
 
 
@@ -116,7 +116,7 @@ def _complete_sample(row: RowMapping) -> CompleteSample:
 # The same question in another version of a set has the same answer.
 _OPEN_JOBS = text("""
     SELECT j.id FROM jobs j
-    WHERE j.state IN ('running', 'paused') AND j.config->>'judge' IS NULL
+    WHERE j.state IN ('running', 'paused') AND j.config->>'judging' IS NULL
       AND (j.problem_set_id = :problem_set OR EXISTS (
           SELECT FROM problems p JOIN problems q ON q.prompt = p.prompt
           WHERE p.problem_set_id = j.problem_set_id AND q.problem_set_id = :problem_set))
@@ -143,9 +143,9 @@ def insert_judge(
     tells_answers: whether its prompts show reference answers.
     """
     assert isinstance(ready.problems, ProblemSet)
-    job_id = insert_ready(
+    (job_id,) = insert_ready(
         connection,
-        ready,
+        [ready],
         judged_job_id=judged.id,
         tells_answers_of=judged.problem_set_id if tells_answers else None,
     )
@@ -179,10 +179,10 @@ def told_answers(connection: Connection) -> list[ToldAnswers]:
 
 _JUDGES_THAT_TELL = text("""
     SELECT j.id FROM problem_sets p JOIN jobs j ON j.problem_set_id = p.id
-    WHERE p.tells_answers_of = :problem_set ORDER BY j.id
+    WHERE p.tells_answers_of = ANY(:problem_sets) ORDER BY j.id
 """)
 
 
-def judges_that_tell(connection: Connection, problem_set_id: int) -> list[int]:
-    """The judges in whose prompts the reference answers of a set can be read."""
-    return list(connection.execute(_JUDGES_THAT_TELL, {"problem_set": problem_set_id}).scalars())
+def judges_that_tell(connection: Connection, problem_set_ids: Sequence[int]) -> list[int]:
+    """The judges in whose prompts the reference answers of some sets can be read."""
+    return list(connection.execute(_JUDGES_THAT_TELL, {"problem_sets": problem_set_ids}).scalars())

@@ -28,12 +28,15 @@ class Table:
     rows: list[tuple[Any, ...]]
     is_cut: bool = False
     """Whether there are more rows than these."""
+    types: tuple[str, ...] = ()
+    """Of the columns, as Postgres names them: "int8", "text[]"; "" for one that the driver does not know."""
 
     def as_dicts(self) -> list[dict[str, Any]]:
         """One dict per row; a column name that comes again gets a number: ``n``, ``n_2``."""
-        return [dict(zip(self._distinct_columns(), row, strict=True)) for row in self.rows]
+        return [dict(zip(self.distinct_columns(), row, strict=True)) for row in self.rows]
 
-    def _distinct_columns(self) -> list[str]:
+    def distinct_columns(self) -> list[str]:
+        """The names, with a number behind one that comes again."""
         seen: dict[str, int] = {}
         names = []
         for name in self.columns:
@@ -118,17 +121,28 @@ def _read_table(cursor: psycopg.Cursor[Any], query: bytes, max_rows: int) -> Tab
                 break
             rows.append(row)
             num_bytes += footprint(list(row))
-    return Table(columns=_column_names(cursor, query), rows=rows, is_cut=is_cut)
+    columns = _described(cursor, query)
+    return Table(
+        columns=tuple(name for name, _ in columns),
+        rows=rows,
+        is_cut=is_cut,
+        types=tuple(_type_name(oid) for _, oid in columns),
+    )
 
 
-def _column_names(cursor: psycopg.Cursor[Any], query: bytes) -> tuple[str, ...]:
-    """Also where the stream had no row, of which the driver then knows nothing."""
+def _described(cursor: psycopg.Cursor[Any], query: bytes) -> list[tuple[str, int]]:
+    """Names and types of the columns, also where the stream had no row, of which the driver then knows nothing."""
     if cursor.description is None:
         connection = cursor.connection.pgconn
         connection.prepare(b"", query)
-        described = connection.describe_prepared(b"")
-        return tuple((described.fname(index) or b"").decode() for index in range(described.nfields))
-    return tuple(column.name for column in cursor.description)
+        found = connection.describe_prepared(b"")
+        return [((found.fname(index) or b"").decode(), found.ftype(index)) for index in range(found.nfields)]
+    return [(column.name, column.type_code) for column in cursor.description]
+
+
+def _type_name(oid: int) -> str:
+    found = psycopg.adapters.types.get(oid)
+    return "" if found is None else found.name if found.oid == oid else f"{found.name}[]"
 
 
 def _first_line(error: Exception) -> str:

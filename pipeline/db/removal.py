@@ -97,6 +97,9 @@ _REMOVALS = (
     "SET LOCAL specthink.removes_job = 'off'",
     "UPDATE jobs SET cloned_from = NULL WHERE cloned_from = :job",
     "UPDATE experiment_jobs SET control_of = NULL WHERE control_of = :job",
+    # One that somebody may be adding jobs to stays: its jobs would find it gone.
+    "DELETE FROM experiments e WHERE e.changed_at < clock_timestamp() - interval '1 day' "
+    "AND NOT EXISTS (SELECT FROM experiment_jobs j WHERE j.experiment = e.name)",
     "UPDATE jobs SET judged_job_id = NULL WHERE judged_job_id = :job",
     "DELETE FROM jobs WHERE id = :job",
 )

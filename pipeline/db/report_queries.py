@@ -13,7 +13,6 @@ from pipeline.db.readable import FAULTS, may_not_miss, read_choice, why_unreadab
 from pipeline.db.states import COMPLETE, FINAL
 from pipeline.errors import BadProblem, NotComparable, NotFound
 from pipeline.jobs.config import JobConfig, JobState
-from pipeline.jobs.matching import DelegatedWriting
 from pipeline.problems.sets import Problem
 from pipeline.results.comparison import compare
 from pipeline.results.intervals import Interval, cluster_bootstrap
@@ -88,7 +87,7 @@ def _select_view(connection: Connection, report: type[_R], view: str, tail: str,
 
 
 _SELECT_JOBS = """
-    SELECT j.id, j.name, j.state, j.policy, j.small_model, j.large_model, p.name AS problem_set,
+    SELECT j.id, j.name, j.state, j.policy, j.small_model, j.large_model, j.judge_model, p.name AS problem_set,
            j.problem_set_id, j.num_problems,
            j.num_samples, j.config, j.versions, j.submitted_at, j.first_claimed_at, j.finished_at, j.priority,
            j.cloned_from
@@ -119,10 +118,15 @@ def unreadable_jobs(connection: Connection, *, limit: int) -> list[Job]:
 
 def get_job(connection: Connection, job_id: int) -> Job:
     """Raises NotFound."""
-    row = connection.execute(text(f"{_SELECT_JOBS} WHERE j.id = :job"), {"job": job_id}).mappings().first()
-    if row is None:
-        raise NotFound.job(job_id)
-    return _job(row)
+    return get_jobs(connection, [job_id])[0]
+
+
+def get_jobs(connection: Connection, job_ids: Sequence[int]) -> list[Job]:
+    """Some jobs, in the order of their ids. Raises NotFound for an unknown id."""
+    rows = connection.execute(text(f"{_SELECT_JOBS} WHERE j.id = ANY(:jobs) ORDER BY j.id"), {"jobs": [*job_ids]})
+    found = [_job(row) for row in rows.mappings()]
+    _require_all(job_ids, {job.id for job in found})
+    return found
 
 
 def select_progress(connection: Connection, job_ids: Sequence[int]) -> list[JobProgress]:
@@ -271,87 +275,6 @@ def _caveats(connection: Connection, job_a: int, job_b: int) -> tuple[str, ...]:
     return tuple(caveats)
 
 
-# Takeovers, tokens and breaks are all of the complete samples: steps are known of those alone.
-# Large that writes on after a takeover belongs to it, until small writes.
-_SUM_LARGE = text("""
-    SELECT count(*) FILTER (WHERE p.takes_over) AS num_takeovers,
-           coalesce(sum(p.tokens) FILTER (WHERE p.num_before > 0 AND p.trigger <> 'answer'), 0) AS takeover_tokens,
-           coalesce(sum(p.tokens) FILTER (WHERE p.num_before = 0 AND p.trigger <> 'answer'), 0) AS opening_tokens,
-           count(DISTINCT p.sample_id) FILTER (WHERE p.num_before = 0 AND p.trigger <> 'answer') AS num_openings,
-           coalesce(sum(p.tokens) FILTER (WHERE p.trigger = 'answer'), 0) AS answer_tokens
-    FROM (
-        SELECT g.sample_id, g.author, g.takes_over, g.trigger, cardinality(g.token_ids) AS tokens,
-               count(*) FILTER (WHERE g.takes_over) OVER (PARTITION BY g.sample_id ORDER BY g.segment_index)
-               AS num_before
-        FROM samples s JOIN segments g ON g.sample_id = s.id
-        WHERE s.job_id = :job AND s.state IN ('finished', 'graded')
-    ) p
-    WHERE p.author = 'large'
-""")
-# A break ends a step that another follows; the author of the step's last token wrote it. The think phase ends with the
-# step before the one that holds the closing tag.
-_SUM_SMALL = text("""
-    WITH written AS (
-        SELECT g.sample_id, g.author, sum(cardinality(g.token_ids)) OVER w AS end_token,
-               sum(cardinality(g.token_ids)) OVER w - cardinality(g.token_ids) AS start_token
-        FROM samples s JOIN segments g ON g.sample_id = s.id
-        WHERE s.job_id = :job AND s.state IN ('finished', 'graded')
-        WINDOW w AS (PARTITION BY g.sample_id ORDER BY g.segment_index)
-    ),
-    ends AS (
-        SELECT t.sample_id, t.tokens_small, lead(t.start_token) OVER w - 1 AS last_token,
-               coalesce(bool_or(j.think_end <> '' AND strpos(t.text, j.think_end) > 0) OVER w, false) AS is_closed
-        FROM jobs j JOIN samples s ON s.job_id = j.id JOIN steps t ON t.sample_id = s.id
-        WHERE j.id = :job AND s.state IN ('finished', 'graded')
-        WINDOW w AS (PARTITION BY t.sample_id ORDER BY t.step_index)
-    )
-    SELECT (SELECT count(*) FROM ends e JOIN written g ON g.sample_id = e.sample_id
-            WHERE NOT e.is_closed AND g.author = 'small' AND e.last_token >= g.start_token
-              AND e.last_token < g.end_token) AS num_breaks,
-           (SELECT coalesce(sum(e.tokens_small), 0) FROM ends e WHERE NOT e.is_closed) AS small_tokens
-""")
-
-
-# A word as pipeline.policies.reading.words has it; one at which large took over stands in large's text.
-_COUNT_WORDS = text("""
-    WITH written AS (
-        SELECT g.sample_id, g.author, substr(g.text, (t.ends - t.length + 1)::integer, t.length) AS token,
-               row_number() OVER (PARTITION BY g.sample_id ORDER BY g.segment_index, t.place) AS place
-        FROM samples s JOIN segments g ON g.sample_id = s.id
-        CROSS JOIN LATERAL (
-            SELECT u.place, u.length, sum(u.length) OVER (ORDER BY u.place) AS ends
-            FROM unnest(g.token_lengths) WITH ORDINALITY u (length, place)
-        ) t
-        WHERE s.job_id = :job AND s.state IN ('finished', 'graded') AND t.place <= cardinality(g.token_ids)
-    ),
-    closed AS (
-        SELECT t.sample_id, min(t.start_token) AS start_token
-        FROM jobs j JOIN samples s ON s.job_id = j.id JOIN steps t ON t.sample_id = s.id
-        WHERE j.id = :job AND j.think_end <> '' AND strpos(t.text, j.think_end) > 0
-        GROUP BY t.sample_id
-    ),
-    placed AS (
-        SELECT w.*, lag(w.token) OVER (PARTITION BY w.sample_id ORDER BY w.place) AS before
-        FROM written w WHERE w.token <> ''
-    )
-    SELECT count(*) + (SELECT count(*) FROM samples s JOIN segments g ON g.sample_id = s.id
-                       WHERE s.job_id = :job AND s.state IN ('finished', 'graded') AND g.takes_over) AS num_words
-    FROM placed p LEFT JOIN closed c ON c.sample_id = p.sample_id
-    WHERE p.author = 'small' AND p.place <= coalesce(c.start_token, p.place) AND p.token ~ '\\S'
-      AND (p.token ~ '^\\s' OR p.before IS NULL OR p.before ~ '\\s$')
-""")
-
-
-def measure_delegation(connection: Connection, job_id: int, *, words: bool = False) -> DelegatedWriting:
-    """What the large model wrote in a job's complete samples, and at how many places of the small one it could have.
-
-    words: whether words are counted, too.
-    """
-    queries = (_SUM_LARGE, _SUM_SMALL, *([_COUNT_WORDS] if words else []))
-    sums = [connection.execute(query, {"job": job_id}).mappings().one() for query in queries]
-    return DelegatedWriting(**{name: int(count) for found in sums for name, count in found.items()})
-
-
 _MAY_READ_ANSWERS = text("""
     SELECT has_table_privilege('reference_answers', 'SELECT') AND has_table_privilege('hidden_columns', 'SELECT')
 """)
@@ -379,9 +302,14 @@ _WITHOUT_ANSWERS = f"""{_RESULTS}
 """
 
 
+def may_read_answers(connection: Connection) -> bool:
+    """Whether this login may read reference answers, and the columns that are hidden from those who generate."""
+    return bool(connection.execute(_MAY_READ_ANSWERS).scalar_one())
+
+
 def _select_results(connection: Connection) -> str:
     """With the right answers where this login may read them."""
-    return _WITH_ANSWERS if connection.execute(_MAY_READ_ANSWERS).scalar_one() else _WITHOUT_ANSWERS
+    return _WITH_ANSWERS if may_read_answers(connection) else _WITHOUT_ANSWERS
 
 
 def _result(row: RowMapping, job: Job) -> Result:
@@ -396,6 +324,7 @@ def _result(row: RowMapping, job: Job) -> Result:
             "policy": job.policy or "",
             "small_model": job.small_model,
             "large_model": job.large_model,
+            "judge_model": job.judge_model,
             "seed": config.seed if config else None,
             "rendered_prompt": _rendered(config, problem) if config else None,
             _MARK: f"its job: {job.unreadable}" if job.unreadable else None,
@@ -415,17 +344,19 @@ def _rendered(config: JobConfig, problem: Problem) -> str | None:
     return "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in turns)
 
 
-def stream_results(connection: Connection, job_id: int, *, only_final: bool, batch: int = 200) -> Iterator[Result]:
+def stream_results(
+    connection: Connection, job_id: int, *, only_final: bool, batch: int = 200, with_answers: bool = True
+) -> Iterator[Result]:
     """Every sample of a job in the order of the problems, read in batches from a server-side cursor.
 
+    with_answers: what is right is read too, where this login may read it.
     Plan: the unique index on (job_id, problem_id, sample_index) gives the order, so that nothing is sorted and the
     texts of one batch at a time are in memory; problem ids rise with the position in the set.
     """
     job = get_job(connection, job_id)
     condition = f"AND s.state IN {FINAL}" if only_final else ""
-    query = text(
-        f"{_select_results(connection)} WHERE s.job_id = :job {condition} ORDER BY s.problem_id, s.sample_index"
-    )
+    columns = _select_results(connection) if with_answers else _WITHOUT_ANSWERS
+    query = text(f"{columns} WHERE s.job_id = :job {condition} ORDER BY s.problem_id, s.sample_index")
     rows = connection.execution_options(yield_per=batch).execute(query, {"job": job_id}).mappings()
     for row in rows:
         yield _result(row, job)

@@ -83,7 +83,8 @@ _MENTIONED = """
     SELECT worker_id FROM segments UNION SELECT worker_id FROM asides UNION SELECT worker_id FROM events
     UNION SELECT worker_id FROM segment_parts
     UNION SELECT holder_id FROM samples UNION SELECT small_worker_id FROM samples
-    UNION SELECT large_worker_id FROM samples UNION SELECT worker_id FROM upkeep_leader
+    UNION SELECT large_worker_id FROM samples UNION SELECT judge_worker_id FROM samples
+    UNION SELECT worker_id FROM upkeep_leader
 """
 _WORKERS = text(f"""
     SELECT w.id FROM workers w WHERE w.id = ANY(:workers)

@@ -52,6 +52,9 @@ class PoolSpec(BaseModel):
     threads: Number | None = None
     max_in_flight: Number | None = None
     max_model_len: Annotated[int, Field(ge=16)] | None = None
+    server: str | None = None
+    """The address of a server that has the model; then nothing runs on GPUs here."""
+    server_model: str | None = None
     engine_args: dict[str, Any] = Field(default_factory=dict)
     environment: dict[str, str] = Field(default_factory=dict)
 
@@ -80,6 +83,8 @@ class PoolSpec(BaseModel):
             max_in_flight=self.max_in_flight,
             max_model_len=self.max_model_len,
             arguments={name: argument_text(value) for name, value in self.engine_args.items()},
+            server=self.server,
+            server_model=self.server_model,
             environment={**environment, **self.environment},
         )
 

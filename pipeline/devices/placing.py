@@ -20,7 +20,7 @@ from pipeline.errors import ConfigurationError
 from pipeline.samples import ModelRole
 from pipeline.settings import EngineSettings
 
-TOKENS_WRITTEN = {ModelRole.SMALL: 0.8, ModelRole.LARGE: 0.2}
+TOKENS_WRITTEN = {ModelRole.SMALL: 0.8, ModelRole.LARGE: 0.2, ModelRole.JUDGE: 0.1}
 """Share of a job's tokens that each role writes: a guess before any job has run; `specthink plan` knows better then."""
 OCCUPIED = 0.1
 """A GPU of whose memory others use more is left to them, unless it is named."""

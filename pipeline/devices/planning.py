@@ -21,12 +21,14 @@ def plan_workers(
     settings: EngineSettings,
     kept: Mapping[int, Sequence[PlannedWorker]] = MappingProxyType({}),
 ) -> Plan:
-    """Which workers run where: on the machine's GPUs where it has any, else on its cores.
+    """Which workers run where: on the machine's GPUs where it has any, else on its cores; those of a server nowhere.
 
     kept: by a pool's place its workers that run already, which stay where they are. Raises ConfigurationError, in one
     line with the numbers, for what does not fit and for GPUs that cannot be had.
     """
-    new = [pool for place, pool in enumerate(pools) if place not in kept]
+    for pool in pools:
+        pool.require_servers_own()
+    new = [pool for place, pool in enumerate(pools) if place not in kept and not pool.server]
     running = [worker for workers in kept.values() for worker in workers]
     notes: list[str] = []
     if machine.gpus:
@@ -36,13 +38,21 @@ def plan_workers(
         planned, notes = place_on_gpus(requests, machine, taken=taken)
     else:
         _require_no_gpus(pools)
-        planned = place_on_cores(new, [_find_size(pool) for pool in new], machine, settings, beside=len(running))
+        beside = sum(not worker.pool.server for worker in running)
+        planned = place_on_cores(new, [_find_size(pool) for pool in new], machine, settings, beside=beside)
+    planned += [worker for pool in pools if pool.server for worker in _on_server(pool, settings)]
     workers = [
         worker
         for place, pool in enumerate(pools)
         for worker in kept.get(place, [worker for worker in planned if worker.pool is pool])
     ]
     return Plan(machine=machine, workers=tuple(workers), notes=(*machine.notes, *notes))
+
+
+def _on_server(pool: Pool, settings: EngineSettings) -> list[PlannedWorker]:
+    """One worker keeps a server busy: it needs nothing of this machine but a share of a core."""
+    worker = PlannedWorker(pool=pool, engine=pool.engine_settings(settings), weights=None, cache_tokens=None)
+    return [worker] * (pool.workers or 1)
 
 
 def _size(pool: Pool) -> ModelSize:

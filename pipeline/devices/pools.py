@@ -6,10 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipeline.devices.machine import GIB, Machine
+from pipeline.errors import ConfigurationError
 from pipeline.samples import ModelRole
-from pipeline.settings import EngineSettings
+from pipeline.settings import SERVER_URL_FORM, EngineKind, EngineSettings, is_server_url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,8 +19,8 @@ class Pool:
     """Workers of one role with one model. What is None is chosen.
 
     model: a local folder or hub id. devices: GPUs by nvidia-smi's index. on_cpu: asked for by ``@cpu``. tp: GPUs per
-    worker. share: of each GPU's memory. threads: of a worker on a CPU. arguments: vLLM's own, as text. environment:
-    added to that of its workers.
+    worker. share: of each GPU's memory. threads: of a worker on a CPU. arguments: vLLM's own, as text. server: the
+    address of the server that has the model; server_model: its name there. environment: added to that of its workers.
     """
 
     role: ModelRole
@@ -34,6 +36,8 @@ class Pool:
     max_in_flight: int | None = None
     max_model_len: int | None = None
     arguments: Mapping[str, str] = field(default_factory=dict)
+    server: str | None = None
+    server_model: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -41,11 +45,29 @@ class Pool:
         """How messages name it."""
         return f"{self.role.value} {self.model}"
 
+    def require_servers_own(self) -> None:
+        """Raise ConfigurationError for an address that is none, and for what only a server itself can be told."""
+        if self.server is None:
+            if self.server_model:
+                raise ConfigurationError(f"{self.title}: a server's name for the model needs the server's address too")
+            return
+        if not is_server_url(self.server):
+            raise ConfigurationError(f"{self.title}: the server's address {SERVER_URL_FORM}")
+        own = (self.devices, self.on_cpu or None, self.tp, self.share, self.threads, self.arguments or None)
+        if any(given is not None for given in own):
+            raise ConfigurationError(
+                f"{self.title}: devices, tp, share, threads and engine arguments are the business of the server at "
+                f"{self.server}: leave them out"
+            )
+
     def engine_settings(self, settings: EngineSettings) -> EngineSettings:
         """The settings of its engines, but for what a plan chooses."""
         vllm = settings.vllm.model_copy(update={"arguments": {**settings.vllm.arguments, **self.arguments}})
         own = {"max_in_flight": self.max_in_flight, "max_model_len": self.max_model_len}
-        given = {name: value for name, value in own.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
+        if self.server is not None:
+            server = settings.server.model_copy(update={"url": self.server, "model": self.server_model})
+            given |= {"kind": EngineKind.SERVER, "server": server}
         return settings.model_copy(update={"vllm": vllm, **given})
 
 
@@ -53,9 +75,9 @@ class Pool:
 class PlannedWorker:
     """One worker process.
 
-    devices: its GPUs; () on a CPU. share: of each one's memory. threads: on a CPU. weights: bytes on each of its GPUs.
-    cache_tokens: about how many tokens its KV cache will hold. Both None where the model's files say nothing.
-    engine: its settings.
+    devices: its GPUs; () on a CPU, and where a server has the model. share: of each one's memory. threads: on a CPU.
+    weights: bytes on each of its GPUs. cache_tokens: about how many tokens its KV cache will hold. Both None where the
+    model's files say nothing. engine: its settings.
     """
 
     pool: Pool
@@ -92,6 +114,11 @@ class PlannedWorker:
             made["SPECTHINK_ENGINE__MAX_MODEL_LEN"] = str(self.pool.max_model_len)
         if self.pool.arguments:
             made["SPECTHINK_ENGINE__VLLM__ARGUMENTS"] = json.dumps(dict(self.engine.vllm.arguments), sort_keys=True)
+        if self.pool.server is not None:
+            made["SPECTHINK_ENGINE__KIND"] = EngineKind.SERVER.value
+            made["SPECTHINK_ENGINE__SERVER__URL"] = self.pool.server
+        if self.pool.server_model is not None:
+            made["SPECTHINK_ENGINE__SERVER__MODEL"] = self.pool.server_model
         return {**made, **self.pool.environment}
 
 
@@ -118,7 +145,7 @@ class Plan:
             [
                 worker.pool.role.value,
                 worker.pool.model,
-                ",".join(str(index) for index in worker.devices) or "cpu",
+                ",".join(str(index) for index in worker.devices) or ("server" if worker.pool.server else "cpu"),
                 len(worker.devices) or None,
                 worker.share,
                 worker.threads,

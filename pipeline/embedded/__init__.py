@@ -8,15 +8,19 @@ stop(state_dir)                               # what start() started, and nothin
 """
 
 from pipeline.embedded.connections import Connections, find_connections, is_running, resolve_connections, resolve_redis
+from pipeline.embedded.opening import GATE, Listen, Opened
 from pipeline.embedded.postgres import LOGINS as EMBEDDED_LOGINS
 from pipeline.embedded.state import SERVERS, EmbeddedState, find_running, purge, start, stop
 from pipeline.embedded.supervision import Program, ProgramPhase, ProgramState
 
 __all__ = [
     "EMBEDDED_LOGINS",
+    "GATE",
     "SERVERS",
     "Connections",
     "EmbeddedState",
+    "Listen",
+    "Opened",
     "Program",
     "ProgramPhase",
     "ProgramState",

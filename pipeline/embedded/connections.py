@@ -10,8 +10,9 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from pipeline.embedded.folder import StateFolder, read_json, write_private
+from pipeline.embedded.joining import authority_file, find_token
 from pipeline.embedded.processes import ProcessIdentity
-from pipeline.errors import ServiceUnavailable
+from pipeline.errors import ConfigurationError, ServiceUnavailable
 from pipeline.logins import ROLE_OF_KIND, DatabaseRole
 from pipeline.settings import Settings
 from pipeline.workforce import WorkerKind
@@ -28,9 +29,19 @@ class Connections:
     """The database as a role that reads what the migrations let it; None where no such role is known."""
     role_urls: Mapping[DatabaseRole, SecretStr] = field(default_factory=dict)
     """The database as the other roles, where they are known."""
+    only: DatabaseRole | None = None
+    """The one role whose rights these addresses have, on a host that has joined another; None: more, or not known."""
 
     def worker_url(self, kind: WorkerKind) -> SecretStr:
-        """The database for a worker of this kind: with the rights of its role alone, where that is known."""
+        """The database for a worker of this kind: with the rights of its role alone, where that is known.
+
+        Raises ConfigurationError where this host has the rights of another role alone.
+        """
+        if self.only is not None and ROLE_OF_KIND[kind] is not self.only:
+            raise ConfigurationError(
+                f"this host has joined with the {self.only.value}'s rights alone: run {kind.value} workers on the host "
+                "of the servers"
+            )
         return self.role_urls.get(ROLE_OF_KIND[kind], self.database_url)
 
     @property
@@ -42,6 +53,11 @@ class Connections:
     def gateway_url(self) -> SecretStr:
         """The database with the rights of the gateway alone, where that login is known."""
         return self.role_urls.get(DatabaseRole.GATEWAY, self.database_url)
+
+    @property
+    def monitor_url(self) -> SecretStr:
+        """The database with the rights of a monitor alone, where that login is known."""
+        return self.role_urls.get(DatabaseRole.MONITOR, self.database_url)
 
 
 def write_running(folder: StateFolder, supervisord: ProcessIdentity, connections: Connections) -> None:
@@ -70,6 +86,20 @@ def find_connections(state_dir: Path) -> Connections | None:
     )
 
 
+def find_joined(state_dir: Path) -> Connections | None:
+    """The addresses of the servers of another host that the state folder has joined; None: of none."""
+    token = find_token(state_dir)
+    if token is None:
+        return None
+    authority = authority_file(state_dir)
+    return Connections(
+        database_url=token.database_url(authority),
+        redis_url=token.redis_url(authority),
+        reader_url=None,
+        only=DatabaseRole.WRITER,
+    )
+
+
 def is_running(state_dir: Path) -> bool:
     """Whether the state folder's servers were started and their supervisord lives."""
     return find_connections(state_dir) is not None
@@ -87,7 +117,7 @@ def resolve_connections(settings: Settings) -> Connections:
             _login_url(settings, DatabaseRole.READER),
             _role_urls(settings),
         )
-    embedded = find_connections(settings.state_dir)
+    embedded = find_connections(settings.state_dir) or find_joined(settings.state_dir)
     if embedded is None:
         raise ServiceUnavailable(
             f"no servers run for the state folder {settings.state_dir}; start them with `specthink up`, "
@@ -99,6 +129,7 @@ def resolve_connections(settings: Settings) -> Connections:
         redis_url=settings.redis_url or embedded.redis_url,
         reader_url=embedded.reader_url if is_embedded else _login_url(settings, DatabaseRole.READER),
         role_urls=embedded.role_urls if is_embedded else _role_urls(settings),
+        only=embedded.only if is_embedded else None,
     )
 
 
@@ -115,8 +146,8 @@ def resolve_gateway(settings: Settings) -> SecretStr:
 
 
 def _role_urls(settings: Settings) -> dict[DatabaseRole, SecretStr]:
-    """Of the roles that a person has where they type commands; each worker is given its own address."""
-    roles = (DatabaseRole.SUBMITTER, DatabaseRole.GATEWAY)
+    """Of the roles whose logins may stand beside an address; each worker is given its own address."""
+    roles = (DatabaseRole.SUBMITTER, DatabaseRole.GATEWAY, DatabaseRole.MONITOR)
     return {role: url for role in roles if (url := _login_url(settings, role)) is not None}
 
 

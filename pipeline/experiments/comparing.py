@@ -29,6 +29,11 @@ class Measured:
         """Computed by large, per scored sample."""
         return sum(problem.large for problem in self.problems.values()) / self.num_scored
 
+    @property
+    def total_tokens(self) -> float:
+        """Computed by both models, per scored sample."""
+        return sum(problem.large + problem.small for problem in self.problems.values()) / self.num_scored
+
 
 def mean_per_sample(measured: Measured, sums: Sequence[float]) -> Estimate:
     """A mean over samples with the interval of drawing whole problems. sums: of each problem, in their order."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.experiments.comparing import Measured, difference, gain_over_random, mean_per_sample, pareto_front
+from pipeline.experiments.controls import is_control_name
 from pipeline.experiments.results import (
     Estimate,
     ExperimentJob,
@@ -15,6 +16,7 @@ from pipeline.experiments.results import (
     RowReport,
     TokensByOwner,
 )
+from pipeline.jobs.submission import bare_label
 from pipeline.results.intervals import Interval
 from pipeline.results.reports import BudgetPoint, Job, JobCost, JobSummary
 
@@ -41,8 +43,19 @@ class StoredRow:
         return self.job.policy
 
     @property
+    def delegation(self) -> str:
+        """NAME[:PRESET] without its exit."""
+        config = self.job.stored_config
+        return bare_label(self.policy, config.exit if config else None)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether large takes over at random."""
+        return self.delegation == RANDOM
+
+    @property
     def is_control(self) -> bool:
-        return self.policy == RANDOM
+        return self.is_random or self.row.control_of is not None
 
 
 def make_report(name: str, stored: Sequence[StoredRow], caveats: Sequence[str] = ()) -> ExperimentReport:
@@ -68,14 +81,12 @@ def make_report(name: str, stored: Sequence[StoredRow], caveats: Sequence[str] =
 
 
 def _ordered(stored: Sequence[StoredRow]) -> Iterator[StoredRow]:
-    controls = {each.row.control_of: each for each in stored if each.row.control_of is not None}
     ids = {each.job.id for each in stored}
     for each in stored:
         if each.row.control_of in ids:
             continue
         yield each
-        if each.job.id in controls:
-            yield controls[each.job.id]
+        yield from (control for control in stored if control.row.control_of == each.job.id)
 
 
 def _row(stored: StoredRow, others: Sequence[StoredRow]) -> RowReport:
@@ -98,6 +109,7 @@ def _row(stored: StoredRow, others: Sequence[StoredRow]) -> RowReport:
         takeovers=summary.takeovers_per_sample,
         owners=_owners(summary, cost),
         gain=_gain(stored, others),
+        gain_over_cut=_gain_over_cut(stored, others),
         against_small=difference(measured, small) if measured and small and small is not measured else None,
         against_large=difference(measured, large) if measured and large and large is not measured else None,
         on_front=False,
@@ -121,17 +133,30 @@ def _measured(stored: Sequence[StoredRow], policy: str) -> Measured | None:
 def _gain(stored: StoredRow, others: Sequence[StoredRow]) -> Gain | None:
     """None for what is random itself, for one model alone, and where nothing random is there."""
     measured = stored.measured
-    if measured is None or stored.is_control or stored.policy in (SMALL_ALONE, LARGE_ALONE):
+    if measured is None or stored.is_control or stored.delegation in (SMALL_ALONE, LARGE_ALONE):
         return None
-    controls = [each for each in others if each.is_control and _is_exited_alike(each, stored)]
+    controls = [each for each in others if each.is_random and _is_exited_alike(each, stored)]
     curve = [found for each in controls if (found := each.measured) is not None]
     own = next((each.measured for each in controls if each.row.control_of == stored.job.id), None)
     small = next(
-        (each.measured for each in others if each.policy == SMALL_ALONE and _is_exited_alike(each, stored)), None
+        (each.measured for each in others if each.delegation == SMALL_ALONE and _is_exited_alike(each, stored)), None
     )
     if not curve:
         return None
     return gain_over_random(measured, [*([small] if small else []), *curve], own)
+
+
+def _gain_over_cut(stored: StoredRow, others: Sequence[StoredRow]) -> Gain | None:
+    """Of a row with an exit that has a cut as its control."""
+    measured = stored.measured
+    for each in others:
+        config = each.job.stored_config
+        is_cut = config is not None and config.exit is not None and config.exit.name == "cut"
+        if measured and is_cut and each.row.control_of == stored.job.id and each.measured is not None:
+            found = difference(measured, each.measured)
+            ratio = each.measured.total_tokens / measured.total_tokens
+            return None if found is None else Gain(difference=found, jobs=(each.job.id,), ratio=ratio)
+    return None
 
 
 def _is_exited_alike(first: StoredRow, second: StoredRow) -> bool:
@@ -203,9 +228,9 @@ def _caveats(stored: Sequence[StoredRow]) -> Iterator[str]:
                 f"job {each.job.id} is calibrated on its own problems: {pilot.num_shared} are in the pilot, job "
                 f"{pilot.job}"
             )
-        if each.row.control_of is None and each.is_control and "for" in each.row.name.split():
+        if each.row.control_of is None and is_control_name(each.row.name):
             yield f"job {each.job.id} is a control of a job that was removed"
-    if not any(each.is_control for each in stored):
+    if not any(each.is_random for each in stored):
         yield "no random control: nothing says what large's tokens alone are worth; --controls adds one to each row"
     if any(each.cost.overlapping_jobs for each in stored):
         yield "tokens/s of rows that ran at the same time are shared; run jobs one after the other to compare speed"

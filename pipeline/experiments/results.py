@@ -58,7 +58,7 @@ class Gain:
     """A row's accuracy less that of random takeovers at equal large tokens.
 
     jobs: those that random's accuracy comes from: two, read between them at exactly the row's large tokens, or one,
-    whose large tokens are ratio times the row's.
+    whose large tokens are ratio times the row's. Of a gain over a cut: the cut's job, and the ratio of all tokens.
     """
 
     difference: Difference
@@ -101,6 +101,7 @@ class RowReport:
     takeovers: float | None
     owners: TokensByOwner | None
     gain: Gain | None
+    gain_over_cut: Gain | None
     against_small: Difference | None
     against_large: Difference | None
     on_front: bool

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import cast
 
 from pipeline.errors import ConfigurationError
 from pipeline.experiments.plan import PlannedRow
-from pipeline.experiments.results import ExperimentJob
 from pipeline.jobs.config import JobConfig
-from pipeline.jobs.submission import SourceJob, Submission
+from pipeline.jobs.submission import Submission
 from pipeline.problems.values import check_text
-from pipeline.results.reports import Job
 from pipeline.submit_options import SubmitOptions
 
 _DRAWN_SEEDS = 2**31
-RANDOM = "random"
 _ALIKE = (
     "num_samples", "seed", "sampling", "small_sampling", "large_sampling", "prompt_template", "template_text",
     "few_shot", "grader", "cut_samples",
@@ -67,21 +64,3 @@ def _is_plain(*values: object) -> bool:
 
 def _told(value: object) -> str:
     return str(value)
-
-
-def control_name(row: ExperimentJob) -> str:
-    return f"{RANDOM} for {row.name}"
-
-
-def lacks_control(row: ExperimentJob, job: Job, rows: Sequence[ExperimentJob]) -> bool:
-    """Whether random takeovers can be matched to a row now, and are not yet."""
-    if row.control_of is not None or any(other.control_of == row.job_id for other in rows):
-        return False
-    return job.is_final and job.policy != RANDOM and None not in (job.small_model, job.large_model)
-
-
-def control_submission(experiment: str, row: ExperimentJob, source: SourceJob) -> Submission:
-    """A row's random control: the same problems, asked alike, with the same exit and guard."""
-    name = f"{experiment} · {control_name(row)}"
-    submission = Submission.from_job(source, {"policy": RANDOM}, name=name)
-    return submission.model_copy(update={"policy_values": {}, "matched_to": source.id, "cloned_from": None})

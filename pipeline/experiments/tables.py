@@ -31,6 +31,7 @@ COLUMNS = (
     "all tokens",
     "takeovers",
     "gain over random, points",
+    "gain over cut, points",
     "large, tokens/s",
 )
 """Of the table for people; tokens are computed, per sample. CSV has all there is."""
@@ -47,6 +48,7 @@ def cells(row: RowReport) -> list[str]:
         estimate(row.total_tokens, digits=1),
         "–" if row.takeovers is None else f"{row.takeovers:.2f}",
         points(gain),
+        points(row.gain_over_cut.difference if row.gain_over_cut else None),
         "–" if row.large_tokens_per_s is None else f"{row.large_tokens_per_s:.0f}{'†' if row.shares_engines else ''}",
     ]
 
@@ -83,6 +85,11 @@ def notes(report: ExperimentReport) -> list[str]:
         told.append(
             f"Gain: accuracy less that of random takeovers at equal large tokens, paired by problem. {_how(rows)}"
         )
+    if any(row.gain_over_cut for row in rows):
+        told.append(
+            "Gain over cut: accuracy less that of a cut of the think phase at the same mean length, paired by problem. "
+            f"{_how_cut(rows)}"
+        )
     if any(row.shares_engines and row.large_tokens_per_s for row in rows):
         told.append("† other jobs ran at the same time: the speed is shared.")
     return [_line(note) for note in (*told, *(f"Beware: {caveat}." for caveat in report.caveats))]
@@ -104,6 +111,15 @@ def _how(rows: Sequence[RowReport]) -> str:
             told.append(f"job {row.job_id}: against job {jobs} with {row.gain.ratio:.2f} times its large tokens")
         else:
             told.append(f"job {row.job_id}: {'between jobs' if len(row.gain.jobs) > 1 else 'against job'} {jobs}")
+    return f"{'; '.join(told)}."
+
+
+def _how_cut(rows: Sequence[RowReport]) -> str:
+    told = [
+        f"job {row.job_id}: against job {gain.jobs[0]} with {gain.ratio:.2f} times all its tokens"
+        for row in rows
+        if (gain := row.gain_over_cut) is not None
+    ]
     return f"{'; '.join(told)}."
 
 
@@ -172,6 +188,7 @@ def csv_values(row: RowReport) -> dict[str, _Value]:
         "large_tokens": row.large_tokens,
         "total_tokens": row.total_tokens,
         "gain": row.gain.difference if row.gain else None,
+        "gain_over_cut": row.gain_over_cut.difference if row.gain_over_cut else None,
         "against_small": row.against_small,
         "against_large": row.against_large,
     }
@@ -187,6 +204,8 @@ def csv_values(row: RowReport) -> dict[str, _Value]:
         **ends,
         "gain_jobs": " ".join(map(str, row.gain.jobs)) if row.gain else None,
         "gain_token_ratio": row.gain.ratio if row.gain else None,
+        "cut_job": row.gain_over_cut.jobs[0] if row.gain_over_cut else None,
+        "cut_token_ratio": row.gain_over_cut.ratio if row.gain_over_cut else None,
         "takeovers": row.takeovers,
         **{field.name: getattr(row.owners, field.name, None) for field in fields(TokensByOwner)},
         "on_front": row.on_front,

@@ -184,7 +184,8 @@ class Desk:
             replace(waiting.asked.problem, external_id=chat_id) for waiting, chat_id in zip(group, ids, strict=True)
         )
         made = ProblemSet(name="chat", content_sha256=content_sha256(problems), problems=problems)
-        job_id = submissions.insert_ready(connection, make_ready(submission.model_copy(update={"problems": made})))
+        ready = make_ready(submission.model_copy(update={"problems": made}))
+        [job_id] = submissions.insert_ready(connection, [ready])
         job_control.set_priority(connection, job_id, MAX_PRIORITY)
         for waiting, chat_id in zip(group, ids, strict=True):
             waiting.chat = StoredChat(id=chat_id, job_id=job_id, model=waiting.asked.model)

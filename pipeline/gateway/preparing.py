@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -114,7 +114,7 @@ class Preparer:
             batches.fail_batch(connection, batch.id, faults.plain(), num_lines=num_lines)
             return
         self._store_problems(connection, batch, groups, answers)
-        jobs = [(self._store_job(connection, batch, group), group.first.model) for group in groups.values()]
+        jobs = self._store_jobs(connection, batch, list(groups.values()))
         batches.begin_batch(connection, batch.id, jobs, num_lines=num_lines)
 
     def _answers(self, batch: StoredBatch, faults: Faults) -> AnswersFile | None:
@@ -205,22 +205,28 @@ class Preparer:
                 yield group.set_id, positions[entry.settings], entry.problem
             positions[entry.settings] += 1
 
-    def _store_job(self, connection: Connection, batch: StoredBatch, group: Group) -> int:
-        assert group.ready is not None
-        stored = StoredSet(
-            id=group.set_id,
-            name=_name(batch),
-            size=group.count,
-            num_references=group.num_references,
-            has_choices=False,
-            read=lambda limit: (),
-        )
-        ready = replace(group.ready, problems=stored, num_problems=group.count)
-        job_id = submissions.insert_ready(connection, ready)
-        priority = batch.options.get("priority")
-        if priority:
-            job_control.set_priority(connection, job_id, int(priority))
-        return job_id
+    def _store_jobs(self, connection: Connection, batch: StoredBatch, groups: Sequence[Group]) -> list[tuple[int, str]]:
+        """The jobs of a batch, each with the model as its lines call it."""
+        ids = submissions.insert_ready(connection, [_of_stored_set(batch, group) for group in groups])
+        priority = int(batch.options.get("priority") or 0)
+        for job_id in ids:
+            if priority:
+                job_control.set_priority(connection, job_id, priority)
+        return [(job_id, group.first.model) for job_id, group in zip(ids, groups, strict=True)]
+
+
+def _of_stored_set(batch: StoredBatch, group: Group) -> ReadyJob:
+    """A group's checked job, on all of its lines in place of the first one."""
+    assert group.ready is not None
+    stored = StoredSet(
+        id=group.set_id,
+        name=_name(batch),
+        size=group.count,
+        num_references=group.num_references,
+        has_choices=False,
+        read=lambda limit: (),
+    )
+    return replace(group.ready, problems=stored, num_problems=group.count)
 
 
 def _name(batch: StoredBatch) -> str:

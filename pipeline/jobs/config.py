@@ -19,7 +19,7 @@ from pipeline.policies.reading.cues import CueLists
 from pipeline.policies.stops import Stopping
 from pipeline.policies.thoughts import AsThought
 from pipeline.problems import Problem
-from pipeline.samples import CutSamples, ModelRole
+from pipeline.samples import WRITING_ROLES, CutSamples, ModelRole
 
 
 class JobState(StrEnum):
@@ -174,6 +174,8 @@ class JobConfig(BaseModel):
     version: Literal[1] = 1
     small: ModelSpec | None = None
     large: ModelSpec | None = None
+    judge: ModelSpec | None = None
+    """The model that says how good steps are; None: the policy asks none."""
     policy: AnyPolicySpec
     exit: AnyExitSpec | None = None
     """What ends the think phase early; None: nothing."""
@@ -188,6 +190,8 @@ class JobConfig(BaseModel):
     """What is said to the small model beside the problem."""
     large_asking: Asking = Asking()
     """What is said to the large model beside the problem."""
+    judge_asking: Asking = Asking()
+    """What is said to the judge beside the problem and the steps."""
     num_samples: SampleCount = 1
     """Independent solutions per problem."""
     seed: Seed = 0
@@ -207,7 +211,7 @@ class JobConfig(BaseModel):
     """Use the first so many problems only."""
     calibrated_from: CalibratedFrom | None = None
     """Where the policy's threshold comes from; None: nobody said."""
-    judge: JudgeSpec | None = None
+    judging: JudgeSpec | None = None
     """Whose answers it judges, and how; None: it is no judge."""
 
     @model_validator(mode="before")
@@ -240,7 +244,7 @@ class JobConfig(BaseModel):
         here."""
         guards = [] if self.guard is None else [self.guard]
         policy = AsThought(compose(self.policy.build(), exit=self.exit, guards=guards))
-        stops = {role: self.drawing(role).stop for role in ModelRole}
+        stops = {role: self.drawing(role).stop for role in WRITING_ROLES}
         return Stopping(policy, stops) if any(stops.values()) else policy
 
     def template(self) -> PromptTemplate:
@@ -259,15 +263,20 @@ class JobConfig(BaseModel):
             check_same_version(self.plugins[kind], origin_of(_PLUGIN_GROUPS[kind], self.plugins[kind].asked_as))
 
     def model(self, role: ModelRole) -> ModelSpec | None:
-        return self.small if role is ModelRole.SMALL else self.large
+        return {ModelRole.SMALL: self.small, ModelRole.LARGE: self.large, ModelRole.JUDGE: self.judge}[role]
 
     def asking(self, role: ModelRole) -> Asking:
         """How a role's model is asked."""
-        return self.small_asking if role is ModelRole.SMALL else self.large_asking
+        asking = {
+            ModelRole.SMALL: self.small_asking,
+            ModelRole.LARGE: self.large_asking,
+            ModelRole.JUDGE: self.judge_asking,
+        }
+        return asking[role]
 
     def drawing(self, role: ModelRole) -> DrawingSpec:
-        """How a role's tokens are drawn: its own values, and the job's for the rest."""
-        own = self.small_sampling if role is ModelRole.SMALL else self.large_sampling
+        """How a role's tokens are drawn: its own values, and the job's for the rest. A judge has none of its own."""
+        own = {ModelRole.SMALL: self.small_sampling, ModelRole.LARGE: self.large_sampling}.get(role, RoleDrawingSpec())
         shared = self.sampling.model_dump(exclude={"max_tokens"})
         return DrawingSpec(**shared | own.model_dump(exclude_none=True))
 

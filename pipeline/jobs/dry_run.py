@@ -145,7 +145,7 @@ def _found(ready: ReadyJob) -> FoundProblems:
 
 def _asked_models(ready: ReadyJob, workers: Sequence[WorkerReport] | None) -> list[AskedModel]:
     (first,) = used_problems(ready.problems, 1).problems
-    chats = ready.pair.found_chats()
+    chats = ready.pair.found_chats
     models = {role: ready.config.model(role) for role in ModelRole if role in ready.config.build_policy().roles}
     return [
         _asked_model(role, model, chats.get(role), ready.config, first, workers)
@@ -164,18 +164,34 @@ def _asked_model(
 ) -> AskedModel:
     from pipeline.chat.description import think_phase_of
 
-    prompt = config.prompt(problem.as_shown())
-    ids = [] if chat is None else chat.prompt_ids(prompt.message, prompt.earlier)
+    message, ids = _asked_first(role, chat, config, problem)
     return AskedModel(
         role=role,
         model=model,
-        prompt=prompt.message if chat is None else chat.tokenizer.decode(ids, skip_special_tokens=False),
+        prompt=message if chat is None else chat.tokenizer.decode(ids, skip_special_tokens=False),
         num_tokens=len(ids) if chat else None,
         context=chat.max_model_len if chat else None,
         think_phase="known to workers" if chat is None else think_phase_of(chat),
         sampling=config.drawing(role).model_dump(mode="json"),
         workers=None if workers is None else tuple(_serving(role, model, workers)),
     )
+
+
+_A_STEP = "(the small model's first step)"
+
+
+def _asked_first(
+    role: ModelRole, chat: ChatModel | None, config: JobConfig, problem: Problem
+) -> tuple[str, Sequence[int]]:
+    """The last message of the first prompt, and the whole prompt's ids where the model's files are here."""
+    from pipeline.chat.frames import FramedModel, messages
+
+    if role is not ModelRole.JUDGE:
+        prompt = config.prompt(problem.as_shown())
+        return prompt.message, () if chat is None else chat.prompt_ids(prompt.message, prompt.earlier)
+    ask = next(ask for ask in config.build_policy().asks if ask.role is role)
+    ids = () if chat is None else FramedModel(chat).token_ids(ask, problem.prompt, [_A_STEP])
+    return messages(ask, problem.prompt, [_A_STEP])[0], ids
 
 
 def _serving(role: ModelRole, model: ModelSpec, workers: Sequence[WorkerReport]) -> list[WorkerContext]:

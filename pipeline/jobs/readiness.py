@@ -22,9 +22,10 @@ from pipeline.errors import ConfigurationError
 from pipeline.jobs.code_sets import as_worked
 from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec
 from pipeline.jobs.few_shot import FewShot, FewShotFile, draw_examples
-from pipeline.jobs.pair import ModelPair
-from pipeline.jobs.recipes import Recipe, find_recipe
+from pipeline.jobs.pair import KnownPairs, ModelPair
+from pipeline.jobs.recipes import Recipe
 from pipeline.jobs.references import StoredSet, check_references, notes_on
+from pipeline.jobs.sources import load_source, recipe_for
 from pipeline.jobs.submission import INSTRUCT_POLICY, SourceJob, Submission, label_with_exit, options_checked
 from pipeline.policies import PolicySpec, parse_policy
 from pipeline.policies.protocol import SampleContext
@@ -37,10 +38,9 @@ from pipeline.problems import (
     check_storable,
     content_sha256,
     hide_columns,
-    load_problem_set,
 )
 from pipeline.problems.values import check_text
-from pipeline.samples import ModelRole
+from pipeline.samples import WRITING_ROLES, ModelRole
 
 if TYPE_CHECKING:
     from pipeline.chat.model import ChatModel
@@ -79,19 +79,20 @@ def make_ready(
     stored: StoredSet | None = None,
     source: SourceJob | None = None,
     matched: Mapping[str, Any] | None = None,
+    pairs: KnownPairs | None = None,
 ) -> ReadyJob:
     """Resolve a submission and check it as a whole.
 
-    stored: the set, where the submission names a stored one. source: the job that a clone is made
-    from; what was found of it holds for whatever the clone does not change. matched: the policy's fields that
-    match it to another job. Raises ProblemSetError for a bad file, BadProblem for a problem that cannot be asked so,
-    ConfigurationError for anything else that is wrong.
+    stored: the set, where the submission names a stored one. source: the job that a clone is made from; what was found
+    of it holds for whatever the clone does not change. matched: the policy's fields that match it to another job.
+    pairs: of the submissions that are checked together with this one. Raises ProblemSetError for a bad file, BadProblem
+    for a problem that cannot be asked so, ConfigurationError for anything else that is wrong.
     """
-    recipe = find_recipe(submission.recipe) if submission.recipe else None
+    recipe = recipe_for(submission)
     submission = with_template(submission)
     problems = stored or read_problems(submission, recipe)
-    submission, spec, pair, told = choose_policy(submission, matched or {})
-    config = make_config(submission, spec, pair.specs(), recipe, has_choices=problems.has_choices)
+    submission, spec, pair, told = choose_policy(submission, matched or {}, pairs or KnownPairs())
+    config = make_config(submission, spec, pair.specs, recipe, has_choices=problems.has_choices)
     check_names(config)
     config = with_examples(config, submission, recipe, problems)
     opener = first_role(config)
@@ -122,11 +123,11 @@ def make_ready(
 
 
 def choose_policy(
-    submission: Submission, matched: Mapping[str, Any]
+    submission: Submission, matched: Mapping[str, Any], pairs: KnownPairs
 ) -> tuple[Submission, PolicySpec, ModelPair, tuple[str, ...]]:
     """The policy that was asked for, or the one that suits the small model; with a note where it does not reason."""
     spec = parse_policy(submission.policy, {**matched, **submission.policy_values} or None)
-    pair = ModelPair.of(submission, spec)
+    pair = pairs.find(submission, spec)
     waits_for_cues = isinstance(spec, Rules) and not (spec.opening_tokens or spec.every_break)
     if not waits_for_cues or pair.reasons(ModelRole.SMALL) is not False:
         return submission, spec, pair, ()
@@ -184,7 +185,7 @@ def read_problems(submission: Submission, recipe: Recipe | None) -> ProblemSet:
     if recipe is not None and columns != ColumnNames():
         raise ConfigurationError(f"the recipe {recipe.name!r} knows its columns ({recipe.published}); name none")
     if isinstance(problems, Path):
-        return recipe.load(problems, keep=keep) if recipe else load_problem_set(problems, columns=columns, keep=keep)
+        return load_source(problems, recipe, columns=columns, keep=keep)
     if recipe is not None:
         raise ConfigurationError(f"the recipe {recipe.name!r} reads a file; a problem set is past it")
     if isinstance(problems, int):
@@ -229,6 +230,7 @@ def make_config(
         return JobConfig(
             small=models.get(ModelRole.SMALL),
             large=models.get(ModelRole.LARGE),
+            judge=models.get(ModelRole.JUDGE),
             policy=spec,
             exit=submission.exit,
             guard=submission.guard,
@@ -237,6 +239,7 @@ def make_config(
             large_sampling=submission.large_sampling,
             small_asking=_dated(submission.asking(ModelRole.SMALL)),
             large_asking=_dated(submission.asking(ModelRole.LARGE)),
+            judge_asking=_dated(submission.asking(ModelRole.JUDGE)),
             num_samples=submission.num_samples,
             seed=secrets.randbelow(_DRAWN_SEEDS) if submission.seed is None else submission.seed,
             prompt_template=submission.prompt_template or (recipe.prompt_template if recipe else usual),
@@ -295,10 +298,7 @@ def with_examples(
         return config
     template = config.template()
     keep = (*submission.keep, *template.shows)
-    if recipe is not None:
-        source = recipe.load(wanted.file, keep=keep)
-    else:
-        source = load_problem_set(wanted.file, columns=submission.columns, keep=keep)
+    source = load_source(wanted.file, recipe, columns=submission.columns or ColumnNames(), keep=keep)
     if config.grader == "code":
         source = replace(source, problems=tuple(map(as_worked, source.problems)))
     asked = problems.read(problems.size) if isinstance(problems, StoredSet) else problems.problems
@@ -336,6 +336,8 @@ def first_role(config: JobConfig) -> ModelRole:
     first = config.build_policy().start(context).then
     if isinstance(first, Finish):
         raise ConfigurationError(f"policy {config.policy.name!r} ends a sample before anything is written")
+    if first.role not in WRITING_ROLES:
+        raise ConfigurationError(f"policy {config.policy.name!r} asks a {first.role} before anything is written")
     return first.role
 
 

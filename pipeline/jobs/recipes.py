@@ -1,7 +1,7 @@
 """Published sets as recipes: data that say how a file in the columns of its publication becomes a problem set.
 
-The first four are the sets of arXiv 2504.12329, asked, sampled and graded as there. The files are the user's own;
-nothing is fetched. What stands beside question and answer is hidden from those who generate.
+The first four are the sets of arXiv 2504.12329, asked, sampled and graded as there. A file is the user's own; a set of
+a hub is fetched where it is asked for. What stands beside question and answer is hidden from those who generate.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Recipe:
     published: where its columns are described. url_years: leave out problems whose url names none of these years; a
     file without a url is taken whole. shuffles_choices: the file has the right choice first; their order is drawn for
     each problem by its text alone, so that neither the file's order nor its format matters. code: how the file says
-    which tests an answer must pass.
+    which tests an answer must pass. hub: where it is published, as OWNER/SET[:CONFIG][#SPLIT].
     """
 
     name: str
@@ -51,6 +51,7 @@ class Recipe:
     prompt_template: str = "math"
     grader: str = "math"
     sampling: SamplingSpec = _SAMPLING
+    hub: str | None = None
 
     def load(self, path: str | PathLike[str], *, keep: Collection[str] = ()) -> ProblemSet:
         """The problem set that this recipe makes of a file. Raises ProblemSetError."""
@@ -100,6 +101,7 @@ _PAPER = (
     Recipe(
         name="math500",
         title="MATH-500",
+        hub="HuggingFaceH4/MATH-500#test",
         published="problem, solution, answer, subject, level, unique_id",
         columns=ColumnNames(problem="problem", answer="answer", id="unique_id", subject="subject", level="level"),
         prompt_template="paper-math",
@@ -108,6 +110,7 @@ _PAPER = (
     Recipe(
         name="aime",
         title="AIME 2022 to 2024",
+        hub="AI-MO/aimo-validation-aime#train",
         published="id, problem, solution, answer, url",
         url_years=(2022, 2023, 2024),
         prompt_template="paper-math",
@@ -116,6 +119,7 @@ _PAPER = (
     Recipe(
         name="gpqa-diamond",
         title="GPQA Diamond",
+        hub="Idavidrein/gpqa:gpqa_diamond#train",
         published="Question, Correct Answer, Incorrect Answer 1 to 3, Subdomain, High-level domain, Record ID",
         columns=ColumnNames(
             problem="Question",
@@ -133,6 +137,7 @@ _PAPER = (
     Recipe(
         name="amc23",
         title="AMC 2023",
+        hub="math-ai/amc23#test",
         published="id, question (or problem), answer, url",
         url_years=(2023,),
         prompt_template="paper-math",
@@ -144,6 +149,7 @@ _MATHEMATICS = (
     Recipe(
         name="gsm8k",
         title="GSM8K",
+        hub="openai/gsm8k:main#test",
         published="question, answer (a solution that ends in #### and the number)",
         columns=ColumnNames(problem="question", answer="answer", answer_as=AnswerForm.HASHES),
     ),
@@ -161,14 +167,32 @@ _MATHEMATICS = (
         published="ID, Year, Problem Number, Question, Answer, Part",
         columns=ColumnNames(problem="Question", answer="Answer", id="ID"),
     ),
-    Recipe(name="aime25", title="AIME 2025", published="problem (or question), answer, id (or problem_idx)"),
+    Recipe(
+        name="aime25",
+        title="AIME 2025",
+        hub="math-ai/aime25#test",
+        published="problem (or question), answer, id (or problem_idx)",
+    ),
     Recipe(name="amc", title="AMC 2022 and 2023", published="problem (or prompt), answer, id"),
-    Recipe(name="hmmt", title="HMMT", published="problem_idx, problem, answer, problem_type"),
-    Recipe(name="brumo", title="BRUMO", published="problem_idx, problem, answer, problem_type"),
-    Recipe(name="minerva", title="Minerva Math", published="question (or problem), answer"),
+    Recipe(
+        name="hmmt",
+        title="HMMT",
+        hub="MathArena/hmmt_feb_2025#train",
+        published="problem_idx, problem, answer, problem_type",
+    ),
+    Recipe(
+        name="brumo",
+        title="BRUMO",
+        hub="MathArena/brumo_2025#train",
+        published="problem_idx, problem, answer, problem_type",
+    ),
+    Recipe(
+        name="minerva", title="Minerva Math", hub="math-ai/minervamath#test", published="question (or problem), answer"
+    ),
     Recipe(
         name="olympiadbench",
         title="OlympiadBench, open-ended mathematics in text",
+        hub="Hothan/OlympiadBench:OE_TO_maths_en_COMP#train",
         published="id, context, question, solution, final_answer (a list), is_multiple_answer, subfield, unit",
         columns=ColumnNames(
             problem="context+question",
@@ -199,9 +223,9 @@ _MATHEMATICS = (
 )
 
 
-def _choice(name: str, title: str, published: str, columns: ColumnNames) -> Recipe:
+def _choice(name: str, title: str, published: str, columns: ColumnNames, hub: str | None = None) -> Recipe:
     return Recipe(
-        name=name, title=title, published=published, columns=columns, prompt_template="choice", grader="choice"
+        name=name, title=title, published=published, columns=columns, prompt_template="choice", grader="choice", hub=hub
     )
 
 
@@ -217,6 +241,7 @@ _CHOICES = (
         "ARC",
         "id, question, choices (text and label), answerKey",
         ColumnNames(problem="question", choices="choices", answer="answerKey", id="id", answer_as=AnswerForm.LABEL),
+        "allenai/ai2_arc:ARC-Challenge#test",
     ),
     _choice(
         "medmcqa",
@@ -236,6 +261,7 @@ _CHOICES = (
         "MMLU",
         "question, subject (or type), choices, answer (0 to 3)",
         ColumnNames(problem="question", choices="choices", answer="answer", answer_as=AnswerForm.INDEX0),
+        "cais/mmlu:all#test",
     ),
     _choice(
         "mmlu-pro",
@@ -249,6 +275,7 @@ _CHOICES = (
             subject="category",
             answer_as=AnswerForm.LETTER,
         ),
+        "TIGER-Lab/MMLU-Pro#test",
     ),
     _choice(
         "supergpqa",
@@ -263,6 +290,7 @@ _CHOICES = (
             level="difficulty",
             answer_as=AnswerForm.LETTER,
         ),
+        "m-a-p/SuperGPQA#train",
     ),
 )
 
@@ -270,6 +298,7 @@ _OTHERS = (
     Recipe(
         name="bbh",
         title="BIG-Bench Hard",
+        hub="lukaemon/bbh:all#test",
         published="input (or question), target",
         columns=ColumnNames(answer="target", choices=""),
         grader="exact",
@@ -277,6 +306,7 @@ _OTHERS = (
     Recipe(
         name="humaneval",
         title="HumanEval",
+        hub="openai/openai_humaneval#test",
         published="task_id, prompt, canonical_solution, test, entry_point",
         columns=ColumnNames(problem="prompt", id="task_id", answer=""),
         code=CodeForm.HUMANEVAL,

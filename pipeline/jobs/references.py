@@ -81,6 +81,8 @@ def notes_on(problems: ProblemSet | StoredSet) -> Iterator[str]:
     if isinstance(problems, StoredSet):
         yield f"{problems.num_references:,} of {problems.size:,} problems have a reference answer"
         return
+    if problems.origin:
+        yield f"{len(problems.problems):,} problems of {problems.source}"
     reading = problems.reading
     told = f"{problems.num_references:,} of {len(problems.problems):,} problems have a reference answer"
     if reading is None:

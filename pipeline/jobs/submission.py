@@ -22,6 +22,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import ErrorDetails, core_schema
@@ -69,7 +70,7 @@ ProblemSource: TypeAlias = Annotated[StrictInt, Field(ge=1)] | Path | _MadeSet
 ModelChoice: TypeAlias = str | Path | ModelSpec
 """A local folder, the name that workers serve a model under, or a model as another job has it."""
 
-_NAMES = {"name": "the name", "small": "the small model", "large": "the large model"}
+_NAMES = {"name": "the name", "small": "the small model", "large": "the large model", "judge": "the judge"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,10 +107,15 @@ class Submission(BaseModel):
     fingerprinted, and every prompt is measured against its context."""
     large: ModelChoice | None = None
     """The large model: the name workers serve it under, or a local folder."""
+    judge: ModelChoice | None = None
+    """The judge, for a policy that has one say how good steps are: the name workers serve it under, or a local
+    folder."""
     small_revision: str | None = None
     """The hub revision that a worker must have been started with; None: any."""
     large_revision: str | None = None
     """The same for the large model."""
+    judge_revision: str | None = None
+    """The same for the judge."""
     policy: str = DEFAULT_POLICY
     """Who writes what: NAME or NAME:PRESET. A model that the policy does not call for is ignored. Not named: this one,
     or its sibling improved-instruct where the small model is known to have no think phase."""
@@ -120,7 +126,8 @@ class Submission(BaseModel):
     guard: LoopGuard | None = None
     """What ends a sample that goes wrong, besides what the policy itself has; None: nothing."""
     matched_to: Annotated[int, Field(ge=1)] | None = None
-    """An ended job whose takeovers the policy "random" matches in number and length."""
+    """An ended job whose takeovers the policy "random" matches in number and length. With another policy the exit is
+    "cut" or "random", and matches the mean length of that job's thoughts."""
     calibrated_from: CalibratedFrom | None = None
     """The pilot that the policy's threshold comes from. With a share the threshold is computed from the pilot now, and
     refused where the pilot asks one of the job's problems."""
@@ -160,6 +167,8 @@ class Submission(BaseModel):
     """What is said to the small model beside the problem: system message, template variables, think tags."""
     large_asking: Asking = Asking()
     """What is said to the large model beside the problem."""
+    judge_asking: Asking = Asking()
+    """What is said to the judge beside the problem and the steps. What is said to both writers is not said to it."""
     prompt_template: str | None = None
     """A name in pipeline.chat.prompts."""
     prompt_file: Path | None = None
@@ -179,6 +188,16 @@ class Submission(BaseModel):
     cloned_from: Annotated[int, Field(ge=1)] | None = None
     """The job that it was made from."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _matched_cut_needs_no_length(cls, values: Any) -> Any:
+        """Whatever stands in it until the other job has been looked at."""
+        if not isinstance(values, Mapping) or values.get("matched_to") is None or values.get("policy") == "random":
+            return values
+        chosen = values.get("exit")
+        name = chosen.get("name") if isinstance(chosen, Mapping) else chosen
+        return {**values, "exit": {"name": "cut", "thinking_tokens": 1}} if name == "cut" else values
+
     @field_validator("problems", mode="before")
     @classmethod
     def _names_problems(cls, value: object) -> object:
@@ -187,14 +206,14 @@ class Submission(BaseModel):
             raise ValueError("give a .jsonl, .csv or .parquet file, or the number of a stored problem set")
         return value
 
-    @field_validator("small", "large", mode="before")
+    @field_validator("small", "large", "judge", mode="before")
     @classmethod
     def _names_a_model(cls, value: object) -> object:
         if value is not None and not isinstance(value, str | PathLike | ModelSpec | Mapping):
             raise ValueError("give a model's folder, or the name that workers serve it under")
         return value
 
-    @field_validator("name", "small", "large", mode="before")
+    @field_validator("name", "small", "large", "judge", mode="before")
     @classmethod
     def _can_be_stored(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, str | PathLike):
@@ -230,7 +249,8 @@ class Submission(BaseModel):
         values = job.config.model_dump(mode="json") | {"policy": spec.model_dump(mode="json")}
         if isinstance(given.get("exit"), str):
             name_of_exit = given.pop("exit")
-            values["exit"] = exit_defaults(name_of_exit) | {"name": name_of_exit}
+            none = name_of_exit == NO_EXIT
+            values["exit"] = None if none else exit_defaults(name_of_exit) | {"name": name_of_exit}
         known = list(_keys(values))
         for key, value in given.items():
             if key not in known:
@@ -260,10 +280,17 @@ class Submission(BaseModel):
                 )
 
     def revision(self, role: ModelRole) -> str | None:
-        return self.small_revision if role is ModelRole.SMALL else self.large_revision
+        revisions = {
+            ModelRole.SMALL: self.small_revision,
+            ModelRole.LARGE: self.large_revision,
+            ModelRole.JUDGE: self.judge_revision,
+        }
+        return revisions[role]
 
     def asking(self, role: ModelRole) -> Asking:
-        """How a role's model is asked: what is said for it alone, and what is said for both."""
+        """How a role's model is asked: what is said for it alone, and what is said for both writers."""
+        if role is ModelRole.JUDGE:
+            return self.judge_asking
         own = self.small_asking if role is ModelRole.SMALL else self.large_asking
         said = {
             "system": self.system,
@@ -275,11 +302,15 @@ class Submission(BaseModel):
             return Asking.model_validate(said)
 
     def model(self, role: ModelRole) -> ModelChoice | None:
-        return self.small if role is ModelRole.SMALL else self.large
+        return {ModelRole.SMALL: self.small, ModelRole.LARGE: self.large, ModelRole.JUDGE: self.judge}[role]
 
 
-_FIXED = ("version", "name", "preset", "fingerprint", "weights", "plugin", "plugins", "judge", "calibrated_from")
+_FIXED = ("version", "name", "preset", "fingerprint", "weights", "plugin", "plugins", "judging", "calibrated_from")
 """Keys of a stored configuration that follow from others."""
+
+
+NO_EXIT = "none"
+"""What a clone says that leaves out its source's exit."""
 
 
 _PARTS = {"policy": "policy_values", "exit": "exit", "guard": "guard"}
@@ -290,10 +321,11 @@ def part_values(given: Mapping[str, Any], *, exit: str | None = None) -> dict[st
     """Options of a submission from dotted keys, e.g. {"policy.n1": "30", "exit.thinking_tokens": 4000}.
 
     A key's first name is policy, exit or guard; a list of cues has one name more. Values may be text. exit: the name of
-    the exit; None: ``cut`` where one of its numbers is set, else none. Raises ConfigurationError for a key that there
-    is not; the names in a policy are checked with the policy.
+    the exit; None: what exit.name says, or ``cut`` where one of its numbers is set, else none. Raises
+    ConfigurationError for a key that there is not; the names in a policy are checked with the policy.
     """
-    names = {"exit": exit_type(exit or "cut").model_fields, "guard": LoopGuard.model_fields}
+    chosen = exit_type(exit or str(given.get("exit.name", "cut")))
+    names = {"exit": chosen.model_fields, "guard": LoopGuard.model_fields}
     options: dict[str, dict[str, Any]] = {} if exit is None else {"exit": {"name": exit}}
     for key, value in given.items():
         part, *path = key.split(".")

@@ -77,7 +77,7 @@ def make_judge(
     versions = {**ready.versions, "judge template": template.sha256}
     return replace(
         ready,
-        config=ready.config.model_copy(update={"judge": spec}),
+        config=ready.config.model_copy(update={"judging": spec}),
         versions=versions,
         notes=tuple(_notes(asked, template, job_id)),
     )

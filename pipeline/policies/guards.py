@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.policies.reading.loops import LoopFinder
 from pipeline.policies.turns import Tokens
-from pipeline.samples import FinishReason, ModelRole
+from pipeline.samples import FinishReason, WritingRole
 
 
 class LoopGuard(BaseModel):
@@ -20,7 +20,7 @@ class LoopGuard(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["loops"] = "loops"
-    role: ModelRole | None = None
+    role: WritingRole | None = None
     """Whose writing is watched; None: everybody's."""
     repeats: Annotated[int, Field(ge=2)] = 4
     """Equal blocks in a row that make a loop. Cautious: tables and lists repeat lines, seldom four times."""

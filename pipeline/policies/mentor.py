@@ -42,7 +42,7 @@ from pipeline.policies.requests import Answered, Ask, Take, Trigger
 from pipeline.policies.specs import PolicySpec
 from pipeline.policies.step_delegation import text_reader
 from pipeline.policies.turns import Tokens, whole_characters
-from pipeline.samples import FinishReason, ModelRole, SegmentFinish
+from pipeline.samples import FinishReason, ModelRole, SegmentFinish, WritingRole
 from pipeline.signals import Readings
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
@@ -73,7 +73,7 @@ class MentorSpec(PolicySpec):
     draft_tokens: Tokens = 128
     """Most tokens of small that wait for a word to be drawn before they are put into the text. Ours: some 90 words,
     while one in four is drawn; more would only be lost with a worker."""
-    answer_role: ModelRole = SMALL
+    answer_role: WritingRole = ModelRole.SMALL
     """Who writes the answer after the think phase. Ours."""
     question: str = (
         "Your solution could go on in one of two ways, and only one of them is to be kept. Choose the one that leads "

@@ -29,6 +29,7 @@ from pipeline.policies.protocol import Policy
 from pipeline.policies.random_delegation import RandomDelegationSpec
 from pipeline.policies.redo import RedoSpec, TrigSpec
 from pipeline.policies.relay import RelaySpec
+from pipeline.policies.reward import RsdSpec, SpecSearchSpec
 from pipeline.policies.specreason import DoubtedSpec, RatedSpec
 from pipeline.policies.specs import PolicySpec, ThresholdRule
 from pipeline.policies.speculative_thinking.improved import ImprovedInstructSpec, SpeculativeThinkingSpec
@@ -53,6 +54,8 @@ _OWN: tuple[type[PolicySpec], ...] = (
     RatedSpec,
     DoubtedSpec,
     MentorSpec,
+    RsdSpec,
+    SpecSearchSpec,
 )
 """The first preset of a name is its default."""
 

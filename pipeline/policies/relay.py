@@ -32,7 +32,7 @@ from pipeline.policies.requests import Trigger
 from pipeline.policies.specs import PolicySpec
 from pipeline.policies.step_delegation import StepState, handed_back, read_kept, text_reader
 from pipeline.policies.turns import PairPolicy, Tokens, Turn, fires, first_turn
-from pipeline.samples import ModelRole
+from pipeline.samples import ModelRole, WritingRole
 from pipeline.signals import Readings
 
 
@@ -47,7 +47,7 @@ class RelaySpec(PolicySpec):
     """Tokens that large has at least written, the cue among them, before a cue lets small write. Code: 5."""
     sentence_tokens: Tokens = 512
     """Most tokens that small then writes. Ours, as a step of large in other policies; code: no limit."""
-    answer_role: ModelRole = ModelRole.SMALL
+    answer_role: WritingRole = ModelRole.SMALL
     """Who writes the answer after the think phase. Code: small."""
 
     def build(self) -> RelayPolicy:

@@ -20,7 +20,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from pipeline.errors import DamagedRow
-from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
+from pipeline.samples import WRITING_ROLES, FinishReason, ModelRole, Piece, SegmentFinish
 from pipeline.signals import Signal, SignalValues
 
 
@@ -77,6 +77,34 @@ class Generate:
                 f"the policy lets {self.role} take over (trigger {self.trigger!r}), but only large is called in in "
                 "the place of small; leave takes_over out of this Generate"
             )
+        if self.role not in WRITING_ROLES:
+            raise ValueError(f"the policy lets {self.role} write (trigger {self.trigger!r}), which only answers an Ask")
+
+
+class Layout(StrEnum):
+    """How a judge's frame is laid out."""
+
+    MESSAGE = "message"  # one message of a user, in the judge's chat template
+    TURNS = "turns"  # a message of a user for each step, each but the last answered by the label of a good one
+    TEXT = "text"  # plain text, for a model that was trained without a template
+
+
+@checked_dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Frame:
+    """What a judge reads: the problem and the steps so far, as it was trained to read them.
+
+    before: what stands before the first step, with {problem} in it. step: what becomes of each step, with {step} in
+    it. between: what stands between two steps. The question of the Ask stands behind the last one.
+    """
+
+    layout: Layout
+    before: str
+    step: str
+    between: str = ""
+
+    def __post_init__(self) -> None:
+        if "{problem}" not in self.before or "{step}" not in self.step:
+            raise ValueError("a judge's frame shows no {problem} before the steps, or no {step}")
 
 
 @checked_dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -89,6 +117,7 @@ class Ask:
     greedy: the most likely token each time; else the job's sampling.
     labels: texts whose log-probability as the first token is read. labels_begin: a label counts by the first token of
         its own text, where it has no token for itself.
+    frame: of a judge, in the place of prompt and kept text: the last step that it shows is the one that is judged.
     An Ask with no room in the model's context is answered with an empty piece and no labels; it never ends the sample.
     """
 
@@ -103,6 +132,7 @@ class Ask:
     labels: tuple[str, ...] = ()
     labels_begin: bool = False
     signals: frozenset[Signal] = frozenset()
+    frame: Frame | None = None
 
     def __post_init__(self) -> None:
         fault = next((told for is_there, told in self._faults() if is_there), None)
@@ -111,8 +141,11 @@ class Ask:
 
     def _faults(self) -> Iterator[tuple[bool, str]]:
         yield not self.purpose, "has no purpose; say what it is for, since it is counted by that"
-        yield bool(self.opening and not self.turn), "has an opening but no turn; put that text into the question"
+        replies = self.turn or (self.frame is not None and self.frame.layout is not Layout.TEXT)
+        yield bool(self.opening and not replies), "has an opening but no turn; put that text into the question"
         yield self.labels_begin and not self.labels, "says labels_begin but has no labels; leave it out"
+        yield (self.role is ModelRole.JUDGE) is not (self.frame is not None), "must have a frame exactly for a judge"
+        yield bool(self.frame and self.turn), "has a frame and a turn; a judge is asked within its frame"
         yield "" in self.labels, "has an empty label, which no token begins; leave it out"
         yield len(set(self.labels)) < len(self.labels), "has a label twice; give each once"
         yield any(index < 0 or num < 1 for index, num in self.after), "stands after no token; leave that aside out"

@@ -24,7 +24,7 @@ from pipeline.policies.requests import Trigger
 from pipeline.policies.specs import PolicySpec
 from pipeline.policies.step_delegation import StepPolicy, StepState, read_kept, text_reader
 from pipeline.policies.turns import NO_SIGNALS, Count, Tokens, Turn, fires, first_turn
-from pipeline.samples import ModelRole
+from pipeline.samples import ModelRole, WritingRole
 from pipeline.signals import Readings, Signal
 
 
@@ -36,7 +36,7 @@ class ThinkingStepsSpec(PolicySpec):
     of SpecReason has it, too."""
     step_tokens: Tokens = 512
     """Most tokens of one step of large. Code of GlimpRouter and of SpecReason: 512."""
-    answer_role: ModelRole = ModelRole.SMALL
+    answer_role: WritingRole = ModelRole.SMALL
     """Who writes the answer after the think phase. Ours; code of GlimpRouter: large; a fork of it: small."""
 
 

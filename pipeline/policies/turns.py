@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.policies.protocol import PolicyState, Reading, SampleContext, Transition, Watcher
 from pipeline.policies.requests import Answered, Ask, Event, Finish, Generate, Insert, Trigger, Written
-from pipeline.samples import FinishReason, ModelRole, SegmentFinish
+from pipeline.samples import WRITING_ROLES, FinishReason, ModelRole, SegmentFinish
 from pipeline.signals import Readings, Signal
 
 Tokens = Annotated[int, Field(ge=1)]
@@ -134,7 +134,7 @@ class Turn(Generic[StateT]):
 class PairPolicy(ABC, Generic[StateT]):
     """A policy of two models that write in turns. It asks for no asides; ``asking.AskingPolicy`` does. Immutable."""
 
-    roles: ClassVar[frozenset[ModelRole]] = frozenset(ModelRole)
+    roles: ClassVar[frozenset[ModelRole]] = frozenset(WRITING_ROLES)
     _state_type: type[StateT]
 
     @property

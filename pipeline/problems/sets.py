@@ -70,7 +70,7 @@ class ProblemSet:
     """A named list of problems; its version is the hash of its content, the same whatever the file's format.
 
     source: the file it was read from; places: where in it each problem stands, e.g. "line 3"; reading: how it
-    was read. All empty for a set that comes from elsewhere.
+    was read. All empty for a set that comes from elsewhere. origin: of a set of a hub, where it is there.
     """
 
     name: str
@@ -79,6 +79,7 @@ class ProblemSet:
     source: str = field(default="", compare=False)
     places: tuple[str, ...] = field(default=(), compare=False, repr=False)
     reading: SetReading | None = field(default=None, compare=False)
+    origin: dict[str, str] | None = field(default=None, compare=False)
 
     @property
     def num_references(self) -> int:

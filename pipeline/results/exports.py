@@ -84,19 +84,31 @@ def csv_text(cell: str) -> str:
 
 
 def _write_parquet(results: Iterable[Result], output: BinaryIO) -> int:
-    import pyarrow
     from pyarrow import parquet
 
+    count = 0
+    with parquet.ParquetWriter(output, result_schema(), compression="zstd") as writer:
+        for table in result_tables(results):
+            writer.write_table(table)
+            count += table.num_rows
+    return count
+
+
+def result_tables(results: Iterable[Result]) -> Iterator[pyarrow.Table]:
+    """Results as tables of typed columns, a batch at a time."""
+    import pyarrow
+
+    schema = result_schema()
+    for batch in _batches(results):
+        yield pyarrow.Table.from_pylist(list(result_rows(batch)), schema=schema)
+
+
+def result_rows(results: Iterable[Result]) -> Iterator[dict[str, Any]]:
+    """Results as values of these columns."""
     from pipeline.results.reports import plain
 
-    schema = _schema()
-    count = 0
-    with parquet.ParquetWriter(output, schema, compression="zstd") as writer:
-        for batch in _batches(results):
-            rows = [{name: _flat(value) for name, value in plain(result).items()} for result in batch]
-            writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
-            count += len(batch)
-    return count
+    for result in results:
+        yield {name: _flat(value) for name, value in plain(result).items()}
 
 
 def _batches(results: Iterable[Result]) -> Iterator[list[Result]]:
@@ -105,8 +117,8 @@ def _batches(results: Iterable[Result]) -> Iterator[list[Result]]:
         yield batch
 
 
-def _schema() -> pyarrow.Schema:
-    """Parquet's columns, from the types of Result's fields."""
+def result_schema() -> pyarrow.Schema:
+    """The typed columns, from the types of Result's fields."""
     import pyarrow
 
     from pipeline.results.reports import Result

@@ -420,6 +420,7 @@ class _Replayer:
             discarded_large=(sample.discarded_large, self._discarded[Author.LARGE]),
             aside_small=(sample.aside_small, self._aside[Author.SMALL]),
             aside_large=(sample.aside_large, self._aside[Author.LARGE]),
+            aside_judge=(sample.aside_judge, self._aside[Author.JUDGE]),
             taken_small=(sample.taken_small, self._taken[Author.SMALL]),
             taken_large=(sample.taken_large, self._taken[Author.LARGE]),
         )

@@ -24,6 +24,7 @@ class Job:
     policy: str
     small_model: str | None
     large_model: str | None
+    judge_model: str | None
     problem_set: str
     problem_set_id: int
     num_problems: int
@@ -108,17 +109,21 @@ class JobProgress:
     drafting: int
     awaiting_large: int
     assisting: int
+    awaiting_judge: int
+    judging: int
     finished: int
     graded: int
     failed: int
     cancelled: int
     live_small_workers: int
     live_large_workers: int
+    live_judge_workers: int
     samples_ahead: int
     waiting_for: str | None
     takeovers: int
     written_small: int
     written_large: int
+    written_judge: int
     seconds: float | None
     priority: int = 0
     unreadable: str | None = None
@@ -138,6 +143,7 @@ class JobSummary:
     policy: str
     small_model: str | None
     large_model: str | None
+    judge_model: str | None
     state: JobState
     num_problems: int
     num_samples: int
@@ -164,14 +170,17 @@ class JobSummary:
     discarded_large: int
     aside_small: int
     aside_large: int
+    aside_judge: int
     taken_small: int
     taken_large: int
     written_small: int
     written_large: int
+    written_judge: int
     seconds: float | None
     tokens_per_second: float | None
     tokens_per_second_small: float | None
     tokens_per_second_large: float | None
+    tokens_per_second_judge: float | None
     submitted_at: dt.datetime
     first_claimed_at: dt.datetime | None
     finished_at: dt.datetime | None
@@ -271,16 +280,20 @@ class JobCost:
     num_right: int
     engine_seconds_small: float
     engine_seconds_large: float
+    engine_seconds_judge: float
     request_seconds_small: float
     request_seconds_large: float
+    request_seconds_judge: float
     seconds_per_right: float | None
     small_seconds_per_right: float | None
     large_seconds_per_right: float | None
+    judge_seconds_per_right: float | None
     money: float | None
     money_per_right: float | None
     overlapping_jobs: Sequence[int]
     prompt_tokens_small: int
     prompt_tokens_large: int
+    prompt_tokens_judge: int
     p50_wall_seconds: float | None
     p95_wall_seconds: float | None
     mean_wait_seconds: float | None
@@ -544,6 +557,7 @@ class Result:
     policy: str = ""
     small_model: str | None = None
     large_model: str | None = None
+    judge_model: str | None = None
     seed: int | None = None
     rendered_prompt: str | None = None
     reference: str | None = None

@@ -51,6 +51,7 @@ class StoredSample:
     discarded_large: int
     aside_small: int
     aside_large: int
+    aside_judge: int
     taken_small: int
     taken_large: int
     finish_reason: FinishReason | None

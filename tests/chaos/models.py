@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.samples import ModelRole
+from pipeline.samples import WRITING_ROLES
 
 REPOSITORY = Path(__file__).parents[2]
-MODELS = {role: REPOSITORY / "examples" / "models" / f"demo-{role.value}" for role in ModelRole}
+MODELS = {role: REPOSITORY / "examples" / "models" / f"demo-{role.value}" for role in WRITING_ROLES}

@@ -295,8 +295,8 @@ def run_submit(phases: Phases) -> int:
     from pipeline.db import submissions
     from tests.chaos.workload import submit_job
 
-    pass_after(phases, "storing", submissions, "put_problem_set")
-    pass_after(phases, "committing", submissions, "insert_job")
+    pass_after(phases, "storing", submissions, "put_problem_sets")
+    pass_after(phases, "committing", submissions, "insert_jobs")
     with Client.connect() as client:
         submit_job(client, int(os.environ["CHAOS_SEED"]))
     phases.passed("committed")

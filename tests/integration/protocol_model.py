@@ -19,9 +19,11 @@ AGE_S = 25 * MINUTE
 """How long a message may take before it is sent again."""
 EARLIEST = float("-inf")
 
-RUNNABLE = ("ready", "awaiting_large")
-HELD = ("drafting", "assisting")
-ADMITTED = ("ready", "drafting", "awaiting_large", "assisting")
+WAITS_FOR = {"small": "ready", "large": "awaiting_large", "judge": "awaiting_judge"}
+HELD_BY = {"small": "drafting", "large": "assisting", "judge": "judging"}
+RUNNABLE, HELD = tuple(WAITS_FOR.values()), tuple(HELD_BY.values())
+ADMITTED = (*RUNNABLE, *HELD)
+ROLE_OF_STATE = {state: role for states in (WAITS_FOR, HELD_BY) for role, state in states.items()}
 FINAL = ("graded", "failed", "cancelled")
 LATEST_ATTEMPT = 3
 """Transient failures after which a sample is set aside."""
@@ -57,6 +59,10 @@ class Job:
     state: str = "running"
     priority: int = 0
     events: list[tuple[str, str]] = field(default_factory=list)
+    judge: str = "J"
+
+    def model_of(self, role: str) -> str:
+        return {"small": self.small, "large": self.large, "judge": self.judge}[role]
 
     def move(self, state: str) -> None:
         self.events.append((self.state, state))
@@ -133,8 +139,8 @@ class Sample:
     state: str = "pending"
     epoch: int = 0
     holder: int | None = None
-    small_worker: int | None = None
-    large_worker: int | None = None
+    homes: dict[str, int | None] = field(default_factory=lambda: dict.fromkeys(WAITS_FOR))
+    """By role the worker whose cache has its context."""
     published: float | None = None
     runnable: float = 0.0
     """Since when it waits for a worker, or waited."""
@@ -164,7 +170,7 @@ class Sample:
         self.epoch += 1
         self.runnable = now
         self.holder = None
-        self.move("ready" if self.state in ("ready", "drafting") else "awaiting_large")
+        self.move(WAITS_FOR[self.role])
 
     def fail(self, error_class: str) -> None:
         self.holder = None
@@ -185,7 +191,7 @@ class Sample:
 
     @property
     def role(self) -> str:
-        return "small" if self.state in ("ready", "drafting") else "large"
+        return ROLE_OF_STATE[self.state]
 
     def tokens(self, author: str, *, kept: bool) -> int:
         return sum((g.kept if kept else g.discarded) for g in self.segments if g.author == author)
@@ -236,8 +242,7 @@ class Model:
         return worker.ended is None and worker.expires > self.now
 
     def wanted_model(self, sample: Sample) -> str:
-        job = self.jobs[sample.job]
-        return job.small if sample.role == "small" else job.large
+        return self.jobs[sample.job].model_of(sample.role)
 
     def is_of(self, sample: Sample, model: str) -> bool:
         return self.wanted_model(sample) == model
@@ -252,7 +257,7 @@ class Model:
         return tuple(self._runnable(self.samples[i]) for i in sorted(ids))
 
     def _runnable(self, s: Sample) -> tuple[int, int, str, str | None, bool, bool]:
-        writer = {"ready": s.small_worker, "awaiting_large": s.large_worker}.get(s.state)
+        writer = s.homes[s.role] if s.state in RUNNABLE else None
         home = self.workers.get(writer) if writer is not None else None
         queue = home.queue if home is not None and home.ended is None else None
         return (s.id, s.epoch, s.state, queue, bool(s.segments or s.asides), s.is_suspect)
@@ -284,7 +289,7 @@ class Model:
         w = self.workers.get(worker)
         if w is None:
             return []
-        state = "ready" if w.kind == "small" else "awaiting_large"
+        state = WAITS_FOR[w.kind]
         named = [s for s in self.samples.values() if epochs.get(s.id) == s.epoch and s.state == state and s.job == job]
         free = not any(s.holder == worker and s.is_suspect for s in self.samples.values())
         suspect = min((s.id for s in named if s.is_suspect), default=None) if free else None
@@ -296,12 +301,8 @@ class Model:
         for s in self.claimable(worker, epochs, job):
             s.epoch += 1
             s.holder = worker
-            if s.state == "ready":
-                s.small_worker = worker
-                s.move("drafting")
-            else:
-                s.large_worker = worker
-                s.move("assisting")
+            s.homes[s.role] = worker
+            s.move(HELD_BY[s.role])
             taken[s.id] = (s.epoch, len(s.segments), len(s.asides), s.count, s.max_tokens, s.part_tokens)
         return taken
 
@@ -357,7 +358,7 @@ class Model:
         s.num_rescues = s.num_attempts = 0
         s.parts = []
         s.count = commit.count
-        s.next_role = {"ready": "small", "awaiting_large": "large"}.get(commit.to_state)
+        s.next_role = ROLE_OF_STATE.get(commit.to_state)
         s.num_takeovers += commit.num_takeovers
         s.finish_reason = commit.finish_reason
         s.segments += (replace(segment, at=self.now) for segment in commit.segments)
@@ -400,7 +401,7 @@ class Model:
             told |= back
         dead = {w.id for w in gone}
         for s in self.samples.values():
-            home = s.small_worker if s.state == "ready" else s.large_worker if s.state == "awaiting_large" else None
+            home = s.homes[s.role] if s.state in RUNNABLE else None
             if home in dead and not s.is_suspect and s.id not in self.locked:
                 s.published = self.now
                 told.add(s.id)
@@ -480,14 +481,14 @@ class Model:
             chosen = pending[: max(0, slots[self._opening(job)])]
             slots[self._opening(job)] -= len(chosen)
             for s in chosen:
-                s.move("ready" if (s.next_role or job.first_role) == "small" else "awaiting_large")
+                s.move(WAITS_FOR[s.next_role or job.first_role])
                 s.published = s.runnable = self.now
             admitted += chosen
         return self.runnables(s.id for s in admitted)
 
     @staticmethod
     def _opening(job: Job) -> tuple[str, str]:
-        return job.first_role, job.small if job.first_role == "small" else job.large
+        return job.first_role, job.model_of(job.first_role)
 
     def close(self) -> dict[int, str]:
         closed = {}
@@ -590,7 +591,7 @@ class Model:
             s.max_tokens = max_tokens
             s.num_rescues = s.num_attempts = s.num_takeovers = 0
             s.published = s.not_before = s.finish_reason = s.next_role = s.count = s.score = None
-            s.small_worker = s.large_worker = None
+            s.homes = dict.fromkeys(WAITS_FOR)
             self.grading.pop(s.id, None)
         return len(cut)
 
@@ -653,11 +654,12 @@ class Model:
             },
             "samples": {
                 s.id: (
-                    s.state, s.epoch, s.holder, s.small_worker, s.large_worker, self._age(s.published), s.num_rescues,
+                    s.state, s.epoch, s.holder, *s.homes.values(), self._age(s.published), s.num_rescues,
                     s.trial_epoch, s.num_attempts, not self.is_due(s), s.next_role, s.max_tokens, s.num_takeovers,
                     s.count, s.finish_reason, s.error_class, s.score, len(s.segments), s.tokens("small", kept=True),
                     s.tokens("large", kept=True), s.tokens("small", kept=False), s.tokens("large", kept=False),
-                    len(s.asides), s.aside_tokens("small"), s.aside_tokens("large"), s.part_tokens,
+                    len(s.asides), s.aside_tokens("small"), s.aside_tokens("large"), s.aside_tokens("judge"),
+                    s.part_tokens,
                 )
                 for s in self.samples.values()
             },

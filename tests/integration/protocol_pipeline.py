@@ -45,7 +45,7 @@ DELAY_S = 15 * MINUTE
 LONGEST_DELAY = dt.timedelta(seconds=2 * DELAY_S)
 BRIEFLY, LONG = 20 * MINUTE, 70 * MINUTE
 """Steps of time. No sum of them comes near the time to live or the age."""
-SMALL, LARGE, OTHER_LARGE = "S", "L", "L2"
+SMALL, LARGE, OTHER_LARGE, JUDGE = "S", "L", "L2", "J"
 GRADER, VERSION = "math", "1"
 
 
@@ -97,12 +97,15 @@ def open_quickly(url: SecretStr) -> Engine:
 
 
 SLOTS = 3
-KINDS = ((ModelRole.SMALL, SMALL), (ModelRole.LARGE, LARGE), (ModelRole.LARGE, OTHER_LARGE))
-OUTCOMES = ("large", "small", "finish", "cut", "large", "fail", "large", "cut")
+KINDS = (
+    (ModelRole.SMALL, SMALL), (ModelRole.LARGE, LARGE), (ModelRole.LARGE, OTHER_LARGE), (ModelRole.JUDGE, JUDGE),
+)  # fmt: skip
+OUTCOMES = ("large", "small", "finish", "cut", "judge", "fail", "large", "cut")
 """What a worker may make of a sample."""
 TO_STATE = {
     "large": SampleState.AWAITING_LARGE,
     "small": SampleState.READY,
+    "judge": SampleState.AWAITING_JUDGE,
     "finish": SampleState.FINISHED,
     "cut": SampleState.FINISHED,
     "fail": SampleState.FAILED,
@@ -144,13 +147,14 @@ DUMP = text("""
         CASE WHEN ended_at IS NULL THEN round(extract(epoch FROM clock_timestamp() - renewed_at) / 600)::integer END,
         round(extract(epoch FROM expires_at - renewed_at) / 60)::integer, tokens_withdrawn))
      FROM workers WHERE id = ANY(:workers)) AS workers,
-    (SELECT json_agg(json_build_array(id, state, epoch, holder_id, small_worker_id, large_worker_id,
+    (SELECT json_agg(json_build_array(id, state, epoch, holder_id, small_worker_id, large_worker_id, judge_worker_id,
         CASE WHEN isfinite(published_at)
              THEN to_jsonb(round(extract(epoch FROM clock_timestamp() - published_at) / 600)::integer)
              ELSE to_jsonb(published_at) END,
         num_rescues, trial_epoch, num_attempts, coalesce(not_before > clock_timestamp(), false), next_role, max_tokens,
         num_takeovers, policy_state->'count', finish_reason, error_class, score, num_segments, tokens_small,
-        tokens_large, discarded_small, discarded_large, num_asides, aside_small, aside_large, part_tokens))
+        tokens_large, discarded_small, discarded_large, num_asides, aside_small, aside_large, aside_judge,
+        part_tokens))
      FROM samples WHERE job_id = ANY(:jobs)) AS samples,
     (SELECT json_agg(json_build_array(g.sample_id, g.segment_index, g.epoch, g.worker_id, g.author,
         cardinality(g.token_ids), cardinality(g.discarded_ids)))
@@ -395,7 +399,7 @@ class Pipeline:
         bare = SampleCommit(sample_id=work.sample_id, epoch=work.epoch, to_state=TO_STATE[outcome])
         if bare.to_state is SampleState.FAILED:
             return replace(bare, error_class="internal", error="it broke")
-        num_segments = (work.epoch + work.sample_id) % 4
+        num_segments = 0 if hand.role is ModelRole.JUDGE else (work.epoch + work.sample_id) % 4
         segments = tuple(self.segment(hand, work, index) for index in range(num_segments))
         asides = (self.aside(hand, work),) if work.epoch % 2 or not segments else ()
         return replace(
@@ -779,7 +783,8 @@ class Pipeline:
     def submit(self, num_samples: int, large: str, first_role: str) -> None:
         problems = (Problem(external_id="1", prompt="What is 1+1?", answer="2"),)
         config = JobConfig(
-            small=ModelSpec(name=SMALL), large=ModelSpec(name=large), num_samples=num_samples,
+            small=ModelSpec(name=SMALL), large=ModelSpec(name=large), judge=ModelSpec(name=JUDGE),
+            num_samples=num_samples,
             policy=parse_policy("speculative-thinking:improved"), sampling=SamplingSpec(max_tokens=MAX_TOKENS),
         )  # fmt: skip
         with self.db_engine.begin() as connection:
@@ -790,7 +795,7 @@ class Pipeline:
             )  # fmt: skip
             samples = connection.execute(text("SELECT id FROM samples WHERE job_id = :job"), {"job": job}).scalars()
             self.model.samples.update((sample, pm.Sample(sample, job)) for sample in samples)
-        self.model.jobs[job] = pm.Job(job, SMALL, large, first_role, MAX_TOKENS)
+        self.model.jobs[job] = pm.Job(job, SMALL, large, first_role, MAX_TOKENS, judge=JUDGE)
 
     def finish_works(self) -> None:
         for hand in self.hands:

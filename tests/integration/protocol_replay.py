@@ -27,6 +27,7 @@ from tests.integration.lapses import settle_lapsed
 from tests.integration.protocol_model import EARLIEST, LOST, Model
 from tests.integration.protocol_pipeline import (
     AGE,
+    JUDGE,
     LARGE,
     LONG,
     SILENT,
@@ -41,6 +42,7 @@ from tests.integration.protocol_pipeline import (
 )
 from tests.integration.protocol_world import NO_TRIAL, NOBODY, Move, Rules, Scene, Work, apply, beginning
 
+MODELS = {ModelRole.SMALL: SMALL, ModelRole.LARGE: LARGE, ModelRole.JUDGE: JUDGE}
 _OF_JOB = {
     "jobs": "id = :job",
     "samples": "job_id = :job",
@@ -260,7 +262,7 @@ class Replay(Pipeline):
 
     def _register(self, hand: int) -> None:
         role = ModelRole(self.scene.kinds[hand])
-        process = super().start(role, SMALL if role is ModelRole.SMALL else LARGE)
+        process = super().start(role, MODELS[role])
         self.processes[hand], self.tokens[hand] = process, None
         self.real[self.state.whole.hands[hand].worker] = process.worker_id
 

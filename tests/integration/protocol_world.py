@@ -16,6 +16,7 @@ from typing import NamedTuple
 from tests.integration.protocol_model import (
     EARLIEST,
     LOST,
+    WAITS_FOR,
     Aside,
     Base,
     Job,
@@ -31,7 +32,7 @@ NOBODY = -1
 JOB = 0
 ENDED = frozenset({"finished", "graded", "failed", "cancelled"})
 """Nobody writes any more. Grades are no part of this."""
-ROLE_OF = {"ready": "small", "awaiting_large": "large"}
+ROLE_OF = {state: role for role, state in WAITS_FOR.items()}
 FOR_EVER = 1e9
 
 # A state, from the small to the whole. Tuples, because they are hashed by the million.
@@ -451,7 +452,7 @@ class World:
 
 
 def _model_of(kind: str) -> str:
-    return "S" if kind == "small" else "L"
+    return {"small": "S", "large": "L", "judge": "J"}[kind]
 
 
 def _continued(cached: Base, stored: Base) -> Base:
@@ -471,7 +472,7 @@ def heads(records: tuple[Record, ...] | tuple[PartRecord, ...]) -> Base:
 
 def beginning(scene: Scene, rules: Rules) -> State:
     """All processes run and have renewed their leases, all samples wait and are published."""
-    row = Row("ready" if scene.kinds[0] == "small" else "awaiting_large", 0, NOBODY, False, 0.0, 0, 0, "", (), ())
+    row = Row(WAITS_FOR[scene.kinds[0]], 0, NOBODY, False, 0.0, 0, 0, "", (), ())
     empty: tuple[Base, Base] = ((), ())
     places = [
         Place(index < scene.num_killers, row, (0,), (), (empty,) * len(scene.kinds), ())

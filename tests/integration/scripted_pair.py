@@ -16,13 +16,15 @@ from sqlalchemy import Engine as DbEngine
 
 from pipeline.chat.prompts import render_user_message
 from pipeline.problems import Problem, ProblemSet, content_sha256
-from pipeline.samples import ModelRole
+from pipeline.samples import WRITING_ROLES, ModelRole
 from tests.integration.test_invariants import CHAT, Member, hire, work
 from workers.engine.base import GenerateRequest
 from workers.engine.scripted import Drawn
 
 NUM_STEPS = 6
 HARD_STEP = 3
+TRIAL = "\\boxed"
+"""What asks for a trial answer ends so."""
 WRONG_STEP = "Maybe it is less.\n\n"
 
 
@@ -42,7 +44,7 @@ def scripted_pair(db_engine: DbEngine, *sets: ProblemSet) -> Iterator[Pair]:
         for problems in sets
         for problem in problems.problems
     }
-    members = [hire(db_engine, role, script=partial(go_on, role, prompts)) for role in ModelRole]
+    members = [hire(db_engine, role, script=partial(go_on, role, prompts)) for role in WRITING_ROLES]
     try:
         yield Pair(db_engine, members)
     finally:
@@ -67,6 +69,9 @@ def go_on(role: ModelRole, prompts: dict[tuple[int, ...], int], request: Generat
     ids = tuple(request.prompt_ids)
     length = next(len(prompt) for prompt in prompts if ids[: len(prompt)] == prompt)
     number, written = prompts[ids[:length]], CHAT.piece(list(ids[length:])).text
+    if written.endswith(TRIAL):
+        yield from _drawn(f"{{{number + 1}}}", number, 8)
+        return
     while "</think>" not in written:
         num_steps = written.count(".\n\n")
         rest = _step(role, number, num_steps) if num_steps < NUM_STEPS else "</think>\n\n"

@@ -22,7 +22,7 @@ from pipeline.policies.protocol import PolicyState, Reading, SampleContext, Tran
 from pipeline.policies.requests import Answered, Ask, Event, Finish, Generate, Insert, Take, Trigger, Written
 from pipeline.results.replay import Replay, replay
 from pipeline.results.stored import StoredSample
-from pipeline.samples import Author, FinishReason, ModelRole, SampleState, SegmentFinish
+from pipeline.samples import RUNNABLE_STATE, WRITING_ROLES, Author, FinishReason, ModelRole, SampleState, SegmentFinish
 from pipeline.signals import Readings, Signal
 from tests.integration.lapses import settle_lapsed
 from tests.integration.test_invariants import CHAT, Member, hire, submit, waiting
@@ -50,7 +50,7 @@ class TryAndJudge:
         Ask(role=SMALL, purpose="try", greedy=False, max_tokens=9),
         Ask(role=LARGE, purpose="judge", question=QUESTION, after=((0, 2),), labels=JUDGEMENTS),
     )
-    roles = frozenset(ModelRole)
+    roles = frozenset(WRITING_ROLES)
 
     def start(self, context: SampleContext) -> Transition:
         signals = frozenset({Signal.LOGPROB, Signal.FIRST_ENTROPY})
@@ -131,12 +131,13 @@ class Done:
             return get_stored_sample(connection, sample_id)
 
 
-def write_all(db_engine: DbEngine, small: Member, large: Member) -> None:
+def write_all(db_engine: DbEngine, *members: Member) -> None:
+    """members: of small, of large, and of a judge where there is one."""
     while messages := waiting(db_engine):
         messages.pop(SampleState.FINISHED, None)
         if not messages:
             return
-        for state, member in ((SampleState.READY, small), (SampleState.AWAITING_LARGE, large)):
+        for state, member in zip(RUNNABLE_STATE.values(), members, strict=False):
             for message in messages.get(state, []):
                 member.writer.write(message)
 

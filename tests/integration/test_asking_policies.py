@@ -12,13 +12,14 @@ from sqlalchemy import Engine as DbEngine
 from sqlalchemy import text
 
 from pipeline.db.invariants import check_job, snapshot
+from pipeline.db.matching import measure_delegation
 from pipeline.db.replays import get_stored_sample
-from pipeline.db.report_queries import measure_delegation
 from pipeline.db.session import transaction
 from pipeline.jobs.matching import matched_values
 from pipeline.policies import PolicySpec
 from pipeline.policies.mentor import MentorSpec
 from pipeline.policies.reading.words import WordStarts
+from pipeline.policies.reward import RsdSpec, SpecSearchSpec
 from pipeline.policies.specreason import DoubtedSpec, RatedSpec
 from pipeline.results.replay import replay
 from pipeline.results.stored import StoredSample
@@ -30,11 +31,15 @@ from workers.engine.base import GenerateRequest
 from workers.engine.scripted import Drawn
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
+SIGNS = {"good": "+", "bad": "-", "opening": 'The sign of the last step is "'}
+"""Labels that the demo's vocabulary has tokens for."""
 SPECS = [
     RatedSpec(steps_per_review=3, self_check=5, first_steps=1, threshold=3),
     DoubtedSpec(step_tokens=20, answer_role=LARGE, threshold=0.9),
     MentorSpec(rate=0.3, chunk=6, order="both", draft_tokens=40),
     MentorSpec(rate=0.3, chunk=4, chooser="large"),
+    RsdSpec(steps_per_review=2, threshold=0.4, **SIGNS),
+    SpecSearchSpec(first_steps=2, decay=0.5, step_tokens=30, **SIGNS),
 ]
 
 
@@ -80,11 +85,24 @@ def test_a_job_is_stored_booked_replayed_and_matched(db_engine: DbEngine, spec: 
     assert [replay(sample).divergence for sample in samples] == [None] * 6
     with snapshot(db_engine) as connection:
         assert check_job(connection, job) == []
+    assert_judged(samples, asks_a_judge=isinstance(spec, RsdSpec | SpecSearchSpec))
     outcomes = {aside.outcome for sample in samples for aside in sample.asides} - {None}
-    assert outcomes == ({"mentor", "own", "no answer"} if words else {"accept", "reject"} | outcomes & {"no answer"})
+    moves = {"threshold"} if isinstance(spec, SpecSearchSpec) else set()
+    judged = {"accept", "reject"} | moves | outcomes & {"no answer"}
+    assert outcomes == ({"mentor", "own", "no answer"} if words else judged)
     assert written.num_takeovers == sum(sample.num_takeovers for sample in samples) > 0
     assert written.num_words == (sum(map(words_of, samples)) if words else 0)
     assert (matched_values(written, same_exit=True)["at"] == "word") is words
+
+
+def assert_judged(samples: list[StoredSample], *, asks_a_judge: bool) -> None:
+    """A judge writes asides of one token, and nothing of the text; its tokens are booked as its own."""
+    by_judge = [aside for sample in samples for aside in sample.asides if aside.author is Author.JUDGE]
+    assert bool(by_judge) is asks_a_judge
+    assert all(segment.author is not Author.JUDGE for sample in samples for segment in sample.segments)
+    assert sum(sample.aside_judge for sample in samples) == sum(len(aside.token_ids) for aside in by_judge)
+    assert {len(aside.token_ids) for aside in by_judge} <= {0, 1}
+    assert all(aside.prompt_tokens for aside in by_judge if aside.token_ids)
 
 
 def words_of(sample: StoredSample) -> int:

@@ -99,6 +99,37 @@ def test_several_jobs_are_stored_together_or_not_at_all(client: Client) -> None:
     assert (count(client, "jobs"), count(client, "samples")) == (2, 5)
 
 
+def test_jobs_stored_together_have_each_its_own_problems_and_models(client: Client) -> None:
+    asked = client.submit(small_set("0?"), small=SMALL, policy="small-only").problem_set_id
+    models = {"small": SMALL, "large": LARGE}
+    jobs = client.submit_all(
+        [
+            Submission.parse(problems=small_set("1?", "2?"), **models),
+            Submission.parse(problems=small_set("0?"), small=LARGE, policy="small-only"),
+            Submission.parse(
+                problems=small_set("1?", "2?"), small_asking={"system": "Be brief."}, num_samples=2, **models
+            ),
+            Submission.parse(problems=asked, large=SMALL, policy="large-only"),
+        ]
+    )
+    assert [(job.small_model, job.large_model) for job in jobs] == [
+        ("demo-small", "demo-large"),
+        ("demo-large", None),
+        ("demo-small", "demo-large"),
+        (None, "demo-small"),
+    ]
+    assert [job.config.small_asking.system for job in jobs] == [None, None, "Be brief.", None]
+    assert jobs[1].problem_set_id == jobs[3].problem_set_id == asked
+    assert jobs[0].problem_set_id == jobs[2].problem_set_id != asked
+    query = """
+        SELECT s.job_id, string_agg(p.prompt || s.sample_index, ' ' ORDER BY s.id) AS told
+        FROM samples s JOIN problems p ON p.id = s.problem_id GROUP BY s.job_id ORDER BY s.job_id
+    """
+    told = [row[1] for row in client.sql(query).rows]
+    assert told == ["0?0", "1?0 2?0", "0?0", "1?0 1?1 2?0 2?1", "0?0"]
+    assert [row[0] for row in client.sql("SELECT count(*) FROM rollups GROUP BY job_id").rows] == [1] * 5
+
+
 def test_dry_run_stores_nothing_and_says_who_serves_the_models(client: Client, connection: Connection) -> None:
     engine = add_engine(connection, "demo-small")
     connection.execute(text("""UPDATE engines SET settings = '{"max_model_len": 512, "argument block_size": "64"}'"""))

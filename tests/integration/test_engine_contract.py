@@ -1,4 +1,4 @@
-"""What the worker loop relies on, the same assertions on the scripted engine and on vLLM in both arrangements."""
+"""What the worker loop relies on: the same assertions on the scripted engine, vLLM in both arrangements, a server."""
 
 import json
 import os
@@ -15,12 +15,14 @@ from typing import Any
 
 import psutil
 import pytest
+from pydantic import SecretStr
 
 from pipeline.chat.model import ChatModel
 from pipeline.errors import ConfigurationError, EngineDied, EngineError, PromptTooLong
 from pipeline.samples import ModelRole, SegmentFinish
-from pipeline.settings import EngineSettings, VllmSettings
+from pipeline.settings import EngineKind, EngineSettings, ServerSettings, VllmSettings
 from pipeline.signals import Readings
+from tests.vllm_server import vllm_server
 from workers.engine.base import Engine, GenerateRequest, GenerateResult, Sampling
 from workers.engine.loading import load_engine
 from workers.engine.scripted import ScriptedEngine
@@ -34,6 +36,7 @@ MAX_MODEL_LEN = 1024
 MAX_IN_FLIGHT = 64
 BLOCK_SIZE = 32
 PROMPT = list(range(10, 60))
+API_KEY = "a key of the tests"
 
 
 def make_model(folder: Path, *, head_size: int = 32) -> Path:
@@ -86,7 +89,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
-@pytest.fixture(scope="module", params=["scripted", "inline", "separate"])
+@pytest.fixture(scope="module")
+def server(model: Path) -> Iterator[str]:
+    """The address of a vLLM server with the model, as if it were somebody else's."""
+    limits = ("--max-num-seqs", str(MAX_IN_FLIGHT), "--api-key", API_KEY, "--served-model-name", "tiny", "other-name")
+    with vllm_server(model, model.parent / "server.log", *limits) as url:
+        yield url
+
+
+@pytest.fixture(scope="module", params=["scripted", "inline", "separate", "server"])
 def engine(request: pytest.FixtureRequest, model: Path) -> Iterator[Engine]:
     if request.param == "scripted":
         engine: Engine = ScriptedEngine(
@@ -97,6 +108,8 @@ def engine(request: pytest.FixtureRequest, model: Path) -> Iterator[Engine]:
             block_size=BLOCK_SIZE,
             step_s=0.001,
         )
+    elif request.param == "server":
+        engine = load_by_server(model, request.getfixturevalue("server"))
     else:
         engine = load(model, process=request.param)
     yield engine
@@ -113,6 +126,15 @@ def settings(*, max_model_len: int | None = None, **vllm: Any) -> EngineSettings
 
 def load(model: Path, **vllm: Any) -> Engine:
     return load_engine(ChatModel.load(model), revision=None, role=ModelRole.SMALL, settings=settings(**vllm))
+
+
+def load_by_server(model: Path, url: str, *, name: str = "tiny") -> Engine:
+    given = EngineSettings(
+        kind=EngineKind.SERVER,
+        max_in_flight=MAX_IN_FLIGHT,
+        server=ServerSettings(url=url, model=name, api_key=SecretStr(API_KEY)),
+    )
+    return load_engine(ChatModel.load(model), revision=None, role=ModelRole.LARGE, settings=given)
 
 
 class Answer:
@@ -374,7 +396,7 @@ def test_too_long_prompt_is_refused(engine: Engine) -> None:
 def test_refused_request_leaves_the_others_alone(engine: Engine) -> None:
     other = submit(engine, max_tokens=50)
     assert isinstance(submit(engine, []).outcome(), EngineError)
-    if engine.info.kind == "vllm":
+    if engine.info.kind != "scripted":
         assert isinstance(submit(engine, [10**6]).outcome(), EngineError)
     assert len(other.result().piece) == 50
 
@@ -441,7 +463,7 @@ def test_stats_show_what_runs_and_what_waits(engine: Engine) -> None:
     assert stats.num_running + stats.num_waiting == len(requests)
     assert stats.num_waiting >= 10
     assert stats.cache_tokens is None or stats.cache_tokens >= MAX_MODEL_LEN
-    assert (stats.cache_tokens is None) == (engine.info.kind == "scripted")
+    assert (stats.cache_tokens is None) == (engine.info.kind != "vllm")
     assert 0 <= stats.last_token_age_s < 30
     assert all(answer.result().finish is SegmentFinish.WATCH for answer in answers)
 

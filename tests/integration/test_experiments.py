@@ -16,16 +16,23 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import ProgrammingError
 
 from pipeline import Client
 from pipeline.cli import main
+from pipeline.db.experiments import lock_experiment
+from pipeline.db.grants import grant_roles
+from pipeline.db.matching import measure_thoughts
 from pipeline.db.removal import remove_job
-from pipeline.db.session import transaction
-from pipeline.embedded import Connections
-from pipeline.errors import ConfigurationError, NotFound
+from pipeline.db.session import open_database, transaction
+from pipeline.embedded import EMBEDDED_LOGINS, Connections
+from pipeline.errors import ConfigurationError, JobError, NotFound
 from pipeline.experiments.plan import Axis, PlannedRow, Shares, plan_rows
 from pipeline.experiments.results import ExperimentReport
+from pipeline.jobs.exit_matching import mean_length
+from pipeline.policies.exits import AgreementExit
 from tests.integration.scripted_pair import Pair, problem_set, scripted_pair
+from tests.integration.waiting import await_blocked
 
 pytestmark = pytest.mark.integration
 
@@ -174,6 +181,55 @@ def test_a_row_that_cannot_be_submitted_leaves_none(client: Client) -> None:
         client.add_controls("triggers")
 
 
+def test_an_exit_has_controls_that_think_as_long(client: Client, pair: Pair) -> None:
+    exited = [Axis(key="policy.threshold", values=(1.0,)), Axis(key="exit.name", values=("agreement",))]
+    planned = plan_rows(["glimpse"], [*exited, Axis(key="exit.agree", values=(2,))])
+    client.sweep("exits", [*plan_rows(["glimpse"], exited[:1]), *planned], SCORED, **BOTH)
+    pair.work()
+    client.add_controls("exits")
+    pair.work()
+    assert client.add_controls("exits") == []
+    report = client.experiment("exits")
+    row = "glimpse threshold=1.0 exit.name=agreement exit.agree=2"
+    assert [each.name for each in report.rows] == [
+        "glimpse threshold=1.0", "random for glimpse threshold=1.0", row, f"random for {row}", f"cut for {row}",
+        f"random exit for {row}",
+    ]  # fmt: skip
+    whole, _, exit_row, takeovers, cut, by_chance = report.rows
+    assert [each.is_control for each in report.rows] == [False, True, False, True, True, True]
+    assert whole.gain_over_cut is None
+    assert exit_row.gain is not None
+    assert exit_row.gain.jobs == (takeovers.job_id,)
+    assert exit_row.gain_over_cut is not None
+    assert exit_row.gain_over_cut.jobs == (cut.job_id,)
+    with client._transaction() as connection:
+        lengths = [mean_length(measure_thoughts(connection, each.job_id)) for each in (exit_row, cut, by_chance, whole)]
+    step = lengths[3] / 6
+    assert lengths[0] == pytest.approx(4 * step, rel=0.2)
+    assert lengths[1] == pytest.approx(lengths[0], abs=2)
+    assert lengths[2] == pytest.approx(lengths[0], abs=2 * step)
+
+
+def test_an_exit_is_matched_to_a_job_that_shows_how_long_texts_are(client: Client, pair: Pair) -> None:
+    exited = client.submit(SCORED, policy="small-only", exit=AgreementExit(agree=2), **BOTH)
+    cut: dict[str, Any] = {"policy": "small-only", "exit": "cut", "matched_to": exited.id}
+    with pytest.raises(JobError, match="still runs"):
+        client.submit(SCORED, **cut, **BOTH)
+    pair.work()
+    with pytest.raises(ConfigurationError, match=f"specthink clone {exited.id} --set exit=none"):
+        client.submit(SCORED, **cut, **BOTH)
+    whole = client.clone(exited.id, {"exit": "none"})
+    pair.work()
+    found = client.submit(SCORED, **cut, **BOTH)
+    assert found.config.exit is not None
+    assert found.config.exit.name == "cut"
+    assert found.name.endswith(f"matched to job {exited.id}")
+    with pytest.raises(ConfigurationError, match=f"job {whole.id} has no exit"):
+        client.submit(SCORED, **{**cut, "matched_to": whole.id}, **BOTH)
+    with pytest.raises(ConfigurationError, match="one of the exits cut and random, can be matched"):
+        client.submit(SCORED, **{**cut, "exit": "deer"}, **BOTH)
+
+
 def test_what_cannot_be_matched_is_noted(client: Client, pair: Pair) -> None:
     notes: list[str] = []
     client.on_note(notes.append)
@@ -181,7 +237,7 @@ def test_what_cannot_be_matched_is_noted(client: Client, pair: Pair) -> None:
     client.sweep("quiet", never, SCORED, **BOTH)
     pair.work()
     assert client.add_controls("quiet") == []
-    assert any("(glimpse threshold=9) gets no control: 0 takeovers" in note for note in notes)
+    assert any("(glimpse threshold=9) gets no control 'random': 0 takeovers" in note for note in notes)
     assert any("no random control" in caveat for caveat in client.experiment("quiet").caveats)
 
 
@@ -210,6 +266,46 @@ def test_a_removed_job_leaves_the_experiment_and_is_submitted_again(
     assert orphan in client.experiment("triggers").caveats
     (again,) = client.sweep("triggers", rows(), SCORED, **BOTH)
     assert again.name == "triggers · glimpse threshold=1.0"
+
+
+def test_reader_can_take_no_lock_that_keeps_others_from_adding_jobs(
+    client: Client, connections: Connections, db_engine: Engine
+) -> None:
+    with transaction(db_engine) as connection:
+        grant_roles(connection, EMBEDDED_LOGINS)
+    client.sweep("triggers", rows()[:1], SCORED, **BOTH)
+    assert connections.reader_url is not None
+    with open_database(connections.reader_url).connect() as reader, reader.begin():
+        reader.execute(text("SET TRANSACTION READ WRITE"))
+        reader.execute(text("SELECT pg_advisory_xact_lock(hashtext('specthink experiment triggers'))"))
+        reader.execute(text("LOCK TABLE experiments, experiment_jobs IN ACCESS SHARE MODE"))
+        for statement in (
+            "SELECT * FROM experiments FOR KEY SHARE",
+            "LOCK TABLE experiments IN SHARE MODE",
+            "INSERT INTO experiments (name) VALUES ('another')",
+        ):
+            with pytest.raises(ProgrammingError, match="permission denied"), reader.begin_nested():
+                reader.execute(text(statement))
+        with ThreadPoolExecutor(1) as pool:
+            added = pool.submit(client.sweep, "triggers", rows()[:2], SCORED, **BOTH).result(60)
+    assert [job.policy for job in added] == ["large-only"]
+
+
+def test_of_sweeps_that_begin_an_experiment_at_once_one_says_what_is_asked(
+    client: Client, connections: Connections, db_engine: Engine
+) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        with db_engine.connect() as blocker:
+            lock_experiment(blocker, "triggers")
+            sweeps = [
+                pool.submit(client.sweep, "triggers", [row], problems, **BOTH)
+                for row, problems in zip(rows(), (SCORED, PILOT), strict=False)
+            ]
+            await_blocked(db_engine, 2)
+            blocker.rollback()
+        refused = [sweep.exception(60) for sweep in sweeps]
+    assert sum(error is None for error in refused) == len(client.jobs()) == 1
+    assert any(isinstance(error, ConfigurationError) and "other problems" in str(error) for error in refused)
 
 
 class Tags(HTMLParser):

@@ -126,8 +126,8 @@ def submit(
 ) -> int:
     problem_set = ProblemSet(name="sums", content_sha256=content_sha256(PROBLEMS), problems=PROBLEMS)
     config = JobConfig(
-        small=ModelSpec(name="small"), large=ModelSpec(name="large"), policy=policy, exit=exit, num_samples=2,
-        sampling=SamplingSpec(max_tokens=max_tokens),
+        small=ModelSpec(name="small"), large=ModelSpec(name="large"), judge=ModelSpec(name="judge"), policy=policy,
+        exit=exit, num_samples=2, sampling=SamplingSpec(max_tokens=max_tokens),
     )  # fmt: skip
     with transaction(db_engine) as connection:
         return insert_job(

@@ -53,6 +53,7 @@ from tests.integration.rows import (
     one,
 )
 from tests.integration.test_protocol import admit_all, claim, commit, make_job, make_worker, written
+from tests.integration.waiting import await_blocked
 from workers.broker.tasks import progress_line
 
 pytestmark = pytest.mark.integration
@@ -215,24 +216,12 @@ def test_claim_that_takes_a_paused_job_for_running_holds_nothing_in_the_end(
         threads = [threading.Thread(target=claim_late), threading.Thread(target=client.pause, args=[job])]
         for number, thread in enumerate(threads, 1):
             thread.start()
-            until(lambda count=number: waiting_sessions(connection) == count)  # type: ignore[misc]
+            await_blocked(life_engine, number)
         blocker.rollback()
     for thread in threads:
         thread.join(timeout=30)
     assert one(connection, "SELECT state, holder_id FROM samples") == {"state": "ready", "holder_id": None}
     assert one(connection, "SELECT state FROM jobs") == {"state": "paused"}
-
-
-def waiting_sessions(connection: Connection) -> int:
-    query = "SELECT count(*) AS n FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    return int(one(connection, query)["n"])
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # What is refused, and what is idempotent

@@ -411,7 +411,7 @@ def test_removed_judged_job_leaves_its_judge_readable(client: Client, db_engine:
         remove_job(connection, job)
         assert uncarried_judges(connection, limit=9) == []
         assert every(connection, "SELECT FROM judgements") == []
-    assert client.job(judge.id).config.judge is not None
+    assert client.job(judge.id).config.judging is not None
     assert {result.output for result in client.results(judge.id)} == set(SAID.values())
     with pytest.raises(JobError, match=f"is no judge of job {job}"):
         client.apply_verdicts(job, judge.id)

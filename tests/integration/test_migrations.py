@@ -90,6 +90,7 @@ def fill(connection: Connection) -> None:
     connection.execute(text(f"{length} SELECT id, 'all', 'eos', 'right', 3, 1, 1 FROM jobs"))
     judges = "UPDATE jobs SET judged_job_id = (SELECT min(id) FROM jobs), verdicts_at = now() WHERE state = 'completed'"
     assert connection.execute(text(judges)).rowcount == 1
+    connection.execute(text("INSERT INTO experiments (name) VALUES ('e')"))
     connection.execute(text("INSERT INTO experiment_jobs SELECT 'e', id::text, id, min(id) OVER () FROM jobs"))
     judged = "INSERT INTO judged_samples SELECT j.id, s.id, s.epoch, s.problem_id FROM jobs j JOIN samples s"
     connection.execute(text(f"{judged} ON s.job_id = j.judged_job_id AND s.state = 'graded'"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -80,6 +79,7 @@ from pipeline.samples import (
 from pipeline.segments import WrittenSegment
 from pipeline.workforce import WorkerEnd, WorkerKind
 from tests.integration.lapses import settle_lapsed, time_out_late
+from tests.integration.waiting import await_blocked
 from tests.pieces import stored
 
 T = TypeVar("T")
@@ -712,7 +712,7 @@ def test_claim_and_the_end_of_its_worker_never_pass_each_other(db_engine: Engine
         with transaction(db_engine) as connection:
             claim(connection, worker, dict([first]))
             settling = pool.submit(in_transaction, db_engine, lambda other: die_with(other, worker))
-            assert is_blocked(db_engine)
+            await_blocked(db_engine)
         assert settling.result(timeout=20).rescued == 1, "the settling saw the claim"
     with transaction(db_engine) as connection:
         worker = make_worker(connection)
@@ -720,27 +720,13 @@ def test_claim_and_the_end_of_its_worker_never_pass_each_other(db_engine: Engine
         with transaction(db_engine) as connection:
             die_with(connection, worker)
             claiming = pool.submit(in_transaction, db_engine, lambda other: claim(other, worker, dict([second])))
-            assert is_blocked(db_engine)
+            await_blocked(db_engine)
         assert claiming.result(timeout=20) == [], "the claim saw the settling"
 
 
 def in_transaction(db_engine: Engine, action: Callable[[Connection], T]) -> T:
     with transaction(db_engine) as connection:
         return action(connection)
-
-
-def is_blocked(db_engine: Engine) -> bool:
-    """True once some session of this database waits for a lock of another."""
-    waiting = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        with transaction(db_engine) as connection:
-            if connection.execute(waiting).scalar_one():
-                return True
-        time.sleep(0.01)
-    return False
 
 
 def test_paused_job_is_taken_from_its_workers_and_given_to_nobody(connection: Connection) -> None:

@@ -24,6 +24,8 @@ TWICE = (Turn("ready", 1, 0), Turn("finished", 1, 1))
 THRICE = (Turn("ready", 1, 0), Turn("ready", 0, 1), Turn("finished", 1, 1))
 """The second turn stores an aside alone."""
 OVER_AND_BACK = (Turn("awaiting_large", 1, 0), Turn("ready", 0, 1), Turn("finished", 1, 1))
+JUDGED = (Turn("awaiting_judge", 0, 1), Turn("ready", 0, 1), Turn("finished", 1, 0))
+"""Small drafts an aside, a judge answers by another, and small goes on."""
 ONCE = (Turn("finished", 1, 0),)
 TWO = ("small", "small")
 ANY = frozenset({"lapse", "kill", "claim_unanswered", "commit_unanswered", "release", "lose", "cancel", "fail"})
@@ -41,6 +43,9 @@ SCENES = {
     ),
     "a hand-over, four faults": Scene(
         kinds=("small", "large"), num_samples=1, turns=OVER_AND_BACK, faults=4, which=ANY
+    ),
+    "a judge, a restore, a fault": Scene(
+        kinds=("small", "judge"), num_samples=1, turns=JUDGED, faults=1, which=ANY, may_restore=True,
     ),
     "three samples, a fault": Scene(kinds=TWO, num_samples=3, turns=TWICE, faults=1, which=ANY),
     "a sample that kills": Scene(

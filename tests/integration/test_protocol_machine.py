@@ -45,7 +45,7 @@ from workers.broker.messages import SamplesMessage
 
 FIRST = ("small", "small", "large")
 FATES = ("lapses", "lapses", "lapses", "hangs", "wakes", "is killed", "ends", "comes", "comes")
-MAX_HANDS, MAX_JOBS = 5, 4
+MAX_HANDS, MAX_JOBS = 6, 4
 ACTS = (
     "claiming", "claiming", "claiming", "writing", "writing", "writing", "trying_alone", "storing_part",
     "committing_again", "releasing", "deferring", "beating", "ending", "cancelling", "cancelling_samples", "pausing",

@@ -29,6 +29,7 @@ from pipeline.db.grades import TextGrade, begin_grade, end_grade, running_grades
 from pipeline.db.grants import grant_roles
 from pipeline.db.job_configs import fix_identity, fix_think_phase, get_job_config
 from pipeline.db.leadership import lead, resign
+from pipeline.db.metrics import read_fleet
 from pipeline.db.parts import OpenSegment, Part, store_parts
 from pipeline.db.report_queries import select_progress
 from pipeline.db.revision import require_current
@@ -66,9 +67,10 @@ from workers.upkeep.rounds import Upkeep
 
 SECRET = "ZQ-7f3a-the-answer"
 WORKERS = (DatabaseRole.WRITER, DatabaseRole.GRADER, DatabaseRole.UPKEEP)
+TRIED = (*WORKERS, DatabaseRole.MONITOR)
 MODULES = (
-    "claims", "commits", "context_cache", "grades", "job_configs", "leadership", "parts", "rollups", "runnable",
-    "totals", "upkeep_statements", "verdicts", "worker_leases",
+    "claims", "commits", "context_cache", "grades", "job_configs", "leadership", "metrics", "parts", "rollups",
+    "runnable", "totals", "upkeep_statements", "verdicts", "worker_leases",
 )  # fmt: skip
 """Of pipeline.db: their statements are those that workers execute."""
 OTHERS = {"grades._COMPLETE", "grades._REOPEN", "leadership._SELECT_LEADER", "verdicts._SELECT_JUDGE"}
@@ -92,8 +94,8 @@ def worked(servers: Connections) -> Iterator[Worked]:
         connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}"))
     url = with_database(servers.database_url, name)
     owner = open_database(url)
-    logins = {role: open_database(with_database(servers.role_urls[role], name)) for role in WORKERS}
-    recorded: dict[DatabaseRole, Recorded] = {role: {} for role in WORKERS}
+    logins = {role: open_database(with_database(servers.role_urls[role], name)) for role in TRIED}
+    recorded: dict[DatabaseRole, Recorded] = {role: {} for role in TRIED}
     with ExitStack() as stack:
         for role, login in logins.items():
             stack.enter_context(recording(login, recorded[role]))
@@ -115,8 +117,9 @@ def work(owner: Engine, logins: dict[DatabaseRole, Engine]) -> None:
     publisher = Publisher(Celery("grants", broker="memory://", set_as_current=False))
     leader = live(logins[DatabaseRole.UPKEEP], DatabaseRole.UPKEEP)
     upkeep = Upkeep(logins[DatabaseRole.UPKEEP], publisher, Settings(), worker_id=lambda: leader)
-    for role, login in logins.items():
-        live(login, role)
+    for role in WORKERS:
+        live(logins[role], role)
+    watch(logins[DatabaseRole.MONITOR])
     with transaction(logins[DatabaseRole.WRITER]) as connection:
         refuse_second_identity(connection, model="S", model_fingerprint="f", weights_sha256="w")
         worker = make_worker(connection)
@@ -128,6 +131,16 @@ def work(owner: Engine, logins: dict[DatabaseRole, Engine]) -> None:
         finished = write(connection, job, worker)
     grade(owner, logins[DatabaseRole.GRADER], job, *finished)
     tidy(owner, logins[DatabaseRole.UPKEEP], upkeep, job, ending)
+    watch(logins[DatabaseRole.MONITOR])
+
+
+def watch(monitor: Engine) -> None:
+    """All that the exporter asks, and what an autoscaler does."""
+    require_current(monitor)
+    with transaction(monitor) as connection:
+        fleet = read_fleet(connection)
+    assert fleet.samples
+    assert fleet.jobs
 
 
 def live(login: Engine, role: DatabaseRole) -> int:
@@ -264,7 +277,7 @@ def test_every_statement_of_the_workers_was_tried(worked: Worked) -> None:
                     assert str(statement.compile(worked.owner)) in tried, f"let a worker execute {module}.{name} here"
 
 
-@pytest.mark.parametrize("role", WORKERS)
+@pytest.mark.parametrize("role", TRIED)
 def test_no_right_without_a_statement_that_needs_it(worked: Worked, role: DatabaseRole) -> None:
     with psycopg.connect(worked.url) as connection:
         found = unneeded(connection, EMBEDDED_LOGINS[role], worked.recorded[role])
@@ -310,7 +323,7 @@ def say_which_is_right(db_engine: Engine, place: int) -> None:
         connection.execute(text("ANALYZE"))
 
 
-@pytest.mark.parametrize("role", [DatabaseRole.WRITER, DatabaseRole.UPKEEP])
+@pytest.mark.parametrize("role", [DatabaseRole.WRITER, DatabaseRole.UPKEEP, DatabaseRole.MONITOR])
 def test_who_generates_or_tidies_cannot_tell_the_answer_of_a_finished_job(
     servers: Connections, connections: Connections, db_engine: Engine, finished_job: None, role: DatabaseRole
 ) -> None:
@@ -324,4 +337,5 @@ def test_who_generates_or_tidies_cannot_tell_the_answer_of_a_finished_job(
     tells = {place for place in readable if readable[place] != now[place]}
     texts = {place for place in readable if any("QZ-" in row for row in readable[place])}
     assert not tells or not texts, f"{sorted(tells)} tell which of the texts in {sorted(texts)} is right"
-    assert texts if role is DatabaseRole.WRITER else tells, "each reads one of the two"
+    assert bool(texts) == (role is DatabaseRole.WRITER)
+    assert bool(tells) == (role is DatabaseRole.UPKEEP), "a monitor's scores have no ids beside them"

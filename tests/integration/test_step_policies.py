@@ -14,8 +14,8 @@ from sqlalchemy import Engine as DbEngine
 from sqlalchemy import text
 
 from pipeline.db.invariants import check_job, snapshot
+from pipeline.db.matching import measure_delegation
 from pipeline.db.replays import get_stored_sample
-from pipeline.db.report_queries import measure_delegation
 from pipeline.db.session import transaction
 from pipeline.db.submissions import insert_job, put_problem_set
 from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec
@@ -26,7 +26,7 @@ from pipeline.policies.requests import Generate
 from pipeline.problems import ProblemSet, content_sha256
 from pipeline.results.replay import replay
 from pipeline.results.stored import StoredSample
-from pipeline.samples import Author, ModelRole, SampleState
+from pipeline.samples import WRITING_ROLES, Author, ModelRole, SampleState
 from pipeline.signals import Signal
 from tests.integration.test_asides import write_all
 from tests.integration.test_invariants import CHAT, PROBLEMS, hire
@@ -102,7 +102,7 @@ def test_stored_samples_balance_and_replay(db_engine: DbEngine, job: tuple[int, 
     with transaction(db_engine) as connection:
         written = measure_delegation(connection, number)
     if samples[0].config.policy.name != "first-steps":  # its large model writes answers here
-        assert parse_policy("random", matched_values(written)).build().roles == set(ModelRole)
+        assert parse_policy("random", matched_values(written)).build().roles == set(WRITING_ROLES)
 
 
 def check_what_decided(samples: list[StoredSample]) -> None:

@@ -64,9 +64,9 @@ COLUMNS = {
     ],
     "results": [
         "job_id", "sample_id", "problem", "subject", "level", "sample_index", "state", "policy", "small_model",
-        "large_model", "seed", "prompt", "output", "predicted_answer", "score", "finish_reason", "output_tokens",
-        "tokens_small", "tokens_large", "tokens_inserted", "num_takeovers", "error_class", "error", "finished_at",
-        "grade_detail",
+        "large_model", "judge_model", "seed", "prompt", "output", "predicted_answer", "score", "finish_reason",
+        "output_tokens", "tokens_small", "tokens_large", "tokens_inserted", "num_takeovers", "error_class", "error",
+        "finished_at", "grade_detail",
     ],
     "subject_scores": [
         "job_id", "subject", "num_problems", "num_scored", "num_right", "accuracy", "accuracy_low", "accuracy_high",
@@ -83,6 +83,7 @@ COLUMNS = {
         "job_id", "tenth", "sentence_class", "num_steps", "num_samples", "num_taken_over", "tokens", "mean_tokens",
         "share_large",
     ],
+    "worker_demand": ["role", "model", "waiting", "writing", "live_workers", "slots", "wanted"],
 }  # fmt: skip
 """Of every view."""
 
@@ -451,3 +452,44 @@ def test_ended_job_waits_for_nothing(connection: Connection) -> None:
     add_samples(connection, job, [{"state": "cancelled"}, {"score": 1.0}])
     row = one(connection, "SELECT * FROM job_progress WHERE job_id = :job", job=job)
     assert (row["waiting_for"], row["samples_total"], row["samples_done"], row["cancelled"]) == (None, 2, 1, 1)
+
+
+def demand(connection: Connection) -> dict[tuple[str, str], tuple[int, ...]]:
+    """Waiting, writing, live workers, slots and wanted, by role and model."""
+    rows = every(connection, "SELECT * FROM worker_demand")
+    return {(row.pop("role"), row.pop("model")): tuple(row.values()) for row in rows}
+
+
+def test_demand_counts_what_running_jobs_wait_for_and_what_a_worker_has_room_for(connection: Connection) -> None:
+    job = add_job(connection, add_problem_set(connection), num_samples=10)
+    worker = add_worker(connection, "small", model="S")  # 8 slots
+    add_samples(connection, job, [{"state": "pending"}] * 5 + [{"state": "ready"}] * 3)
+    add_samples(connection, job, [{"state": "drafting", "holder_id": worker}] + [{"state": "awaiting_large"}] * 2)
+    add_samples(connection, job, [{"state": "graded"}, {"state": "failed"}])
+    assert demand(connection) == {("small", "S"): (8, 1, 1, 8, 2), ("large", "L"): (2, 0, 0, 128, 1)}
+
+
+def test_demand_of_a_model_that_is_named_and_not_yet_waited_for_is_one_worker(connection: Connection) -> None:
+    job = add_job(connection, add_problem_set(connection))
+    add_samples(connection, job, [{"state": "pending"}])
+    assert demand(connection)["large", "L"] == (0, 0, 0, 128, 1)
+
+
+@pytest.mark.parametrize("state", ["paused", "cancelled"])
+def test_demand_of_a_job_that_does_not_run_is_none(connection: Connection, state: str) -> None:
+    job = add_job(connection, add_problem_set(connection), state=state)
+    add_samples(connection, job, [{"state": "pending"}])
+    assert demand(connection) == {}
+    add_worker(connection, "large", model="L", num_slots=4)
+    assert demand(connection) == {("large", "L"): (0, 0, 1, 4, 0)}
+
+
+def test_demand_takes_the_slots_of_live_workers_else_of_the_last_one(connection: Connection) -> None:
+    job = add_job(connection, add_problem_set(connection), num_samples=20)
+    add_samples(connection, job, [{"state": "pending"}] * 12)
+    add_worker(connection, "small", model="S", alive=False, num_slots=2)
+    add_worker(connection, "small", model="S", alive=False, num_slots=4)
+    assert demand(connection)["small", "S"] == (12, 0, 0, 4, 3)
+    add_worker(connection, "small", model="S", num_slots=5)
+    add_worker(connection, "small", model="S", num_slots=8)
+    assert demand(connection)["small", "S"] == (12, 0, 2, 6, 2)

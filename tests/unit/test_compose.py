@@ -14,7 +14,7 @@ import yaml
 
 from pipeline.logins import DatabaseRole
 from pipeline.settings import Settings
-from tests.command_lines import parse
+from tests.deployed import DEPLOY, require_command
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
@@ -25,12 +25,14 @@ ENVIRONMENT = {
     "UPKEEP_PASSWORD": "upkeep-secret",
     "SUBMITTER_PASSWORD": "submitter-secret",
     "GATEWAY_PASSWORD": "gateway-secret",
+    "MONITOR_PASSWORD": "monitor-secret",
     "READER_PASSWORD": "reader-secret",
+    "GRAFANA_PASSWORD": "grafana-secret",
     "FLOWER_BASIC_AUTH": "user:secret",
     "SPECTHINK_SMALL_MODEL": "org/small",
     "SPECTHINK_LARGE_MODEL": "org/large",
 }
-OURS = ("migrate", "small", "large", "grade", "upkeep", "flower")
+OURS = ("migrate", "small", "large", "grade", "upkeep", "flower", "gateway", "metrics")
 LOGINS = {
     "migrate": "specthink:pg-secret",
     "small": "specthink_writer:writer-secret",
@@ -38,6 +40,8 @@ LOGINS = {
     "grade": "specthink_grader:grader-secret",
     "upkeep": "specthink_upkeep:upkeep-secret",
     "flower": None,
+    "gateway": "specthink_gateway:gateway-secret",
+    "metrics": "specthink_monitor:monitor-secret",
 }
 """Who each service is in the database."""
 
@@ -102,7 +106,7 @@ def test_secrets_and_models_have_no_default(missing: str) -> None:
 
 @pytest.mark.parametrize("name", OURS)
 def test_command_is_one_that_specthink_parses(name: str, services: dict[str, dict[str, Any]]) -> None:
-    parse(shlex.join(services[name]["command"]))
+    require_command(shlex.join(services[name]["command"]))
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -121,6 +125,22 @@ def test_environment_makes_valid_settings(
     given = {role.value: login.name for role, login in settings.logins.all().items()}
     roles = {role.value: f"specthink_{role.value}" for role in DatabaseRole}
     assert given == (roles if name == "migrate" else {})
+
+
+def test_grafana_and_prometheus_find_what_is_mounted(services: dict[str, dict[str, Any]]) -> None:
+    for name in ("prometheus", "grafana"):
+        sources = [volume.partition(":")[0] for volume in services[name]["volumes"]]
+        assert [source for source in sources if source.startswith("./") and not (ROOT / source).exists()] == []
+    provisioned = (DEPLOY / "grafana/provisioning/datasources/specthink.yaml").read_text()
+    assert set(re.findall(r"\$\{(\w+)\}", provisioned)) <= services["grafana"]["environment"].keys()
+    (provider,) = yaml.safe_load((DEPLOY / "grafana/provisioning/dashboards/specthink.yaml").read_text())["providers"]
+    assert any(f":{provider['options']['path']}/specthink.json:" in volume for volume in services["grafana"]["volumes"])
+
+
+@pytest.mark.parametrize("name", ["small", "large", "upkeep"])
+def test_what_prometheus_asks_listens_inside_and_is_not_published(name: str, services: dict[str, Any]) -> None:
+    assert services[name]["environment"]["SPECTHINK_METRICS__ADDRESS"] == "0.0.0.0"
+    assert "ports" not in services[name]
 
 
 @pytest.mark.parametrize("name", OURS[1:])
@@ -161,7 +181,7 @@ def test_flower_asks_for_a_password_on_the_port_that_is_published(
 
 def test_ports_are_published_to_this_host_only(services: dict[str, dict[str, Any]]) -> None:
     ports = [port for service in services.values() for port in service.get("ports", [])]
-    assert len(ports) == 3
+    assert len(ports) == 6
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 

@@ -19,13 +19,13 @@ from pydantic import ValidationError
 
 from pipeline.db.faults import first_line
 from pipeline.db.runnable import Runnable
-from pipeline.samples import ModelRole, SampleState
+from pipeline.samples import RUNNABLE_STATE, SampleState
 from workers.broker import queues
 from workers.broker.messages import MAX_SAMPLES, MAX_SHARED, JobMessage, SamplesMessage
 
 log = structlog.get_logger()
 
-DRAFT, ASSIST, GRADE, FOLLOW = "draft", "assist", "grade", "follow"
+DRAFT, ASSIST, JUDGE, GRADE, FOLLOW = "draft", "assist", "judge", "grade", "follow"
 """Task names, as Flower shows them."""
 
 MAX_FOLLOWED = 64
@@ -38,12 +38,10 @@ segments waits for it."""
 _TASK_OF_STATE = {
     SampleState.READY: DRAFT,
     SampleState.AWAITING_LARGE: ASSIST,
+    SampleState.AWAITING_JUDGE: JUDGE,
     SampleState.FINISHED: GRADE,
 }
-_ROLE_OF_STATE = {
-    SampleState.READY: ModelRole.SMALL,
-    SampleState.AWAITING_LARGE: ModelRole.LARGE,
-}
+_ROLE_OF_STATE = {state: role for role, state in RUNNABLE_STATE.items()}
 
 
 def _reason(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from pipeline.chat.model import ChatModel
+from pipeline.errors import ConfigurationError
 from pipeline.samples import ModelRole
 from pipeline.settings import EngineKind, EngineSettings
 from workers.engine.base import Engine
@@ -20,5 +21,12 @@ def load_engine(chat: ChatModel, *, revision: str | None, role: ModelRole, setti
             from workers.engine.vllm.starting import load_vllm  # only where it is wanted: it may not be installed
 
             return load_vllm(chat, revision=revision, role=role, settings=settings)
+        case EngineKind.SERVER:
+            try:
+                from workers.engine.server.starting import load_server
+            except ModuleNotFoundError as error:
+                raise ConfigurationError(f"{error.name} is not installed: install specthink[server]") from error
+
+            return load_server(chat, revision=revision, role=role, settings=settings)
         case _:
             assert_never(settings.kind)

@@ -11,6 +11,7 @@ from workers.broker.publish import MAX_FOLLOWED
 from workers.broker.tasks import add_follow_task
 from workers.processes.base import on_shutdown, open_base, open_beside, registration, run_celery
 from workers.processes.lease import LeaseKeeper
+from workers.processes.metrics import serve_worker_metrics
 from workers.processes.shutdown import EarlySignals
 from workers.upkeep.rounds import Upkeep
 
@@ -18,6 +19,7 @@ from workers.upkeep.rounds import Upkeep
 def run_upkeep(settings: Settings) -> int:
     """The upkeep worker, until it is told to stop."""
     base = open_base(settings, WorkerKind.UPKEEP)
+    metrics = serve_worker_metrics(settings.metrics)
     stop = threading.Event()
     followers = open_beside(WorkerKind.UPKEEP, settings)  # dozens: they take no connection from rounds and lease
     add_follow_task(base.app, followers, stop)
@@ -29,6 +31,7 @@ def run_upkeep(settings: Settings) -> int:
         settings.lease,
     )
     upkeep = Upkeep(base.db_engine, base.publisher, settings, worker_id=lambda: lease.worker_id)
+    metrics.register(upkeep.meter)
     lease.start()
     upkeep.start()
     try:

@@ -1,4 +1,4 @@
-"""A small or large worker: engine, writer, lease and Celery worker, tied together.
+"""A small, large or judge worker: engine, writer, lease and Celery worker, tied together.
 
 The model is loaded before Celery starts: a model that cannot be loaded ends the process with a clear error, which a
 Celery signal would swallow.
@@ -13,23 +13,25 @@ import os
 import sys
 
 import structlog
+from prometheus_client import CollectorRegistry
 
-from pipeline.chat.files import find_folder, served_name
+from pipeline.chat.files import find_folder, refuse_pooling, served_name
 from pipeline.chat.model import ChatModel
 from pipeline.chat.weights import weights_sha256
 from pipeline.db.session import transaction
 from pipeline.db.worker_leases import WorkerCounters, put_engine, refuse_second_identity
 from pipeline.devices.sizes import refuse_unusable
 from pipeline.samples import ModelRole
-from pipeline.settings import Settings
+from pipeline.settings import EngineKind, Settings
 from pipeline.workforce import WorkerEnd, WorkerKind
 from workers.broker import queues
-from workers.broker.publish import ASSIST, DRAFT
+from workers.broker.publish import ASSIST, DRAFT, JUDGE
 from workers.broker.tasks import add_samples_task
 from workers.engine.base import Engine, EngineStats
 from workers.engine.loading import load_engine
 from workers.processes.base import Base, on_shutdown, open_base, registration, run_celery
 from workers.processes.lease import LeaseKeeper
+from workers.processes.metrics import WriterCollector, serve_worker_metrics
 from workers.processes.shutdown import EarlySignals
 from workers.writing.store import Identity
 from workers.writing.writer import Writer
@@ -47,7 +49,7 @@ _SLOWER_THAN_ALONE = 3.0
 _SPARE_THREADS = 8
 """Task threads beside those that wait for a sample."""
 
-_TASKS = {ModelRole.SMALL: DRAFT, ModelRole.LARGE: ASSIST}
+_TASKS = {ModelRole.SMALL: DRAFT, ModelRole.LARGE: ASSIST, ModelRole.JUDGE: JUDGE}
 
 
 def run_writer(
@@ -58,19 +60,23 @@ def run_writer(
     name: str | None = None,
     revision: str | None = None,
 ) -> int:
-    """A small or large worker, until it is told to stop. Raises ConfigurationError when the model cannot be loaded."""
+    """A worker of this role, until it is told to stop. Raises ConfigurationError when the model cannot be loaded."""
     base = open_base(settings, WorkerKind(role.value))
-    folder = find_folder(model, revision)
+    metrics = serve_worker_metrics(settings.metrics)
+    is_here = settings.engine.kind is not EngineKind.SERVER  # a server's weights cannot be seen, whatever lies here
+    folder = find_folder(model, revision) if is_here else None
     if folder is not None:
         refuse_unusable(model, folder)
-    chat = ChatModel.load(model, revision=revision)
+        if role is ModelRole.JUDGE:
+            refuse_pooling(model, folder)
+    chat = ChatModel.load(model, revision=revision, may_lack_template=role is ModelRole.JUDGE)
     served = name or served_name(model)
-    folder = folder or find_folder(model, revision)
+    folder = folder or (find_folder(model, revision) if is_here else None)
     weights = weights_sha256(folder) if folder else None
     with transaction(base.db_engine) as connection:  # before a GPU works for nothing
         refuse_second_identity(connection, model=served, model_fingerprint=chat.fingerprint, weights_sha256=weights)
     engine = load_engine(chat, revision=revision, role=role, settings=settings.engine)
-    return WriterProcess(base, role, engine, chat, served, weights=weights, revision=revision).run()
+    return WriterProcess(base, role, engine, chat, served, weights=weights, revision=revision, metrics=metrics).run()
 
 
 def end_reason(stats: EngineStats, *, stall_after_s: float) -> WorkerEnd | None:
@@ -82,7 +88,7 @@ def end_reason(stats: EngineStats, *, stall_after_s: float) -> WorkerEnd | None:
 
 
 class WriterProcess:
-    """One small or large worker; the holder of its lease."""
+    """One small, large or judge worker; the holder of its lease."""
 
     def __init__(
         self,
@@ -94,10 +100,14 @@ class WriterProcess:
         *,
         weights: str | None = None,
         revision: str | None = None,
+        metrics: CollectorRegistry | None = None,
     ) -> None:
-        """model: the name that jobs use. weights: their hash, None where it is not known."""
+        """model: the name that jobs use. weights: their hash, None where it is not known. metrics: takes in what the
+        worker tells of itself."""
+        self._metrics = metrics or CollectorRegistry()
         self._weights = weights
         self._revision = revision
+        self._model = model
         self._base = base
         self._role = role
         self._engine = engine
@@ -155,6 +165,10 @@ class WriterProcess:
         gc.freeze()  # what the model and the imports left stays to the end: no collection need look at it again
         add_samples_task(self._base.app, _TASKS[self._role], self._writer.write)
         on_shutdown(lambda: self._writer.drain(self._base.settings.lease.drain_s))
+        self._metrics.register(
+            WriterCollector(self._role.value, self._model, self._engine.stats, self._writer.counters)
+        )
+        self._metrics.register(self._writer.meter)
         self._lease.start(self)
         num_waiting = math.ceil(self._engine.max_in_flight * self._base.settings.upkeep.admit_ahead)
         try:

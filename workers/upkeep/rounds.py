@@ -48,6 +48,7 @@ from pipeline.db.upkeep_statements import (
 from pipeline.errors import ServiceUnavailable
 from pipeline.settings import Settings
 from workers.broker.publish import Publisher
+from workers.upkeep.meter import UpkeepMeter
 from workers.upkeep.rollup_refresher import RollupRefresher
 from workers.upkeep.stillness import Stillness
 
@@ -91,6 +92,7 @@ class Upkeep:
         """Another may lead this long after the last renewal: the leader hangs."""
         self._renewed_at = -math.inf
         """When it last renewed its leadership, or asked for it."""
+        self.meter = UpkeepMeter()
         self._to_drop: list[str] = []
         """Queues of workers that were settled, until they are deleted."""
         self._rollups = RollupRefresher(db_engine)
@@ -149,7 +151,7 @@ class Upkeep:
             self._settle, self._halt, self._republish, self._probe, self._reap_grades, self._close, self._admit,
             self._follow,
         )  # fmt: skip
-        with connected(self._db_engine) as connection:
+        with self.meter.measure_round(), connected(self._db_engine) as connection:
             for duty in duties:
                 self._renew_leadership(own)
                 self._do(duty, connection)
@@ -163,6 +165,7 @@ class Upkeep:
             raise
         except Exception:
             log.exception("duty failed", duty=duty.__name__.strip("_"))
+            self.meter.duty_failed()
 
     def _renew_leadership(self, own: Connection) -> None:
         if time.monotonic() - self._renewed_at < RENEW_LEADERSHIP_S:
@@ -183,6 +186,7 @@ class Upkeep:
             rescued=settled.rescued,
             failed=settled.failed,
         )
+        self.meter.settled(rescued=settled.rescued, failed=settled.failed)
         self._publisher.publish(settled.samples)
         self._to_drop.extend(settled.queues)
 
@@ -200,6 +204,7 @@ class Upkeep:
         while newly >= MOST_OVERDUE and time.monotonic() < deadline:
             newly = self._publish_overdue(connection)
             published += newly
+        self.meter.republished(published)
         if published:
             log.info("samples published again", samples=published)
 

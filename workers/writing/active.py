@@ -96,6 +96,8 @@ class ActiveSample:
             raise PipelineError(
                 f"{self.setup.policy_label} takes {num_tokens} tokens of aside {index}, which has {len(aside.piece)}"
             )
+        if aside.author is Author.JUDGE:
+            raise PipelineError(f"{self.setup.policy_label} takes aside {index}, which a judge wrote: it is never kept")
         if takes_over and aside.author is not Author.LARGE:
             raise PipelineError(
                 f"{self.setup.policy_label} lets {aside.author} take over by aside {index}, but only large is called "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pipeline.chat.model import ChatModel
-from pipeline.chat.translation import ThinkPhase, ThinkTagTranslator
+from pipeline.chat.translation import ThinkPhase, ThinkTagTranslator, own_phase
 from pipeline.errors import BadProblem, EngineUnavailable
 from pipeline.jobs.config import JobConfig
 from pipeline.policies.protocol import Policy
@@ -47,7 +47,7 @@ class JobSetup:
         asks, and where what another package brings is not what the job froze."""
         config.check_same_version("prompt_template")
         policy = config.build_policy()
-        translator = ThinkTagTranslator(chat, think)
+        translator = ThinkTagTranslator(chat, own_phase(chat) if role is ModelRole.JUDGE else think)
         questions = Questions(chat, translator)
         for ask in policy.asks:
             if ask.role is role:
@@ -65,8 +65,10 @@ class JobSetup:
         )
 
     def prompt_ids(self, problem_id: int, problem: Problem) -> list[int]:
-        """The rendered prompt of a problem. Raises BadProblem, and EngineUnavailable where this machine cannot render
-        one at the moment."""
+        """The rendered prompt of a problem; none for a judge, whose frame shows the problem. Raises BadProblem, and
+        EngineUnavailable where this machine cannot render one at the moment."""
+        if self.role is ModelRole.JUDGE:
+            return []
         known = self._prompts.get(problem_id)
         if known is not None:
             return known

@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import lru_cache
 
 import structlog
+from sqlalchemy import Connection
 
 from pipeline.chat.model import ChatModel
-from pipeline.chat.translation import settle_think_phase
-from pipeline.db.job_configs import fix_identity, fix_think_phase, get_job_config
+from pipeline.chat.translation import ThinkPhase, settle_think_phase
+from pipeline.db.job_configs import fix_identity, fix_think_phase, get_job_config, get_think_phase
 from pipeline.errors import EngineRefused, EngineUnavailable
-from pipeline.jobs.config import ModelSpec
+from pipeline.jobs.config import JobConfig, ModelSpec
 from pipeline.samples import ModelRole
 from workers.writing.job_setup import JobSetup
 from workers.writing.store import Store
@@ -101,9 +102,15 @@ class Jobs:
             )
             self._require(self._store.patiently(lambda connection: fix_identity(connection, job_id, self._role, own)))
         chat = self._chat.asked(config.asking(self._role))
-        phase = settle_think_phase(chat, other_is_unknown=len(config.build_policy().roles) > 1)
-        think = self._store.patiently(lambda connection: fix_think_phase(connection, job_id, phase))
+        think = self._store.patiently(lambda connection: self._think_phase(connection, job_id, config, chat))
         return JobSetup.of(config, think, chat, role=self._role, max_model_len=self._max_model_len)
+
+    def _think_phase(self, connection: Connection, job_id: int, config: JobConfig, chat: ChatModel) -> ThinkPhase:
+        """A judge is asked of what others wrote, and has no say in it."""
+        if self._role is ModelRole.JUDGE:
+            return get_think_phase(connection, job_id)
+        phase = settle_think_phase(chat, other_is_unknown=len(config.build_policy().roles) > 1)
+        return fix_think_phase(connection, job_id, phase)
 
     def _require(self, wanted: ModelSpec) -> None:
         """Raises EngineRefused where this worker's model is not the one that the job asks for, or has."""

@@ -5,9 +5,10 @@ Both depend on a model's vocabulary and chat template, so that a policy names te
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.chat.frames import FramedModel
 from pipeline.chat.model import ChatModel
 from pipeline.chat.translation import ThinkTagTranslator
 from pipeline.errors import ConfigurationError
@@ -35,10 +36,11 @@ class Questions:
     def __init__(self, chat: ChatModel, translator: ThinkTagTranslator) -> None:
         self._chat = chat
         self._translator = translator
+        self._framed = FramedModel(chat)
         self._known: dict[tuple[object, ...], Question] = {}
 
     def get(self, ask: Ask) -> Question:
-        key = (ask.turn, ask.question, ask.opening, ask.labels, ask.labels_begin)
+        key = (ask.turn, ask.question, ask.opening, ask.labels, ask.labels_begin, ask.frame)
         known = self._known.get(key)
         if known is None:
             known = Question(token_ids=tuple(self._ids(ask)), labels=self._labels(ask))
@@ -47,7 +49,13 @@ class Questions:
             self._known[key] = known
         return known
 
+    def ids_within(self, ask: Ask, problem: str, steps: Sequence[str]) -> tuple[int, ...]:
+        """All that a judge is given for a question about the last of these steps."""
+        return tuple(self._framed.token_ids(ask, problem, steps))
+
     def _ids(self, ask: Ask, more: str = "") -> list[int]:
+        if ask.frame is not None:
+            return self._framed.tail_ids(ask, more)
         if ask.turn:
             return self._chat.turn_ids(ask.question, self._translator.from_job(ask.opening + more))
         return self._chat.encode_text(self._translator.from_job(ask.question + more))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, assert_never
 
+from pipeline.chat.frames import split_text
 from pipeline.errors import PipelineError, PromptTooLong
 from pipeline.policies.protocol import Watcher
 from pipeline.policies.requests import Ask, Generate, Request
@@ -16,6 +17,7 @@ from pipeline.signals import Readings
 from workers.engine.base import GenerateRequest
 from workers.writing.active import ActiveSample
 from workers.writing.job_setup import JobSetup
+from workers.writing.questions import Question
 
 
 def engine_request(active: ActiveSample, request: Request) -> GenerateRequest | None:
@@ -28,7 +30,7 @@ def engine_request(active: ActiveSample, request: Request) -> GenerateRequest | 
         case Ask():
             question = setup.questions.get(request)
             heads = [active.take(index, num_tokens) for index, num_tokens in request.after]
-            token_ids = [*_prompt(active, [*active.text, *heads]), *question.token_ids]
+            token_ids = _asked(active, request, [*active.text, *heads], question)
             more = _of_ask(active, request, question.labels)
         case _:
             assert_never(request)
@@ -52,6 +54,17 @@ def _prompt(active: ActiveSample, text: Iterable[Segment]) -> list[int]:
     """The prompt and the text so far as this worker's ids, as they were generated wherever that can be: the prefix
     cache has those."""
     return [*active.prompt_ids, *active.setup.translator.output_ids(text, own=Author(active.setup.role.value))]
+
+
+def _asked(active: ActiveSample, ask: Ask, text: Sequence[Segment], question: Question) -> list[int]:
+    """What a model is given for a question: a judge its frame, any other the text so far and the question."""
+    if ask.frame is None:
+        return [*_prompt(active, text), *question.token_ids]
+    written = "".join([segment.kept.text for segment in text])
+    steps = split_text(written, think_start=active.context.think_start)
+    if not steps:
+        raise PipelineError(f"{active.setup.policy_label} asks a judge {ask.purpose!r} before there is a step")
+    return list(active.setup.questions.ids_within(ask, active.sample.problem.prompt, steps))
 
 
 def _of_generate(active: ActiveSample, max_tokens: int) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from pipeline.db.faults import describe
 from pipeline.db.parts import Part
 from pipeline.db.runnable import Runnable
 from pipeline.db.worker_leases import WorkerCounters
-from pipeline.errors import EngineDied, EngineUnavailable, LeaseLost, ServiceUnavailable
+from pipeline.errors import EngineAway, EngineDied, EngineUnavailable, LeaseLost, ServiceUnavailable
 from pipeline.policies.requests import Generate
 from pipeline.samples import ModelRole
 from pipeline.workforce import WorkerEnd
@@ -42,6 +42,7 @@ from workers.writing.in_flight import InFlight
 from workers.writing.job_setup import JobSetup
 from workers.writing.jobs import Jobs
 from workers.writing.latch import Latch
+from workers.writing.meter import Meter
 from workers.writing.parts import last_part, running_part
 from workers.writing.store import Identity, Store
 from workers.writing.token_ledger import TokenLedger
@@ -73,7 +74,9 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The sample goes back to its last commit."""
+    """The sample goes back to its last commit. anywhere: another worker of the model is as good."""
+
+    anywhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +159,7 @@ class Writer:
             self._store, chat, role=role, max_model_len=engine.max_model_len, weights=weights, revision=revision
         )
         self._trial: Trial[_Call] = Trial()
+        self.meter = Meter(role.value)
         self._recorder: Batcher[Outcome | EndedClaim | LookAtTrial, EndedClaim] = Batcher(
             "recorder",
             self._record,
@@ -238,6 +242,7 @@ class Writer:
         self._in_flight.claimed((sample.sample_id, sample.epoch) for sample in claimed)
         setup = self._jobs.set_up(job_id) if claimed else None
         for sample in claimed:
+            self.meter.claimed(sample.wait_seconds)
             _, call = named[sample.sample_id]
             call.num_claimed += setup is not None
             call.under_way.add()
@@ -300,6 +305,7 @@ class Writer:
         active, result = item
         if isinstance(result, GenerateResult):
             self._ledger.receive(result.num_generated_tokens)
+            self.meter.wrote(result.total_seconds)
             if isinstance(active.request, Generate):
                 with self._room_lock:
                     self._cache_room.ended(result)
@@ -317,6 +323,8 @@ class Writer:
         if isinstance(result, EngineDied):
             self._on_failure(WorkerEnd.ENGINE_DIED)
             return None
+        if isinstance(result, EngineAway):
+            return commit_gathered(active) or self._given_back(active, result)
         if isinstance(result, EngineUnavailable):
             return commit_gathered(active) or Deferral(result)
         if isinstance(result, Exception):
@@ -330,11 +338,12 @@ class Writer:
 
     def _given_back(self, active: ActiveSample, result: GenerateResult | Exception) -> Release:
         """The sample goes back to its last commit, or to what its request wrote until now where that took long."""
-        if isinstance(result, GenerateResult):
-            part = last_part(active, result.piece.token_ids, every_s=self._store_every_s)
+        if isinstance(result, GenerateResult | EngineAway):
+            token_ids = result.token_ids if isinstance(result, EngineAway) else result.piece.token_ids
+            part = last_part(active, token_ids, every_s=self._store_every_s)
             if part is not None:
                 self._store_parts({active: part})
-        return Release()
+        return Release(anywhere=isinstance(result, EngineAway))
 
     def _store_parts(self, parts: Mapping[ActiveSample, Part]) -> None:
         """Store what was written of running requests. A sample that has come so far need not be alone any more."""
@@ -381,12 +390,14 @@ class Writer:
             worker_id=worker_id,
         )
         to_release = dict(ended.claim for ended in group if isinstance(ended.how, Release))
+        anywhere = {ended.claim[0] for ended in group if isinstance(ended.how, Release) and ended.how.anywhere}
         released = self._store.release(to_release, worker_id=worker_id)
         for ended in group:
             if isinstance(ended.how, Deferral):
                 log.warning("sample deferred", sample_id=ended.claim[0], reason=str(ended.how.error))
                 self._store.defer(ended.claim, ended.how.error, worker_id=worker_id)
-        return [*committed.samples, *(self._sent_on(sample) for sample in released)]
+        freed = [replace(one, home_queue=None) if one.sample_id in anywhere else self._sent_on(one) for one in released]
+        return [*committed.samples, *freed]
 
     def _look_at_trial(self) -> None:
         """Begin with the sample that must be alone once nothing else is here; see that this comes soon."""

@@ -78,7 +78,7 @@ _UNTOLD_ANSWERS_OF_JUDGES = r"""
     SELECT 0 AS position, format('job %s', j.id) AS place,
            'is a judge whose prompts show reference answers, and its problem set does not say of which set' AS what
     FROM jobs j JOIN problem_sets p ON p.id = j.problem_set_id
-    WHERE j.id = :job AND j.config#>>'{judge,template_text}' ~ '\{\{\s*reference\s*\}\}'
+    WHERE j.id = :job AND j.config#>>'{judging,template_text}' ~ '\{\{\s*reference\s*\}\}'
       AND p.tells_answers_of IS NULL
 """
 

@@ -9,7 +9,7 @@ _CLAIM_OF_EACH_PIECE = """
         WINDOW w AS (PARTITION BY e.sample_id ORDER BY e.id)
     ), claims AS (
         SELECT m.sample_id, m.epoch, count(*) AS n, min(m.worker_id) AS worker_id,
-               min(CASE m.to_state WHEN 'drafting' THEN 'small' ELSE 'large' END) AS role,
+               min(CASE m.to_state WHEN 'drafting' THEN 'small' WHEN 'assisting' THEN 'large' ELSE 'judge' END) AS role,
                -- a commit keeps the epoch; whatever takes a sample away raises it
                bool_and(coalesce(m.next_epoch = m.epoch, false)) AS committed
         FROM moves m WHERE m.from_state = ANY(:runnable) AND m.to_state = ANY(:writing)
@@ -59,7 +59,8 @@ _HOLDERS = """
     FROM samples s LEFT JOIN workers w ON w.id = s.holder_id
     WHERE s.job_id = :job AND s.state = ANY(:writing)
       AND (w.settled_at IS NOT NULL
-           OR w.kind IS DISTINCT FROM CASE s.state WHEN 'drafting' THEN 'small' ELSE 'large' END)
+           OR w.kind IS DISTINCT FROM
+              CASE s.state WHEN 'drafting' THEN 'small' WHEN 'assisting' THEN 'large' ELSE 'judge' END)
 """
 # The verdict raises the epoch by one.
 _VERDICTS = """

@@ -56,14 +56,17 @@ _TOKENS_OF_EACH_SAMPLE = """
 """
 _ASIDE_TOKENS_OF_EACH_SAMPLE = """
     SELECT s.id AS position, format('sample %s', s.id) AS place,
-           format('counts %s, %s tokens in asides (small, large), its asides have %s, %s', s.aside_small,
-                  s.aside_large, coalesce(c.small, 0), coalesce(c.large, 0)) AS what
+           format('counts %s, %s, %s tokens in asides (small, large, judge), its asides have %s, %s, %s', s.aside_small,
+                  s.aside_large, s.aside_judge, coalesce(c.small, 0), coalesce(c.large, 0), coalesce(c.judge, 0))
+           AS what
     FROM samples s LEFT JOIN (
         SELECT a.sample_id, sum(cardinality(a.token_ids)) FILTER (WHERE a.author = 'small') AS small,
-               sum(cardinality(a.token_ids)) FILTER (WHERE a.author = 'large') AS large
+               sum(cardinality(a.token_ids)) FILTER (WHERE a.author = 'large') AS large,
+               sum(cardinality(a.token_ids)) FILTER (WHERE a.author = 'judge') AS judge
         FROM asides a JOIN samples s ON s.id = a.sample_id WHERE s.job_id = :job GROUP BY a.sample_id
     ) c ON c.sample_id = s.id
-    WHERE s.job_id = :job AND (s.aside_small, s.aside_large) <> (coalesce(c.small, 0), coalesce(c.large, 0))
+    WHERE s.job_id = :job AND (s.aside_small, s.aside_large, s.aside_judge)
+                              <> (coalesce(c.small, 0), coalesce(c.large, 0), coalesce(c.judge, 0))
 """
 _TOTALS_OF_THE_JOB = """
     SELECT 0 AS position, format('job %s, %s', j.job_id, c.name) AS place,
@@ -80,6 +83,7 @@ _TOTALS_OF_THE_JOB = """
                coalesce(sum(discarded_small), 0) AS discarded_small,
                coalesce(sum(discarded_large), 0) AS discarded_large,
                coalesce(sum(aside_small), 0) AS aside_small, coalesce(sum(aside_large), 0) AS aside_large,
+               coalesce(sum(aside_judge), 0) AS aside_judge,
                coalesce(sum(taken_small), 0) AS taken_small, coalesce(sum(taken_large), 0) AS taken_large
         FROM samples WHERE job_id = :job
     ) s
@@ -93,6 +97,7 @@ _TOTALS_OF_THE_JOB = """
         ('discarded_small', j.discarded_small, s.discarded_small),
         ('discarded_large', j.discarded_large, s.discarded_large),
         ('aside_small', j.aside_small, s.aside_small), ('aside_large', j.aside_large, s.aside_large),
+        ('aside_judge', j.aside_judge, s.aside_judge),
         ('taken_small', j.taken_small, s.taken_small), ('taken_large', j.taken_large, s.taken_large)
     ) AS c(name, summary, samples)
     WHERE j.job_id = :job AND c.summary IS DISTINCT FROM c.samples

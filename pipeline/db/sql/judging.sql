@@ -7,11 +7,11 @@
 CREATE FUNCTION judge_version(judge bigint) RETURNS text LANGUAGE sql STABLE AS $$
     SELECT format('%s weights:%s template:%s settings:%s', j.large_model,
                   coalesce(left(coalesce(j.large_identity->>'weights', j.config#>>'{large,weights}'), 12), 'unknown'),
-                  left(j.config#>>'{judge,template_sha256}', 12),
+                  left(j.config#>>'{judging,template_sha256}', 12),
                   left(encode(sha256(convert_to(jsonb_build_array(
                       coalesce(j.large_identity->>'fingerprint', j.config#>>'{large,fingerprint}'),
                       j.config->'sampling', j.config->'large_sampling', j.config->'large_asking',
-                      j.config#>'{judge,answer_chars}')::text, 'UTF8')), 'hex'), 8))
+                      j.config#>'{judging,answer_chars}')::text, 'UTF8')), 'hex'), 8))
     FROM jobs j WHERE j.id = judge
 $$;
 

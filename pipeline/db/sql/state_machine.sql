@@ -19,11 +19,16 @@ BEGIN
     )
     SELECT id, from_state, to_state INTO wrong FROM changed
     WHERE (from_state || '>' || to_state) NOT IN (
-    'assisting>awaiting_large', 'assisting>cancelled', 'assisting>failed', 'assisting>finished', 'assisting>ready',
+    'assisting>awaiting_judge', 'assisting>awaiting_large', 'assisting>cancelled', 'assisting>failed',
+    'assisting>finished', 'assisting>ready',
+    'awaiting_judge>cancelled', 'awaiting_judge>failed', 'awaiting_judge>judging',
     'awaiting_large>assisting', 'awaiting_large>cancelled', 'awaiting_large>failed',
-    'drafting>awaiting_large', 'drafting>cancelled', 'drafting>failed', 'drafting>finished', 'drafting>ready',
+    'drafting>awaiting_judge', 'drafting>awaiting_large', 'drafting>cancelled', 'drafting>failed',
+    'drafting>finished', 'drafting>ready',
     'finished>cancelled', 'finished>failed', 'finished>graded',
-    'pending>awaiting_large', 'pending>cancelled', 'pending>failed', 'pending>ready',
+    'judging>awaiting_judge', 'judging>awaiting_large', 'judging>cancelled', 'judging>failed', 'judging>finished',
+    'judging>ready',
+    'pending>awaiting_judge', 'pending>awaiting_large', 'pending>cancelled', 'pending>failed', 'pending>ready',
     'ready>cancelled', 'ready>drafting', 'ready>failed'
 , 'failed>pending', 'graded>pending') LIMIT 1;
     IF FOUND THEN

@@ -4,11 +4,11 @@
 
 CREATE TYPE sample_totals AS (
     samples_total bigint, pending bigint, ready bigint, drafting bigint, awaiting_large bigint, assisting bigint,
-    finished bigint, graded bigint, failed bigint, cancelled bigint,
+    awaiting_judge bigint, judging bigint, finished bigint, graded bigint, failed bigint, cancelled bigint,
     num_length bigint, num_context bigint, num_repetition bigint, num_scored bigint, num_right bigint,
     problems_scored bigint, takeovers bigint,
     tokens_small bigint, tokens_large bigint, tokens_inserted bigint, discarded_small bigint, discarded_large bigint,
-    aside_small bigint, aside_large bigint, taken_small bigint, taken_large bigint,
+    aside_small bigint, aside_large bigint, aside_judge bigint, taken_small bigint, taken_large bigint,
     accuracy float8, score_variance float8, score_squares float8, mean_output_tokens float8, p50_output_tokens float8,
     p90_output_tokens float8, takeovers_per_sample float8, p50_wall_seconds float8, p95_wall_seconds float8
 );
@@ -17,10 +17,10 @@ COMMENT ON TYPE sample_totals IS
     'what job_totals keeps of a job''s samples; its columns'' comments say what each is';
 
 CREATE FUNCTION count_samples(job bigint) RETURNS SETOF sample_totals LANGUAGE sql STABLE ROWS 1 AS $$
-    SELECT c.samples_total, c.pending, c.ready, c.drafting, c.awaiting_large, c.assisting, c.finished, c.graded,
-           c.failed, c.cancelled, c.num_length, c.num_context, c.num_repetition, c.num_scored, c.num_right,
+    SELECT c.samples_total, c.pending, c.ready, c.drafting, c.awaiting_large, c.assisting,
+           c.awaiting_judge, c.judging, c.finished, c.graded, c.failed, c.cancelled, c.num_length, c.num_context, c.num_repetition, c.num_scored, c.num_right,
            p.problems_scored, c.takeovers, c.tokens_small, c.tokens_large, c.tokens_inserted, c.discarded_small,
-           c.discarded_large, c.aside_small, c.aside_large, c.taken_small, c.taken_large,
+           c.discarded_large, c.aside_small, c.aside_large, c.aside_judge, c.taken_small, c.taken_large,
            e.accuracy::float8,
            CASE WHEN c.num_scored > 1
                 THEN (c.score_squares - c.score_sum * c.score_sum / c.num_scored) / (c.num_scored - 1) END::float8,
@@ -74,9 +74,10 @@ COMMENT ON FUNCTION totals_of_samples IS
     'the totals of a job''s samples: as kept, or counted now; always one row';
 
 CREATE TYPE cost_totals AS (
-    prompt_tokens_small bigint, prompt_tokens_large bigint, engine_seconds_small float8, engine_seconds_large float8,
-    request_seconds_small float8, request_seconds_large float8, mean_wait_seconds float8, p95_wait_seconds float8,
-    mean_queue_seconds float8
+    prompt_tokens_small bigint, prompt_tokens_large bigint, prompt_tokens_judge bigint,
+    engine_seconds_small float8, engine_seconds_large float8, engine_seconds_judge float8,
+    request_seconds_small float8, request_seconds_large float8, request_seconds_judge float8,
+    mean_wait_seconds float8, p95_wait_seconds float8, mean_queue_seconds float8
 );
 
 COMMENT ON TYPE cost_totals IS
@@ -84,19 +85,22 @@ COMMENT ON TYPE cost_totals IS
 
 CREATE FUNCTION count_cost(job bigint) RETURNS SETOF cost_totals LANGUAGE sql STABLE ROWS 1 AS $$
     WITH parts AS MATERIALIZED (SELECT * FROM job_cost_sums(job))
-    SELECT c.prompt_tokens_small, c.prompt_tokens_large, b.small, b.large, c.request_seconds_small,
-           c.request_seconds_large, w.mean, w.p95, c.queue_sum / nullif(c.num_queued, 0)
+    SELECT c.prompt_tokens_small, c.prompt_tokens_large, c.prompt_tokens_judge, b.small, b.large, b.judge,
+           c.request_seconds_small, c.request_seconds_large, c.request_seconds_judge, w.mean, w.p95, c.queue_sum / nullif(c.num_queued, 0)
     FROM (
         SELECT coalesce(sum(a.prompt_tokens_small), 0)::bigint AS prompt_tokens_small,
                coalesce(sum(a.prompt_tokens_large), 0)::bigint AS prompt_tokens_large,
+               coalesce(sum(a.prompt_tokens_judge), 0)::bigint AS prompt_tokens_judge,
                coalesce(sum(a.request_seconds_small), 0) AS request_seconds_small,
                coalesce(sum(a.request_seconds_large), 0) AS request_seconds_large,
+               coalesce(sum(a.request_seconds_judge), 0) AS request_seconds_judge,
                sum(a.queue_sum) AS queue_sum, sum(a.num_queued)::float8 AS num_queued
         FROM parts a
     ) c
     CROSS JOIN (
         SELECT coalesce(sum(d.seconds) FILTER (WHERE d.author = 'small'), 0)::float8 AS small,
-               coalesce(sum(d.seconds) FILTER (WHERE d.author = 'large'), 0)::float8 AS large
+               coalesce(sum(d.seconds) FILTER (WHERE d.author = 'large'), 0)::float8 AS large,
+               coalesce(sum(d.seconds) FILTER (WHERE d.author = 'judge'), 0)::float8 AS judge
         FROM (
             SELECT u.author, extract(epoch FROM upper(x.time) - lower(x.time)) AS seconds
             FROM (

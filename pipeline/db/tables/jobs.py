@@ -41,6 +41,9 @@ class ProblemSetRow(Base):
         ForeignKey("problem_sets.id"),
         comment="a judge's set: its prompts show the reference answers of that one; null: prompts show none",
     )
+    source: Mapped[dict[str, Any] | None] = mapped_column(
+        comment="where on a hub it was first loaded from: hub, config, split, revision; null: from a file"
+    )
     created_at: Mapped[Instant] = mapped_column(server_default=func.now(), comment="when it was first submitted")
 
 
@@ -111,6 +114,7 @@ class JobRow(Base):
     policy: Mapped[str] = mapped_column(comment="NAME or NAME:PRESET, as submitted")
     small_model: Mapped[str | None] = mapped_column(comment="null where the policy needs none")
     large_model: Mapped[str | None] = mapped_column(comment="null where the policy needs none")
+    judge_model: Mapped[str | None] = mapped_column(comment="null where the policy needs none")
     first_role: Mapped[ModelRole] = mapped_column(choice(ModelRole, "first_role"), comment="who opens each sample")
     think_start: Mapped[str | None] = mapped_column(
         comment="the tag that opens the think phase in its texts, '' for none; null: no worker has had it yet"
@@ -125,6 +129,7 @@ class JobRow(Base):
         comment="tokenizer and template, weights and revision of its first worker's model; null: none has had it yet"
     )
     large_identity: Mapped[dict[str, Any] | None] = mapped_column(comment="the same of the large model")
+    judge_identity: Mapped[dict[str, Any] | None] = mapped_column(comment="the same of the judge")
     num_problems: Mapped[int] = mapped_column(comment="the first so many of the set")
     num_samples: Mapped[int] = mapped_column(comment="per problem")
     submitted_at: Mapped[Instant] = mapped_column(server_default=func.now(), comment="when it was stored")
@@ -146,6 +151,15 @@ class JobRow(Base):
     verdicts_at: Mapped[Instant | None] = mapped_column(comment="of a judge: when its verdicts last became grades")
 
 
+class ExperimentRow(Base):
+    """An experiment: jobs that are compared with each other. Whoever adds a job to it locks its row."""
+
+    __tablename__ = "experiments"
+
+    name: Mapped[str] = mapped_column(primary_key=True, comment="as its users call it")
+    changed_at: Mapped[Instant] = mapped_column(server_default=func.now(), comment="when a job was last to be added")
+
+
 class ExperimentJobRow(Base):
     """A job as a row of an experiment: of a sweep over policies and their numbers, and of its controls."""
 
@@ -155,7 +169,7 @@ class ExperimentJobRow(Base):
         Index("ix_experiment_jobs_control_of", "control_of"),
     )
 
-    experiment: Mapped[str] = mapped_column(primary_key=True, comment="its name")
+    experiment: Mapped[str] = mapped_column(ForeignKey("experiments.name"), primary_key=True, comment="its name")
     row_name: Mapped[str] = mapped_column(
         primary_key=True, comment="policy and what was varied: once in an experiment, whoever submits it again"
     )

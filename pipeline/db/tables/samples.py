@@ -76,7 +76,7 @@ class SampleRow(Base):
     phase: Mapped[str] = mapped_column(
         String(24),
         Computed(PHASE, persisted=True),
-        comment="admitted while it is ready, drafting, awaiting_large or assisting, else its state; for indexes",
+        comment="admitted while it waits for a model or a worker has it, else its state; for indexes",
     )
     epoch: Mapped[int] = mapped_column(server_default="0", comment="raised by every claim and rescue; fences writes")
     holder_id: Mapped[int | None] = mapped_column(ForeignKey("workers.id"), comment="the worker that writes now")
@@ -86,6 +86,9 @@ class SampleRow(Base):
     )
     large_worker_id: Mapped[int | None] = mapped_column(
         ForeignKey("workers.id"), comment="the large worker whose cache holds the context"
+    )
+    judge_worker_id: Mapped[int | None] = mapped_column(
+        ForeignKey("workers.id"), comment="the judge worker whose cache holds the context"
     )
     runnable_at: Mapped[Instant | None] = mapped_column(
         comment="since when it waits, or waited before its claim, for a worker or a grader"
@@ -126,6 +129,7 @@ class SampleRow(Base):
     num_asides: Mapped[int] = mapped_column(server_default="0", comment="pieces written on side branches")
     aside_small: Mapped[int] = mapped_column(server_default="0", comment="written in asides by the small model")
     aside_large: Mapped[int] = mapped_column(server_default="0", comment="written in asides by the large model")
+    aside_judge: Mapped[int] = mapped_column(server_default="0", comment="written in asides by the judge")
     taken_small: Mapped[int] = mapped_column(
         server_default="0", comment="of aside_small, put into the text: in tokens_small too"
     )

@@ -23,6 +23,7 @@ class SegmentRow(Base):
     """One uninterrupted piece of writing. Kept ids of segments 0…n-1, joined, are the sample's output."""
 
     __tablename__ = "segments"
+    __table_args__ = (CheckConstraint("author <> 'judge'", name="no_judge"),)
 
     sample_id: Mapped[int] = mapped_column(
         ForeignKey("samples.id"), primary_key=True, autoincrement=False, comment="the sample"
@@ -111,7 +112,7 @@ class AsideRow(Base):
     )
     aside_index: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="from 0 in its sample")
     after_segment: Mapped[int] = mapped_column(comment="segments that were there when it was asked for")
-    author: Mapped[ModelRole] = mapped_column(choice(ModelRole, "author"), comment="small or large")
+    author: Mapped[ModelRole] = mapped_column(choice(ModelRole, "author"), comment="small, large or judge")
     purpose: Mapped[str] = mapped_column(comment="what the policy asked it for")
     question: Mapped[str] = mapped_column(comment="fixed text after the kept text, '' for none")
     turn: Mapped[bool] = mapped_column(comment="the question was a new user message")

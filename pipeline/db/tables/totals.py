@@ -34,6 +34,8 @@ class JobTotalsRow(Base):
     drafting: Mapped[int] = mapped_column(BigInteger, comment="by state")
     awaiting_large: Mapped[int] = mapped_column(BigInteger, comment="by state")
     assisting: Mapped[int] = mapped_column(BigInteger, comment="by state")
+    awaiting_judge: Mapped[int] = mapped_column(BigInteger, comment="by state")
+    judging: Mapped[int] = mapped_column(BigInteger, comment="by state")
     finished: Mapped[int] = mapped_column(BigInteger, comment="by state")
     graded: Mapped[int] = mapped_column(BigInteger, comment="by state")
     failed: Mapped[int] = mapped_column(BigInteger, comment="by state")
@@ -52,6 +54,7 @@ class JobTotalsRow(Base):
     discarded_large: Mapped[int] = mapped_column(BigInteger, comment="written by the large model, not kept")
     aside_small: Mapped[int] = mapped_column(BigInteger, comment="written in asides by the small model")
     aside_large: Mapped[int] = mapped_column(BigInteger, comment="written in asides by the large model")
+    aside_judge: Mapped[int] = mapped_column(BigInteger, comment="written in asides by the judge")
     taken_small: Mapped[int] = mapped_column(
         BigInteger, comment="of aside_small, put into the text: in tokens_small too"
     )
@@ -63,6 +66,9 @@ class JobTotalsRow(Base):
     )
     prompt_tokens_large: Mapped[int] = mapped_column(
         BigInteger, comment="of the large model's prompts, computed: not found in the prefix cache"
+    )
+    prompt_tokens_judge: Mapped[int] = mapped_column(
+        BigInteger, comment="of the judge's prompts, computed: not found in the prefix cache"
     )
     accuracy: Mapped[float | None] = mapped_column(comment="mean score of the scored samples")
     score_variance: Mapped[float | None] = mapped_column(comment="variance of their scores")
@@ -83,12 +89,16 @@ class JobTotalsRow(Base):
     engine_seconds_large: Mapped[float | None] = mapped_column(
         comment="time in which a large worker had a request of this job, summed over the workers"
     )
+    engine_seconds_judge: Mapped[float | None] = mapped_column(
+        comment="time in which a judge worker had a request of this job, summed over the workers"
+    )
     request_seconds_small: Mapped[float | None] = mapped_column(
         comment="sum of the durations of the small model's requests"
     )
     request_seconds_large: Mapped[float | None] = mapped_column(
         comment="sum of the durations of the large model's requests"
     )
+    request_seconds_judge: Mapped[float | None] = mapped_column(comment="sum of the durations of the judge's requests")
     mean_wait_seconds: Mapped[float | None] = mapped_column(
         comment="from when it could be claimed to the claim, all segments of a sample together, mean over samples"
     )

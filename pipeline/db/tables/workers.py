@@ -74,7 +74,7 @@ class WorkerRow(Base):
     id: Mapped[int] = mapped_column(
         BigInteger, Identity(), primary_key=True, comment="of one life; its last six digits are drawn"
     )
-    kind: Mapped[WorkerKind] = mapped_column(choice(WorkerKind, "kind"), comment="small, large, grade or upkeep")
+    kind: Mapped[WorkerKind] = mapped_column(choice(WorkerKind, "kind"), comment="small, large, judge, grade or upkeep")
     model: Mapped[str | None] = mapped_column(comment="the name jobs use")
     engine_id: Mapped[int | None] = mapped_column(ForeignKey("engines.id"), comment="null: it has none")
     host: Mapped[str] = mapped_column(comment="where it runs")

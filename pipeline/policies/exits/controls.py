@@ -11,7 +11,7 @@ from pipeline.policies.exits.protocol import Token
 from pipeline.policies.exits.spec import ExitSpec
 from pipeline.policies.protocol import PolicyState, Reading, SampleContext
 from pipeline.policies.turns import Tokens
-from pipeline.samples import ModelRole
+from pipeline.samples import ModelRole, WritingRole
 
 
 class CutExit(ExitSpec):
@@ -21,7 +21,7 @@ class CutExit(ExitSpec):
     thinking_tokens: Tokens
     """Output tokens, all authors together, after which small thinks no further. No default: it is the wanted length.
     A takeover that is under way is not cut; a text that policies insert counts once the next piece is written."""
-    answer_role: ModelRole = ModelRole.SMALL
+    answer_role: WritingRole = ModelRole.SMALL
     """Who writes the answer. Ours."""
 
     def reader(self, context: SampleContext, state: PolicyState, num_tokens: int) -> _TokenCounter:
@@ -54,7 +54,7 @@ class RandomExit(ExitSpec):
     rate: Annotated[float, Field(ge=0, le=1)] = 0.02
     """Probability at each break. Ours; one in 50 steps of about 40 tokens is 2,000 tokens. A fair control takes it from
     the job it is for."""
-    answer_role: ModelRole = ModelRole.SMALL
+    answer_role: WritingRole = ModelRole.SMALL
     """Who writes the answer. Ours."""
 
     def reader(self, context: SampleContext, state: PolicyState, num_tokens: int) -> _BreakDrawer:

@@ -17,7 +17,7 @@ from pydantic import Field
 from pipeline.policies.exits.protocol import Token
 from pipeline.policies.exits.spec import ExitSpec
 from pipeline.policies.protocol import PolicyState, Reading, SampleContext
-from pipeline.samples import ModelRole
+from pipeline.samples import ModelRole, WritingRole
 from pipeline.signals import Signal
 
 
@@ -30,7 +30,7 @@ class ThinkBrakeExit(ExitSpec):
     among the 20 most likely tokens is never near."""
     agree: Annotated[int, Field(ge=1)] = 1
     """So many breaks in a row, at which the margin was read, have to agree. Ours; paper: 1."""
-    answer_role: ModelRole = ModelRole.SMALL
+    answer_role: WritingRole = ModelRole.SMALL
     """Who writes the answer. Ours; paper: the one model there is."""
 
     @property

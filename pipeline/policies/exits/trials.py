@@ -34,7 +34,7 @@ from pipeline.policies.protocol import PolicyState, Reading, SampleContext, Watc
 from pipeline.policies.reading.cues import CueKind, CueLists, CueStream, cue_finder
 from pipeline.policies.requests import Answered, Ask
 from pipeline.policies.turns import Tokens
-from pipeline.samples import ModelRole, SegmentFinish
+from pipeline.samples import ModelRole, SegmentFinish, WritingRole
 from pipeline.signals import Readings, Signal
 
 INDUCER = "**Final Answer**\n\n\\boxed"
@@ -51,13 +51,13 @@ class TrialExit(ExitSpec):
     hesitations: tuple[str, ...] = ("wait", "alternatively")
     inducer: Annotated[str, Field(min_length=1)] = INDUCER
     trial_tokens: Tokens = 20
-    by: ModelRole = ModelRole.SMALL
+    by: WritingRole = ModelRole.SMALL
     confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
     mean: Literal["arithmetic", "geometric"] = "arithmetic"
     agree: Count = 1
     doubts: tuple[str, ...] = ()
     max_trials: Count = 10
-    answer_role: ModelRole = ModelRole.SMALL
+    answer_role: WritingRole = ModelRole.SMALL
 
     @property
     def trial(self) -> Trial:
@@ -84,7 +84,7 @@ class DeerExit(TrialExit):
     formula a sentence that asks for it. Without a box the answer is the line that follows."""
     trial_tokens: Tokens = 20
     """Most tokens of a trial; one that is not complete by then is no answer. DEER: 20, and it would count."""
-    by: ModelRole = ModelRole.SMALL
+    by: WritingRole = ModelRole.SMALL
     """Who tries. DEER: the one model there is."""
     confidence: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """The mean probability of the trial's tokens, but its first, has to be above; 0: whatever it is. DEER: 0.95."""
@@ -96,7 +96,7 @@ class DeerExit(TrialExit):
     """A trial with one of these words is no answer. DEER: none."""
     max_trials: Count = 10
     """Most trials of a sample. DEER: 10."""
-    answer_role: ModelRole = ModelRole.SMALL
+    answer_role: WritingRole = ModelRole.SMALL
     """Who writes the answer. Ours."""
 
 
@@ -114,7 +114,7 @@ class AgreementExit(TrialExit):
     """What stands before the trial. As ``deer``."""
     trial_tokens: Tokens = 20
     """Most tokens of a trial. Dynasor: 20."""
-    by: ModelRole = ModelRole.SMALL
+    by: WritingRole = ModelRole.SMALL
     """Who tries. Dynasor: the one model there is."""
     confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """As in ``deer``; 0: whatever it is. Dynasor: none."""
@@ -126,7 +126,7 @@ class AgreementExit(TrialExit):
     """A trial with one of these words is no answer. Dynasor."""
     max_trials: Count = 64
     """Most trials of a sample. Ours; Dynasor: no limit."""
-    answer_role: ModelRole = ModelRole.SMALL
+    answer_role: WritingRole = ModelRole.SMALL
     """Who writes the answer. Ours."""
 
 
@@ -145,7 +145,7 @@ class LargeExtractExit(TrialExit):
     """What stands before the trial. As ``deer``."""
     trial_tokens: Tokens = 20
     """Most tokens of a trial. As ``deer``."""
-    by: ModelRole = ModelRole.LARGE
+    by: WritingRole = ModelRole.LARGE
     """Who tries. Ours."""
     confidence: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """As in ``deer``."""
@@ -157,7 +157,7 @@ class LargeExtractExit(TrialExit):
     """A trial with one of these words is no answer. As ``deer``."""
     max_trials: Count = 10
     """Most trials of a sample. As ``deer``."""
-    answer_role: ModelRole = ModelRole.SMALL
+    answer_role: WritingRole = ModelRole.SMALL
     """Who writes the answer. Ours."""
 
 

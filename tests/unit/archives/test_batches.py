@@ -88,14 +88,9 @@ def test_ids_are_mapped_and_strangers_are_named() -> None:
 
 def test_every_table_that_names_a_job_or_sample_is_archived_or_derived() -> None:
     derived = {
-        "job_totals",
-        "rollups",
-        "length_counts",
-        "judged_samples",
-        "experiment_jobs",
-        "batch_jobs",
+        "job_totals", "rollups", "length_counts", "judged_samples", "experiments", "experiment_jobs", "batch_jobs",
         "chat_requests",
-    }
+    }  # fmt: skip
     of_jobs = {name for name, table in METADATA.tables.items() if {"job_id", "sample_id"} & {*table.columns.keys()}}
     assert of_jobs - derived <= {table.name for table in TABLES}
     assert EVENTS_OF_THE_JOB.names == next(table.names for table in TABLES if table.name == "events")

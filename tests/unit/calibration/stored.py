@@ -41,7 +41,8 @@ def sample(
 ) -> StoredSample:  # fmt: skip
     zeros: Mapping[str, int] = dict.fromkeys(
         ("num_segments", "num_takeovers", "num_asides", "tokens_small", "tokens_large", "tokens_inserted",
-         "discarded_small", "discarded_large", "aside_small", "aside_large", "taken_small", "taken_large"), 0,
+         "discarded_small", "discarded_large", "aside_small", "aside_large", "aside_judge", "taken_small",
+         "taken_large"), 0,
     )  # fmt: skip
     config = JobConfig(small=ModelSpec(name="S"), large=ModelSpec(name="L"), policy=parse_policy("small-only"))
     return StoredSample(

@@ -59,6 +59,7 @@ def test_all_verbs_are_there() -> None:
         *("up", "down", "migrate", "flower", "submit", "status", "watch", "results", "stats", "compare", "cancel"),
         *("sql", "doctor", "sample", "grade", "report", "replay", "pause", "resume", "retry", "priority", "clone"),
         *("errors", "judge", "plan", "model", "demo", "rm", "prune", "archive", "unarchive", "calibrate", "sweep"),
+        "url",
     ]
     workers = [f"worker {kind}" for kind in ("small", "large", "grade", "upkeep")]
     assert sorted(commands()) == sorted(expected + workers)
@@ -227,9 +228,9 @@ def test_doctor_says_whether_vllm_can_be_imported(tmp_path: Path, script: str, v
 def progress(**changes: Any) -> JobProgress:
     fresh = JobProgress(
         job_id=1, name="j", state=JobState.RUNNING, samples_total=100, samples_done=0, pending=100, ready=0, drafting=0,
-        awaiting_large=0, assisting=0, finished=0, graded=0, failed=0, cancelled=0, live_small_workers=1,
-        live_large_workers=1, samples_ahead=0, waiting_for=None, takeovers=0, written_small=0, written_large=0,
-        seconds=1.0,
+        awaiting_large=0, assisting=0, awaiting_judge=0, judging=0, finished=0, graded=0, failed=0, cancelled=0,
+        live_small_workers=1, live_large_workers=1, live_judge_workers=0, samples_ahead=0, waiting_for=None,
+        takeovers=0, written_small=0, written_large=0, written_judge=0, seconds=1.0,
     )  # fmt: skip
     return replace(fresh, **changes)
 
@@ -256,6 +257,23 @@ def test_progress_in_lines_tells_speed_takeovers_and_time_left(capsys: pytest.Ca
     assert lines[1].endswith("roughly 40 s left, from 20 samples")
     assert lines[3] == ("60/100 samples (job 1 60/100) · tokens/s: small 100.0, large 50.0 · 30 takeovers · 20 s left")
     assert lines[4].endswith("40 takeovers · done")
+
+
+def test_of_many_jobs_those_that_are_written_are_shown_and_the_others_counted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ended = [progress(job_id=number, samples_done=100, pending=0, state=JobState.COMPLETED) for number in range(1, 4)]
+    at_work = [progress(job_id=4, pending=40, drafting=60, waiting_for="a worker")]
+    waiting = [progress(job_id=number, waiting_for="its turn") for number in range(5, 40)]
+    with ProgressDisplay(Counters(), render.console()) as display:  # type: ignore[arg-type]
+        display.show([*ended, *at_work, *waiting])
+        display.show([*ended, *waiting])
+        line, other = display.line([*ended, *at_work, *waiting]), display.line([*ended, *waiting])
+    assert line.startswith("300/3900 samples (job 4 0/100 (a worker), and 38 more jobs: 3 ended, 35 open)")
+    assert "job 5 0/100 (its turn), job 6" in other
+    assert "and 32 more jobs: 3 ended, 29 open" in other
+    assert len(other) < 400
+    assert capsys.readouterr().out
 
 
 def test_progress_says_why_a_job_waits(capsys: pytest.CaptureFixture[str]) -> None:

@@ -144,3 +144,51 @@ def test_worker_refuses_what_does_not_go(
     monkeypatch.chdir(tmp_path)
     assert run("worker", "small", *options) == 2
     assert said in capsys.readouterr().err
+
+
+URL = "http://host:8000/v1"
+
+
+def test_up_takes_a_server_for_a_role(run: Run, machine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--small", SMALL, "--large", "org/large-70b", "--large-server", URL, "--dry-run", "--machine", machine]
+    assert run("up", *given) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "demo-" in line or "70b" in line]
+    assert [line[2] for line in lines] == ["0", "1", "2", "3", "server"]
+
+
+def test_server_without_its_model_is_refused(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("up", "--large-server", URL, "--dry-run") == 2
+    assert "--large-server needs the model that it has: give --large MODEL too" in capsys.readouterr().err
+
+
+def test_worker_of_a_server_is_told_where_it_is(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("worker", "large", "--model", "org/large-70b", "--server", URL, "--server-model", "mine") == 0
+    assert capsys.readouterr().out.strip() == "became large --model org/large-70b"
+    assert os.environ["SPECTHINK_ENGINE__KIND"] == "server"
+    assert os.environ["SPECTHINK_ENGINE__SERVER__URL"] == URL
+    assert os.environ["SPECTHINK_ENGINE__SERVER__MODEL"] == "mine"
+
+
+def test_file_may_say_that_a_server_has_the_model(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "specthink.toml"
+    file.write_text(f'[[pool]]\nrole = "large"\nmodel = "org/large-70b"\nserver = "{URL}"\nserver_model = "mine"\n')
+    assert run("worker", "large", "--file", str(file)) == 0
+    assert os.environ["SPECTHINK_ENGINE__SERVER__URL"] == URL
+    assert run("up", "--file", str(file), "--dry-run") == 0
+    assert "server" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--server", "host:8000"], "the server's address must be http://host:port/v1"),
+        (["--server", URL, "--device-share", "0.5"], "are the business of the server at"),
+        (["--server", URL, "--engine-arg", "enforce_eager=true"], "are the business of the server at"),
+        (["--server", URL, "--engine-process", "inline"], "--engine-process says where an engine of this machine runs"),
+    ],
+)
+def test_worker_refuses_what_only_the_server_can_be_told(
+    run: Run, given: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("worker", "large", "--model", "org/large-70b", *given) == 2
+    assert said in capsys.readouterr().err

@@ -7,9 +7,9 @@ from pipeline.samples import FINAL_STATES, RUNNABLE_STATE, WRITING_STATE, ModelR
 
 
 def test_lists_name_the_states_in_their_own_order() -> None:
-    assert states.RUNNABLE == "('ready', 'awaiting_large')"
-    assert states.WRITING == "('drafting', 'assisting')"
-    assert states.PUBLISHED == "('ready', 'awaiting_large', 'finished')"
+    assert states.RUNNABLE == "('ready', 'awaiting_large', 'awaiting_judge')"
+    assert states.WRITING == "('drafting', 'assisting', 'judging')"
+    assert states.PUBLISHED == "('ready', 'awaiting_large', 'awaiting_judge', 'finished')"
     assert states.COMPLETE == "('finished', 'graded')"
     assert states.FINAL == "('graded', 'failed', 'cancelled')"
 
@@ -36,19 +36,20 @@ def test_sample_goes_back_to_where_its_role_is_waited_for() -> None:
 
 def test_role_and_model_follow_the_state() -> None:
     assert states.role_of("state") == (
-        "CASE state WHEN 'ready' THEN 'small' WHEN 'awaiting_large' THEN 'large' "
-        "WHEN 'drafting' THEN 'small' WHEN 'assisting' THEN 'large' END"
+        "CASE state WHEN 'ready' THEN 'small' WHEN 'awaiting_large' THEN 'large' WHEN 'awaiting_judge' THEN 'judge' "
+        "WHEN 'drafting' THEN 'small' WHEN 'assisting' THEN 'large' WHEN 'judging' THEN 'judge' END"
     )
-    assert (
-        states.runnable_state_of("role") == "CASE role WHEN 'small' THEN 'ready' WHEN 'large' THEN 'awaiting_large' END"
+    assert states.runnable_state_of("role") == (
+        "CASE role WHEN 'small' THEN 'ready' WHEN 'large' THEN 'awaiting_large' WHEN 'judge' THEN 'awaiting_judge' END"
     )
-    assert (
-        states.model_of("role", job="o")
-        == "CASE role WHEN 'small' THEN o.small_model WHEN 'large' THEN o.large_model END"
+    assert states.model_of("role", job="o") == (
+        "CASE role WHEN 'small' THEN o.small_model WHEN 'large' THEN o.large_model WHEN 'judge' THEN o.judge_model END"
     )
     assert states.model_waited_for("s.state") == (
-        "CASE s.state WHEN 'ready' THEN j.small_model WHEN 'awaiting_large' THEN j.large_model END"
+        "CASE s.state WHEN 'ready' THEN j.small_model WHEN 'awaiting_large' THEN j.large_model "
+        "WHEN 'awaiting_judge' THEN j.judge_model END"
     )
     assert states.home_worker("s.state") == (
-        "CASE s.state WHEN 'ready' THEN s.small_worker_id WHEN 'awaiting_large' THEN s.large_worker_id END"
+        "CASE s.state WHEN 'ready' THEN s.small_worker_id WHEN 'awaiting_large' THEN s.large_worker_id "
+        "WHEN 'awaiting_judge' THEN s.judge_worker_id END"
     )

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.devices import Machine, Plan, parse_pool, plan_workers, planning
+from pipeline.devices import Machine, Plan, Pool, parse_pool, plan_workers, planning
 from pipeline.devices.machine import GIB
 from pipeline.errors import ConfigurationError
 from pipeline.samples import ModelRole
-from pipeline.settings import EngineSettings, VllmSettings
+from pipeline.settings import EngineKind, EngineSettings, VllmSettings
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
 ENGINE = EngineSettings(max_model_len=32768)
@@ -269,6 +269,45 @@ def test_worker_on_gpus_is_told_which_and_how_much(models: Path) -> None:
         "SPECTHINK_ENGINE__VLLM__GPU_MEMORY_UTILIZATION": "0.900",
     }
     assert worker.arguments == ("large", "--model", f"{models}/32b")
+
+
+def test_model_of_a_server_takes_nothing_of_the_machine() -> None:
+    """Its files need not be here, and its workers are told where it is."""
+    pool = Pool(role=LARGE, model="org/large-70b", server="http://host:8000/v1", server_model="large", workers=2)
+    for on in (machine(), machine(gpus(1, 24))):
+        made = plan_workers([pool], on, ENGINE)
+        assert [(worker.devices, worker.threads, worker.weights) for worker in made.workers] == [((), None, None)] * 2
+        assert made.rows()[0][2] == "server"
+    assert made.workers[0].environment == {
+        "SPECTHINK_ENGINE__KIND": "server",
+        "SPECTHINK_ENGINE__SERVER__URL": "http://host:8000/v1",
+        "SPECTHINK_ENGINE__SERVER__MODEL": "large",
+    }
+    assert made.workers[0].engine.kind is EngineKind.SERVER
+
+
+def test_small_model_beside_a_server_has_every_gpu(models: Path) -> None:
+    pools = [parse_pool(SMALL, f"{models}/1.5b"), Pool(role=LARGE, model="org/large-70b", server="http://host:8000/v1")]
+    made = plan_workers(pools, machine(gpus(2, 24)), ENGINE)
+    assert places(made) == [("small", (0,)), ("small", (1,)), ("large", ())]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"server": "host:8000"}, "the server's address must be http://host:port/v1"),
+        ({"server": "http://user:secret@host/v1"}, "the server's address must be http://host:port/v1"),
+        ({"server": "http://host/v1", "tp": 2}, "are the business of the server at http://host/v1"),
+        ({"server": "http://host/v1", "devices": (0,)}, "are the business of the server at http://host/v1"),
+        ({"server_model": "x"}, "needs the server's address too"),
+    ],
+)
+def test_server_that_cannot_be_is_refused_in_one_line(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        plan_workers([Pool(role=LARGE, model="org/a", **given)], machine(gpus(2, 24)), ENGINE)
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert "secret" not in str(raised.value)
 
 
 def test_gpus_stay_idle_where_the_engine_is_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:

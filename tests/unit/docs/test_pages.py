@@ -60,7 +60,7 @@ def test_command_that_is_not_run_is_one_that_could_be(line: str) -> None:
         case "export":
             for variable in re.findall(r"(\w+)=", rest):
                 assert_setting(variable)
-        case "source" | "docker" | "duckdb":
+        case "source" | "docker" | "duckdb" | "sbatch" | "systemctl" | "kubectl":
             pass
         case _:
             pytest.fail(f"no test knows {program}")
@@ -109,7 +109,7 @@ def test_commands_in_the_text_have_the_options_that_they_name(code: str) -> None
 
 
 def test_files_that_are_named_exist() -> None:
-    folders = "pipeline|workers|migrations|tests|bench|examples|docs|requirements"
+    folders = "pipeline|workers|migrations|tests|bench|examples|docs|requirements|deploy"
     named = {code for code in INLINE if re.fullmatch(rf"(?:{folders})/[\w./-]*", code)}
     assert len(named) > 40
     missing = sorted(path for path in named if not (ROOT / path).exists())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -21,7 +22,14 @@ OWNERS = TokensByOwner(
 )  # fmt: skip
 
 
-def row(job_id: int, name: str = HOSTILE, *, is_control: bool = False, gain: Gain | None = None) -> RowReport:
+def row(
+    job_id: int,
+    name: str = HOSTILE,
+    *,
+    is_control: bool = False,
+    gain: Gain | None = None,
+    gain_over_cut: Gain | None = None,
+) -> RowReport:
     return RowReport(
         name=name, job_id=job_id, state="completed", policy="random" if is_control else "glimpse",
         control_of=1 if is_control else None, is_control=is_control, num_problems=4, num_scored=8,
@@ -30,6 +38,7 @@ def row(job_id: int, name: str = HOSTILE, *, is_control: bool = False, gain: Gai
         total_tokens=Estimate(mean=141.0), takeovers=1.25, owners=OWNERS, gain=gain, against_small=None,
         against_large=Difference(mean=-0.125, interval=Interval(-0.3, 0.1), num_problems=4), on_front=not is_control,
         on_total_front=False, small_tokens_per_s=None, large_tokens_per_s=1234.5, shares_engines=True,
+        gain_over_cut=gain_over_cut,
         budget_curve=(
             BudgetPoint(job_id=job_id, budget=90, num_scored=8, num_complete=8, accuracy=0.5, mean_output_tokens=80.0),
         ),
@@ -45,7 +54,7 @@ REPORT = ExperimentReport(
 
 def test_a_row_has_its_intervals_in_brackets() -> None:
     assert cells(row(1, "glimpse", gain=GAIN)) == [
-        "glimpse *", "87.5 [50.0, 97.5]", "36.0 [30.0, 40.2]", "141.0", "1.25", "+25.0 [+5.0, +45.0]", "1234†",
+        "glimpse *", "87.5 [50.0, 97.5]", "36.0 [30.0, 40.2]", "141.0", "1.25", "+25.0 [+5.0, +45.0]", "–", "1234†",
     ]  # fmt: skip
     assert cells(row(2, "random", is_control=True))[0] == "  random"
     assert cells(row(2, "random", is_control=True))[5] == "–"
@@ -58,17 +67,27 @@ def test_notes_say_where_the_gain_is_from_and_what_speaks_against_it() -> None:
     assert "† other jobs ran at the same time" in told
 
 
-def test_markdown_is_a_table_of_seven_columns() -> None:
+def test_an_exit_is_compared_with_its_cut() -> None:
+    cut = Gain(difference=Difference(mean=-0.125, interval=None, num_problems=4), jobs=(3,), ratio=1.02)
+    exited = row(1, "glimpse exit.name=deer", gain_over_cut=cut)
+    assert cells(exited)[6] == "-12.5"
+    told = " ".join(notes(replace(REPORT, rows=(exited,))))
+    assert "at the same mean length, paired by problem. job 1: against job 3 with 1.02 times all its tokens." in told
+    found = next(csv.DictReader(io.StringIO(render(replace(REPORT, rows=(exited,)), TableFormat.CSV))))
+    assert (found["gain_over_cut"], found["cut_job"], found["cut_token_ratio"]) == ("-0.125", "3", "1.02")
+
+
+def test_markdown_is_a_table_of_eight_columns() -> None:
     lines = render(REPORT, TableFormat.MARKDOWN).splitlines()
-    assert [line.replace("\\|", "").count("|") for line in lines[:4]] == [8] * 4
-    assert lines[1] == "|---|---:|---:|---:|---:|---:|---:|"
+    assert [line.replace("\\|", "").count("|") for line in lines[:4]] == [9] * 4
+    assert lines[1] == "|---|---:|---:|---:|---:|---:|---:|---:|"
     assert "\x1b" not in "".join(lines)
 
 
 def test_latex_escapes_what_latex_reads() -> None:
     text = render(REPORT, TableFormat.LATEX)
     first = text.splitlines()[4]
-    assert first.count(" & ") == 6
+    assert first.count(" & ") == 7
     assert r"100 \% of \$x\_1\$ \& \textbackslash{}input\{x\}" in first
     assert first.endswith(r"1234$^\dagger$ \\")
     assert all(line.startswith("%") for line in text.splitlines()[8:])

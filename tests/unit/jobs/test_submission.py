@@ -132,7 +132,7 @@ def test_defaults_are_those_of_a_job() -> None:
     today = Asking(today=dt.date.today())
     usual = JobConfig(small=ModelSpec(name="S"), large=ModelSpec(name="L"), policy=policy)
     assert made.config == usual.model_copy(
-        update={"seed": made.config.seed, "small_asking": today, "large_asking": today}
+        update={"seed": made.config.seed, "small_asking": today, "large_asking": today, "judge_asking": today}
     )
     assert (made.name, made.num_problems, made.first_role) == (
         "few · speculative-thinking:improved", 2, ModelRole.SMALL,
@@ -333,7 +333,7 @@ def test_job_with_a_policy_of_a_file_is_cloned_with_its_numbers(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"temperature": 1}, r"no 'temperature' to set; it has: small, large, policy, .*, sampling.temperature"),
+        ({"temperature": 1}, r"no 'temperature' to set; it has: small, large, judge, policy, .*, sampling.temperature"),
         ({"version": 2}, "no 'version' to set"),
         ({"policy.name": "random"}, "no 'policy.name' to set"),
         ({"small.fingerprint": "x"}, "no 'small.fingerprint' to set"),

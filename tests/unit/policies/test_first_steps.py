@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pipeline.policies.first_steps import FirstStepsSpec
 from pipeline.policies.protocol import Policy, PolicyState, SampleContext, Transition
 from pipeline.policies.requests import Finish, Generate, Written
-from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
+from pipeline.samples import WRITING_ROLES, FinishReason, ModelRole, Piece, SegmentFinish
 from tests.decisions import Keep, decided
 from tests.scripted_pair import Model, StepsLoop, drive, models
 
@@ -123,7 +123,7 @@ class FirstStepsLoop(StepsLoop):
         FirstStepsSpec,
         first_steps=st.sampled_from([1, 2, 5, 20]),
         step_tokens=st.sampled_from([1, 3, 512]),
-        answer_role=st.sampled_from(ModelRole),
+        answer_role=st.sampled_from(WRITING_ROLES),
     ),
     model=models(WORDS, cut=SMALL),
     max_tokens=st.sampled_from([1, 20, 80, 80, 80]),

@@ -88,6 +88,7 @@ def write_sample(job: Job, spec: PolicySpec, draws: Random, index: int) -> None:
     kept: list[tuple[str, ModelRole | None]] = []
     last_writer: ModelRole | None = None
     has_taken_over = False
+    num_openings = len(job.openings)
     asides: list[tuple[Ask, tuple[str, ...]]] = []
     transition = policy.start(context)
     while not isinstance(transition.then, Finish):
@@ -121,6 +122,8 @@ def write_sample(job: Job, spec: PolicySpec, draws: Random, index: int) -> None:
             job.count(taken.role, part.num_tokens, has_taken_over=has_taken_over)
             job.takeovers[taken.purpose] += part.takes_over
             job.num_calls += taken.role is LARGE
+    opening = sum(job.openings[num_openings:])  # one, in however many steps it was written
+    job.openings[num_openings:] = [opening] if opening else []
     job.num_breaks += count_breaks(kept)
     words = WordStarts()
     job.num_words += sum(words.feed(text) and author is SMALL for text, author in kept)
@@ -130,7 +133,7 @@ def write(request: Request, watcher: Watcher | None, draws: Random) -> tuple[lis
     texts: list[str] = []
     readings: list[Readings] = []
     while len(texts) < request.max_tokens:
-        texts.append(draws.choice(WORDS[request.role]))
+        texts.append(draws.choice(WORDS.get(request.role, PLAIN)))
         readings.append({Signal.FIRST_ENTROPY: draws.uniform(0, 1.2), Signal.LOGPROB: -draws.expovariate(2.2)})
         if watcher is not None and watcher.feed(texts[-1], readings[-1]):
             return texts, readings, SegmentFinish.WATCH

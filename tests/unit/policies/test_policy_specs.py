@@ -11,6 +11,7 @@ from pipeline.policies.random_delegation import RandomDelegationSpec
 from pipeline.policies.reading.cues import CueLists
 from pipeline.policies.redo import RedoSpec, TrigSpec
 from pipeline.policies.relay import RelaySpec
+from pipeline.policies.reward import RsdSpec, SpecSearchSpec
 from pipeline.policies.specreason import DoubtedSpec, RatedSpec
 from pipeline.policies.speculative_thinking.improved import ImprovedInstructSpec, SpeculativeThinkingSpec
 from pipeline.policies.speculative_thinking.paper import PaperInstructSpec, PaperSpec
@@ -35,6 +36,8 @@ SPECS = {
     "specreason:rating": RatedSpec(),
     "specreason:doubt": DoubtedSpec(),
     "mentor": MentorSpec(),
+    "rsd": RsdSpec(),
+    "specsearch": SpecSearchSpec(),
 }
 NEEDED = {"relay": {"switch_cues": ["so"]}}
 """Values that a policy has no default for."""

@@ -16,7 +16,7 @@ from pipeline.policies import parse_policy
 from pipeline.policies.protocol import Reading, SampleContext, Transition
 from pipeline.policies.redo import RedoSpec, TrigSpec
 from pipeline.policies.requests import Finish, Generate, Written
-from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
+from pipeline.samples import WRITING_ROLES, FinishReason, ModelRole, Piece, SegmentFinish
 from pipeline.signals import Signal
 from tests.decisions import Decision, Keep, decided
 from tests.scripted_pair import Model, StepsLoop, drive, lengthens_break, models
@@ -377,7 +377,7 @@ SPECS = st.one_of(
         st.sampled_from(["above", "below"]),
         st.fixed_dictionaries({
             "first_steps": st.sampled_from([0, 0, 0, 2]), "step_tokens": st.sampled_from([1, 3, 512]),
-            "answer_role": st.sampled_from(ModelRole), "min_step_tokens": st.sampled_from([1, 3, 5]),
+            "answer_role": st.sampled_from(WRITING_ROLES), "min_step_tokens": st.sampled_from([1, 3, 5]),
             "streak": st.sampled_from([0, 1, 2, 2, 3]), "rescue_steps": st.sampled_from([1, 2]),
             "confident_below_perplexity": st.sampled_from([1.05, 1.02, 1.5]),
         }),

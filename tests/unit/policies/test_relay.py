@@ -16,7 +16,7 @@ from pipeline.policies import parse_policy
 from pipeline.policies.protocol import SampleContext, Transition
 from pipeline.policies.relay import RelaySpec
 from pipeline.policies.requests import Finish, Generate, Written
-from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
+from pipeline.samples import WRITING_ROLES, FinishReason, ModelRole, Piece, SegmentFinish
 from tests.decisions import Decision, Keep, decided
 from tests.scripted_pair import Loop, Model, drive, models
 
@@ -288,7 +288,7 @@ class RelayLoop(Loop):
         switch_cues=st.sampled_from([CUES, ("so",), ("a", "thus", "x")]),
         lead_tokens=st.sampled_from([1, 2, 5]),
         sentence_tokens=st.sampled_from([1, 3, 512]),
-        answer_role=st.sampled_from(ModelRole),
+        answer_role=st.sampled_from(WRITING_ROLES),
     ),
     model=models(WORDS, cut=LARGE),
     max_tokens=st.sampled_from([1, 20, 80, 80, 80]),

@@ -15,7 +15,7 @@ from pipeline.policies import parse_policy
 from pipeline.policies.protocol import SampleContext, Transition
 from pipeline.policies.requests import Answered, Ask, Finish, Generate, Take, Written
 from pipeline.policies.specreason import DIGITS, DoubtedSpec, RatedSpec
-from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
+from pipeline.samples import WRITING_ROLES, FinishReason, ModelRole, Piece, SegmentFinish
 from tests.asking_pair import (
     END,
     QUESTION_TOKENS,
@@ -241,7 +241,7 @@ def test_where_neither_writes_the_text_ends() -> None:
     assert play.drafts(finish=EOS) == (Finish(reason=FinishReason.EOS),)
 
 
-@pytest.mark.parametrize("role", ModelRole)
+@pytest.mark.parametrize("role", WRITING_ROLES)
 def test_a_closing_tag_that_stays_ends_the_reviews(role: ModelRole) -> None:
     play = Play(RatedSpec(answer_role=role))
     assert play.watched("a", "\n", "</think>", "\n\n") == 3
@@ -496,7 +496,7 @@ COMMON = {
     "steps_per_review": st.sampled_from([1, 1, 2, 4]),
     "step_tokens": st.sampled_from([1, 3, 8, 512]),
     "first_steps": st.sampled_from([0, 0, 1, 3]),
-    "answer_role": st.sampled_from(ModelRole),
+    "answer_role": st.sampled_from(WRITING_ROLES),
 }
 SPECS = st.one_of(
     st.builds(

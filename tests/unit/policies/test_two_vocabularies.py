@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from random import Random
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 
 from pipeline.chat.model import ChatModel
+from pipeline.chat.tokens import TextStream
 from pipeline.chat.translation import settle_think_phase
 from pipeline.db.commits import SampleCommit
 from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec
 from pipeline.policies import parse_policy
-from pipeline.samples import ModelRole, Piece, SampleState, SegmentFinish
+from pipeline.samples import WRITING_ROLES, ModelRole, Piece, SampleState, SegmentFinish
 from pipeline.signals import Signal, SignalValues
 from tests.permuted import permute_vocabulary
 from tests.turns import MODELS, Way, as_claimed, result_of
@@ -23,24 +25,29 @@ from workers.writing.job_setup import JobSetup
 from workers.writing.latch import Latch
 from workers.writing.turn import apply_result, begin
 
-SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
+SMALL, LARGE, JUDGE = ModelRole.SMALL, ModelRole.LARGE, ModelRole.JUDGE
 Chats = Mapping[ModelRole, ChatModel]
 WORDS = (
     "First", " add", " 3", ",", " 4", " So", " the", " result", " is", ".\n\n", "\n\n", "Wait", " Let", " check", ".",
     " Then", " so",
 )  # fmt: skip
+SIGNS = {"good": "+", "bad": "-", "opening": 'The sign of the last step is "'}
+"""Labels that the demo's vocabulary has tokens for."""
 POLICIES: dict[str, dict[str, Any]] = {
     "glimpse": {"first_steps": 1, "threshold": 0.9},
     "first-steps": {"first_steps": 4},
     "redo": {"threshold": -0.9},
     "redo:trig": {"first_steps": 1, "threshold": 0.6, "streak": 1},
     "relay": {"switch_cues": ["so", "then"]},
+    "rsd": {"threshold": 0.5, **SIGNS},
+    "specsearch": {"first_steps": 1, "decay": 0.5, **SIGNS},
 }
 
 
 @pytest.fixture(scope="module")
 def chats() -> Chats:
-    return {role: ChatModel.load(MODELS / f"demo-{role.value}") for role in ModelRole}
+    chats = {role: ChatModel.load(MODELS / f"demo-{role.value}") for role in WRITING_ROLES}
+    return chats | {JUDGE: chats[LARGE]}
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +63,8 @@ def rote(chat: ChatModel, request: GenerateRequest, seed: int) -> GenerateResult
     draws, ids, texts = Random(f"{seed} {before}"), list[int](), list[str]()
     readings: dict[Signal, list[float]] = {signal: [] for signal in request.signals}
     stream = chat.decode_stream(request.prompt_ids)
+    if request.labels:
+        return judged(request, stream, draws)
     while len(ids) < request.max_tokens:
         if draws.random() < 0.003:
             return made(request, ids, texts, SegmentFinish.EOS, readings)
@@ -72,6 +81,16 @@ def rote(chat: ChatModel, request: GenerateRequest, seed: int) -> GenerateResult
     return made(request, ids, texts, SegmentFinish.LENGTH, readings)
 
 
+def judged(request: GenerateRequest, stream: TextStream, draws: Random) -> GenerateResult:
+    """One of the labels, and how likely each was; of them all much or little."""
+    mass = draws.choice([0.2, 0.9, 0.9])
+    good = draws.random()
+    (token_id, *_), _ = request.labels.values()
+    piece = Piece(token_ids=(token_id,), texts=(stream.step(token_id),))
+    likely = dict(zip(request.labels, (round(math.log(mass * p), 5) for p in (good, 1 - good)), strict=True))
+    return result_of(request, piece, SegmentFinish.LENGTH, labels=likely)
+
+
 def made(
     request: GenerateRequest,
     ids: list[int],
@@ -86,11 +105,11 @@ def made(
 def written_by(chats: Chats, policy: str, seed: int) -> list[tuple[Any, ...]]:
     """A sample's segments, as far as ids do not matter."""
     config = JobConfig(
-        small=ModelSpec(name="S"), large=ModelSpec(name="L"), policy=parse_policy(policy, POLICIES[policy]),
-        sampling=SamplingSpec(max_tokens=250), seed=7,
+        small=ModelSpec(name="S"), large=ModelSpec(name="L"), judge=ModelSpec(name="J"),
+        policy=parse_policy(policy, POLICIES[policy]), sampling=SamplingSpec(max_tokens=250), seed=7,
     )  # fmt: skip
     phase = settle_think_phase(chats[SMALL], chats[LARGE])
-    setups = {role: JobSetup.of(config, phase, chats[role], role=role, max_model_len=2048) for role in ModelRole}
+    setups = {role: JobSetup.of(config, phase, chats[role], role=role, max_model_len=2048) for role in chats}
     way, role = Way(), LARGE if policy in ("first-steps", "relay") or "first_steps" in POLICIES[policy] else SMALL
     while not way.commits or way.commits[-1].to_state is not SampleState.FINISHED:
         active, step = begin(way.end, setups[role], Latch(1))
@@ -112,14 +131,17 @@ def test_a_pair_with_two_vocabularies_writes_the_same(chats: Chats, other: ChatM
     for seed in range(20):
         expected = written_by(chats, policy, seed)
         triggers |= {row[1] for row in expected}
-        assert written_by({SMALL: chats[SMALL], LARGE: other}, policy, seed) == expected
+        assert written_by({SMALL: chats[SMALL], LARGE: other, JUDGE: chats[SMALL]}, policy, seed) == expected
+        assert written_by({**chats, JUDGE: other}, policy, seed) == expected
     assert (
         triggers
-        > {
+        >= {
             "glimpse": {"opening", "glimpse"},
             "first-steps": {"opening"},
             "redo": {"start", "redo"},
             "redo:trig": {"opening", "offload", "hesitation"},
             "relay": {"start", "relay", "lead"},
+            "rsd": {"draft", "rejected"},
+            "specsearch": {"draft", "opening", "rejected"},
         }[policy]
     )

@@ -17,9 +17,9 @@ def progress(**changes: Any) -> JobProgress:
     """Of a job of 30 samples: 20 are complete, no takeover in any."""
     usual = JobProgress(
         job_id=1, name="j", state=JobState.RUNNING, samples_total=30, samples_done=15, pending=10, ready=0, drafting=0,
-        awaiting_large=0, assisting=0, finished=5, graded=15, failed=0, cancelled=0, live_small_workers=1,
-        live_large_workers=1, samples_ahead=0, waiting_for=None, takeovers=0, written_small=5000, written_large=0,
-        seconds=1.0,
+        awaiting_large=0, assisting=0, awaiting_judge=0, judging=0, finished=5, graded=15, failed=0, cancelled=0,
+        live_small_workers=1, live_large_workers=1, live_judge_workers=0, samples_ahead=0, waiting_for=None,
+        takeovers=0, written_small=5000, written_large=0, written_judge=0, seconds=1.0,
     )  # fmt: skip
     return replace(usual, **changes)
 

@@ -71,6 +71,7 @@ def sample(segments: list[SegmentReport], steps: list[StepReport]) -> SampleRepo
 def cost(job_id: int) -> JobCost:
     return JobCost(
         job_id=job_id, num_complete=4, num_right=2, engine_seconds_small=3.0, engine_seconds_large=1.0,
+        engine_seconds_judge=0.0, request_seconds_judge=0.0, judge_seconds_per_right=0.0, prompt_tokens_judge=0,
         request_seconds_small=6.0, request_seconds_large=1.0, seconds_per_right=2.0, small_seconds_per_right=1.5,
         large_seconds_per_right=0.5, money=None, money_per_right=None, overlapping_jobs=(),
         prompt_tokens_small=1, prompt_tokens_large=1, p50_wall_seconds=1.0,
@@ -82,14 +83,16 @@ def cost(job_id: int) -> JobCost:
 def job(job_id: int, *, scored: bool = True) -> tuple[Job, JobStats]:
     config = JobConfig(small=ModelSpec(name="S"), large=ModelSpec(name="L"), policy=parse_policy(POLICY))
     summary = JobSummary(
-        job_id=job_id, name=HOSTILE, policy=POLICY, small_model=HOSTILE, large_model="L", state=JobState.COMPLETED,
+        job_id=job_id, name=HOSTILE, policy=POLICY, small_model=HOSTILE, large_model="L", judge_model=None,
+        state=JobState.COMPLETED,
         num_problems=2, num_samples=2, samples_total=4, samples_finished=0, samples_graded=4, samples_failed=0,
         samples_cancelled=0, samples_open=0, num_scored=4 * scored, accuracy=0.5 if scored else None,
         accuracy_low=0.2 if scored else None, accuracy_high=0.8 if scored else None, mean_output_tokens=10.0,
         p50_output_tokens=10.0, p90_output_tokens=20.0, share_large=0.25, takeovers=4, takeovers_per_sample=1.0,
         tokens_small=30, tokens_large=10, tokens_inserted=0, discarded_small=0, discarded_large=0, aside_small=0,
-        aside_large=0, taken_small=0, taken_large=0, written_small=30, written_large=10, seconds=2.0,
-        tokens_per_second=20.0,        tokens_per_second_small=15.0, tokens_per_second_large=5.0, submitted_at=NOW,
+        aside_large=0, aside_judge=0, taken_small=0, taken_large=0, written_small=30, written_large=10, written_judge=0,
+        seconds=2.0, tokens_per_second=20.0, tokens_per_second_small=15.0, tokens_per_second_large=5.0,
+        tokens_per_second_judge=0.0, submitted_at=NOW,
         first_claimed_at=NOW, finished_at=NOW,
     )  # fmt: skip
     stats = JobStats(
@@ -114,8 +117,8 @@ def job(job_id: int, *, scored: bool = True) -> tuple[Job, JobStats]:
     return (
         Job(
             id=job_id, name=HOSTILE, state=JobState.COMPLETED, policy=POLICY, small_model="S", large_model="L",
-            problem_set="p", problem_set_id=1, num_problems=2, num_samples=2, stored_config=config, versions={},
-            submitted_at=NOW, first_claimed_at=NOW, finished_at=NOW,
+            judge_model=None, problem_set="p", problem_set_id=1, num_problems=2, num_samples=2, stored_config=config,
+            versions={}, submitted_at=NOW, first_claimed_at=NOW, finished_at=NOW,
         ),
         stats,
     )  # fmt: skip

@@ -22,6 +22,7 @@ from workers.engine.vllm.arguments import engine_arguments, set_environment
 from workers.engine.vllm.description import describe
 from workers.engine.vllm.inline import InlineEngine
 from workers.engine.vllm.separate import SeparateEngine
+from workers.engine.vllm.versions import make_client
 
 log = structlog.get_logger()
 
@@ -69,21 +70,13 @@ def _start(model: str, revision: str | None, settings: EngineSettings) -> Parts:
 
     from vllm.engine.arg_utils import EngineArgs
     from vllm.renderers import renderer_from_config
-    from vllm.v1.engine.core_client import EngineCoreClient
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.executor import Executor
 
     config = EngineArgs(**engine_arguments(model, revision, settings, process=process)).create_engine_config()
     renderer = renderer_from_config(config)
     gc.freeze()  # vLLM collects garbage three times while it loads a model: 0.9 s of a core each with all it imports
-    client = EngineCoreClient.make_client(
-        multiprocess_mode=process == "separate",
-        asyncio_mode=False,
-        vllm_config=config,
-        executor_class=Executor.get_class(config),
-        log_stats=True,  # brings queue times and cache usage along
-        renderer=renderer,
-    )
+    client = make_client(config, Executor.get_class(config), renderer, in_own_process=process == "separate")
     return Parts(
         process=process,
         cpu_threads=settings.vllm.cpu_threads,

@@ -17,7 +17,8 @@ BEGIN
         RETURN false;
     END IF;
     SELECT * INTO sums FROM aggregate_samples(job, first, last);
-    IF sums.ready + sums.drafting + sums.awaiting_large + sums.assisting + sums.finished > 0 THEN
+    IF sums.ready + sums.drafting + sums.awaiting_large + sums.assisting + sums.awaiting_judge + sums.judging
+       + sums.finished > 0 THEN
         RETURN false;
     END IF;
     SELECT * INTO requests FROM aggregate_cost(job, first, last);
@@ -51,7 +52,7 @@ DECLARE
     touched record;
 BEGIN
     IF NOT EXISTS (
-        SELECT FROM old_rows WHERE state NOT IN ('ready', 'drafting', 'awaiting_large', 'assisting', 'finished')
+        SELECT FROM old_rows WHERE state NOT IN ('ready', 'drafting', 'awaiting_large', 'assisting', 'awaiting_judge', 'judging', 'finished')
     ) THEN
         RETURN NULL;
     END IF;
@@ -60,7 +61,7 @@ BEGIN
             SELECT DISTINCT r.job_id, r.first_problem
             FROM (
                 SELECT DISTINCT job_id, problem_id FROM old_rows
-                WHERE state NOT IN ('ready', 'drafting', 'awaiting_large', 'assisting', 'finished')
+                WHERE state NOT IN ('ready', 'drafting', 'awaiting_large', 'assisting', 'awaiting_judge', 'judging', 'finished')
             ) o
             CROSS JOIN LATERAL (
                 SELECT r.job_id, r.first_problem FROM rollups r

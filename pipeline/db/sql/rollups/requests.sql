@@ -22,7 +22,8 @@ COMMENT ON FUNCTION sample_requests IS
     'the requests to engines of a sample: its segments, but for taken heads of asides, and its asides';
 
 CREATE TYPE cost_sums AS (
-    prompt_tokens_small bigint, prompt_tokens_large bigint, request_seconds_small float8, request_seconds_large float8,
+    prompt_tokens_small bigint, prompt_tokens_large bigint, prompt_tokens_judge bigint,
+    request_seconds_small float8, request_seconds_large float8, request_seconds_judge float8,
     num_queued bigint, queue_sum float8, waits float8[]
 );
 
@@ -33,13 +34,16 @@ COMMENT ON TYPE cost_sums IS
 CREATE FUNCTION aggregate_cost(job bigint, first_problem bigint, last_problem bigint) RETURNS SETOF cost_sums
 LANGUAGE sql STABLE ROWS 1 AS $$
     SELECT coalesce(sum(w.prompts_small), 0)::bigint, coalesce(sum(w.prompts_large), 0)::bigint,
-           coalesce(sum(w.seconds_small), 0), coalesce(sum(w.seconds_large), 0),
+           coalesce(sum(w.prompts_judge), 0)::bigint, coalesce(sum(w.seconds_small), 0),
+           coalesce(sum(w.seconds_large), 0), coalesce(sum(w.seconds_judge), 0),
            count(w.queue), coalesce(sum(w.queue), 0), array_agg(w.wait) FILTER (WHERE w.wait IS NOT NULL)
     FROM (
         SELECT sum(q.prompt_tokens - q.cached_tokens) FILTER (WHERE q.author = 'small') AS prompts_small,
                sum(q.prompt_tokens - q.cached_tokens) FILTER (WHERE q.author = 'large') AS prompts_large,
+               sum(q.prompt_tokens - q.cached_tokens) FILTER (WHERE q.author = 'judge') AS prompts_judge,
                sum(q.write_seconds) FILTER (WHERE q.author = 'small') AS seconds_small,
                sum(q.write_seconds) FILTER (WHERE q.author = 'large') AS seconds_large,
+               sum(q.write_seconds) FILTER (WHERE q.author = 'judge') AS seconds_judge,
                sum(q.wait_seconds) AS wait, sum(q.queue_seconds) AS queue
         FROM samples s CROSS JOIN LATERAL sample_requests(s.id, s.num_asides) q
         WHERE s.job_id = job AND s.problem_id BETWEEN first_problem AND last_problem
@@ -51,8 +55,8 @@ COMMENT ON FUNCTION aggregate_cost IS
     'what the requests of a range of problems add up to';
 
 CREATE FUNCTION job_cost_sums(job bigint) RETURNS SETOF cost_sums LANGUAGE sql STABLE AS $$
-    SELECT p.prompt_tokens_small, p.prompt_tokens_large, p.request_seconds_small, p.request_seconds_large, p.num_queued,
-           p.queue_sum, r.waits
+    SELECT p.prompt_tokens_small, p.prompt_tokens_large, p.prompt_tokens_judge, p.request_seconds_small,
+           p.request_seconds_large, p.request_seconds_judge, p.num_queued, p.queue_sum, r.waits
     FROM rollups r CROSS JOIN LATERAL jsonb_populate_record(NULL::cost_sums, r.cost) p
     WHERE r.job_id = job AND r.refreshed_at IS NOT NULL
     UNION ALL

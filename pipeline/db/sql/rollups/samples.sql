@@ -3,11 +3,11 @@
 
 CREATE TYPE sample_sums AS (
     samples_total bigint, pending bigint, ready bigint, drafting bigint, awaiting_large bigint, assisting bigint,
-    finished bigint, graded bigint, failed bigint, cancelled bigint,
+    awaiting_judge bigint, judging bigint, finished bigint, graded bigint, failed bigint, cancelled bigint,
     num_length bigint, num_context bigint, num_repetition bigint, num_scored bigint, num_right bigint,
     scored_truncated bigint, scored_eos bigint, takeovers bigint,
     tokens_small bigint, tokens_large bigint, tokens_inserted bigint, discarded_small bigint, discarded_large bigint,
-    aside_small bigint, aside_large bigint, taken_small bigint, taken_large bigint,
+    aside_small bigint, aside_large bigint, aside_judge bigint, taken_small bigint, taken_large bigint,
     complete_tokens bigint, complete_takeovers bigint,
     score_sum numeric, score_squares numeric, truncated_scores numeric, eos_scores numeric
 );
@@ -23,6 +23,8 @@ LANGUAGE sql STABLE ROWS 1 AS $$
            coalesce(sum(g.num) FILTER (WHERE g.state = 'drafting'), 0)::bigint,
            coalesce(sum(g.num) FILTER (WHERE g.state = 'awaiting_large'), 0)::bigint,
            coalesce(sum(g.num) FILTER (WHERE g.state = 'assisting'), 0)::bigint,
+           coalesce(sum(g.num) FILTER (WHERE g.state = 'awaiting_judge'), 0)::bigint,
+           coalesce(sum(g.num) FILTER (WHERE g.state = 'judging'), 0)::bigint,
            coalesce(sum(g.num) FILTER (WHERE g.state = 'finished'), 0)::bigint,
            coalesce(sum(g.num) FILTER (WHERE g.state = 'graded'), 0)::bigint,
            coalesce(sum(g.num) FILTER (WHERE g.state = 'failed'), 0)::bigint,
@@ -39,6 +41,7 @@ LANGUAGE sql STABLE ROWS 1 AS $$
            coalesce(sum(g.tokens_inserted), 0)::bigint,
            coalesce(sum(g.discarded_small), 0)::bigint, coalesce(sum(g.discarded_large), 0)::bigint,
            coalesce(sum(g.aside_small), 0)::bigint, coalesce(sum(g.aside_large), 0)::bigint,
+           coalesce(sum(g.aside_judge), 0)::bigint,
            coalesce(sum(g.taken_small), 0)::bigint, coalesce(sum(g.taken_large), 0)::bigint,
            coalesce(sum(g.tokens_small + g.tokens_large + g.tokens_inserted) FILTER (WHERE g.is_complete), 0)::bigint,
            coalesce(sum(g.takeovers) FILTER (WHERE g.is_complete), 0)::bigint,
@@ -56,6 +59,7 @@ LANGUAGE sql STABLE ROWS 1 AS $$
                sum(s.tokens_large) AS tokens_large, sum(s.tokens_inserted) AS tokens_inserted,
                sum(s.discarded_small) AS discarded_small, sum(s.discarded_large) AS discarded_large,
                sum(s.aside_small) AS aside_small, sum(s.aside_large) AS aside_large,
+               sum(s.aside_judge) AS aside_judge,
                sum(s.taken_small) AS taken_small, sum(s.taken_large) AS taken_large
         FROM samples s
         WHERE s.job_id = job AND s.problem_id BETWEEN first_problem AND last_problem
@@ -81,6 +85,7 @@ CREATE FUNCTION count_states(job bigint) RETURNS SETOF sample_sums LANGUAGE sql 
     SELECT coalesce(sum(p.samples_total), 0)::bigint, coalesce(sum(p.pending), 0)::bigint,
            coalesce(sum(p.ready), 0)::bigint, coalesce(sum(p.drafting), 0)::bigint,
            coalesce(sum(p.awaiting_large), 0)::bigint, coalesce(sum(p.assisting), 0)::bigint,
+           coalesce(sum(p.awaiting_judge), 0)::bigint, coalesce(sum(p.judging), 0)::bigint,
            coalesce(sum(p.finished), 0)::bigint, coalesce(sum(p.graded), 0)::bigint,
            coalesce(sum(p.failed), 0)::bigint, coalesce(sum(p.cancelled), 0)::bigint,
            coalesce(sum(p.num_length), 0)::bigint, coalesce(sum(p.num_context), 0)::bigint,
@@ -90,7 +95,8 @@ CREATE FUNCTION count_states(job bigint) RETURNS SETOF sample_sums LANGUAGE sql 
            coalesce(sum(p.tokens_small), 0)::bigint, coalesce(sum(p.tokens_large), 0)::bigint,
            coalesce(sum(p.tokens_inserted), 0)::bigint, coalesce(sum(p.discarded_small), 0)::bigint,
            coalesce(sum(p.discarded_large), 0)::bigint, coalesce(sum(p.aside_small), 0)::bigint,
-           coalesce(sum(p.aside_large), 0)::bigint, coalesce(sum(p.taken_small), 0)::bigint,
+           coalesce(sum(p.aside_large), 0)::bigint, coalesce(sum(p.aside_judge), 0)::bigint,
+           coalesce(sum(p.taken_small), 0)::bigint,
            coalesce(sum(p.taken_large), 0)::bigint, coalesce(sum(p.complete_tokens), 0)::bigint,
            coalesce(sum(p.complete_takeovers), 0)::bigint,
            sum(p.score_sum), sum(p.score_squares), sum(p.truncated_scores), sum(p.eos_scores)

@@ -20,7 +20,7 @@ COMMENT ON VIEW aside_summary IS
     'tokens are the job''s aside_small and aside_large, and those taken its taken_small and taken_large.';
 COMMENT ON COLUMN aside_summary.job_id IS 'the job';
 COMMENT ON COLUMN aside_summary.purpose IS 'what the policy asked for';
-COMMENT ON COLUMN aside_summary.author IS 'small or large';
+COMMENT ON COLUMN aside_summary.author IS 'small, large or judge';
 COMMENT ON COLUMN aside_summary.num_asides IS 'asides';
 COMMENT ON COLUMN aside_summary.num_samples IS 'samples in which there are any';
 COMMENT ON COLUMN aside_summary.num_taken IS 'asides whose head was put into the text';

@@ -61,7 +61,7 @@ COMMENT ON VIEW engine_time_alone IS
     'alone for a part of its time counts with that part of its tokens. What the whole job would take at that rate is '
     'the fair cost of a job that ran beside others; null where it was never alone. Reads every segment of the job.';
 COMMENT ON COLUMN engine_time_alone.job_id IS 'the job';
-COMMENT ON COLUMN engine_time_alone.author IS 'small or large';
+COMMENT ON COLUMN engine_time_alone.author IS 'small, large or judge';
 COMMENT ON COLUMN engine_time_alone.engine_seconds IS
     'time in which a worker of the role had a request of this job, summed over the workers';
 COMMENT ON COLUMN engine_time_alone.alone_seconds IS 'of these, with requests of no other job';

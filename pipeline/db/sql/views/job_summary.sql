@@ -1,7 +1,8 @@
 -- Read by: specthink stats and compare, the report's page, doctor --check, Client.stats.
 
 CREATE VIEW job_summary AS
-SELECT j.id AS job_id, j.name, j.policy, j.small_model, j.large_model, j.state, j.num_problems, j.num_samples,
+SELECT j.id AS job_id, j.name, j.policy, j.small_model, j.large_model, j.judge_model, j.state, j.num_problems,
+       j.num_samples,
        c.samples_total, c.finished AS samples_finished, c.graded AS samples_graded, c.failed AS samples_failed,
        c.cancelled AS samples_cancelled, c.samples_total - c.graded - c.failed - c.cancelled AS samples_open,
        c.num_scored, c.accuracy,
@@ -9,11 +10,12 @@ SELECT j.id AS job_id, j.name, j.policy, j.small_model, j.large_model, j.state, 
        c.mean_output_tokens, c.p50_output_tokens, c.p90_output_tokens,
        c.tokens_large / nullif(c.tokens_small + c.tokens_large + c.tokens_inserted, 0)::float8 AS share_large,
        c.takeovers, c.takeovers_per_sample, c.tokens_small, c.tokens_large, c.tokens_inserted,
-       c.discarded_small, c.discarded_large, c.aside_small, c.aside_large, c.taken_small, c.taken_large,
-       written.small AS written_small, written.large AS written_large, t.seconds,
+       c.discarded_small, c.discarded_large, c.aside_small, c.aside_large, c.aside_judge, c.taken_small, c.taken_large,
+       written.small AS written_small, written.large AS written_large, c.aside_judge AS written_judge, t.seconds,
        (c.tokens_small + c.tokens_large + c.tokens_inserted) / t.seconds AS tokens_per_second,
        written.small / t.seconds AS tokens_per_second_small,
        written.large / t.seconds AS tokens_per_second_large,
+       c.aside_judge / t.seconds AS tokens_per_second_judge,
        j.submitted_at, j.first_claimed_at, j.finished_at
 FROM jobs j
 CROSS JOIN LATERAL totals_of_samples(j.id) c
@@ -53,6 +55,7 @@ COMMENT ON COLUMN job_summary.name IS 'free text for people';
 COMMENT ON COLUMN job_summary.policy IS 'NAME or NAME:PRESET';
 COMMENT ON COLUMN job_summary.small_model IS 'the small model, null where the policy needs none';
 COMMENT ON COLUMN job_summary.large_model IS 'the large model, null where the policy needs none';
+COMMENT ON COLUMN job_summary.judge_model IS 'the judge, null where the policy needs none';
 COMMENT ON COLUMN job_summary.state IS 'running, paused, completed, completed_with_errors or cancelled';
 COMMENT ON COLUMN job_summary.num_problems IS 'problems the job uses';
 COMMENT ON COLUMN job_summary.num_samples IS 'solutions drawn per problem';
@@ -79,16 +82,19 @@ COMMENT ON COLUMN job_summary.discarded_small IS 'tokens the small model wrote t
 COMMENT ON COLUMN job_summary.discarded_large IS 'tokens the large model wrote that were not kept';
 COMMENT ON COLUMN job_summary.aside_small IS 'tokens the small model wrote in asides, on side branches of the text';
 COMMENT ON COLUMN job_summary.aside_large IS 'tokens the large model wrote in asides, on side branches of the text';
+COMMENT ON COLUMN job_summary.aside_judge IS 'tokens the judge wrote: in asides alone, none is kept';
 COMMENT ON COLUMN job_summary.taken_small IS 'of aside_small, put into the text: in tokens_small too';
 COMMENT ON COLUMN job_summary.taken_large IS 'of aside_large, put into the text: in tokens_large too';
 COMMENT ON COLUMN job_summary.written_small IS
     'all tokens the small model wrote, each once: tokens_small + discarded_small + aside_small - taken_small';
 COMMENT ON COLUMN job_summary.written_large IS
     'all tokens the large model wrote, each once: tokens_large + discarded_large + aside_large - taken_large';
+COMMENT ON COLUMN job_summary.written_judge IS 'all tokens the judge wrote: aside_judge';
 COMMENT ON COLUMN job_summary.seconds IS 'from the first claim of a sample to the job''s end, or until now';
 COMMENT ON COLUMN job_summary.tokens_per_second IS 'kept tokens of all authors per second';
 COMMENT ON COLUMN job_summary.tokens_per_second_small IS 'written_small per second';
 COMMENT ON COLUMN job_summary.tokens_per_second_large IS 'written_large per second';
+COMMENT ON COLUMN job_summary.tokens_per_second_judge IS 'written_judge per second';
 COMMENT ON COLUMN job_summary.submitted_at IS 'when the job was submitted';
 COMMENT ON COLUMN job_summary.first_claimed_at IS 'when a worker first took one of its samples';
 COMMENT ON COLUMN job_summary.finished_at IS 'when the job ended';

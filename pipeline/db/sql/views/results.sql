@@ -2,7 +2,7 @@
 
 CREATE VIEW results AS
 SELECT s.job_id, s.id AS sample_id, p.external_id AS problem, p.subject, p.level, s.sample_index, s.state, j.policy,
-       j.small_model, j.large_model, CASE WHEN j.config->>'seed' ~ '^[0-9]{1,18}$' THEN (j.config->>'seed')::bigint END AS seed, p.prompt, o.output, s.predicted_answer,
+       j.small_model, j.large_model, j.judge_model, CASE WHEN j.config->>'seed' ~ '^[0-9]{1,18}$' THEN (j.config->>'seed')::bigint END AS seed, p.prompt, o.output, s.predicted_answer,
        s.score, s.finish_reason, s.tokens_small + s.tokens_large + s.tokens_inserted AS output_tokens,
        s.tokens_small, s.tokens_large, s.tokens_inserted, s.num_takeovers, s.error_class, s.error, s.finished_at,
        CASE WHEN has_table_privilege('reference_answers', 'SELECT') THEN d.detail END AS grade_detail
@@ -29,6 +29,7 @@ COMMENT ON COLUMN results.state IS 'of the sample';
 COMMENT ON COLUMN results.policy IS 'NAME or NAME:PRESET';
 COMMENT ON COLUMN results.small_model IS 'the small model, null where the policy needs none';
 COMMENT ON COLUMN results.large_model IS 'the large model, null where the policy needs none';
+COMMENT ON COLUMN results.judge_model IS 'the judge, null where the policy needs none';
 COMMENT ON COLUMN results.seed IS 'the job''s';
 COMMENT ON COLUMN results.prompt IS 'the question''s text, before any template';
 COMMENT ON COLUMN results.output IS 'the kept text so far, complete in the states finished and graded';

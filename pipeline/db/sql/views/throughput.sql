@@ -16,10 +16,10 @@ GROUP BY s.job_id, date_trunc('minute', r.committed_at), r.author;
 
 COMMENT ON VIEW throughput IS
     'How many tokens of a job each model wrote in each minute, by when they were stored: a long segment counts in the '
-    'minute in which it ended. Added up over the minutes these are written_small and written_large of job_summary.';
+    'minute in which it ended. Added up over the minutes these are written_small, written_large and written_judge of job_summary.';
 COMMENT ON COLUMN throughput.job_id IS 'the job';
 COMMENT ON COLUMN throughput.minute IS 'its start';
-COMMENT ON COLUMN throughput.author IS 'small or large';
+COMMENT ON COLUMN throughput.author IS 'small, large or judge';
 COMMENT ON COLUMN throughput.num_requests IS 'segments and asides stored';
 COMMENT ON COLUMN throughput.num_samples IS 'samples they are of';
 COMMENT ON COLUMN throughput.num_workers IS 'workers that wrote them';

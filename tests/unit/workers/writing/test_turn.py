@@ -13,7 +13,16 @@ from pipeline.db.commits import SampleCommit
 from pipeline.errors import BadProblem, DamagedRow, EngineRefused, PipelineError, PromptTooLong
 from pipeline.policies.protocol import Reading
 from pipeline.policies.requests import Answered, Ask, Event, Finish, Generate, Insert, Take, Written, request_to_json
-from pipeline.samples import Author, ErrorClass, FinishReason, ModelRole, Piece, SampleState, SegmentFinish
+from pipeline.samples import (
+    WRITING_ROLES,
+    Author,
+    ErrorClass,
+    FinishReason,
+    ModelRole,
+    Piece,
+    SampleState,
+    SegmentFinish,
+)
 from pipeline.seeds import aside_seed, segment_seed
 from pipeline.signals import Signal
 from tests.turns import (
@@ -158,7 +167,7 @@ def test_a_claim_ends_after_so_many_requests() -> None:
 
 @pytest.mark.parametrize("policy", ["improved", "paper", "code"])
 def test_staying_changes_no_text(policy: str) -> None:
-    setups = {role: setup_of(f"speculative-thinking:{policy}", role) for role in ModelRole}
+    setups = {role: setup_of(f"speculative-thinking:{policy}", role) for role in WRITING_ROLES}
     stayed, hopped = walk(setups, babble), walk(setups, babble, may_stay=False)
     assert [replace(g, epoch=0) for g in stayed.segments] == [
         replace(g, epoch=0, wait_seconds=w.wait_seconds) for g, w in zip(hopped.segments, stayed.segments, strict=True)
@@ -172,7 +181,7 @@ def test_staying_changes_no_text(policy: str) -> None:
 
 
 def test_takeovers_are_what_the_policy_calls_so() -> None:
-    setups = {role: setup_of("speculative-thinking:improved", role) for role in ModelRole}
+    setups = {role: setup_of("speculative-thinking:improved", role) for role in WRITING_ROLES}
     way = walk(setups, babble)
     assert {segment.author for segment in way.segments if segment.takes_over} == {Author.LARGE}
     in_steps = [step.trigger for step in way.commits[-1].steps if step.trigger]

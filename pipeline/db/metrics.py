@@ -1,0 +1,118 @@
+"""The statements behind the metrics: what all jobs and workers are at, with no text and no answer.
+
+Sums over what is stored fall where jobs are removed or retried; the exporter makes counters of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, RowMapping, TextClause, text
+
+from pipeline.db.revision import current_revision
+
+Rows = Sequence[RowMapping]
+
+_STATES = "pending, ready, drafting, awaiting_large, assisting, finished, graded, failed, cancelled"
+_SUMS = (
+    f"{_STATES}, num_length, num_context, num_repetition, takeovers, tokens_small, tokens_large, tokens_inserted, "
+    "discarded_small, discarded_large, aside_small, aside_large, taken_small, taken_large"
+)
+_COUNT_SAMPLES = text(f"""
+    SELECT policy, coalesce(small_model, '') AS small_model, coalesce(large_model, '') AS large_model,
+           {", ".join(f"sum({name})::bigint AS {name}" for name in _SUMS.split(", "))}
+    FROM (
+        SELECT j.policy, j.small_model, j.large_model, {", ".join(f"t.{name}" for name in _SUMS.split(", "))}
+        FROM jobs j JOIN job_totals t ON t.job_id = j.id AND t.stale_at IS NULL
+        UNION ALL
+        SELECT j.policy, j.small_model, j.large_model, {", ".join(f"c.{name}" for name in _SUMS.split(", "))}
+        FROM jobs j CROSS JOIN LATERAL count_states(j.id) c
+        WHERE NOT EXISTS (SELECT FROM job_totals k WHERE k.job_id = j.id AND k.stale_at IS NULL)
+    ) counted
+    GROUP BY policy, small_model, large_model
+""")
+_COUNT_JOBS = text("SELECT state, count(*) AS number FROM jobs GROUP BY state")
+_OLDEST_WAITING = text("""
+    SELECT w.role, w.model, greatest(0, extract(epoch FROM clock_timestamp() - min(s.runnable_at)))::float8 AS seconds
+    FROM jobs j
+    JOIN samples s ON s.job_id = j.id AND s.phase IN ('admitted', 'finished')
+    JOIN LATERAL (
+        VALUES ('ready', 'small', j.small_model), ('awaiting_large', 'large', j.large_model), ('finished', 'grade', '')
+    ) AS w (state, role, model) ON w.state = s.state
+    WHERE j.state = 'running' AND w.model IS NOT NULL
+    GROUP BY w.role, w.model
+""")
+_SELECT_DEMAND = text("SELECT role, model, waiting, wanted FROM worker_demand")
+_COUNT_WORKERS = text("""
+    SELECT kind, coalesce(model, '') AS model, count(*) AS number, sum(coalesce(num_slots, max_in_flight)) AS slots,
+           sum(num_in_flight) AS in_flight
+    FROM workers WHERE ended_at IS NULL AND expires_at > clock_timestamp() GROUP BY kind, model
+""")
+_SUM_WORKERS = text("""
+    SELECT kind AS role, model, sum(tokens_dropped)::bigint AS dropped, sum(prompt_tokens)::bigint AS prompt,
+           sum(cached_tokens)::bigint AS cached
+    FROM workers WHERE kind IN ('small', 'large') AND model IS NOT NULL GROUP BY kind, model
+""")
+_COUNT_ENDS = text("""
+    SELECT kind, end_reason AS reason, count(*) AS number FROM workers WHERE ended_at IS NOT NULL
+    GROUP BY kind, end_reason
+""")
+_COUNT_FAILURES = text(
+    "SELECT error_class, count(*) AS number FROM samples WHERE phase = 'failed' GROUP BY error_class"
+)
+_COUNT_UNSCORED = text("""
+    SELECT status, count(*) AS number FROM grades WHERE status IN ('timeout', 'error') GROUP BY status
+""")
+_LEADER_AGE = text("""
+    SELECT extract(epoch FROM clock_timestamp() - seen_at)::float8 FROM upkeep_leader WHERE worker_id IS NOT NULL
+""")
+_SELECT_QUEUES = text("""
+    SELECT DISTINCT queue FROM workers WHERE ended_at IS NULL AND expires_at > clock_timestamp()
+""")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """All jobs and workers at one moment; the statements of this module say which columns each list has."""
+
+    revision: str
+    samples: Rows
+    """Sums by policy and models."""
+    jobs: Rows
+    oldest_waiting: Rows
+    demand: Rows
+    workers: Rows
+    """Live ones by kind and model."""
+    worker_tokens: Rows
+    """Of all workers that ever were, by role and model."""
+    worker_ends: Rows
+    failures: Rows
+    unscored: Rows
+    """Gradings that ended without a score by a fault, by status."""
+    leader_age_s: float | None
+    """Since the upkeep leader last said that it leads; None: nobody leads."""
+    queues: tuple[str, ...]
+    """That live workers read: their own names for them."""
+
+
+def read_fleet(connection: Connection) -> Fleet:
+    """Read all of it with the rights of a monitor. The sums of jobs that run come from their rollups."""
+
+    def rows(statement: TextClause) -> Rows:
+        return connection.execute(statement).mappings().all()
+
+    return Fleet(
+        revision=current_revision(connection) or "",
+        samples=rows(_COUNT_SAMPLES),
+        jobs=rows(_COUNT_JOBS),
+        oldest_waiting=rows(_OLDEST_WAITING),
+        demand=rows(_SELECT_DEMAND),
+        workers=rows(_COUNT_WORKERS),
+        worker_tokens=rows(_SUM_WORKERS),
+        worker_ends=rows(_COUNT_ENDS),
+        failures=rows(_COUNT_FAILURES),
+        unscored=rows(_COUNT_UNSCORED),
+        leader_age_s=connection.execute(_LEADER_AGE).scalar(),
+        queues=tuple(connection.execute(_SELECT_QUEUES).scalars()),
+    )
