@@ -163,7 +163,7 @@ NEUTRAL = "is not supported here, or only with a value that changes nothing"
 def invalid(faults: Sequence[Any], *, unsupported: frozenset[str] = frozenset()) -> ApiError:
     """The first fault of a body, in OpenAI's words. unsupported: parameters that take a neutral value only."""
     fault = faults[0]
-    place = [str(part) for part in fault["loc"] if part not in ("body", "query", "path", "header", "form")]
+    place = [str(part) for part in fault["loc"] if not _is_added(str(part))]
     param = ".".join(place) or None
     kind = str(fault["type"])
     if kind == "json_invalid":
@@ -176,6 +176,14 @@ def invalid(faults: Sequence[Any], *, unsupported: frozenset[str] = frozenset())
         return bad(f"'{place[0]}' {NEUTRAL}.", code="unsupported_parameter", param=place[0])
     said = str(fault["msg"]).removeprefix("Value error, ")
     return bad(f"Invalid value for '{param or 'body'}': {said}.", code=_code(kind), param=param)
+
+
+_SOURCES = ("body", "query", "path", "header", "form")
+
+
+def _is_added(part: str) -> bool:
+    """Whether it is no name of the request's, but where pydantic looked, or which of several types it tried."""
+    return part in (*_SOURCES, "str") or "[" in part.removeprefix("expires_after[") or part.startswith("constrained-")
 
 
 def _code(kind: str) -> str:

@@ -49,6 +49,7 @@ class Gate:
         request_id = f"req_{secrets.token_hex(12)}"
         answer = _Answer(send, request_id)
         try:
+            _refuse_nul(scope)
             caller = Caller() if scope["path"] in _OPEN else await self._let_in(scope)
             scope.setdefault("state", {}).update(caller=caller, request_id=request_id)
             limit = self._limit(scope, caller)
@@ -148,6 +149,12 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _refuse_nul(scope: Scope) -> None:
+    """Postgres keeps no text with a NUL byte, so that nothing here has one in its name."""
+    if "\0" in scope["path"] or b"%00" in scope["query_string"] or b"\0" in scope["query_string"]:
+        raise ApiError(400, "The address has a NUL byte in it.", code="invalid_value")
 
 
 def _refuse_announced(scope: Scope, limit: int) -> None:

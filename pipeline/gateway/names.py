@@ -15,7 +15,7 @@ from pipeline.samples import ModelRole
 
 MAX_MODEL_CHARS = 500
 ALIAS_OPTIONS = frozenset({
-    "small", "large", "small_revision", "large_revision", "policy", "policy_values", "exit", "guard", "temperature",
+    "small", "large", "judge", "small_revision", "large_revision", "judge_revision", "judge_asking", "policy", "policy_values", "exit", "guard", "temperature",
     "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "stop", "max_tokens",
     "small_sampling", "large_sampling", "system", "template_variables", "think_tags", "small_asking", "large_asking",
 })  # fmt: skip
@@ -29,7 +29,7 @@ def pair_options(model: str, saved: Mapping[str, Any] | None) -> dict[str, Any]:
     name that means nothing.
     """
     options = dict(saved) if saved is not None else _spelled_out(model)
-    for role in ("small", "large"):
+    for role in ("small", "large", "judge"):
         if isinstance(options.get(role), str):
             options[role] = ModelSpec(name=options[role], revision=options.pop(f"{role}_revision", None))
     return options

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.batches import BatchStatus, StoredBatch, StoredFile
+from pipeline.batches import PRIVATE_PURPOSES, BatchStatus, StoredBatch, StoredFile
 
 T = TypeVar("T")
 
@@ -38,7 +38,8 @@ class FileObject(_Object):
             created_at=int(file.created_at.timestamp()),
             expires_at=_seconds(file.expires_at),
             filename=file.filename,
-            purpose=file.purpose,
+            # Strict clients know no other word for a file that is neither a batch's input nor its output.
+            purpose="user_data" if file.purpose in PRIVATE_PURPOSES else file.purpose,
         )
 
 

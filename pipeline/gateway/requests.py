@@ -53,6 +53,8 @@ class Message(_Part):
     """One message. developer is another word for system."""
 
     role: Literal["system", "developer", "user", "assistant"]
+    type: Literal["text", "message"] | None = None
+    """Some harnesses write it."""
     content: Text | Annotated[list[TextPart], Field(min_length=1)]
     name: Text | None = None
     reasoning: Text | None = None

@@ -180,7 +180,7 @@ def _require_file(
 
 
 def _find(connection: Connection, caller: Caller, batch_id: str) -> StoredBatch:
-    found = batches.find_batch(connection, caller, batch_id) if batch_id.isascii() and "\0" not in batch_id else None
+    found = batches.find_batch(connection, caller, batch_id)
     if found is None:
         raise missing("batch", batch_id)
     return found
@@ -235,7 +235,7 @@ def list_batches(
     with gateway.transaction() as connection:
         last = None
         if after is not None:
-            last = batches.find_batch(connection, caller, after) if "\0" not in after else None
+            last = batches.find_batch(connection, caller, after)
             if last is None:
                 raise bad(f"There is no batch '{after}' to go on from.", param="after")
         rows = batches.page_of_batches(connection, caller, after=last, limit=limit + 1) if limit else []

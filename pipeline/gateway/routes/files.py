@@ -162,18 +162,11 @@ def get_file(file_id: str, gateway: TheGateway, caller: TheCaller) -> FileObject
 
 
 def _find(gateway: Gateway, caller: Caller, file_id: str) -> StoredFile:
-    _require_name(file_id)
     with gateway.transaction() as connection:
         found = files.find_file(connection, caller, file_id)
     if found is None:
         raise missing("file", file_id)
     return found
-
-
-def _require_name(name: str) -> None:
-    """Raises ApiError for what no id can be, before the database is asked."""
-    if not name.isascii() or "\0" in name or len(name) > 200:
-        raise missing("file", name)
 
 
 def _measured(gateway: Gateway, file: StoredFile) -> StoredFile:

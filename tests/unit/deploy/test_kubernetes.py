@@ -104,7 +104,7 @@ def test_pod_runs_a_command_of_specthink(name: str) -> None:
 @pytest.mark.parametrize("name", PODS)
 def test_pod_is_given_its_own_login_alone(name: str) -> None:
     roles = {"migrate": "owner", "small": "writer", "large": "writer", "grade": "grader", "upkeep": "upkeep",
-             "gateway": "submitter", "metrics": "monitor"}  # fmt: skip
+             "gateway": "gateway", "metrics": "monitor"}  # fmt: skip
     sources = PODS[name]["containers"][0]["envFrom"]
     secrets = {source["secretRef"]["name"] for source in sources if "secretRef" in source}
     own = {f"specthink-{roles[name]}"} if name in roles else {"specthink-flower"}

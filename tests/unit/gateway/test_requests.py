@@ -93,7 +93,7 @@ def test_what_changes_nothing_is_taken_and_named(name: str, values: list[Any]) -
         ({"messages": [{"role": "tool", "content": "a"}]}, "invalid_value", "messages.0.role"),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]}, None, "messages"),
         ({"model": ""}, "invalid_value", "model"),
-        ({"stop": ["a"] * 5}, "invalid_type", "stop.str"),
+        ({"stop": ["a"] * 5}, "invalid_type", "stop"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(changes: dict[str, Any], code: str | None, param: str) -> None:
