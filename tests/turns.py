@@ -50,8 +50,8 @@ Move = Callable[[Event | None], Mapping[str, Any]]
 
 @cache
 def chat_of(role: ModelRole) -> ChatModel:
-    """The demo pair's model of a role; both have one vocabulary."""
-    return ChatModel.load(MODELS / f"demo-{role.value}")
+    """The demo pair's model of a role, the large one as judge; both have one vocabulary."""
+    return ChatModel.load(MODELS / ("demo-small" if role is ModelRole.SMALL else "demo-large"))
 
 
 @dataclass(frozen=True)

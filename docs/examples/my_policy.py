@@ -15,7 +15,7 @@ from pipeline.policies import Policy, PolicySpec
 from pipeline.policies.protocol import PolicyState, SampleContext, Transition
 from pipeline.policies.requests import Ask, Event, Finish, Generate, Trigger, Written
 from pipeline.policies.turns import finish_reason, whole_characters, written_by
-from pipeline.samples import FinishReason, ModelRole, SegmentFinish
+from pipeline.samples import WRITING_ROLES, FinishReason, ModelRole, SegmentFinish
 from pipeline.signals import Readings
 
 
@@ -58,7 +58,7 @@ class _StepWatcher:
 class LongStepPolicy:
     """The policy of a spec. Immutable."""
 
-    roles: ClassVar[frozenset[ModelRole]] = frozenset(ModelRole)
+    roles: ClassVar[frozenset[ModelRole]] = frozenset(WRITING_ROLES)
     asks: ClassVar[tuple[Ask, ...]] = ()
 
     def __init__(self, spec: LongStepSpec) -> None:

@@ -32,7 +32,7 @@ _SPLITS = ("test", "validation")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _UNREACHED = ("ConnectError", "ConnectTimeout", "ReadTimeout", "LocalEntryNotFoundError")
 """Of the library's transport, which is not the same package in all of its releases."""
-_CONFIGS = re.compile(r"(?:Available|among the available configs|in the cache): *(.+)")
+_CONFIGS = re.compile(r"(?:Available|[Aa]vailable configs(?: in the cache)?|in the cache): *(.+)")
 """How the library lists a set's configurations where one must be named, or there is none of that name."""
 
 
@@ -139,9 +139,7 @@ def _told(error: BaseException, request: dict[str, Any]) -> str:
             "the hub cannot be reached, and the cache has it not; load it once where there is a network, into the same "
             "HF_HOME"
         )
-    if available := re.search(
-        r"(?:Available|available configs?:?|among the available configs:|in the cache:)\s*(.+)", str(error)
-    ):
+    if available:
         names = re.sub(r"[\[\]']", "", available[1]).lstrip(": ")
         asked = f"it has no configuration {request['config']!r}; it" if request["config"] else "it"
         return f"{asked} has the configurations {names}; say which, as in hf:{request['repo']}:NAME"

@@ -98,7 +98,7 @@ BREAKS = [
     (Invariant.TOKENS, "takeovers by another than the large model",
      "UPDATE segments SET takes_over = true WHERE segment_index = 0"),
     (Invariant.TOKENS, "4, 0 taken from asides", "UPDATE samples SET taken_small = 4"),
-    (Invariant.TOKENS, "counts 6, 1 tokens in asides", "UPDATE samples SET aside_small = 6"),
+    (Invariant.TOKENS, "counts 6, 1, 0 tokens in asides", "UPDATE samples SET aside_small = 6"),
     (Invariant.TOKENS, "alive; booked", "UPDATE workers SET tokens_committed = 10 WHERE kind = 'small'"),
 ]  # fmt: skip
 

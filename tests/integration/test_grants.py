@@ -205,7 +205,7 @@ def test_writers_cannot_grade_themselves_or_change_a_job(asked: Ask, statement: 
         "INSERT INTO reference_answers SELECT id, '1' FROM problems",
         "INSERT INTO problem_sets (name, content_sha256, num_problems, num_references, has_choices) "
         "VALUES ('n', 's', 1, 0, false)",
-        "SELECT add_samples(1)",
+        "SELECT add_samples('{1}')",
         "SELECT withdraw_texts('{1}')",
         "SELECT retry_failed_samples(1, '{1}')",
         "SELECT retry_cut_samples(1, '{1}', 1000000)",
@@ -252,7 +252,7 @@ def test_submitters_retry_only_what_failed_or_was_cut(ask: Ask, db_engine: Engin
     for call in (f"retry_failed_samples(1, {whatever})", f"retry_cut_samples(1, {whatever}, 1000000)"):
         assert ask(DatabaseRole.SUBMITTER, f"SELECT {call}") == [(0,)]
     with pytest.raises(psycopg.errors.UniqueViolation, match="has its samples already"):
-        ask(DatabaseRole.SUBMITTER, "SELECT add_samples(1)")
+        ask(DatabaseRole.SUBMITTER, "SELECT add_samples('{1}')")
     assert ask(DatabaseRole.SUBMITTER, "SELECT * FROM samples") == before
 
 

@@ -202,7 +202,8 @@ def test_migrations_go_down_and_up_again(db_engine: Engine) -> None:
 def test_database_refuses_every_transition_that_the_state_machine_has_not(connection: Connection) -> None:
     job = make_job(connection, num_problems=1)
     columns = {
-        "holder_id": "CASE WHEN CAST(:to AS text) IN ('drafting', 'assisting') THEN CAST(:worker AS bigint) END",
+        "holder_id": "CASE WHEN CAST(:to AS text) IN ('drafting', 'assisting', 'judging') "
+        "THEN CAST(:worker AS bigint) END",
         "finish_reason": "CASE WHEN CAST(:to AS text) IN ('finished', 'graded') THEN 'eos' END",
         "error": "CASE WHEN CAST(:to AS text) = 'failed' THEN 'broken' END",
         "ended_at": "CASE WHEN CAST(:to AS text) IN ('graded', 'failed', 'cancelled') THEN now() END",

@@ -108,7 +108,7 @@ def test_a_judge_whose_prompts_tell_is_pushed_with_answers_only(
 def test_what_the_hub_refuses_is_one_line(
     hub: Hub, client: Client, job_id: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigurationError, match="a name with spaces|Repo id"):
+    with pytest.raises(ConfigurationError, match=r"a name with spaces|Repo id"):
         client.push(job_id, "a name with spaces")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ServiceUnavailable, match="the hub cannot be reached"):

@@ -79,7 +79,7 @@ def make_job(connection: Connection, *, seed: int, states: tuple[str, ...]) -> t
     """A job in parts of two problems, with samples in some states and all that may belong to them."""
     chance = random.Random(seed)
     job = add_job(connection, add_problem_set(connection, NUM_PROBLEMS), num_samples=NUM_SAMPLES, seconds=60)
-    workers = {role: add_worker(connection, role, model=role) for role in ("small", "large")}
+    workers = {role: add_worker(connection, role, model=role) for role in ("small", "large", "judge")}
     engine = add_engine(connection, "any")
     ids = []
     for number in range(NUM_PROBLEMS * NUM_SAMPLES):
@@ -100,8 +100,9 @@ def _sample(chance: random.Random, problem: int, state: str, workers: dict[str, 
         sample |= {"finished_at": dt.datetime.now(dt.UTC)}
     if state == "graded":
         sample |= {"score": chance.choice([None, 0.0, 0.3, 1.0]), "predicted_answer": chance.choice("ab")}
-    if state in ("drafting", "assisting"):
-        sample |= {"holder_id": workers["small" if state == "drafting" else "large"]}
+    holders = {"drafting": "small", "assisting": "large", "judging": "judge"}
+    if state in holders:
+        sample |= {"holder_id": workers[holders[state]]}
     return sample
 
 

@@ -148,7 +148,7 @@ def test_fresh_job_has_a_summary_of_nothing_and_no_other_rows(connection: Connec
     assert (row["samples_total"], row["samples_open"], row["num_scored"]) == (4, 4, 0)
     nothing = ["accuracy", "accuracy_low", "mean_output_tokens", "share_large", "seconds", "tokens_per_second"]
     assert [row[name] for name in nothing] == [None] * len(nothing)
-    for view in sorted(COLUMNS.keys() - {"job_summary", "job_progress", "job_cost", "results"}):
+    for view in sorted(COLUMNS.keys() - {"job_summary", "job_progress", "job_cost", "results", "worker_demand"}):
         assert every(connection, f"SELECT * FROM {view}") == []
 
 

@@ -12,7 +12,7 @@ from docs.examples.rated_steps import DIGITS, RatedStepsSpec
 from pipeline.policies import PluginSpec, Policy, parse_policy
 from pipeline.policies.protocol import SampleContext, Transition
 from pipeline.policies.requests import Answered, Ask, Finish, Take
-from pipeline.samples import Author, FinishReason, ModelRole, Piece, SegmentFinish
+from pipeline.samples import WRITING_ROLES, Author, FinishReason, ModelRole, Piece, SegmentFinish
 from tests.turns import babble, setup_of, walk
 from workers.engine.base import GenerateRequest, GenerateResult
 
@@ -125,7 +125,7 @@ def test_a_worker_carries_it_out() -> None:
     """The demo pair's own template and tokens, from the file as a user names it; a draw stands for the engine."""
     spec = parse_policy("docs/examples/rated_steps.py:RatedStepsSpec", {"step_tokens": "20"})
     assert isinstance(spec, PluginSpec)
-    setups = {role: setup_of(spec.build(), role) for role in ModelRole}
+    setups = {role: setup_of(spec.build(), role) for role in WRITING_ROLES}
     for setup in setups.values():
         for ask in setup.policy.asks:
             setup.questions.get(ask)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.policies.glimpse import GlimpseSpec
 from pipeline.policies.protocol import Reading, SampleContext, Transition
 from pipeline.policies.requests import Finish, Generate, Written
-from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
+from pipeline.samples import WRITING_ROLES, FinishReason, ModelRole, Piece, SegmentFinish
 from pipeline.signals import Signal
 from tests.decisions import Decision, Keep, decided
 from tests.scripted_pair import Model, StepsLoop, drive, lengthens_break, models
@@ -294,7 +294,7 @@ class GlimpseLoop(StepsLoop):
         first_steps=st.sampled_from([0, 0, 1, 3]),
         step_tokens=st.sampled_from([1, 3, 512]),
         check_start=st.booleans(),
-        answer_role=st.sampled_from(ModelRole),
+        answer_role=st.sampled_from(WRITING_ROLES),
     ),
     model=models(WORDS, cut=SMALL),
     max_tokens=st.sampled_from([1, 20, 80, 80, 80]),

@@ -16,7 +16,7 @@ from pipeline.policies.draws import draw
 from pipeline.policies.mentor import MentorSpec
 from pipeline.policies.protocol import SampleContext, Transition
 from pipeline.policies.requests import Answered, Ask, Finish, Generate, Take, Written
-from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
+from pipeline.samples import WRITING_ROLES, FinishReason, ModelRole, Piece, SegmentFinish
 from tests.asking_pair import (
     END,
     QUESTION_TOKENS,
@@ -490,7 +490,7 @@ SPECS = st.builds(
     order=st.sampled_from(["drawn", "fixed", "both"]),
     min_mass=st.sampled_from([0.0, 0.4, 0.5]),
     draft_tokens=st.sampled_from([1, 3, 8, 128]),
-    answer_role=st.sampled_from(ModelRole),
+    answer_role=st.sampled_from(WRITING_ROLES),
 )
 
 

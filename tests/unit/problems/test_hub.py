@@ -163,7 +163,7 @@ def test_a_reader_that_ends_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (ValueError("There are multiple 'a/b' configurations in the cache: x, y\nPlease"), "configurations x, y; say"),
         (
             ValueError("Couldn't find cache for a/b for config 'z'\nAvailable configs in the cache: ['x']"),
-            "no config.*'z'",
+            "it has the configurations x; say which",
         ),
         (KeyError("odd\nlines"), "^KeyError: "),
     ],
