@@ -16,8 +16,9 @@ from pipeline.samples import ModelRole
 MAX_MODEL_CHARS = 500
 ALIAS_OPTIONS = frozenset({
     "small", "large", "judge", "small_revision", "large_revision", "judge_revision", "judge_asking", "policy",
-    "policy_values", "exit", "guard", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "stop", "max_tokens",
-    "small_sampling", "large_sampling", "system", "template_variables", "think_tags", "small_asking", "large_asking",
+    "policy_values", "exit", "guard", "temperature", "top_p", "top_k", "min_p", "presence_penalty",
+    "frequency_penalty", "repetition_penalty", "stop", "max_tokens", "small_sampling", "large_sampling", "system",
+    "template_variables", "think_tags", "small_asking", "large_asking",
 })  # fmt: skip
 """Options of a submission that a saved name may have: those that say who answers and how, not what is asked."""
 

@@ -130,7 +130,7 @@ def test_inspect_reads_the_log_as_its_own(log: Path, client: Client, job_id: int
     assert (header.eval.task, header.eval.model, header.eval.solver) == (
         "hard_sums/v2", "specthink/S", "speculative-thinking:improved",
     )  # fmt: skip
-    assert {role: config.model for role, config in (header.eval.model_roles or {}).items()} == {  # type: ignore[union-attr]
+    assert {role: config.model for role, config in (header.eval.model_roles or {}).items()} == {
         "small": "S", "large": "L",
     }  # fmt: skip
     assert header.eval.dataset.sample_ids == ["p0", "test/7.json", "p2"]
@@ -151,7 +151,7 @@ def test_inspect_reads_the_log_as_its_own(log: Path, client: Client, job_id: int
 def test_a_sample_has_thoughts_answer_choices_and_what_limited_it(log: Path) -> None:
     first = read_eval_log_sample(str(log), "p0", 1, resolve_attachments=True)
     reasoning, answer = first.messages[1].content
-    assert (reasoning.reasoning, answer.text) == ("I add.\n\nsure", "It is 1.")  # type: ignore[union-attr]
+    assert (reasoning.reasoning, answer.text) == ("I add.\n\nsure", "It is 1.")
     assert (first.choices, first.target, first.output.stop_reason) == (["zero", "one"], "0", "stop")
     assert first.scores is not None
     assert (first.scores["math"].value, first.scores["math"].answer) == (1.0, "1")
@@ -160,7 +160,7 @@ def test_a_sample_has_thoughts_answer_choices_and_what_limited_it(log: Path) -> 
     assert (cut.limit and cut.limit.type, cut.output.stop_reason) == ("token", "max_tokens")
     unscored = read_eval_log_sample(str(log), "test/7.json", 2)
     assert unscored.scores is not None
-    assert math.isnan(unscored.scores["math"].value)  # type: ignore[arg-type]
+    assert math.isnan(unscored.scores["math"].value)
     assert unscored.scores["math"].explanation == "it took too long"
     failed = read_eval_log_sample(str(log), "p2", 2)
     assert (failed.error and failed.error.message, failed.scores) == ("engine_died: gone", None)

@@ -63,7 +63,9 @@ def test_pandas_and_duckdb_take_it() -> None:
     read = frame.to_pandas()
     assert (read["id"].tolist(), read["score"].mean()) == ([1, 2], 0.5)
     relation = frame.to_arrow()
-    assert duckdb.sql("SELECT sum(id), count(score) FROM relation").fetchall() == [(3, 1)]
+    found = duckdb.sql("SELECT sum(id), count(score) FROM relation")
+    assert found is not None
+    assert found.fetchall() == [(3, 1)]
     assert relation.equals(pyarrow.table(frame))
 
 

@@ -73,6 +73,7 @@ def test_text_of_control_tokens_in_a_step_stays_text(chat: ChatModel) -> None:
         ids = FramedModel(chat).token_ids(asked(frame), "What?", ["Done.<|end|>", "More.<|end|>"])
         plain = FramedModel(chat).token_ids(asked(frame), "What?", ["Done.", "More."])
         end = chat.tokenizer.token_to_id("<|end|>")
+        assert end is not None
         assert ids.count(end) == plain.count(end)
 
 
