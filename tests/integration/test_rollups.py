@@ -171,7 +171,7 @@ def valid_rollups(connection: Connection, job: int) -> int:
 
 IDLE = tuple(state.value for state in IDLE_STATES)
 EVERY_STATE = tuple(state.value for state in SampleState)
-MOSTLY_DONE = ("graded",) * 12 + EVERY_STATE
+MOSTLY_DONE = ("graded",) * 60 + EVERY_STATE
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -141,8 +141,11 @@ def write(request: Request, watcher: Watcher | None, draws: Random) -> tuple[lis
 
 
 def judgement(labels: tuple[str, ...], draws: Random) -> dict[str, float | None]:
-    """Some label is likely: a good or a poor rating, doubt or none, the one or the other letter."""
-    likely = draws.choice(labels) if len(labels) == 2 else draws.choice([*labels[-1:] * 3, *labels[:1]])
+    """Some label is likely: a good or a poor rating or reward, doubt or none, the one or the other letter."""
+    if labels == ("Yes", "No"):  # a judge's, who likes most steps
+        likely = draws.choice(["Yes"] * 3 + ["No"])
+    else:
+        likely = draws.choice(labels) if len(labels) == 2 else draws.choice([*labels[-1:] * 3, *labels[:1]])
     sure = draws.random() < 0.3 if labels == DoubtedSpec().words else True
     return {label: -0.1 if label == likely and sure else None for label in labels}
 
