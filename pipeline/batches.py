@@ -12,14 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from pipeline.jobs.config import FINAL_JOB_STATES, JobState
-
-
-class KeyRole(StrEnum):
-    """What a key of the gateway lets its holder do."""
-
-    READ = "read"  # read what the key's owner has
-    SUBMIT = "submit"  # upload, create, cancel, retry and chat besides
-    ADMIN = "admin"  # all of it, for every owner's files and batches
+from pipeline.key_roles import KeyRole
 
 
 class FilePurpose(StrEnum):

@@ -26,6 +26,7 @@ class DatabaseRole(StrEnum):
 ROLE_OF_KIND: Mapping[WorkerKind, DatabaseRole] = {
     WorkerKind.SMALL: DatabaseRole.WRITER,
     WorkerKind.LARGE: DatabaseRole.WRITER,
+    WorkerKind.JUDGE: DatabaseRole.WRITER,
     WorkerKind.GRADE: DatabaseRole.GRADER,
     WorkerKind.UPKEEP: DatabaseRole.UPKEEP,
 }

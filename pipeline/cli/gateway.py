@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.batches import KeyRole
 from pipeline.cli.options import AsJson, StateDir, make_group, settings_of
 from pipeline.cli.render import console, print_json, table
+from pipeline.key_roles import KeyRole
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

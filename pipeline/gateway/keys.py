@@ -10,10 +10,11 @@ from collections.abc import Callable
 
 from sqlalchemy import Engine
 
-from pipeline.batches import Caller, KeyRole
+from pipeline.batches import Caller
 from pipeline.db.gateway.keys import find_caller, has_keys
 from pipeline.db.session import transaction
 from pipeline.errors import ConfigurationError
+from pipeline.key_roles import KeyRole
 from pipeline.texts import printable
 
 PREFIX = "sk-specthink-"

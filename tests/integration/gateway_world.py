@@ -15,7 +15,6 @@ import uvicorn
 from sqlalchemy import Engine as DbEngine
 from sqlalchemy import text
 
-from pipeline.batches import KeyRole
 from pipeline.db.gateway.keys import insert_key
 from pipeline.db.session import transaction
 from pipeline.embedded import Connections
@@ -23,7 +22,8 @@ from pipeline.gateway.app import make_app
 from pipeline.gateway.keys import hash_of, make_key
 from pipeline.gateway.serving import listen
 from pipeline.gateway.state import Gateway
-from pipeline.samples import ModelRole
+from pipeline.key_roles import KeyRole
+from pipeline.samples import WRITING_ROLES
 from pipeline.settings import GatewaySettings
 from tests.integration.test_invariants import CHAT, hire, work
 from workers.engine.base import GenerateRequest
@@ -91,7 +91,7 @@ class Pair:
         self._db_engine = db_engine
         asked = [(messages[-1]["content"], messages[:-1]) for messages in conversations]
         self._prompts = [tuple(ids) for ids in CHAT.ids_of_prompts(asked)]
-        self.members = [hire(db_engine, role, script=self._go_on) for role in ModelRole]
+        self.members = [hire(db_engine, role, script=self._go_on) for role in WRITING_ROLES]
 
     def _go_on(self, request: GenerateRequest) -> Iterable[int]:
         ids = tuple(request.prompt_ids)

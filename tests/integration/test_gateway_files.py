@@ -12,10 +12,10 @@ import openai
 import pytest
 from sqlalchemy import Engine, text
 
-from pipeline.batches import KeyRole
 from pipeline.db.gateway.keys import revoke_key, save_alias
 from pipeline.db.session import transaction
 from pipeline.embedded import Connections
+from pipeline.key_roles import KeyRole
 from tests.integration.gateway_world import PAIR, Served, create, jsonl, line, scripted, serving, upload, user, wait_for
 
 pytestmark = pytest.mark.integration
@@ -42,7 +42,7 @@ def client(served: Served) -> Iterator[openai.OpenAI]:
 
 
 def test_file_comes_back_byte_for_byte(client: openai.OpenAI, served: Served) -> None:
-    content = jsonl(LINES) + b"\xff\x00 not even text \r\n" * 100_000
+    content = jsonl(LINES) + b"\xff\x00 not even text \r\n" * 120_000  # 2.4 MB
     made = client.files.create(
         file=("dir/many.jsonl", content), purpose="batch", expires_after={"anchor": "created_at", "seconds": 3600}
     )
@@ -162,7 +162,7 @@ def test_key_sees_its_own_and_admin_sees_all(served: Served) -> None:
 @pytest.mark.parametrize("key", [None, "", "wrong", "sk-specthink-" + "x" * 43, "x" * 10_000, "é", "a b"])
 def test_wrong_key_is_told_so(served: Served, http: httpx.Client, key: str | None) -> None:
     served.add_key("ann")
-    headers = {} if key is None else {b"authorization": f"Bearer {key}".encode()}
+    headers = {} if key is None else {b"authorization": f"Bearer {key}".strip().encode()}
     answer = http.get("/models", headers=headers)  # type: ignore[arg-type]
     assert answer.status_code == 401
     assert answer.json()["error"]["code"] == "invalid_api_key"

@@ -40,7 +40,7 @@ LOGINS = {
     "grade": "specthink_grader:grader-secret",
     "upkeep": "specthink_upkeep:upkeep-secret",
     "flower": None,
-    "gateway": "specthink_submitter:submitter-secret",
+    "gateway": "specthink_gateway:gateway-secret",
     "metrics": "specthink_monitor:monitor-secret",
 }
 """Who each service is in the database."""

@@ -131,7 +131,9 @@ def variables(model: type[BaseModel], prefix: str = "SPECTHINK_") -> set[str]:
 
 
 COMPOSE_ONLY = {f"SPECTHINK_{role}_{what}" for role in ("SMALL", "LARGE") for what in ("MODEL", "GPU", "GPU_SHARE")}
-"""Read by compose.yaml itself, to choose a model and a GPU per service."""
+COMPOSE_ONLY |= {"SPECTHINK_POSTGRES_HOST", "SPECTHINK_POSTGRES_SSLMODE", "SPECTHINK_PROMETHEUS_URL"}
+COMPOSE_ONLY |= {"SPECTHINK_READER_PASSWORD"}
+"""Read by compose.yaml itself, to choose a model and a GPU per service, and by the provisioning of Grafana."""
 
 
 @pytest.mark.parametrize("file", ["README.md", "compose.yaml"])

@@ -8,8 +8,9 @@ import orjson
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
-from pipeline.batches import ApiKey, Caller, KeyRole
+from pipeline.batches import ApiKey, Caller
 from pipeline.errors import ConfigurationError, NotFound
+from pipeline.key_roles import KeyRole
 
 _FIND_KEY = text("""
     SELECT id AS key_id, name, role, requests_per_minute, max_file_bytes, sha256 FROM api_keys

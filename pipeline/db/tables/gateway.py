@@ -8,8 +8,8 @@ from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBina
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from pipeline.batches import KeyRole
 from pipeline.db.base import Base, Id, Instant, choice
+from pipeline.key_roles import KeyRole
 
 ENDED = "coalesce(completed_at, failed_at, expired_at, cancelled_at)"
 """When a batch ended, as SQL; null while it is open."""

@@ -14,7 +14,7 @@ from fastapi import APIRouter, File, Form, Header, Query, UploadFile
 from fastapi.responses import StreamingResponse
 from sqlalchemy import Connection
 
-from pipeline.batches import PRIVATE_PURPOSES, Caller, KeyRole, StoredFile
+from pipeline.batches import PRIVATE_PURPOSES, Caller, StoredFile
 from pipeline.db.gateway import batches, files
 from pipeline.db.session import transaction
 from pipeline.gateway.errors import ApiError, bad, missing, responses
@@ -23,6 +23,7 @@ from pipeline.gateway.objects import DeletedFile, FileObject, ListOf, page_of
 from pipeline.gateway.outputs import measure, stream_file
 from pipeline.gateway.requests import body_sha256
 from pipeline.gateway.state import Gateway, TheCaller, TheGateway
+from pipeline.key_roles import KeyRole
 from pipeline.problems.values import check_text
 from pipeline.texts import printable
 

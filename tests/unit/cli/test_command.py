@@ -50,8 +50,10 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
 def commands() -> dict[str, click.Command]:
     """Every command by what is typed for it."""
     found: dict[str, Any] = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-    group = found.pop("worker")
-    return found | {f"worker {name}": command for name, command in group.commands.items()}
+    groups = {name: found.pop(name) for name in ("worker", "key", "alias")}
+    return found | {
+        f"{name} {verb}": command for name, group in groups.items() for verb, command in group.commands.items()
+    }
 
 
 def test_all_verbs_are_there() -> None:
@@ -59,13 +61,24 @@ def test_all_verbs_are_there() -> None:
         *("up", "down", "migrate", "flower", "submit", "status", "watch", "results", "stats", "compare", "cancel"),
         *("sql", "doctor", "sample", "grade", "report", "replay", "pause", "resume", "retry", "priority", "clone"),
         *("errors", "judge", "plan", "model", "demo", "rm", "prune", "archive", "unarchive", "calibrate", "sweep"),
-        "url",
+        *(
+            "url",
+            "gateway",
+            "metrics",
+            "join",
+            "alias list",
+            "alias rm",
+            "alias save",
+            "key add",
+            "key list",
+            "key revoke",
+        ),
     ]
-    workers = [f"worker {kind}" for kind in ("small", "large", "grade", "upkeep")]
+    workers = [f"worker {kind}" for kind in ("small", "large", "judge", "grade", "upkeep")]
     assert sorted(commands()) == sorted(expected + workers)
 
 
-@pytest.mark.parametrize("name", [name for name in commands() if not name.startswith("worker ")])
+@pytest.mark.parametrize("name", [name for name in commands() if " " not in name])
 def test_help_teaches_by_example(run: Run, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*name.split(), "--help") == 0
     assert f"Usage: specthink {name}" in capsys.readouterr().out

@@ -80,6 +80,7 @@ def test_each_kind_of_worker_connects_as_its_role() -> None:
     assert urls == {
         WorkerKind.SMALL: "postgresql://w:1@/c",
         WorkerKind.LARGE: "postgresql://w:1@/c",
+        WorkerKind.JUDGE: "postgresql://w:1@/c",
         WorkerKind.GRADE: "postgresql://g:2@/c",
         WorkerKind.UPKEEP: "postgresql://u:3@/c",
     }

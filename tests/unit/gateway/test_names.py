@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.batches import Caller, KeyRole
+from pipeline.batches import Caller
 from pipeline.errors import ConfigurationError
 from pipeline.gateway.aliases import check_alias
 from pipeline.gateway.errors import ApiError
@@ -15,6 +15,7 @@ from pipeline.gateway.keys import Limiter, check_name, hash_of, make_key
 from pipeline.gateway.names import pair_options, served_names
 from pipeline.gateway.routes.batches import window_seconds
 from pipeline.jobs.config import ModelSpec
+from pipeline.key_roles import KeyRole
 
 
 def named(model: str, saved: dict[str, Any] | None = None) -> dict[str, Any]:
