@@ -130,11 +130,10 @@ class KillGateway(Fault):
         """Every line once, with the very texts that the models write."""
         client = self._client
         final = ("completed", "failed", "expired", "cancelled")
-        batch = harness.until(
-            lambda: (seen := client.batches.retrieve(self._batch)).status in final and seen, "the batch to end"
-        )
-        if not batch or batch.status != "completed" or batch.error_file_id or not batch.output_file_id:
-            return [f"the batch is {batch and batch.status} with the error file {batch and batch.error_file_id}"]
+        harness.until(lambda: client.batches.retrieve(self._batch).status in final, "the batch to end")
+        batch = client.batches.retrieve(self._batch)
+        if batch.status != "completed" or batch.error_file_id or not batch.output_file_id:
+            return [f"the batch is {batch.status} with the error file {batch.error_file_id}"]
         lines = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
         ids = sorted(line["custom_id"] for line in lines)
         wrong = [] if ids == [str(number) for number in range(NUM_PROBLEMS)] else [f"its output has the lines {ids}"]

@@ -30,6 +30,8 @@ from tests.integration.gateway_world import (
     wait_for,
 )
 
+WINDOW: Any = "background"
+"""Without a deadline; the client's types know 24h alone."""
 pytestmark = pytest.mark.integration
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -166,7 +168,9 @@ def test_failed_lines_are_errors_and_can_be_tried_again(client: openai.OpenAI, p
     with transaction(served.db_engine) as connection:
         undo(connection)
     batch = client.batches.retrieve(batch.id)
-    assert (batch.status, batch.request_counts.completed, batch.request_counts.failed) == ("completed", 1, 1)
+    counts = batch.request_counts
+    assert counts is not None
+    assert (batch.status, counts.completed, counts.failed) == ("completed", 1, 1)
     (error,) = read_lines(client, batch.error_file_id)
     assert (error["custom_id"], error["response"]["status_code"], error["error"]) == ("b", 503, None)
     assert error["response"]["body"]["error"]["code"] == "engine_refused"
@@ -192,7 +196,7 @@ def undo(connection: Any) -> None:
     connection.execute(text("UPDATE batches SET num_completed = 1, num_failed = 1"))
 
 
-BAD = [
+BAD: list[tuple[Any, str | None, int | None]] = [
     (b"{broken\n", "invalid_json_line", 1),
     (b"[1]\n", "invalid_json_line", 1),
     (b'\xff\xfe{"a"}\n', "invalid_json_line", 1),
@@ -287,7 +291,7 @@ def test_create_that_is_sent_twice_makes_one_batch(client: openai.OpenAI, served
 def test_lists_are_walked_to_their_end(client: openai.OpenAI, served: Served) -> None:
     file = upload(client, [line("a", "What?")])
     made = [
-        client.batches.create(input_file_id=file, endpoint="/v1/chat/completions", completion_window="background").id
+        client.batches.create(input_file_id=file, endpoint="/v1/chat/completions", completion_window=WINDOW).id
         for _ in range(7)
     ]
     assert [batch.id for batch in client.batches.list(limit=3)] == made[::-1]

@@ -45,9 +45,9 @@ def test_answer_is_whole_and_says_who_wrote_it(client: openai.OpenAI, pair: Pair
     assert [choice.index for choice in answer.choices] == [0, 1]
     for choice in answer.choices:
         assert (choice.message.content, choice.finish_reason) == (ANSWER, "stop")
-        assert choice.message.reasoning == choice.message.reasoning_content == THOUGHT  # type: ignore[attr-defined]
-    assert answer.specthink["ignored"] == ["reasoning_effort", "user"]  # type: ignore[attr-defined]
-    assert answer.specthink["seed"] == 7  # type: ignore[attr-defined]
+        assert choice.message.reasoning == choice.message.reasoning_content == THOUGHT
+    assert answer.specthink["ignored"] == ["reasoning_effort", "user"]
+    assert answer.specthink["seed"] == 7
     assert answer.usage is not None
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
@@ -65,7 +65,7 @@ def test_stream_is_the_answer_in_pieces(client: openai.OpenAI, pair: Pair) -> No
     assert last.choices == []
     assert last.usage is not None
     assert last.usage.completion_tokens > 0
-    authors = {chunk.specthink["author"] for chunk in pieces if (chunk.specthink or {}).get("author")}  # type: ignore[attr-defined]
+    authors = {chunk.specthink["author"] for chunk in pieces if (chunk.specthink or {}).get("author")}
     assert "small" in authors
     assert len({chunk.id for chunk in chunks}) == 1
 

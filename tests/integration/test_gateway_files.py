@@ -163,10 +163,10 @@ def test_key_sees_its_own_and_admin_sees_all(served: Served) -> None:
 def test_wrong_key_is_told_so(served: Served, http: httpx.Client, key: str | None) -> None:
     served.add_key("ann")
     headers = {} if key is None else {b"authorization": f"Bearer {key}".strip().encode()}
-    answer = http.get("/models", headers=headers)  # type: ignore[arg-type]
+    answer = http.get("/models", headers=headers)
     assert answer.status_code == 401
     assert answer.json()["error"]["code"] == "invalid_api_key"
-    assert http.post("/files", content=b"x" * 1000, headers=headers).status_code == 401  # type: ignore[arg-type]
+    assert http.post("/files", content=b"x" * 1000, headers=headers).status_code == 401
 
 
 def test_revoked_key_opens_nothing(served: Served) -> None:

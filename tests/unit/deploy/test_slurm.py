@@ -114,8 +114,8 @@ def test_a_file_of_passwords_that_others_can_read_is_refused(cluster: dict[str, 
     write_program(
         tmp_path / "bin" / "worker", "#!/bin/bash\n[[ -n $SPECTHINK_DATABASE_URL && $HF_HUB_OFFLINE == 1 ]]\n"
     )
-    done = subprocess.run([SBATCH], env=cluster | {"SPECTHINK_ENV_FILE": str(secrets)}, timeout=20, check=False)
-    assert done.returncode == 0, "the worker has what the file sets"
+    told = subprocess.run([SBATCH], env=cluster | {"SPECTHINK_ENV_FILE": str(secrets)}, timeout=20, check=False)
+    assert told.returncode == 0, "the worker has what the file sets"
 
 
 def test_settings_that_it_names_are_settings() -> None:

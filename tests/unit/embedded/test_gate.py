@@ -40,7 +40,7 @@ def test_a_writer_may_come_to_the_database(version: int) -> None:
 )
 def test_nobody_else_and_nowhere_else(given: dict[str, str], reason: str) -> None:
     with pytest.raises(Refused, match=reason) as refused:
-        check_startup(startup(**given), logins=WRITER, database="specthink")
+        check_startup(startup(3 << 16, **given), logins=WRITER, database="specthink")
     assert refused.value.reply[:1] == b"E", "Postgres' form of an error"
     assert struct.unpack("!I", refused.value.reply[1:5])[0] == len(refused.value.reply) - 1
 
