@@ -157,11 +157,18 @@ def _http_error(error: HTTPException) -> ApiError:
             return ApiError(status, str(error.detail), headers=headers)
 
 
+UNSUPPORTED = frozenset({
+    "logprobs", "top_logprobs", "logit_bias", "response_format", "tools", "tool_choice", "functions", "function_call",
+    "modalities", "audio", "echo", "best_of", "suffix", "prompt_logprobs", "use_beam_search", "guided_json",
+    "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "prediction", "web_search_options",
+    "include_reasoning", "service_tier",
+})  # fmt: skip
+"""Parameters that take a value only where it changes nothing."""
 NEUTRAL = "is not supported here, or only with a value that changes nothing"
 
 
-def invalid(faults: Sequence[Any], *, unsupported: frozenset[str] = frozenset()) -> ApiError:
-    """The first fault of a body, in OpenAI's words. unsupported: parameters that take a neutral value only."""
+def invalid(faults: Sequence[Any]) -> ApiError:
+    """The first fault of a body, in OpenAI's words."""
     fault = faults[0]
     place = [str(part) for part in fault["loc"] if not _is_added(str(part))]
     param = ".".join(place) or None
@@ -172,7 +179,7 @@ def invalid(faults: Sequence[Any], *, unsupported: frozenset[str] = frozenset())
         return bad(f"Unknown parameter: '{param}'.", code="unknown_parameter", param=param)
     if kind == "missing":
         return bad(f"Missing required parameter: '{param or 'body'}'.", code="missing_required_parameter", param=param)
-    if place and place[0] in unsupported:
+    if place and place[0] in UNSUPPORTED:
         return bad(f"'{place[0]}' {NEUTRAL}.", code="unsupported_parameter", param=place[0])
     said = str(fault["msg"]).removeprefix("Value error, ")
     return bad(f"Invalid value for '{param or 'body'}': {said}.", code=_code(kind), param=param)

@@ -22,7 +22,7 @@ from pydantic import (
     field_validator,
 )
 
-from pipeline.gateway.errors import bad, invalid
+from pipeline.gateway.errors import UNSUPPORTED, bad, invalid
 from pipeline.jobs.config import MAX_INTEGER
 from pipeline.problems import Problem
 from pipeline.problems.values import check_text, to_plain
@@ -161,13 +161,6 @@ class ChatRequest(BaseModel):
         return value
 
 
-UNSUPPORTED = frozenset({
-    "logprobs", "top_logprobs", "logit_bias", "response_format", "tools", "tool_choice", "functions", "function_call",
-    "modalities", "audio", "echo", "best_of", "suffix", "prompt_logprobs", "use_beam_search", "guided_json",
-    "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "prediction", "web_search_options",
-    "include_reasoning", "service_tier",
-})  # fmt: skip
-"""Parameters that take a value only where it changes nothing."""
 _IGNORED = UNSUPPORTED | {
     "user", "metadata", "store", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
     "parallel_tool_calls", "reasoning_effort", "verbosity",
@@ -196,7 +189,7 @@ def parse_request(body: object) -> ChatRequest:
     try:
         return ChatRequest.model_validate(body)
     except ValidationError as error:
-        raise invalid(error.errors(include_url=False, include_input=False), unsupported=UNSUPPORTED) from error
+        raise invalid(error.errors(include_url=False, include_input=False)) from error
 
 
 def read_request(request: ChatRequest, *, external_id: str) -> Asked:
