@@ -130,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
         name = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
         status = 409 if name in self.hub.repos else 200
         if status == 200:
-            self.hub.repos[name] = Repo(private=bool(wanted.get("private")))
+            self.hub.repos[name] = Repo(private=wanted.get("visibility") == "private" or bool(wanted.get("private")))
         self._answer(status, json.dumps({"url": f"{self.hub.url}/datasets/{name}", "name": name}).encode())
 
     def _paths_info(self, name: str, body: bytes) -> None:

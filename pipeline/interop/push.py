@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
@@ -88,9 +89,15 @@ def push(
             raise ConfigurationError(
                 f"the hub refuses {repo}: {_line(error)}; a token that may write is HF_TOKEN"
             ) from error
-        except OSError as error:  # what its transport raises is one too
+        except _transport_errors() as error:
             raise ServiceUnavailable(f"the hub cannot be reached: {_line(error)}") from error
     return url, count
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """What the hub's client raises where nobody answers: httpx's errors, whichever release of it was loaded."""
+    modules = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
+    return (OSError, *(module.TransportError for module in modules))
 
 
 def write_folder(job: WrittenJob, samples: Iterable[WrittenSample], folder: Path, *, with_answers: bool) -> int:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, assume, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
+from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -48,16 +49,22 @@ def document(servers: Connections) -> Iterator[Any]:
     owner.dispose()
 
 
-schema = schemathesis.pytest.from_fixture("document")
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+def test_answers_are_what_the_document_says(document: Any, mode: GenerationMode) -> None:
+    operations = [found.ok() for found in document.get_all_operations()]
+    assert len(operations) > 10
+    for operation in operations:
+        _check(operation.as_strategy(generation_mode=mode))
 
 
-@schema.parametrize()
-@settings(
-    max_examples=12, deadline=None, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck)
-)
-def test_answers_are_what_the_document_says(case: Any) -> None:
-    assume(not _waits(case))
-    case.call_and_validate(checks=CHECKS, timeout=30)
+def _check(cases: Any) -> None:
+    @settings(max_examples=12, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(case=cases)
+    def check(case: Any) -> None:
+        assume(not _waits(case))
+        case.call_and_validate(checks=CHECKS, timeout=30)
+
+    check()
 
 
 def _waits(case: Any) -> bool:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.client import Client
-from pipeline.embedded import find_connections, stop
+from pipeline.embedded import stop
+from pipeline.settings import load_settings
 from tests.chaos.harness import SETTINGS
 from tests.chaos.models import REPOSITORY
 from tests.chaos.texts import NUM_PROBLEMS, expected_text
@@ -90,12 +91,10 @@ def until(condition: Callable[[], bool], what: str, *, timeout_s: float = 500) -
 
 def test_a_job_on_five_hosts_outlives_a_cut_cable(hosts: Network, fleet: Path) -> None:
     for number, role in WORKERS.items():
-        log = (fleet / f"host-{number}.log").open("w")
         worker = (sys.executable, "-m", "tests.chaos.worker", role)
-        hosts.start(number, *worker, env=environment_of(fleet, number), stdout=log, stderr=log, cwd=REPOSITORY)
-    connections = find_connections(fleet / f"host-{SERVERS}")
-    assert connections is not None
-    with Client.connect(database_url=connections.database_url.get_secret_value()) as client:
+        with (fleet / f"host-{number}.log").open("w") as log:
+            hosts.start(number, *worker, env=environment_of(fleet, number), stdout=log, stderr=log, cwd=REPOSITORY)
+    with Client.connect(load_settings(state_dir=fleet / f"host-{SERVERS}")) as client:
 
         def count(query: str) -> int:
             return int(client.sql(query).rows[0][0])
@@ -105,7 +104,8 @@ def test_a_job_on_five_hosts_outlives_a_cut_cable(hosts: Network, fleet: Path) -
         )
         until(lambda: count(live) == len(WORKERS), "workers of four hosts")
         job = submit_job(client, SEED, num_samples=NUM_SAMPLES)
-        until(lambda: count("SELECT count(*) FROM segments") > 20, "texts")
+        writers = "SELECT count(DISTINCT worker_id) FROM segments"
+        until(lambda: count(writers) == len(WORKERS), "texts of each host")
         hosts.cut(CUT)
         until(lambda: count("SELECT count(*) FROM workers WHERE end_reason = 'lapsed'") == 1, "the lost host's rescue")
         until(lambda: count("SELECT count(*) FROM jobs WHERE state = 'completed'") == 1, "the job's end")
