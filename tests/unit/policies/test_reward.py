@@ -32,10 +32,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.policies import parse_policy
-from pipeline.policies.protocol import SampleContext, Transition
-from pipeline.policies.requests import Answered, Ask, Finish, Generate, Layout, Take, Written
+from pipeline.policies.requests import Ask, Finish, Generate, Layout, Take
 from pipeline.policies.reward import FORMS, RsdSpec, SpecSearchSpec
-from pipeline.samples import WRITING_ROLES, FinishReason, ModelRole, Piece, SegmentFinish
+from pipeline.samples import WRITING_ROLES, FinishReason, ModelRole, SegmentFinish
 from tests.asking_pair import (
     END,
     QUESTION_TOKENS,
@@ -48,10 +47,10 @@ from tests.asking_pair import (
     answer,
     in_question,
     pairs,
-    sample_context,
     verdict_of,
     whole,
 )
+from tests.by_hand import ByHand, context_of
 from tests.decisions import Decision, Keep, decided
 
 SMALL, LARGE, JUDGE = ModelRole.SMALL, ModelRole.LARGE, ModelRole.JUDGE
@@ -72,59 +71,27 @@ class Trio(Pair):
         }
 
 
-@dataclass
-class Play:
-    """One sample, written by hand."""
+class Play(ByHand):
+    """One sample whose steps have a reward."""
 
-    spec: Spec = field(default_factory=RsdSpec)
-    context: SampleContext = field(default_factory=lambda: sample_context(1000))
-    num_tokens: int = 0
-    num_asides: int = 0
-
-    def __post_init__(self) -> None:
-        self.policy = self.spec.build()
-        self.last: Transition = self.policy.start(self.context)
-
-    @property
-    def ask(self) -> Ask:
-        assert isinstance(self.last.then, Ask)
-        return self.last.then
-
-    def _advanced(self, event: Written | Answered) -> tuple[Decision, ...]:
-        self.last = self.policy.advance(self.context, self.last.state, event)
-        taken = sum(part.num_tokens for part in self.last.insert if isinstance(part, Take))
-        self.num_tokens += (self.last.keep or 0) + taken
-        return decided(self.last)
-
-    def _answered(
-        self, texts: tuple[str, ...], finish: SegmentFinish, labels: dict[str, float | None]
-    ) -> tuple[Decision, ...]:
-        piece = Piece(token_ids=tuple(range(len(texts))), texts=texts)
-        event = Answered(
-            index=self.num_asides, role=self.ask.role, piece=piece, finish=finish, start_token=self.num_tokens,
-            labels=labels,
-        )  # fmt: skip
-        self.num_asides += 1
-        return self._advanced(event)
+    def __init__(self, spec: Spec | None = None) -> None:
+        super().__init__((spec or RsdSpec()).build(), context_of(1000))
 
     def drafts(self, *texts: str, finish: SegmentFinish = WATCH) -> tuple[Decision, ...]:
         assert (self.ask.role, self.ask.purpose, self.ask.greedy) == (SMALL, "draft", False)
-        return self._answered(texts, finish, {})
+        return self.has_answered(texts, finish)
 
     def rewards(self, good: float, bad: float, *, of: str = "reward") -> tuple[Decision, ...]:
         """The judge's probabilities of its two answers; both 0: its context has no room."""
         assert (self.ask.role, self.ask.purpose, self.ask.max_tokens, self.ask.greedy) == (JUDGE, of, 1, True)
         assert self.policy.watcher(self.context, self.last.state) is None
         if not good + bad:
-            return self._answered((), LENGTH, {})
+            return self.has_answered([], LENGTH)
         read = dict(zip(self.ask.labels, (math.log(value) if value else None for value in (good, bad)), strict=True))
-        return self._answered(("x",), LENGTH, read)
+        return self.has_answered(["x"], LENGTH, labels=read)
 
     def writes(self, *texts: str, finish: SegmentFinish = WATCH) -> tuple[Decision, ...]:
-        request = self.last.then
-        assert isinstance(request, Generate)
-        piece = Piece(token_ids=tuple(range(len(texts))), texts=texts)
-        return self._advanced(Written(role=request.role, piece=piece, finish=finish, start_token=self.num_tokens))
+        return self.has_written(texts, finish)
 
     @property
     def verdict(self) -> Verdict:
@@ -491,7 +458,7 @@ ROOM = {
 
 def both(spec: Spec, pair: Pair, max_tokens: int, think_end: str, overrun: random.Random) -> tuple[Story, Story]:
     """What the policy comes to, and what the loop does."""
-    played = Driver(spec.build(), pair, sample_context(max_tokens, think_end=think_end), overrun).play()
+    played = Driver(spec.build(), pair, context_of(max_tokens, think_end=think_end), overrun).play()
     return played, Loop(spec, pair, max_tokens, think_end).run()
 
 

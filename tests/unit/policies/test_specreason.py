@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ConfigurationError
 from pipeline.policies import parse_policy
-from pipeline.policies.protocol import SampleContext, Transition
-from pipeline.policies.requests import Answered, Ask, Finish, Generate, Take, Written
+from pipeline.policies.protocol import SampleContext
+from pipeline.policies.requests import Ask, Finish, Generate, Take, Written
 from pipeline.policies.specreason import DIGITS, DoubtedSpec, RatedSpec
 from pipeline.samples import WRITING_ROLES, FinishReason, ModelRole, Piece, SegmentFinish
 from tests.asking_pair import (
@@ -27,10 +27,10 @@ from tests.asking_pair import (
     answer,
     in_question,
     pairs,
-    sample_context,
     verdict_of,
     whole,
 )
+from tests.by_hand import ByHand, context_of
 from tests.decisions import Decision, Keep, decided
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
@@ -46,65 +46,27 @@ def logs(**probabilities: float) -> dict[str, float]:
 SURE, POOR = logs(d9=0.9), logs(d2=0.9)
 
 
-@dataclass
-class Play:
-    """One sample, written by hand."""
+class Play(ByHand):
+    """One sample whose steps are judged."""
 
-    spec: Spec = field(default_factory=RatedSpec)
-    context: SampleContext = field(default_factory=lambda: sample_context(1000))
-    num_tokens: int = 0
-    num_asides: int = 0
-
-    def __post_init__(self) -> None:
-        self.policy = self.spec.build()
-        self.last: Transition = self.policy.start(self.context)
-
-    @property
-    def ask(self) -> Ask:
-        assert isinstance(self.last.then, Ask)
-        return self.last.then
+    def __init__(self, spec: Spec | None = None, context: SampleContext | None = None) -> None:
+        super().__init__((spec or RatedSpec()).build(), context or context_of(1000))
 
     def watched(self, *texts: str) -> int | None:
-        watcher = self.policy.watcher(self.context, self.last.state)
-        assert watcher is not None
-        return next((count for count, text in enumerate(texts, 1) if watcher.feed(text)), None)
-
-    def _advanced(self, event: Written | Answered) -> tuple[Decision, ...]:
-        self.last = self.policy.advance(self.context, self.last.state, event)
-        taken = sum(part.num_tokens for part in self.last.insert if isinstance(part, Take))
-        self.num_tokens += (self.last.keep or 0) + taken
-        return decided(self.last)
-
-    def _answered(
-        self, texts: tuple[str, ...], finish: SegmentFinish, labels: dict[str, float]
-    ) -> tuple[Decision, ...]:
-        piece = Piece(token_ids=tuple(range(len(texts))), texts=texts)
-        read = {label: labels.get(label) for label in self.ask.labels} if labels else {}
-        event = Answered(
-            index=self.num_asides,
-            role=self.ask.role,
-            piece=piece,
-            finish=finish,
-            start_token=self.num_tokens,
-            labels=read,
-        )
-        self.num_asides += 1
-        return self._advanced(event)
+        return self.stops_after(texts)
 
     def drafts(self, *texts: str, finish: SegmentFinish = WATCH) -> tuple[Decision, ...]:
         assert (self.ask.role, self.ask.purpose, self.ask.greedy) == (SMALL, "draft", False)
-        return self._answered(texts, finish, {})
+        return self.has_answered(texts, finish)
 
     def judges(self, labels: dict[str, float], role: ModelRole = LARGE) -> tuple[Decision, ...]:
         assert (self.ask.role, self.ask.greedy, self.ask.max_tokens) == (role, True, 1)
         assert self.policy.watcher(self.context, self.last.state) is None
-        return self._answered(("x",), LENGTH, labels)
+        read = {label: labels.get(label) for label in self.ask.labels} if labels else {}
+        return self.has_answered(["x"], LENGTH, labels=read)
 
     def writes(self, *texts: str, finish: SegmentFinish = WATCH) -> tuple[Decision, ...]:
-        request = self.last.then
-        assert isinstance(request, Generate)
-        piece = Piece(token_ids=tuple(range(len(texts))), texts=texts)
-        return self._advanced(Written(role=request.role, piece=piece, finish=finish, start_token=self.num_tokens))
+        return self.has_written(texts, finish)
 
 
 def draft(room: int, *, most: int = 512) -> Ask:
@@ -312,11 +274,11 @@ def test_large_may_write_the_first_steps() -> None:
 
 
 def test_requests_are_clamped_and_the_budget_ends_the_text() -> None:
-    play = Play(context=sample_context(3))
+    play = Play(context=context_of(3))
     assert decided(play.last) == (draft(3),)
     play.drafts("a", "b", "c", finish=LENGTH)
     assert play.judges(SURE) == (Take(index=0, num_tokens=3), Finish(reason=FinishReason.LENGTH))
-    play = Play(context=sample_context(3))
+    play = Play(context=context_of(3))
     play.drafts("a", ".\n\n")
     assert play.judges(POOR) == (takeover(3),)
     assert play.writes("a", "b", "c", finish=LENGTH)[-1] == Finish(reason=FinishReason.LENGTH)
@@ -528,5 +490,5 @@ def test_specreason_does_as_the_published_loop(
     spec: Spec, pair: Pair, max_tokens: int, think_end: str, overrun: random.Random
 ) -> None:
     expected = Loop(spec, pair, max_tokens, think_end).run()
-    played = Driver(spec.build(), pair, sample_context(max_tokens, think_end=think_end), overrun).play()
+    played = Driver(spec.build(), pair, context_of(max_tokens, think_end=think_end), overrun).play()
     assert played == expected
