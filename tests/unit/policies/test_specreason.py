@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
@@ -22,16 +22,14 @@ from tests.asking_pair import (
     Aside,
     Driver,
     Pair,
-    Story,
     Verdict,
-    answer,
     in_question,
     pairs,
     verdict_of,
-    whole,
 )
 from tests.by_hand import ByHand, context_of
 from tests.decisions import Decision, Keep, decided
+from tests.drafting_loop import DraftingLoop
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
 EOS, LENGTH, WATCH = SegmentFinish.EOS, SegmentFinish.LENGTH, SegmentFinish.WATCH
@@ -305,112 +303,17 @@ def test_presets_have_numbers_of_their_own() -> None:
 
 
 @dataclass
-class Loop:
-    """One step after the other, with two models that are asked one token at a time."""
+class Loop(DraftingLoop[Spec]):
+    """Small drafts, both may judge, large writes what does not stay."""
 
-    spec: Spec
-    pair: Pair
-    max_tokens: int
-    think_end: str
-    story: Story = field(default_factory=Story)
-    is_closed: bool = False
-
-    @property
-    def room(self) -> int:
-        return self.max_tokens - len(self.story.tokens)
-
-    def is_thinking(self, more: list[str] | None = None) -> bool:
-        return not self.think_end or self.think_end not in "".join([*self.story.texts, *(more or [])])
-
-    def run(self) -> Story:
-        self.open()
-        while self.story.reason is None and self.is_thinking():
-            if self.room < 1:
-                self.story.reason = FinishReason.LENGTH
-            else:
-                self.draft_and_review()
-        if self.story.reason is None:
-            if self.room < 1:
-                self.story.reason = FinishReason.LENGTH
-            else:
-                answer(self.pair, self.story, self.spec.answer_role, self.room)
-        return self.story
-
-    def open(self) -> None:
+    def begin(self) -> None:
         for _ in range(self.spec.first_steps):
             if self.room < 1:
                 self.story.reason = FinishReason.LENGTH
             if self.story.reason is not None or not self.is_thinking() or not self.write_step("opening"):
                 return
 
-    def stream(self, role: ModelRole, limit: int, num_steps: int) -> tuple[list[str], list[int], FinishReason | None]:
-        """Tokens up to the last of so many steps; why the model wrote no more, None where it was to stop."""
-        texts: list[str] = []
-        ends: list[int] = []
-        can = self.pair.room(role, self.story.texts, limit)
-        while len(texts) < can:
-            before = self.story.text + "".join(texts)
-            text = self.pair.next(role, [*self.story.texts, *texts])
-            if text == END:
-                return texts, ends, FinishReason.EOS
-            texts.append(text)
-            lengthens = not text.strip("\n") and (before.endswith("\n\n"))
-            is_over = not self.is_thinking(texts)
-            if is_over or (not lengthens and "\n" in text and (before + text).endswith("\n\n")):
-                ends.append(len(texts))
-            if is_over or len(ends) == num_steps:
-                return texts, ends, None
-        return texts, ends, FinishReason.CONTEXT if can < limit else FinishReason.LENGTH
-
-    def write_step(self, trigger: str) -> int:
-        """Large writes a step; how many tokens of it stay."""
-        asked = min(self.room, self.spec.step_tokens)
-        texts, _, why = self.stream(LARGE, asked, 1)
-        if why is FinishReason.LENGTH and asked == self.spec.step_tokens:
-            why = None  # its step is over
-        texts = whole(texts)
-        self.story.put(self.pair, LARGE, trigger, texts, takes_over=trigger == "rejected")
-        if why is FinishReason.EOS and self.think_end:
-            why = None  # it has nothing more to say here
-        if why is FinishReason.EOS or (why is FinishReason.CONTEXT and self.room > 0):
-            self.story.reason = why
-        elif self.room < 1:
-            self.story.reason = FinishReason.LENGTH
-        return len(texts)
-
-    def draft_and_review(self) -> None:
-        num_steps = 1 if self.is_closed else self.spec.steps_per_review
-        texts, ends, why = self.stream(SMALL, min(self.room, self.spec.step_tokens * num_steps), num_steps)
-        aside = Aside(SMALL, "draft", "", tuple(texts))
-        self.story.asides.append(aside)
-        stay = whole(texts) or texts
-        if len(stay) > (ends[-1] if ends else 0) and why is not None:
-            ends.append(len(stay))
-        if not ends:
-            self.without_draft(why)
-            return
-        rejected = None if self.is_closed else self.review(texts, ends)
-        if rejected is not None:
-            if rejected:
-                self.story.put(self.pair, SMALL, "draft", texts[: ends[rejected - 1]])
-            self.let_large_write()
-            return
-        self.story.put(self.pair, SMALL, "draft", texts[: ends[-1]])
-        self.is_closed = self.is_closed and why is not None
-        if self.is_thinking() and (why is FinishReason.EOS or (why is FinishReason.CONTEXT and self.room > 0)):
-            self.story.reason = why
-
-    def without_draft(self, why: FinishReason | None) -> None:
-        if why is FinishReason.CONTEXT or self.is_closed:
-            self.story.reason = why
-        else:
-            self.let_large_write()
-
-    def let_large_write(self) -> None:
-        self.is_closed = self.write_step("rejected") == 0
-
     def review(self, texts: list[str], ends: list[int]) -> int | None:
-        """The first step that does not stay."""
         judged = [self.judged(texts[:end]) for end in ends]
         unsure = list(range(len(ends)))
         if self.spec.self_check is not None:
@@ -418,14 +321,6 @@ class Loop:
             unsure = [step for step in unsure if not self.judge(SMALL, "self_check", judged[step], limit)]
         name = self.spec.preset.replace("rating", "rate")
         return next((step for step in unsure if not self.judge(LARGE, name, judged[step], self.spec.threshold)), None)
-
-    def judged(self, texts: list[str]) -> list[str]:
-        """What was thought, without the tokens of the closing tag."""
-        if self.is_thinking(texts):
-            return texts
-        place = len((self.story.text + "".join(texts)).partition(self.think_end)[0]) - len(self.story.text)
-        lengths = [len("".join(texts[: count + 1])) for count in range(len(texts))]
-        return texts[: next(count for count, length in enumerate(lengths) if length > place)]
 
     def judge(self, role: ModelRole, purpose: str, texts: list[str], limit: float) -> bool:
         spec, before = self.spec, [*self.story.texts, *texts]
