@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -95,13 +95,15 @@ _SELECT_JOBS = """
 """
 
 
-def _job(row: RowMapping) -> Job:
+def _job(row: RowMapping, config: JobConfig | None = None) -> Job:
+    """config: the job's, where it is known; None: it is read."""
     values = {**row}
-    config, fault = None, None
-    try:
-        config = JobConfig.model_validate(values.pop("config"))
-    except FAULTS as error:
-        fault = f"its configuration: {why_unreadable(error)}"
+    stored, fault = values.pop("config"), None
+    if config is None:
+        try:
+            config = JobConfig.model_validate(stored)
+        except FAULTS as error:
+            fault = f"its configuration: {why_unreadable(error)}"
     return _read(Job, values | {"stored_config": config, _MARK: fault})
 
 
@@ -121,10 +123,14 @@ def get_job(connection: Connection, job_id: int) -> Job:
     return get_jobs(connection, [job_id])[0]
 
 
-def get_jobs(connection: Connection, job_ids: Sequence[int]) -> list[Job]:
-    """Some jobs, in the order of their ids. Raises NotFound for an unknown id."""
+def get_jobs(
+    connection: Connection, job_ids: Sequence[int], configs: Mapping[int, JobConfig] | None = None
+) -> list[Job]:
+    """Some jobs, in the order of their ids. configs: of those that were stored just now. Raises NotFound for an unknown
+    id."""
+    known = configs or {}
     rows = connection.execute(text(f"{_SELECT_JOBS} WHERE j.id = ANY(:jobs) ORDER BY j.id"), {"jobs": [*job_ids]})
-    found = [_job(row) for row in rows.mappings()]
+    found = [_job(row, known.get(row["id"])) for row in rows.mappings()]
     _require_all(job_ids, {job.id for job in found})
     return found
 
