@@ -71,6 +71,8 @@ def status(
         if worker.engine_arguments:
             given = " ".join(f"{name}={value}" for name, value in worker.engine_arguments.items())
             out.print(f"engine of worker {worker.id}: {given}", soft_wrap=True)
+        if worker.acceptance:
+            out.print(f"drafts of worker {worker.id}: {worker.acceptance}", soft_wrap=True, markup=False)
     if leader:
         out.print(
             f"worker {leader.worker_id} on {visible(leader.host)} leads since {leader.since:%Y-%m-%d %H:%M:%S %Z}"

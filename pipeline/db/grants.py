@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _LEASE = (
     "renewed_at, expires_at, ended_at, end_reason, num_in_flight, num_slots, tokens_generated, tokens_committed, "
-    "tokens_dropped, prompt_tokens, cached_tokens, refused_jobs"
+    "tokens_dropped, prompt_tokens, cached_tokens, num_drafts, draft_tokens, accepted_tokens, refused_jobs"
 )
 """What a worker stores of its own life."""
 _REGISTRATION = "id, kind, model, engine_id, host, pid, queue, max_in_flight, expires_at"
@@ -79,7 +79,7 @@ _TOTALED = (
 )
 _WORKER_METRICS = (
     "kind, model, queue, max_in_flight, num_slots, num_in_flight, ended_at, end_reason, expires_at, tokens_dropped, "
-    "prompt_tokens, cached_tokens"
+    "prompt_tokens, cached_tokens, num_drafts, draft_tokens, accepted_tokens"
 )
 
 _GRADE_COLUMNS = ", ".join(

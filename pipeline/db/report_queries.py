@@ -436,7 +436,8 @@ _SELECT_WORKERS = text("""
            e.model_fingerprint, e.weights_sha256, e.revision,
            (SELECT jsonb_object_agg(substr(a.key, 10), a.value) FROM jsonb_each_text(
                 CASE WHEN jsonb_typeof(e.settings) = 'object' THEN e.settings END) a
-            WHERE a.key LIKE 'argument %') AS engine_arguments
+            WHERE a.key LIKE 'argument %') AS engine_arguments,
+           e.settings ->> 'accelerate' AS accelerate, w.num_drafts, w.draft_tokens, w.accepted_tokens
     FROM workers w LEFT JOIN engines e ON e.id = w.engine_id
     WHERE w.ended_at IS NULL AND w.expires_at > clock_timestamp() ORDER BY w.kind, w.model, w.id
 """)
