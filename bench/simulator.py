@@ -35,15 +35,18 @@ class EngineUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulated:
-    """seconds: from the first admission to the last token. engines: by role, one per worker."""
+    """ended_s: of each sample, from the first admission on. engines: by role, one per worker."""
 
-    num_samples: int
-    seconds: float
+    ended_s: Sequence[float]
     engines: Mapping[ModelRole, Sequence[EngineUse]]
 
     @property
+    def seconds(self) -> float:
+        return max(self.ended_s)
+
+    @property
     def samples_per_second(self) -> float:
-        return self.num_samples / self.seconds
+        return len(self.ended_s) / self.seconds
 
     def tokens(self, role: ModelRole) -> int:
         return sum(engine.tokens for engine in self.engines[role])
@@ -55,11 +58,21 @@ class _Sample:
 
     trajectory: Trajectory
     index: int = 0
+    ended_s: float = 0.0
     homes: dict[ModelRole, _Engine] = field(default_factory=dict)
 
     @property
     def piece(self) -> Piece:
         return self.trajectory[self.index]
+
+    @property
+    def is_complete(self) -> bool:
+        return self.index == len(self.trajectory)
+
+    def advance(self, now: float) -> None:
+        """Its piece is written."""
+        self.index += 1
+        self.ended_s = now
 
 
 class _Engine:
@@ -121,7 +134,8 @@ def pipeline(
     engines = {role: [_Engine(pool.rates, pool.slots) for _ in range(pool.num_workers)] for role, pool in pools.items()}
     opens = pools[trajectories[0][0].role]
     room = max(1, int(opens.num_workers * opens.slots * admit_ahead))
-    fresh = iter([_Sample(trajectory) for trajectory in trajectories])
+    samples = [_Sample(trajectory) for trajectory in trajectories]
+    fresh = iter(samples)
     for sample in itertools.islice(fresh, room):
         _hand_over(engines, sample)
     every = [engine for group in engines.values() for engine in group]
@@ -137,18 +151,18 @@ def pipeline(
         now = steps[0][0]
         while steps and steps[0][0] == now:
             for sample in heapq.heappop(steps)[2].end_step():
-                sample.index += 1
-                goes_on = sample if sample.index < len(sample.trajectory) else next(fresh, None)
+                sample.advance(now)
+                goes_on = next(fresh, None) if sample.is_complete else sample
                 if goes_on is not None:
                     _hand_over(engines, goes_on)
-    return _found(len(trajectories), now, engines)
+    return _found(samples, engines)
 
 
 def lock_step(pools: Mapping[ModelRole, Pool], trajectories: Sequence[Trajectory]) -> Simulated:
     """All samples advance together: one role writes for all whose turn it is, then, once the last is done, the other.
     One engine of each role."""
     engines = {role: [_Engine(pool.rates, pool.slots)] for role, pool in pools.items()}
-    left = [_Sample(trajectory) for trajectory in trajectories]
+    left = samples = [_Sample(trajectory) for trajectory in trajectories]
     now = 0.0
     while left:
         for role, [engine] in engines.items():
@@ -158,23 +172,25 @@ def lock_step(pools: Mapping[ModelRole, Pool], trajectories: Sequence[Trajectory
             while (step_s := engine.begin_step()) is not None:
                 now += step_s
                 for sample in engine.end_step():
-                    sample.index += 1
-            left = [sample for sample in left if sample.index < len(sample.trajectory)]
-    return _found(len(trajectories), now, engines)
+                    sample.advance(now)
+            left = [sample for sample in left if not sample.is_complete]
+    return _found(samples, engines)
 
 
 def one_by_one(pools: Mapping[ModelRole, Pool], trajectories: Sequence[Trajectory]) -> Simulated:
     """One sample at a time, which has an engine of each role to itself."""
     engines = {role: [_Engine(pool.rates, 1)] for role, pool in pools.items()}
+    samples = [_Sample(trajectory) for trajectory in trajectories]
     now = 0.0
-    for sample in map(_Sample, trajectories):
-        while sample.index < len(sample.trajectory):
+    for sample in samples:
+        while not sample.is_complete:
             [engine] = engines[sample.piece.role]
             engine.put(sample)
             while (step_s := engine.begin_step()) is not None:
                 now += step_s
-                sample.index += len(engine.end_step())
-    return _found(len(trajectories), now, engines)
+                if engine.end_step():
+                    sample.advance(now)
+    return _found(samples, engines)
 
 
 def _hand_over(engines: Mapping[ModelRole, Sequence[_Engine]], sample: _Sample) -> None:
@@ -185,9 +201,8 @@ def _hand_over(engines: Mapping[ModelRole, Sequence[_Engine]], sample: _Sample) 
     sample.homes[role].put(sample)
 
 
-def _found(num_samples: int, seconds: float, engines: Mapping[ModelRole, Sequence[_Engine]]) -> Simulated:
+def _found(samples: Sequence[_Sample], engines: Mapping[ModelRole, Sequence[_Engine]]) -> Simulated:
     return Simulated(
-        num_samples=num_samples,
-        seconds=seconds,
+        ended_s=[sample.ended_s for sample in samples],
         engines={role: [engine.use for engine in group] for role, group in engines.items()},
     )
