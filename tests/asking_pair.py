@@ -220,17 +220,6 @@ class Driver:
             )
 
 
-def sample_context(max_tokens: int, *, think_end: str = "</think>", job_seed: int = 0) -> SampleContext:
-    return SampleContext(
-        job_seed=job_seed,
-        problem_id="p",
-        sample_index=0,
-        max_tokens=max_tokens,
-        think_end=think_end,
-        num_prompt_tokens=0,
-    )
-
-
 def whole(texts: Sequence[str]) -> list[str]:
     """Without the tokens at the end that leave a character unfinished."""
     kept = list(texts)

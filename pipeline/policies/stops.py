@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.policies.around import AroundPolicy, writer_of
-from pipeline.policies.composition import either
+from pipeline.policies.around import AroundPolicy, either, writer_of
 from pipeline.policies.protocol import Policy, PolicyState, SampleContext, Transition, Watcher
 from pipeline.policies.requests import Answered, Event, Finish, Insert, Take, Trigger, Written
 from pipeline.policies.turns import most_tokens, whole_characters

@@ -45,7 +45,7 @@ INSPECT_TASK = """\
 import json, sys
 from inspect_ai import Task, eval
 from inspect_ai.dataset import Sample
-from inspect_ai.model import ContentReasoning, GenerateConfig
+from inspect_ai.model import ContentReasoning
 from inspect_ai.scorer import includes
 from inspect_ai.solver import generate
 
@@ -53,7 +53,7 @@ problems = [json.loads(line) for line in open(sys.argv[1])]
 samples = [Sample(input=each["problem"], target="boxed{" + each["answer"] + "}") for each in problems]
 task = Task(dataset=samples, solver=generate(), scorer=includes())
 (log,) = eval(
-    task, model=sys.argv[2], config=GenerateConfig(max_tokens=300, max_retries=1), display="none", log_dir=sys.argv[3]
+    task, model=sys.argv[2], max_tokens=300, max_retries=1, display="none", log_dir=sys.argv[3]
 )
 assert log.status == "success", log.error
 told = []

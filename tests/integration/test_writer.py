@@ -39,9 +39,10 @@ from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
 from workers.engine.base import Done, GenerateRequest
 from workers.engine.scripted import ScriptedEngine
+from workers.writing.endings import EndedClaim
 from workers.writing.latch import Latch
 from workers.writing.store import Identity
-from workers.writing.writer import EndedClaim, Writer
+from workers.writing.writer import Writer
 
 DEMO_SMALL = Path(__file__).parents[2] / "examples" / "models" / "demo-small"
 CHAT = ChatModel.load(DEMO_SMALL)

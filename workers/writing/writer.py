@@ -1,10 +1,9 @@
 """The part of a small or large worker that writes: claim → load → generate → advance → commit → publish.
 
-Task threads hand their messages in and wait. The claimer claims what they name. The engine's thread hands results over.
-The recorder asks the policies what comes next: what the same role does next goes to the engine at once, what was
-gathered is stored together with other samples'. One thread does both, since each further one that waits for the
-interpreter costs all others time. Nothing here decides what is written (the policy does) or who may write (the epoch
-does).
+The claimer claims what messages name and hands it to the engine. The engine's thread hands results over. The recorder
+asks the policies what comes next: what the same role does next goes to the engine at once, what was gathered is stored
+together with other samples'. One thread does both, since each further one that waits for the interpreter costs all
+others time. Nothing here decides what is written (the policy does) or who may write (the epoch does).
 """
 
 from __future__ import annotations
@@ -13,18 +12,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import structlog
 from sqlalchemy import Engine as DbEngine
-from sqlalchemy.exc import DBAPIError
 
 from pipeline.chat.model import ChatModel
 from pipeline.db.claims import ClaimedSample
 from pipeline.db.commits import SampleCommit
-from pipeline.db.faults import describe
 from pipeline.db.parts import Part
 from pipeline.db.runnable import Runnable
 from pipeline.db.worker_leases import WorkerCounters
@@ -38,6 +35,8 @@ from workers.engine.base import Engine, GenerateRequest, GenerateResult
 from workers.writing.active import ActiveSample
 from workers.writing.batching import Batcher
 from workers.writing.cache_room import CacheRoom
+from workers.writing.claimer import Call, Claimer
+from workers.writing.endings import ClaimEnd, Deferral, EndedClaim, Release
 from workers.writing.in_flight import InFlight
 from workers.writing.job_setup import JobSetup
 from workers.writing.jobs import Jobs
@@ -53,16 +52,12 @@ log = structlog.get_logger()
 
 MAX_GROUP = 256
 """Most samples in one commit: keeps a transaction in the tens of milliseconds."""
-MAX_MESSAGES = 16
-"""Most messages in one claim, of up to 28 samples each: bounds its transaction too."""
 COMMIT_EVERY_S = 0.25
 """Time between two commits of several samples, unless FULL_GROUP samples wait already. A commit and the message after
 it cost some 10 ms of CPU however many samples they have, and of more than a hundred in flight a few can wait: on two
 cores a job is a third faster than with 0.05 s. A sample that is alone does not wait, nor does one that stays."""
 FULL_GROUP = 20
 """Samples that make a commit worth its cost."""
-CLAIM_EVERY_S = 0.01
-"""Least time between two claims of several messages."""
 
 
 class Outcome(NamedTuple):
@@ -73,51 +68,8 @@ class Outcome(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Release:
-    """The sample goes back to its last commit. anywhere: another worker of the model is as good."""
-
-    anywhere: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Deferral:
-    """The sample goes back to its last commit and is tried later: the engine refuses it for now."""
-
-    error: EngineUnavailable
-
-
-ClaimEnd: TypeAlias = SampleCommit | Release | Deferral | None
-"""How a claim ends here; None: nothing is to be done, somebody else has the sample."""
-
-
-class EndedClaim(NamedTuple):
-    """A claim that ends. worker_id: that made it. num_tokens: generated under it."""
-
-    worker_id: int
-    claim: tuple[int, int]
-    latch: Latch
-    num_tokens: int
-    how: ClaimEnd
-
-
-@dataclass(frozen=True, slots=True)
 class LookAtTrial:
     """Go on with the trial, if its sample can be alone now."""
-
-
-@dataclass(slots=True, eq=False)
-class _Call:
-    """A message that a task waits on. under_way: the claim, and each sample that it got."""
-
-    message: SamplesMessage
-    under_way: Latch = field(default_factory=lambda: Latch(1))
-    num_claimed: int = 0
-    answer: str = ""
-
-    def end_claim(self, reason: str | None = None) -> None:
-        """Nothing more is claimed for it. reason: why nothing was."""
-        self.answer = reason or f"{self.num_claimed} of {len(self.message.samples)} written"
-        self.under_way.count_down()
 
 
 class Writer:
@@ -158,7 +110,7 @@ class Writer:
         self._jobs = Jobs(
             self._store, chat, role=role, max_model_len=engine.max_model_len, weights=weights, revision=revision
         )
-        self._trial: Trial[_Call] = Trial()
+        self._trial: Trial[Call] = Trial()
         self.meter = Meter(role.value)
         self._recorder: Batcher[Outcome | EndedClaim | LookAtTrial, EndedClaim] = Batcher(
             "recorder",
@@ -169,12 +121,16 @@ class Writer:
             enough=FULL_GROUP,
             on_failure=on_fault,
         )
-        self._claimer: Batcher[_Call, _Call] = Batcher(
-            "claimer",
-            self._claim_for,
-            prepare=lambda call: call,
-            most=MAX_MESSAGES,
-            pause_s=CLAIM_EVERY_S,
+        self._claimer = Claimer(
+            store=self._store,
+            jobs=self._jobs,
+            in_flight=self._in_flight,
+            trial=self._trial,
+            publisher=publisher,
+            meter=self.meter,
+            begin=self._begin,
+            end=self._recorder.put,
+            look_at_trial=lambda: self._recorder.put(LookAtTrial()),
             on_failure=on_fault,
         )
 
@@ -183,88 +139,9 @@ class Writer:
     def write(self, message: SamplesMessage) -> str:
         """Claim what a message names, write each sample as far as this role does, and return when all of it is stored
         or dropped."""
-        call = _Call(message)
-        self._claimer.put(call)
-        call.under_way.wait()
-        return call.answer
+        return self._claimer.claim(message)
 
     # The claimer's thread.
-
-    def _claim_for(self, calls: Sequence[_Call]) -> None:
-        """Claim what some messages name and begin to write it; messages of one job in one transaction."""
-        by_job: dict[int, list[_Call]] = {}
-        for call in calls:
-            by_job.setdefault(call.message.job_id, []).append(call)
-        for job_id, group in by_job.items():
-            if self._trial.is_open and not self._in_flight.is_stopping and self._turn_away(job_id, group):
-                continue
-            reason: str | None = "stopping"
-            if self._in_flight.begin_claiming():
-                reason = self._claim_of_job(job_id, group)
-                self._in_flight.end_claiming()
-            for call in group:
-                call.end_claim(reason)
-
-    def _turn_away(self, job_id: int, calls: Sequence[_Call]) -> bool:
-        """A sample is to be alone here: another worker is told, or the messages wait. False: it is over by now."""
-        if not self._pass_on(job_id, calls):
-            return self._trial.put_aside(calls)
-        for call in calls:
-            call.end_claim("passed on: a sample is tried alone here")
-        return True
-
-    def _claim_of_job(self, job_id: int, calls: Sequence[_Call]) -> str | None:
-        """None, or why nothing was claimed, or none of it written: upkeep finds the samples again."""
-        if self._jobs.is_misfit(job_id):
-            self._pass_on(job_id, calls)
-        refusal = self._jobs.refusal(job_id)
-        if refusal is not None:
-            return refusal
-        named: dict[int, tuple[int, _Call]] = {}
-        for call in calls:
-            for sample_id, epoch in call.message.samples:
-                if sample_id not in named or epoch > named[sample_id][0]:  # of two epochs only the later can be its own
-                    named[sample_id] = epoch, call
-        try:
-            claimed = self._store.claim(job_id, {sample_id: epoch for sample_id, (epoch, _) in named.items()})
-            if not claimed and self._jobs.find_misfit(job_id):
-                self._pass_on(job_id, calls)
-                return self._jobs.refusal(job_id)
-        except ServiceUnavailable as error:
-            log.warning("nothing claimed", reason=str(error))
-            return "Postgres is away"
-        except DBAPIError as error:  # it may be the message's fault, and none may end a worker
-            log.error("claim refused", job_id=job_id, reason=describe(error))
-            return "Postgres refuses the claim"
-        except Exception:  # a damaged row may break it in any way
-            log.exception("claim failed", job_id=job_id)
-            return "the claim failed"
-        self._in_flight.claimed((sample.sample_id, sample.epoch) for sample in claimed)
-        setup = self._jobs.set_up(job_id) if claimed else None
-        for sample in claimed:
-            self.meter.claimed(sample.wait_seconds)
-            _, call = named[sample.sample_id]
-            call.num_claimed += setup is not None
-            call.under_way.add()
-            if setup is None:
-                claim = sample.sample_id, sample.epoch
-                self._recorder.put(EndedClaim(sample.worker_id, claim, call.under_way, 0, Release()))
-            elif sample.must_be_alone:
-                self._trial.open(Waiting(sample=sample, setup=setup, latch=call.under_way))
-                self._recorder.put(LookAtTrial())
-            else:
-                self._begin(sample, setup, call.under_way)
-        return self._jobs.refusal(job_id)
-
-    def _pass_on(self, job_id: int, calls: Sequence[_Call]) -> bool:
-        """Tell a worker that may claim now of samples whose message came here; False: nobody could be told."""
-        sample_ids = {sample_id for call in calls for sample_id, _ in call.message.samples}
-        try:
-            samples = self._store.for_another_worker(job_id, sorted(sample_ids))
-        except ServiceUnavailable:
-            return False  # upkeep finds them again
-        self._publisher.publish(samples)
-        return bool(samples)
 
     def _begin(self, sample: ClaimedSample, setup: JobSetup, latch: Latch) -> None:
         """Hand a sample to the engine; whatever goes wrong with this one sample ends this one sample."""
@@ -364,7 +241,7 @@ class Writer:
             active.submitted_at = now
             if part.sample_id in stored:
                 active.part_tokens = part.start_token + len(part.token_ids)
-                self._claim_again(self._trial.end(part.claim))
+                self._claimer.again(self._trial.end(part.claim))
 
     def _record(self, group: Sequence[EndedClaim]) -> None:
         """Store how a group of claims ended, tell who goes on, and let the waiting tasks end."""
@@ -376,7 +253,7 @@ class Writer:
         for ended in group:
             ended.latch.count_down()
         for ended in group if self._trial.is_open else ():
-            self._claim_again(self._trial.end(ended.claim))
+            self._claimer.again(self._trial.end(ended.claim))
         self._look_at_trial()
 
     def _store_ended(self, group: Sequence[EndedClaim], worker_id: int) -> list[Runnable]:
@@ -427,10 +304,6 @@ class Writer:
         """The sample goes back, or is somebody else's."""
         self._trial.begin()
         self._recorder.put(EndedClaim(waiting.sample.worker_id, waiting.claim, waiting.latch, 0, how))
-
-    def _claim_again(self, calls: Sequence[_Call]) -> None:
-        for call in calls:
-            self._claimer.put(call)
 
     def _sent_on(self, sample: Runnable) -> Runnable:
         """A sample that cannot be claimed here now, to whoever serves its model: here its message would end."""
@@ -527,7 +400,7 @@ class Writer:
         """Take nothing new; let requests run on for so long, then hand the rest back: what is gathered is stored, what
         is being written is dropped."""
         self._in_flight.stop()
-        self._claim_again(self._trial.take_aside())
+        self._claimer.again(self._trial.take_aside())
         self._recorder.put(LookAtTrial())
         deadline = time.monotonic() + timeout_s
         while not self._in_flight.is_idle and time.monotonic() < deadline:

@@ -2,7 +2,7 @@
 
 An exit either decides at such a place itself, by what it has read, or it has a *trial*: an aside that is asked there,
 and whose answer decides. Like a policy it does no I/O and reads no clock; what it remembers of a sample is small JSON,
-stored in the state of the policy around which it is put (``pipeline.policies.composition``).
+stored in the state of the policy around which it is put (``pipeline.policies.exits.exiting``).
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ from pipeline.policies.specreason import DoubtedSpec, RatedSpec
 from pipeline.policies.stops import Stopping
 from pipeline.policies.thoughts import AsThought
 from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
-from tests.asking_pair import Driver, Pair, pairs, sample_context
+from tests.asking_pair import Driver, Pair, pairs
+from tests.by_hand import context_of
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
 SPECS = [
@@ -41,7 +42,7 @@ SPECS = [
 def test_the_parts_around_a_policy_change_nothing_where_they_have_nothing_to_say(
     spec: RatedSpec | DoubtedSpec | MentorSpec, pair: Pair, max_tokens: int, overrun: int
 ) -> None:
-    context = sample_context(max_tokens)
+    context = context_of(max_tokens)
     alone = Driver(spec.build(), pair, context, random.Random(overrun)).play()
     assume(read_beginning(context, "", alone.text)[1] is not False)  # else it is told that it does not think
     composed = compose(spec.build(), exit=CutExit(thinking_tokens=10_000), guards=[LoopGuard(repeats=1000)])
@@ -82,7 +83,7 @@ class Walk:
 
 def test_a_stop_string_is_found_behind_a_closing_tag_that_was_taken() -> None:
     policy = Stopping(AsThought(DoubtedSpec().build()), {SMALL: ("Q:",), LARGE: ()})
-    walk = Walk(policy, sample_context(100))
+    walk = Walk(policy, context_of(100))
     walk.answers("a", "</think>")
     walk.answers(Wait=-9.0)
     watcher = policy.watcher(walk.context, walk.last.state)
@@ -94,7 +95,7 @@ def test_a_stop_string_is_found_behind_a_closing_tag_that_was_taken() -> None:
 
 def test_a_stop_string_in_thoughts_that_were_taken_ends_nothing() -> None:
     policy = Stopping(AsThought(DoubtedSpec().build()), {SMALL: ("Q:",), LARGE: ("Q:",)})
-    walk = Walk(policy, sample_context(100))
+    walk = Walk(policy, context_of(100))
     walk.answers("a", ".\n\n")
     walk.answers(Wait=-0.1)
     watcher = policy.watcher(walk.context, walk.last.state)

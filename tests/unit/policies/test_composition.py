@@ -17,7 +17,8 @@ from pipeline.policies.requests import Answered, Ask, Event, Finish, Generate, I
 from pipeline.policies.speculative_thinking.improved import SpeculativeThinkingSpec
 from pipeline.policies.speculative_thinking.released_code import CodeSpec
 from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
-from tests.decisions import Decision, Keep, decided
+from tests.by_hand import ByHand, context_of
+from tests.decisions import Decision, Keep
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
 EOS, LENGTH, WATCH = SegmentFinish.EOS, SegmentFinish.LENGTH, SegmentFinish.WATCH
@@ -26,31 +27,17 @@ ROOM = 12
 """Tokens that the closing tag may become."""
 
 
-class Play:
-    """One sample, written by hand."""
+class Play(ByHand):
+    """One sample of a policy with something around it."""
 
     def __init__(self, policy: Policy, *, max_tokens: int = 1000, think_end: str = "</think>") -> None:
-        self.policy = policy
-        self.context = SampleContext(
-            job_seed=1, problem_id="p", sample_index=0, max_tokens=max_tokens, think_end=think_end, num_prompt_tokens=0
-        )
-        self.last: Transition = policy.start(self.context)
-        self.num_tokens = 0
+        super().__init__(policy, context_of(max_tokens, think_end=think_end))
 
     def watched(self, texts: Sequence[str]) -> int | None:
-        watcher = self.policy.watcher(self.context, self.last.state)
-        if watcher is None:
-            return None
-        return next((count for count, text in enumerate(texts, 1) if watcher.feed(text)), None)
+        return self.stops_after(texts)
 
     def write(self, texts: Sequence[str], finish: SegmentFinish = WATCH) -> tuple[Decision, ...]:
-        request = self.last.then
-        assert isinstance(request, Generate)
-        piece = Piece(token_ids=tuple(range(len(texts))), texts=tuple(texts))
-        event = Written(role=request.role, piece=piece, finish=finish, start_token=self.num_tokens)
-        self.last = self.policy.advance(self.context, self.last.state, event)
-        self.num_tokens += (self.last.keep or 0) + len(self.last.insert)
-        return decided(self.last)
+        return self.has_written(texts, finish)
 
 
 def cut(spec: PolicySpec, thinking_tokens: int, answer_role: ModelRole = SMALL) -> Policy:

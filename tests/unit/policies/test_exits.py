@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from pipeline.policies import Policy, parse_policy
+from pipeline.policies import parse_policy
 from pipeline.policies.composition import compose
 from pipeline.policies.exits import (
     AgreementExit,
@@ -19,10 +19,11 @@ from pipeline.policies.exits import (
     exit_type,
 )
 from pipeline.policies.exits.trials import INDUCER, TrialExit, confidence, read_answer
-from pipeline.policies.protocol import Reading, SampleContext, Transition
-from pipeline.policies.requests import Answered, Ask, Finish, Generate, Insert, Written
+from pipeline.policies.protocol import Reading, SampleContext
+from pipeline.policies.requests import Ask, Finish, Generate, Insert, Written
 from pipeline.samples import FinishReason, ModelRole, SegmentFinish
 from pipeline.signals import Signal
+from tests.by_hand import ByHand, Token, context_of
 from tests.decisions import Decision, Keep, decided
 from tests.exit_loop import piece
 
@@ -32,52 +33,29 @@ SURE = (-0.7, -0.01, -0.02, -0.03)
 UNSURE = (-0.7, -0.01, -0.20, -0.03)
 
 
-class Play:
-    """One sample, written by hand."""
+class Play(ByHand):
+    """One sample of a policy with an exit; the first tokens of steps may have a margin."""
+
+    signal = Signal.FIRST_MARGIN
 
     def __init__(
         self, exit: TrialExit | ThinkBrakeExit | RandomExit, policy: str = "small-only", **values: object
     ) -> None:
-        self.policy: Policy = compose(parse_policy(policy, values).build(), exit=exit)
-        self.context = SampleContext(
-            job_seed=1, problem_id="p", sample_index=0, max_tokens=1000, think_end="</think>", num_prompt_tokens=0
-        )
-        self.last: Transition = self.policy.start(self.context)
-        self.num_tokens = 0
-        self.num_asides = 0
+        super().__init__(compose(parse_policy(policy, values).build(), exit=exit), context_of(1000))
 
     def watched(self, *texts: str, margins: Sequence[float | None] = ()) -> int | None:
-        watcher = self.policy.watcher(self.context, self.last.state)
-        if watcher is None:
-            return None
-        values = [*margins, *[None] * len(texts)]
-        fed = ((text, {Signal.FIRST_MARGIN: value}) for text, value in zip(texts, values, strict=False))
-        return next((count for count, token in enumerate(fed, 1) if watcher.feed(*token)), None)
+        return self.stops_after(_with_margins(texts, margins))
 
     def write(self, *texts: str, margins: Sequence[float | None] = ()) -> tuple[Decision, ...]:
-        request = self.last.then
-        assert isinstance(request, Generate)
-        values = tuple([*margins, *[None] * len(texts)][: len(texts)])
-        event = Written(
-            role=request.role, piece=piece(texts), finish=SegmentFinish.WATCH, start_token=self.num_tokens,
-            signals=dict.fromkeys(request.signals, values),
-        )  # fmt: skip
-        self.last = self.policy.advance(self.context, self.last.state, event)
-        self.num_tokens += (self.last.keep or 0) + len(self.last.insert)
-        return decided(self.last)
+        return self.has_written(_with_margins(texts, margins), SegmentFinish.WATCH)
 
     def answer(self, *texts: str, logprobs: Sequence[float] | None = None) -> tuple[Decision, ...]:
-        request = self.last.then
-        assert isinstance(request, Ask)
         read = tuple(logprobs) if logprobs is not None else (-0.01,) * len(texts)
-        event = Answered(
-            index=self.num_asides, role=request.role, piece=piece(texts), finish=SegmentFinish.WATCH,
-            start_token=self.num_tokens, signals={Signal.LOGPROB: read},
-        )  # fmt: skip
-        self.num_asides += 1
-        self.last = self.policy.advance(self.context, self.last.state, event)
-        self.num_tokens += len(self.last.insert)
-        return decided(self.last)
+        return self.has_answered(texts, SegmentFinish.WATCH, signals={Signal.LOGPROB: read})
+
+
+def _with_margins(texts: Sequence[str], margins: Sequence[float | None]) -> list[Token]:
+    return list(zip(texts, [*margins, *[None] * len(texts)], strict=False))
 
 
 def trial(role: ModelRole = SMALL) -> Ask:

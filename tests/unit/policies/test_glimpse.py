@@ -4,72 +4,38 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.policies.glimpse import GlimpseSpec
-from pipeline.policies.protocol import Reading, SampleContext, Transition
-from pipeline.policies.requests import Finish, Generate, Written
-from pipeline.samples import WRITING_ROLES, FinishReason, ModelRole, Piece, SegmentFinish
+from pipeline.policies.protocol import Reading
+from pipeline.policies.requests import Finish, Generate
+from pipeline.samples import WRITING_ROLES, FinishReason, ModelRole, SegmentFinish
 from pipeline.signals import Signal
+from tests.by_hand import ByHand, Token, context_of
 from tests.decisions import Decision, Keep, decided
 from tests.scripted_pair import Model, StepsLoop, drive, lengthens_break, models
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
 EOS, LENGTH, WATCH = SegmentFinish.EOS, SegmentFinish.LENGTH, SegmentFinish.WATCH
 ENTROPY = frozenset({Signal.FIRST_ENTROPY})
-Token = str | tuple[str, float]
-"""A token's text, with the reading at it, where there is one."""
 
 
-def text_of(token: Token) -> str:
-    return token if isinstance(token, str) else token[0]
+class Play(ByHand):
+    """One sample; the first tokens of steps have an entropy."""
 
+    signal = Signal.FIRST_ENTROPY
 
-def reading_of(token: Token) -> float | None:
-    return None if isinstance(token, str) else token[1]
-
-
-@dataclass
-class Play:
-    """One sample, written by hand."""
-
-    spec: GlimpseSpec = field(default_factory=GlimpseSpec)
-    max_tokens: int = 1000
-    think_end: str = "</think>"
-    num_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        self.policy = self.spec.build()
-        self.context = SampleContext(
-            job_seed=1,
-            problem_id="p",
-            sample_index=0,
-            max_tokens=self.max_tokens,
-            think_end=self.think_end,
-            num_prompt_tokens=0,
-        )
-        self.last: Transition = self.policy.start(self.context)
+    def __init__(self, spec: GlimpseSpec | None = None, *, max_tokens: int = 1000, think_end: str = "</think>") -> None:
+        super().__init__((spec or GlimpseSpec()).build(), context_of(max_tokens, think_end=think_end))
 
     def watched(self, *tokens: Token) -> int | None:
-        watcher = self.policy.watcher(self.context, self.last.state)
-        if watcher is None:
-            return None
-        fed = ((text_of(token), {Signal.FIRST_ENTROPY: reading_of(token)}) for token in tokens)
-        return next((count for count, token in enumerate(fed, 1) if watcher.feed(*token)), None)
+        return self.stops_after(tokens)
 
     def write(self, *tokens: Token, finish: SegmentFinish = WATCH) -> tuple[Decision, ...]:
-        request = self.last.then
-        assert isinstance(request, Generate)
-        piece = Piece(token_ids=tuple(range(len(tokens))), texts=tuple(map(text_of, tokens)))
-        signals = {Signal.FIRST_ENTROPY: tuple(map(reading_of, tokens))} if request.signals else {}
-        event = Written(role=request.role, piece=piece, finish=finish, start_token=self.num_tokens, signals=signals)
-        self.last = self.policy.advance(self.context, self.last.state, event)
-        self.num_tokens += self.last.keep or 0
-        return decided(self.last)
+        return self.has_written(tokens, finish)
 
 
 def step_by_large(max_tokens: int = 512) -> Generate:

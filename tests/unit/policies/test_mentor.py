@@ -14,9 +14,9 @@ from pipeline.errors import ConfigurationError
 from pipeline.policies import parse_policy
 from pipeline.policies.draws import draw
 from pipeline.policies.mentor import MentorSpec
-from pipeline.policies.protocol import SampleContext, Transition
-from pipeline.policies.requests import Answered, Ask, Finish, Generate, Take, Written
-from pipeline.samples import WRITING_ROLES, FinishReason, ModelRole, Piece, SegmentFinish
+from pipeline.policies.protocol import SampleContext
+from pipeline.policies.requests import Ask, Finish, Generate, Take
+from pipeline.samples import WRITING_ROLES, FinishReason, ModelRole, SegmentFinish
 from tests.asking_pair import (
     END,
     QUESTION_TOKENS,
@@ -28,57 +28,32 @@ from tests.asking_pair import (
     answer,
     in_question,
     pairs,
-    sample_context,
     verdict_of,
     whole,
 )
+from tests.by_hand import ByHand, context_of
 from tests.decisions import Decision, Keep, decided
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
 EOS, LENGTH, WATCH = SegmentFinish.EOS, SegmentFinish.LENGTH, SegmentFinish.WATCH
 
 
-@dataclass
-class Play:
-    """One sample, written by hand; each word is drawn."""
+class Play(ByHand):
+    """One sample; each word is drawn."""
 
-    spec: MentorSpec = field(default_factory=lambda: MentorSpec(rate=1, order="fixed"))
-    context: SampleContext = field(default_factory=lambda: sample_context(1000))
-    num_tokens: int = 0
-    num_asides: int = 0
-
-    def __post_init__(self) -> None:
-        self.policy = self.spec.build()
-        self.last: Transition = self.policy.start(self.context)
-
-    @property
-    def ask(self) -> Ask:
-        assert isinstance(self.last.then, Ask)
-        return self.last.then
+    def __init__(self, spec: MentorSpec | None = None, context: SampleContext | None = None) -> None:
+        super().__init__((spec or MentorSpec(rate=1, order="fixed")).build(), context or context_of(1000))
 
     def watched(self, *texts: str) -> int | None:
-        watcher = self.policy.watcher(self.context, self.last.state)
-        assert watcher is not None
-        return next((count for count, text in enumerate(texts, 1) if watcher.feed(text)), None)
-
-    def _advanced(self, event: Written | Answered) -> tuple[Decision, ...]:
-        self.last = self.policy.advance(self.context, self.last.state, event)
-        taken = sum(part.num_tokens for part in self.last.insert if isinstance(part, Take))
-        self.num_tokens += (self.last.keep or 0) + taken
-        return decided(self.last)
+        return self.stops_after(texts)
 
     def asides(
         self, purpose: str, role: ModelRole, *texts: str, finish: SegmentFinish = WATCH, **labels: float
     ) -> tuple[Decision, ...]:
         assert (self.ask.purpose, self.ask.role) == (purpose, role)
         assert self.ask.greedy is (purpose == "choose")
-        piece = Piece(token_ids=tuple(range(len(texts))), texts=texts)
         read = {letter: math.log(value) if value else None for letter, value in labels.items()}
-        event = Answered(
-            index=self.num_asides, role=role, piece=piece, finish=finish, start_token=self.num_tokens, labels=read
-        )
-        self.num_asides += 1
-        return self._advanced(event)
+        return self.has_answered(texts, finish, labels=read)
 
     def drafts(self, *texts: str, finish: SegmentFinish = WATCH) -> tuple[Decision, ...]:
         return self.asides("draft", SMALL, *texts, finish=finish)
@@ -90,10 +65,7 @@ class Play:
         return self.asides("choose", role, "A", finish=LENGTH, **labels)
 
     def writes_answer(self) -> tuple[Decision, ...]:
-        request = self.last.then
-        assert isinstance(request, Generate)
-        piece = Piece(token_ids=(1,), texts=("8",))
-        return self._advanced(Written(role=request.role, piece=piece, finish=EOS, start_token=self.num_tokens))
+        return self.has_written(["8"], EOS)
 
 
 def draft(room: int, *, most: int = 128, after: tuple[tuple[int, int], ...] = ()) -> Ask:
@@ -174,9 +146,9 @@ def test_of_equals_smalls_own_stays() -> None:
 
 
 def test_the_order_is_drawn_and_the_letter_read_by_it() -> None:
-    seeds = {draw(sample_context(1000, job_seed=seed), "order 1") < 0.5: seed for seed in range(20)}
+    seeds = {draw(context_of(1000, job_seed=seed), "order 1") < 0.5: seed for seed in range(20)}
     for own_first, seed in seeds.items():
-        play = Play(MentorSpec(rate=1, chunk=2), sample_context(1000, job_seed=seed))
+        play = Play(MentorSpec(rate=1, chunk=2), context_of(1000, job_seed=seed))
         play.drafts(" cat", " sat")
         play.mentors(" dog", " ran")
         assert (play.ask.question.index("cat") < play.ask.question.index("dog")) is own_first
@@ -238,19 +210,19 @@ def test_larges_continuation_ends_with_a_whole_character() -> None:
 
 def test_a_place_is_not_inside_a_character() -> None:
     seed = next(seed for seed in range(99) if _drawn(seed) == [False, True])
-    play = Play(MentorSpec(rate=0.5, chunk=1), sample_context(1000, job_seed=seed))
+    play = Play(MentorSpec(rate=0.5, chunk=1), context_of(1000, job_seed=seed))
     assert play.watched("a", " ", "", "é") == 4
     play.drafts("a", " ", "", "é")
     assert play.ask == consult((0, 2), max_tokens=1)
 
 
 def _drawn(seed: int) -> list[bool]:
-    return [draw(sample_context(1000, job_seed=seed), number) < 0.5 for number in (1, 2)]
+    return [draw(context_of(1000, job_seed=seed), number) < 0.5 for number in (1, 2)]
 
 
 def test_words_before_the_place_stay_with_larges_continuation() -> None:
     seed = next(seed for seed in range(99) if _drawn(seed) == [False, True])
-    play = Play(MentorSpec(rate=0.5, chunk=2, order="fixed"), sample_context(1000, job_seed=seed))
+    play = Play(MentorSpec(rate=0.5, chunk=2, order="fixed"), context_of(1000, job_seed=seed))
     play.drafts("The", " cat", " sat")
     assert play.ask == consult((0, 1), max_tokens=2)
     play.mentors(" dog", " ran")
@@ -292,7 +264,7 @@ def test_smalls_end_of_text_is_its_own_continuation() -> None:
 
 
 def test_without_think_phase_larges_end_of_text_ends_it() -> None:
-    play = Play(MentorSpec(rate=1, chunk=3, chooser="mentor"), sample_context(1000, think_end=""))
+    play = Play(MentorSpec(rate=1, chunk=3, chooser="mentor"), context_of(1000, think_end=""))
     play.drafts(" cat", " sat", " on")
     took = Take(index=1, num_tokens=1, takes_over=True)
     assert play.mentors(" dog", finish=EOS) == (took, Finish(reason=FinishReason.EOS))
@@ -319,7 +291,7 @@ def test_a_full_context_ends_the_text() -> None:
 
 
 def test_the_budget_clamps_and_ends_the_text() -> None:
-    play = Play(MentorSpec(rate=1, order="fixed"), sample_context(3))
+    play = Play(MentorSpec(rate=1, order="fixed"), context_of(3))
     assert decided(play.last) == (draft(3),)
     assert play.drafts(" a", " b", " c", finish=LENGTH) == (consult(max_tokens=3),)
     play.mentors(" x", " y", " z")
@@ -362,7 +334,7 @@ class Loop:
 
     @property
     def context(self) -> SampleContext:
-        return sample_context(self.max_tokens, think_end=self.think_end)
+        return context_of(self.max_tokens, think_end=self.think_end)
 
     @property
     def room(self) -> int:
@@ -506,7 +478,7 @@ def test_mentor_does_as_the_published_loop(
     spec: MentorSpec, pair: Pair, max_tokens: int, think_end: str, overrun: random.Random
 ) -> None:
     expected = Loop(spec, pair, max_tokens, think_end).run()
-    driver = Driver(spec.build(), pair, sample_context(max_tokens, think_end=think_end), overrun)
+    driver = Driver(spec.build(), pair, context_of(max_tokens, think_end=think_end), overrun)
     played = driver.play()
     assert (played.tokens, played.reason) == (expected.tokens, expected.reason)
     assert [aside for aside in played.asides if aside.purpose != "draft"] == expected.asides

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 import re
-from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given, settings
@@ -13,65 +12,33 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.policies import parse_policy
-from pipeline.policies.protocol import Reading, SampleContext, Transition
+from pipeline.policies.protocol import Reading
 from pipeline.policies.redo import RedoSpec, TrigSpec
-from pipeline.policies.requests import Finish, Generate, Written
-from pipeline.samples import WRITING_ROLES, FinishReason, ModelRole, Piece, SegmentFinish
+from pipeline.policies.requests import Finish, Generate
+from pipeline.samples import WRITING_ROLES, FinishReason, ModelRole, SegmentFinish
 from pipeline.signals import Signal
+from tests.by_hand import ByHand, Token, context_of
 from tests.decisions import Decision, Keep, decided
 from tests.scripted_pair import Model, StepsLoop, drive, lengthens_break, models
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
 EOS, LENGTH, WATCH = SegmentFinish.EOS, SegmentFinish.LENGTH, SegmentFinish.WATCH
 LOGPROB = frozenset({Signal.LOGPROB})
-Token = str | tuple[str, float]
-"""A token's text, with its log-probability where that is not -0.01."""
 
 
-def text_of(token: Token) -> str:
-    return token if isinstance(token, str) else token[0]
+class Play(ByHand):
+    """One sample whose tokens all have a log-probability."""
 
+    signal, usual = Signal.LOGPROB, -0.01
 
-def logprob_of(token: Token) -> float:
-    return -0.01 if isinstance(token, str) else token[1]
-
-
-@dataclass
-class Play:
-    """One sample, written by hand."""
-
-    spec: RedoSpec = field(default_factory=RedoSpec)
-    max_tokens: int = 1000
-    num_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        self.policy = self.spec.build()
-        self.context = SampleContext(
-            job_seed=1,
-            problem_id="p",
-            sample_index=0,
-            max_tokens=self.max_tokens,
-            think_end="</think>",
-            num_prompt_tokens=0,
-        )
-        self.last: Transition = self.policy.start(self.context)
+    def __init__(self, spec: RedoSpec | None = None, *, max_tokens: int = 1000) -> None:
+        super().__init__((spec or RedoSpec()).build(), context_of(max_tokens))
 
     def watched(self, *tokens: Token) -> int | None:
-        watcher = self.policy.watcher(self.context, self.last.state)
-        if watcher is None:
-            return None
-        fed = ((text_of(token), {Signal.LOGPROB: logprob_of(token)}) for token in tokens)
-        return next((count for count, token in enumerate(fed, 1) if watcher.feed(*token)), None)
+        return self.stops_after(tokens)
 
     def write(self, *tokens: Token, finish: SegmentFinish = WATCH) -> tuple[Decision, ...]:
-        request = self.last.then
-        assert isinstance(request, Generate)
-        piece = Piece(token_ids=tuple(range(len(tokens))), texts=tuple(map(text_of, tokens)))
-        signals = {Signal.LOGPROB: tuple(map(logprob_of, tokens))} if request.signals else {}
-        event = Written(role=request.role, piece=piece, finish=finish, start_token=self.num_tokens, signals=signals)
-        self.last = self.policy.advance(self.context, self.last.state, event)
-        self.num_tokens += self.last.keep or 0
-        return decided(self.last)
+        return self.has_written(tokens, finish)
 
 
 def by_large(trigger: str = "redo", max_tokens: int = 512, cue: str = "") -> Generate:
@@ -80,7 +47,7 @@ def by_large(trigger: str = "redo", max_tokens: int = 512, cue: str = "") -> Gen
 
 def resumes(play: Play, *, is_thinking: bool = True) -> Generate:
     signals = LOGPROB if is_thinking else frozenset()
-    return Generate(role=SMALL, max_tokens=play.max_tokens - play.num_tokens, trigger="resume", signals=signals)
+    return Generate(role=SMALL, max_tokens=play.context.max_tokens - play.num_tokens, trigger="resume", signals=signals)
 
 
 def step(*logprobs: float) -> list[Token]:

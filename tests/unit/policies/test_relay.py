@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-from dataclasses import dataclass, field
 from itertools import accumulate
 
 import pytest
@@ -13,10 +12,10 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ConfigurationError
 from pipeline.policies import parse_policy
-from pipeline.policies.protocol import SampleContext, Transition
 from pipeline.policies.relay import RelaySpec
-from pipeline.policies.requests import Finish, Generate, Written
-from pipeline.samples import WRITING_ROLES, FinishReason, ModelRole, Piece, SegmentFinish
+from pipeline.policies.requests import Finish, Generate
+from pipeline.samples import WRITING_ROLES, FinishReason, ModelRole, SegmentFinish
+from tests.by_hand import ByHand, context_of
 from tests.decisions import Decision, Keep, decided
 from tests.scripted_pair import Loop, Model, drive, models
 
@@ -29,40 +28,17 @@ def spec_of(**values: object) -> RelaySpec:
     return RelaySpec.model_validate({"switch_cues": CUES, **values})
 
 
-@dataclass
-class Play:
-    """One sample, written by hand."""
+class Play(ByHand):
+    """One sample that large leads."""
 
-    spec: RelaySpec = field(default_factory=spec_of)
-    max_tokens: int = 1000
-    num_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        self.policy = self.spec.build()
-        self.context = SampleContext(
-            job_seed=1,
-            problem_id="p",
-            sample_index=0,
-            max_tokens=self.max_tokens,
-            think_end="</think>",
-            num_prompt_tokens=0,
-        )
-        self.last: Transition = self.policy.start(self.context)
+    def __init__(self, spec: RelaySpec | None = None) -> None:
+        super().__init__((spec or spec_of()).build(), context_of(1000))
 
     def watched(self, *texts: str) -> int | None:
-        watcher = self.policy.watcher(self.context, self.last.state)
-        if watcher is None:
-            return None
-        return next((count for count, text in enumerate(texts, 1) if watcher.feed(text)), None)
+        return self.stops_after(texts)
 
     def write(self, *texts: str, finish: SegmentFinish = WATCH) -> tuple[Decision, ...]:
-        request = self.last.then
-        assert isinstance(request, Generate)
-        piece = Piece(token_ids=tuple(range(len(texts))), texts=texts)
-        event = Written(role=request.role, piece=piece, finish=finish, start_token=self.num_tokens)
-        self.last = self.policy.advance(self.context, self.last.state, event)
-        self.num_tokens += self.last.keep or 0
-        return decided(self.last)
+        return self.has_written(texts, finish)
 
 
 def sentence(cue: str = "so", max_tokens: int = 512) -> Generate:
@@ -70,7 +46,7 @@ def sentence(cue: str = "so", max_tokens: int = 512) -> Generate:
 
 
 def leads(play: Play) -> Generate:
-    return Generate(role=LARGE, max_tokens=play.max_tokens - play.num_tokens, trigger="lead", takes_over=True)
+    return Generate(role=LARGE, max_tokens=play.context.max_tokens - play.num_tokens, trigger="lead", takes_over=True)
 
 
 LED = ["It", " is", " 4", ".", " So", " x"]

@@ -32,10 +32,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.policies import parse_policy
-from pipeline.policies.protocol import SampleContext, Transition
-from pipeline.policies.requests import Answered, Ask, Finish, Generate, Layout, Take, Written
+from pipeline.policies.requests import Ask, Finish, Generate, Layout, Take
 from pipeline.policies.reward import FORMS, RsdSpec, SpecSearchSpec
-from pipeline.samples import WRITING_ROLES, FinishReason, ModelRole, Piece, SegmentFinish
+from pipeline.samples import WRITING_ROLES, FinishReason, ModelRole, SegmentFinish
 from tests.asking_pair import (
     END,
     QUESTION_TOKENS,
@@ -45,14 +44,13 @@ from tests.asking_pair import (
     Pair,
     Story,
     Verdict,
-    answer,
     in_question,
     pairs,
-    sample_context,
     verdict_of,
-    whole,
 )
+from tests.by_hand import ByHand, context_of
 from tests.decisions import Decision, Keep, decided
+from tests.drafting_loop import DraftingLoop
 
 SMALL, LARGE, JUDGE = ModelRole.SMALL, ModelRole.LARGE, ModelRole.JUDGE
 EOS, LENGTH, WATCH = SegmentFinish.EOS, SegmentFinish.LENGTH, SegmentFinish.WATCH
@@ -72,59 +70,27 @@ class Trio(Pair):
         }
 
 
-@dataclass
-class Play:
-    """One sample, written by hand."""
+class Play(ByHand):
+    """One sample whose steps have a reward."""
 
-    spec: Spec = field(default_factory=RsdSpec)
-    context: SampleContext = field(default_factory=lambda: sample_context(1000))
-    num_tokens: int = 0
-    num_asides: int = 0
-
-    def __post_init__(self) -> None:
-        self.policy = self.spec.build()
-        self.last: Transition = self.policy.start(self.context)
-
-    @property
-    def ask(self) -> Ask:
-        assert isinstance(self.last.then, Ask)
-        return self.last.then
-
-    def _advanced(self, event: Written | Answered) -> tuple[Decision, ...]:
-        self.last = self.policy.advance(self.context, self.last.state, event)
-        taken = sum(part.num_tokens for part in self.last.insert if isinstance(part, Take))
-        self.num_tokens += (self.last.keep or 0) + taken
-        return decided(self.last)
-
-    def _answered(
-        self, texts: tuple[str, ...], finish: SegmentFinish, labels: dict[str, float | None]
-    ) -> tuple[Decision, ...]:
-        piece = Piece(token_ids=tuple(range(len(texts))), texts=texts)
-        event = Answered(
-            index=self.num_asides, role=self.ask.role, piece=piece, finish=finish, start_token=self.num_tokens,
-            labels=labels,
-        )  # fmt: skip
-        self.num_asides += 1
-        return self._advanced(event)
+    def __init__(self, spec: Spec | None = None) -> None:
+        super().__init__((spec or RsdSpec()).build(), context_of(1000))
 
     def drafts(self, *texts: str, finish: SegmentFinish = WATCH) -> tuple[Decision, ...]:
         assert (self.ask.role, self.ask.purpose, self.ask.greedy) == (SMALL, "draft", False)
-        return self._answered(texts, finish, {})
+        return self.has_answered(texts, finish)
 
     def rewards(self, good: float, bad: float, *, of: str = "reward") -> tuple[Decision, ...]:
         """The judge's probabilities of its two answers; both 0: its context has no room."""
         assert (self.ask.role, self.ask.purpose, self.ask.max_tokens, self.ask.greedy) == (JUDGE, of, 1, True)
         assert self.policy.watcher(self.context, self.last.state) is None
         if not good + bad:
-            return self._answered((), LENGTH, {})
+            return self.has_answered([], LENGTH)
         read = dict(zip(self.ask.labels, (math.log(value) if value else None for value in (good, bad)), strict=True))
-        return self._answered(("x",), LENGTH, read)
+        return self.has_answered(["x"], LENGTH, labels=read)
 
     def writes(self, *texts: str, finish: SegmentFinish = WATCH) -> tuple[Decision, ...]:
-        request = self.last.then
-        assert isinstance(request, Generate)
-        piece = Piece(token_ids=tuple(range(len(texts))), texts=texts)
-        return self._advanced(Written(role=request.role, piece=piece, finish=finish, start_token=self.num_tokens))
+        return self.has_written(texts, finish)
 
     @property
     def verdict(self) -> Verdict:
@@ -288,26 +254,13 @@ def test_values_can_be_set_from_text() -> None:
 
 
 @dataclass
-class Loop:
+class Loop(DraftingLoop[Spec]):
     """Small drafts, the judge rewards, large writes what does not stay."""
 
-    spec: Spec
-    pair: Pair
-    max_tokens: int
-    think_end: str
-    story: Story = field(default_factory=Story)
-    is_closed: bool = False
     threshold: float | None = None
     first_rewards: list[float] = field(default_factory=list)
 
-    @property
-    def room(self) -> int:
-        return self.max_tokens - len(self.story.tokens)
-
-    def is_thinking(self, more: list[str] | None = None) -> bool:
-        return not self.think_end or self.think_end not in "".join([*self.story.texts, *(more or [])])
-
-    def run(self) -> Story:
+    def begin(self) -> None:
         if isinstance(self.spec, RsdSpec):
             self.threshold = self.spec.threshold
             for _ in range(self.spec.first_steps):
@@ -315,17 +268,6 @@ class Loop:
                     break
         else:
             self.find_threshold()
-        while self.story.reason is None and self.is_thinking():
-            if self.room < 1:
-                self.story.reason = FinishReason.LENGTH
-            else:
-                self.draft_and_review()
-        if self.story.reason is None:
-            if self.room < 1:
-                self.story.reason = FinishReason.LENGTH
-            else:
-                answer(self.pair, self.story, self.spec.answer_role, self.room)
-        return self.story
 
     def find_threshold(self) -> None:
         """Large writes until enough of its steps have a reward, or it has nothing to write."""
@@ -333,46 +275,9 @@ class Loop:
             if not self.write_step("opening"):
                 return
 
-    def stream(self, role: ModelRole, limit: int, num_steps: int) -> tuple[list[str], list[int], FinishReason | None]:
-        """Tokens up to the last of so many steps; why the model wrote no more, None where it was to stop."""
-        texts: list[str] = []
-        ends: list[int] = []
-        can = self.pair.room(role, self.story.texts, limit)
-        # What an unfinished character will be is not known: the text that ends with one is at no break.
-        at_break = self.story.text.endswith("\n\n") and self.story.texts[-1] != ""
-        while len(texts) < can:
-            before = self.story.text + "".join(texts)
-            text = self.pair.next(role, [*self.story.texts, *texts])
-            if text == END:
-                return texts, ends, FinishReason.EOS
-            texts.append(text)
-            lengthens = not text.strip("\n") and at_break
-            at_break = (before + text).endswith("\n\n") if text else at_break
-            is_over = not self.is_thinking(texts)
-            if is_over or (not lengthens and "\n" in text and (before + text).endswith("\n\n")):
-                ends.append(len(texts))
-            if is_over or len(ends) == num_steps:
-                return texts, ends, None
-        return texts, ends, FinishReason.CONTEXT if can < limit else FinishReason.LENGTH
-
-    def write_step(self, trigger: str) -> int:
-        """Large writes a step, whose reward moves the threshold; how many tokens of it stay."""
-        asked = min(self.room, self.spec.step_tokens)
-        texts, _, why = self.stream(LARGE, asked, 1)
-        if why is FinishReason.LENGTH and asked == self.spec.step_tokens:
-            why = None  # its step is over
-        texts = whole(texts)
-        self.story.put(self.pair, LARGE, trigger, texts, takes_over=trigger == "rejected")
-        if why is FinishReason.EOS and self.think_end:
-            why = None  # it has nothing more to say here
-        if why is FinishReason.EOS or (why is FinishReason.CONTEXT and self.room > 0):
-            self.story.reason = why
-        elif self.room < 1:
-            self.story.reason = FinishReason.LENGTH
-        moves = isinstance(self.spec, SpecSearchSpec) and "".join(texts).strip()
-        if moves and self.story.reason is None and self.is_thinking():
+    def large_has_written(self, texts: list[str], trigger: str) -> None:
+        if isinstance(self.spec, SpecSearchSpec) and "".join(texts).strip():
             self.move_threshold()
-        return len(texts)
 
     def move_threshold(self) -> None:
         assert isinstance(self.spec, SpecSearchSpec)
@@ -387,35 +292,12 @@ class Loop:
             self.threshold = moved = round(self.spec.decay * self.threshold + (1 - self.spec.decay) * reward, 5)
         aside.verdict = (reward, moved, "threshold")
 
-    def draft_and_review(self) -> None:
-        num_steps = 1 if self.is_closed else self.spec.steps_per_review
-        texts, ends, why = self.stream(SMALL, min(self.room, self.spec.step_tokens * num_steps), num_steps)
-        self.story.asides.append(Aside(SMALL, "draft", "", tuple(texts)))
-        stay = whole(texts) or texts
-        if len(stay) > (ends[-1] if ends else 0) and why is not None:
-            ends.append(len(stay))
-        if not ends and (why is FinishReason.CONTEXT or self.is_closed):
-            self.story.reason = why
-            return
-        rejected = None if self.is_closed else self.review(texts, ends) if ends else 0
-        if rejected is not None:
-            if rejected:
-                self.story.put(self.pair, SMALL, "draft", texts[: ends[rejected - 1]])
-            self.let_large_write()
-            return
-        self.story.put(self.pair, SMALL, "draft", texts[: ends[-1]])
-        self.is_closed = self.is_closed and why is not None
-        if self.is_thinking() and (why is FinishReason.EOS or (why is FinishReason.CONTEXT and self.room > 0)):
-            self.story.reason = why
-
     def let_large_write(self) -> None:
-        num_tokens = self.write_step("rejected")
-        self.is_closed = num_tokens == 0
-        if num_tokens:
+        super().let_large_write()
+        if not self.is_closed:
             self.find_threshold()
 
     def review(self, texts: list[str], ends: list[int]) -> int | None:
-        """The first step that does not stay."""
         if self.threshold is None:
             return 0
         for step, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
@@ -423,14 +305,6 @@ class Loop:
             if "".join(judged[begin:]).strip() and not self.accepts(judged, self.threshold):
                 return step
         return None
-
-    def judged(self, texts: list[str]) -> list[str]:
-        """What was thought, without the tokens of the closing tag."""
-        if self.is_thinking(texts):
-            return texts
-        place = len((self.story.text + "".join(texts)).partition(self.think_end)[0]) - len(self.story.text)
-        lengths = [len("".join(texts[: count + 1])) for count in range(len(texts))]
-        return texts[: next(count for count, length in enumerate(lengths) if length > place)]
 
     def accepts(self, texts: list[str], threshold: float) -> bool:
         aside, reward = self.asked("reward", texts)
@@ -491,7 +365,7 @@ ROOM = {
 
 def both(spec: Spec, pair: Pair, max_tokens: int, think_end: str, overrun: random.Random) -> tuple[Story, Story]:
     """What the policy comes to, and what the loop does."""
-    played = Driver(spec.build(), pair, sample_context(max_tokens, think_end=think_end), overrun).play()
+    played = Driver(spec.build(), pair, context_of(max_tokens, think_end=think_end), overrun).play()
     return played, Loop(spec, pair, max_tokens, think_end).run()
 
 

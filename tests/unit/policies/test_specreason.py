@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ConfigurationError
 from pipeline.policies import parse_policy
-from pipeline.policies.protocol import SampleContext, Transition
-from pipeline.policies.requests import Answered, Ask, Finish, Generate, Take, Written
+from pipeline.policies.protocol import SampleContext
+from pipeline.policies.requests import Ask, Finish, Generate, Take, Written
 from pipeline.policies.specreason import DIGITS, DoubtedSpec, RatedSpec
 from pipeline.samples import WRITING_ROLES, FinishReason, ModelRole, Piece, SegmentFinish
 from tests.asking_pair import (
@@ -22,16 +22,14 @@ from tests.asking_pair import (
     Aside,
     Driver,
     Pair,
-    Story,
     Verdict,
-    answer,
     in_question,
     pairs,
-    sample_context,
     verdict_of,
-    whole,
 )
+from tests.by_hand import ByHand, context_of
 from tests.decisions import Decision, Keep, decided
+from tests.drafting_loop import DraftingLoop
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
 EOS, LENGTH, WATCH = SegmentFinish.EOS, SegmentFinish.LENGTH, SegmentFinish.WATCH
@@ -46,65 +44,27 @@ def logs(**probabilities: float) -> dict[str, float]:
 SURE, POOR = logs(d9=0.9), logs(d2=0.9)
 
 
-@dataclass
-class Play:
-    """One sample, written by hand."""
+class Play(ByHand):
+    """One sample whose steps are judged."""
 
-    spec: Spec = field(default_factory=RatedSpec)
-    context: SampleContext = field(default_factory=lambda: sample_context(1000))
-    num_tokens: int = 0
-    num_asides: int = 0
-
-    def __post_init__(self) -> None:
-        self.policy = self.spec.build()
-        self.last: Transition = self.policy.start(self.context)
-
-    @property
-    def ask(self) -> Ask:
-        assert isinstance(self.last.then, Ask)
-        return self.last.then
+    def __init__(self, spec: Spec | None = None, context: SampleContext | None = None) -> None:
+        super().__init__((spec or RatedSpec()).build(), context or context_of(1000))
 
     def watched(self, *texts: str) -> int | None:
-        watcher = self.policy.watcher(self.context, self.last.state)
-        assert watcher is not None
-        return next((count for count, text in enumerate(texts, 1) if watcher.feed(text)), None)
-
-    def _advanced(self, event: Written | Answered) -> tuple[Decision, ...]:
-        self.last = self.policy.advance(self.context, self.last.state, event)
-        taken = sum(part.num_tokens for part in self.last.insert if isinstance(part, Take))
-        self.num_tokens += (self.last.keep or 0) + taken
-        return decided(self.last)
-
-    def _answered(
-        self, texts: tuple[str, ...], finish: SegmentFinish, labels: dict[str, float]
-    ) -> tuple[Decision, ...]:
-        piece = Piece(token_ids=tuple(range(len(texts))), texts=texts)
-        read = {label: labels.get(label) for label in self.ask.labels} if labels else {}
-        event = Answered(
-            index=self.num_asides,
-            role=self.ask.role,
-            piece=piece,
-            finish=finish,
-            start_token=self.num_tokens,
-            labels=read,
-        )
-        self.num_asides += 1
-        return self._advanced(event)
+        return self.stops_after(texts)
 
     def drafts(self, *texts: str, finish: SegmentFinish = WATCH) -> tuple[Decision, ...]:
         assert (self.ask.role, self.ask.purpose, self.ask.greedy) == (SMALL, "draft", False)
-        return self._answered(texts, finish, {})
+        return self.has_answered(texts, finish)
 
     def judges(self, labels: dict[str, float], role: ModelRole = LARGE) -> tuple[Decision, ...]:
         assert (self.ask.role, self.ask.greedy, self.ask.max_tokens) == (role, True, 1)
         assert self.policy.watcher(self.context, self.last.state) is None
-        return self._answered(("x",), LENGTH, labels)
+        read = {label: labels.get(label) for label in self.ask.labels} if labels else {}
+        return self.has_answered(["x"], LENGTH, labels=read)
 
     def writes(self, *texts: str, finish: SegmentFinish = WATCH) -> tuple[Decision, ...]:
-        request = self.last.then
-        assert isinstance(request, Generate)
-        piece = Piece(token_ids=tuple(range(len(texts))), texts=texts)
-        return self._advanced(Written(role=request.role, piece=piece, finish=finish, start_token=self.num_tokens))
+        return self.has_written(texts, finish)
 
 
 def draft(room: int, *, most: int = 512) -> Ask:
@@ -312,11 +272,11 @@ def test_large_may_write_the_first_steps() -> None:
 
 
 def test_requests_are_clamped_and_the_budget_ends_the_text() -> None:
-    play = Play(context=sample_context(3))
+    play = Play(context=context_of(3))
     assert decided(play.last) == (draft(3),)
     play.drafts("a", "b", "c", finish=LENGTH)
     assert play.judges(SURE) == (Take(index=0, num_tokens=3), Finish(reason=FinishReason.LENGTH))
-    play = Play(context=sample_context(3))
+    play = Play(context=context_of(3))
     play.drafts("a", ".\n\n")
     assert play.judges(POOR) == (takeover(3),)
     assert play.writes("a", "b", "c", finish=LENGTH)[-1] == Finish(reason=FinishReason.LENGTH)
@@ -343,112 +303,17 @@ def test_presets_have_numbers_of_their_own() -> None:
 
 
 @dataclass
-class Loop:
-    """One step after the other, with two models that are asked one token at a time."""
+class Loop(DraftingLoop[Spec]):
+    """Small drafts, both may judge, large writes what does not stay."""
 
-    spec: Spec
-    pair: Pair
-    max_tokens: int
-    think_end: str
-    story: Story = field(default_factory=Story)
-    is_closed: bool = False
-
-    @property
-    def room(self) -> int:
-        return self.max_tokens - len(self.story.tokens)
-
-    def is_thinking(self, more: list[str] | None = None) -> bool:
-        return not self.think_end or self.think_end not in "".join([*self.story.texts, *(more or [])])
-
-    def run(self) -> Story:
-        self.open()
-        while self.story.reason is None and self.is_thinking():
-            if self.room < 1:
-                self.story.reason = FinishReason.LENGTH
-            else:
-                self.draft_and_review()
-        if self.story.reason is None:
-            if self.room < 1:
-                self.story.reason = FinishReason.LENGTH
-            else:
-                answer(self.pair, self.story, self.spec.answer_role, self.room)
-        return self.story
-
-    def open(self) -> None:
+    def begin(self) -> None:
         for _ in range(self.spec.first_steps):
             if self.room < 1:
                 self.story.reason = FinishReason.LENGTH
             if self.story.reason is not None or not self.is_thinking() or not self.write_step("opening"):
                 return
 
-    def stream(self, role: ModelRole, limit: int, num_steps: int) -> tuple[list[str], list[int], FinishReason | None]:
-        """Tokens up to the last of so many steps; why the model wrote no more, None where it was to stop."""
-        texts: list[str] = []
-        ends: list[int] = []
-        can = self.pair.room(role, self.story.texts, limit)
-        while len(texts) < can:
-            before = self.story.text + "".join(texts)
-            text = self.pair.next(role, [*self.story.texts, *texts])
-            if text == END:
-                return texts, ends, FinishReason.EOS
-            texts.append(text)
-            lengthens = not text.strip("\n") and (before.endswith("\n\n"))
-            is_over = not self.is_thinking(texts)
-            if is_over or (not lengthens and "\n" in text and (before + text).endswith("\n\n")):
-                ends.append(len(texts))
-            if is_over or len(ends) == num_steps:
-                return texts, ends, None
-        return texts, ends, FinishReason.CONTEXT if can < limit else FinishReason.LENGTH
-
-    def write_step(self, trigger: str) -> int:
-        """Large writes a step; how many tokens of it stay."""
-        asked = min(self.room, self.spec.step_tokens)
-        texts, _, why = self.stream(LARGE, asked, 1)
-        if why is FinishReason.LENGTH and asked == self.spec.step_tokens:
-            why = None  # its step is over
-        texts = whole(texts)
-        self.story.put(self.pair, LARGE, trigger, texts, takes_over=trigger == "rejected")
-        if why is FinishReason.EOS and self.think_end:
-            why = None  # it has nothing more to say here
-        if why is FinishReason.EOS or (why is FinishReason.CONTEXT and self.room > 0):
-            self.story.reason = why
-        elif self.room < 1:
-            self.story.reason = FinishReason.LENGTH
-        return len(texts)
-
-    def draft_and_review(self) -> None:
-        num_steps = 1 if self.is_closed else self.spec.steps_per_review
-        texts, ends, why = self.stream(SMALL, min(self.room, self.spec.step_tokens * num_steps), num_steps)
-        aside = Aside(SMALL, "draft", "", tuple(texts))
-        self.story.asides.append(aside)
-        stay = whole(texts) or texts
-        if len(stay) > (ends[-1] if ends else 0) and why is not None:
-            ends.append(len(stay))
-        if not ends:
-            self.without_draft(why)
-            return
-        rejected = None if self.is_closed else self.review(texts, ends)
-        if rejected is not None:
-            if rejected:
-                self.story.put(self.pair, SMALL, "draft", texts[: ends[rejected - 1]])
-            self.let_large_write()
-            return
-        self.story.put(self.pair, SMALL, "draft", texts[: ends[-1]])
-        self.is_closed = self.is_closed and why is not None
-        if self.is_thinking() and (why is FinishReason.EOS or (why is FinishReason.CONTEXT and self.room > 0)):
-            self.story.reason = why
-
-    def without_draft(self, why: FinishReason | None) -> None:
-        if why is FinishReason.CONTEXT or self.is_closed:
-            self.story.reason = why
-        else:
-            self.let_large_write()
-
-    def let_large_write(self) -> None:
-        self.is_closed = self.write_step("rejected") == 0
-
     def review(self, texts: list[str], ends: list[int]) -> int | None:
-        """The first step that does not stay."""
         judged = [self.judged(texts[:end]) for end in ends]
         unsure = list(range(len(ends)))
         if self.spec.self_check is not None:
@@ -456,14 +321,6 @@ class Loop:
             unsure = [step for step in unsure if not self.judge(SMALL, "self_check", judged[step], limit)]
         name = self.spec.preset.replace("rating", "rate")
         return next((step for step in unsure if not self.judge(LARGE, name, judged[step], self.spec.threshold)), None)
-
-    def judged(self, texts: list[str]) -> list[str]:
-        """What was thought, without the tokens of the closing tag."""
-        if self.is_thinking(texts):
-            return texts
-        place = len((self.story.text + "".join(texts)).partition(self.think_end)[0]) - len(self.story.text)
-        lengths = [len("".join(texts[: count + 1])) for count in range(len(texts))]
-        return texts[: next(count for count, length in enumerate(lengths) if length > place)]
 
     def judge(self, role: ModelRole, purpose: str, texts: list[str], limit: float) -> bool:
         spec, before = self.spec, [*self.story.texts, *texts]
@@ -528,5 +385,5 @@ def test_specreason_does_as_the_published_loop(
     spec: Spec, pair: Pair, max_tokens: int, think_end: str, overrun: random.Random
 ) -> None:
     expected = Loop(spec, pair, max_tokens, think_end).run()
-    played = Driver(spec.build(), pair, sample_context(max_tokens, think_end=think_end), overrun).play()
+    played = Driver(spec.build(), pair, context_of(max_tokens, think_end=think_end), overrun).play()
     assert played == expected

@@ -1,18 +1,17 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from pipeline.policies.protocol import SampleContext, Transition
-from pipeline.policies.requests import Finish, Generate, Insert, Written
+from pipeline.policies.requests import Finish, Generate, Insert
 from pipeline.policies.speculative_thinking.improved import (
     ImprovedInstructSpec,
     ImprovedRules,
     SpeculativeThinkingSpec,
 )
-from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
+from pipeline.samples import FinishReason, ModelRole, SegmentFinish
+from tests.by_hand import ByHand, context_of
 from tests.decisions import Keep, decided, delegation_state
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
@@ -25,47 +24,28 @@ def split(text: str) -> tuple[str, ...]:
     return tuple(text.split("|")) if text else ()
 
 
-@dataclass
-class Play:
-    """One sample, written by hand: each call is one carried-out request."""
+class Play(ByHand):
+    """One sample: each call is one request that was carried out."""
 
-    spec: ImprovedRules = field(default_factory=SpeculativeThinkingSpec)
-    max_tokens: int = 1000
-    think_end: str = "</think>"
-    num_output_tokens: int = 0
-    output: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.policy = self.spec.build()
-        self.context = SampleContext(
-            job_seed=1,
-            problem_id="2",
-            sample_index=3,
-            max_tokens=self.max_tokens,
-            think_end=self.think_end,
-            num_prompt_tokens=0,
+    def __init__(self, spec: ImprovedRules | None = None, max_tokens: int = 1000, think_end: str = "</think>") -> None:
+        super().__init__(
+            (spec or SpeculativeThinkingSpec()).build(), context_of(max_tokens, think_end=think_end, job_seed=1)
         )
-        self.last: Transition = self.policy.start(self.context)
+        self.output: list[str] = []
 
     def watched(self, text: str) -> int | None:
         """How many tokens the watcher reads until it ends the request; None: to the end."""
-        watcher = self.policy.watcher(self.context, self.last.state)
-        if watcher is None:
-            return None
-        return next((count for count, token in enumerate(split(text), 1) if watcher.feed(token)), None)
+        return self.stops_after(split(text))
 
     def write(self, role: ModelRole, text: str, finish: SegmentFinish) -> tuple[object, ...]:
         texts = split(text)
-        piece = Piece(token_ids=tuple(range(len(texts))), texts=texts)
-        event = Written(role=role, piece=piece, finish=finish, start_token=self.num_output_tokens)
-        self.last = self.policy.advance(self.context, self.last.state, event)
-        for decision in decided(self.last):
+        decisions = self.has_written(texts, finish, role=role)
+        for decision in decisions:
             if isinstance(decision, Keep):
                 self.output += texts[: decision.num_tokens]
             elif isinstance(decision, Insert):
                 self.output.append(decision.text)
-        self.num_output_tokens = len(self.output)
-        return decided(self.last)
+        return decisions
 
     def small(self, text: str, finish: SegmentFinish = WATCH) -> tuple[object, ...]:
         return self.write(SMALL, text, finish)
@@ -143,7 +123,7 @@ def taken_over(first: str = "Wait|,", **values: Any) -> Play:
 
 
 def resumed(play: Play, decisions: tuple[object, ...], kept: int) -> bool:
-    remaining = play.max_tokens - play.num_output_tokens
+    remaining = play.context.max_tokens - play.num_tokens
     return decisions == (Keep(num_tokens=kept), Generate(role=SMALL, max_tokens=remaining, trigger="resume"))
 
 
@@ -315,7 +295,7 @@ def test_each_reflective_sentence_of_large_counts_once() -> None:
 def test_the_sentence_is_not_inserted_where_it_has_no_room() -> None:
     play = Play(spec=spec(threshold=1), max_tokens=62)
     reflect(play)
-    assert play.num_output_tokens == 13
+    assert play.num_tokens == 13
     assert play.small("Wait|,")[1:] == (
         Generate(role=LARGE, max_tokens=49, takes_over=True, trigger="reflection", cue="wait"),
     )
@@ -341,7 +321,7 @@ def test_what_the_sentence_took_is_counted() -> None:
     play = Play(spec=spec(threshold=1), max_tokens=80)
     reflect(play)
     play.small("a|.\n\n|Wait|,")
-    play.num_output_tokens += 9  # the sentence became ten tokens
+    play.num_tokens += 9  # the sentence became ten tokens
     assert play.large(words(18), LENGTH)[1] == Generate(role=SMALL, max_tokens=80 - 13 - 10 - 18, trigger="resume")
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 
-from pipeline.policies.protocol import SampleContext, Transition
 from pipeline.policies.reading.cues import CueLists, SentenceClass, read_loosely
-from pipeline.policies.requests import Finish, Generate, Insert, Written
+from pipeline.policies.requests import Finish, Generate, Insert
 from pipeline.policies.speculative_thinking.improved import SpeculativeThinkingSpec
 from pipeline.policies.speculative_thinking.paper import PaperSpec
 from pipeline.policies.speculative_thinking.released_code import CodeSpec
-from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
+from pipeline.samples import FinishReason, ModelRole, SegmentFinish
+from tests.by_hand import ByHand, context_of
 from tests.decisions import Decision, Keep, decided, delegation_state
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
@@ -20,47 +20,22 @@ EOS, LENGTH, WATCH = SegmentFinish.EOS, SegmentFinish.LENGTH, SegmentFinish.WATC
 DRAFT = "So| 3|.\n\n"
 
 
-@dataclass
-class Play:
-    """One sample, written by hand."""
+class Play(ByHand):
+    """One sample; tokens are separated by |."""
 
-    spec: CodeSpec | PaperSpec | SpeculativeThinkingSpec
-    max_tokens: int = 32_768
-    num_prompt_tokens: int = 50
-    num_kept: int = 0
-    asked: list[Generate] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.policy = self.spec.build()
-        self.context = SampleContext(
-            job_seed=1,
-            problem_id="p",
-            sample_index=0,
-            max_tokens=self.max_tokens,
-            think_end="</think>",
-            num_prompt_tokens=self.num_prompt_tokens,
-        )
-        self.last: Transition = self.policy.start(self.context)
+    def __init__(
+        self,
+        spec: CodeSpec | PaperSpec | SpeculativeThinkingSpec,
+        max_tokens: int = 32_768,
+        num_prompt_tokens: int = 50,
+    ) -> None:
+        super().__init__(spec.build(), context_of(max_tokens, num_prompt_tokens=num_prompt_tokens))
 
     def write(self, text: str, finish: SegmentFinish = WATCH) -> tuple[Decision, ...]:
-        """The role that was asked writes tokens, separated by |."""
-        request = decided(self.last)[-1]
-        assert isinstance(request, Generate)
-        texts = tuple(text.split("|")) if text else ()
-        piece = Piece(token_ids=tuple(range(len(texts))), texts=texts)
-        event = Written(role=request.role, piece=piece, finish=finish, start_token=self.num_kept)
-        self.last = self.policy.advance(self.context, self.last.state, event)
-        keep = decided(self.last)[0]
-        assert isinstance(keep, Keep)
-        self.num_kept += keep.num_tokens
-        return decided(self.last)
+        return self.has_written(text.split("|") if text else [], finish)
 
     def watched(self, text: str) -> int | None:
-        """How many tokens the watcher reads until it ends the request; None: to the end."""
-        watcher = self.policy.watcher(self.context, self.last.state)
-        if watcher is None:
-            return None
-        return next((count for count, token in enumerate(text.split("|"), 1) if watcher.feed(token)), None)
+        return self.stops_after(text.split("|"))
 
 
 def words(count: int) -> str:
