@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from bench.measurement import progress
 from bench.stack import JOB_TIMEOUT_S, MODELS, PROBLEMS, Stack
 from bench.usage import Usage
+from pipeline.problems import ProblemSet
 
 POLICY = "speculative-thinking:improved"
 MAX_TOKENS = 384
@@ -33,12 +35,21 @@ class JobRun:
         return {part: used / self.seconds for part, used in self.cpu_seconds.items()}
 
 
-def run_job(stack: Stack, *, seed: int, num_samples: int, limit: int | None = None) -> JobRun:
-    """All problems of the demo's set (or the first ``limit``), ungraded: a grader would take a share of two cores."""
+def run_job(
+    stack: Stack,
+    *,
+    seed: int,
+    num_samples: int,
+    limit: int | None = None,
+    problems: Path | ProblemSet = PROBLEMS,
+    policy: str = POLICY,
+    max_tokens: int = MAX_TOKENS,
+) -> JobRun:
+    """All problems of a set (or the first ``limit``), ungraded: a grader would take a share of two cores."""
     before = Usage.read(stack)
     job = stack.client.submit(
-        PROBLEMS, small=MODELS["small"], large=MODELS["large"], policy=POLICY, num_samples=num_samples, seed=seed,
-        max_tokens=MAX_TOKENS, limit=limit, grader="none",
+        problems, small=MODELS["small"], large=MODELS["large"], policy=policy, num_samples=num_samples, seed=seed,
+        max_tokens=max_tokens, limit=limit, grader="none",
     )  # fmt: skip
     stack.client.wait(job, timeout_s=JOB_TIMEOUT_S)
     cpu_seconds = Usage.read(stack).seconds_since(before)

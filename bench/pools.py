@@ -22,11 +22,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
-import psutil
 
 from bench.measurement import Report
 from bench.stack import JOB_TIMEOUT_S, MODELS, PROBLEMS, Stack, running_stack
-from bench.usage import cpu_seconds
+from bench.usage import cpu_seconds, machine_cpu_seconds
 from bench.yardstick import yardstick
 from pipeline.db.planning import get_measured_job
 from pipeline.db.session import transaction
@@ -119,7 +118,7 @@ def _programs(case: Case) -> list[Program]:
 def _run(stack: Stack, case: Case, workers: Sequence[str]) -> Run:
     programs = [*workers, *SERVERS]
     before = {name: cpu_seconds(stack.pid(name)) for name in programs}
-    start, all_before = time.monotonic(), _all_cpu_seconds()
+    start, all_before = time.monotonic(), machine_cpu_seconds()
     with yardstick() as work_s:
         job = stack.client.submit(
             PROBLEMS,
@@ -134,7 +133,7 @@ def _run(stack: Stack, case: Case, workers: Sequence[str]) -> Run:
         )
         stack.client.wait(job, timeout_s=JOB_TIMEOUT_S)
     cpu_s = {name: cpu_seconds(stack.pid(name)) - before[name] for name in programs}
-    foreign_s = _all_cpu_seconds() - all_before - sum(cpu_s.values())
+    foreign_s = machine_cpu_seconds() - all_before - sum(cpu_s.values())
     foreign_cores = foreign_s / (time.monotonic() - start)
     job = stack.client.job(job.id)
     with transaction(stack.db_engine) as connection:
@@ -142,14 +141,6 @@ def _run(stack: Stack, case: Case, workers: Sequence[str]) -> Run:
     assert job.first_claimed_at is not None
     wall_s = max(request.ended_at for request in measured.requests) - job.first_claimed_at.timestamp()
     return Run(case=case, measured=measured, wall_s=wall_s, cpu_s=cpu_s, foreign_cores=foreign_cores, work_s=work_s[0])
-
-
-def _all_cpu_seconds() -> float:
-    """Of everybody on this machine; taken by the host counts too."""
-    times = psutil.cpu_times()
-    return sum(
-        value for name, value in times._asdict().items() if name not in ("idle", "iowait", "guest", "guest_nice")
-    )
 
 
 def _servers_cores(run: Run) -> float:

@@ -7,17 +7,22 @@ The environment says the rest (see ``environment``). The demo pair lends tokeniz
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+from bench.paced_engine import PacedEngine
 from bench.sampler import profiling
-from bench.scripts import make_script
+from bench.scripts import make_script, problem_set
 from bench.stack import MODELS, REPOSITORY
 from pipeline.chat.files import served_name
 from pipeline.chat.model import ChatModel
+from pipeline.chat.prompts import render_user_message
 from pipeline.embedded import Program
 from pipeline.logs import configure_logging
+from pipeline.planning.pools import EngineRates
 from pipeline.samples import ModelRole
 from pipeline.settings import load_settings
 from pipeline.workforce import WorkerKind
@@ -42,15 +47,24 @@ class InstantEngine(ScriptedEngine):
 
 
 def environment(
-    script: str, *, max_in_flight: int = 128, step_s: float = 0.0, profile: Path | None = None
+    script: str,
+    *,
+    max_in_flight: int = 128,
+    step_s: float = 0.0,
+    rates: EngineRates | None = None,
+    notes: Path | None = None,
+    profile: Path | None = None,
 ) -> dict[str, str]:
     """What tells a worker what to be.
 
     script: a name for ``bench.scripts.make_script``. step_s: pause before each token of all running requests;
-    0: a request is answered at once.
+    0: a request is answered at once. rates: the law of its steps' time instead, which it keeps whatever happens beside
+    it (bench/paced_engine.py); notes: the file in which it then says what it has done.
     profile: the file that gets where this process's CPU time goes, while ``PROFILE.on`` is there.
     """
     variables = {"BENCH_SCRIPT": script, "BENCH_MAX_IN_FLIGHT": str(max_in_flight), "BENCH_STEP_S": str(step_s)}
+    variables |= {"BENCH_RATES": json.dumps(asdict(rates))} if rates else {}
+    variables |= {"BENCH_NOTES": str(notes)} if notes else {}
     return variables | ({"BENCH_PROFILE": str(profile)} if profile else {})
 
 
@@ -61,22 +75,30 @@ def program(name: str, role: ModelRole, variables: dict[str, str]) -> Program:
     return Program(name=name, argv=argv, env=settings | variables, cwd=REPOSITORY, stop_wait_s=40)
 
 
+def _make_engine(role: ModelRole, chat: ChatModel) -> ScriptedEngine:
+    script = make_script(os.environ["BENCH_SCRIPT"], chat, role)
+    model, max_model_len = served_name(MODELS[role.value]), chat.max_model_len or 2048
+    max_in_flight, step_s = int(os.environ["BENCH_MAX_IN_FLIGHT"]), float(os.environ["BENCH_STEP_S"])
+    if rates := os.environ.get("BENCH_RATES"):
+        notes = os.environ.get("BENCH_NOTES")
+        return PacedEngine(
+            script, chat.decode_stream, rates=EngineRates(**json.loads(rates)), model=model,
+            max_model_len=max_model_len, max_in_flight=max_in_flight, notes=Path(notes) if notes else None,
+            key_tokens=len(chat.prompt_ids(render_user_message("math", problem_set(1).problems[0]))),
+        )  # fmt: skip
+    return (ScriptedEngine if step_s else InstantEngine)(
+        script, chat.decode_stream, model=model, max_model_len=max_model_len, max_in_flight=max_in_flight,
+        step_s=step_s, block_size=_NO_BLOCKS,
+    )  # fmt: skip
+
+
 def run(role: ModelRole) -> int:
     """Until told to stop."""
     settings = load_settings()
     configure_logging(settings)
     base = open_base(settings, WorkerKind(role.value))
     chat = ChatModel.load(MODELS[role.value])
-    step_s = float(os.environ["BENCH_STEP_S"])
-    engine = (ScriptedEngine if step_s else InstantEngine)(
-        make_script(os.environ["BENCH_SCRIPT"], chat, role),
-        chat.decode_stream,
-        model=served_name(MODELS[role.value]),
-        max_model_len=chat.max_model_len or 2048,
-        max_in_flight=int(os.environ["BENCH_MAX_IN_FLIGHT"]),
-        step_s=step_s,
-        block_size=_NO_BLOCKS,
-    )
+    engine = _make_engine(role, chat)
     with profiling(os.environ.get("BENCH_PROFILE")):
         return WriterProcess(base, role, engine, chat, served_name(MODELS[role.value])).run()
 

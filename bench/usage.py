@@ -24,6 +24,14 @@ def cpu_seconds(pid: int) -> float:
     return total
 
 
+def machine_cpu_seconds() -> float:
+    """Of everybody on this machine; taken by the host counts too."""
+    times = psutil.cpu_times()
+    return sum(
+        value for name, value in times._asdict().items() if name not in ("idle", "iowait", "guest", "guest_nice")
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """CPU seconds of each program since its start, as ``cpu_seconds``, and of each thread of those with an engine."""

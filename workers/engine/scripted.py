@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from pipeline.samples import SegmentFinish
 from pipeline.signals import NUM_TOP
@@ -45,7 +45,7 @@ class ScriptedEngine(ThreadedEngine[GenerateRequest]):
     """Answers from a script.
 
     step_s: pause per step, in which each running request gets one token; 0: none.
-    block_size: tokens per block of the pretended prefix cache, which never evicts.
+    block_size: tokens per block of the pretended prefix cache, which never evicts. prefixes: another one in its place.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class ScriptedEngine(ThreadedEngine[GenerateRequest]):
         max_in_flight: int = 128,
         step_s: float = 0.0,
         block_size: int = 16,
+        prefixes: Prefixes | None = None,
     ) -> None:
         settings: dict[str, str | int | float | bool | None] = {
             "model": model,
@@ -70,7 +71,7 @@ class ScriptedEngine(ThreadedEngine[GenerateRequest]):
         super().__init__(info, decode_stream, name=model, max_model_len=max_model_len, max_in_flight=max_in_flight)
         self._script = script
         self._step_s = step_s
-        self._prefixes = _PrefixCache(block_size)
+        self._prefixes: Prefixes = prefixes or _PrefixCache(block_size)
         self._waiting: list[_Entry] = []  # a heap
         self._writing: dict[str, Iterator[int | Drawn]] = {}
         self._thread.start()
@@ -106,6 +107,9 @@ class ScriptedEngine(ThreadedEngine[GenerateRequest]):
     def _step(self) -> list[Ended]:
         """One token for each writing request. Called with the lock held."""
         self._start_waiting()
+        return self._write_tokens()
+
+    def _write_tokens(self) -> list[Ended]:
         ended = []
         for core_id, tokens in list(self._writing.items()):
             end = self._write(core_id, next(tokens, None))
@@ -116,7 +120,9 @@ class ScriptedEngine(ThreadedEngine[GenerateRequest]):
         self._num_scheduled = len(self._writing)
         return ended
 
-    def _start_waiting(self) -> None:
+    def _start_waiting(self) -> int:
+        """Tokens of prompts that were computed for those that begin."""
+        computed = 0
         while self._waiting and len(self._writing) < self._max_in_flight:
             _, _, core_id, request = heapq.heappop(self._waiting)
             running = self._running.get(core_id)
@@ -126,6 +132,8 @@ class ScriptedEngine(ThreadedEngine[GenerateRequest]):
             running.num_cached_tokens = self._prefixes.count(request.prompt_ids)
             self._prefixes.add(request.prompt_ids)
             self._writing[core_id] = iter(self._script(request))
+            computed += len(request.prompt_ids) - running.num_cached_tokens
+        return computed
 
     def _write(self, core_id: str, drawn: int | Drawn | None) -> Ended | None:
         running = self._running[core_id]
@@ -159,6 +167,16 @@ class _Row:
 
     def top(self, row: int) -> Top:
         return Top(list(self._drawn.top)[:NUM_TOP], list(self._drawn.top.values())[:NUM_TOP])
+
+
+class Prefixes(Protocol):
+    """Which beginnings of texts were computed before."""
+
+    def add(self, token_ids: Sequence[int]) -> None: ...
+
+    def count(self, token_ids: Sequence[int]) -> int:
+        """Tokens found; as in vLLM at least one is left to compute."""
+        ...
 
 
 class _PrefixCache:
