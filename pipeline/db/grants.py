@@ -258,6 +258,8 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         "job_totals": "SELECT, DELETE",
         "samples": "SELECT, UPDATE (state, epoch, holder_id, runnable_at, published_at, ended_at)",
         "events": "SELECT",
+        "steps": "SELECT",
+        "grades": f"SELECT ({_GRADE_COLUMNS})",
         **{f"FUNCTION {name}": "EXECUTE" for name in ("add_samples", "retry_failed_samples")},
         "api_keys": (
             "SELECT (id, name, sha256, role, requests_per_minute, max_file_bytes, last_used_at, revoked_at), "
@@ -313,7 +315,7 @@ _NEVER: Mapping[DatabaseRole, tuple[tuple[str, str], ...]] = {
         ("reference_answers", "SELECT"),
         ("hidden_columns", "SELECT"),
         ("segments", "INSERT"),
-        ("grades", "SELECT"),
+        ("grades", "UPDATE"),
         ("events", "INSERT"),
         ("api_keys", "INSERT"),
     ),

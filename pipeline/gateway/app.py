@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import metadata
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from pipeline.gateway import errors
 from pipeline.gateway.gate import Gate
 from pipeline.gateway.housekeeping import Housekeeper
 from pipeline.gateway.preparing import Limits
-from pipeline.gateway.routes import batches, chat, files, health, models
+from pipeline.gateway.routes import batches, chat, files, health, metrics, models
 from pipeline.gateway.state import Gateway
 
-ROUTERS = (health.router, models.router, files.router, batches.router, chat.router)
+ROUTERS = (health.router, metrics.router, models.router, files.router, batches.router, chat.router)
 
 
-def make_app(gateway: Gateway, *, is_local: bool, more: Iterable[APIRouter] = ()) -> FastAPI:
-    """The application of one process. more: routers beside those of the API, as of pages or metrics.
+def make_app(gateway: Gateway, *, is_local: bool) -> FastAPI:
+    """The application of one process. is_local: only programs of this machine connect.
 
-    is_local: only programs of this machine connect. What works beside the requests begins with the application, and
+    What works beside the requests begins with the application, and
     ends with it.
     """
     settings = gateway.settings
@@ -43,12 +43,13 @@ def make_app(gateway: Gateway, *, is_local: bool, more: Iterable[APIRouter] = ()
         title="specthink", version=metadata.version("specthink"), lifespan=lifespan, docs_url=None, redoc_url=None
     )
     app.state.gateway = gateway
-    for router in (*ROUTERS, *more):
+    for router in ROUTERS:
         app.include_router(router)
     errors.install(app)
     app.add_middleware(
         Gate,
         keys=gateway.keys,
+        measures=gateway.measures,
         max_body_bytes=settings.max_body_bytes,
         max_file_bytes=settings.max_file_bytes,
         is_local=is_local,

@@ -9,6 +9,7 @@ import ipaddress
 import logging
 import math
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from pipeline.batches import Caller
 from pipeline.errors import PipelineError
 from pipeline.gateway.errors import ApiError, translated
 from pipeline.gateway.keys import Keys, Limiter, may_change
+from pipeline.gateway.measures import Measures
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +36,12 @@ _SAFE = ("GET", "HEAD", "OPTIONS")
 class Gate:
     """ASGI middleware. What it lets through finds its caller in ``request.state.caller``."""
 
-    def __init__(self, app: ASGIApp, *, keys: Keys, max_body_bytes: int, max_file_bytes: int, is_local: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, *, keys: Keys, measures: Measures, max_body_bytes: int, max_file_bytes: int, is_local: bool
+    ) -> None:
         self._app = app
         self._keys = keys
+        self._measures = measures
         self._limiter = Limiter()
         self._max_body_bytes = max_body_bytes
         self._max_file_bytes = max_file_bytes
@@ -47,7 +52,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         request_id = f"req_{secrets.token_hex(12)}"
-        answer = _Answer(send, request_id)
+        answer = _Answer(send, request_id, scope["path"], self._measures)
         try:
             _refuse_nul(scope)
             caller = Caller() if scope["path"] in _OPEN else await self._let_in(scope)
@@ -79,12 +84,8 @@ class Gate:
         key = _bearer(headers.get("authorization"))
         caller = await run_in_threadpool(self._keys.caller, key)
         if caller is None:
-            raise ApiError(
-                401,
-                "Incorrect API key provided; `specthink key add NAME` makes one." if key else "You sent no API key.",
-                code="invalid_api_key",
-                headers={"www-authenticate": "Bearer"},
-            )
+            told = await run_in_threadpool(self._why_not, key)
+            raise ApiError(401, told, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
         if scope["method"] not in _SAFE and not may_change(caller):
             raise ApiError(403, "This key may read, and nothing else.", code="read_only_key")
         wait_s = self._limiter.wait_s(caller)
@@ -93,6 +94,11 @@ class Gate:
             headers = {"retry-after": str(min(120, math.ceil(wait_s)))}
             raise ApiError(429, "Rate limit reached for this key.", code="rate_limit_exceeded", headers=headers)
         return caller
+
+    def _why_not(self, key: str | None) -> str:
+        if not self._keys.are_there():
+            return "This gateway has no key yet, and lets nobody in without: `specthink key add NAME` makes one."
+        return "Incorrect API key provided; `specthink key add NAME` makes one." if key else "You sent no API key."
 
     def _limit(self, scope: Scope, caller: Caller) -> int:
         if scope["path"].rstrip("/") != "/v1/files":
@@ -103,14 +109,18 @@ class Gate:
 class _Answer:
     """Sends the answer with its request id, and knows whether it has begun."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: str, path: str, measures: Measures) -> None:
         self._send = send
         self._request_id = request_id
+        self._path = path
+        self._measures = measures
+        self._began = time.monotonic()
         self.has_begun = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.has_begun = True
+            self._measures.answered(self._path, message["status"], time.monotonic() - self._began)
             extra = [(b"x-request-id", self._request_id.encode()), (b"x-content-type-options", b"nosniff")]
             message["headers"] = [*message.get("headers", []), *extra]
         await self._send(message)
