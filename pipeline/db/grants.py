@@ -246,7 +246,17 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
     },
     DatabaseRole.GATEWAY: {
         **dict.fromkeys(
-            ("alembic_version", "schema_objects", "engines", "workers", "upkeep_leader", "segments", "rollups"),
+            (
+                "alembic_version",
+                "schema_objects",
+                "engines",
+                "workers",
+                "upkeep_leader",
+                "segments",
+                "steps",
+                "rollups",
+                "length_counts",
+            ),
             "SELECT",
         ),
         "problem_sets": f"SELECT, INSERT ({_PROBLEM_SET})",
@@ -258,7 +268,6 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         "job_totals": "SELECT, DELETE",
         "samples": "SELECT, UPDATE (state, epoch, holder_id, runnable_at, published_at, ended_at)",
         "events": "SELECT",
-        "steps": "SELECT",
         "grades": f"SELECT ({_GRADE_COLUMNS})",
         **{f"FUNCTION {name}": "EXECUTE" for name in ("add_samples", "retry_failed_samples")},
         "api_keys": (

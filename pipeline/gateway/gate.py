@@ -23,6 +23,8 @@ from pipeline.errors import PipelineError
 from pipeline.gateway.errors import ApiError, translated
 from pipeline.gateway.keys import Keys, Limiter, may_change
 from pipeline.gateway.measures import Measures
+from pipeline.gateway.pages.access import cookie_key
+from pipeline.gateway.pages.paths import is_open, is_page
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +39,14 @@ class Gate:
     """ASGI middleware. What it lets through finds its caller in ``request.state.caller``."""
 
     def __init__(
-        self, app: ASGIApp, *, keys: Keys, measures: Measures, max_body_bytes: int, max_file_bytes: int, is_local: bool
-    ) -> None:
+        self, app: ASGIApp, *, keys: Keys, measures: Measures, respond: Callable[[Scope, ApiError], ASGIApp],
+        max_body_bytes: int, max_file_bytes: int, is_local: bool,
+    ) -> None:  # fmt: skip
+        """respond: makes the answer that says why there is no other."""
         self._app = app
         self._keys = keys
         self._measures = measures
+        self._respond = respond
         self._limiter = Limiter()
         self._max_body_bytes = max_body_bytes
         self._max_file_bytes = max_file_bytes
@@ -55,15 +60,15 @@ class Gate:
         answer = _Answer(send, request_id, scope["path"], self._measures)
         try:
             _refuse_nul(scope)
-            caller = Caller() if scope["path"] in _OPEN else await self._let_in(scope)
-            scope.setdefault("state", {}).update(caller=caller, request_id=request_id)
+            caller, key = await self._let_in(scope)
+            scope.setdefault("state", {}).update(caller=caller, key=key, request_id=request_id)
             limit = self._limit(scope, caller)
             _refuse_announced(scope, limit)
         except ApiError as error:
-            await error.response()(scope, receive, answer)
+            await self._respond(scope, error)(scope, receive, answer)
             return
         except PipelineError as error:
-            await translated(error).response()(scope, receive, answer)
+            await self._respond(scope, translated(error))(scope, receive, answer)
             return
         await self._run(scope, _counted(receive, limit), answer, request_id)
 
@@ -75,13 +80,21 @@ class Gate:
             log.exception("gateway: request %s to %s broke", request_id, scope["path"][:200])
             if not send.has_begun:
                 told = ApiError(500, f"The gateway broke on this; its log has {request_id}.", code="internal_error")
-                await told.response()(scope, receive, send)
+                await self._respond(scope, told)(scope, receive, send)
 
-    async def _let_in(self, scope: Scope) -> Caller:
+    async def _let_in(self, scope: Scope) -> tuple[Caller, str | None]:
+        """Who asks, and with which key. Pages take it from a cookie, the API from its header alone: a request that a
+        browser makes for another site has the cookie too."""
+        if scope["path"] in _OPEN:
+            return Caller(), None
         headers = _headers(scope)
         if self._is_local:
             _refuse_other_sites(headers)
         key = _bearer(headers.get("authorization"))
+        if is_page(scope["path"]):
+            key = key or cookie_key(headers.get("cookie"))
+            if is_open(scope["path"]):
+                return Caller(), key
         caller = await run_in_threadpool(self._keys.caller, key)
         if caller is None:
             told = await run_in_threadpool(self._why_not, key)
@@ -93,7 +106,7 @@ class Gate:
             # Above 120 s the official client gives up at once.
             headers = {"retry-after": str(min(120, math.ceil(wait_s)))}
             raise ApiError(429, "Rate limit reached for this key.", code="rate_limit_exceeded", headers=headers)
-        return caller
+        return caller, key
 
     def _why_not(self, key: str | None) -> str:
         if not self._keys.are_there():

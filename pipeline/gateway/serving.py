@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
 from pydantic import SecretStr
@@ -43,7 +44,19 @@ def serve(
         timeout_graceful_shutdown=STOP_S,
         lifespan="on",
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    _Server(config, on_stop=gateway.live.stop).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """Ends the pages' streams as soon as it is told to stop: they would have it wait for them."""
+
+    def __init__(self, config: uvicorn.Config, *, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._on_stop()
+        super().handle_exit(sig, frame)
 
 
 def listen(address: str, port: int) -> socket.socket:

@@ -19,6 +19,7 @@ from pipeline.db.session import open_database, transaction
 from pipeline.gateway.desk import Desk
 from pipeline.gateway.keys import Keys
 from pipeline.gateway.measures import Measures
+from pipeline.gateway.pages.live import Live
 from pipeline.metrics import make_registry
 from pipeline.settings import GatewaySettings
 
@@ -41,6 +42,7 @@ class Gateway:
     registry: CollectorRegistry
     """Metrics of all jobs and workers, and this process's own."""
     measures: Measures
+    live: Live
     woken: threading.Event = field(default_factory=threading.Event)
     """Set where a batch was created: whoever reads batches looks at once."""
 
@@ -61,6 +63,7 @@ class Gateway:
             desk=Desk(db_engine, client, settings),
             registry=registry,
             measures=Measures(registry),
+            live=Live(db_engine),
         )
 
     @contextmanager
