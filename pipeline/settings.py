@@ -221,10 +221,10 @@ class MetricsSettings(_Part):
 class GatewaySettings(_Part):
     """The OpenAI-compatible API, `specthink gateway`."""
 
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """0: a free one is chosen."""
     address: str = "127.0.0.1"
-    """On another than a loopback address it needs a key: `specthink key add NAME`."""
+    """On another than a loopback address it lets nobody in without a key: `specthink key add NAME`."""
     max_file_bytes: Annotated[int, Field(ge=1)] = 2**30
     """The largest upload; a key may have a smaller limit of its own."""
     max_lines: Annotated[int, Field(ge=1)] = 1_000_000

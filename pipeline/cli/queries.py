@@ -83,7 +83,7 @@ def status(
 
 def _print_progress(out: Console, progress: list[JobProgress]) -> None:
     """A table that fits 80 columns: columns of zeros are left out, what jobs wait for is below."""
-    from pipeline.cli.live import written
+    from pipeline.results.pace import written
 
     if not progress:
         out.print("no jobs yet; specthink submit FILE makes one")

@@ -137,15 +137,16 @@ def get_jobs(
 
 def select_progress(connection: Connection, job_ids: Sequence[int]) -> list[JobProgress]:
     """Progress of some jobs, in the order of their ids. Raises NotFound for an unknown id."""
-    found = _select_view(
-        connection,
-        JobProgress,
-        "job_progress",
-        "job_id = ANY(:ids) ORDER BY job_id",
-        ids=[*job_ids],
-    )
+    found = find_progress(connection, job_ids)
     _require_all(job_ids, {progress.job_id for progress in found})
-    return list(found)
+    return found
+
+
+def find_progress(connection: Connection, job_ids: Sequence[int]) -> list[JobProgress]:
+    """Progress of those of some jobs that there are, in the order of their ids."""
+    return list(
+        _select_view(connection, JobProgress, "job_progress", "job_id = ANY(:ids) ORDER BY job_id", ids=[*job_ids])
+    )
 
 
 _ANY_OPEN = text("SELECT EXISTS (SELECT FROM jobs WHERE id = ANY(:ids) AND state IN ('running', 'paused'))")
@@ -163,10 +164,14 @@ def running_jobs(connection: Connection) -> list[JobProgress]:
 
 def select_summaries(connection: Connection, job_ids: Sequence[int]) -> list[JobSummary]:
     """Summaries of some jobs, in the order asked for. Raises NotFound for an unknown id."""
-    tail = "job_id = ANY(:ids)"
-    found = {row.job_id: row for row in _select_view(connection, JobSummary, "job_summary", tail, ids=[*job_ids])}
+    found = {row.job_id: row for row in find_summaries(connection, job_ids)}
     _require_all(job_ids, found.keys())
     return [found[job_id] for job_id in job_ids]
+
+
+def find_summaries(connection: Connection, job_ids: Sequence[int]) -> list[JobSummary]:
+    """Summaries of those of some jobs that there are."""
+    return list(_select_view(connection, JobSummary, "job_summary", "job_id = ANY(:ids)", ids=[*job_ids]))
 
 
 def _require_all(wanted: Sequence[int], found: Any) -> None:
