@@ -32,9 +32,13 @@ from pipeline.samples import WRITING_ROLES
 MODEL = f"{MODELS['small'].name}+{MODELS['large'].name}"
 WARM_UP = 3
 LEGS = (
-    "request → its job is being stored", "→ claimed", "claimed → first segment", "first segment → first piece at the client",
-    "first segment → last one", "last segment → end at the client",
-)  # fmt: skip
+    "request → its job is being stored",
+    "→ claimed",
+    "claimed → first segment",
+    "first segment → first piece at the client",
+    "first segment → last one",
+    "last segment → end at the client",
+)
 _MOMENTS = text("""
     SELECT extract(epoch FROM j.submitted_at)::float8 AS stored,
            extract(epoch FROM j.first_claimed_at)::float8 AS claimed,

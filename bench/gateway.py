@@ -48,12 +48,15 @@ def main() -> None:
     options = parser.parse_args()
     sizes = {"few": max(1, options.lines // 50), "many": options.lines}
     report = Report(bench="gateway", setting=vars(options))
-    with tempfile.TemporaryDirectory(prefix="bench-gateway-") as folder, running_servers() as stack:
-        with gateway(stack) as (url, pid):
-            found = {
-                name: measure(stack, url, pid, Path(folder) / name, num_lines=size, chars=options.chars)
-                for name, size in sizes.items()
-            }
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-gateway-") as folder,
+        running_servers() as stack,
+        gateway(stack) as (url, pid),
+    ):
+        found = {
+            name: measure(stack, url, pid, Path(folder) / f"{name}.jsonl", num_lines=size, chars=options.chars)
+            for name, size in sizes.items()
+        }
     for name, size in sizes.items():
         for figure, value in found[name].items():
             report.add(f"{size:,} lines, {figure}", value, UNITS.get(figure, "s"))

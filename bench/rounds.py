@@ -121,17 +121,14 @@ def small_jobs(count: int) -> list[Submission]:
 def measured(stack: Stack, num_jobs: int) -> Iterator[list[Cost]]:
     """What submitting so many jobs meanwhile costs."""
     pids = (os.getpid(), stack.pid("postgres"))
-    before, start, found = [cpu_seconds(pid) for pid in pids], time.perf_counter(), []
+    found: list[Cost] = []
+    before, start = [cpu_seconds(pid) for pid in pids], time.perf_counter()
     yield found
     seconds = time.perf_counter() - start
-    client, postgres = (cpu_seconds(pid) - was for pid, was in zip(pids, before, strict=True))
-    servers = postgres  # they are children of this process, too
+    whole, postgres = (cpu_seconds(pid) - was for pid, was in zip(pids, before, strict=True))
+    client = whole - postgres  # the servers are children of this process
     found.append(
-        Cost(
-            rate=num_jobs / seconds,
-            client_ms=1000 * (client - servers) / num_jobs,
-            postgres_ms=1000 * postgres / num_jobs,
-        )
+        Cost(rate=num_jobs / seconds, client_ms=1000 * client / num_jobs, postgres_ms=1000 * postgres / num_jobs)
     )
 
 
