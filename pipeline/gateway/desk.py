@@ -112,11 +112,18 @@ class Desk:
 
     def _run(self) -> None:
         while not self._stopped.is_set():
-            is_idle = not self._new and not self._waiting
-            self._woken.wait(None if is_idle else POLL_S)
+            self._woken.wait(self._pause_s())
             self._woken.clear()
             for work in (self._store_due, self._look):
                 self._attempt(work)
+
+    def _pause_s(self) -> float | None:
+        """Until the next look, or until the oldest new request has waited for others; None: until somebody comes."""
+        with self._lock:
+            if not self._new and not self._waiting:
+                return None
+            due = [at + self._settings.collect_s - time.monotonic() for at, _ in self._new[:1]]
+        return max(0.0, min([POLL_S, *due]))
 
     def _attempt(self, work: Callable[[], None]) -> None:
         """Nothing may end this thread."""
