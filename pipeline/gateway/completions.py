@@ -16,7 +16,10 @@ _FINISH = {"eos": "stop", "stop": "stop", "length": "length", "context": "length
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitText:
-    """A text in its thoughts and the rest. start, end: the tags around the thoughts, '' where there was none; white space before the first belongs to it."""
+    """A text in its thoughts and the rest.
+
+    start, end: the tags around the thoughts, '' where there was none; white space before the first belongs to it.
+    """
 
     start: str
     reasoning: str | None

@@ -287,7 +287,7 @@ def test_stored_answers_are_short_and_storable() -> None:
 def test_versions_name_what_a_grade_depends_on() -> None:
     from importlib.metadata import version
 
-    assert make_grader("math").version == f"math/2+math-verify-{version('math-verify')}"
+    assert make_grader("math").version == f"math/3+math-verify-{version('math-verify')}"
     assert {make_grader(name).name for name in grader_names()} == set(grader_names())
 
 
