@@ -239,8 +239,29 @@ class ChatModel:
             tail=tail,
             shown=self.chat_template + before,
             told=self.asking.think_tags,
-            vocabulary=frozenset(token.content for token in self.tokenizer.get_added_tokens_decoder().values()),
+            vocabulary=self.added_tokens,
         )
+
+    @cached_property
+    def added_tokens(self) -> frozenset[str]:
+        """The texts of its added tokens, which steer it or are written whole."""
+        return frozenset(token.content for token in self.tokenizer.get_added_tokens_decoder().values())
+
+    @cached_property
+    def unended_turn(self) -> str | None:
+        """The token with which its template ends an answer, where that ends no turn by its files; else None.
+
+        Such a model writes on behind its answer, in the user's name. Raises as ``render_all`` of its template.
+        """
+        try:
+            before, _ = self._turn_frame()
+        except ConfigurationError:
+            return None
+        first = next(iter(self._encoder.controls_among(self._encoder.encode(before))), None)
+        if first is None or first in self.eos_ids:
+            return None
+        text: str | None = self.tokenizer.id_to_token(first)
+        return None if text is None or text in self.think_marks.closing else text
 
     @property
     def think_end(self) -> str:

@@ -105,7 +105,7 @@ _BATCH_CHANGES = (
     "in_progress_at, expires_at, expiring_at, finalizing_at, completed_at, failed_at, expired_at, cancelling_at, "
     "cancelled_at, output_deleted_at, error_deleted_at"
 )
-_CHAT = "id, owner_id, request_sha256, job_id, model"
+_CHAT = "id, external_id, owner_id, request_sha256, job_id, model"
 
 GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
     DatabaseRole.WRITER: {
