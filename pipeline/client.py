@@ -30,6 +30,7 @@ from pipeline.db import job_control, judging, matching, pilots, report_queries, 
 from pipeline.errors import ConfigurationError, JobError
 from pipeline.jobs.config import MAX_INTEGER, CalibratedFrom, JobState
 from pipeline.jobs.pair import KnownPairs
+from pipeline.jobs.prompt_lengths import PromptLengths
 from pipeline.jobs.readiness import ReadyJob, make_ready
 from pipeline.jobs.references import StoredSet
 from pipeline.jobs.submission import ModelChoice, SourceJob, Submission
@@ -101,8 +102,10 @@ class Client(Reader):
 
     def submit_all(self, jobs: Iterable[Submission]) -> list[Job]:
         """Store several jobs in one transaction, all or none; checks what ``submit`` checks. In their order."""
-        pairs = KnownPairs()
-        return self._store(*(self._make_ready(job, pairs=pairs) for job in jobs))
+        pairs, lengths = KnownPairs(), PromptLengths()
+        ready = [self._make_ready(job, pairs=pairs, lengths=lengths) for job in jobs]
+        lengths.finish()
+        return self._store(*ready)
 
     @shows_options
     def dry_run(
@@ -117,7 +120,11 @@ class Client(Reader):
         return dry_run(self._make_ready(_submission(problems, options)), self.workers())
 
     def _make_ready(
-        self, submission: Submission, source: SourceJob | None = None, pairs: KnownPairs | None = None
+        self,
+        submission: Submission,
+        source: SourceJob | None = None,
+        pairs: KnownPairs | None = None,
+        lengths: PromptLengths | None = None,
     ) -> ReadyJob:
         submission, found = self._with_findings(submission)
         ready = make_ready(
@@ -126,6 +133,7 @@ class Client(Reader):
             source=source,
             matched=found,
             pairs=pairs,
+            lengths=lengths,
         )
         if ready.config.calibrated_from is None:
             return ready
@@ -153,7 +161,9 @@ class Client(Reader):
     def _store(self, *jobs: ReadyJob) -> list[Job]:
         """Store jobs in one transaction, then tell what was found in them."""
         with self._transaction() as connection:
-            found = report_queries.get_jobs(connection, submissions.insert_ready(connection, jobs))
+            ids = submissions.insert_ready(connection, jobs)
+            configs = {job_id: ready.config for job_id, ready in zip(ids, jobs, strict=True)}
+            found = report_queries.get_jobs(connection, ids, configs)
             told = _told_by_judges(connection, [job.problem_set_id for job in found])
         stored = [self._shown(job) for job in found]
         for note in (*(note for ready in jobs for note in ready.notes), *told):

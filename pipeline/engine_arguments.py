@@ -22,6 +22,7 @@ _ONE_ENGINE = "a worker is one engine on the GPUs of one machine: start more wor
 _PROCESS = "SPECTHINK_ENGINE__VLLM__PROCESS says where the engine runs"
 _SHARE = "a worker's share of a GPU says it: share=, or --device-share"
 _READINGS = "signals are read from the model's own log-probabilities"
+_DRAFTS = "accelerate says what drafts tokens: --accelerate, or SPECTHINK_ENGINE__VLLM__ACCELERATE"
 _ADAPTER = "a job names no adapter: merge it into its base model, and give that folder"
 
 OWNED: Mapping[str, str] = {
@@ -61,6 +62,7 @@ OWNED: Mapping[str, str] = {
         ),
         _ADAPTER,
     ),
+    **dict.fromkeys(("speculative_config", "spec_method", "spec_model", "spec_tokens"), _DRAFTS),
     "hf_token": "arguments are stored and shown: give it in the environment, as HF_TOKEN",
     "disable_log_stats": "queue times are read from them",
     "use_tqdm_on_load": "logs are no terminal",

@@ -39,6 +39,7 @@ from pipeline.settings import EngineKind, Settings
 WORKERS_TIMEOUT_S = 900.0
 """A large model on a GPU takes minutes to load and to compile."""
 _PYTHON = (sys.executable, "-m", "workers")
+_GATEWAY = (sys.executable, "-m", "pipeline.cli", "gateway")
 _GPUS = "CUDA_VISIBLE_DEVICES"
 _KEY = "SPECTHINK_ENGINE__SERVER__API_KEY"
 _ALIVE = (ProgramPhase.STARTING, ProgramPhase.RUNNING)
@@ -46,11 +47,12 @@ _ALIVE = (ProgramPhase.STARTING, ProgramPhase.RUNNING)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalStack:
-    """What runs on this machine. flower_url: None where Flower was not asked for."""
+    """What runs on this machine. flower_url, pages_url: None where Flower, or the gateway, was not asked for."""
 
     state: EmbeddedState
     revision: str
     flower_url: str | None
+    pages_url: str | None = None
     opened: Opened | None = None
     """Where other hosts may join."""
 
@@ -63,6 +65,7 @@ def start_local(
     judge: str | Sequence[str] | None = None,
     pools: Sequence[Pool] = (),
     flower: bool = True,
+    gateway: bool = False,
     listen: Listen | None = None,
     die_with_parent: bool = False,
     on_event: Callable[[str], None] = lambda event: None,
@@ -96,15 +99,18 @@ def start_local(
     on_event("migrating the database")
     revision = _prepare_database(state)
     opened = _open_or_close(state, listen, on_event)
-    port = _flower_port(settings, state) if flower else None
-    programs = _programs(settings, state, plan, flower_port=port)
+    wanted = [*(["flower"] if flower else []), *(["gateway"] if gateway else [])]
+    sites = {name: _site(settings, state, name) for name in wanted}
+    programs = _programs(settings, state, plan, sites)
     state.add_programs(programs)
     if pools:
         write_private(_plan_file(state), json.dumps(as_json(plan, pools), indent=1))
     for names in waves({program.name: program.env for program in programs}):
-        _start_and_wait(settings, state, names, port, on_event)
-    url = f"http://{settings.flower.address}:{port}" if port is not None else None
-    return LocalStack(state=state, revision=revision, flower_url=url, opened=opened)
+        _start_and_wait(state, names, sites, on_event)
+    urls = {name: f"http://{address}:{port}" for name, (address, port) in sites.items()}
+    return LocalStack(
+        state=state, revision=revision, flower_url=urls.get("flower"), pages_url=urls.get("gateway"), opened=opened
+    )
 
 
 def _open_or_close(state: EmbeddedState, listen: Listen | None, on_event: Callable[[str], None]) -> Opened | None:
@@ -129,9 +135,9 @@ def start_again(
     for name in names:
         if name not in known:
             raise NotFound(f"there is no program {name!r}; there are {', '.join(sorted(known))}")
-    port = _flower_port(settings, state) if "flower" in names else None
+    sites = {name: _site(settings, state, name) for name in ("flower", "gateway") if name in names}
     for wave in waves({name: state.environment_of(name) for name in names}):
-        _start_and_wait(settings, state, wave, port, on_event)
+        _start_and_wait(state, wave, sites, on_event)
     return state
 
 
@@ -200,7 +206,7 @@ def _prepare_database(state: EmbeddedState) -> str:
     return revision
 
 
-def _programs(settings: Settings, state: EmbeddedState, plan: Plan, *, flower_port: int | None) -> list[Program]:
+def _programs(settings: Settings, state: EmbeddedState, plan: Plan, sites: Mapping[str, tuple[str, int]]) -> list[Program]:
     """The programs as supervisord runs them. Settings come from this process's environment, spelled out for each."""
     environment = {name: value for name, value in os.environ.items() if name.startswith("SPECTHINK_")}
     environment.pop("SPECTHINK_STATE_DIR", None)  # given by the state folder, and with it the login of each program
@@ -224,10 +230,14 @@ def _programs(settings: Settings, state: EmbeddedState, plan: Plan, *, flower_po
             for name, worker in zip(names, workers, strict=True)
         ]
     programs += [Program(name=kind, argv=(*_PYTHON, kind), env=environment) for kind in ("grade", "upkeep")]
-    if flower_port is not None:
-        flower = {**environment, "SPECTHINK_FLOWER__PORT": str(flower_port)}
+    if "flower" in sites:
+        flower = {**environment, "SPECTHINK_FLOWER__PORT": str(sites["flower"][1])}
         flower |= {"SPECTHINK_FLOWER__BASIC_AUTH": password} if password is not None else {}
         programs.append(Program(name="flower", argv=(*_PYTHON, "flower"), env=flower))
+    if "gateway" in sites:
+        listening = dict(zip(("ADDRESS", "PORT"), map(str, sites["gateway"]), strict=True))
+        env = environment | {f"SPECTHINK_GATEWAY__{name}": value for name, value in listening.items()}
+        programs.append(Program(name="gateway", argv=_GATEWAY, env=env))
     return programs
 
 
@@ -247,19 +257,21 @@ def worker_names(role: str, commands: Sequence[tuple[str, ...]], written: Mappin
     return [names[place] if place in names else next(left) for place in range(len(commands))]
 
 
-def _flower_port(settings: Settings, state: EmbeddedState) -> int:
-    """The port of the settings, else the one that Flower had here before, where it runs or the port is still free."""
-    if settings.flower.port:
-        return settings.flower.port
-    memory = state.state_dir / "flower.port"
+def _site(settings: Settings, state: EmbeddedState, name: str) -> tuple[str, int]:
+    """Where a web page of this machine is served: at the port of the settings, else at the one that it had here before,
+    where it runs or the port is still free. The gateway's pages have their usual port only where a person says so."""
+    of_page = settings.flower if name == "flower" else settings.gateway
+    if of_page.port and (name == "flower" or "port" in of_page.model_fields_set):
+        return of_page.address, of_page.port
+    memory = state.state_dir / f"{name}.port"
     known = int(memory.read_text()) if memory.is_file() else 0
-    running = any(program.name == "flower" and program.state in _ALIVE for program in state.program_states())
-    if known and (running or _is_free(settings.flower.address, known)):
-        return known
-    with socket.create_server((settings.flower.address, 0)) as listener:
+    running = any(program.name == name and program.state in _ALIVE for program in state.program_states())
+    if known and (running or _is_free(of_page.address, known)):
+        return of_page.address, known
+    with socket.create_server((of_page.address, 0)) as listener:
         port = int(listener.getsockname()[1])
     write_private(memory, str(port))
-    return port
+    return of_page.address, port
 
 
 def _is_free(address: str, port: int) -> bool:
@@ -271,16 +283,14 @@ def _is_free(address: str, port: int) -> bool:
 
 
 def _start_and_wait(
-    settings: Settings,
     state: EmbeddedState,
     names: Sequence[str],
-    flower_port: int | None,
+    sites: Mapping[str, tuple[str, int]],
     on_event: Callable[[str], None],
 ) -> None:
-    """Start programs that were added; return once all have registered. Flower answers at its port instead."""
+    """Start programs that were added; return once all have registered. Those with a site answer there instead."""
     for name in names:
         state.start_program(name)
-    flower = (settings.flower.address, flower_port) if flower_port is not None else None
     db_engine = open_database(state.connections.database_url)
     deadline = time.monotonic() + WORKERS_TIMEOUT_S
     waiting_before: list[str] = []
@@ -290,7 +300,7 @@ def _start_and_wait(
             require_alive(state, programs)
             with transaction(db_engine) as connection:
                 registered = {worker.pid for worker in report_queries.live_workers(connection)}
-            waiting = [name for name in names if not _is_up(programs[name], registered, flower)]
+            waiting = [name for name in names if not _is_up(programs[name], registered, sites)]
             if not waiting:
                 return
             if waiting != waiting_before:
@@ -312,11 +322,11 @@ def require_alive(state: EmbeddedState, programs: Mapping[str, ProgramState]) ->
             raise ProgramFailed(program.name, program.exit_code, state.last_lines(program.name, 8))
 
 
-def _is_up(program: ProgramState, registered: set[int], flower: tuple[str, int] | None) -> bool:
+def _is_up(program: ProgramState, registered: set[int], sites: Mapping[str, tuple[str, int]]) -> bool:
     if program.name in (*SERVERS, GATE):
         return True
-    if program.name == "flower":
-        return flower is not None and _answers(flower)
+    if program.name in sites:
+        return _answers(sites[program.name])
     return program.pid in registered
 
 

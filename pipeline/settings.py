@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from pipeline.accelerators import Accelerator, parse_accelerator
 from pipeline.engine_arguments import require_free
 from pipeline.errors import ConfigurationError
 from pipeline.logins import SESSION_SETTINGS, DatabaseRole, Login
@@ -58,8 +59,17 @@ class VllmSettings(_Part):
     what vLLM prefers."""
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
     """GPUs of one engine."""
+    accelerate: str | None = None
+    """What drafts tokens for the engine's model to check: ngram, suffix, eagle3:MODEL or draft:MODEL. None: nothing."""
+    draft_tokens: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Most tokens of one draft; None: 4 for ngram and draft, 3 for eagle3, 16 for suffix."""
     arguments: dict[str, str] = {}
     """Arguments of vLLM's own, a JSON object of texts: {"enforce_eager": "true"}. Not those that the pipeline sets."""
+
+    @property
+    def accelerator(self) -> Accelerator | None:
+        """What makes drafts; None where nothing does."""
+        return None if self.accelerate is None else parse_accelerator(self.accelerate, self.draft_tokens)
 
     @field_validator("arguments")
     @classmethod
@@ -69,6 +79,16 @@ class VllmSettings(_Part):
         except ConfigurationError as error:
             raise ValueError(str(error)) from error
         return arguments
+
+    @model_validator(mode="after")
+    def _drafts_are_possible(self) -> VllmSettings:
+        try:
+            accelerator = self.accelerator
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from error
+        if accelerator is None and self.draft_tokens is not None:
+            raise ValueError("draft_tokens goes with accelerate, which says what makes the drafts")
+        return self
 
 
 SERVER_URL_FORM = "must be http://host:port/v1 or https://host/v1; a key goes into SPECTHINK_ENGINE__SERVER__API_KEY"
@@ -201,10 +221,10 @@ class MetricsSettings(_Part):
 class GatewaySettings(_Part):
     """The OpenAI-compatible API, `specthink gateway`."""
 
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """0: a free one is chosen."""
     address: str = "127.0.0.1"
-    """On another than a loopback address it needs a key: `specthink key add NAME`."""
+    """On another than a loopback address it lets nobody in without a key: `specthink key add NAME`."""
     max_file_bytes: Annotated[int, Field(ge=1)] = 2**30
     """The largest upload; a key may have a smaller limit of its own."""
     max_lines: Annotated[int, Field(ge=1)] = 1_000_000

@@ -33,7 +33,8 @@ class WorkerReport:
 
     max_model_len: most tokens of prompt and output that its engine takes. model_fingerprint, weights_sha256, revision:
     of its model. None for a worker without an engine, and where they are not known. engine_arguments: those of vLLM's
-    own that a person gave; None where none was.
+    own that a person gave; None where none was. accelerate: what drafts tokens for its engine; None: nothing.
+    num_drafts, draft_tokens, accepted_tokens: of its drafts.
     """
 
     id: int
@@ -51,6 +52,23 @@ class WorkerReport:
     weights_sha256: str | None = None
     revision: str | None = None
     engine_arguments: dict[str, str] | None = None
+    accelerate: str | None = None
+    num_drafts: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+
+    @property
+    def acceptance(self) -> str | None:
+        """How its drafts fare, in a few words; None where nothing drafts."""
+        if self.accelerate is None:
+            return None
+        if not self.num_drafts:
+            return f"{self.accelerate}, no draft yet"
+        share, length = self.accepted_tokens / self.draft_tokens, 1 + self.accepted_tokens / self.num_drafts
+        return (
+            f"{self.accelerate}, {self.accepted_tokens:,} of {self.draft_tokens:,} drafted tokens accepted "
+            f"({share:.0%}), {length:.2f} tokens per step"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

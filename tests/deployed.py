@@ -1,28 +1,15 @@
-"""What files of deploy/ may say: commands, settings, and how long a worker may take to stop."""
+"""What files of deploy/ may say: settings, and how long a worker may take to stop."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import pytest
-import typer
-
-from pipeline.cli.app import app
 from pipeline.settings import LeaseSettings, Settings
-from tests.command_lines import parse
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 LEAST_STOP_S = LeaseSettings().drain_s + 10
 """From TERM to KILL: a worker drains, then hands back what is left."""
-
-
-def require_command(line: str) -> None:
-    """Raises where specthink does not take it."""
-    commands: Any = typer.main.get_command(app)
-    if line.split()[1] == "gateway" and "gateway" not in commands.commands:
-        pytest.skip("this version has no gateway")
-    parse(line)
 
 
 def require_setting(variable: str) -> None:

@@ -444,6 +444,21 @@ def upgrade() -> None:
             comment="of these, found in the prefix cache",
         ),
         sa.Column(
+            "num_drafts",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="steps of a sample for which its accelerator drafted tokens",
+        ),
+        sa.Column("draft_tokens", sa.BigInteger(), server_default="0", nullable=False, comment="in these drafts"),
+        sa.Column(
+            "accepted_tokens",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="of these, accepted: among tokens_generated",
+        ),
+        sa.Column(
             "tokens_withdrawn",
             sa.BigInteger(),
             server_default="0",

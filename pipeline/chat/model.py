@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.chat.asking import GIVEN_BY_PIPELINE, Asking
 from pipeline.chat.files import find_cached_folder, read_model
@@ -282,17 +282,36 @@ class ChatModel:
         """Whether the prompt ends inside the think phase: the template has opened it."""
         return self.think_marks.start is ThinkStart.OPENED
 
-    @cached_property
+    @property
     def vocabulary_sha256(self) -> str:
         """Of vocabulary, merges and added tokens: equal for models that agree on what ids mean."""
-        description = json.loads(self.tokenizer.to_str())
+        return self._tokenizer_hashes.vocabulary
+
+    @cached_property
+    def prompts_sha256(self) -> str:
+        """Equal for models, as a job asks them, that make the same ids of each prompt."""
         return _sha256(
+            {
+                "tokenizer": self._tokenizer_hashes.whole,
+                "variables": self.template_variables,
+                "eos_ids": self.eos_ids,
+                "chat_template": self.chat_template,
+                "asking": self.asking.sha256,
+            }
+        )
+
+    @cached_property
+    def _tokenizer_hashes(self) -> _TokenizerHashes:
+        text = self.tokenizer.to_str()
+        description = json.loads(text)
+        vocabulary = _sha256(
             {
                 "vocabulary": sorted(self.tokenizer.get_vocab(with_added_tokens=True).items()),
                 "merges": description["model"].get("merges", []),
                 "added": [[token["id"], token["content"], token["special"]] for token in description["added_tokens"]],
             }
         )
+        return _TokenizerHashes(vocabulary=vocabulary, whole=hashlib.sha256(text.encode()).hexdigest())
 
     @cached_property
     def fingerprint(self) -> str:
@@ -338,7 +357,14 @@ class ChatModel:
         return self._encoder.controls_among(self._encoder.encode(self._frame))
 
 
-_OF_THE_FILES = ("vocabulary_sha256", "fingerprint", "_whole_texts", "_plain_encoder")
+class _TokenizerHashes(NamedTuple):
+    """sha256 of a tokenizer: of what its ids mean, and of all that it is made of."""
+
+    vocabulary: str
+    whole: str
+
+
+_OF_THE_FILES = ("_tokenizer_hashes", "fingerprint", "_whole_texts", "_plain_encoder")
 """What no job changes, and takes long to compute."""
 
 

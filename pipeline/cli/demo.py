@@ -104,6 +104,8 @@ def run(
     start = time.monotonic()
     with running_stack(state_dir, keep=keep) as stack:
         out.print(f"all workers are up after {time.monotonic() - start:.0f} s; Flower: {stack.flower_url}")
+        if stack.pages_url:
+            out.print(f"pages of jobs and samples: {stack.pages_url}")
         with Client.connect(load_settings(state_dir=state_dir)) as client:
             jobs = [submit(client, policy, num_samples=num_samples, limit=limit) for policy in POLICIES]
             with ProgressDisplay(client, out) as display:
@@ -112,8 +114,13 @@ def run(
     out.print(f"\n{time.monotonic() - start:.0f} s in all")
     if is_left:
         out.print(f"everything is left running; Flower: {stack.flower_url}")
+        if stack.pages_url:
+            out.print(f"pages of jobs and samples: {stack.pages_url}")
     else:
-        out.print(f"Flower was at {stack.flower_url} while it ran; --keep (make demo KEEP=1) leaves it up")
+        out.print(
+            f"Flower was at {stack.flower_url} while it ran; --keep (make demo KEEP=1) leaves it up, and serves pages of "
+            f"the jobs and their samples. Without it: {command} up --no-flower, then {command} gateway"
+        )
     show_ways_on(jobs, command, is_running=is_left)
     if table_file:
         table_file.write_text(json.dumps({"jobs": [job.id for job in jobs], "table": rows}, indent=1) + "\n")
@@ -139,6 +146,7 @@ def running_stack(state_dir: Path, *, keep: bool) -> Iterator[LocalStack]:
             settings,
             small=str(demo_folder() / "models" / "demo-small"),
             large=str(demo_folder() / "models" / "demo-large"),
+            gateway=keep and _has_gateway(),
             die_with_parent=not keep,
             on_event=lambda event: print(visible(f"… {event}"), file=sys.stderr, flush=True),
         )
@@ -148,6 +156,13 @@ def running_stack(state_dir: Path, *, keep: bool) -> Iterator[LocalStack]:
         raise
     if not (keep or ran_before):
         stop(state_dir)
+
+
+def _has_gateway() -> bool:
+    """Whether the packages of the extra are here, which an engine brings."""
+    from importlib.util import find_spec
+
+    return all(find_spec(name) is not None for name in ("fastapi", "uvicorn", "python_multipart"))
 
 
 def submit(client: Client, policy: str, *, num_samples: int, limit: int | None) -> Job:

@@ -23,13 +23,13 @@ commands = make_group()
 
 @commands.command(
     rich_help_panel=PANEL,
-    epilog="Examples: specthink gateway · specthink gateway --port 8001 · specthink gateway --address 0.0.0.0 (needs a "
-    "key)",
+    epilog="Examples: specthink gateway · specthink gateway --port 8081 · specthink gateway --address 0.0.0.0 (lets "
+    "in who has a key)",
 )
 def gateway(
     context: typer.Context,
     address: Annotated[str | None, typer.Option(help="Where it listens.", show_default="127.0.0.1")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: a free one.", show_default="8000")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: a free one.", show_default="8080")] = None,
     state_dir: StateDir = None,
 ) -> None:
     """Serve files, batches, models and chat as OpenAI's API has them.
@@ -45,10 +45,18 @@ def gateway(
     with _extra():
         from pipeline.gateway.serving import serve
     out = console()
+
+    def started(url: str, lacks_key: bool) -> None:
+        out.print(f"gateway at {url}", soft_wrap=True, highlight=False)
+        if lacks_key:
+            told = "nobody is let in before there is a key: specthink key add NAME makes one"
+            out.print(told, soft_wrap=True, highlight=False)
+
     serve(
         resolve_gateway(settings),
         settings.gateway.model_copy(update=given),
-        on_start=lambda url: out.print(f"gateway at {url}", soft_wrap=True, highlight=False),
+        refresh_s=settings.metrics.refresh_s,
+        on_start=started,
     )
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from pipeline.cli.render import duration, number
+from pipeline.results.pace import Speed, left_to_write, written
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from pipeline.client import Client
     from pipeline.results.reports import JobProgress
 
-WINDOW_S = 10.0
-"""Speeds are means over so long."""
 LINE_EVERY_S = 10.0
 """Where the output is no terminal, a line is printed so often."""
 NAME_WIDTH = 14
@@ -27,32 +25,6 @@ MAX_SHOWN = 6
 """Of more jobs than this, those that are being written are shown, and the others counted."""
 SURE_AFTER = 30
 """An estimate from fewer samples than this says from how many: the first to end are the short ones."""
-
-
-class Speed:
-    """The present growth of a running total, over the last window."""
-
-    def __init__(self, window_s: float = WINDOW_S) -> None:
-        self._window_s = window_s
-        self._seen: deque[tuple[float, float]] = deque()
-
-    def add(self, now: float, total: float) -> None:
-        self._seen.append((now, total))
-        while len(self._seen) > 2 and self._seen[1][0] < now - self._window_s:
-            self._seen.popleft()
-
-    @property
-    def grown(self) -> float:
-        """By how much, within the window."""
-        return self._seen[-1][1] - self._seen[0][1] if self._seen else 0.0
-
-    @property
-    def per_second(self) -> float | None:
-        """None before two totals are known."""
-        if len(self._seen) < 2:
-            return None
-        (start, first), (end, last) = self._seen[0], self._seen[-1]
-        return (last - first) / (end - start) if end > start else None
 
 
 class ProgressDisplay:
@@ -98,7 +70,7 @@ class ProgressDisplay:
 
     def seconds_left(self, jobs: list[JobProgress]) -> float | None:
         """Until the last sample is written, at the present pace; None while there is none."""
-        open_samples = sum(job.samples_total - written(job) - job.cancelled for job in jobs)
+        open_samples = left_to_write(jobs)
         pace = self._written.per_second
         if open_samples == 0:
             return 0.0
@@ -167,11 +139,6 @@ def telling(jobs: list[JobProgress]) -> tuple[list[JobProgress], str | None]:
     others = [job for job in jobs if job.job_id not in ids]
     ended = sum(job.is_final for job in others)
     return shown, f"and {len(others)} more jobs: {ended} ended, {len(others) - ended} open"
-
-
-def written(job: JobProgress) -> int:
-    """Samples of which nothing more is written: complete, whether graded or not, or given up."""
-    return job.finished + job.samples_done
 
 
 def _state(job: JobProgress) -> str:

@@ -23,9 +23,11 @@ def chosen_pools(
     file: Path | None,
     arguments: Mapping[ModelRole, Sequence[str]],
     servers: Mapping[ModelRole, str | None] = MappingProxyType({}),
+    accelerators: Mapping[ModelRole, str | None] = MappingProxyType({}),
+    draft_tokens: int | None = None,
 ) -> list[Pool]:
-    """The pools of the options, then those of the file. arguments: vLLM's own by role, which win over the file's.
-    servers: by role the address of that which has the options' models.
+    """The pools of the options, then those of the file. arguments: vLLM's own by role, which win over the file's, as
+    accelerators do, with drafts of draft_tokens. servers: by role the address of that which has the options' models.
 
     Raises ConfigurationError.
     """
@@ -46,10 +48,18 @@ def chosen_pools(
     ]
     pools += read_pools(file) if file else []
     added = {role: parse_arguments(given) for role, given in arguments.items()}
-    return [
+    pools = [
         pool if pool.server else dataclasses.replace(pool, arguments={**pool.arguments, **added[pool.role]})
         for pool in pools
     ]
+    return [_accelerated(pool, accelerators.get(pool.role), draft_tokens) for pool in pools]
+
+
+def _accelerated(pool: Pool, accelerate: str | None, draft_tokens: int | None) -> Pool:
+    if accelerate is not None:
+        return dataclasses.replace(pool, accelerate=accelerate, draft_tokens=draft_tokens)
+    own = pool.accelerate is not None and draft_tokens is not None
+    return dataclasses.replace(pool, draft_tokens=draft_tokens) if own else pool
 
 
 def pool_of_worker(role: ModelRole, model: str | None, file: Path | None) -> Pool:

@@ -71,6 +71,8 @@ def status(
         if worker.engine_arguments:
             given = " ".join(f"{name}={value}" for name, value in worker.engine_arguments.items())
             out.print(f"engine of worker {worker.id}: {given}", soft_wrap=True)
+        if worker.acceptance:
+            out.print(f"drafts of worker {worker.id}: {worker.acceptance}", soft_wrap=True, markup=False)
     if leader:
         out.print(
             f"worker {leader.worker_id} on {visible(leader.host)} leads since {leader.since:%Y-%m-%d %H:%M:%S %Z}"
@@ -81,7 +83,7 @@ def status(
 
 def _print_progress(out: Console, progress: list[JobProgress]) -> None:
     """A table that fits 80 columns: columns of zeros are left out, what jobs wait for is below."""
-    from pipeline.cli.live import written
+    from pipeline.results.pace import written
 
     if not progress:
         out.print("no jobs yet; specthink submit FILE makes one")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from pipeline.devices import Pool
     from pipeline.embedded import EmbeddedState, Opened
+    from pipeline.samples import ModelRole
 
 PANEL = "Running it"
 
@@ -28,6 +29,21 @@ commands = make_group()
 EngineArg = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=VALUE", help="An argument of vLLM's EngineArgs, e.g. quantization=fp8. Repeatable."),
+]
+
+Accelerate = Annotated[
+    str | None,
+    typer.Option(
+        metavar="METHOD[:MODEL]",
+        help="Draft tokens for the model to check: ngram, suffix, eagle3:MODEL or draft:MODEL.",
+        show_default="off",
+    ),
+]
+DraftTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=64, help="Most tokens of one draft.", show_default="ngram and draft 4, eagle3 3, suffix 16"
+    ),
 ]
 
 _UP_EXAMPLES = """Examples:
@@ -45,6 +61,8 @@ specthink up --small org/small-1b --large org/large-32b --judge org/prm-7b: a ju
 specthink up --small org/small-1b@0,1 --large org/large-32b@2-5:tp=2: on these GPUs
 
 specthink up --small org/small-1b --large org/large-70b --large-server http://host:8000/v1: large is somebody's server
+
+specthink up --small org/small-1b --large org/large-32b --large-accelerate draft:org/small-1b: small drafts for large
 
 specthink up --file specthink.toml: pools, devices, engine arguments and environment from a file
 
@@ -100,6 +118,9 @@ def up(
     judge_engine_arg: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="The same for judge workers alone.")
     ] = None,
+    small_accelerate: Accelerate = None,
+    large_accelerate: Accelerate = None,
+    draft_tokens: DraftTokens = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print which workers would run where; start nothing.")
     ] = False,
@@ -143,9 +164,9 @@ def up(
     arguments[ModelRole.JUDGE] = [*(engine_arg or ()), *(judge_engine_arg or ())]
     models = {ModelRole.SMALL: small or [], ModelRole.LARGE: large or [], ModelRole.JUDGE: judge or []}
     servers = {ModelRole.SMALL: small_server, ModelRole.LARGE: large_server, ModelRole.JUDGE: judge_server}
-    pools = chosen_pools(models, file, arguments, servers)
-    if not pools and any(arguments.values()):
-        raise typer.BadParameter("there are no engines to start: give models too", param_hint="--engine-arg")
+    accelerators = {ModelRole.SMALL: small_accelerate, ModelRole.LARGE: large_accelerate}
+    pools = chosen_pools(models, file, arguments, servers, accelerators, draft_tokens)
+    _require_engines(pools, arguments, accelerators, draft_tokens)
     if machine and not dry_run:
         raise typer.BadParameter("it is for --dry-run: workers start on this machine", param_hint="--machine")
     if listen is None and (allow or insecure_network):
@@ -176,6 +197,24 @@ def up(
     if stack.opened:
         _show_opened(stack.opened)
     out.print(f"stop all of it: {command_line(chosen_state_dir(context, state_dir))} down", soft_wrap=True)
+
+
+def _require_engines(
+    pools: Sequence[Pool],
+    arguments: Mapping[ModelRole, Sequence[str]],
+    accelerators: Mapping[ModelRole, str | None],
+    draft_tokens: int | None,
+) -> None:
+    """Refuse what is told to engines where none of them is to start."""
+    roles = {pool.role for pool in pools}
+    if not pools and any(arguments.values()):
+        raise typer.BadParameter("there are no engines to start: give models too", param_hint="--engine-arg")
+    for role, accelerate in accelerators.items():
+        if accelerate and role not in roles:
+            hint = f"--{role.value}-accelerate"
+            raise typer.BadParameter(f"there is no {role.value} engine to start: give its model too", param_hint=hint)
+    if draft_tokens and not any(pool.accelerate for pool in pools):
+        raise typer.BadParameter("nothing makes drafts: give an accelerator too", param_hint="--draft-tokens")
 
 
 def _show_opened(opened: Opened) -> None:
@@ -360,6 +399,8 @@ specthink worker large --model /models/large-32b --name-served org/large-32b --m
 
 specthink worker large --model org/large-32b-awq --engine-arg max_num_batched_tokens=4096
 
+specthink worker large --model org/large-32b --accelerate ngram --draft-tokens 6: off unless it is asked for
+
 specthink worker large --model org/large-70b --server http://host:8000/v1: through somebody's server
 
 specthink worker large --file specthink.toml: as the file's large pool says, on the GPUs that this process sees
@@ -419,10 +460,13 @@ def small(
     engine_arg: EngineArg = None,
     server: Server = None,
     server_model: ServerModel = None,
+    accelerate: Accelerate = None,
+    draft_tokens: DraftTokens = None,
     state_dir: StateDir = None,
 ) -> None:
     """Draft with a small model."""
-    engine = EngineOptions(device_share, engine_process, engine_arg, server, server_model)
+    drafts = accelerate, draft_tokens
+    engine = EngineOptions(device_share, engine_process, engine_arg, server, server_model, *drafts)
     options = WriterOptions(name_served, revision, max_in_flight, engine)
     _become_writer(context, "small", model, file, options, state_dir)
 
@@ -440,10 +484,13 @@ def large(
     engine_arg: EngineArg = None,
     server: Server = None,
     server_model: ServerModel = None,
+    accelerate: Accelerate = None,
+    draft_tokens: DraftTokens = None,
     state_dir: StateDir = None,
 ) -> None:
     """Take over with a large model."""
-    engine = EngineOptions(device_share, engine_process, engine_arg, server, server_model)
+    drafts = accelerate, draft_tokens
+    engine = EngineOptions(device_share, engine_process, engine_arg, server, server_model, *drafts)
     options = WriterOptions(name_served, revision, max_in_flight, engine)
     _become_writer(context, "large", model, file, options, state_dir)
 
@@ -545,6 +592,8 @@ class EngineOptions(NamedTuple):
     arguments: list[str] | None
     server: str | None
     server_model: str | None
+    accelerate: str | None = None
+    draft_tokens: int | None = None
 
 
 class WriterOptions(NamedTuple):
@@ -580,6 +629,8 @@ def _become_writer(
         "SPECTHINK_ENGINE__VLLM__CPU_THREADS": pool.threads,
         "SPECTHINK_ENGINE__VLLM__PROCESS": options.engine.process,
         "SPECTHINK_ENGINE__VLLM__ARGUMENTS": json.dumps(dict(pool.arguments)) if pool.arguments else None,
+        "SPECTHINK_ENGINE__VLLM__ACCELERATE": pool.accelerate,
+        "SPECTHINK_ENGINE__VLLM__DRAFT_TOKENS": pool.draft_tokens,
         "SPECTHINK_ENGINE__KIND": "server" if pool.server else None,
         "SPECTHINK_ENGINE__SERVER__URL": pool.server,
         "SPECTHINK_ENGINE__SERVER__MODEL": pool.server_model,
@@ -602,10 +653,13 @@ def _pool_of_options(pool: Pool, options: WriterOptions) -> Pool:
         "share": engine.device_share,
         "server": engine.server,
         "server_model": engine.server_model,
+        "accelerate": engine.accelerate,
+        "draft_tokens": engine.draft_tokens,
     }
     changed = dataclasses.replace(pool, **{name: value for name, value in given.items() if value})
     arguments = {**pool.arguments, **parse_arguments(engine.arguments or ())}
     changed = dataclasses.replace(changed, arguments=arguments)
+    changed.require_accelerator()
     changed.require_servers_own()
     if changed.server and engine.process:
         raise ConfigurationError("--engine-process says where an engine of this machine runs; --server has its own")

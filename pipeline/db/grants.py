@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _LEASE = (
     "renewed_at, expires_at, ended_at, end_reason, num_in_flight, num_slots, tokens_generated, tokens_committed, "
-    "tokens_dropped, prompt_tokens, cached_tokens, refused_jobs"
+    "tokens_dropped, prompt_tokens, cached_tokens, num_drafts, draft_tokens, accepted_tokens, refused_jobs"
 )
 """What a worker stores of its own life."""
 _REGISTRATION = "id, kind, model, engine_id, host, pid, queue, max_in_flight, expires_at"
@@ -79,7 +79,7 @@ _TOTALED = (
 )
 _WORKER_METRICS = (
     "kind, model, queue, max_in_flight, num_slots, num_in_flight, ended_at, end_reason, expires_at, tokens_dropped, "
-    "prompt_tokens, cached_tokens"
+    "prompt_tokens, cached_tokens, num_drafts, draft_tokens, accepted_tokens"
 )
 
 _GRADE_COLUMNS = ", ".join(
@@ -246,7 +246,17 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
     },
     DatabaseRole.GATEWAY: {
         **dict.fromkeys(
-            ("alembic_version", "schema_objects", "engines", "workers", "upkeep_leader", "segments", "rollups"),
+            (
+                "alembic_version",
+                "schema_objects",
+                "engines",
+                "workers",
+                "upkeep_leader",
+                "segments",
+                "steps",
+                "rollups",
+                "length_counts",
+            ),
             "SELECT",
         ),
         "problem_sets": f"SELECT, INSERT ({_PROBLEM_SET})",
@@ -258,6 +268,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         "job_totals": "SELECT, DELETE",
         "samples": "SELECT, UPDATE (state, epoch, holder_id, runnable_at, published_at, ended_at)",
         "events": "SELECT",
+        "grades": f"SELECT ({_GRADE_COLUMNS})",
         **{f"FUNCTION {name}": "EXECUTE" for name in ("add_samples", "retry_failed_samples")},
         "api_keys": (
             "SELECT (id, name, sha256, role, requests_per_minute, max_file_bytes, last_used_at, revoked_at), "
@@ -313,7 +324,7 @@ _NEVER: Mapping[DatabaseRole, tuple[tuple[str, str], ...]] = {
         ("reference_answers", "SELECT"),
         ("hidden_columns", "SELECT"),
         ("segments", "INSERT"),
-        ("grades", "SELECT"),
+        ("grades", "UPDATE"),
         ("events", "INSERT"),
         ("api_keys", "INSERT"),
     ),

@@ -63,7 +63,8 @@ _COUNT_WORKERS = text("""
 """)
 _SUM_WORKERS = text("""
     SELECT kind AS role, model, sum(tokens_dropped)::bigint AS dropped, sum(prompt_tokens)::bigint AS prompt,
-           sum(cached_tokens)::bigint AS cached
+           sum(cached_tokens)::bigint AS cached, sum(num_drafts)::bigint AS num_drafts,
+           sum(draft_tokens)::bigint AS draft_tokens, sum(accepted_tokens)::bigint AS accepted_tokens
     FROM workers WHERE kind IN ('small', 'large', 'judge') AND model IS NOT NULL GROUP BY kind, model
 """)
 _COUNT_ENDS = text("""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -95,13 +95,15 @@ _SELECT_JOBS = """
 """
 
 
-def _job(row: RowMapping) -> Job:
+def _job(row: RowMapping, config: JobConfig | None = None) -> Job:
+    """config: the job's, where it is known; None: it is read."""
     values = {**row}
-    config, fault = None, None
-    try:
-        config = JobConfig.model_validate(values.pop("config"))
-    except FAULTS as error:
-        fault = f"its configuration: {why_unreadable(error)}"
+    stored, fault = values.pop("config"), None
+    if config is None:
+        try:
+            config = JobConfig.model_validate(stored)
+        except FAULTS as error:
+            fault = f"its configuration: {why_unreadable(error)}"
     return _read(Job, values | {"stored_config": config, _MARK: fault})
 
 
@@ -121,25 +123,30 @@ def get_job(connection: Connection, job_id: int) -> Job:
     return get_jobs(connection, [job_id])[0]
 
 
-def get_jobs(connection: Connection, job_ids: Sequence[int]) -> list[Job]:
-    """Some jobs, in the order of their ids. Raises NotFound for an unknown id."""
+def get_jobs(
+    connection: Connection, job_ids: Sequence[int], configs: Mapping[int, JobConfig] | None = None
+) -> list[Job]:
+    """Some jobs, in the order of their ids. configs: of those that were stored just now. Raises NotFound for an unknown
+    id."""
+    known = configs or {}
     rows = connection.execute(text(f"{_SELECT_JOBS} WHERE j.id = ANY(:jobs) ORDER BY j.id"), {"jobs": [*job_ids]})
-    found = [_job(row) for row in rows.mappings()]
+    found = [_job(row, known.get(row["id"])) for row in rows.mappings()]
     _require_all(job_ids, {job.id for job in found})
     return found
 
 
 def select_progress(connection: Connection, job_ids: Sequence[int]) -> list[JobProgress]:
     """Progress of some jobs, in the order of their ids. Raises NotFound for an unknown id."""
-    found = _select_view(
-        connection,
-        JobProgress,
-        "job_progress",
-        "job_id = ANY(:ids) ORDER BY job_id",
-        ids=[*job_ids],
-    )
+    found = find_progress(connection, job_ids)
     _require_all(job_ids, {progress.job_id for progress in found})
-    return list(found)
+    return found
+
+
+def find_progress(connection: Connection, job_ids: Sequence[int]) -> list[JobProgress]:
+    """Progress of those of some jobs that there are, in the order of their ids."""
+    return list(
+        _select_view(connection, JobProgress, "job_progress", "job_id = ANY(:ids) ORDER BY job_id", ids=[*job_ids])
+    )
 
 
 _ANY_OPEN = text("SELECT EXISTS (SELECT FROM jobs WHERE id = ANY(:ids) AND state IN ('running', 'paused'))")
@@ -157,10 +164,14 @@ def running_jobs(connection: Connection) -> list[JobProgress]:
 
 def select_summaries(connection: Connection, job_ids: Sequence[int]) -> list[JobSummary]:
     """Summaries of some jobs, in the order asked for. Raises NotFound for an unknown id."""
-    tail = "job_id = ANY(:ids)"
-    found = {row.job_id: row for row in _select_view(connection, JobSummary, "job_summary", tail, ids=[*job_ids])}
+    found = {row.job_id: row for row in find_summaries(connection, job_ids)}
     _require_all(job_ids, found.keys())
     return [found[job_id] for job_id in job_ids]
+
+
+def find_summaries(connection: Connection, job_ids: Sequence[int]) -> list[JobSummary]:
+    """Summaries of those of some jobs that there are."""
+    return list(_select_view(connection, JobSummary, "job_summary", "job_id = ANY(:ids)", ids=[*job_ids]))
 
 
 def _require_all(wanted: Sequence[int], found: Any) -> None:
@@ -430,7 +441,8 @@ _SELECT_WORKERS = text("""
            e.model_fingerprint, e.weights_sha256, e.revision,
            (SELECT jsonb_object_agg(substr(a.key, 10), a.value) FROM jsonb_each_text(
                 CASE WHEN jsonb_typeof(e.settings) = 'object' THEN e.settings END) a
-            WHERE a.key LIKE 'argument %') AS engine_arguments
+            WHERE a.key LIKE 'argument %') AS engine_arguments,
+           e.settings ->> 'accelerate' AS accelerate, w.num_drafts, w.draft_tokens, w.accepted_tokens
     FROM workers w LEFT JOIN engines e ON e.id = w.engine_id
     WHERE w.ended_at IS NULL AND w.expires_at > clock_timestamp() ORDER BY w.kind, w.model, w.id
 """)

@@ -83,10 +83,12 @@ def _copy_problems(connection: Connection, sets: Mapping[int, Sequence[Problem]]
         return
     ids = connection.execute(_RESERVE_IDS, {"num": len(placed)}).scalars().all()
     problems = [(problem_id, problem) for problem_id, (_, _, problem) in zip(ids, placed, strict=True)]
-    with references_trusted(connection):
+    with references_trusted(connection, len(placed)):
         copy_rows(connection, _COPY_PROBLEMS, map(_problem_row, ids, placed))
-        copy_rows(connection, _COPY_ANSWERS, _answer_rows(problems))
-        copy_rows(connection, _COPY_HIDDEN, ((i, json.dumps(each.hidden)) for i, each in problems if each.hidden))
+        if any(problem.answer is not None for _, problem in problems):
+            copy_rows(connection, _COPY_ANSWERS, _answer_rows(problems))
+        if any(problem.hidden for _, problem in problems):
+            copy_rows(connection, _COPY_HIDDEN, ((i, json.dumps(each.hidden)) for i, each in problems if each.hidden))
 
 
 _RESERVE_IDS = text("SELECT nextval(pg_get_serial_sequence('problems', 'id')) FROM generate_series(1, :num) ORDER BY 1")

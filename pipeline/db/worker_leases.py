@@ -43,6 +43,9 @@ class WorkerCounters:
     tokens_dropped: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    num_drafts: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
     refused_jobs: Mapping[int, str] = field(default_factory=dict)
     """Jobs that it cannot write, and why."""
 
@@ -55,8 +58,12 @@ class WorkerCounters:
         return replace(self, num_in_flight=0, tokens_dropped=self.tokens_generated - self.tokens_committed)
 
 
-_TOTALS = ("tokens_generated", "tokens_committed", "tokens_dropped", "prompt_tokens", "cached_tokens")
+_TOTALS = (
+    "tokens_generated", "tokens_committed", "tokens_dropped", "prompt_tokens", "cached_tokens", "num_drafts",
+    "draft_tokens", "accepted_tokens",
+)  # fmt: skip
 """What runs on through a process's life; the rest is of the moment."""
+_SET_TOTALS = ", ".join(f"{name} = :{name}" for name in _TOTALS)
 _SHOWN = 300
 """Characters of a reason that a heartbeat stores."""
 
@@ -156,12 +163,10 @@ def register_worker(connection: Connection, registration: Registration) -> int:
     return int(connection.execute(_REGISTER, values | drawn).scalar_one())
 
 
-_RENEW = text("""
+_RENEW = text(f"""
     UPDATE workers SET renewed_at = clock_timestamp(), expires_at = clock_timestamp() + :ttl,
         num_in_flight = :num_in_flight, num_slots = :num_slots,
-        tokens_generated = :tokens_generated, tokens_committed = :tokens_committed,
-        tokens_dropped = :tokens_dropped, prompt_tokens = :prompt_tokens, cached_tokens = :cached_tokens,
-        refused_jobs = CAST(:refused_jobs AS jsonb)
+        {_SET_TOTALS}, refused_jobs = CAST(:refused_jobs AS jsonb)
     WHERE id = :worker AND ended_at IS NULL AND renewed_at >= coalesce(CAST(:since AS timestamptz), renewed_at)
     RETURNING renewed_at
 """)
@@ -189,9 +194,8 @@ def renew_worker(
     return renewed_at
 
 
-_FINALIZE_COUNTERS = text("""
-    UPDATE workers SET num_in_flight = 0, tokens_generated = :tokens_generated, tokens_committed = :tokens_committed,
-        tokens_dropped = :tokens_dropped, prompt_tokens = :prompt_tokens, cached_tokens = :cached_tokens
+_FINALIZE_COUNTERS = text(f"""
+    UPDATE workers SET num_in_flight = 0, {_SET_TOTALS}
     WHERE id = :worker AND ended_at IS NOT NULL
 """)
 
@@ -213,10 +217,9 @@ def settle_late_tokens(connection: Connection, worker_id: int, *, tokens: int) -
     connection.execute(_SETTLE_LATE_TOKENS, {"worker": worker_id, "tokens": tokens})
 
 
-_END = text("""
+_END = text(f"""
     UPDATE workers SET ended_at = clock_timestamp(), end_reason = :reason,
-        num_in_flight = 0, tokens_generated = :tokens_generated, tokens_committed = :tokens_committed,
-        tokens_dropped = :tokens_dropped, prompt_tokens = :prompt_tokens, cached_tokens = :cached_tokens
+        num_in_flight = 0, {_SET_TOTALS}
     WHERE id = :worker AND ended_at IS NULL
 """)
 

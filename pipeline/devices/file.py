@@ -8,6 +8,7 @@ role = "small"
 model = "org/small-1b"
 devices = "0,1"                 # left out: chosen
 tp = 1
+accelerate = "ngram"            # drafts tokens; left out: nothing does
 
 [pool.engine_args]              # vLLM's own
 enforce_eager = true
@@ -52,6 +53,8 @@ class PoolSpec(BaseModel):
     threads: Number | None = None
     max_in_flight: Number | None = None
     max_model_len: Annotated[int, Field(ge=16)] | None = None
+    accelerate: str | None = None
+    draft_tokens: Annotated[int, Field(ge=1, le=64)] | None = None
     server: str | None = None
     """The address of a server that has the model; then nothing runs on GPUs here."""
     server_model: str | None = None
@@ -83,6 +86,8 @@ class PoolSpec(BaseModel):
             max_in_flight=self.max_in_flight,
             max_model_len=self.max_model_len,
             arguments={name: argument_text(value) for name, value in self.engine_args.items()},
+            accelerate=_beside(self.accelerate, folder) if self.accelerate else None,
+            draft_tokens=self.draft_tokens,
             server=self.server,
             server_model=self.server_model,
             environment={**environment, **self.environment},
@@ -118,6 +123,13 @@ def read_pools(file: Path) -> list[Pool]:
         return [pool.pool(spec.environment, file.parent) for pool in spec.pool]
     except ConfigurationError as error:
         raise ConfigurationError(f"{file}: {error}") from error
+
+
+def _beside(accelerate: str, folder: Path) -> str:
+    """A draft model's relative folder is looked for beside the file first, as a model's is."""
+    method, separator, model = accelerate.partition(":")
+    beside = folder / Path(model).expanduser()
+    return f"{method}:{beside}" if separator and beside.is_dir() else accelerate
 
 
 def _checked(environment: dict[str, str]) -> dict[str, str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from types import MappingProxyType
 
+from pipeline.accelerators import DraftMethod
 from pipeline.devices.cores import place_on_cores
 from pipeline.devices.machine import Machine
 from pipeline.devices.placing import Request, place_on_gpus
@@ -27,6 +29,7 @@ def plan_workers(
     line with the numbers, for what does not fit and for GPUs that cannot be had.
     """
     for pool in pools:
+        pool.require_accelerator()
         pool.require_servers_own()
     new = [pool for place, pool in enumerate(pools) if place not in kept and not pool.server]
     running = [worker for workers in kept.values() for worker in workers]
@@ -34,12 +37,14 @@ def plan_workers(
     if machine.gpus:
         _require_gpus(pools)
         taken = {index for worker in running for index in worker.devices}
-        requests = [Request(pool=pool, engine=pool.engine_settings(settings), size=_size(pool)) for pool in new]
+        requests = [
+            Request(pool=pool, engine=pool.engine_settings(settings), size=_size(pool, settings)) for pool in new
+        ]
         planned, notes = place_on_gpus(requests, machine, taken=taken)
     else:
         _require_no_gpus(pools)
         beside = sum(not worker.pool.server for worker in running)
-        planned = place_on_cores(new, [_find_size(pool) for pool in new], machine, settings, beside=beside)
+        planned = place_on_cores(new, [_find_size(pool, settings) for pool in new], machine, settings, beside=beside)
     planned += [worker for pool in pools if pool.server for worker in _on_server(pool, settings)]
     workers = [
         worker
@@ -55,13 +60,32 @@ def _on_server(pool: Pool, settings: EngineSettings) -> list[PlannedWorker]:
     return [worker] * (pool.workers or 1)
 
 
-def _size(pool: Pool) -> ModelSize:
-    return read_size(pool.model, pool.revision)
+def _size(pool: Pool, settings: EngineSettings) -> ModelSize:
+    """Of the model, and of the one that drafts for it; a head that nobody can read here counts for nothing.
 
-
-def _find_size(pool: Pool) -> ModelSize | None:
+    Raises ConfigurationError for a draft model with another vocabulary, too.
+    """
+    size = read_size(pool.model, pool.revision)
+    accelerator = pool.engine_settings(settings).vllm.accelerator
+    if accelerator is None or accelerator.model is None:
+        return size
     try:
-        return _size(pool)
+        draft = read_size(accelerator.model)
+    except ConfigurationError:
+        if accelerator.method is DraftMethod.DRAFT:
+            raise
+        return size
+    if accelerator.method is DraftMethod.DRAFT and draft.vocabulary != size.vocabulary:
+        raise ConfigurationError(
+            f"{pool.title}: a draft model has the vocabulary of the model that it drafts for: {draft.name} has "
+            f"{draft.vocabulary} ids, and {size.name} has {size.vocabulary}"
+        )
+    return dataclasses.replace(size, draft=draft)
+
+
+def _find_size(pool: Pool, settings: EngineSettings) -> ModelSize | None:
+    try:
+        return _size(pool, settings)
     except ConfigurationError:
         return None
 

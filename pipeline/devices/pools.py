@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.accelerators import parse_accelerator, with_full_path
 from pipeline.devices.machine import GIB, Machine
 from pipeline.errors import ConfigurationError
 from pipeline.samples import ModelRole
@@ -19,8 +20,9 @@ class Pool:
     """Workers of one role with one model. What is None is chosen.
 
     model: a local folder or hub id. devices: GPUs by nvidia-smi's index. on_cpu: asked for by ``@cpu``. tp: GPUs per
-    worker. share: of each GPU's memory. threads: of a worker on a CPU. arguments: vLLM's own, as text. server: the
-    address of the server that has the model; server_model: its name there. environment: added to that of its workers.
+    worker. share: of each GPU's memory. threads: of a worker on a CPU. accelerate: what drafts tokens, draft_tokens at
+    a time (pipeline.accelerators). arguments: vLLM's own, as text. server: the address of the server that has the
+    model; server_model: its name there. environment: added to that of its workers.
     """
 
     role: ModelRole
@@ -35,6 +37,8 @@ class Pool:
     name: str | None = None
     max_in_flight: int | None = None
     max_model_len: int | None = None
+    accelerate: str | None = None
+    draft_tokens: int | None = None
     arguments: Mapping[str, str] = field(default_factory=dict)
     server: str | None = None
     server_model: str | None = None
@@ -53,16 +57,28 @@ class Pool:
             return
         if not is_server_url(self.server):
             raise ConfigurationError(f"{self.title}: the server's address {SERVER_URL_FORM}")
-        own = (self.devices, self.on_cpu or None, self.tp, self.share, self.threads, self.arguments or None)
+        own = (self.devices, self.on_cpu or None, self.tp, self.share, self.threads, self.accelerate,
+               self.draft_tokens, self.arguments or None)  # fmt: skip
         if any(given is not None for given in own):
             raise ConfigurationError(
-                f"{self.title}: devices, tp, share, threads and engine arguments are the business of the server at "
-                f"{self.server}: leave them out"
+                f"{self.title}: devices, tp, share, threads, accelerators and engine arguments are the business of the "
+                f"server at {self.server}: leave them out"
             )
+
+    def require_accelerator(self) -> None:
+        """Raise ConfigurationError for an accelerator that is none, and for the length of drafts that nobody makes."""
+        if self.accelerate is not None:
+            parse_accelerator(self.accelerate)
+        elif self.draft_tokens is not None:
+            raise ConfigurationError(f"{self.title}: draft tokens go with an accelerator: give accelerate too")
 
     def engine_settings(self, settings: EngineSettings) -> EngineSettings:
         """The settings of its engines, but for what a plan chooses."""
-        vllm = settings.vllm.model_copy(update={"arguments": {**settings.vllm.arguments, **self.arguments}})
+        drafts = {"accelerate": self.accelerate, "draft_tokens": self.draft_tokens}
+        vllm = settings.vllm.model_copy(
+            update={"arguments": {**settings.vllm.arguments, **self.arguments}}
+            | {name: value for name, value in drafts.items() if value is not None}
+        )
         own = {"max_in_flight": self.max_in_flight, "max_model_len": self.max_model_len}
         given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
         if self.server is not None:
@@ -114,6 +130,10 @@ class PlannedWorker:
             made["SPECTHINK_ENGINE__MAX_MODEL_LEN"] = str(self.pool.max_model_len)
         if self.pool.arguments:
             made["SPECTHINK_ENGINE__VLLM__ARGUMENTS"] = json.dumps(dict(self.engine.vllm.arguments), sort_keys=True)
+        if self.engine.vllm.accelerate is not None:
+            made["SPECTHINK_ENGINE__VLLM__ACCELERATE"] = with_full_path(self.engine.vllm.accelerate)
+        if self.pool.draft_tokens is not None:
+            made["SPECTHINK_ENGINE__VLLM__DRAFT_TOKENS"] = str(self.pool.draft_tokens)
         if self.pool.server is not None:
             made["SPECTHINK_ENGINE__KIND"] = EngineKind.SERVER.value
             made["SPECTHINK_ENGINE__SERVER__URL"] = self.pool.server

@@ -32,7 +32,8 @@ class ModelSize:
     """What a model needs room for.
 
     stored: how many numbers of each safetensors type its weights have. max_model_len: None where config.json does not
-    say. latent_size: of a model that caches one latent vector a token and layer instead of keys and values.
+    say. latent_size: of a model that caches one latent vector a token and layer instead of keys and values. draft: the
+    model that drafts tokens for it, whose weights and cache lie beside its own.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ModelSize:
     """Of all experts that a token passes together."""
     latent_size: int | None = None
     quantization: str | None = None
+    draft: ModelSize | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -64,14 +66,15 @@ class ModelSize:
             if kind in _CONVERTED:
                 own = bits if dtype in _DTYPE_BITS else min(own, bits)
             total += count * own
-        return total // 8
+        return total // 8 + (self.draft.weight_bytes(dtype, on_gpu=on_gpu) if self.draft else 0)
 
     def kv_bytes(self, tp: int, *, number_bytes: int = 2) -> int:
         """Bytes per token of the KV cache on each of tp GPUs. Layers that keep a window alone are counted as whole."""
+        drafts = self.draft.kv_bytes(tp, number_bytes=number_bytes) if self.draft else 0
         if self.latent_size is not None:
-            return self.num_layers * self.latent_size * number_bytes
+            return self.num_layers * self.latent_size * number_bytes + drafts
         heads = -(-self.num_kv_heads // tp)
-        return 2 * self.num_layers * heads * self.head_size * number_bytes
+        return 2 * self.num_layers * heads * self.head_size * number_bytes + drafts
 
     def why_not_tp(self, tp: int) -> str | None:
         """Why its weights cannot be split over so many GPUs; None where they can."""

@@ -7,13 +7,14 @@ from pathlib import Path
 from pipeline.experiments import charts
 from pipeline.experiments.results import ExperimentReport
 from pipeline.experiments.tables import COLUMNS, cells, estimate, notes, points
-from pipeline.results.page.page import image, number, page_environment
+from pipeline.results.page.page import image
+from pipeline.results.page.templates import page_environment
 
 
 def render_experiment(report: ExperimentReport) -> str:
     """The HTML text."""
     environment = page_environment(Path(__file__).parent)
-    environment.filters |= {"number": number, "points": points, "estimate": estimate}
+    environment.filters |= {"points": points, "estimate": estimate}
     drawn = (
         ("Accuracy against large tokens", charts.accuracy_against(report.rows, "large_tokens", "large tokens/sample")),
         ("Accuracy against all tokens", charts.accuracy_against(report.rows, "total_tokens", "tokens/sample")),

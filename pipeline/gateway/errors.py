@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from pipeline.errors import ConfigurationError, JobError, NotFound, PipelineError, ServiceUnavailable
 from pipeline.texts import printable
@@ -117,26 +118,26 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorResponse} for status in (*statuses, 400, 401, 403, 404, 413, 429, 500, 503)}
 
 
-def install(app: FastAPI) -> None:
-    """Have every kind of failure answered in the one shape."""
+def install(app: FastAPI, respond: Callable[[Scope, ApiError], Response]) -> None:
+    """Have every kind of failure answered in the one shape that respond makes."""
 
-    async def on_api_error(_: Request, error: Exception) -> JSONResponse:
+    async def on_api_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
-        return error.response()
+        return respond(request.scope, error)
 
-    async def on_invalid(_: Request, error: Exception) -> JSONResponse:
+    async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return invalid(error.errors()).response()
+        return respond(request.scope, invalid(error.errors()))
 
-    async def on_http(_: Request, error: Exception) -> JSONResponse:
+    async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return _http_error(error).response()
+        return respond(request.scope, _http_error(error))
 
-    async def on_pipeline(_: Request, error: Exception) -> JSONResponse:
+    async def on_pipeline(request: Request, error: Exception) -> Response:
         assert isinstance(error, PipelineError)
         if isinstance(error, ServiceUnavailable):
             log.warning("gateway: %s", printable(str(error)))
-        return translated(error).response()
+        return respond(request.scope, translated(error))
 
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(RequestValidationError, on_invalid)

@@ -9,6 +9,7 @@ import ipaddress
 import logging
 import math
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +22,9 @@ from pipeline.batches import Caller
 from pipeline.errors import PipelineError
 from pipeline.gateway.errors import ApiError, translated
 from pipeline.gateway.keys import Keys, Limiter, may_change
+from pipeline.gateway.measures import Measures
+from pipeline.gateway.pages.access import cookie_key
+from pipeline.gateway.pages.paths import is_open, is_page
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +38,15 @@ _SAFE = ("GET", "HEAD", "OPTIONS")
 class Gate:
     """ASGI middleware. What it lets through finds its caller in ``request.state.caller``."""
 
-    def __init__(self, app: ASGIApp, *, keys: Keys, max_body_bytes: int, max_file_bytes: int, is_local: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, *, keys: Keys, measures: Measures, respond: Callable[[Scope, ApiError], ASGIApp],
+        max_body_bytes: int, max_file_bytes: int, is_local: bool,
+    ) -> None:  # fmt: skip
+        """respond: makes the answer that says why there is no other."""
         self._app = app
         self._keys = keys
+        self._measures = measures
+        self._respond = respond
         self._limiter = Limiter()
         self._max_body_bytes = max_body_bytes
         self._max_file_bytes = max_file_bytes
@@ -47,18 +57,18 @@ class Gate:
             await self._app(scope, receive, send)
             return
         request_id = f"req_{secrets.token_hex(12)}"
-        answer = _Answer(send, request_id)
+        answer = _Answer(send, request_id, scope["path"], self._measures)
         try:
             _refuse_nul(scope)
-            caller = Caller() if scope["path"] in _OPEN else await self._let_in(scope)
-            scope.setdefault("state", {}).update(caller=caller, request_id=request_id)
+            caller, key = await self._let_in(scope)
+            scope.setdefault("state", {}).update(caller=caller, key=key, request_id=request_id)
             limit = self._limit(scope, caller)
             _refuse_announced(scope, limit)
         except ApiError as error:
-            await error.response()(scope, receive, answer)
+            await self._respond(scope, error)(scope, receive, answer)
             return
         except PipelineError as error:
-            await translated(error).response()(scope, receive, answer)
+            await self._respond(scope, translated(error))(scope, receive, answer)
             return
         await self._run(scope, _counted(receive, limit), answer, request_id)
 
@@ -70,21 +80,25 @@ class Gate:
             log.exception("gateway: request %s to %s broke", request_id, scope["path"][:200])
             if not send.has_begun:
                 told = ApiError(500, f"The gateway broke on this; its log has {request_id}.", code="internal_error")
-                await told.response()(scope, receive, send)
+                await self._respond(scope, told)(scope, receive, send)
 
-    async def _let_in(self, scope: Scope) -> Caller:
+    async def _let_in(self, scope: Scope) -> tuple[Caller, str | None]:
+        """Who asks, and with which key. Pages take it from a cookie, the API from its header alone: a request that a
+        browser makes for another site has the cookie too."""
+        if scope["path"] in _OPEN:
+            return Caller(), None
         headers = _headers(scope)
         if self._is_local:
             _refuse_other_sites(headers)
         key = _bearer(headers.get("authorization"))
+        if is_page(scope["path"]):
+            key = key or cookie_key(headers.get("cookie"))
+            if is_open(scope["path"]):
+                return Caller(), key
         caller = await run_in_threadpool(self._keys.caller, key)
         if caller is None:
-            raise ApiError(
-                401,
-                "Incorrect API key provided; `specthink key add NAME` makes one." if key else "You sent no API key.",
-                code="invalid_api_key",
-                headers={"www-authenticate": "Bearer"},
-            )
+            told = await run_in_threadpool(self._why_not, key)
+            raise ApiError(401, told, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
         if scope["method"] not in _SAFE and not may_change(caller):
             raise ApiError(403, "This key may read, and nothing else.", code="read_only_key")
         wait_s = self._limiter.wait_s(caller)
@@ -92,7 +106,12 @@ class Gate:
             # Above 120 s the official client gives up at once.
             headers = {"retry-after": str(min(120, math.ceil(wait_s)))}
             raise ApiError(429, "Rate limit reached for this key.", code="rate_limit_exceeded", headers=headers)
-        return caller
+        return caller, key
+
+    def _why_not(self, key: str | None) -> str:
+        if not self._keys.are_there():
+            return "This gateway has no key yet, and lets nobody in without: `specthink key add NAME` makes one."
+        return "Incorrect API key provided; `specthink key add NAME` makes one." if key else "You sent no API key."
 
     def _limit(self, scope: Scope, caller: Caller) -> int:
         if scope["path"].rstrip("/") != "/v1/files":
@@ -103,14 +122,18 @@ class Gate:
 class _Answer:
     """Sends the answer with its request id, and knows whether it has begun."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: str, path: str, measures: Measures) -> None:
         self._send = send
         self._request_id = request_id
+        self._path = path
+        self._measures = measures
+        self._began = time.monotonic()
         self.has_begun = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.has_begun = True
+            self._measures.answered(self._path, message["status"], time.monotonic() - self._began)
             extra = [(b"x-request-id", self._request_id.encode()), (b"x-content-type-options", b"nosniff")]
             message["headers"] = [*message.get("headers", []), *extra]
         await self._send(message)

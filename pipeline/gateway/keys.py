@@ -44,8 +44,9 @@ class Keys:
         self._is_local = is_local
 
     def are_needed(self) -> bool:
-        if not self._is_local:
-            return True
+        return not self._is_local or self.are_there()
+
+    def are_there(self) -> bool:
         with transaction(self._db_engine) as connection:
             return has_keys(connection)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
 from pydantic import SecretStr
 
-from pipeline.db.gateway.keys import has_keys
 from pipeline.db.revision import require_current
 from pipeline.errors import ConfigurationError
 from pipeline.gateway.app import make_app
@@ -20,21 +20,22 @@ STOP_S = 10
 """Requests that are being served may go on for so long when the process is told to stop."""
 
 
-def serve(database_url: SecretStr, settings: GatewaySettings, *, on_start: Callable[[str], None]) -> None:
-    """Serve until the process is told to stop. on_start: called with the address once it listens.
+def serve(
+    database_url: SecretStr, settings: GatewaySettings, *, refresh_s: float, on_start: Callable[[str, bool], None]
+) -> None:
+    """Serve until the process is told to stop.
 
-    Raises ConfigurationError for a database of another version, for an address that is not to be had, and for one
-    beyond loopback while there is no key.
+    refresh_s: so often at most the database is asked for metrics. on_start: called once it listens, with the address
+    and whether somebody must make a key before anybody is let in. Raises ConfigurationError for a database of another
+    version, and for an address that is not to be had.
     """
     is_local = is_loopback(settings.address)
-    gateway = Gateway.open(database_url, settings, is_local=is_local)
+    gateway = Gateway.open(database_url, settings, is_local=is_local, refresh_s=refresh_s)
     require_current(gateway.db_engine)
-    if not is_local:
-        _require_key(gateway, settings.address)
     listening = listen(settings.address, settings.port)
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    on_start(f"http://{shown}:{port}/v1")
+    on_start(f"http://{shown}:{port}/v1", not is_local and not gateway.keys.are_there())
     config = uvicorn.Config(
         make_app(gateway, is_local=is_local),
         access_log=False,
@@ -43,16 +44,19 @@ def serve(database_url: SecretStr, settings: GatewaySettings, *, on_start: Calla
         timeout_graceful_shutdown=STOP_S,
         lifespan="on",
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    _Server(config, on_stop=gateway.live.stop).run(sockets=[listening])
 
 
-def _require_key(gateway: Gateway, address: str) -> None:
-    with gateway.transaction() as connection:
-        if not has_keys(connection):
-            raise ConfigurationError(
-                f"the gateway is to listen on {address}, where others reach it, and there is no key; "
-                "specthink key add NAME makes one"
-            )
+class _Server(uvicorn.Server):
+    """Ends the pages' streams as soon as it is told to stop: they would have it wait for them."""
+
+    def __init__(self, config: uvicorn.Config, *, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._on_stop()
+        super().handle_exit(sig, frame)
 
 
 def listen(address: str, port: int) -> socket.socket:

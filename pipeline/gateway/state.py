@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
+from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine
 
@@ -17,6 +18,9 @@ from pipeline.client import Client
 from pipeline.db.session import open_database, transaction
 from pipeline.gateway.desk import Desk
 from pipeline.gateway.keys import Keys
+from pipeline.gateway.measures import Measures
+from pipeline.gateway.pages.live import Live
+from pipeline.metrics import make_registry
 from pipeline.settings import GatewaySettings
 
 _THREADS = 40
@@ -35,14 +39,21 @@ class Gateway:
     downloads: Engine
     keys: Keys
     desk: Desk
+    registry: CollectorRegistry
+    """Metrics of all jobs and workers, and this process's own."""
+    measures: Measures
+    live: Live
     woken: threading.Event = field(default_factory=threading.Event)
     """Set where a batch was created: whoever reads batches looks at once."""
 
     @classmethod
-    def open(cls, database_url: SecretStr, settings: GatewaySettings, *, is_local: bool) -> Gateway:
-        """Connections are opened at first use."""
+    def open(
+        cls, database_url: SecretStr, settings: GatewaySettings, *, is_local: bool, refresh_s: float = 10.0
+    ) -> Gateway:
+        """Connections are opened at first use. refresh_s: so often at most the database is asked for metrics."""
         db_engine = open_database(database_url, pool_size=_THREADS, application_name="specthink gateway")
         client = Client(database_url)
+        registry = make_registry(db_engine, refresh_s=refresh_s)
         return cls(
             settings=settings,
             client=client,
@@ -50,6 +61,9 @@ class Gateway:
             downloads=open_database(database_url, pool_size=_DOWNLOADS, application_name="specthink gateway files"),
             keys=Keys(db_engine, is_local=is_local),
             desk=Desk(db_engine, client, settings),
+            registry=registry,
+            measures=Measures(registry),
+            live=Live(db_engine),
         )
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -244,7 +245,8 @@ class JobConfig(BaseModel):
         here."""
         guards = [] if self.guard is None else [self.guard]
         policy = AsThought(compose(self.policy.build(), exit=self.exit, guards=guards))
-        stops = {role: self.drawing(role).stop for role in WRITING_ROLES}
+        own = {role: self._own_drawing(role).stop for role in WRITING_ROLES}
+        stops = {role: self.sampling.stop if stop is None else stop for role, stop in own.items()}
         return Stopping(policy, stops) if any(stops.values()) else policy
 
     def template(self) -> PromptTemplate:
@@ -255,7 +257,12 @@ class JobConfig(BaseModel):
 
     def prompt(self, problem: Problem) -> Prompt:
         """What is asked of a problem. Raises ConfigurationError, and BadProblem for choices that cannot be shown."""
-        return make_prompt(self.template(), problem, self.few_shot.messages() if self.few_shot else ())
+        return self.prompts([problem])[0]
+
+    def prompts(self, problems: Iterable[Problem]) -> list[Prompt]:
+        """What is asked of each problem. Raises as ``prompt``."""
+        template, examples = self.template(), self.few_shot.messages() if self.few_shot else ()
+        return [make_prompt(template, problem, examples) for problem in problems]
 
     def check_same_version(self, kind: Literal["prompt_template", "grader"]) -> None:
         """Raises ConfigurationError where the prompt template or grader here is not the one that was frozen."""
@@ -276,9 +283,11 @@ class JobConfig(BaseModel):
 
     def drawing(self, role: ModelRole) -> DrawingSpec:
         """How a role's tokens are drawn: its own values, and the job's for the rest. A judge has none of its own."""
-        own = {ModelRole.SMALL: self.small_sampling, ModelRole.LARGE: self.large_sampling}.get(role, RoleDrawingSpec())
         shared = self.sampling.model_dump(exclude={"max_tokens"})
-        return DrawingSpec(**shared | own.model_dump(exclude_none=True))
+        return DrawingSpec(**shared | self._own_drawing(role).model_dump(exclude_none=True))
+
+    def _own_drawing(self, role: ModelRole) -> RoleDrawingSpec:
+        return {ModelRole.SMALL: self.small_sampling, ModelRole.LARGE: self.large_sampling}.get(role, RoleDrawingSpec())
 
     @property
     def cues(self) -> CueLists:

@@ -136,6 +136,14 @@ def _load_folder(folder: Path, signature: Signature, may_lack_template: bool) ->
     return ChatModel.load(folder, may_lack_template=may_lack_template)
 
 
+@lru_cache(maxsize=16)
+def _weights_of(folder: Path, signature: Signature) -> str | None:
+    """Their hash, asked for once for many jobs, for as long as the folder stays as it is."""
+    from pipeline.chat.weights import weights_sha256
+
+    return weights_sha256(folder)
+
+
 def load_chat_model(model: ModelChoice, *, may_lack_template: bool = False) -> ChatModel | None:
     """The tokenizer and chat template of a local folder; None for a name, which only workers need to know.
 
@@ -159,12 +167,11 @@ def model_spec(model: ModelChoice, chat: ChatModel | None, revision: str | None 
     if isinstance(model, ModelSpec):
         return model if revision is None else model.model_copy(update={"revision": revision})
     from pipeline.chat.files import find_folder, served_name
-    from pipeline.chat.weights import weights_sha256
 
     folder = find_folder(model, revision)
     return ModelSpec(
         name=served_name(model),
         revision=revision,
         fingerprint=chat.fingerprint if chat else None,
-        weights=weights_sha256(folder) if folder else None,
+        weights=_weights_of(folder, _signature(folder)) if folder else None,
     )

@@ -23,6 +23,7 @@ from pipeline.jobs.code_sets import as_worked
 from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec
 from pipeline.jobs.few_shot import FewShot, FewShotFile, draw_examples
 from pipeline.jobs.pair import KnownPairs, ModelPair
+from pipeline.jobs.prompt_lengths import PromptLengths
 from pipeline.jobs.recipes import Recipe
 from pipeline.jobs.references import StoredSet, check_references, notes_on
 from pipeline.jobs.sources import load_source, recipe_for
@@ -34,7 +35,6 @@ from pipeline.policies.speculative_thinking.rules import Rules
 from pipeline.problems import (
     ColumnNames,
     ProblemSet,
-    check_prompt_lengths,
     check_storable,
     content_sha256,
     hide_columns,
@@ -80,13 +80,15 @@ def make_ready(
     source: SourceJob | None = None,
     matched: Mapping[str, Any] | None = None,
     pairs: KnownPairs | None = None,
+    lengths: PromptLengths | None = None,
 ) -> ReadyJob:
     """Resolve a submission and check it as a whole.
 
     stored: the set, where the submission names a stored one. source: the job that a clone is made from; what was found
     of it holds for whatever the clone does not change. matched: the policy's fields that match it to another job.
-    pairs: of the submissions that are checked together with this one. Raises ProblemSetError for a bad file, BadProblem
-    for a problem that cannot be asked so, ConfigurationError for anything else that is wrong.
+    pairs, lengths: of the submissions that are checked together with this one; whoever gives lengths finishes them.
+    Raises ProblemSetError for a bad file, BadProblem for a problem that cannot be asked so, ConfigurationError for
+    anything else that is wrong.
     """
     recipe = recipe_for(submission)
     submission = with_template(submission)
@@ -104,7 +106,7 @@ def make_ready(
         think = source.think
     check_exit(config, think)
     if source is None or pair.is_new or _asks_otherwise(config, source.config):
-        check_prompts(used_problems(problems, num_problems), config, pair.known_chats())
+        check_prompts(used_problems(problems, num_problems), config, pair.known_chats(), lengths)
     if source is None or config.grader != source.config.grader:
         check_references(problems, num_problems, config.grader)
     return ReadyJob(
@@ -309,18 +311,21 @@ def with_examples(
     return config.model_copy(update={"few_shot": examples})
 
 
-def check_prompts(used: ProblemSet, config: JobConfig, chats: list[ChatModel]) -> None:
-    """Render the prompt of every problem, and measure it with each model whose tokenizer is at hand."""
+def check_prompts(
+    used: ProblemSet, config: JobConfig, chats: list[ChatModel], lengths: PromptLengths | None = None
+) -> None:
+    """Make the prompt of every problem, and measure it with each model whose tokenizer is at hand.
+
+    lengths: where they are measured, later, with those of other jobs; None: they are measured here.
+    """
     asked = [problem.as_shown() for problem in used.problems]
     for column in config.template().shows:
         if not any(column in problem.metadata for problem in asked):
             raise ConfigurationError(f"the prompt template shows {column!r}, which no problem has among what is shown")
-    prompts = [config.prompt(problem) for problem in asked]
-    for chat in chats:
-        if chat.max_model_len is None:
-            continue
-        ids = chat.ids_of_prompts([(prompt.message, prompt.earlier) for prompt in prompts])
-        check_prompt_lengths(used, map(len, ids), chat.max_model_len - 1)  # room for one token of output
+    measured = lengths or PromptLengths()
+    measured.add(used, config.prompts(asked), chats)
+    if lengths is None:
+        measured.finish()
 
 
 def first_role(config: JobConfig) -> ModelRole:

@@ -126,6 +126,19 @@ def _of_tokens(fleet: Fleet) -> Iterator[Metric]:
     for key, number in sorted(sums.items()):
         tokens.add_metric(key, number)
     yield tokens
+    yield from _of_drafts(fleet)
+
+
+def _of_drafts(fleet: Fleet) -> Iterator[Metric]:
+    drafts = _counter("specthink_drafts", "Steps of a sample for which tokens were drafted.", "role", "model")
+    drafted = _counter("specthink_draft_tokens", "Tokens in these drafts.", "role", "model")
+    accepted = _counter("specthink_accepted_tokens", "Of these, accepted by the model.", "role", "model")
+    for row in fleet.worker_tokens:
+        if row["num_drafts"]:
+            drafts.add_metric([row["role"], row["model"]], row["num_drafts"])
+            drafted.add_metric([row["role"], row["model"]], row["draft_tokens"])
+            accepted.add_metric([row["role"], row["model"]], row["accepted_tokens"])
+    yield from (drafts, drafted, accepted)
 
 
 def _of_faults(fleet: Fleet) -> Iterator[Metric]:

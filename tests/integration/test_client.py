@@ -132,7 +132,10 @@ def test_jobs_stored_together_have_each_its_own_problems_and_models(client: Clie
 
 def test_dry_run_stores_nothing_and_says_who_serves_the_models(client: Client, connection: Connection) -> None:
     engine = add_engine(connection, "demo-small")
-    connection.execute(text("""UPDATE engines SET settings = '{"max_model_len": 512, "argument block_size": "64"}'"""))
+    connection.execute(
+        text("""UPDATE engines SET settings = '{"max_model_len": 512, "argument block_size": "64",
+        "accelerate": "ngram", "draft_tokens": 4}'""")
+    )
     worker = add_worker(connection, "small", model="demo-small", engine_id=engine)
     tables = connection.execute(
         text("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace")
@@ -146,6 +149,8 @@ def test_dry_run_stores_nothing_and_says_who_serves_the_models(client: Client, c
     small, large = found.models
     assert [(one.id, one.max_model_len) for one in small.workers or ()] == [(worker, 512)]
     assert [(one.id, one.engine_arguments) for one in client.workers()] == [(worker, {"block_size": "64"})]
+    [drafting] = client.workers()
+    assert (drafting.accelerate, drafting.acceptance) == ("ngram", "ngram, no draft yet")
     assert large.workers == ()
     assert (found.samples_total, found.problems.num_references) == (15, 5)
     stored = client.submit(PROBLEMS, small=SMALL, large=LARGE, limit=5)

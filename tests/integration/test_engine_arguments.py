@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import queue
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.chat.model import ChatModel
-from pipeline.errors import ConfigurationError
+from pipeline.errors import ConfigurationError, EngineError
 from pipeline.samples import ModelRole
 from pipeline.settings import EngineSettings, VllmSettings
+from pipeline.signals import Signal
+from workers.engine.base import Engine, GenerateRequest, GenerateResult, Sampling
 from workers.engine.loading import load_engine
 from workers.engine.vllm.arguments import set_environment
 from workers.engine.vllm.given import typed_arguments
@@ -34,8 +38,6 @@ def _environment() -> None:
         ("quantization", "fp8", "fp8"),
         ("cpu_offload_gb", "2", 2.0),
         ("hf_overrides", '{"a": 1}', {"a": 1}),
-        ("speculative_config", '{"method": "ngram", "num_speculative_tokens": 3}',
-         {"method": "ngram", "num_speculative_tokens": 3}),
         ("cudagraph_capture_sizes", "1,2,4", [1, 2, 4]),
         ("trust_remote_code", "true", True),
     ],
@@ -85,3 +87,68 @@ def test_engine_runs_with_its_arguments_and_is_described_by_them() -> None:
 def test_engine_is_refused_what_it_cannot_do(arguments: dict[str, str], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         load(**arguments)
+
+
+# Accelerators
+
+
+def requests_of(engine: Engine, *, temperature: float = 0.0) -> list[GenerateResult | Exception]:
+    """What it writes for a few problems; each goes on from the same ids with and without an accelerator."""
+    outcomes: queue.SimpleQueue[GenerateResult | Exception] = queue.SimpleQueue()
+    chat = ChatModel.load(MODELS / "demo-large")
+    for number in range(8):
+        request = GenerateRequest(
+            request_id=str(number),
+            prompt_ids=chat.prompt_ids(f"What is {13 * number} + {7 * number + 3}?", ()),
+            max_tokens=120 + number,
+            sampling=Sampling(temperature=temperature),
+            signals=frozenset(Signal) if number % 2 else frozenset(),
+        )
+        engine.submit(request, outcomes.put)
+    found = [outcomes.get(timeout=120) for _ in range(8)]
+    return sorted(found, key=lambda one: one.request_id if isinstance(one, GenerateResult) else "")
+
+
+def test_engine_with_drafts_writes_the_same_greedy_tokens_and_counts_what_it_accepted() -> None:
+    plain = load_large()
+    expected = requests_of(plain)
+    plain.close()
+    engine = load_large(accelerate=f"draft:{MODELS / 'demo-small'}", draft_tokens=4)
+    try:
+        found = requests_of(engine)
+        for one, other in zip(found, expected, strict=True):
+            assert isinstance(one, GenerateResult)
+            assert isinstance(other, GenerateResult)
+            assert (one.piece, one.finish) == (other.piece, other.finish)
+            assert one.num_generated_tokens == other.num_generated_tokens
+            for signal, values in other.signals.items():
+                assert one.signals[signal] == pytest.approx(values, abs=1e-3), signal
+        stats = engine.stats()
+        assert 0 < stats.num_accepted_tokens <= stats.num_draft_tokens <= 4 * stats.num_drafts
+        assert stats.num_generated_tokens == sum(one.num_generated_tokens for one in found)  # type: ignore[union-attr]
+        settings = engine.info.settings
+        assert (settings["accelerate"], settings["draft_tokens"]) == ("draft:demo-small", 4)
+        assert engine.why_not(Sampling(temperature=0.0)) is None
+        assert "--temperature 0" in (engine.why_not(Sampling(temperature=0.6)) or "")
+        assert "no min_p" in (engine.why_not(Sampling(temperature=0.0, min_p=0.1)) or "")
+        assert {type(one) for one in requests_of(engine, temperature=0.6)} == {EngineError}, "none reaches vLLM"
+        assert [type(one) for one in requests_of(engine)] == [GenerateResult] * 8
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize(
+    ("accelerate", "said"), [("suffix", "needs the package arctic-inference"), ("draft:{}", "ids")]
+)
+def test_accelerator_that_cannot_be_is_refused_before_weights_are_read(
+    accelerate: str, said: str, tmp_path: Path
+) -> None:
+    other = json.loads((MODELS / "demo-small" / "config.json").read_text()) | {"vocab_size": 500}
+    (tmp_path / "config.json").write_text(json.dumps(other))
+    with pytest.raises(ConfigurationError, match=said):
+        load_large(accelerate=accelerate.format(tmp_path))
+
+
+def load_large(**vllm: Any) -> Engine:
+    settings = EngineSettings(max_in_flight=8, vllm=VllmSettings(process="inline", cpu_kv_cache_gib=0.25, **vllm))
+    return load_engine(ChatModel.load(MODELS / "demo-large"), revision=None, role=ModelRole.LARGE, settings=settings)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from sqlalchemy import Engine, text
@@ -80,10 +81,20 @@ def test_saved_names_are_checked_listed_and_forgotten(environment: dict[str, str
     assert run(environment, "alias", "rm", "mine").returncode == 3
 
 
-def test_gateway_beyond_loopback_wants_a_key(environment: dict[str, str]) -> None:
-    refused = run(environment, "gateway", "--address", "0.0.0.0", "--port", "0")
-    assert refused.returncode == 2
-    assert refused.stderr.strip().endswith("specthink key add NAME makes one")
+def test_gateway_beyond_loopback_lets_nobody_in_before_there_is_a_key(environment: dict[str, str]) -> None:
+    """It starts, so that whoever supervises it sees it healthy, and says what is missing."""
+    with gateway(environment, "--address", "0.0.0.0") as (process, url):
+        assert process.stdout is not None
+        assert "specthink key add NAME" in process.stdout.readline()
+        url = url.replace("0.0.0.0", "127.0.0.1")
+        assert httpx.get(url.removesuffix("v1") + "health").status_code == 200
+        for headers in ({}, {"authorization": "Bearer guessed"}):
+            refused = httpx.get(f"{url}/models", headers=headers)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+            assert "no key yet" in refused.json()["error"]["message"]
+        key = run(environment, "key", "add", "ann").stdout.strip()
+        assert httpx.get(f"{url}/models", headers={"authorization": f"Bearer {key}"}).status_code == 200
+        assert "no key yet" not in httpx.get(f"{url}/models").text
 
 
 def test_address_that_is_taken_is_named(environment: dict[str, str]) -> None:

@@ -77,8 +77,11 @@ def test_problems_and_samples_are_stored_in_order_with_their_answers(connection:
     assert one(connection, "SELECT count(*) AS n, min(first_problem) AS first FROM rollups") == {"n": 1, "first": 0}
 
 
-def test_references_are_checked_again_after_a_submission(connection: Connection, login: str) -> None:
-    job = submit(connection, login, num_problems=1, num_samples=1)
+@pytest.mark.parametrize("num_problems", [1, 101])
+def test_references_are_checked_again_after_a_submission(
+    connection: Connection, login: str, num_problems: int
+) -> None:
+    job = submit(connection, login, num_problems=num_problems, num_samples=1)
     assert one(connection, "SHOW session_replication_role") == {"session_replication_role": "origin"}
     statement = "INSERT INTO samples (job_id, problem_id, sample_index) VALUES (:job, 4711, 0)"
     with pytest.raises(IntegrityError, match="fk_samples_problem_id_problems"):

@@ -83,6 +83,10 @@ COLUMNS = {
         "job_id", "tenth", "sentence_class", "num_steps", "num_samples", "num_taken_over", "tokens", "mean_tokens",
         "share_large",
     ],
+    "draft_acceptance": [
+        "engine_id", "role", "model", "accelerator", "num_workers", "num_drafts", "draft_tokens", "accepted_tokens",
+        "share_accepted", "tokens_per_step",
+    ],
     "worker_demand": ["role", "model", "waiting", "writing", "live_workers", "slots", "wanted"],
 }  # fmt: skip
 """Of every view."""

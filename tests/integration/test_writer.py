@@ -37,7 +37,7 @@ from pipeline.workforce import WorkerEnd, WorkerKind
 from tests.integration.lapses import settle_lapsed
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
-from workers.engine.base import Done, GenerateRequest
+from workers.engine.base import Done, GenerateRequest, Sampling
 from workers.engine.scripted import ScriptedEngine
 from workers.writing.endings import EndedClaim
 from workers.writing.latch import Latch
@@ -84,6 +84,13 @@ class BusyEngine(ScriptedEngine):
 
     def _prepare(self, request: GenerateRequest) -> GenerateRequest:
         raise EngineUnavailable("S", "out of memory")
+
+
+class GreedyEngine(ScriptedEngine):
+    """Draws no tokens, as one with drafts on a CPU."""
+
+    def why_not(self, sampling: Sampling) -> str | None:
+        return f"not at {sampling.temperature:g}" if sampling.temperature else None
 
 
 def register_other(connection: Connection, registration: Registration, fingerprint: str) -> None:
@@ -215,6 +222,20 @@ def test_worker_with_another_tokenizer_refuses_the_job_and_harms_no_sample(
         assert told == [], "nobody is there to go on with them: upkeep sends them again"
         assert rig.writer.counters().refused_jobs == {rig.job_id: reason}
         assert rig.ends == []
+    finally:
+        rig.writer.close()
+        rig.engine.close()
+
+
+def test_worker_whose_engine_does_not_draw_like_that_refuses_the_job_and_harms_no_sample(db_engine: DbEngine) -> None:
+    rig = make_rig(db_engine, engine_type=GreedyEngine)
+    try:
+        for _ in range(2):
+            assert rig.writer.write(rig.message) == "ConfigurationError: not at 0.6"
+        states = "SELECT count(*), max(num_rescues), max(num_attempts), max(num_segments) FROM samples"
+        assert rig.one(f"{states} WHERE state = 'ready'") == (2, 0, 0, 0)
+        assert rig.one("SELECT small_identity FROM jobs") == (None,), "another model may still write it"
+        assert rig.writer.counters().refused_jobs == {rig.job_id: "ConfigurationError: not at 0.6"}
     finally:
         rig.writer.close()
         rig.engine.close()

@@ -161,6 +161,12 @@ class EngineStats:
     prefill_s: float = 0.0
     """About how long a step may take because of the prompts that wait for their first token: silence is no stall until
     it has lasted longer."""
+    num_drafts: int = 0
+    """Steps of a request for which an accelerator drafted tokens."""
+    num_draft_tokens: int = 0
+    """In these drafts."""
+    num_accepted_tokens: int = 0
+    """Of these, taken over: generated tokens like any other."""
     is_dead: bool = False
     """The engine will answer no more requests. An engine that dies while idle shows it only here."""
 
@@ -179,6 +185,10 @@ class Engine(Protocol):
     @property
     def max_in_flight(self) -> int:
         """Requests it runs at the same time; more wait inside it."""
+        ...
+
+    def why_not(self, sampling: Sampling) -> str | None:
+        """Why it draws no tokens so, with what can be done; None where it does."""
         ...
 
     def submit(self, request: GenerateRequest, done: Done) -> None:

@@ -22,6 +22,10 @@ def load_engine(chat: ChatModel, *, revision: str | None, role: ModelRole, setti
 
             return load_vllm(chat, revision=revision, role=role, settings=settings)
         case EngineKind.SERVER:
+            if settings.vllm.accelerate is not None:
+                raise ConfigurationError(
+                    f"accelerate {settings.vllm.accelerate} is of engines here: whoever runs the server tells it"
+                )
             try:
                 from workers.engine.server.starting import load_server
             except ModuleNotFoundError as error:

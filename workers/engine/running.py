@@ -170,6 +170,9 @@ class Tally:
         self._num_lost_tokens = 0
         self._num_prompt_tokens = 0
         self._num_cached_tokens = 0
+        self._num_drafts = 0
+        self._num_draft_tokens = 0
+        self._num_accepted_tokens = 0
         self._progress_at = 0.0
 
     def wake(self) -> None:
@@ -180,6 +183,11 @@ class Tally:
         if num_tokens:
             self._num_generated_tokens += num_tokens
             self._progress_at = time.monotonic()
+
+    def drafted(self, num_drafts: int, num_tokens: int, num_accepted: int) -> None:
+        self._num_drafts += num_drafts
+        self._num_draft_tokens += num_tokens
+        self._num_accepted_tokens += num_accepted
 
     def lost(self, num_tokens: int) -> None:
         self._num_lost_tokens += num_tokens
@@ -210,5 +218,8 @@ class Tally:
             cache_tokens=cache_tokens,
             last_token_age_s=time.monotonic() - self._progress_at if busy else 0.0,
             prefill_s=prefill_s,
+            num_drafts=self._num_drafts,
+            num_draft_tokens=self._num_draft_tokens,
+            num_accepted_tokens=self._num_accepted_tokens,
             is_dead=is_dead,
         )

@@ -14,7 +14,7 @@ import structlog
 
 from pipeline.errors import EngineDied, EngineError, PipelineError, PromptTooLong
 from pipeline.samples import SegmentFinish
-from workers.engine.base import Done, EngineInfo, EngineStats, GenerateRequest, GenerateResult
+from workers.engine.base import Done, EngineInfo, EngineStats, GenerateRequest, GenerateResult, Sampling
 from workers.engine.failures import one_line
 from workers.engine.readings import LogprobRows
 from workers.engine.running import DecodeStream, Running, Tally, newlines_before
@@ -74,6 +74,9 @@ class ThreadedEngine(ABC, Generic[T]):
     @property
     def max_in_flight(self) -> int:
         return self._max_in_flight
+
+    def why_not(self, sampling: Sampling) -> str | None:
+        return None
 
     def submit(self, request: GenerateRequest, done: Done) -> None:
         try:

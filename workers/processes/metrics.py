@@ -53,6 +53,9 @@ class WriterCollector(Collector):
             "specthink_engine_generated_tokens": (stats.num_generated_tokens, "Tokens that the engine generated."),
             "specthink_engine_prompt_tokens": (stats.num_prompt_tokens, "Tokens of prompts that it was given."),
             "specthink_engine_cached_tokens": (stats.num_cached_tokens, "Of these, found in its prefix cache."),
+            "specthink_engine_drafts": (stats.num_drafts, "Steps of a request for which tokens were drafted."),
+            "specthink_engine_draft_tokens": (stats.num_draft_tokens, "Tokens in these drafts."),
+            "specthink_engine_accepted_tokens": (stats.num_accepted_tokens, "Of these, accepted by the model."),
             "specthink_engine_committed_tokens": (counters.tokens_committed, "Generated tokens that were stored."),
             "specthink_engine_dropped_tokens": (counters.tokens_dropped, "Generated tokens that nobody kept."),
         }

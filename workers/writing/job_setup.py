@@ -17,6 +17,11 @@ from workers.writing.questions import Questions
 MAX_PROMPTS = 1024
 
 
+def sampling_of(config: JobConfig, role: ModelRole) -> Sampling:
+    """How a role of a job draws its tokens."""
+    return Sampling(**config.drawing(role).model_dump(exclude={"stop"}))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSetup:
     """One job in one worker."""
@@ -61,7 +66,7 @@ class JobSetup:
             think=think,
             translator=translator,
             questions=questions,
-            sampling=Sampling(**config.drawing(role).model_dump(exclude={"stop"})),
+            sampling=sampling_of(config, role),
         )
 
     def prompt_ids(self, problem_id: int, problem: Problem) -> list[int]:

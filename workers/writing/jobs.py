@@ -10,10 +10,11 @@ from sqlalchemy import Connection
 from pipeline.chat.model import ChatModel
 from pipeline.chat.translation import ThinkPhase, settle_think_phase
 from pipeline.db.job_configs import fix_identity, fix_think_phase, get_job_config, get_think_phase
-from pipeline.errors import EngineRefused, EngineUnavailable
+from pipeline.errors import ConfigurationError, EngineRefused, EngineUnavailable
 from pipeline.jobs.config import JobConfig, ModelSpec
 from pipeline.samples import ModelRole
-from workers.writing.job_setup import JobSetup
+from workers.engine.base import Engine
+from workers.writing.job_setup import JobSetup, sampling_of
 from workers.writing.store import Store
 
 log = structlog.get_logger()
@@ -31,16 +32,16 @@ class Jobs:
         self,
         store: Store,
         chat: ChatModel,
+        engine: Engine,
         *,
         role: ModelRole,
-        max_model_len: int,
         weights: str | None,
         revision: str | None,
     ) -> None:
         self._store = store
         self._chat = chat
         self._role = role
-        self._max_model_len = max_model_len
+        self._engine = engine
         self._weights = weights
         self._revision = revision
         self._setup = lru_cache(maxsize=MAX_SETUPS)(self._load)
@@ -94,6 +95,8 @@ class Jobs:
 
     def _load(self, job_id: int) -> JobSetup:
         config = self._store.patiently(lambda connection: get_job_config(connection, job_id))
+        if reason := self._engine.why_not(sampling_of(config, self._role)):
+            raise ConfigurationError(reason)
         wanted = config.model(self._role)
         if wanted is not None:
             self._require(wanted)
@@ -103,7 +106,7 @@ class Jobs:
             self._require(self._store.patiently(lambda connection: fix_identity(connection, job_id, self._role, own)))
         chat = self._chat.asked(config.asking(self._role))
         think = self._store.patiently(lambda connection: self._think_phase(connection, job_id, config, chat))
-        return JobSetup.of(config, think, chat, role=self._role, max_model_len=self._max_model_len)
+        return JobSetup.of(config, think, chat, role=self._role, max_model_len=self._engine.max_model_len)
 
     def _think_phase(self, connection: Connection, job_id: int, config: JobConfig, chat: ChatModel) -> ThinkPhase:
         """A judge is asked of what others wrote, and has no say in it."""

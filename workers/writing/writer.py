@@ -111,9 +111,7 @@ class Writer:
         self._ledger = TokenLedger()
         self._cache_room = CacheRoom(max_in_flight=engine.max_in_flight, ahead=admit_ahead)
         self._room_lock = threading.Lock()
-        self._jobs = Jobs(
-            self._store, chat, role=role, max_model_len=engine.max_model_len, weights=weights, revision=revision
-        )
+        self._jobs = Jobs(self._store, chat, engine, role=role, weights=weights, revision=revision)
         self._trial: Trial[Call] = Trial()
         self.meter = Meter(role.value)
         self._recorder: Batcher[Outcome | EndedClaim | LookAtTrial, EndedClaim] = Batcher(
@@ -330,6 +328,9 @@ class Writer:
             tokens_dropped=accounts.dropped + stats.num_lost_tokens,
             prompt_tokens=stats.num_prompt_tokens,
             cached_tokens=stats.num_cached_tokens,
+            num_drafts=stats.num_drafts,
+            draft_tokens=stats.num_draft_tokens,
+            accepted_tokens=stats.num_accepted_tokens,
             refused_jobs=self._jobs.last_refusals(),
         )
 

@@ -7,7 +7,9 @@
 CREATE FUNCTION add_samples(new_jobs bigint[]) RETURNS void LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
-    is_trusted boolean := (SELECT rolsuper FROM pg_roles WHERE rolname = current_user);
+    num_samples bigint := (SELECT sum(j.num_problems::bigint * j.num_samples) FROM jobs j WHERE j.id = ANY(new_jobs));
+    -- Not for few: a session forgets all its plans with each change of this, which costs more than to look.
+    is_trusted boolean := num_samples > 100 AND (SELECT rolsuper FROM pg_roles WHERE rolname = current_user);
 BEGIN
     IF EXISTS (SELECT FROM samples WHERE job_id = ANY(new_jobs)) THEN
         RAISE EXCEPTION 'a job of % has its samples already', new_jobs USING ERRCODE = 'unique_violation';

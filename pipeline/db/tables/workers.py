@@ -117,6 +117,13 @@ class WorkerRow(Base):
     cached_tokens: Mapped[int] = mapped_column(
         BigInteger, server_default="0", comment="of these, found in the prefix cache"
     )
+    num_drafts: Mapped[int] = mapped_column(
+        BigInteger, server_default="0", comment="steps of a sample for which its accelerator drafted tokens"
+    )
+    draft_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="in these drafts")
+    accepted_tokens: Mapped[int] = mapped_column(
+        BigInteger, server_default="0", comment="of these, accepted: among tokens_generated"
+    )
     tokens_withdrawn: Mapped[int] = mapped_column(
         BigInteger,
         server_default="0",

@@ -139,7 +139,7 @@ def create_batch(
                 idempotency_key=idempotency_key,
                 output_expires_s=new.output_expires_after.seconds if new.output_expires_after else None,
             )
-        shown = _show(connection, _find(connection, caller, made))
+        shown = show_batch(connection, _find(connection, caller, made))
     gateway.woken.set()
     return shown
 
@@ -186,7 +186,7 @@ def _find(connection: Connection, caller: Caller, batch_id: str) -> StoredBatch:
     return found
 
 
-def _show(connection: Connection, batch: StoredBatch) -> BatchObject:
+def show_batch(connection: Connection, batch: StoredBatch) -> BatchObject:
     """A batch as it is now."""
     batch, jobs, status = batches.settle(connection, batch)
     if batch.num_completed is not None and batch.num_failed is not None:
@@ -239,14 +239,14 @@ def list_batches(
             if last is None:
                 raise bad(f"There is no batch '{after}' to go on from.", param="after")
         rows = batches.page_of_batches(connection, caller, after=last, limit=limit + 1) if limit else []
-        shown = [_show(connection, row) for row in rows[:limit]]
+        shown = [show_batch(connection, row) for row in rows[:limit]]
     return ListOf[BatchObject](**page_of(rows, shown, limit=limit))
 
 
 @router.get("/{batch_id}", responses=responses())
 def get_batch(batch_id: str, gateway: TheGateway, caller: TheCaller) -> BatchObject:
     with gateway.transaction() as connection:
-        return _show(connection, _find(connection, caller, batch_id))
+        return show_batch(connection, _find(connection, caller, batch_id))
 
 
 @router.post("/{batch_id}/cancel", responses=responses())

@@ -22,8 +22,9 @@ from pipeline.cli import main, render
 from pipeline.cli.app import app
 from pipeline.cli.doctor import Verdict, check_engine, check_packages
 from pipeline.cli.jobs import follow
-from pipeline.cli.live import ProgressDisplay, Speed
+from pipeline.cli.live import ProgressDisplay
 from pipeline.jobs.config import JobState
+from pipeline.results.pace import Speed
 from pipeline.results.reports import JobProgress, Result, SampleReport, SegmentReport, StepReport
 from pipeline.samples import Author, FinishReason, SampleState
 

@@ -97,6 +97,9 @@ def test_plan_that_cannot_be_starts_nothing(
         (["--engine-arg", "seed=1", "--small", SMALL], "engine argument seed is not to be given"),
         (["--small-engine-arg", "nothing", "--small", SMALL], "write NAME=VALUE"),
         (["--engine-arg", "enforce_eager=true"], "give models too"),
+        (["--large-accelerate", "ngram", "--small", SMALL], "there is no large engine to start"),
+        (["--draft-tokens", "4", "--small", SMALL], "nothing makes drafts"),
+        (["--large-accelerate", "medusa", "--large", LARGE], "write ngram, suffix, eagle3:MODEL or draft:MODEL"),
         (["--file", "nowhere.toml"], "nowhere.toml cannot be read"),
         (["small", "--dry-run"], "not both"),
     ],
@@ -124,9 +127,18 @@ def test_worker_takes_its_pool_of_the_file(run: Run, tmp_path: Path, capsys: pyt
     assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
+def test_worker_is_told_its_accelerator(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("worker", "large", "--model", LARGE, "--accelerate", f"draft:{SMALL}", "--draft-tokens", "6") == 0
+    assert capsys.readouterr().out.strip() == f"became large --model {LARGE}"
+    assert os.environ["SPECTHINK_ENGINE__VLLM__ACCELERATE"] == f"draft:{SMALL}"
+    assert os.environ["SPECTHINK_ENGINE__VLLM__DRAFT_TOKENS"] == "6"
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (["--model", "org/a", "--accelerate", "draft"], "draft needs the model that makes the drafts"),
+        (["--model", "org/a", "--draft-tokens", "6"], "draft tokens go with an accelerator"),
         ([], "give --model, or a --file that says it"),
         (["--file", "specthink.toml", "--model", "org/another"], "0 entries for a small pool of org/another"),
         (["--model", "org/a", "--engine-arg", "enable_lora=true"], "merge it into its base model"),
@@ -184,6 +196,7 @@ def test_file_may_say_that_a_server_has_the_model(run: Run, tmp_path: Path, caps
         (["--server", "host:8000"], "the server's address must be http://host:port/v1"),
         (["--server", URL, "--device-share", "0.5"], "are the business of the server at"),
         (["--server", URL, "--engine-arg", "enforce_eager=true"], "are the business of the server at"),
+        (["--server", URL, "--accelerate", "ngram"], "are the business of the server at"),
         (["--server", URL, "--engine-process", "inline"], "--engine-process says where an engine of this machine runs"),
     ],
 )

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.deployed import DEPLOY, LEAST_STOP_S, require_command, require_setting
+from tests.command_lines import parse
+from tests.deployed import DEPLOY, LEAST_STOP_S, require_setting
 
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 
@@ -31,7 +32,7 @@ def test_unit_runs_a_command_of_specthink_and_stops_it_in_time(path: Path) -> No
     assert int(unit["TimeoutStopSec"][0]) >= LEAST_STOP_S
     assert unit["RestartPreventExitStatus"] == ["2"]
     assert unit["EnvironmentFile"][0].startswith("/etc/specthink/"), "no password stands in a unit"
-    require_command(line)
+    parse(line)
 
 
 def test_units_are_what_systemd_takes(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ tp = 2
 [pool.engine_args]
 enforce_eager = true
 max_num_batched_tokens = 4096
-speculative_config = { method = "ngram", num_speculative_tokens = 3 }
+hf_overrides = { rope_theta = 10000 }
 
 [pool.environment]
 VLLM_ATTENTION_BACKEND = "FLASH_ATTN"
@@ -89,7 +89,7 @@ def test_file_is_read_with_its_arguments_and_environment(tmp_path: Path) -> None
         arguments={
             "enforce_eager": "true",
             "max_num_batched_tokens": "4096",
-            "speculative_config": '{"method": "ngram", "num_speculative_tokens": 3}',
+            "hf_overrides": '{"rope_theta": 10000}',
         },
         environment=everywhere | {"VLLM_ATTENTION_BACKEND": "FLASH_ATTN"},
     )

@@ -15,7 +15,7 @@ from pipeline.policies import parse_policy
 from pipeline.results.intervals import Interval
 from pipeline.results.page import PageData, render_page
 from pipeline.results.page.charts import accuracy_against_length
-from pipeline.results.page.page import Span, read_steps
+from pipeline.results.page.reading import Span, read_steps
 from pipeline.results.reports import (
     BudgetPoint,
     Comparison,

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline.accelerators import Accelerator
 from pipeline.chat.model import ChatModel
 from pipeline.errors import ConfigurationError, EngineError, EngineUnavailable
 from pipeline.samples import SegmentFinish
@@ -45,6 +46,8 @@ class Parts:
 
     process: Literal["inline", "separate"]
     cpu_threads: int
+    is_cpu: bool
+    accelerator: Accelerator | None
     config: VllmConfig
     inputs: InputProcessor
     client: EngineCoreClient
@@ -70,10 +73,28 @@ class VllmEngine(ThreadedEngine["EngineCoreRequest"]):
         """How fast it computes prompts, by its trial."""
         self._step_tokens = parts.config.scheduler_config.max_num_batched_tokens
         """Most prompt tokens of one step, where no single prompt is longer."""
+        self._accelerator = parts.accelerator
+        self._is_cpu = parts.is_cpu
         self._inputs = parts.inputs
         self._tasks = parts.tasks
         self._stop = FinishReason.STOP
         self._finishes = {FinishReason.STOP: SegmentFinish.EOS, FinishReason.LENGTH: SegmentFinish.LENGTH}
+
+    def why_not(self, sampling: Sampling) -> str | None:
+        """An engine with drafts has no min_p; and on a CPU vLLM draws wrongly beside drafts, or dies: it hands their
+        check the temperature, top_p and top_k of no request."""
+        if self._accelerator is None:
+            return None
+        remedy = "start a worker without --accelerate for it"
+        label = self._accelerator.label
+        if self._is_cpu and sampling.temperature > 0:
+            return (
+                f"with {label} this worker's engine, on a CPU, writes greedily alone, and the job's temperature is "
+                f"{sampling.temperature:g}: submit it with --temperature 0, or {remedy}"
+            )
+        if sampling.min_p > 0:
+            return f"with {label} an engine has no min_p, and the job's is {sampling.min_p:g}: {remedy}"
+        return None
 
     def try_out(self) -> None:
         """Generate two tokens: some models load and then cannot run (a head size that the CPU's attention lacks).
@@ -90,7 +111,9 @@ class VllmEngine(ThreadedEngine["EngineCoreRequest"]):
 
     def _try(self, prompt_ids: list[int]) -> GenerateResult:
         outcomes: queue.SimpleQueue[GenerateResult | Exception] = queue.SimpleQueue()
-        request = GenerateRequest(request_id="trial", prompt_ids=prompt_ids, max_tokens=1, sampling=Sampling())
+        usual, greedy = Sampling(), Sampling(temperature=0.0)
+        sampling = greedy if self.why_not(usual) else usual
+        request = GenerateRequest(request_id="trial", prompt_ids=prompt_ids, max_tokens=1, sampling=sampling)
         self.submit(request, outcomes.put)
         outcome: GenerateResult | Exception
         try:
@@ -113,6 +136,8 @@ class VllmEngine(ThreadedEngine["EngineCoreRequest"]):
         """vLLM's form of the request. It takes 0.1 ms, which the engine's thread need not spend."""
         from vllm.inputs.engine import tokens_input
 
+        if reason := self.why_not(request.sampling):
+            raise EngineError(self._name, f"request {request.request_id} was refused: {reason}")
         try:
             return self._inputs.process_inputs(
                 request.request_id,
@@ -146,6 +171,8 @@ class VllmEngine(ThreadedEngine["EngineCoreRequest"]):
             if outputs.scheduler_stats is not None:
                 self._num_scheduled = outputs.scheduler_stats.num_running_reqs
                 self._cache_usage = outputs.scheduler_stats.kv_cache_usage
+                if (drafts := outputs.scheduler_stats.spec_decoding_stats) is not None:
+                    self._tally.drafted(drafts.num_drafts, drafts.num_draft_tokens, drafts.num_accepted_tokens)
         for running, finish in ended:
             self._deliver(running, finish)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pipeline.accelerators import Accelerator, DraftMethod
 from pipeline.errors import ConfigurationError
 from pipeline.settings import EngineSettings
 from workers.engine.vllm.given import typed_arguments
@@ -58,6 +61,8 @@ def engine_arguments(model: str, revision: str | None, settings: EngineSettings,
         "generation_config": "vllm",  # its sampling defaults are not for us; the EOS ids in it count all the same
         "use_tqdm_on_load": False,
     }
+    if settings.vllm.accelerator is not None:
+        arguments["speculative_config"] = _drafts(model, revision, settings, settings.vllm.accelerator, given)
     if process == "separate":
         from workers.engine.vllm.lifeline import TiedMultiprocExecutor, TiedUniProcExecutor
 
@@ -77,6 +82,33 @@ def engine_arguments(model: str, revision: str | None, settings: EngineSettings,
     else:
         arguments["gpu_memory_utilization"] = settings.vllm.gpu_memory_utilization
     return arguments | given
+
+
+def _drafts(
+    model: str, revision: str | None, settings: EngineSettings, accelerator: Accelerator, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """vLLM's speculative_config. Raises ConfigurationError for what cannot be: without a package, and for a draft model
+    with another vocabulary."""
+    if accelerator.method is DraftMethod.SUFFIX and find_spec("arctic_inference") is None:
+        raise ConfigurationError("accelerate suffix needs the package arctic-inference, which is not installed")
+    if accelerator.method is DraftMethod.DRAFT and accelerator.model is not None:
+        trusts_code = bool(given.get("trust_remote_code"))
+        own = _vocabulary(model, revision, trusts_code=trusts_code)
+        other = _vocabulary(accelerator.model, None, trusts_code=trusts_code)
+        if own != other:
+            raise ConfigurationError(
+                f"accelerate {accelerator.label}: a draft model has the vocabulary of the model that it drafts for: "
+                f"it has {other} ids, and {Path(model).name} has {own}"
+            )
+    return accelerator.speculative_config(tensor_parallel_size=settings.vllm.tensor_parallel_size)
+
+
+def _vocabulary(model: str, revision: str | None, *, trusts_code: bool) -> int:
+    import vllm.config  # noqa: F401  # before the next one, which imports it in a circle
+    from vllm.transformers_utils.config import get_config
+
+    config = get_config(model, trust_remote_code=trusts_code, revision=revision)
+    return int(config.get_text_config().vocab_size)
 
 
 def _dtype(model: str, revision: str | None, settings: EngineSettings, *, trusts_code: bool) -> str:

@@ -33,6 +33,13 @@ def describe(name: str, revision: str | None, settings: EngineSettings, parts: P
             "enforce_eager": config.model_config.enforce_eager,
             "tensor_parallel_size": settings.vllm.tensor_parallel_size,
             "cpu_threads": settings.vllm.cpu_threads if current_platform.is_cpu() else None,
+            **_drafts(parts),
             **{f"argument {name}": value for name, value in sorted(settings.vllm.arguments.items())},
         },
     )
+
+
+def _drafts(parts: Parts) -> dict[str, str | int]:
+    """Which tokens are drawn with a seed depends on them."""
+    accelerator = parts.accelerator
+    return {} if accelerator is None else {"accelerate": accelerator.label, "draft_tokens": accelerator.draft_tokens}

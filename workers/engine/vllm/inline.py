@@ -18,12 +18,15 @@ STEP_S = 2.0
 to 1.5 billion parameters on a CPU take minutes, in which nobody gets a token."""
 
 
-def step_budget(*, num_running: int, head_tokens: int, prompt_tokens_per_s: float, most: int) -> int:
-    """Tokens that vLLM may compute in the next step: one for each running request, and prompts for STEP_S.
+def step_budget(
+    *, num_running: int, head_tokens: int, prompt_tokens_per_s: float, most: int, draft_tokens: int = 0
+) -> int:
+    """Tokens that vLLM may compute in the next step: one for each running request and its draft, and prompts for
+    STEP_S.
 
     head_tokens: of the prompt that is next, which must fit: prompts are computed whole. most: what vLLM's buffers hold.
     """
-    return min(most, num_running + max(int(prompt_tokens_per_s * STEP_S), head_tokens))
+    return min(most, num_running * (1 + draft_tokens) + max(int(prompt_tokens_per_s * STEP_S), head_tokens))
 
 
 class InlineEngine(VllmEngine):
@@ -36,6 +39,7 @@ class InlineEngine(VllmEngine):
         self._additions: list[EngineCoreRequest] = []
         self._aborts: list[str] = []
         self._most_step_tokens = self._step_tokens
+        self._draft_tokens = parts.accelerator.draft_tokens if parts.accelerator else 0
         self._thread.start()
 
     def try_out(self) -> None:
@@ -78,6 +82,7 @@ class InlineEngine(VllmEngine):
             head_tokens=scheduler.waiting.peek_request().num_tokens,
             prompt_tokens_per_s=self._prompt_tokens_per_s,
             most=self._most_step_tokens,
+            draft_tokens=self._draft_tokens,
         )
 
     def _add(self, core_id: str, core_request: EngineCoreRequest) -> None:

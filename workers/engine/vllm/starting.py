@@ -80,6 +80,8 @@ def _start(model: str, revision: str | None, settings: EngineSettings) -> Parts:
     return Parts(
         process=process,
         cpu_threads=settings.vllm.cpu_threads,
+        is_cpu=current_platform.is_cpu(),
+        accelerator=settings.vllm.accelerator,
         config=config,
         inputs=InputProcessor(config, renderer),
         client=client,

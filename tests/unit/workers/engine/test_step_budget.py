@@ -23,3 +23,8 @@ def test_step_has_room_for_what_runs_and_for_prompts_of_two_seconds(
         num_running=num_running, head_tokens=head_tokens, prompt_tokens_per_s=prompt_tokens_per_s, most=4096
     )
     assert found == budget
+
+
+def test_step_has_room_for_the_drafts_of_what_runs() -> None:
+    found = step_budget(num_running=8, head_tokens=100, prompt_tokens_per_s=50.0, most=4096, draft_tokens=4)
+    assert found == 8 * 5 + 100
