@@ -156,6 +156,8 @@ class Bench:
         """How busy everybody was; the hand-overs per second."""
         report, hand_overs = self._report, sum(map(len, self._texts.of(run.job.num_samples))) / run.job.seconds
         report.add(f"{name}: hand-overs", hand_overs, "/s")
+        report.add(f"{name}: a piece's end to its commit, median", 1000 * run.held_s, "ms")
+        report.add(f"{name}: commit to the next claim, median", 1000 * run.wait_s, "ms")
         for role in WRITING_ROLES:
             found = self._engine(role, run, ideal)
             for what, key in (
