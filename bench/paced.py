@@ -61,10 +61,12 @@ class Bench:
         self._texts = Texts()
         self._samples = samples
         self._in_flight = in_flight
+        self._done: dict[str, tuple[PacedRun, simulator.Simulated]] = {}
+        """Of part pair, by pace."""
 
     def pair(self, name: str) -> None:
         pools = pools_of(PACES[name], 1, 1, self._in_flight)
-        run, ideal = self._run(name, pools, self._samples)
+        run, ideal = self._done[name] = self._run(name, pools, self._samples)
         ours, report = run.job.samples_per_second, self._report
         trajectories = self._texts.of(self._samples)
         loop, lock_step = simulator.one_by_one(pools, trajectories), simulator.lock_step(pools, trajectories)
@@ -92,7 +94,9 @@ class Bench:
         best, ended = 0.0, ""
         for count in SCALE_WORKERS:
             name, num_samples = f"{count} + {count} of {SCALE_PACE}", count * self._samples
-            run, ideal = self._run(name, pools_of(PACES[SCALE_PACE], count, count, self._in_flight), num_samples)
+            pools = pools_of(PACES[SCALE_PACE], count, count, self._in_flight)
+            known = self._done.get(SCALE_PACE) if count == 1 else None
+            run, ideal = known or self._run(name, pools, num_samples)
             hand_overs = self._add_use(name, run, ideal)
             self._report.add(f"{name}: pipeline ÷ simulator", run.job.samples_per_second / ideal.samples_per_second)
             tokens = [engine.tokens / run.job.seconds for engines in run.engines.values() for engine in engines]
@@ -108,7 +112,7 @@ class Bench:
         (first, *others), source, errors = PLAN_CASES, 0, []
         for small, large in (first, *others):
             name = f"plan, {small} + {large}"
-            run, _ = self._run(name, pools_of(pace, small, large, PLAN_SLOTS), self._samples)
+            run, _ = self._run(name, pools_of(pace, small, large, PLAN_SLOTS), self._samples // 2)
             source = source or run.job.job_id
             planned = self._stack.client.plan(source, small_workers=small, large_workers=large)
             report.add(f"{name}: measured", run.job.seconds, "s")
@@ -152,6 +156,8 @@ class Bench:
         """How busy everybody was; the hand-overs per second."""
         report, hand_overs = self._report, sum(map(len, self._texts.of(run.job.num_samples))) / run.job.seconds
         report.add(f"{name}: hand-overs", hand_overs, "/s")
+        report.add(f"{name}: a piece's end to its commit, median", 1000 * run.held_s, "ms")
+        report.add(f"{name}: commit to the next claim, median", 1000 * run.wait_s, "ms")
         for role in WRITING_ROLES:
             found = self._engine(role, run, ideal)
             for what, key in (

@@ -88,6 +88,7 @@ class PacedEngine(ScriptedEngine):
         return EngineInfo(
             kind=scripted.kind,
             version=scripted.version,
+            has_own_device=True,
             settings={**scripted.settings, "process": "separate", **asdict(self._rates)},
         )
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from pathlib import Path
+from statistics import median
 
 from bench.jobs import POLICY, JobRun, run_job
 from bench.loops import LoopJob
@@ -21,6 +22,8 @@ from bench.stack import MODELS, Stack
 from bench.trajectories import play
 from bench.usage import machine_cpu_seconds
 from pipeline.chat.model import ChatModel
+from pipeline.db.planning import get_measured_job
+from pipeline.db.session import transaction
 from pipeline.planning.pools import Pool, Trajectory
 from pipeline.samples import WRITING_ROLES, ModelRole
 
@@ -62,9 +65,12 @@ def tokens_of(trajectories: Sequence[Trajectory]) -> dict[str, int]:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PacedRun:
     """One job. engines: what each did meanwhile, by role. cores: that each kind of program kept busy; foreign_cores:
-    that others on this machine did."""
+    that others on this machine did. held_s, wait_s: of its hand-overs, from a piece's end to its commit and from there
+    to the next claim, medians."""
 
     job: JobRun
+    held_s: float
+    wait_s: float
     engines: Mapping[ModelRole, Sequence[Paced]]
     cores: Mapping[str, float]
     foreign_cores: float
@@ -83,6 +89,11 @@ class PacedRun:
 
     def _engine_seconds(self, role: ModelRole) -> float:
         return self.job.seconds * len(self.engines[role])
+
+
+def _median(seconds: Sequence[float | None]) -> float:
+    """Of those that are known; 0 where none is: a job in which nothing is handed over."""
+    return median([each for each in seconds if each is not None] or [0.0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +126,16 @@ class PacedWorkers:
         for part, used in job.cpu_seconds.items():
             cores[part.partition("-")[0]] += used / seconds
         own = sum(job.cpu_seconds.values())
-        return PacedRun(job=job, engines=engines, cores=cores, foreign_cores=max(0.0, all_used - own) / seconds)
+        with transaction(self._stack.db_engine) as connection:
+            requests = get_measured_job(connection, job.job_id).requests
+        return PacedRun(
+            job=job,
+            engines=engines,
+            cores=cores,
+            foreign_cores=max(0.0, all_used - own) / seconds,
+            held_s=_median([each.held_s for each in requests]),
+            wait_s=_median([each.wait_s for each in requests]),
+        )
 
     def _run_job(self, num_samples: int, policy: str) -> JobRun:
         problems = problem_set(num_samples, first=_APART * next(self._numbers))

@@ -137,6 +137,8 @@ class EngineInfo:
     version: str
     settings: dict[str, str | int | float | bool | None]
     """All that may change its numbers: model, revision, dtype, device, torch, block size, process mode, ..."""
+    has_own_device: bool = False
+    """Whether it computes elsewhere than on the cores of its worker. Not stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

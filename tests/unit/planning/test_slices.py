@@ -66,3 +66,11 @@ def test_pools_that_no_part_divides_are_made_up_for_by_speed() -> None:
 
 def test_the_same_question_gets_the_same_answer() -> None:
     assert estimate(model(2, 1), trajectories(), 300) == estimate(model(2, 1), trajectories(), 300)
+
+
+def test_a_short_job_takes_the_mean_over_orders() -> None:
+    ways = trajectories(40)
+    enough_for_one = sum(map(len, ways)) + 1
+    orders = [estimate(model(1, 1), ways, 40, seed=seed, max_hand_overs=enough_for_one).wall_s for seed in range(4)]
+    assert max(orders) > 1.01 * min(orders)
+    assert estimate(model(1, 1), ways, 40).wall_s == pytest.approx(sum(orders) / 4)

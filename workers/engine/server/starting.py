@@ -44,6 +44,7 @@ def describe(name: str, revision: str | None, url: str, found: FoundServer) -> E
     return EngineInfo(
         kind="server",
         version=f"vllm {found.version}" if found.version else "unknown",
+        has_own_device=True,
         settings={
             "model": name,
             "revision": revision,

@@ -16,6 +16,7 @@ def describe(name: str, revision: str | None, settings: EngineSettings, parts: P
     return EngineInfo(
         kind="vllm",
         version=__version__,
+        has_own_device=not current_platform.is_cpu(),
         settings={
             "model": name,
             "revision": revision,
