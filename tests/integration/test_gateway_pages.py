@@ -52,9 +52,9 @@ def fill(db_engine: Engine) -> tuple[int, int, list[int]]:
                 {"problem": 3, "state": "pending"},
             ],
         )
-        by = {"engine_id": engine, "worker_id": worker}
+        by: dict[str, Any] = {"engine_id": engine, "worker_id": worker}
         add_segment(connection, samples[0], 0, "small", "First we add.\n\n", discarded="Wait", **by)
-        large = {"trigger": "reflection", "takes_over": True, "cue": "wait"}
+        large: dict[str, Any] = {"trigger": "reflection", "takes_over": True, "cue": "wait"}
         add_segment(connection, samples[0], 1, "large", HOSTILE, **large, **by)
         other = add_job(connection, problems, name="other", state="completed", seconds=60)
         add_samples(connection, other, [{"problem": 0, "score": 0.0}, {"problem": 1, "score": 0.0}])
