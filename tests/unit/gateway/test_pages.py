@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.gateway.pages.access import cookie_key, form_token, local_path
-from pipeline.gateway.pages.paths import is_open, is_page
+from pipeline.gateway.browsers import cookie_key, form_token, is_open, is_page, local_path
 from pipeline.gateway.pages.pieces import pieces_of
-from pipeline.gateway.pages.progress import ShownProgress, mean_pace, told_duration
+from pipeline.gateway.progress import ShownProgress, mean_pace, told_duration
 from pipeline.jobs.config import JobState
 from pipeline.results.exports import ExportFormat
 from pipeline.results.reports import JobProgress
