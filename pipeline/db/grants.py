@@ -256,6 +256,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
                 "workers",
                 "upkeep_leader",
                 "segments",
+                "asides",
                 "steps",
                 "rollups",
                 "length_counts",
