@@ -81,7 +81,7 @@ _COUNT_UNSCORED = text("""
 _SUM_TAKEOVERS = text("""
     SELECT j.policy, d.trigger, sum(d.num_takeovers)::bigint AS number
     FROM rollups r JOIN jobs j ON j.id = r.job_id
-    CROSS JOIN LATERAL jsonb_populate_recordset(NULL::delegation_part, r.delegation) d
+    CROSS JOIN LATERAL jsonb_to_recordset(r.delegation) AS d (trigger text, num_takeovers bigint)
     WHERE r.refreshed_at IS NOT NULL AND d.num_takeovers > 0
     GROUP BY j.policy, d.trigger
 """)
