@@ -437,7 +437,8 @@ def _submission(problems: Submission | ProblemSet | str | PathLike[str] | int, o
 
 def _told_by_judges(connection: Connection, problem_set_ids: Sequence[int]) -> list[str]:
     """A note where the reference answers of new jobs can be read in the prompts of judges."""
-    judges = judging.judges_that_tell(connection, problem_set_ids)
+    told = judging.told_answers(connection, problem_set_ids)
+    judges = sorted(judge for answers in told for judge in answers.judges)
     if not judges:
         return []
     return [

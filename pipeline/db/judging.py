@@ -165,24 +165,22 @@ class ToldAnswers(NamedTuple):
     judges: list[int]
 
 
-_TOLD = text("""
+_TOLD = """
     SELECT p.tells_answers_of AS problem_set_id, array_agg(j.id ORDER BY j.id) AS judges
     FROM problem_sets p JOIN jobs j ON j.problem_set_id = p.id
-    WHERE p.tells_answers_of IS NOT NULL GROUP BY 1 ORDER BY 1
-""")
+    WHERE p.tells_answers_of {of_these} GROUP BY 1 ORDER BY 1
+"""
+_ALL_TOLD = text(_TOLD.format(of_these="IS NOT NULL"))
+_SOME_TOLD = text(_TOLD.format(of_these="= ANY(:problem_sets)"))
 
 
-def told_answers(connection: Connection) -> list[ToldAnswers]:
-    """The sets whose reference answers stand in judges' prompts, where those who generate can read them."""
-    return [ToldAnswers(*row) for row in connection.execute(_TOLD)]
+def told_answers(connection: Connection, problem_set_ids: Sequence[int] | None = None) -> list[ToldAnswers]:
+    """The sets whose reference answers stand in judges' prompts, where those who generate can read them.
 
-
-_JUDGES_THAT_TELL = text("""
-    SELECT j.id FROM problem_sets p JOIN jobs j ON j.problem_set_id = p.id
-    WHERE p.tells_answers_of = ANY(:problem_sets) ORDER BY j.id
-""")
-
-
-def judges_that_tell(connection: Connection, problem_set_ids: Sequence[int]) -> list[int]:
-    """The judges in whose prompts the reference answers of some sets can be read."""
-    return list(connection.execute(_JUDGES_THAT_TELL, {"problem_sets": problem_set_ids}).scalars())
+    problem_set_ids: of these; None: of all.
+    """
+    if problem_set_ids is None:
+        rows = connection.execute(_ALL_TOLD)
+    else:
+        rows = connection.execute(_SOME_TOLD, {"problem_sets": [*problem_set_ids]})
+    return [ToldAnswers(*row) for row in rows]

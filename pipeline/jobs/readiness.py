@@ -109,9 +109,10 @@ def make_ready(
         check_prompts(used_problems(problems, num_problems), config, pair.known_chats(), lengths)
     if source is None or config.grader != source.config.grader:
         check_references(problems, num_problems, config.grader)
+    label = label_with_exit(submission.policy, submission.exit)
     return ReadyJob(
-        name=submission.name or _usual_name(problems, submission),
-        policy=label_with_exit(submission.policy, submission.exit),
+        name=submission.name or _usual_name(problems, label, submission.matched_to),
+        policy=label,
         problems=problems,
         num_problems=num_problems,
         config=config,
@@ -175,9 +176,9 @@ def used_problems(problems: ProblemSet | StoredSet, num_problems: int) -> Proble
     return replace(problems, problems=problems.problems[:num_problems])
 
 
-def _usual_name(problems: ProblemSet | StoredSet, submission: Submission) -> str:
-    matched = "" if submission.matched_to is None else f" matched to job {submission.matched_to}"
-    return f"{problems.name} · {label_with_exit(submission.policy, submission.exit)}{matched}"
+def _usual_name(problems: ProblemSet | StoredSet, label: str, matched_to: int | None) -> str:
+    matched = "" if matched_to is None else f" matched to job {matched_to}"
+    return f"{problems.name} · {label}{matched}"
 
 
 def read_problems(submission: Submission, recipe: Recipe | None) -> ProblemSet:

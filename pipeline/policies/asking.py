@@ -132,3 +132,11 @@ def why_over(event: Answered, *, asked: int) -> FinishReason | None:
             return FinishReason.CONTEXT  # the engine had no room for what was asked
         case _:
             return None
+
+
+def why_ends(over: FinishReason | None, room: int) -> FinishReason | None:
+    """Why the text ends with a draft that stays whole; None where it goes on, or has no room to.
+
+    over: as ``why_over`` found it. room: tokens that the sample has left behind the draft.
+    """
+    return over if over is FinishReason.EOS or room > 0 else None

@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.breaks import is_newlines
-from pipeline.policies.asking import AskingPolicy, AskingState, end, why_over
+from pipeline.policies.asking import AskingPolicy, AskingState, end, why_ends, why_over
 from pipeline.policies.protocol import Reading, SampleContext, Transition, Watcher
 from pipeline.policies.reading.handback import HandBackWatcher
 from pipeline.policies.reading.labels import rounded
@@ -218,8 +218,8 @@ class DraftedStepsPolicy(AskingPolicy[DraftedStateT], StepPolicy[DraftedStateT])
         after = state.model_copy(update={"text": last.text})
         if not last.text.thinking:
             return self._answer(after, room, insert=take, reading=reading)
-        if state.end is FinishReason.EOS or (state.end is not None and room > 0):
-            return end(state.end, insert=take, reading=reading)
+        if reason := why_ends(state.end, room):
+            return end(reason, insert=take, reading=reading)
         return self._draft(after, room, insert=take, reading=reading)
 
     def _take_over(self, state: DraftedStateT, index: int, room: int, reading: Reading | None = None) -> Transition:

@@ -32,7 +32,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.policies.asking import AskingPolicy, AskingState, end, why_over
+from pipeline.policies.asking import AskingPolicy, AskingState, end, why_ends, why_over
 from pipeline.policies.draws import draw
 from pipeline.policies.protocol import Reading, SampleContext, Transition, Watcher
 from pipeline.policies.reading.labels import MinMass, probabilities, rounded
@@ -277,8 +277,8 @@ class MentorPolicy(AskingPolicy[_State]):
         after, room = _put_in(state, own, state.texts, own.state), room - len(state.texts)
         if not own.thinking:
             return self._answer(after, room, insert=takes, reading=reading)
-        if state.end is FinishReason.EOS or (state.end is not None and room > 0):
-            return end(state.end, insert=takes, reading=reading)
+        if reason := why_ends(state.end, room):
+            return end(reason, insert=takes, reading=reading)
         return self._draft(after, room, takes, reading)
 
     def _take_mentors(

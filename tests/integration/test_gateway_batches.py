@@ -270,6 +270,12 @@ def test_answers_are_graded_and_given_to_nobody(client: openai.OpenAI, pair: Pai
     wrong = upload(client, [{"custom_id": "z", "answer": "2"}], "evals")
     batch = create(client, [line("a", "1?")], extra_body={"specthink": {"grader": "math", "answers_file_id": wrong}})
     assert [fault.code for fault in batch.errors.data][-1] in ("unknown_custom_id", "invalid_value")
+    unreadable = upload(client, [{"custom_id": "a", "answer": "A"}, {"custom_id": "b", "answer": "no choice"}], "evals")
+    options = {"specthink": {"grader": "choice", "answers_file_id": unreadable}}
+    batch = create(client, [line("a", "1?", seed=1), line("b", "2?", seed=2)], extra_body=options)
+    assert [fault.code for fault in batch.errors.data] == ["invalid_answers_line"]
+    assert "cannot read the reference answer of 'b'" in batch.errors.data[0].message
+    assert "no choice" not in batch.errors.data[0].message
 
 
 def test_create_that_is_sent_twice_makes_one_batch(client: openai.OpenAI, served: Served) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline import ColumnNames, Problem, ProblemSet
 from pipeline.chat.asking import Asking
+from pipeline.chat.model import ChatModel
 from pipeline.errors import BadProblem, ConfigurationError
 from pipeline.jobs.config import DrawingSpec, JobConfig, ModelSpec, RoleDrawingSpec
 from pipeline.jobs.pair import load_chat_model
@@ -397,3 +398,27 @@ def test_a_job_without_an_exit_is_stored_as_ever() -> None:
     assert made.config.build_policy().roles == {ModelRole.SMALL}
     cut = ready(policy="small-only", exit={"thinking_tokens": 5}).config.model_dump(mode="json")["exit"]
     assert cut == {"name": "cut", "thinking_tokens": 5, "answer_role": "small"}
+
+
+def test_a_model_of_the_hubs_cache_is_read_once_for_many_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = tmp_path / "models--org--small" / "snapshots" / ("a" * 40)
+    shutil.copytree(DEMO_MODELS / "demo-small", snapshot)
+    (tmp_path / "models--org--small" / "refs").mkdir()
+    (tmp_path / "models--org--small" / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    read: list[str] = []
+    load = ChatModel.load
+
+    def counted(folder: Path, **options: Any) -> ChatModel:
+        read.append(folder.name)
+        return load(folder, **options)
+
+    monkeypatch.setattr(ChatModel, "load", counted)
+    jobs = [ready(small="org/small", large=None, policy="small-only") for _ in range(3)]
+    assert [(job.think is not None and job.think.end, job.config.small.name) for job in jobs if job.config.small] == [
+        ("</think>", "org/small")
+    ] * 3
+    assert read == ["a" * 40]
+    (snapshot / "config.json").write_text("{}")
+    ready(small="org/small", large=None, policy="small-only")
+    assert len(read) == 2
