@@ -41,6 +41,7 @@ class Manifest(_Part):
     """What ``manifest.json`` says.
 
     version: of the program that wrote it. revision: of the database's schema. clones: jobs that were made from it.
+    control_of: jobs that it is a control of in an experiment. controls: those that are its own.
     """
 
     format: int
@@ -52,6 +53,8 @@ class Manifest(_Part):
     state: str
     cloned_from: JobMark | None
     clones: tuple[JobMark, ...]
+    control_of: tuple[JobMark, ...]
+    controls: tuple[JobMark, ...]
     tables: dict[str, FileEntry]
 
     @property

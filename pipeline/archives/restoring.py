@@ -93,6 +93,7 @@ class _Restoring:
         self._store_engines()
         self._store_workers()
         self._copy("jobs", replace={"cloned_from": self._present(self._manifest.cloned_from)})
+        self._store_rows_of_experiments()
         samples = self._ids("samples")
         self._maps["samples"] = choose_ids(self._connection, "samples", samples)
         self._copy("samples")
@@ -206,6 +207,18 @@ class _Restoring:
             ids[row["id"]] = stored["id"]
         self._maps["workers"] = IdMap.of(ids)
 
+    def _store_rows_of_experiments(self) -> None:
+        """Its rows, but for one that was submitted again under its name meanwhile; and what is a control of what, as
+        far as both jobs are there."""
+        marks = {mark.id: mark for mark in self._manifest.control_of}
+        put = _insert("experiment_jobs", _BY_NAME["experiment_jobs"].names, "ON CONFLICT DO NOTHING")
+        for row in self._rows("experiment_jobs"):
+            self._connection.execute(_EXPERIMENT, row)
+            self._connection.execute(text(put), row | {"control_of": self._present(marks.get(row["control_of"]))})
+        for control in self._manifest.controls:
+            if self._present(control):
+                self._connection.execute(_IS_CONTROL, {"job": self._manifest.job.id, "control": control.id})
+
     def _store_events(self) -> None:
         """With their own ids where all of them are free; else with new ones, in the order of the file."""
         batches = (batch.column("id").to_numpy() for batch in self._batches("events"))
@@ -233,6 +246,12 @@ _PRESENT = text("""
     SELECT id FROM jobs WHERE id = :id AND (extract(epoch FROM submitted_at) * 1000000)::bigint = :submitted_at
 """)
 _IS_CLONE = text("UPDATE jobs SET cloned_from = :job WHERE id = :clone AND cloned_from IS NULL")
+_EXPERIMENT = text("INSERT INTO experiments (name) VALUES (:experiment) ON CONFLICT DO NOTHING")
+_IS_CONTROL = text("""
+    UPDATE experiment_jobs c SET control_of = :job
+    WHERE c.job_id = :control AND c.control_of IS NULL
+      AND EXISTS (SELECT FROM experiment_jobs r WHERE r.experiment = c.experiment AND r.job_id = :job)
+""")
 _SET_ID = text("SELECT id FROM problem_sets WHERE content_sha256 = :content_sha256")
 _PROBLEM_IDS = text("SELECT id FROM problems WHERE problem_set_id = :set ORDER BY position")
 _LIFE = text("""

@@ -1,8 +1,8 @@
 """What an archive holds: its tables, the rows of each that make a job whole, and their columns in Parquet.
 
 Derived tables (job_totals, rollups, length_counts) are not in it: a restored job is counted anew. What a judge
-was asked of a job (judged_samples) is the judge's, and judges are not archived. Nor is which experiment a job is a row
-of: that is told of several jobs. What came over HTTP, batches and chat requests, stays with its gateway.
+was asked of a job (judged_samples) is the judge's, and judges are not archived. Of an experiment a job has its own
+rows; the others come with their jobs. What came over HTTP, batches and chat requests, stays with its gateway.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ TABLES: tuple[ArchivedTable, ...] = (
     ArchivedTable("hidden_columns", _OF_PROBLEMS, "t.problem_id", is_private=True),
     ArchivedTable("engines", "t.id = ANY(%(engines)s)", "t.id"),
     ArchivedTable("workers", "t.id = ANY(%(workers)s)", "t.id"),
+    ArchivedTable("experiment_jobs", "t.job_id = %(job)s", "t.experiment, t.row_name"),
     ArchivedTable("samples", "t.id = ANY(%(samples)s)", "t.id"),
     ArchivedTable("segments", _OF_SAMPLES, "t.sample_id, t.segment_index"),
     ArchivedTable("segment_parts", _OF_SAMPLES, "t.sample_id, t.segment_index, t.start_token"),

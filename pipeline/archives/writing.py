@@ -165,11 +165,19 @@ def _require_all(connection: Connection, table: ArchivedTable, values: Mapping[s
 
 
 _MARK = """jsonb_build_object('id', j.id, 'submitted_at', (extract(epoch FROM j.submitted_at) * 1000000)::bigint)"""
+
+
+def _marks(which: str) -> str:
+    """The marks of other jobs, as ``o``."""
+    return f"(SELECT coalesce(jsonb_agg({_MARK.replace('j.', 'o.')} ORDER BY o.id), '[]') FROM jobs o WHERE {which})"
+
+
 _DESCRIBED = text(f"""
     SELECT {_MARK} AS job, j.name, j.state,
            (SELECT {_MARK.replace("j.", "o.")} FROM jobs o WHERE o.id = j.cloned_from) AS cloned_from,
-           (SELECT coalesce(jsonb_agg({_MARK.replace("j.", "c.")} ORDER BY c.id), '[]') FROM jobs c
-            WHERE c.cloned_from = j.id) AS clones
+           {_marks("o.cloned_from = j.id")} AS clones,
+           {_marks("o.id IN (SELECT control_of FROM experiment_jobs WHERE job_id = j.id)")} AS control_of,
+           {_marks("o.id IN (SELECT job_id FROM experiment_jobs WHERE control_of = j.id)")} AS controls
     FROM jobs j WHERE j.id = :job
 """)
 
@@ -186,6 +194,8 @@ def _manifest(connection: Connection, job_id: int, tables: dict[str, FileEntry])
         state=row.state,
         cloned_from=JobMark(**row.cloned_from) if row.cloned_from else None,
         clones=tuple(JobMark(**mark) for mark in row.clones),
+        control_of=tuple(JobMark(**mark) for mark in row.control_of),
+        controls=tuple(JobMark(**mark) for mark in row.controls),
         tables=tables,
     )
 

@@ -169,13 +169,16 @@ _FINGERPRINT = text("""
     SELECT md5(concat_ws(' ', j::text,
         (SELECT sum(hashtextextended(s::text, 0)) FROM samples s WHERE s.job_id = j.id),
         (SELECT sum(hashtextextended(g::text, 0)) FROM grades g JOIN samples s ON s.id = g.sample_id
-         WHERE s.job_id = j.id)))
+         WHERE s.job_id = j.id),
+        (SELECT string_agg(e::text, ' ' ORDER BY e.experiment, e.row_name) FROM experiment_jobs e
+         WHERE e.job_id = j.id)))
     FROM jobs j WHERE j.id = :job
 """)
 
 
 def fingerprint(connection: Connection, job_id: int) -> str:
-    """Of all that may change of a job that has ended: a retry changes its samples, another grading its grades."""
+    """Of all that may change of a job that has ended: a retry changes its samples, another grading its grades, and a
+    sweep makes it a row of an experiment."""
     return str(connection.execute(_FINGERPRINT, {"job": job_id}).scalar_one())
 
 

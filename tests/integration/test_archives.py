@@ -83,6 +83,11 @@ def copy_of(connections: Connections, template: str) -> Iterator[Engine]:
     owner.dispose()
 
 
+_ROWS = text("""
+    INSERT INTO experiment_jobs (experiment, row_name, job_id, control_of) VALUES (:experiment, :row, :job, :of)
+""")
+
+
 @pytest.fixture(scope="module")
 def source(servers: Connections) -> Iterator[Source]:
     owner = open_database(servers.database_url)
@@ -93,6 +98,12 @@ def source(servers: Connections) -> Iterator[Source]:
     with transaction(db_engine) as connection:
         connection.execute(text("UPDATE jobs SET cloned_from = :done WHERE id = :cut"), jobs)
         connection.execute(text("UPDATE jobs SET cloned_from = :cut WHERE id = :redrawn"), jobs)
+        connection.execute(text("INSERT INTO experiments (name) VALUES ('triggers'), ('cuts')"))
+        connection.execute(_ROWS, [
+            {"experiment": "triggers", "row": "glimpse", "job": jobs["done"], "of": None},
+            {"experiment": "triggers", "row": "random for glimpse", "job": jobs["cut"], "of": jobs["done"]},
+            {"experiment": "cuts", "row": "glimpse", "job": jobs["done"], "of": None},
+        ])  # fmt: skip
         refresh_all(connection)
     db_engine.dispose()
     yield Source(servers, jobs)
@@ -124,6 +135,7 @@ OF_JOB = {
     "jobs": "t.id = :job",
     "samples": "t.job_id = :job",
     "events": "t.job_id = :job",
+    "experiment_jobs": "t.job_id = :job",
     **dict.fromkeys(
         ("segments", "segment_parts", "asides", "signals", "steps", "grades"),
         "t.sample_id IN (SELECT id FROM samples WHERE job_id = :job)",
@@ -190,6 +202,9 @@ def test_job_comes_back_as_it_was(source: Source, filled: Engine, tmp_path: Path
     for other in source.jobs.values():
         assert violations(filled, other) == [], "the books of its workers hold for other jobs too"
     with transaction(filled) as connection:
+        control = every(connection, "SELECT control_of AS job FROM experiment_jobs WHERE row_name LIKE 'random%'")
+    assert control == [{"job": source.jobs["done"]}], "also where the job came back that it is matched to"
+    with transaction(filled) as connection:
         refresh_all(connection)
     assert shown(filled, job) == seen
 
@@ -216,6 +231,11 @@ def test_all_jobs_move_to_another_database_whose_ids_are_taken(
         assert one(connection, "SELECT cloned_from AS c FROM jobs WHERE id = :id", id=source.jobs["cut"]) == {
             "c": source.jobs["done"]
         }
+        rows_there = every(connection, "SELECT experiment, job_id, control_of FROM experiment_jobs ORDER BY 1, 2")
+        assert [tuple(row.values()) for row in rows_there] == [
+            ("cuts", source.jobs["done"], None), ("triggers", source.jobs["done"], None),
+            ("triggers", source.jobs["cut"], source.jobs["done"]),
+        ]  # fmt: skip
         assert every(connection, "SELECT id FROM workers WHERE ended_at IS NULL OR settled_at IS NULL") == []
     assert submit(empty) > max(source.jobs[name] for name in ENDED), "its number is given to nobody else"
 

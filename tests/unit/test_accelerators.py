@@ -141,7 +141,7 @@ def test_draft_model_needs_room_beside_its_large_model(models: Path) -> None:
     ],
 )
 def test_plan_refuses_an_accelerator_that_cannot_be(models: Path, given: dict[str, Any], said: str) -> None:
-    own = {name: f"{models}/{value}" if name == "model" else value for name, value in given.items()}
+    own = given | {"model": f"{models}/{given['model']}"}
     if "accelerate" in own:
         own["accelerate"] = own["accelerate"].replace("draft:", f"draft:{models}/")
     with pytest.raises(ConfigurationError, match=said):

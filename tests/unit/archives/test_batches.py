@@ -92,8 +92,6 @@ def test_every_table_that_names_a_job_or_sample_is_archived_or_derived() -> None
         "rollups",
         "length_counts",
         "judged_samples",
-        "experiments",
-        "experiment_jobs",
         "batch_jobs",
         "chat_requests",
     }
