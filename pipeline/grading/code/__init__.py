@@ -41,7 +41,7 @@ class CodeGrader:
 
     isolate: bool = True
     name: str = "code"
-    version: str = "code/1"
+    version: str = "code/2"
     is_instant: bool = False
 
     def grade(self, answer_text: str, reference: str | None) -> Grade:
