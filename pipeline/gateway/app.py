@@ -17,14 +17,14 @@ from pipeline.gateway.browsers import is_page
 from pipeline.gateway.errors import ApiError
 from pipeline.gateway.gate import Gate
 from pipeline.gateway.housekeeping import Housekeeper
-from pipeline.gateway.pages import changes, looks
+from pipeline.gateway.pages import changes, downloads, looks
 from pipeline.gateway.pages.rendering import refusal
 from pipeline.gateway.preparing import Limits
 from pipeline.gateway.routes import batches, chat, files, health, metrics, models
 from pipeline.gateway.state import Gateway
 
 ROUTERS = (health.router, metrics.router, models.router, files.router, batches.router, chat.router)
-PAGES = (looks.router, changes.router)
+PAGES = (looks.router, downloads.router, changes.router)
 
 
 def make_app(gateway: Gateway, *, is_local: bool) -> FastAPI:

@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import re
+import zipfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import httpx
@@ -109,11 +111,18 @@ def test_results_are_streamed_in_each_format_without_what_is_right(served: Serve
         rows = [json.loads(row) for row in client.get(f"/jobs/{job}/results.jsonl").text.splitlines()]
         cells = list(csv.DictReader(io.StringIO(client.get(f"/jobs/{job}/results.csv").text)))
         table = pyarrow.parquet.read_table(io.BytesIO(client.get(f"/jobs/{job}/results.parquet").content))
+        packed = zipfile.ZipFile(io.BytesIO(client.get(f"/jobs/{job}/lm-eval.zip").content))
+        log = client.get(f"/jobs/{job}/inspect.eval")
         assert client.get(f"/jobs/{job}/results.exe").status_code == 400
     assert [row["sample_id"] for row in rows] == samples == table["sample_id"].to_pylist()
     assert [int(cell["sample_id"]) for cell in cells] == samples
     assert {row["reference"] for row in rows} == {None}
     assert rows[0]["output"].startswith("First we add.")
+    assert sum(name.endswith(".jsonl") for name in packed.namelist()) == 1
+    if find_spec("inspect_ai") is None:
+        assert (log.status_code, "specthink[inspect]" in log.text) == (400, True)
+    else:
+        assert log.content.startswith(b"PK")
 
 
 def form_token(client: httpx.Client, address: str) -> str:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, Response
 
-from pipeline.batches import FINAL_STATUSES, BatchStatus, Caller
+from pipeline.batches import Caller
 from pipeline.db import report_queries
 from pipeline.db.gateway import batches, pages
 from pipeline.db.gateway.pages import Which
-from pipeline.db.session import transaction
 from pipeline.errors import NotComparable
 from pipeline.gateway.errors import ApiError, missing
 from pipeline.gateway.live import MAX_JOBS, read_progress
-from pipeline.gateway.pages.pieces import Download, pieces_of
-from pipeline.gateway.pages.rendering import HEADERS, REPORT_HEADERS, page, static_files
+from pipeline.gateway.pages.downloads import file_formats
+from pipeline.gateway.pages.owned import MOST, JobId, require_job
+from pipeline.gateway.pages.rendering import REPORT_HEADERS, page, static_files
 from pipeline.gateway.routes.batches import show_batch
 from pipeline.gateway.state import Gateway, TheCaller, TheGateway
-from pipeline.results.exports import ExportFormat
 from pipeline.results.page.page import job_settings
 
 router = APIRouter()
@@ -31,9 +29,7 @@ JOBS_A_PAGE = 25
 BATCHES_SHOWN = 10
 SAMPLES_A_PAGE = 50
 MAX_COMPARED = 20
-_MOST = 2**63 - 1
-JobId = Annotated[int, Path(ge=1, le=_MOST)]
-Id = Annotated[int, Query(ge=1, le=_MOST)]
+Id = Annotated[int, Query(ge=1, le=MOST)]
 Ids = Annotated[str, Query(max_length=1000, pattern=r"^[0-9, ]*$")]
 
 
@@ -51,7 +47,6 @@ def first(request: Request, gateway: TheGateway, caller: TheCaller, before: Id |
         "jobs.html.jinja",
         rows=[(jobs[row.progress.job_id], row) for row in progress],
         batches=shown,
-        is_open_batch=lambda batch: BatchStatus(batch.status) not in FINAL_STATUSES,
         older=ids[JOBS_A_PAGE - 1] if len(ids) > JOBS_A_PAGE else None,
         is_first=before is None,
         live=[job.id for job in jobs.values() if not job.is_final],
@@ -72,18 +67,9 @@ def job(request: Request, job_id: JobId, gateway: TheGateway, caller: TheCaller)
         row=row,
         stats=stats,
         settings=job_settings(found),
-        formats=list(ExportFormat),
+        formats=file_formats(),
         live=[] if found.is_final else [job_id],
     )
-
-
-def require_job(gateway: Gateway, caller: Caller, *job_ids: int) -> None:
-    """Raises ApiError for a job that there is not, or that is somebody else's."""
-    with gateway.transaction() as connection:
-        seen = pages.seen_jobs(connection, caller, job_ids)
-    for job_id in job_ids:
-        if job_id not in seen:
-            raise missing("job", str(job_id))
 
 
 @router.get("/jobs/{job_id}/report")
@@ -91,27 +77,6 @@ def report(job_id: JobId, gateway: TheGateway, caller: TheCaller) -> Response:
     """The report, as `specthink report` writes it."""
     require_job(gateway, caller, job_id)
     return HTMLResponse(gateway.client.page(job_id), headers=REPORT_HEADERS)
-
-
-_TYPES = {
-    ExportFormat.JSONL: "application/jsonl",
-    ExportFormat.CSV: "text/csv; charset=utf-8",
-    ExportFormat.PARQUET: "application/vnd.apache.parquet",
-}
-
-
-@router.get("/jobs/{job_id}/results.{format}")
-def results(job_id: JobId, format: ExportFormat, gateway: TheGateway, caller: TheCaller) -> Response:
-    """Every sample with its text, streamed."""
-    require_job(gateway, caller, job_id)
-    headers = HEADERS | {"content-disposition": f'attachment; filename="job-{job_id}.{format.value}"'}
-    return Download(_rows(gateway, job_id, format), media_type=_TYPES[format], headers=headers)
-
-
-def _rows(gateway: Gateway, job_id: int, format: ExportFormat) -> Generator[bytes, None, None]:
-    """On a connection of its own kind: a slow reader holds it until the end."""
-    with transaction(gateway.downloads) as connection:
-        yield from pieces_of(report_queries.stream_results(connection, job_id, only_final=False), format)
 
 
 @router.get("/jobs/{job_id}/samples")
@@ -208,7 +173,7 @@ def _parsed(jobs: str) -> list[int]:
     """Raises ApiError for a number that no job has."""
     ids = [int(part) for part in jobs.replace(" ", ",").split(",") if part]
     for job_id in ids:
-        if job_id > _MOST:
+        if job_id > MOST:
             raise missing("job", str(job_id))
     return list(dict.fromkeys(ids))
 
