@@ -1,8 +1,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit test-servers test-engines fuzz protocol chaos check docs docs-reference audit format lock \
-	harnesses \
-	clean
+.PHONY: help install demo test test-unit test-servers test-engines fuzz protocol chaos bench-gpu check docs docs-reference audit \
+	format lock harnesses clean
 
 # Some images set it. Without bytecode each process compiles all it imports: a worker's start takes 7 s of a core, not 2.5.
 unexport PYTHONDONTWRITEBYTECODE
@@ -55,6 +54,9 @@ test-engines: install ## Run the engine contract on the oldest and the newest CP
 
 bench-%: install ## Measure, e.g. bench-hops; bench/NOTES.md lists them; BENCH_ARGS="…" adds options
 	$(BIN)/python -m bench.$* $(BENCH_ARGS)
+
+bench-gpu: $(if $(GPU_PYTHON),,install) ## Measure on one GPU in under ten minutes; GPU_PYTHON=… has specthink[gpu]; a toy without a GPU
+	$(or $(GPU_PYTHON),$(BIN)/python) -m bench.gpu $(BENCH_ARGS)
 
 check: install ## Check format, lint, types and the direction of imports
 	$(BIN)/ruff format --check .

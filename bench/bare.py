@@ -113,10 +113,10 @@ def batches() -> Iterator[tuple[dict[str, Any], Callable[[dict[str, Any]], None]
 
 
 class BareEngine(Child):
-    """One bare engine."""
+    """One bare engine. settings: a worker's; None: the defaults."""
 
-    def __init__(self, arrangement: Arrangement, model: Path) -> None:
-        super().__init__("bench.bare", arrangement, str(model))
+    def __init__(self, arrangement: Arrangement, model: Path, settings: EngineSettings | None = None) -> None:
+        super().__init__("bench.bare", arrangement, str(model), (settings or EngineSettings()).model_dump_json())
         self.arrangement = arrangement
 
     def begin(self, requests: Sequence[BareRequest], sampled: Sampled = Sampled()) -> None:
@@ -134,14 +134,14 @@ class BareEngine(Child):
 # -- the process -----------------------------------------------------------------------------------------------------
 
 
-def serve(arrangement: Arrangement, model: str) -> None:
+def serve(arrangement: Arrangement, model: str, settings: EngineSettings) -> None:
+    """The process: ``LLM.generate`` is stepped in it unless the settings say otherwise, as vLLM's own default is."""
     read = batches()
     from workers.engine.vllm.arguments import engine_arguments, set_environment
 
-    settings = EngineSettings()
     set_environment(model, settings)
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if arrangement == "LLM.generate" else "1"
-    process = "inline" if arrangement == "LLM.generate" else "separate"
+    process = "separate" if arrangement == "AsyncLLM" else settings.vllm.process or "inline"
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if process == "inline" else "1"
     arguments = engine_arguments(model, None, settings, process=process)
     arguments["max_num_batched_tokens"] = _batched_tokens(arguments)
     generate = _with_llm(arguments) if arrangement == "LLM.generate" else _with_async_llm(arguments)
@@ -211,4 +211,4 @@ def _with_async_llm(arguments: dict[str, Any]) -> Callable[[list[Any], list[Any]
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], sys.argv[2])  # type: ignore[arg-type]
+    serve(sys.argv[1], sys.argv[2], EngineSettings.model_validate_json(sys.argv[3]))  # type: ignore[arg-type]

@@ -21,30 +21,33 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 
 from bench.bare import BareEngine, BareRequest
-from bench.jobs import MAX_TOKENS, POLICY, run_job
+from bench.jobs import DEMO, MAX_TOKENS, POLICY, Work, run_job
 from bench.measurement import Report, progress
-from bench.stack import MODELS, PROBLEMS, running_stack
+from bench.stack import MODELS, running_stack
 from pipeline.chat.model import ChatModel
 from pipeline.chat.prompts import render_user_message
-from pipeline.problems import load_problem_set
 from pipeline.samples import WRITING_ROLES, ModelRole
 from pipeline.seeds import segment_seed
 
 NUM_SAMPLES = 4
 
 
-def texts_of(role: ModelRole, seed: int, num_samples: int) -> list[BareRequest]:
-    """What a job of this model alone asks of its engine."""
-    chat = ChatModel.load(MODELS[role])
+def texts_of(
+    role: ModelRole, seed: int, num_samples: int, work: Work = DEMO, limit: int | None = None
+) -> list[BareRequest]:
+    """What a job of this model alone asks of its engine, in the order in which its samples are admitted."""
+    model = work.small if role is ModelRole.SMALL else work.large
+    assert model is not None
+    chat = ChatModel.load(model)
     return [
         BareRequest(
             prompt_ids=chat.prompt_ids(render_user_message("math", problem)),
             seed=segment_seed(
                 job_seed=seed, problem_id=problem.external_id, sample_index=index, segment_index=0, role=role
             ),
-            max_tokens=MAX_TOKENS,
+            max_tokens=work.max_tokens,
         )
-        for problem in load_problem_set(PROBLEMS).problems
+        for problem in work.problems(limit)
         for index in range(num_samples)
     ]
 
@@ -68,9 +71,10 @@ def contended_rates(engines: Mapping[ModelRole, BareEngine], seed: int) -> dict[
     return rates
 
 
-def floor_seconds(tokens: Mapping[str, int], rates: Mapping[ModelRole, float]) -> float:
+def floor_seconds(tokens: Mapping[str, int], rates: Mapping[ModelRole, float], *, take_turns: bool = False) -> float:
+    """take_turns: the engines share a GPU, and only one of them computes at a time, whatever cores there are."""
     each = [tokens[role.value] / rate for role, rate in rates.items()]
-    return max(each) if len(os.sched_getaffinity(0)) >= len(each) else sum(each)
+    return max(each) if not take_turns and len(os.sched_getaffinity(0)) >= len(each) else sum(each)
 
 
 def main() -> None:

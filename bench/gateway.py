@@ -1,4 +1,4 @@
-"""What a batch costs the gateway: seconds and memory of submitting many lines, and what chat adds to an answer.
+"""What a batch costs the gateway: seconds and memory of submitting many lines.
 
     make bench-gateway BENCH_ARGS="--lines 50000"
 
@@ -24,11 +24,15 @@ from typing import IO, Any
 import openai
 import psutil
 
-from pipeline.db import migrate
+from bench.measurement import Report
+from bench.stack import Stack, running_servers
+from bench.usage import cpu_seconds
 from pipeline.db.grants import grant_roles
-from pipeline.db.session import open_database, transaction
-from pipeline.embedded import EMBEDDED_LOGINS, start, stop
+from pipeline.db.session import transaction
+from pipeline.embedded import EMBEDDED_LOGINS
 
+ALL, PEAK, SIZE = "all of it", "peak memory of the gateway", "size of the file"
+UNITS = {PEAK: "MiB", SIZE: "MiB"}
 WINDOW: Any = "background"
 """Without a deadline; the client's types know 24h alone."""
 LINE = {
@@ -42,44 +46,48 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=50_000)
     parser.add_argument("--chars", type=int, default=400, help="of each question")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="bench-gateway-") as folder, gateway(Path(folder) / "state") as (url, pid):
-        few = measure(url, pid, Path(folder) / "few.jsonl", num_lines=max(1, options.lines // 50), chars=options.chars)
-        many = measure(url, pid, Path(folder) / "many.jsonl", num_lines=options.lines, chars=options.chars)
-    for each in (few, many):
-        print(
-            f"{each['lines']:>9,} lines, {each['mib']:6.1f} MiB: uploaded in {each['upload_s']:5.2f} s, created in "
-            f"{each['create_s']:5.2f} s, read in {each['read_s']:5.2f} s; the gateway had {each['peak_mib']:5.0f} MiB"
-        )
-    print(f"memory, many to few: {many['peak_mib'] / few['peak_mib']:.2f}")
+    sizes = {"few": max(1, options.lines // 50), "many": options.lines}
+    report = Report(bench="gateway", setting=vars(options))
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-gateway-") as folder,
+        running_servers() as stack,
+        gateway(stack) as (url, pid),
+    ):
+        found = {
+            name: measure(stack, url, pid, Path(folder) / f"{name}.jsonl", num_lines=size, chars=options.chars)
+            for name, size in sizes.items()
+        }
+    for name, size in sizes.items():
+        for figure, value in found[name].items():
+            report.add(f"{size:,} lines, {figure}", value, UNITS.get(figure, "s"))
+    report.add("memory, many to few", found["many"][PEAK] / found["few"][PEAK])
+    report.goal(f"{options.lines:,} lines, {ALL}", "≤", 30)
+    report.goal("memory, many to few", "≤", 1.2)
+    report.print()
 
 
 @contextmanager
-def gateway(state_dir: Path) -> Iterator[tuple[str, int]]:
-    """A gateway process on embedded servers: its address and its id."""
-    state = start(state_dir, die_with_parent=True)
-    try:
-        owner = open_database(state.connections.database_url)
-        migrate.upgrade(owner)
-        with transaction(owner) as connection:
-            grant_roles(connection, EMBEDDED_LOGINS)
-        owner.dispose()
-        command = [sys.executable, "-m", "pipeline.cli", "--state-dir", str(state_dir), "gateway", "--port", "0"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
-            assert process.stdout is not None
-            url = process.stdout.readline().split()[-1]
-            try:
-                yield url, process.pid
-            finally:
-                process.terminate()
-    finally:
-        stop(state_dir)
+def gateway(stack: Stack) -> Iterator[tuple[str, int]]:
+    """A gateway process beside what runs: its address and its id."""
+    with transaction(stack.db_engine) as connection:
+        grant_roles(connection, EMBEDDED_LOGINS)
+    folder = str(stack.state.state_dir)
+    command = [sys.executable, "-m", "pipeline.cli", "--state-dir", folder, "gateway", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[-1]
+        try:
+            yield url, process.pid
+        finally:
+            process.terminate()
 
 
-def measure(url: str, pid: int, path: Path, *, num_lines: int, chars: int) -> dict[str, Any]:
+def measure(stack: Stack, url: str, pid: int, path: Path, *, num_lines: int, chars: int) -> dict[str, float]:
     with path.open("w") as file:
         write_lines(file, num_lines, chars)
     client = openai.OpenAI(base_url=url, api_key="any", timeout=600)
     client.models.list()  # the first request also opens connections
+    before = cpu_seconds(pid), cpu_seconds(stack.pid("postgres"))
     with peak_memory(pid) as peak:
         begin = time.perf_counter()
         with path.open("rb") as file:
@@ -97,9 +105,15 @@ def measure(url: str, pid: int, path: Path, *, num_lines: int, chars: int) -> di
     assert batch.request_counts is not None
     assert batch.request_counts.total == num_lines
     return {
-        "lines": num_lines, "mib": path.stat().st_size / 2**20, "upload_s": sent - begin, "create_s": created - sent,
-        "read_s": read - created, "peak_mib": peak[0],
-    }  # fmt: skip
+        "uploaded in": sent - begin,
+        "created in": created - sent,
+        "read in": read - created,
+        ALL: read - begin,
+        "CPU of the gateway": cpu_seconds(pid) - before[0],
+        "CPU of Postgres": cpu_seconds(stack.pid("postgres")) - before[1],
+        PEAK: peak[0],
+        SIZE: path.stat().st_size / 2**20,
+    }
 
 
 def write_lines(file: IO[str], num_lines: int, chars: int) -> None:

@@ -18,12 +18,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import text
 
+from bench.hand_overs import RoundTrip, round_trips
 from bench.measurement import Report
 from bench.scripted_worker import environment, program
 from bench.scripts import problem_set
@@ -90,18 +90,6 @@ def _measure(stack: Stack, samples: int) -> Run:
     )
 
 
-class _RoundTrip(NamedTuple):
-    """Milliseconds of one takeover, by the database's clock: a message ends with a claim, the writing with a commit."""
-
-    message_to_large: float
-    large_writes: float
-    message_to_small: float
-
-    @property
-    def total(self) -> float:
-        return sum(self)
-
-
 @contextmanager
 def _profiled(files: Sequence[Path]) -> Iterator[list[dict[str, Any]]]:
     """Let workers sample themselves meanwhile; gives what each found."""
@@ -131,29 +119,23 @@ def _summed(counts: Iterable[Mapping[str, float]]) -> list[tuple[str, float]]:
     return sorted(total.items(), key=lambda item: -item[1])
 
 
-def _round_trips(stack: Stack, jobs: int) -> list[_RoundTrip]:
+def _round_trips(stack: Stack, jobs: int) -> list[RoundTrip]:
     """All takeovers of some jobs of one sample, one job after the other."""
-    trips: list[_RoundTrip] = []
+    trips: list[RoundTrip] = []
     for _ in range(jobs):
         job = stack.client.submit(
             problem_set(1), small=MODELS["small"], large=MODELS["large"], seed=0, max_tokens=1000, name="one by one"
         )
         stack.client.wait(job, timeout_s=JOB_TIMEOUT_S)
-        with transaction(stack.db_engine) as connection:
-            query = "SELECT to_state, at FROM events WHERE job_id = :job AND sample_id > 0 ORDER BY id"
-            changes = connection.execute(text(query), {"job": job.id}).all()
-        for left, taken, written, back in zip(changes, changes[1:], changes[2:], changes[3:], strict=False):
-            if left.to_state == "awaiting_large":
-                moments = [1000 * change.at.timestamp() for change in (left, taken, written, back)]
-                trips.append(_RoundTrip(*(after - before for before, after in pairwise(moments))))
+        trips += round_trips(stack, job.id)
     return trips
 
 
-def _add_latency(report: Report, trips: Sequence[_RoundTrip]) -> None:
+def _add_latency(report: Report, trips: Sequence[RoundTrip]) -> None:
     total = statistics.quantiles([trip.total for trip in trips], n=100)
     report.add("alone, small → large → small: p50", total[49], "ms")
     report.add("alone, small → large → small: p99", total[98], "ms")
-    for leg in _RoundTrip._fields:
+    for leg in RoundTrip._fields:
         report.add(
             f"alone, {leg.replace('_', ' ')}: p50", statistics.median(getattr(trip, leg) for trip in trips), "ms"
         )
@@ -176,7 +158,7 @@ class _Found:
     runs: list[Run]
     profiled: Run
     profiles: list[dict[str, Any]]
-    trips: list[_RoundTrip]
+    trips: list[RoundTrip]
 
 
 def _find(folder: Path, *, samples: int, repeats: int, jobs: int, in_flight: int) -> _Found:

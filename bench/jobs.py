@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bench.measurement import progress
 from bench.stack import JOB_TIMEOUT_S, MODELS, PROBLEMS, Stack
 from bench.usage import Usage
-from pipeline.problems import ProblemSet
+from pipeline.problems import Problem, ProblemSet, load_problem_set
 
 POLICY = "speculative-thinking:improved"
 MAX_TOKENS = 384
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a job is of, but for seed, samples and number of problems."""
+
+    small: Path
+    large: Path | None
+    policy: str
+    max_tokens: int
+    policy_values: Mapping[str, Any] = field(default_factory=dict)
+
+    def problems(self, limit: int | None = None) -> list[Problem]:
+        """Those of the demo's set, or the first ``limit``."""
+        return list(load_problem_set(PROBLEMS).problems[:limit])
+
+
+DEMO = Work(small=MODELS["small"], large=MODELS["large"], policy=POLICY, max_tokens=MAX_TOKENS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,14 +62,13 @@ def run_job(
     num_samples: int,
     limit: int | None = None,
     problems: Path | ProblemSet = PROBLEMS,
-    policy: str = POLICY,
-    max_tokens: int = MAX_TOKENS,
+    work: Work = DEMO,
 ) -> JobRun:
     """All problems of a set (or the first ``limit``), ungraded: a grader would take a share of two cores."""
     before = Usage.read(stack)
     job = stack.client.submit(
-        problems, small=MODELS["small"], large=MODELS["large"], policy=policy, num_samples=num_samples, seed=seed,
-        max_tokens=max_tokens, limit=limit, grader="none",
+        problems, small=work.small, large=work.large, policy=work.policy, policy_values=work.policy_values,
+        num_samples=num_samples, seed=seed, max_tokens=work.max_tokens, limit=limit, grader="none",
     )  # fmt: skip
     stack.client.wait(job, timeout_s=JOB_TIMEOUT_S)
     cpu_seconds = Usage.read(stack).seconds_since(before)

@@ -10,9 +10,12 @@ resumes with the very ids, so that the prefix cache hits. What differs is who wa
 from __future__ import annotations
 
 import queue
+import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 from bench.bare import Child, batches
 from bench.stack import MODELS
@@ -38,6 +41,7 @@ class LoopJob:
     seed: int
     max_tokens: int
     samples: list[tuple[str, str, int]]
+    policy_values: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +57,13 @@ class Played:
 
 
 class Loops(Child):
-    """The process; ends with the ``with`` block."""
+    """The process; ends with the ``with`` block. Both models with the settings of their engines; none: the demo's."""
 
-    def __init__(self) -> None:
-        super().__init__("bench.loops")
+    def __init__(self, engines: Mapping[ModelRole, tuple[Path, EngineSettings]] | None = None) -> None:
+        engines = engines or {role: (MODELS[role], EngineSettings()) for role in WRITING_ROLES}
+        pairs = [engines[role] for role in WRITING_ROLES]
+        words = [(str(model), settings.model_dump_json()) for model, settings in pairs]
+        super().__init__("bench.loops", *(word for pair in words for word in pair))
 
     def play(self, how: str, job: LoopJob) -> Played:
         """how: "one_by_one" or "lock_step"."""
@@ -75,7 +82,7 @@ class Text:
         problem = Problem(external_id=problem_id, prompt=prompt, answer=None)
         self._chat = chat
         self._prompt_ids = chat.prompt_ids(render_user_message("math", problem))
-        self._policy = parse_policy(job.policy).build()
+        self._policy = parse_policy(job.policy, job.policy_values).build()
         self._context = SampleContext(
             job_seed=job.seed,
             problem_id=problem_id,
@@ -162,9 +169,11 @@ LOOPS = {"one_by_one": one_by_one, "lock_step": lock_step}
 
 def serve() -> None:
     read = batches()
-    chats = {role: ChatModel.load(MODELS[role]) for role in WRITING_ROLES}
+    words = dict(zip(WRITING_ROLES, zip(sys.argv[1::2], sys.argv[2::2], strict=True), strict=True))
+    chats = {role: ChatModel.load(model) for role, (model, _) in words.items()}
     engines = {
-        role: load_engine(chats[role], revision=None, role=role, settings=EngineSettings()) for role in WRITING_ROLES
+        role: load_engine(chats[role], revision=None, role=role, settings=EngineSettings.model_validate_json(settings))
+        for role, (_, settings) in words.items()
     }
     chat = chats[ModelRole.SMALL]
     for batch, reply in read:

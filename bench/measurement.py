@@ -69,6 +69,8 @@ class Report:
     goals: list[Goal] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     """For the JSON alone."""
+    notes: list[str] = field(default_factory=list)
+    """What was not measured, and why."""
 
     def add(self, figure: str, value: Spread | Sequence[float] | float, unit: str = "") -> Spread | float:
         """Note a figure; a list of values is one per repeat."""
@@ -84,7 +86,7 @@ class Report:
         self.goals.append(Goal(figure=figure, relation=relation, wanted=wanted, measured=measured))
 
     def print(self) -> None:
-        """One line of JSON, then the table and the goals."""
+        """One line of JSON, then the table, the goals and the notes."""
         print(json.dumps(self.as_json(), ensure_ascii=False))
         out = console()
         rows = [
@@ -94,8 +96,8 @@ class Report:
             for name, value in self.figures.items()
         ]
         out.print(table(["figure", "median", "min … max", "unit"], rows, title=f"bench {self.bench}"))
-        for goal in self.goals:
-            out.print(str(goal))
+        for line in (*map(str, self.goals), *self.notes):
+            out.print(line, markup=False)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -111,6 +113,7 @@ class Report:
                 for goal in self.goals
             ],
             **({"details": self.details} if self.details else {}),
+            **({"notes": self.notes} if self.notes else {}),
         }  # fmt: skip
 
 

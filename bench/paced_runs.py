@@ -7,13 +7,13 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
 from statistics import median
 
-from bench.jobs import POLICY, JobRun, run_job
+from bench.jobs import DEMO, POLICY, JobRun, run_job
 from bench.loops import LoopJob
 from bench.paced_engine import Paced
 from bench.scripted_worker import environment, program
@@ -139,9 +139,8 @@ class PacedWorkers:
 
     def _run_job(self, num_samples: int, policy: str) -> JobRun:
         problems = problem_set(num_samples, first=_APART * next(self._numbers))
-        return run_job(
-            self._stack, seed=SEED, num_samples=1, problems=problems, policy=policy, max_tokens=MAX_TOKENS
-        )  # fmt: skip
+        work = replace(DEMO, policy=policy, max_tokens=MAX_TOKENS)
+        return run_job(self._stack, seed=SEED, num_samples=1, problems=problems, work=work)
 
     def warm_up(self, policy: str) -> None:
         """What is done once only: caches, connections, prepared statements."""

@@ -11,21 +11,23 @@ from __future__ import annotations
 
 import argparse
 
-from bench.jobs import MAX_TOKENS, POLICY, run_job
+from bench.jobs import DEMO, MAX_TOKENS, POLICY, Work, run_job
 from bench.loops import LoopJob, Loops, Played
 from bench.measurement import Report, progress
-from bench.stack import MODELS, PROBLEMS, Stack, running_stack
-from pipeline.problems import load_problem_set
+from bench.stack import MODELS, Stack, running_stack
 
 NUM_SAMPLES = 4
 NUM_ONE_BY_ONE = 60
 
 
-def loop_job(seed: int, *, num_samples: int, every: int = 1) -> LoopJob:
+def loop_job(seed: int, *, num_samples: int, every: int = 1, work: Work = DEMO) -> LoopJob:
     """every: take each so manieth problem of the set."""
-    problems = load_problem_set(PROBLEMS).problems[::every]
+    problems = work.problems()[::every]
     samples = [(problem.external_id, problem.prompt, index) for problem in problems for index in range(num_samples)]
-    return LoopJob(policy=POLICY, seed=seed, max_tokens=MAX_TOKENS, samples=samples)
+    return LoopJob(
+        policy=work.policy, policy_values=dict(work.policy_values), seed=seed, max_tokens=work.max_tokens,
+        samples=samples,
+    )  # fmt: skip
 
 
 def share_of_same_texts(stack: Stack, job_id: int, played: Played, job: LoopJob) -> float:

@@ -10,14 +10,19 @@ long as it may: the first ones are the dearest.
 from __future__ import annotations
 
 import argparse
+import os
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
 from bench.measurement import Report
 from bench.scripts import problem_set
 from bench.stack import MODELS, Stack, running_servers
+from bench.usage import cpu_seconds
 from pipeline.db.session import session, transaction
 from pipeline.jobs.submission import Submission
 from pipeline.settings import load_settings
@@ -56,8 +61,11 @@ def main() -> None:
     setting = vars(parser.parse_args())
     report = Report(bench="rounds", setting=setting)
     with running_servers() as stack:
-        report.add("submit", [submit_rate(stack) for _ in range(3)], "jobs/s")
-        report.add("submit_all", [submit_all_rate(stack) for _ in range(3)], "jobs/s")
+        for name, submit in (("submit", one_by_one), ("submit_all", together)):
+            costs = [submit(stack) for _ in range(3)]
+            report.add(name, [cost.rate for cost in costs], "jobs/s")
+            report.add(f"{name}, CPU of the client", [cost.client_ms for cost in costs], "ms/job")
+            report.add(f"{name}, CPU of Postgres", [cost.postgres_ms for cost in costs], "ms/job")
         with transaction(stack.db_engine) as connection:
             add_rows(connection, **setting)
         with session(stack.db_engine) as connection:
@@ -71,28 +79,57 @@ def main() -> None:
     report.print()
 
 
-def submit_rate(stack: Stack) -> float:
-    """Jobs of two problems a second, by one client."""
-    problems = problem_set(PROBLEMS)
-    start = time.perf_counter()
-    for _ in range(SUBMITTED):
-        stack.client.submit(problems, small=MODELS["small"], large=MODELS["large"], max_tokens=100)
-    return SUBMITTED / (time.perf_counter() - start)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Of submitting. rate: jobs a second. client_ms, postgres_ms: CPU time for a job; the client's with its child that
+    renders chat templates."""
+
+    rate: float
+    client_ms: float
+    postgres_ms: float
 
 
-def submit_all_rate(stack: Stack) -> float:
-    """Jobs a second that are submitted together, each with two problems that nobody has asked."""
+def one_by_one(stack: Stack) -> Cost:
+    """Each job in a transaction of its own."""
+    jobs = small_jobs(SUBMITTED)
+    with measured(stack, SUBMITTED) as found:
+        for job in jobs:
+            stack.client.submit(job)
+    return found[0]
+
+
+def together(stack: Stack) -> Cost:
+    jobs = small_jobs(TOGETHER)
+    with measured(stack, TOGETHER) as found:
+        stack.client.submit_all(jobs)
+    return found[0]
+
+
+def small_jobs(count: int) -> list[Submission]:
+    """Each with two problems that nobody has asked."""
     first = secrets.randbelow(5_000_000)
-    jobs = [
+    return [
         Submission(
             problems=problem_set(PROBLEMS, first=first + number * PROBLEMS),
             small=MODELS["small"], large=MODELS["large"], max_tokens=100,
         )
-        for number in range(TOGETHER)
+        for number in range(count)
     ]  # fmt: skip
-    start = time.perf_counter()
-    stack.client.submit_all(jobs)
-    return TOGETHER / (time.perf_counter() - start)
+
+
+@contextmanager
+def measured(stack: Stack, num_jobs: int) -> Iterator[list[Cost]]:
+    """What submitting so many jobs meanwhile costs."""
+    pids = (os.getpid(), stack.pid("postgres"))
+    found: list[Cost] = []
+    before, start = [cpu_seconds(pid) for pid in pids], time.perf_counter()
+    yield found
+    seconds = time.perf_counter() - start
+    whole, postgres = (cpu_seconds(pid) - was for pid, was in zip(pids, before, strict=True))
+    client = whole - postgres  # the servers are children of this process
+    found.append(
+        Cost(rate=num_jobs / seconds, client_ms=1000 * client / num_jobs, postgres_ms=1000 * postgres / num_jobs)
+    )
 
 
 def add_rows(connection: Connection, *, jobs: int, workers: int, models: int) -> None:

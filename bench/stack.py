@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 from pipeline import Client, load_settings
 from pipeline.db import migrate, report_queries
 from pipeline.db.session import open_database, transaction
+from pipeline.devices import Pool
 from pipeline.embedded import Connections, EmbeddedState, Program, ProgramState, start, stop
 from pipeline.embedded.supervision import last_lines
 from pipeline.local import require_alive, start_local
@@ -44,12 +45,15 @@ class Stack:
     def connections(self) -> Connections:
         return self.state.connections
 
-    def start_keepers(self, *, small: Path | None = None, large: Path | None = None) -> None:
+    def start_keepers(
+        self, *, small: Path | None = None, large: Path | None = None, pools: Sequence[Pool] = ()
+    ) -> None:
         """Start a grader and upkeep, and workers on vLLM where their models are given."""
         start_local(
             load_settings(state_dir=self.state.state_dir),
             small=str(small) if small else None,
             large=str(large) if large else None,
+            pools=pools,
             flower=False,
             die_with_parent=True,
         )
@@ -95,14 +99,18 @@ class Stack:
 
 @contextmanager
 def running_stack(
-    *, small: Path | None = None, large: Path | None = None, settings: Mapping[str, str] | None = None
+    *,
+    small: Path | None = None,
+    large: Path | None = None,
+    pools: Sequence[Pool] = (),
+    settings: Mapping[str, str] | None = None,
 ) -> Iterator[Stack]:
-    """Servers, a grader and upkeep; a small and a large worker on vLLM where their models are given.
+    """Servers, a grader and upkeep; a small and a large worker on vLLM where their models are given, and further pools.
 
     settings: SPECTHINK_… variables for all processes. Ends everything and removes the folder, also at a SIGTERM.
     """
     with running_servers(settings) as stack:
-        stack.start_keepers(small=small, large=large)
+        stack.start_keepers(small=small, large=large, pools=pools)
         yield stack
 
 

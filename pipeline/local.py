@@ -206,7 +206,9 @@ def _prepare_database(state: EmbeddedState) -> str:
     return revision
 
 
-def _programs(settings: Settings, state: EmbeddedState, plan: Plan, sites: Mapping[str, tuple[str, int]]) -> list[Program]:
+def _programs(
+    settings: Settings, state: EmbeddedState, plan: Plan, sites: Mapping[str, tuple[str, int]]
+) -> list[Program]:
     """The programs as supervisord runs them. Settings come from this process's environment, spelled out for each."""
     environment = {name: value for name, value in os.environ.items() if name.startswith("SPECTHINK_")}
     environment.pop("SPECTHINK_STATE_DIR", None)  # given by the state folder, and with it the login of each program

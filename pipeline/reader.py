@@ -353,19 +353,21 @@ class Reader:
         *,
         small_workers: int | None = None,
         large_workers: int | None = None,
+        judge_workers: int | None = None,
         num_samples: int | None = None,
         slots: int | None = None,
         small_speedup: float = 1.0,
         large_speedup: float = 1.0,
+        judge_speedup: float = 1.0,
         deadline: dt.timedelta | None = None,
         shared_cores: float | None = None,
         settings: Settings | None = None,
     ) -> Plan:
-        """What a job like this one would take on other numbers of workers: a simulation fed with its segments.
+        """What a job like this one would take on other numbers of workers: a simulation fed with what it stored.
 
-        small_workers, large_workers: None for as many as wrote this job. num_samples: in all; None for as many as it
-        has. slots: samples that each worker writes at the same time; None for as measured. small_speedup,
-        large_speedup: how much faster an engine is than the one it ran on. deadline: also look for the fewest workers
+        small_workers and the like: None for as many as wrote this job. num_samples: in all; None for as many as it
+        has. slots: samples that each worker writes at the same time; None for as measured. small_speedup and the like:
+        how much faster an engine is than the one it ran on. deadline: also look for the fewest workers
         that meet it. shared_cores: engines on a CPU share so many cores, now and when the job was measured; None where
         every worker has a device of its own. settings: of upkeep and planning.
 
@@ -381,13 +383,17 @@ class Reader:
             measured = planning.get_measured_job(connection, job_id_of(job))
         sharing = None if shared_cores is None else sharing_of(measured, shared_cores, limits)
         fitted = fit(measured, sharing)
-        asked = {ModelRole.SMALL: small_workers, ModelRole.LARGE: large_workers}
+        asked = {ModelRole.SMALL: small_workers, ModelRole.LARGE: large_workers, ModelRole.JUDGE: judge_workers}
         given = {role: count for role, count in asked.items() if count is not None}
         request = PlanRequest(
             num_samples=num_samples or measured.num_samples,
             workers={**fitted.num_workers, **given},
             slots={role: slots or fitted.slots[role] for role in fitted.roles},
-            speedups={ModelRole.SMALL: small_speedup, ModelRole.LARGE: large_speedup},
+            speedups={
+                ModelRole.SMALL: small_speedup,
+                ModelRole.LARGE: large_speedup,
+                ModelRole.JUDGE: judge_speedup,
+            },
             deadline_s=None if deadline is None else deadline.total_seconds(),
             shared_cores=shared_cores,
         )

@@ -1581,7 +1581,13 @@ def upgrade() -> None:
     )
     op.create_table(
         "chat_requests",
-        sa.Column("id", sa.String(), nullable=False, comment="as the answer calls itself; the problem's external id"),
+        sa.Column("id", sa.String(), nullable=False, comment="as the answer calls itself"),
+        sa.Column(
+            "external_id",
+            sa.String(),
+            nullable=False,
+            comment="of the problem: the request's own id, or where it names a seed, that of all who ask the same",
+        ),
         sa.Column("owner_id", sa.BigInteger(), nullable=True, comment="the key that asked; null: there were no keys"),
         sa.Column(
             "request_sha256",

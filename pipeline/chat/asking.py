@@ -42,11 +42,13 @@ class Asking(BaseModel):
     @field_validator("template_variables")
     @classmethod
     def _are_the_jobs(cls, variables: dict[str, Any]) -> dict[str, Any]:
-        for name in variables:
+        for name, value in variables.items():
             if not name.isidentifier():
                 raise ValueError(f"{name!r} is no name of a template variable")
             if name in GIVEN_BY_PIPELINE:
                 raise ValueError(f"{name!r} is given by the pipeline itself")
+            if isinstance(value, str) and value.strip().casefold() in ("true", "false"):
+                raise ValueError(f"{name!r} is the text {value!r}, which a template takes for true; write it unquoted")
         return variables
 
     @field_validator("think_tags")

@@ -11,11 +11,12 @@ from pipeline.chat.translation import settle_think_phase
 from pipeline.chat.weights import weights_sha256
 
 _EXAMPLE = "What is 1 + 2?"
+_UNENDED = "{}, with which the template ends an answer: the model may write on; name it in generation_config.json"
 _STARTS = {
     ThinkStart.OPENED: "the prompt opens it",
     ThinkStart.CLOSED: "the prompt closes it: the model does not think so",
     ThinkStart.BY_TEXT: "the model opens it itself",
-    ThinkStart.NONE: "none was found; a text may open <think> itself, and --think-tags OPEN,CLOSE names others",
+    ThinkStart.NONE: "none was found; a text may open one itself, and --think-tags OPEN,CLOSE names others",
 }
 
 
@@ -30,6 +31,7 @@ def describe_model(chat: ChatModel) -> dict[str, Any]:
         "vocabulary": chat.vocabulary_sha256,
         "context": chat.max_model_len or "not said in config.json",
         "ends of a turn": [chat.tokenizer.id_to_token(token_id) for token_id in chat.eos_ids],
+        **({"not among them": _UNENDED.format(chat.unended_turn)} if chat.unended_turn else {}),
         "template variables": sorted(chat.known_variables),
         "think tags": f"{marks.opening} … {marks.closing}" if marks.closing else "none",
         "think phase": _STARTS[marks.start],

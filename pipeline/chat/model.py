@@ -16,7 +16,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.chat.asking import GIVEN_BY_PIPELINE, Asking
-from pipeline.chat.files import find_cached_folder, read_model
+from pipeline.chat.files import read_model
 from pipeline.chat.rendering import ChatTemplate, Conversation
 from pipeline.chat.thinking import ThinkMarks, ThinkStart, find_marks
 from pipeline.chat.tokens import Encoder, TextStream, WholeTexts
@@ -105,15 +105,6 @@ class ChatModel:
     def known_variables(self) -> frozenset[str]:
         """The variables of its template that a job may set."""
         return self._template.names() - GIVEN_BY_PIPELINE - set(self.template_variables)
-
-    @classmethod
-    def find_cached(cls, hub_id: str, *, may_lack_template: bool = False) -> ChatModel | None:
-        """A model of the hub's cache on this machine, without asking the hub; None where it is not there whole."""
-        folder = find_cached_folder(hub_id)
-        try:
-            return None if folder is None else cls.load(folder, may_lack_template=may_lack_template)
-        except (OSError, ValueError, ConfigurationError):
-            return None
 
     def prompt_ids(self, user_message: str, earlier: Sequence[Mapping[str, str]] = ()) -> list[int]:
         """The prompt of one user message up to where the assistant's text begins.
@@ -248,8 +239,29 @@ class ChatModel:
             tail=tail,
             shown=self.chat_template + before,
             told=self.asking.think_tags,
-            vocabulary=frozenset(token.content for token in self.tokenizer.get_added_tokens_decoder().values()),
+            vocabulary=self.added_tokens,
         )
+
+    @cached_property
+    def added_tokens(self) -> frozenset[str]:
+        """The texts of its added tokens, which steer it or are written whole."""
+        return frozenset(token.content for token in self.tokenizer.get_added_tokens_decoder().values())
+
+    @cached_property
+    def unended_turn(self) -> str | None:
+        """The token with which its template ends an answer, where that ends no turn by its files; else None.
+
+        Such a model writes on behind its answer, in the user's name. Raises as ``render_all`` of its template.
+        """
+        try:
+            before, _ = self._turn_frame()
+        except ConfigurationError:
+            return None
+        first = next(iter(self._encoder.controls_among(self._encoder.encode(before))), None)
+        if first is None or first in self.eos_ids:
+            return None
+        text: str | None = self.tokenizer.id_to_token(first)
+        return None if text is None or text in self.think_marks.closing else text
 
     @property
     def think_end(self) -> str:

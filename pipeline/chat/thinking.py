@@ -6,6 +6,7 @@ first, then the rendered prompt, then the chat template.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -35,6 +36,9 @@ THINK_FAMILIES = (
     ThinkFamily(
         opening="<|begin_of_thought|>", closing="<|end_of_thought|>", source="OpenThinker, Sky-T1: model cards"
     ),
+    ThinkFamily(opening="<|inner_prefix|>", closing="<|inner_suffix|>", source="Apertus: chat template"),
+    ThinkFamily(opening="<longcat_think>", closing="</longcat_think>", source="LongCat-Flash-Thinking: chat template"),
+    ThinkFamily(opening="<thinking>", closing="</thinking>", source="Reflection: model card, and others tuned so"),
     ThinkFamily(opening="<mm:think>", closing="</mm:think>", source="MiniMax M3: reasoning parser of vLLM 0.32"),
     ThinkFamily(opening="◁think▷", closing="◁/think▷", source="Kimi-VL-Thinking: chat template"),
     ThinkFamily(opening="<reasoning>", closing="</reasoning>", source="Reka Flash 3: model card"),
@@ -81,12 +85,29 @@ def find_marks(*, tail: str, shown: str, told: tuple[str, ...] | None, vocabular
     message, as a system message may say how to think. told: the tags that the job names, () for none, None where it
     says nothing. vocabulary: the tokenizer's added tokens.
     """
+    tail = _behind_the_turn(tail, vocabulary)
     if told is not None:
         opening, closing = told or ("", "")
     else:
         family = _family(tail, shown, vocabulary)
         opening, closing = (family.opening, family.closing) if family else ("", "")
     return ThinkMarks(opening=opening, closing=closing, start=_start(tail, opening, closing))
+
+
+def _behind_the_turn(tail: str, vocabulary: frozenset[str]) -> str:
+    """Without what belongs to the user's turn still: a template may say there how to think, and names the tags so."""
+    tags = "".join(family.opening + family.closing for family in THINK_FAMILIES)
+    places = [tail.find(token) for token in vocabulary if _MARKER.fullmatch(token) and token not in tags]
+    return tail[min((place for place in places if place >= 0), default=0) :]
+
+
+_MARKER = re.compile(r"[^\w\s].+[^\w\s]")
+"""What a token that steers a model looks like, such as <|im_start|> and [/INST]."""
+
+
+def family_of_tokens(vocabulary: frozenset[str]) -> ThinkFamily:
+    """The family whose tags are tokens of a vocabulary; where none is, or several are, the first there is."""
+    return next((each for each in THINK_FAMILIES if {each.opening, each.closing} <= vocabulary), THINK_FAMILIES[0])
 
 
 def _family(tail: str, shown: str, vocabulary: frozenset[str]) -> ThinkFamily | None:

@@ -48,7 +48,12 @@ class TextStream:
         self._anchor: list[int] = []  # the tokens of the last whole text: some decoders drop a space at the start
         self._pending: list[int] = []  # the tokens since
         if after:
-            self._anchor, unfinished = self._split(list(after[-2 * _MAX_TOKENS_IN_CHARACTER :]))
+            unfinished: list[int] = []
+            # A run of byte tokens that begins inside a character has no text at all: then it begins one token earlier.
+            for more in range(_MAX_TOKENS_IN_CHARACTER):
+                self._anchor, unfinished = self._split(list(after[-2 * _MAX_TOKENS_IN_CHARACTER - more :]))
+                if self._anchor:
+                    break
             self._restart()
             for token_id in unfinished:
                 self.step(token_id)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain, groupby, takewhile
 from typing import TYPE_CHECKING
 
-from pipeline.chat.thinking import THINK_FAMILIES
+from pipeline.chat.thinking import family_of_tokens
 from pipeline.errors import ConfigurationError
 from pipeline.samples import Author, Piece
 from pipeline.segments import Segment
@@ -51,7 +51,7 @@ def settle_think_phase(
     phase = own_phase(model)
     models = [chat for chat in (opener, other) if chat is not None]
     if not other_is_unknown and all(chat.may_think_unseen for chat in models):
-        usual = THINK_FAMILIES[0]
+        usual = family_of_tokens(frozenset[str]().union(*(chat.added_tokens for chat in models)))
         phase = ThinkPhase(start=usual.opening, end=usual.closing, opened=False)
     for chat in models:
         ThinkTagTranslator(chat, phase)

@@ -74,15 +74,18 @@ def _text(given: str) -> str:
         raise typer.BadParameter(f"{given[1:]} cannot be read: {error}", param_hint="--system") from error
 
 
+_PYTHONS = {"True": "true", "False": "false", "None": "null"}
+
+
 def _variable(given: str) -> tuple[str, Any]:
-    """NAME=VALUE; a value that is JSON is read as such, any other is text."""
+    """NAME=VALUE; a value that is JSON is read as such, True, False and None as Python means them, others as text."""
     name, equals, value = given.partition("=")
     if not name or not equals:
         raise typer.BadParameter(
             f"{given!r}: write NAME=VALUE, as in enable_thinking=true", param_hint="--template-var"
         )
     try:
-        return name, json.loads(value)
+        return name, json.loads(_PYTHONS.get(value, value))
     except ValueError:
         return name, value
 

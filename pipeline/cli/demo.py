@@ -118,8 +118,8 @@ def run(
             out.print(f"pages of jobs and samples: {stack.pages_url}")
     else:
         out.print(
-            f"Flower was at {stack.flower_url} while it ran; --keep (make demo KEEP=1) leaves it up, and serves pages of "
-            f"the jobs and their samples. Without it: {command} up --no-flower, then {command} gateway"
+            f"Flower was at {stack.flower_url} while it ran; --keep (make demo KEEP=1) leaves it up, and serves pages "
+            f"of the jobs and their samples. Without it: {command} up --no-flower, then {command} gateway"
         )
     show_ways_on(jobs, command, is_running=is_left)
     if table_file:

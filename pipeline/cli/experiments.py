@@ -174,14 +174,14 @@ def _tell(jobs: dict[int, str], *, err: bool) -> None:
 
 
 def _print_report(report: ExperimentReport, form: Any) -> None:
-    from pipeline.experiments.tables import COLUMNS, TableFormat, cells, notes, render
+    from pipeline.experiments.tables import TableFormat, cells, columns, notes, render
 
     match form:
         case TableFormat.JSON:
             print_json(report)
         case TableFormat.TABLE:
             out = console()
-            out.print(table(COLUMNS, [cells(row) for row in report.rows], title=report.name))
+            out.print(table(columns(report), [cells(row, report) for row in report.rows], title=report.name))
             for note in notes(report):
                 out.print(note, soft_wrap=True)
         case _:

@@ -32,7 +32,7 @@ def gateway(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: a free one.", show_default="8080")] = None,
     state_dir: StateDir = None,
 ) -> None:
-    """Serve files, batches, models and chat as OpenAI's API has them.
+    """Serve files, batches, models and chat as OpenAI's API has them, and pages of jobs and samples for a browser.
 
     It needs Postgres only. Any number of them may run; one that is killed loses nothing.
     """
@@ -48,6 +48,7 @@ def gateway(
 
     def started(url: str, lacks_key: bool) -> None:
         out.print(f"gateway at {url}", soft_wrap=True, highlight=False)
+        out.print(f"pages at {url.removesuffix('/v1')}", soft_wrap=True, highlight=False)
         if lacks_key:
             told = "nobody is let in before there is a key: specthink key add NAME makes one"
             out.print(told, soft_wrap=True, highlight=False)

@@ -30,10 +30,10 @@ specthink plan --job 3 --small-workers 700 --large-workers 300 --small-speedup 2
 
 specthink plan --job 3 --large-workers 2 --shared-cores 2
 
-A simulation of the pools, fed with the segments that the job stored: how long its samples are and how often they are
-taken over, how fast each engine writes by the number of samples beside each other, how long a hand-over takes. Its
-numbers are as good as the job is like the one you plan: same models, policy and devices. Workers of more than one GPU
-count as one.
+A simulation of the pools, fed with the segments and asides that the job stored: how long its samples are and how often
+they are taken over or judged, how fast each engine writes by the number of samples beside each other, how long a
+hand-over takes. Its numbers are as good as the job is like the one you plan: same models, policy and devices. Workers
+of more than one GPU count as one.
 """
 
 _UNITS_S = {"h": 3600, "m": 60, "s": 1}
@@ -45,6 +45,7 @@ def plan(
     job: Annotated[int, typer.Option(metavar="JOB", min=1, help="A job whose measured segments it is planned from.")],
     small_workers: Annotated[int | None, typer.Option(min=1, show_default="as the job had")] = None,
     large_workers: Annotated[int | None, typer.Option(min=1, show_default="as the job had")] = None,
+    judge_workers: Annotated[int | None, typer.Option(min=1, show_default="as the job had")] = None,
     problems: Annotated[int | None, typer.Option(min=1, show_default="the job's")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Per problem.", show_default="the job's")] = None,
     slots: Annotated[
@@ -58,6 +59,9 @@ def plan(
     ] = 1.0,
     large_speedup: Annotated[
         float, typer.Option(min=0.001, help="How many times as fast a large engine is as the measured one.")
+    ] = 1.0,
+    judge_speedup: Annotated[
+        float, typer.Option(min=0.001, help="How many times as fast a judge's engine is as the measured one.")
     ] = 1.0,
     shared_cores: Annotated[
         float | None,
@@ -74,10 +78,12 @@ def plan(
             source,
             small_workers=small_workers,
             large_workers=large_workers,
+            judge_workers=judge_workers,
             num_samples=(problems or source.num_problems) * (samples or source.num_samples),
             slots=slots,
             small_speedup=small_speedup,
             large_speedup=large_speedup,
+            judge_speedup=judge_speedup,
             deadline=until,
             shared_cores=shared_cores,
             settings=settings_of(context, state_dir),
@@ -115,7 +121,7 @@ def _print_plan(plan: Plan, out: Console) -> None:
         for pool in plan.pools
     ]  # fmt: skip
     out.print(table(columns, rows))
-    out.print(f"short: {plan.short or 'neither pool'}; {plan.why}", style="bold")
+    out.print(f"short: {plan.short or 'no pool'}; {plan.why}", style="bold")
     if plan.deadline is not None:
         out.print(_deadline_line(plan.deadline), style="bold")
     columns = ["part", "asked for", "can do", "unit", "used", "full with"]

@@ -77,6 +77,7 @@ _TOTALED = (
     "cancelled, num_length, num_context, num_repetition, takeovers, tokens_small, tokens_large, tokens_inserted, "
     "discarded_small, discarded_large, aside_small, aside_large, aside_judge, taken_small, taken_large"
 )
+_BATCH_MOMENTS = "id, in_progress_at, finalizing_at, completed_at, failed_at, expired_at, cancelling_at, cancelled_at"
 _WORKER_METRICS = (
     "kind, model, queue, max_in_flight, num_slots, num_in_flight, ended_at, end_reason, expires_at, tokens_dropped, "
     "prompt_tokens, cached_tokens, num_drafts, draft_tokens, accepted_tokens"
@@ -105,7 +106,7 @@ _BATCH_CHANGES = (
     "in_progress_at, expires_at, expiring_at, finalizing_at, completed_at, failed_at, expired_at, cancelling_at, "
     "cancelled_at, output_deleted_at, error_deleted_at"
 )
-_CHAT = "id, owner_id, request_sha256, job_id, model"
+_CHAT = "id, external_id, owner_id, request_sha256, job_id, model"
 
 GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
     DatabaseRole.WRITER: {
@@ -238,8 +239,10 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
         "worker_demand": "SELECT",
         "jobs": "SELECT (id, state, policy, small_model, large_model, judge_model)",
         "samples": f"SELECT ({_SUMMED})",
-        "rollups": "SELECT (job_id, first_problem, last_problem, samples, refreshed_at)",
+        "rollups": "SELECT (job_id, first_problem, last_problem, samples, delegation, refreshed_at)",
         "job_totals": f"SELECT (job_id, stale_at, {_TOTALED})",
+        "batches": f"SELECT ({_BATCH_MOMENTS})",
+        "batch_jobs": "SELECT (batch_id, job_id)",
         "workers": f"SELECT ({_WORKER_METRICS})",
         "upkeep_leader": "SELECT (worker_id, seen_at)",
         "grades": "SELECT (status)",
@@ -253,6 +256,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, str]] = {
                 "workers",
                 "upkeep_leader",
                 "segments",
+                "asides",
                 "steps",
                 "rollups",
                 "length_counts",

@@ -77,6 +77,35 @@ _COUNT_FAILURES = text(
 _COUNT_UNSCORED = text("""
     SELECT status, count(*) AS number FROM grades WHERE status IN ('timeout', 'error') GROUP BY status
 """)
+# Of ranges of problems whose samples rest, as upkeep has counted them: no segment is looked at.
+_SUM_TAKEOVERS = text("""
+    SELECT j.policy, d.trigger, sum(d.num_takeovers)::bigint AS number
+    FROM rollups r JOIN jobs j ON j.id = r.job_id
+    CROSS JOIN LATERAL jsonb_populate_recordset(NULL::delegation_part, r.delegation) d
+    WHERE r.refreshed_at IS NOT NULL AND d.num_takeovers > 0
+    GROUP BY j.policy, d.trigger
+""")
+# As pipeline.batches.status_of, but that a batch whose jobs are all closed is finalizing until somebody asks for it.
+_COUNT_BATCHES = text("""
+    SELECT status, count(*) AS number
+    FROM batches b
+    CROSS JOIN LATERAL (
+        SELECT CASE
+            WHEN b.failed_at IS NOT NULL THEN 'failed'
+            WHEN b.completed_at IS NOT NULL THEN 'completed'
+            WHEN b.expired_at IS NOT NULL THEN 'expired'
+            WHEN b.cancelled_at IS NOT NULL THEN 'cancelled'
+            WHEN b.cancelling_at IS NOT NULL THEN 'cancelling'
+            WHEN b.in_progress_at IS NULL THEN 'validating'
+            WHEN b.finalizing_at IS NULL AND EXISTS (
+                SELECT FROM batch_jobs o JOIN jobs j ON j.id = o.job_id
+                WHERE o.batch_id = b.id AND j.state IN ('running', 'paused')
+            ) THEN 'in_progress'
+            ELSE 'finalizing'
+        END AS status
+    ) s
+    GROUP BY status
+""")
 _LEADER_AGE = text("""
     SELECT extract(epoch FROM clock_timestamp() - seen_at)::float8 FROM upkeep_leader WHERE worker_id IS NOT NULL
 """)
@@ -103,6 +132,9 @@ class Fleet:
     failures: Rows
     unscored: Rows
     """Gradings that ended without a score by a fault, by status."""
+    takeovers: Rows
+    """By policy and trigger, of samples that rest."""
+    batches: Rows
     leader_age_s: float | None
     """Since the upkeep leader last said that it leads; None: nobody leads."""
     queues: tuple[str, ...]
@@ -126,6 +158,8 @@ def read_fleet(connection: Connection) -> Fleet:
         worker_ends=rows(_COUNT_ENDS),
         failures=rows(_COUNT_FAILURES),
         unscored=rows(_COUNT_UNSCORED),
+        takeovers=rows(_SUM_TAKEOVERS),
+        batches=rows(_COUNT_BATCHES),
         leader_age_s=connection.execute(_LEADER_AGE).scalar(),
         queues=tuple(connection.execute(_SELECT_QUEUES).scalars()),
     )

@@ -1,4 +1,4 @@
-"""The statements of planning: how the samples of a job went, and how long their segments took. No text is read."""
+"""The statements of planning: how the samples of a job went, and how long their requests took. No text is read."""
 
 from __future__ import annotations
 
@@ -23,16 +23,29 @@ MAX_HELD_S = 1.0
 TIMED_WORKERS = 4
 """Of each role: all of a worker's requests are needed to see how many ran beside each other."""
 
+# A segment that takes an aside's head is no request to an engine: the aside is.
+_REQUESTS = """(
+        SELECT g.segment_index AS place, 1 AS kind, 0 AS number, g.author, g.worker_id, g.epoch, g.tokens_generated,
+               g.prompt_tokens, g.cached_tokens, g.wait_seconds, g.queue_seconds, g.write_seconds, g.held_seconds,
+               g.committed_at
+        FROM segments g WHERE g.sample_id = s.id AND g.author <> 'inserted' AND g.taken_from IS NULL
+        UNION ALL
+        SELECT a.after_segment, 0, a.aside_index, a.author, a.worker_id, a.epoch, a.tokens_generated, a.prompt_tokens,
+               a.cached_tokens, a.wait_seconds, a.queue_seconds, a.write_seconds, a.held_seconds, a.committed_at
+        FROM asides a WHERE a.sample_id = s.id AND s.num_asides > 0
+    )"""
+"""Of the sample s, in the order of place, kind and number: its segments, and before each of them the asides."""
 # Of complete samples only: what the others would have written is not known. The hash draws the same ones every time.
 _SELECT_TRAJECTORIES = text(f"""
-    WITH chosen AS (
-        SELECT id FROM samples WHERE job_id = :job AND state IN {COMPLETE}
+    SELECT s.id AS sample_id, r.author, r.tokens_generated AS tokens,
+           r.prompt_tokens - r.cached_tokens AS computed_tokens, r.worker_id,
+           coalesce(r.epoch = lag(r.epoch) OVER (PARTITION BY s.id ORDER BY r.place, r.kind, r.number), false) AS stays
+    FROM (
+        SELECT id, num_asides FROM samples WHERE job_id = :job AND state IN {COMPLETE}
         ORDER BY hashint8(id) LIMIT :limit
-    )
-    SELECT g.sample_id, g.author, g.tokens_generated AS tokens, g.prompt_tokens - g.cached_tokens AS computed_tokens,
-           g.worker_id
-    FROM chosen c JOIN segments g ON g.sample_id = c.id WHERE g.author IN ('small', 'large')
-    ORDER BY g.sample_id, g.segment_index
+    ) s
+    CROSS JOIN LATERAL {_REQUESTS} r
+    ORDER BY s.id, r.place, r.kind, r.number
 """)
 _SELECT_WORKERS = text("""
     SELECT w.id, w.kind, coalesce(w.num_slots, w.max_in_flight) AS slots,
@@ -40,24 +53,26 @@ _SELECT_WORKERS = text("""
     FROM workers w LEFT JOIN engines e ON e.id = w.engine_id WHERE w.id = ANY(:workers)
 """)
 # Between two commits of a sample: the second one's wait for its claim, its writing, and its wait to be stored. Where
-# much more is left than writers gather for, the sample was held back, rescued or paused meanwhile.
+# much more is left than writers gather for, the sample was held back, rescued or paused meanwhile. What is written
+# under one claim is stored together.
 _SELECT_REQUESTS = text(f"""
     WITH timed AS (
-        SELECT g.* FROM samples s JOIN segments g ON g.sample_id = s.id
-        WHERE s.job_id = :job AND g.worker_id = ANY(:workers) AND g.write_seconds IS NOT NULL
-        ORDER BY g.committed_at LIMIT :limit
+        SELECT s.id, s.num_asides, r.*
+        FROM samples s CROSS JOIN LATERAL {_REQUESTS} r
+        WHERE s.job_id = :job AND r.worker_id = ANY(:workers) AND r.write_seconds IS NOT NULL
+        ORDER BY r.committed_at LIMIT :limit
     )
-    SELECT g.worker_id, g.tokens_generated AS tokens, g.prompt_tokens - g.cached_tokens AS computed_tokens,
-           g.wait_seconds AS wait_s, g.write_seconds - coalesce(g.queue_seconds, 0) AS engine_s,
-           extract(epoch FROM g.committed_at)::float8 - coalesce(g.held_seconds, 0) AS ended_at,
+    SELECT s.worker_id, s.tokens_generated AS tokens, s.prompt_tokens - s.cached_tokens AS computed_tokens,
+           s.wait_seconds AS wait_s, s.write_seconds - coalesce(s.queue_seconds, 0) AS engine_s,
+           extract(epoch FROM s.committed_at)::float8 - coalesce(s.held_seconds, 0) AS ended_at,
            CASE WHEN held.s <= {MAX_HELD_S} THEN greatest(0.0, held.s) END AS held_s
-    FROM timed g LEFT JOIN LATERAL (
-        SELECT extract(epoch FROM g.committed_at - p.committed_at)::float8 - g.wait_seconds - g.write_seconds AS s
-        FROM segments p
-        WHERE p.sample_id = g.sample_id AND p.segment_index < g.segment_index AND p.author <> 'inserted'
-        ORDER BY p.segment_index DESC LIMIT 1
+    FROM timed s LEFT JOIN LATERAL (
+        SELECT extract(epoch FROM s.committed_at - p.committed_at)::float8 - s.wait_seconds - s.write_seconds AS s
+        FROM {_REQUESTS} p
+        WHERE (p.place, p.kind, p.number) < (s.place, s.kind, s.number) AND p.epoch < s.epoch
+        ORDER BY p.place DESC, p.kind DESC, p.number DESC LIMIT 1
     ) held ON true
-    ORDER BY g.committed_at
+    ORDER BY s.committed_at
 """)
 
 
@@ -77,7 +92,8 @@ def _measure(connection: Connection, job: Job) -> MeasuredJob:
     rows = connection.execute(_SELECT_TRAJECTORIES, {"job": job_id, "limit": MAX_TRAJECTORIES}).all()
     trajectories: list[Trajectory] = [
         tuple(
-            Piece(role=ModelRole(row.author), tokens=row.tokens, computed_tokens=row.computed_tokens) for row in sample
+            Piece(role=ModelRole(row.author), tokens=row.tokens, computed_tokens=row.computed_tokens, stays=row.stays)
+            for row in sample
         )
         for _, sample in groupby(rows, lambda row: row.sample_id)
     ]

@@ -8,7 +8,7 @@ stop(state_dir)                               # what start() started, and nothin
 """
 
 from pipeline.embedded.connections import Connections, find_connections, is_running, resolve_connections, resolve_redis
-from pipeline.embedded.opening import GATE, Listen, Opened
+from pipeline.embedded.opening import GATE, Listen, Opened, renew_gate
 from pipeline.embedded.postgres import LOGINS as EMBEDDED_LOGINS
 from pipeline.embedded.state import SERVERS, EmbeddedState, find_running, purge, start, stop
 from pipeline.embedded.supervision import Program, ProgramPhase, ProgramState
@@ -28,6 +28,7 @@ __all__ = [
     "find_running",
     "is_running",
     "purge",
+    "renew_gate",
     "resolve_connections",
     "resolve_redis",
     "start",

@@ -1,13 +1,14 @@
 """Certificates of the gate: an authority of the state folder's own, and a server's certificate that it signs.
 
 tls/ca.pem tls/ca.key  made once; who joins is given the certificate, and believes nobody else
-tls/gate.pem tls/gate.key  made anew whenever the gate is opened
+tls/gate.pem tls/gate.key  made anew whenever the gate is opened, and while it is open, a month before their end
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+import os
 import socket
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from pipeline.errors import ConfigurationError
 
 _AUTHORITY_DAYS = 3650
 _SERVER_DAYS = 397
+RENEW_BEFORE = dt.timedelta(days=30)
 _SKEW = dt.timedelta(days=1)
 """Of the clocks of hosts that join."""
 
@@ -31,13 +33,41 @@ def make_certificate(folder: StateFolder, host: str, address: str, owner: tuple[
     host: as others will name it. owner: (uid, gid) of the gate, this process's when None. Returns the authority's
     certificate. Raises ConfigurationError where the authority's files are damaged.
     """
+    folder.tls.mkdir(mode=0o700, exist_ok=True)
+    _issue(folder.tls, _name(host), x509.SubjectAlternativeName(_names(host, address)), owner)
+    return folder.tls / "ca.pem"
+
+
+def renew_certificate(folder: StateFolder, *, now: dt.datetime | None = None) -> dt.datetime | None:
+    """Make the gate's certificate anew where it ends within RENEW_BEFORE: for the same names, by the same authority.
+
+    Hosts that have joined believe the new one as they did the old one. Returns when the new one ends; None where there
+    was nothing to do. Call with the folder's lock held. Raises ConfigurationError where a file is damaged.
+    """
     place = folder.tls
-    place.mkdir(mode=0o700, exist_ok=True)
+    try:
+        old = x509.load_pem_x509_certificate((place / "gate.pem").read_bytes())
+        owner = (place / "gate.pem").stat()
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ConfigurationError(f"{place / 'gate.pem'} is damaged; open the servers anew: up, up --listen") from error
+    if old.not_valid_after_utc > (now or dt.datetime.now(dt.UTC)) + RENEW_BEFORE:
+        return None
+    names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    new = _issue(place, old.subject, names, (owner.st_uid, owner.st_gid) if os.geteuid() == 0 else None)
+    return new.not_valid_after_utc
+
+
+def _issue(
+    place: Path, subject: x509.Name, names: x509.SubjectAlternativeName, owner: tuple[int, int] | None
+) -> x509.Certificate:
+    """Make key and certificate and write both."""
     authority, authority_key = _authority(place)
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = (
-        _builder(_name(host), authority.subject, key.public_key(), days=_SERVER_DAYS)
-        .add_extension(x509.SubjectAlternativeName(_names(host, address)), critical=False)
+        _builder(subject, authority.subject, key.public_key(), days=_SERVER_DAYS)
+        .add_extension(names, critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
@@ -45,7 +75,7 @@ def make_certificate(folder: StateFolder, host: str, address: str, owner: tuple[
     )
     write_private(place / "gate.pem", _pem(certificate), owner)
     write_private(place / "gate.key", _key_pem(key), owner)
-    return place / "ca.pem"
+    return certificate
 
 
 def _authority(place: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:

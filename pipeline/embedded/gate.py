@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import ipaddress
 import json
+import os
 import signal
 import socket
 import ssl
@@ -67,6 +68,34 @@ def check_startup(body: bytes, *, logins: frozenset[str], database: str) -> None
         raise refuse_postgres(f"only the database {database} may be reached from another host")
 
 
+class Certificate:
+    """The certificate in two files, read again when they change: it is renewed while the gate is open."""
+
+    def __init__(self, certificate: str, key: str) -> None:
+        self._files = certificate, key
+        self._context, self._stamps = self._read(), self._look()
+
+    def context(self) -> ssl.SSLContext:
+        """For the next handshake; that of before where the files do not go together, as between two writes."""
+        try:
+            stamps = self._look()
+            if stamps != self._stamps:
+                self._context, self._stamps = self._read(), stamps
+                say("the certificate was renewed")
+        except (OSError, ssl.SSLError) as error:
+            say(f"the certificate of before stays: {error}")
+        return self._context
+
+    def _look(self) -> list[tuple[int, int]]:
+        return [(found.st_ino, found.st_mtime_ns) for found in map(os.stat, self._files)]
+
+    def _read(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(*self._files)
+        return context
+
+
 class Gate:
     """Lets connections through, each in a task of its own."""
 
@@ -77,11 +106,7 @@ class Gate:
         self._postgres_socket = spec["postgres_socket"]
         self._redis_port = spec["redis_port"]
         self._address = spec["address"], spec["port"]
-        self._tls: ssl.SSLContext | None = None
-        if spec["tls"] is not None:
-            self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
-            self._tls.load_cert_chain(spec["tls"]["certificate"], spec["tls"]["key"])
+        self._certificate = Certificate(**spec["tls"]) if spec["tls"] is not None else None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
@@ -93,7 +118,7 @@ class Gate:
         accepting = asyncio.ensure_future(self._accept(listener))
         for sign in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sign, accepting.cancel)
-        say(f"open at {self._address[0]} port {self._address[1]}, {'TLS' if self._tls else 'no TLS'}")
+        say(f"open at {self._address[0]} port {self._address[1]}, {'TLS' if self._certificate else 'no TLS'}")
         with contextlib.suppress(asyncio.CancelledError):
             await accepting
         listener.close()
@@ -143,11 +168,11 @@ class Gate:
     async def _open(self, client: socket.socket, ends: list[asyncio.StreamWriter]) -> tuple[Streams, Streams]:
         """Both ends of a connection that may be let through. ends: what is to be closed, whatever happens."""
         first = await peek(client)
-        speaks_redis = first[0] == _TLS_HANDSHAKE if self._tls else first[0] != 0
+        speaks_redis = first[0] == _TLS_HANDSHAKE if self._certificate else first[0] != 0
         if not speaks_redis and first[0] != 0:
             raise await refuse(client, refuse_redis("TLS is wanted here: rediss://"))
         startup = None if speaks_redis else await self._greet_postgres(client)
-        outside = await streams_of(client, self._tls)
+        outside = await streams_of(client, self._certificate.context() if self._certificate else None)
         ends.append(outside[1])
         if speaks_redis:
             inside = await asyncio.open_connection("127.0.0.1", self._redis_port)
@@ -167,12 +192,12 @@ class Gate:
         while True:
             head = await receive_exactly(client, 8)
             code = _STARTUP.unpack(head)[1]
-            if code == _GSS_REQUEST or (code == _TLS_REQUEST and self._tls is None):
+            if code == _GSS_REQUEST or (code == _TLS_REQUEST and self._certificate is None):
                 await loop.sock_sendall(client, b"N")
             elif code == _TLS_REQUEST:
                 await loop.sock_sendall(client, b"S")
                 return b""
-            elif self._tls is not None:
+            elif self._certificate is not None:
                 raise await refuse(client, refuse_postgres("TLS is wanted here: sslmode=verify-full"))
             else:
                 return head

@@ -5,6 +5,7 @@ Neither server is restarted or listens elsewhere than before: the gate is a proc
 
 from __future__ import annotations
 
+import datetime as dt
 import ipaddress
 import json
 import socket
@@ -81,7 +82,8 @@ def open_gate(folder: StateFolder, supervisor: SupervisorClient, listen: Listen,
     Raises ConfigurationError for an address that is not this machine's or a port that is taken, ServiceUnavailable
     where the gate does not open: the servers are closed then.
     """
-    from pipeline.embedded.certificates import make_certificate  # takes a tenth of a second to import
+    # takes a tenth of a second to import
+    from pipeline.embedded.certificates import make_certificate, renew_certificate
 
     address = _own_address(listen.host)
     networks = listen.networks or _networks_of(address)
@@ -92,6 +94,8 @@ def open_gate(folder: StateFolder, supervisor: SupervisorClient, listen: Listen,
         token_file=folder.token_file, was_open=_is_open(folder, supervisor, spec, listen),
     )  # fmt: skip
     if opened.was_open:
+        if not listen.insecure:
+            renew_certificate(folder)  # the gate reads a new one by itself
         return opened
     close_gate(folder, supervisor, redis_url)
     _require_free(listen, address)
@@ -105,6 +109,20 @@ def open_gate(folder: StateFolder, supervisor: SupervisorClient, listen: Listen,
         close_gate(folder, supervisor, redis_url)
         raise
     return opened
+
+
+def renew_gate(state_dir: Path) -> dt.datetime | None:
+    """Renew the certificate of an open gate where it ends within a month; returns when the new one ends, else None.
+
+    Raises ConfigurationError for damaged files, ServiceUnavailable while another process starts or stops the servers.
+    """
+    folder = StateFolder.of(state_dir)
+    if not folder.gate_file.exists() or not (folder.tls / "gate.pem").exists():
+        return None
+    from pipeline.embedded.certificates import renew_certificate
+
+    with folder.lock():
+        return renew_certificate(folder)
 
 
 def close_gate(folder: StateFolder, supervisor: SupervisorClient, redis_url: str) -> bool:

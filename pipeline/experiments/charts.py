@@ -23,6 +23,7 @@ _OWNERS = {
     "discarded_large": ("#eaa373", "large, discarded"),
     "aside_large": ("#f5d2bb", "large, aside"),
     "inserted": ("#CC79A7", "inserted"),
+    "aside_judge": ("#009E73", "judge"),
 }
 assert set(_OWNERS) <= {field.name for field in fields(TokensByOwner)}
 

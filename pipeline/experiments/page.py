@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.experiments import charts
 from pipeline.experiments.results import ExperimentReport
-from pipeline.experiments.tables import COLUMNS, cells, estimate, notes, points
+from pipeline.experiments.tables import cells, columns, estimate, notes, points
 from pipeline.results.page.page import image
 from pipeline.results.page.templates import page_environment
 
@@ -23,8 +23,8 @@ def render_experiment(report: ExperimentReport) -> str:
     )
     return environment.get_template("experiment.html.jinja").render(
         report=report,
-        columns=COLUMNS,
-        rows=[(row, cells(row)) for row in report.rows],
+        columns=columns(report),
+        rows=[(row, cells(row, report)) for row in report.rows],
         notes=notes(report),
         charts=[(title, image(picture)) for title, picture in drawn if picture],
     )

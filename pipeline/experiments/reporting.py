@@ -75,6 +75,7 @@ def make_report(name: str, stored: Sequence[StoredRow], caveats: Sequence[str] =
         seed=config.seed if config else None,
         small_model=next((each.job.small_model for each in stored if each.job.small_model), None),
         large_model=next((each.job.large_model for each in stored if each.job.large_model), None),
+        judge_model=next((each.job.judge_model for each in stored if each.job.judge_model), None),
         rows=tuple(_on_fronts(row, fronts) for row in rows),
         caveats=(*caveats, *_caveats(stored)),
     )
@@ -116,6 +117,10 @@ def _row(stored: StoredRow, others: Sequence[StoredRow]) -> RowReport:
         on_total_front=False,
         small_tokens_per_s=_rate(summary.written_small, cost.engine_seconds_small),
         large_tokens_per_s=_rate(summary.written_large, cost.engine_seconds_large),
+        judge_tokens_per_s=_rate(summary.written_judge, cost.engine_seconds_judge),
+        small_seconds=_per_sample(cost.engine_seconds_small, summary),
+        large_seconds=_per_sample(cost.engine_seconds_large, summary),
+        judge_seconds=_per_sample(cost.engine_seconds_judge, summary),
         shares_engines=bool(cost.overlapping_jobs),
         budget_curve=stored.budget_curve,
     )
@@ -174,7 +179,7 @@ def _accuracy(summary: JobSummary) -> Estimate | None:
 
 def _owners(summary: JobSummary, cost: JobCost) -> TokensByOwner | None:
     """Of an ended job all samples have what was written for them; of a running one, those at work count, too."""
-    count = summary.samples_finished + summary.samples_graded
+    count = _num_complete(summary)
     if not count:
         return None
     return TokensByOwner(
@@ -185,9 +190,20 @@ def _owners(summary: JobSummary, cost: JobCost) -> TokensByOwner | None:
         discarded_large=summary.discarded_large / count,
         aside_small=(summary.aside_small - summary.taken_small) / count,
         aside_large=(summary.aside_large - summary.taken_large) / count,
+        aside_judge=summary.aside_judge / count,
         prompt_small=cost.prompt_tokens_small / count,
         prompt_large=cost.prompt_tokens_large / count,
+        prompt_judge=cost.prompt_tokens_judge / count,
     )
+
+
+def _num_complete(summary: JobSummary) -> int:
+    return summary.samples_finished + summary.samples_graded
+
+
+def _per_sample(seconds: float, summary: JobSummary) -> float | None:
+    count = _num_complete(summary)
+    return seconds / count if count else None
 
 
 def _rate(tokens: int, seconds: float) -> float | None:

@@ -68,7 +68,8 @@ class Gain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokensByOwner:
-    """Tokens per complete sample. aside_small, aside_large: written in asides and not taken into the text."""
+    """Tokens per complete sample. aside_small, aside_large: written in asides and not taken into the text; all that a
+    judge writes is."""
 
     kept_small: float
     kept_large: float
@@ -77,15 +78,17 @@ class TokensByOwner:
     discarded_large: float
     aside_small: float
     aside_large: float
+    aside_judge: float
     prompt_small: float
     prompt_large: float
+    prompt_judge: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowReport:
     """One row. large_tokens, total_tokens: computed per scored sample. on_front: no other row has at least its accuracy
     with no more large tokens, or with no more tokens in all (total_front). tokens_per_s: of an engine while it had
-    a request of the job."""
+    a request of the job; seconds: of the engines of a role, per complete sample, 0 where the row has none."""
 
     name: str
     job_id: int
@@ -108,6 +111,10 @@ class RowReport:
     on_total_front: bool
     small_tokens_per_s: float | None
     large_tokens_per_s: float | None
+    judge_tokens_per_s: float | None
+    small_seconds: float | None
+    large_seconds: float | None
+    judge_seconds: float | None
     shares_engines: bool
     budget_curve: tuple[BudgetPoint, ...]
 
@@ -123,5 +130,6 @@ class ExperimentReport:
     seed: int | None
     small_model: str | None
     large_model: str | None
+    judge_model: str | None
     rows: tuple[RowReport, ...]
     caveats: tuple[str, ...] = ()

@@ -35,10 +35,28 @@ COLUMNS = (
     "large, tokens/s",
 )
 """Of the table for people; tokens are computed, per sample. CSV has all there is."""
+JUDGE_COLUMNS = ("judge tokens", "judge, s")
+"""Behind them where a row has a judge: what it wrote, and the seconds of its engine, per sample."""
 
 
-def cells(row: RowReport) -> list[str]:
+def columns(report: ExperimentReport) -> tuple[str, ...]:
+    """The names of the columns of a report's table."""
+    return COLUMNS + (JUDGE_COLUMNS if report.judge_model else ())
+
+
+def cells(row: RowReport, report: ExperimentReport) -> list[str]:
     """A row as people read it, intervals in brackets."""
+    return [*_cells(row), *(_judge_cells(row) if report.judge_model else ())]
+
+
+def _judge_cells(row: RowReport) -> list[str]:
+    """None for a row without a judge."""
+    if row.owners is None or row.judge_seconds is None or not row.owners.aside_judge:
+        return ["–", "–"]
+    return [f"{row.owners.aside_judge:.1f}", f"{row.judge_seconds:.2f}{'†' if row.shares_engines else ''}"]
+
+
+def _cells(row: RowReport) -> list[str]:
     name = _line(row.name)
     gain = row.gain.difference if row.gain else None
     return [
@@ -90,7 +108,12 @@ def notes(report: ExperimentReport) -> list[str]:
             "Gain over cut: accuracy less that of a cut of the think phase at the same mean length, paired by problem. "
             f"{_how_cut(rows)}"
         )
-    if any(row.shares_engines and row.large_tokens_per_s for row in rows):
+    if report.judge_model:
+        told.append(
+            f"Judge {report.judge_model}: its tokens and its engine's seconds per sample are in no other column; what "
+            "it reads is in the CSV."
+        )
+    if any(row.shares_engines and (row.large_tokens_per_s or row.judge_tokens_per_s) for row in rows):
         told.append("† other jobs ran at the same time: the speed is shared.")
     return [_line(note) for note in (*told, *(f"Beware: {caveat}." for caveat in report.caveats))]
 
@@ -142,8 +165,9 @@ def _markdown(report: ExperimentReport) -> str:
     def line(values: Sequence[str]) -> str:
         return f"| {' | '.join(value.replace('|', chr(92) + '|') for value in values)} |"
 
-    ruled = f"|{'|'.join(['---'] + ['---:'] * (len(COLUMNS) - 1))}|"
-    table = [line(COLUMNS), ruled, *(line(cells(row)) for row in report.rows)]
+    names = columns(report)
+    ruled = f"|{'|'.join(['---'] + ['---:'] * (len(names) - 1))}|"
+    table = [line(names), ruled, *(line(cells(row, report)) for row in report.rows)]
     return "\n".join([*table, "", *(f"{note}  " for note in notes(report))]) + "\n"
 
 
@@ -164,11 +188,11 @@ def _latex(report: ExperimentReport) -> str:
     return (
         "\n".join(
             [
-                r"\begin{tabular}{l" + "r" * (len(COLUMNS) - 1) + "}",
+                r"\begin{tabular}{l" + "r" * (len(columns(report)) - 1) + "}",
                 r"\toprule",
-                line(COLUMNS),
+                line(columns(report)),
                 r"\midrule",
-                *(line(cells(row)) for row in report.rows),
+                *(line(cells(row, report)) for row in report.rows),
                 r"\bottomrule",
                 r"\end{tabular}",
                 *(f"% {note}" for note in notes(report)),
@@ -212,6 +236,10 @@ def csv_values(row: RowReport) -> dict[str, _Value]:
         "on_total_front": row.on_total_front,
         "small_tokens_per_s": row.small_tokens_per_s,
         "large_tokens_per_s": row.large_tokens_per_s,
+        "judge_tokens_per_s": row.judge_tokens_per_s,
+        "small_seconds": row.small_seconds,
+        "large_seconds": row.large_seconds,
+        "judge_seconds": row.judge_seconds,
         "shares_engines": row.shares_engines,
     }
 

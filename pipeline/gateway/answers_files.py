@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from pipeline.errors import PipelineError
-from pipeline.gateway.lines import Faults, LineFault, parse_object
+from pipeline.gateway.lines import Faults, LineFault
 from pipeline.grading import grader_names
 from pipeline.grading.checking import find_faults
 from pipeline.jobs.references import WITHOUT_REFERENCES
 from pipeline.problems.lines import Fault, UnreadableFile, read_lines
-from pipeline.problems.values import check_text
+from pipeline.problems.values import check_text, parse_json, text_of
 
 NOT_OVER_HTTP = ("code", "judge")
 """Graders that nobody asks for over HTTP: the references of the first are programs, and it runs them."""
@@ -37,7 +37,7 @@ class AnswersFile:
                 if isinstance(line, Fault):
                     faults.add(LineFault(code="invalid_answers_line", message=line.reason, line=number))
                 elif line.strip():
-                    made._add(parse_object(line), number, faults)
+                    made._add(_parse(line), number, faults)
         except UnreadableFile as error:
             faults.add(LineFault(code="invalid_answers_line", message=str(error)))
         return made
@@ -50,7 +50,7 @@ class AnswersFile:
             told = f"A line of the answers' file {wrong}."
             faults.add(LineFault(code="invalid_answers_line", message=told, line=number, param="answers_file_id"))
             return
-        self._answers[values["custom_id"]] = str(values["answer"])
+        self._answers[values["custom_id"]] = text_of(values["answer"])
         self._unused[values["custom_id"]] = number
 
     def take(self, custom_id: str) -> str | None:
@@ -78,6 +78,15 @@ class AnswersFile:
         yield from self._answers.items()
 
 
+def _parse(line: str) -> dict[str, Any] | None:
+    """A line's JSON object, with numbers as they were written: no long one is rounded. None where it is none."""
+    try:
+        values = parse_json(line)
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) else None
+
+
 def _why_not(values: dict[str, Any] | None) -> str | None:
     """What is wrong with a line; None: nothing. A number is an answer too."""
     if values is None:
@@ -85,14 +94,11 @@ def _why_not(values: dict[str, Any] | None) -> str | None:
     if set(values) != {"custom_id", "answer"}:
         return "has not just the keys 'custom_id' and 'answer'"
     answer = values["answer"]
-    if (
-        not isinstance(values["custom_id"], str)
-        or isinstance(answer, bool)
-        or not isinstance(answer, str | int | float)
-    ):
+    if type(values["custom_id"]) is not str or not isinstance(answer, str):  # a number is a text here
         return "has a custom_id that is no text, or an answer that is neither text nor number"
     try:
-        check_text(str(answer))
+        check_text(values["custom_id"])
+        check_text(answer)
     except ValueError as error:
-        return f"has an answer with {error}"
-    return None if str(answer).strip() else "has an empty answer"
+        return f"has a text with {error}"
+    return None if answer.strip() else "has an empty answer"

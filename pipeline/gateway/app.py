@@ -13,11 +13,11 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from pipeline.gateway import errors
+from pipeline.gateway.browsers import is_page
 from pipeline.gateway.errors import ApiError
 from pipeline.gateway.gate import Gate
 from pipeline.gateway.housekeeping import Housekeeper
 from pipeline.gateway.pages import changes, looks
-from pipeline.gateway.pages.paths import is_page
 from pipeline.gateway.pages.rendering import refusal
 from pipeline.gateway.preparing import Limits
 from pipeline.gateway.routes import batches, chat, files, health, metrics, models

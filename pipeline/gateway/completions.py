@@ -16,7 +16,10 @@ _FINISH = {"eos": "stop", "stop": "stop", "length": "length", "context": "length
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitText:
-    """A text in its thoughts and the rest. start, end: the tags that were between them, '' where there was none."""
+    """A text in its thoughts and the rest.
+
+    start, end: the tags around the thoughts, '' where there was none; white space before the first belongs to it.
+    """
 
     start: str
     reasoning: str | None
@@ -28,13 +31,18 @@ def split_text(output: str, job: AnsweringJob) -> SplitText:
     """Untrimmed: all parts joined are the output. A text that was cut inside its thoughts has no content."""
     if not job.think_end:
         return SplitText(start="", reasoning=None, end="", content=output)
-    start, rest = "", output
-    if not job.is_opened:
-        if not output.startswith(job.think_start):
-            return SplitText(start="", reasoning=None, end="", content=output)
-        start, rest = job.think_start, output[len(job.think_start) :]
+    start = "" if job.is_opened else opening_of(output, job.think_start)
+    if start is None:
+        return SplitText(start="", reasoning=None, end="", content=output)
+    rest = output[len(start) :]
     reasoning, end, content = rest.partition(job.think_end)
     return SplitText(start=start, reasoning=reasoning, end=end, content=content)
+
+
+def opening_of(text: str, tag: str) -> str | None:
+    """The opening tag that a text begins with, and white space before it; None where it begins otherwise."""
+    before = text[: len(text) - len(text.lstrip())]
+    return before + tag if text.startswith(tag, len(before)) else None
 
 
 def completion(

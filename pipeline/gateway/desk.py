@@ -11,7 +11,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from sqlalchemy import Connection, Engine
@@ -112,11 +112,18 @@ class Desk:
 
     def _run(self) -> None:
         while not self._stopped.is_set():
-            is_idle = not self._new and not self._waiting
-            self._woken.wait(None if is_idle else POLL_S)
+            self._woken.wait(self._pause_s())
             self._woken.clear()
             for work in (self._store_due, self._look):
                 self._attempt(work)
+
+    def _pause_s(self) -> float | None:
+        """Until the next look, or until the oldest new request has waited for others; None: until somebody comes."""
+        with self._lock:
+            if not self._new and not self._waiting:
+                return None
+            due = [at + self._settings.collect_s - time.monotonic() for at, _ in self._new[:1]]
+        return max(0.0, min([POLL_S, *due]))
 
     def _attempt(self, work: Callable[[], None]) -> None:
         """Nothing may end this thread."""
@@ -148,8 +155,8 @@ class Desk:
         try:
             with transaction(self._db_engine) as connection:
                 fresh = [waiting for waiting in group if not self._joined(connection, waiting)]
-                if fresh:
-                    self._store_job(connection, fresh)
+                for job in apart(fresh):
+                    self._store_job(connection, job)
         except (ApiError, PipelineError) as error:
             for waiting in group:
                 waiting.chat, waiting.error = None, error
@@ -180,15 +187,17 @@ class Desk:
         submission = make_submission(
             first, saved, {}, seed=secrets.randbelow(_SEEDS), name=f"chat: {first.model}"[:200]
         )
+        external_ids = [question_id(waiting.asked) or chat_id for waiting, chat_id in zip(group, ids, strict=True)]
         problems = tuple(
-            replace(waiting.asked.problem, external_id=chat_id) for waiting, chat_id in zip(group, ids, strict=True)
+            replace(waiting.asked.problem, external_id=external_id)
+            for waiting, external_id in zip(group, external_ids, strict=True)
         )
         made = ProblemSet(name="chat", content_sha256=content_sha256(problems), problems=problems)
         ready = make_ready(submission.model_copy(update={"problems": made}))
         (job_id,) = submissions.insert_ready(connection, [ready])
         job_control.set_priority(connection, job_id, MAX_PRIORITY)
-        for waiting, chat_id in zip(group, ids, strict=True):
-            waiting.chat = StoredChat(id=chat_id, job_id=job_id, model=waiting.asked.model)
+        for waiting, chat_id, external_id in zip(group, ids, external_ids, strict=True):
+            waiting.chat = StoredChat(id=chat_id, external_id=external_id, job_id=job_id, model=waiting.asked.model)
             chats.insert_chat(connection, waiting.chat, owner=waiting.caller, request_sha256=waiting.request_sha256)
 
     # Looking
@@ -214,6 +223,30 @@ class Desk:
             if found.is_done or found.num_segments > one.seen:
                 one.seen, one.is_done = found.num_segments, found.is_done
                 one.tell()
+
+
+def question_id(asked: Asked) -> str | None:
+    """The external id of a question that names a seed: noise is drawn by it, and the same question is to have the same.
+
+    None: the request names no seed.
+    """
+    if "seed" not in asked.options:
+        return None
+    return f"seeded-{content_sha256([replace(asked.problem, external_id='')])[:32]}"
+
+
+def apart(group: Sequence[Waiting]) -> list[list[Waiting]]:
+    """The same requests, in as few jobs that none has a question twice."""
+    jobs: list[list[Waiting]] = []
+    seen: dict[str, int] = {}
+    for waiting in group:
+        name = question_id(waiting.asked)
+        turn = 0 if name is None else seen.get(name, 0)
+        if name is not None:
+            seen[name] = turn + 1
+        jobs.extend([] for _ in range(turn + 1 - len(jobs)))
+        jobs[turn].append(waiting)
+    return jobs
 
 
 def make_waiting(asked: Asked, caller: Caller, request_sha256: str, *, is_retry: bool) -> Waiting:

@@ -127,7 +127,7 @@ def install(app: FastAPI, respond: Callable[[Scope, ApiError], Response]) -> Non
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return respond(request.scope, invalid(error.errors()))
+        return respond(request.scope, _no_json(request, error) or invalid(error.errors()))
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -143,6 +143,17 @@ def install(app: FastAPI, respond: Callable[[Scope, ApiError], Response]) -> Non
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(PipelineError, on_pipeline)
+
+
+def _no_json(request: Request, error: RequestValidationError) -> ApiError | None:
+    """A body that was read as plain bytes, as of ``curl -d`` without a header."""
+    if not isinstance(error.body, bytes) or not error.body:
+        return None
+    sent = request.headers.get("content-type") or "none"
+    return bad(
+        f"The body must be JSON, sent with 'Content-Type: application/json'; the header was {sent}.",
+        code="invalid_content_type",
+    )
 
 
 def _http_error(error: HTTPException) -> ApiError:
@@ -165,17 +176,21 @@ UNSUPPORTED = frozenset({
     "include_reasoning", "service_tier",
 })  # fmt: skip
 """Parameters that take a value only where it changes nothing."""
+NOT_SUPPORTED = "not_supported"
+"""The type of a fault that a validator finds in what no model here can do."""
 NEUTRAL = "is not supported here, or only with a value that changes nothing"
 
 
 def invalid(faults: Sequence[Any]) -> ApiError:
     """The first fault of a body, in OpenAI's words."""
-    fault = faults[0]
+    fault = _closest(faults)
     place = [str(part) for part in fault["loc"] if not _is_added(str(part))]
     param = ".".join(place) or None
     kind = str(fault["type"])
     if kind == "json_invalid":
         return bad("The body is not parseable as valid JSON.", code="invalid_json")
+    if kind == NOT_SUPPORTED:
+        return bad(f"'{param}' is not supported: {fault['msg']}.", code="unsupported_parameter", param=param)
     if kind == "extra_forbidden":
         return bad(f"Unknown parameter: '{param}'.", code="unknown_parameter", param=param)
     if kind == "missing":
@@ -184,6 +199,16 @@ def invalid(faults: Sequence[Any]) -> ApiError:
         return bad(f"'{place[0]}' {NEUTRAL}.", code="unsupported_parameter", param=place[0])
     said = str(fault["msg"]).removeprefix("Value error, ")
     return bad(f"Invalid value for '{param or 'body'}': {said}.", code=_code(kind), param=param)
+
+
+def _closest(faults: Sequence[Any]) -> Any:
+    """The fault to tell: the first, but of a value that may have several types, that of the type that it has."""
+    first = faults[0]
+    *place, tried = first["loc"] or ("",)
+    if first["type"] != "string_type" or tried not in ("str", "constrained-str", "function-after[_storable(), str]"):
+        return first
+    others = (fault for fault in faults[1:] if list(fault["loc"][: len(place)]) == place)
+    return next((fault for fault in others if not fault["type"].endswith("list_type")), first)
 
 
 _SOURCES = ("body", "query", "path", "header", "form")

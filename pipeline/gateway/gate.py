@@ -20,11 +20,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.batches import Caller
 from pipeline.errors import PipelineError
+from pipeline.gateway.browsers import cookie_key, is_open, is_page
 from pipeline.gateway.errors import ApiError, translated
 from pipeline.gateway.keys import Keys, Limiter, may_change
 from pipeline.gateway.measures import Measures
-from pipeline.gateway.pages.access import cookie_key
-from pipeline.gateway.pages.paths import is_open, is_page
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +57,8 @@ class Gate:
             return
         request_id = f"req_{secrets.token_hex(12)}"
         answer = _Answer(send, request_id, scope["path"], self._measures)
+        if scope["method"] == "HEAD" and scope["path"] in _OPEN:
+            scope = {**scope, "method": "GET"}  # what watches a service asks so; the server sends no body
         try:
             _refuse_nul(scope)
             caller, key = await self._let_in(scope)

@@ -42,13 +42,12 @@ _SEEDS = 2**31
 
 @dataclass(kw_only=True)
 class Group:
-    """Lines that become one job. answer: the first reference answer among them."""
+    """Lines that become one job."""
 
     first: Asked
     digest: ContentHash = field(default_factory=ContentHash)
     count: int = 0
     num_references: int = 0
-    answer: str | None = None
     ready: ReadyJob | None = None
     set_id: int = 0
     is_new: bool = False
@@ -57,7 +56,6 @@ class Group:
         self.digest.add(problem)
         self.count += 1
         if problem.answer is not None:
-            self.answer = self.answer or problem.answer
             self.num_references += 1
 
 
@@ -163,14 +161,13 @@ class Preparer:
     def _check_groups(
         self, connection: Connection, batch: StoredBatch, groups: dict[str, Group], faults: Faults
     ) -> None:
-        """What ``specthink submit`` checks of a job, of each of them."""
+        """What ``specthink submit`` checks of a job, of each of them; the answers of all are read at once, later."""
         seed = secrets.randbelow(_SEEDS)
         for group in groups.values():
             try:
                 saved = keys.find_alias(connection, group.first.model)
-                first = replace(group.first, problem=replace(group.first.problem, answer=group.answer))
-                submission = make_submission(first, saved, batch.options, seed=seed, name=_name(batch))
-                group.ready = make_ready(submission)
+                submission = make_submission(group.first, saved, batch.options, seed=seed, name=_name(batch))
+                group.ready = make_ready(submission, stored=_stored_set(batch, group))
                 if batch.options.get("require_workers"):
                     require_served(connection, group.first.model, saved)
             except (ApiError, PipelineError) as error:
@@ -207,20 +204,25 @@ class Preparer:
 
     def _store_job(self, connection: Connection, batch: StoredBatch, group: Group) -> int:
         assert group.ready is not None
-        stored = StoredSet(
-            id=group.set_id,
-            name=_name(batch),
-            size=group.count,
-            num_references=group.num_references,
-            has_choices=False,
-            read=lambda limit: (),
-        )
-        ready = replace(group.ready, problems=stored, num_problems=group.count)
+        ready = replace(group.ready, problems=_stored_set(batch, group))
         (job_id,) = submissions.insert_ready(connection, [ready])
         priority = batch.options.get("priority")
         if priority:
             job_control.set_priority(connection, job_id, int(priority))
         return job_id
+
+
+def _stored_set(batch: StoredBatch, group: Group) -> StoredSet:
+    """The problems of a group as far as a submission asks for them. Of all prompts the first one stands for the rest:
+    a request is checked against its model's context by the worker."""
+    return StoredSet(
+        id=group.set_id,
+        name=_name(batch),
+        size=group.count,
+        num_references=group.num_references,
+        has_choices=False,
+        read=lambda limit: (group.first.problem,),
+    )
 
 
 def _name(batch: StoredBatch) -> str:

@@ -21,15 +21,24 @@ from pydantic import (
     ValidationError,
     field_validator,
 )
+from pydantic_core import PydanticCustomError
 
-from pipeline.gateway.errors import UNSUPPORTED, bad, invalid
+from pipeline.gateway.errors import NOT_SUPPORTED, UNSUPPORTED, bad, invalid
 from pipeline.jobs.config import MAX_INTEGER
 from pipeline.problems import Problem
 from pipeline.problems.values import check_text, to_plain
 
 Number = Annotated[float, Field(strict=True)]
 Nothing = Annotated[list[Any], Field(max_length=0)]
-Text = Annotated[str, Field(strict=True)]
+
+
+def _storable(text: str) -> str:
+    """Raises ValueError for a text with a NUL or half of a character, which neither Postgres nor UTF-8 has."""
+    check_text(text)
+    return text
+
+
+Text = Annotated[str, Field(strict=True), AfterValidator(_storable)]
 
 PolicyOptions = Annotated[dict[Text, Any], AfterValidator(to_plain)]
 """Values that can be stored: no NUL in a text, nothing nested without end."""
@@ -46,7 +55,14 @@ class TextPart(_Part):
     """A part of a message. Images and sounds are refused: no model here reads them."""
 
     type: Literal["text"]
-    text: Text
+    text: Annotated[str, Field(strict=True)]
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        if value != "text":
+            raise PydanticCustomError(NOT_SUPPORTED, "only parts of the type 'text' are read here")
+        return value
 
 
 class Message(_Part):
@@ -55,12 +71,17 @@ class Message(_Part):
     role: Literal["system", "developer", "user", "assistant"]
     type: Literal["text", "message"] | None = None
     """Some harnesses write it."""
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    content: Annotated[str, Field(strict=True)] | Annotated[list[TextPart], Field(min_length=1)]
     name: Text | None = None
     reasoning: Text | None = None
     reasoning_content: Text | None = None
+
+    # An answer that was given comes back as the official client shows it: with the keys that it does not use.
     refusal: None = None
     tool_calls: Nothing | None = None
+    function_call: None = None
+    audio: None = None
+    annotations: Nothing | None = None
 
     @property
     def text(self) -> str:
@@ -93,7 +114,7 @@ class ChatRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: Annotated[str, Field(strict=True, min_length=1, max_length=500)]
+    model: Annotated[Text, Field(min_length=1, max_length=500)]
     messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
     max_tokens: Annotated[StrictInt, Field(ge=1, le=MAX_INTEGER)] | None = None
     max_completion_tokens: Annotated[StrictInt, Field(ge=1, le=MAX_INTEGER)] | None = None

@@ -18,8 +18,8 @@ from pipeline.client import Client
 from pipeline.db.session import open_database, transaction
 from pipeline.gateway.desk import Desk
 from pipeline.gateway.keys import Keys
+from pipeline.gateway.live import Live
 from pipeline.gateway.measures import Measures
-from pipeline.gateway.pages.live import Live
 from pipeline.metrics import make_registry
 from pipeline.settings import GatewaySettings
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import orjson
 
 from pipeline.db.gateway.answers import AnsweringJob, Line, WrittenSample, WrittenSegment
-from pipeline.gateway.completions import fingerprint, finish_of, split_text, usage_of
+from pipeline.gateway.completions import fingerprint, finish_of, opening_of, split_text, usage_of
 
 Kind = Literal["reasoning", "content"]
 DONE = b"data: [DONE]\n\n"
@@ -57,10 +57,11 @@ class Splitter:
             self._held = ""
 
     def _begin(self, *, is_last: bool) -> None:
-        start = self._job.think_start
-        if self._held.startswith(start):
+        tag = self._job.think_start
+        start = opening_of(self._held, tag)
+        if start is not None:
             self._held, self._phase = self._held[len(start) :], "reasoning"
-        elif is_last or not start.startswith(self._held):
+        elif is_last or not tag.startswith(self._held.lstrip()):
             self._phase = "content"
 
 

@@ -12,6 +12,7 @@ from pipeline.grading.characters import plain_characters
 from pipeline.grading.exact import bare
 from pipeline.grading.extract import MAX_TEXT_CHARS, last_boxed
 from pipeline.grading.forms import plain_form
+from pipeline.grading.numbers import find_number, same_number
 from pipeline.grading.statements import find_stated, looks_finished
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -37,7 +38,7 @@ _RIGHT = r"(?i:correct|right|best|final|answer|true)"
 _STATED = re.compile(
     rf"{_NOUN}(?:[*_]++)?(?:[ \t]++(?i:to|for|of)[ \t][^.\n:]{{0,80}}?)?\s*+(?:{_IS}[*_]*+\s*+:?+)"
     rf"(?:[ \t]*+{_FILL}(?![A-Za-z])[ \t]*+:?+)*+{_SKIP}{_LETTER}"
-    r"|(?:答案|选项|选择|正确选项)[^A-Za-z\n。]{0,12}?([A-Z])(?![A-Za-z])"
+    r"|(?:答案|选项|(?<!不)选择?|正确选项|答え|正解|정답)[^A-Za-z\n。]{0,12}?([A-Z])(?![A-Za-z])"
     rf"|{_CHOOSES}(?i:(?:the[ \t]++)?(?:answer|option|choice|letter)[ \t]++)?+{_SKIP}{_LETTER}"
     rf"|{_NOUN}\s++{_SKIP}([A-Z])(?![\w'’])\s*+[*_)]*+\s*+(?i:is|as|would[ \t]++be)\s++"
     rf"(?i:the[ \t]++|my[ \t]++|therefore[ \t]++|thus[ \t]++)*+{_RIGHT}",
@@ -48,6 +49,14 @@ _IS_RIGHT = re.compile(
     r"(?i:(?:correct|right|best|final)[ \t]*+(?i:answer|choice|option|one)?+|answer)(?!\w)"
 )
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_FURTHER = re.compile(
+    r"(?:[\s*_)\]}.\\]*+(?:,|;|/|&|、|，|\b(?:and|or)\b|和|或|与)[\s,*_(\[{\\]*+(?:(?:and|or)\s+)?+(?:text\{|mathrm\{)?+\(?([A-Z])(?![\w'’]))"
+)
+_ENDS = re.compile(r"[\s*_)\]}$\"'`\\]*+(?:[.。!;]|$)", re.MULTILINE)
+_SEVERAL = re.compile(r"[A-Z](?:(?:\s*(?:,|;|/|&|、|，|和|或|与)\s*|\s+)(?:(?:and|or)\s+)?[A-Z])+|[A-Z]{2,}")
+_CONCLUDES = re.compile(r"(?i:\b(?:so|thus|hence|therefore|must[ \t]+be|it[ \t]+is|it's)\b)[\s:,*_(]*[A-Z](?![\w'’])")
+_STATED_RUN = re.compile(rf"(?:{_NOUN}\s*+{_IS}|答案[是为:：]?)[\s:*_(]*+([A-Z]{{2,10}})(?![\w'’])")
+_OPTION_LINE = re.compile(r"^[\s*_#>]*\(?([A-Z])(?:[).:][\s*_)]+\S.*|[).:*_\s]*)$")
 _REFUSED = re.compile(r"(?i:\bnot|n't|isn't|wrong|incorrect|never|cannot\s+be|eliminate[sd]?)[\s*_(\[:]*$")
 _OPTION = re.compile(r"(?i:option|choice)[ \t]*+[*_(\[]*+([A-Z])(?![\w'’])")
 _BRACKETED = re.compile(r"\(([A-Z])\)")
@@ -64,7 +73,7 @@ class ChoiceGrader:
     choices: tuple[str, ...] = ()
     """Texts of the problem's choices, where they are known."""
     name: str = "choice"
-    version: str = "choice/3"
+    version: str = "choice/4"
     is_instant: bool = False
 
     def with_choices(self, choices: Sequence[str]) -> ChoiceGrader:
@@ -75,7 +84,7 @@ class ChoiceGrader:
         predicted = find_letter(answer_text, self.choices)
         if reference is None:
             return unscored(predicted)
-        expected = _leading_letter(reference) or _letter_of_index(reference)
+        expected = _several(reference) or _leading_letter(reference) or _letter_of_index(reference)
         if expected is None:
             raise GradingError("the reference answer is not a letter from A to Z; take another grader or other answers")
         if predicted is None:
@@ -91,7 +100,8 @@ class ChoiceGrader:
 def find_letter(text: str, choices: Sequence[str] = ()) -> str | None:
     """The chosen letter in upper case: of a box, else of a statement, else the last that stands alone.
 
-    choices: their texts; a box or a statement that says one of them means its letter.
+    Several letters that are said together are one answer: "A, C". choices: their texts; a box or a statement that says
+    one of them means its letter.
     """
     written, text = text, _plain(text)
     stated = _letter_by_text(written, choices) or find_stated_letter(text)
@@ -99,6 +109,8 @@ def find_letter(text: str, choices: Sequence[str] = ()) -> str | None:
         return stated
     if last_boxed(text) is not None:
         return None  # a box holds what was answered, and it names no choice
+    if (first := _first_line(text)) is not None:
+        return first
     for pattern in (_OPTION, _BRACKETED, _STANDING_ALONE):
         if letters := [match[1] for match in pattern.finditer(text) if not _is_refused(text, match)]:
             return str(letters[-1])
@@ -112,14 +124,17 @@ def _letter_by_text(text: str, choices: Sequence[str]) -> str | None:
     text = text[-MAX_TEXT_CHARS:]
     boxed = last_boxed(text)
     said = boxed if boxed is not None else find_stated(text)
-    if (
-        not choices or said is None or re.fullmatch("[a-z]", bare(said))
-    ):  # one letter is the letter of a choice, not its text
-        return None
+    if not choices or said is None or bare(said).upper() in {*LETTERS[: len(choices)]}:
+        return None  # one letter is the letter of a choice, not its text
+    said = said.replace(r"\%", "%")
     for form in (bare, plain_form):
         if fitting := [index for index, choice in enumerate(choices) if form(choice) == form(said) != ""]:
             return _letter_at(fitting)
-    return None
+    number = find_number(plain_form(said))
+    if number is None:
+        return None
+    numbers = [find_number(plain_form(choice)) for choice in choices]
+    return _letter_at([index for index, one in enumerate(numbers) if one is not None and same_number(one, number)])
 
 
 def _letter_in_line(text: str, choices: Sequence[str]) -> str | None:
@@ -147,15 +162,55 @@ def _letter_at(positions: Sequence[int]) -> str | None:
 def find_stated_letter(text: str) -> str | None:
     """The letter that a text says is its answer, not one that it mentions."""
     for marked in (*_TAG.findall(text)[-1:], last_boxed(text)):
-        if marked is not None and (letter := _leading_letter(marked)) is not None:
+        if marked is not None and (letter := _several(marked) or _leading_letter(marked)) is not None:
             return letter
     found = [
-        (match.start(), next(letter for letter in match.groups() if letter).upper())
+        (match.start(), _with_further(text, match))
         for pattern in (_STATED, _IS_RIGHT)
         for match in pattern.finditer(text)
         if not _is_refused(text, match)
     ]
+    found += [
+        (match.start(), letters) for match in _STATED_RUN.finditer(text) if (letters := _several(match[1])) is not None
+    ]
     return max(found)[1] if found else None
+
+
+def _with_further(text: str, match: re.Match[str]) -> str:
+    """The letter of a statement, with those that it names beside it: "A or B", "A, C and D."."""
+    letters = [next(letter for letter in match.groups() if letter).upper()]
+    if match.end() and text[match.start() : match.end()].rstrip()[-1:] not in (*letters, letters[0].lower(), ")"):
+        return letters[0]  # more of the statement follows the letter
+    end, links = match.end(), ""
+    while (further := _FURTHER.match(text, end)) is not None:
+        letters.append(further[1])
+        links += further[0]
+        end = further.end()
+    if len(letters) > 1 and (re.search(r"\bor\b|或", links) or _ENDS.match(text, end)):
+        return ", ".join(sorted(set(letters)))
+    return letters[0]
+
+
+def _several(text: str) -> str | None:
+    """Several letters and nothing else, in the order of the alphabet: ACD, "A, C", "C and A"; None for other texts."""
+    bare = _WRAPPER.sub(" ", plain_characters(text).translate(_CYRILLIC)).strip()
+    if not _SEVERAL.fullmatch(bare):
+        return None
+    letters = re.findall("[A-Z]", re.sub(r"\b(?:and|or)\b", " ", bare))
+    is_run = re.fullmatch("[A-Z]+", bare) is not None
+    if is_run and letters != sorted(set(letters)):
+        return None  # a word
+    return ", ".join(sorted(set(letters)))
+
+
+def _first_line(text: str) -> str | None:
+    """The letter that a text begins with, where no other line begins with one: "B. green", and why."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    found = [match for line in lines if (match := _OPTION_LINE.match(line)) is not None]
+    is_first = len(lines) > 1 and len(found) == 1 and found[0].string == lines[0]
+    if not is_first or lines[0].rstrip().endswith("?") or _CONCLUDES.search(text, len(lines[0])):
+        return None
+    return found[0][1]
 
 
 def _is_refused(text: str, match: re.Match[str]) -> bool:

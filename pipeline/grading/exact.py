@@ -11,7 +11,8 @@ from pipeline.grading.extract import last_boxed, last_line, normalise
 from pipeline.grading.statements import find_stated
 
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf)\s*\{([^{}]*)\}")
-_MARKS = re.compile(r"[*`$]+|(?<!\w)_+|_+(?!\w)")
+_MARKS = re.compile(r"(?<![\w*`$])([*`$]{1,3}|_(?!_))(?=\S)(.{1,200}?)(?<=\S)\1(?![\w*`$])")
+"""In pairs around what is marked: a sign in a program or before an amount of money is part of the answer."""
 _ARTICLE = re.compile(r"^(?:the|an?)\s+")
 _ENDS = " \t.,;:!?。，；：！？、\"'“”‘’「」『』()[]（）【】"
 
@@ -21,7 +22,7 @@ class ExactGrader:
     r"""The boxed answer, else what is stated, else the last line is the reference, but for marks around it and case."""
 
     name: str = "exact"
-    version: str = "exact/2"
+    version: str = "exact/3"
     is_instant: bool = True
 
     def grade(self, answer_text: str, reference: str | None) -> Grade:
@@ -51,7 +52,11 @@ def _candidates(text: str) -> list[str]:
 def bare(text: str) -> str:
     """One form for texts that differ in case, width, white space, and the marks around them."""
     text = unicodedata.normalize("NFKC", _WRAPPED.sub(r"\1", text))
-    plain = normalise(_MARKS.sub("", text)).strip(_ENDS)
+    for _ in range(3):
+        text = _MARKS.sub(r"\2", text)
+    if text.count("**") == 1:  # the other one was before what is stated
+        text = text.replace("**", "")
+    plain = normalise(text).strip(_ENDS)
     return _ARTICLE.sub("", plain) or normalise(text)
 
 

@@ -93,7 +93,9 @@ class FormulaComparison:
             raise GradingError("math-verify took too long to compare the answer with the reference")
         try:
             same = verify(references, formulas, timeout_seconds=self.timeout_s, raise_on_error=True)
-            return bool(same) and self._near(references[0], formulas[0])
+            if same:
+                return self._near(references[0], formulas[0])
+            return bool(references and formulas) and self._same_complex(references[0], formulas[0])
         except TimeoutException:
             raise GradingError("math-verify took too long to compare the answer with the reference") from None
         except MemoryError:
@@ -102,10 +104,30 @@ class FormulaComparison:
             self.broke = type(error).__name__
             return False
 
+    def _same_complex(self, reference: Any, formula: Any) -> bool:
+        """Whether two values with no letter but i are the same complex number: i is a letter to math-verify."""
+        from math_verify.utils import timeout
+        from sympy import Expr, I, Symbol  # type: ignore[import-untyped]  # it has no types
+
+        if not (isinstance(reference, Expr) and isinstance(formula, Expr)):
+            return False
+        names = {str(name): name for name in reference.free_symbols | formula.free_symbols}
+        if set(names) != {"i"} or not isinstance(names["i"], Symbol):
+            return False
+
+        def distance() -> float:
+            one, other = (value.doit().subs(names["i"], I).evalf(_DIGITS) for value in (reference, formula))
+            return float(abs(one - other) / max(abs(one), abs(other), 1))
+
+        try:
+            return bool(timeout(timeout_seconds=self.timeout_s)(distance)() <= _EXACT)
+        except (TypeError, ValueError, AttributeError, ArithmeticError, NotImplementedError):
+            return False
+
     def _near(self, reference: Any, formula: Any) -> bool:
         """Whether two values that math-verify calls equal are so near: it takes 1/2^99 and 1/2^98 for nothing."""
         from math_verify.utils import timeout
-        from sympy import Expr, Float  # type: ignore[import-untyped]  # it has no types
+        from sympy import Expr, Float
 
         if not (isinstance(reference, Expr) and isinstance(formula, Expr)):
             return True

@@ -12,6 +12,7 @@ from pipeline.grading.base import NOT_FOUND, Grade, shown, unscored
 from pipeline.grading.extract import MAX_TEXT_CHARS, boxed_answer, last_boxed, normalise
 from pipeline.grading.forms import plain_form
 from pipeline.grading.formulas import FormulaComparison, parse_reference, parse_text
+from pipeline.grading.notation import option_letter, split_option, without_modulus
 from pipeline.grading.numbers import find_number
 from pipeline.grading.sameness import same_shape
 from pipeline.grading.shapes import read_shapes
@@ -24,7 +25,7 @@ _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,15}")
 
 @cache
 def _math_version() -> str:
-    return f"math/2+math-verify-{version_of('math-verify')}"
+    return f"math/3+math-verify-{version_of('math-verify')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,18 @@ def _same_answer(expected: str, predicted: str, comparison: FormulaComparison) -
     reference, answer = plain_form(expected), plain_form(predicted)
     if not reference:
         raise GradingError("math-verify finds no formula in the reference answer")
+    if (bare := without_modulus(reference)) != reference and without_modulus(answer) == answer:
+        reference = bare
+    elif bare == reference:
+        answer = without_modulus(answer)
+    option, chosen = split_option(reference), split_option(answer)
+    if option_letter(reference) and chosen is not None:
+        return option_letter(reference) == chosen[0]
+    if option is not None and chosen is None:
+        letter = option_letter(answer)
+        return letter == option[0] if letter else _same_answer(option[1], predicted, comparison)
+    if chosen is not None and option is None:
+        return _same_answer(expected, chosen[1], comparison)
     return any(
         same_shape(one, other, comparison.same) for one in read_shapes(reference) for other in read_shapes(answer)
     )

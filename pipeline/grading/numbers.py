@@ -21,8 +21,14 @@ _FRAC = re.compile(
 )
 _MIXED = re.compile(r"([-+]?)\s*(\d+)\s*\\frac\s*(?:\{(\d+)\}\s*\{(\d+)\}|(\d)\s*(\d))|([-+]?)(\d+)\s+(\d+)/(\d+)")
 _SCIENTIFIC = re.compile(
-    rf"([-+]?(?:{_DECIMAL}))\s*(?:(?:\\times|\\cdot|\*)\s*10\s*\^\s*(?:\{{\s*([-+]?\d+)\s*\}}|\(?([-+]?\d+)\)?)|[eE]([-+]?\d+))"
+    rf"([-+]?(?:{_DECIMAL}))\s*(?:(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*(?:\{{\s*([-+]?\d+)\s*\}}|\(?([-+]?\d+)\)?)|[eE]([-+]?\d+))"
 )
+
+
+_REPEATING = re.compile(
+    r"([-+]?)(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\s*\{\s*(\d+)\s*\}|(?:(\d)\5{2,}|(\d{2,6})\6+)\s*(?:\.\.\.|\\l?dots|…))"
+)
+_POWER_OF_TEN = re.compile(r"([-+]?)10\s*\^\s*(?:\{\s*([-+]?\d+)\s*\}|\(?([-+]?\d+)\)?)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +90,21 @@ def _read(text: str) -> Fraction | None:
         sign = match[1] or match[7] or ""
         whole, over, under = [part for part in (*match.groups()[1:6], *match.groups()[7:]) if part is not None]
         return _signed(sign, Fraction(whole) + Fraction(int(over), int(under)))
+    if match := _REPEATING.fullmatch(text):
+        return _signed(match[1], _repeated(match[2], match[3], match[4] or match[5] or match[6]))
+    if match := _POWER_OF_TEN.fullmatch(text):
+        exponent = int(match[2] or match[3])
+        return _signed(match[1], Fraction(10) ** exponent) if abs(exponent) <= MAX_EXPONENT else None
     if match := _SCIENTIFIC.fullmatch(text):
         exponent = int(next(part for part in match.groups()[1:] if part is not None))
         return Fraction(match[1]) * Fraction(10) ** exponent if abs(exponent) <= MAX_EXPONENT else None
     return None
+
+
+def _repeated(whole: str, once: str, again: str) -> Fraction:
+    """0.1666… of "0", "1" and "6"."""
+    tail = Fraction(int(again), 10 ** len(again) - 1)
+    return (Fraction(int(f"{whole}{once}" or "0")) + tail) / Fraction(10) ** len(once)
 
 
 def _signed(sign: str, value: Fraction) -> Fraction:

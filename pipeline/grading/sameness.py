@@ -51,12 +51,39 @@ def _same_parts(reference: Shape, predicted: Shape, same_formula: SameFormula) -
         is_ordered = names[0] != names[1] or any(map(_is_dots, parts))  # 5, 3 for x = 5, y = 3
         return (_in_order if is_ordered else _in_any_order)(parts, others, same_formula)
     if kinds == {ShapeKind.TUPLE, ShapeKind.LIST}:
-        bracketed = reference if reference.kind is ShapeKind.TUPLE else predicted
-        return bracketed.marks == "()" and bracketed.label is None and _in_order(parts, others, same_formula)
+        return _tuple_and_list(reference, predicted, same_formula)
+    if kinds == {ShapeKind.MATRIX, ShapeKind.TUPLE}:
+        matrix, bracketed = (reference, predicted) if reference.kind is ShapeKind.MATRIX else (predicted, reference)
+        is_column = matrix.marks == "1" and bracketed.marks == "()"
+        return is_column and _in_order(parts, others, same_formula)
     if kinds == {ShapeKind.RATIO}:
         halves = {reference.marks, predicted.marks} - {""}  # 3:00 in the morning is not 3:00 in the afternoon
-        return len(halves) < 2 and _in_order(parts, others, same_formula)
+        if len(halves) > 1 or _in_order(parts, others, same_formula):
+            return len(halves) < 2
+        is_time = halves or any(re.fullmatch(r"\d\d?:\d\d", shape.text) for shape in (reference, predicted))
+        return not is_time and len(parts) == 2 and same_formula(_as_fraction(reference), _as_fraction(predicted))
     return len(kinds) == 1 and reference.marks == predicted.marks and _in_order(parts, others, same_formula)
+
+
+def _tuple_and_list(reference: Shape, predicted: Shape, same_formula: SameFormula) -> bool:
+    """(1, 2) and 1, 2, or x = 1, y = 2 in any order: by the names that the tuple has, else by the alphabet."""
+    bracketed, listed = (reference, predicted) if reference.kind is ShapeKind.TUPLE else (predicted, reference)
+    if bracketed.marks != "()":
+        return False
+    labels = [part.label for part in listed.parts]
+    names = re.findall(r"[a-zA-Z]\w*", bracketed.label or "")
+    if None not in labels and len(set(labels)) < len(labels):
+        return False  # x = 1, x = 2 are two answers
+    if None in labels:
+        return bracketed.label is None and _in_order(reference.parts, predicted.parts, same_formula)
+    if names and sorted(names) != sorted(map(str, labels)):
+        return False
+    order = names or sorted(map(str, labels))
+    parts = sorted(listed.parts, key=lambda part: order.index(str(part.label)))
+    plain = [replace(part, label=None) for part in parts]
+    if reference is bracketed:
+        return _in_order(bracketed.parts, plain, same_formula)
+    return _in_order(plain, bracketed.parts, same_formula)
 
 
 def _members(shape: Shape) -> tuple[Shape, ...]:

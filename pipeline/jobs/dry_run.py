@@ -62,7 +62,8 @@ class AskedModel:
 
     prompt: the first problem's, as rendered; of a model whose files are not here the user's message alone. num_tokens:
     of it; context: most tokens of prompt and output by its config.json; None without those files. think_phase: how it
-    marks its thoughts in this job. workers: None where no database could be asked.
+    marks its thoughts in this job. workers: None where no database could be asked. unended_turn: the token with which
+    its template ends an answer, where its files say of none that it does.
     """
 
     role: ModelRole
@@ -73,6 +74,7 @@ class AskedModel:
     think_phase: str
     sampling: dict[str, Any]
     workers: tuple[WorkerContext, ...] | None
+    unended_turn: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +174,7 @@ def _asked_model(
         num_tokens=len(ids) if chat else None,
         context=chat.max_model_len if chat else None,
         think_phase="known to workers" if chat is None else think_phase_of(chat),
+        unended_turn=None if chat is None else chat.unended_turn,
         sampling=config.drawing(role).model_dump(mode="json"),
         workers=None if workers is None else tuple(_serving(role, model, workers)),
     )
@@ -217,7 +220,20 @@ def _unread(problems: FoundProblems) -> list[str]:
 
 
 def _unserved(models: Sequence[AskedModel], max_tokens: int) -> list[str]:
-    return [warning for asked in models for warning in (*_unserved_model(asked), *_too_short(asked, max_tokens))]
+    return [
+        warning
+        for asked in models
+        for warning in (*_unserved_model(asked), *_too_short(asked, max_tokens), *_unended(asked))
+    ]
+
+
+def _unended(asked: AskedModel) -> list[str]:
+    if asked.unended_turn is None:
+        return []
+    return [
+        f"{asked.model.name} ends an answer with {asked.unended_turn}, and its files do not say that this ends a turn: "
+        "it may write on; add it to eos_token_id in its generation_config.json"
+    ]
 
 
 def _unserved_model(asked: AskedModel) -> list[str]:

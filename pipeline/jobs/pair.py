@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from pipeline.chat.asking import Asking
-from pipeline.chat.files import refuse_pooling
+from pipeline.chat.files import find_cached_folder, refuse_pooling
 from pipeline.chat.translation import ThinkPhase, settle_think_phase
 from pipeline.errors import ConfigurationError
 from pipeline.jobs.config import ModelSpec
@@ -99,10 +99,8 @@ class ModelPair:
         return None if chat is None else bool(chat.think_end)
 
     def _find_chat(self, role: ModelRole) -> ChatModel | None:
-        from pipeline.chat.model import ChatModel
-
         name, may_lack = _name(self.models[role]), _may_lack(role)
-        cached = None if self.chats[role] else ChatModel.find_cached(name, may_lack_template=may_lack)
+        cached = None if self.chats[role] else _find_cached(name, may_lack_template=may_lack)
         return cached.asked(self.asking[role]) if cached else self.chats[role]
 
 
@@ -134,6 +132,15 @@ def _load_folder(folder: Path, signature: Signature, may_lack_template: bool) ->
     from pipeline.chat.model import ChatModel
 
     return ChatModel.load(folder, may_lack_template=may_lack_template)
+
+
+def _find_cached(hub_id: str, *, may_lack_template: bool) -> ChatModel | None:
+    """A model of the hub's cache on this machine, without asking the hub; None where it is not there whole."""
+    folder = find_cached_folder(hub_id)
+    try:
+        return None if folder is None else _load_folder(folder, _signature(folder), may_lack_template)
+    except (OSError, ValueError, ConfigurationError):
+        return None
 
 
 @lru_cache(maxsize=16)

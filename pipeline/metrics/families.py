@@ -11,6 +11,7 @@ from importlib import metadata
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from sqlalchemy import RowMapping
 
+from pipeline.batches import BatchStatus
 from pipeline.db.metrics import Fleet, Rows
 from pipeline.jobs.config import JobState
 from pipeline.samples import ErrorClass, GradeStatus, SampleState
@@ -33,6 +34,7 @@ def families(fleet: Fleet) -> Iterator[Metric]:
     yield from _of_workers(fleet)
     yield from _of_tokens(fleet)
     yield from _of_faults(fleet)
+    yield from _of_batches(fleet)
 
 
 def _gauge(name: str, help_text: str, *labels: str) -> GaugeMetricFamily:
@@ -61,9 +63,17 @@ def _of_samples(fleet: Fleet) -> Iterator[Metric]:
         ends = {reason: number + counted[reason] for reason, number in ends.items()}
     for reason, number in ends.items():
         finished.add_metric([reason], number)
+    triggers = _counter(
+        "specthink_takeovers_by_trigger",
+        "Times a large model was called in, of samples that rest, by why.",
+        "policy",
+        "trigger",
+    )
+    for row in fleet.takeovers:
+        triggers.add_metric([row["policy"], row["trigger"]], row["number"])
     jobs = _gauge("specthink_jobs", "Jobs by state.", "state")
     _add_all(jobs, (state.value for state in JobState), fleet.jobs, "state")
-    yield from (samples, jobs, finished, takeovers)
+    yield from (samples, jobs, finished, takeovers, triggers)
 
 
 def _of_waiting(fleet: Fleet) -> Iterator[Metric]:
@@ -147,6 +157,12 @@ def _of_faults(fleet: Fleet) -> Iterator[Metric]:
     unscored = _counter("specthink_grades_failed", "Gradings that ended without a score, by status.", "status")
     _add_all(unscored, (GradeStatus.TIMEOUT.value, GradeStatus.ERROR.value), fleet.unscored, "status")
     yield from (failed, unscored)
+
+
+def _of_batches(fleet: Fleet) -> Iterator[Metric]:
+    batches = _gauge("specthink_batches", "Batches of the gateway by status.", "status")
+    _add_all(batches, (status.value for status in BatchStatus), fleet.batches, "status")
+    yield batches
 
 
 def _add(sums: dict[tuple[str, str, str], int], key: tuple[str, str, str], number: int) -> None:

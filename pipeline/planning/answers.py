@@ -326,7 +326,7 @@ def _shortage(found: Estimate, pools: tuple[PoolPlan, ...]) -> tuple[str | None,
     gains = {pool.role: 1 - pool.wall_s_with_more / found.wall_s for pool in pools}
     best = max(pools, key=lambda pool: gains[pool.role])
     if gains[best.role] < _WORTH:
-        return None, "a tenth more of either pool saves next to nothing: the time goes to the samples' own length"
+        return None, "a tenth more of any pool saves next to nothing: the time goes to the samples' own length"
     return best.role.value, (
         f"{best.more_workers} {best.role} workers instead of {best.num_workers} would save {gains[best.role]:.0%} of "
         "the time" + "".join(

@@ -84,7 +84,7 @@ def fit(measured: MeasuredJob, sharing: Sharing | None = None) -> Fitted:
         if len(by_role[role]) < MIN_REQUESTS:
             raise JobError(
                 measured.job_id,
-                f"it has {len(by_role[role])} segments by the {role} model, and {MIN_REQUESTS} are needed to tell how "
+                f"it has {len(by_role[role])} texts by the {role} model, and {MIN_REQUESTS} are needed to tell how "
                 "fast that writes; take a job with more samples",
             )
     if not needed:

@@ -1,4 +1,4 @@
-"""What a plan is made from: what was measured of the segments of a job that ran."""
+"""What a plan is made from: what was measured of the segments and asides of a job that ran."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.samples import ModelRole
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredRequest:
-    """One request to an engine, as the segment that it gave tells of it."""
+    """One request to an engine, as the segment or aside that it gave tells of it."""
 
     worker_id: int
     tokens: int

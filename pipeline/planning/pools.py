@@ -14,11 +14,13 @@ from pipeline.samples import ModelRole
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """One request to an engine. computed_tokens: of its prompt, those that the prefix cache does not have."""
+    """One request to an engine. computed_tokens: of its prompt, those that the prefix cache does not have. stays: it
+    was written under the same claim as the one before it, so that nothing was handed over between them."""
 
     role: ModelRole
     tokens: int
     computed_tokens: int = 0
+    stays: bool = False
 
 
 Trajectory: TypeAlias = tuple[Piece, ...]

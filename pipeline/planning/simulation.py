@@ -320,9 +320,9 @@ class _Pipeline:
         homes: dict[ModelRole, _Worker] = {}
         costs = self._model.costs
         for index, piece in enumerate(trajectory):
-            if costs.redis_s:
+            if costs.redis_s and not piece.stays:
                 yield self._redis.do(costs.redis_s)
-            if costs.delay_s:
+            if costs.delay_s and not piece.stays:
                 yield self._env.timeout(costs.delay_s)
             if piece.role not in homes:
                 homes[piece.role] = self._least_loaded(piece.role)
@@ -331,6 +331,8 @@ class _Pipeline:
             tally.tokens += piece.tokens
             tally.requests += 1
             yield worker.engine.write(piece, is_resumed=index > 0)
+            if index + 1 < len(trajectory) and trajectory[index + 1].stays:
+                continue
             if costs.worker_s:
                 yield worker.process.do(costs.worker_s)
             if costs.postgres_s:

@@ -1,6 +1,6 @@
 """A job on pools of any size, from a simulation of bounded size.
 
-Large pools are simulated in part: one k-th of the workers of both roles with one k-th of the samples, each shared
+Large pools are simulated in part: one k-th of the workers of each role with one k-th of the samples, each shared
 server k times as slow. A long job is simulated until its pools have long been full, and the rest of it is added at the
 pace of that time. Samples take measured trajectories in turn, in a random order. A short job ends with whichever long
 samples come last: it is simulated in several orders, and takes their mean.

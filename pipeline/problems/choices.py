@@ -100,6 +100,9 @@ def _parsed(name: str, value: Any) -> Any:
     try:
         return parse_json(value)
     except ValueError as error:
+        if re.search(r"""['"]\s+['"]""", value) and "," not in value:
+            told = "is an array as numpy shows it, whose texts cannot be told apart; write it as JSON"
+            raise ValueError(f"{name!r} {told}") from error
         try:
             return ast.literal_eval(value.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -29,7 +29,7 @@ def read_csv(file: IO[bytes], max_line_bytes: int, *, delimiter: str | None = No
     try:
         for cells in reader:
             if header is None and cells:
-                header = cells
+                header = [cell.strip() for cell in cells]
                 _check_header(lines.first, header)
             elif header is not None and cells:
                 yield _make_csv_row(lines.first, header, cells)

@@ -78,11 +78,11 @@ def _batches(file: BinaryIO) -> Iterator[pyarrow.RecordBatch]:
     if len(names) < sum(names.values()):
         raise ValueError(f"it has the column {names.most_common(1)[0][0]!r} twice")
     for batch in table.iter_batches(batch_size=_BATCH, use_threads=False):
-        yield _to_microseconds(batch)
+        yield _to_python(batch)
 
 
-def _to_microseconds(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
-    """Python's times have no nanoseconds, which pandas writes."""
+def _to_python(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
+    """Python's times have no nanoseconds, which pandas writes, and its numbers would show 0.1 as 0.10000000149."""
     import pyarrow
 
     for index, field in enumerate(batch.schema):
@@ -90,6 +90,10 @@ def _to_microseconds(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
             coarse = pyarrow.timestamp("us", field.type.tz)
         elif field.type == pyarrow.time64("ns"):
             coarse = pyarrow.time64("us")
+        elif field.type == pyarrow.float32():
+            shortest = batch.column(index).cast(pyarrow.string()).cast(pyarrow.float64())
+            batch = batch.set_column(index, field.with_type(pyarrow.float64()), shortest)
+            continue
         else:
             continue
         batch = batch.set_column(index, field.with_type(coarse), batch.column(index).cast(coarse, safe=False))

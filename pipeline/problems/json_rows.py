@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import IO, Any
 
+from pipeline.problems.columns import USUAL_COLUMNS
 from pipeline.problems.lines import BadLine, Fault, Row, read_lines, refuse_wide
 from pipeline.problems.values import MAKE_VALUES, parse_json, type_name
 
@@ -42,7 +43,7 @@ def read_json(file: IO[bytes], max_row_bytes: int) -> Iterator[Row | Fault]:
     start = file.read(max_row_bytes)
     first_line = start.lstrip(codecs.BOM_UTF8 + _SPACE.encode()).partition(b"\n")[0]
     rest = io.BufferedReader(_Joined(start, file))
-    if first_line.startswith(b"{") and _is_whole(first_line):
+    if first_line.startswith(b"{") and _is_row(first_line, is_all=len(start.split()) == len(first_line.split())):
         yield from read_jsonl(rest, max_row_bytes)
         return
     refuse_wide(start)
@@ -53,12 +54,18 @@ def read_json(file: IO[bytes], max_row_bytes: int) -> Iterator[Row | Fault]:
         yield error.fault  # what comes after it cannot be told apart from the row that it broke
 
 
-def _is_whole(line: bytes) -> bool:
+def _is_row(line: bytes, *, is_all: bool) -> bool:
+    """Whether a line is a row. is_all: nothing follows it; then it may also be an object that has rows in it."""
     try:
-        json.loads(line)
+        values = json.loads(line)
     except (ValueError, RecursionError):
         return False
-    return True
+    asks = any(name.lower().replace(" ", "_") in USUAL_COLUMNS["problem"] for name in values)
+    return not is_all or asks or not any(_are_rows(value) for value in values.values())
+
+
+def _are_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 class _Joined(io.RawIOBase):

@@ -107,7 +107,7 @@ def test_reader_shows_authors_obeys_keys_and_runs_no_text(browser: Any, served: 
     _, _, samples = fill(db_engine)
     page, complaints = open_page(browser, served)
     page.goto(f"/samples/{samples[0]}")
-    assert page.locator(".by-large").inner_text().startswith("</div><script>alert(1)</script>")
+    assert page.locator(".step .by-large").inner_text().startswith("</div><script>alert(1)</script>")
     colours = [page.locator(name).first.evaluate("one => getComputedStyle(one).backgroundColor")
                for name in (".step .by-small", ".step .by-large")]  # fmt: skip
     assert colours[0] != colours[1]

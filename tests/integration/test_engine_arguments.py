@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,23 +62,28 @@ def test_what_vllm_does_not_take_is_refused_before_a_model_is_loaded(name: str, 
     assert said in str(raised.value)
 
 
-def load(**arguments: str) -> InlineEngine:
+def load(**vllm: Any) -> InlineEngine:
     settings = EngineSettings(
-        max_in_flight=8, vllm=VllmSettings(process="inline", cpu_kv_cache_gib=0.25, arguments=arguments)
+        max_in_flight=8, vllm=VllmSettings.model_validate({"process": "inline", "cpu_kv_cache_gib": 0.25} | vllm)
     )
-    engine = load_engine(ChatModel.load(MODELS / "demo-small"), revision=None, role=ModelRole.SMALL, settings=settings)
+    engine = load_engine(ChatModel.load(MODELS / "demo-large"), revision=None, role=ModelRole.LARGE, settings=settings)
     assert isinstance(engine, InlineEngine)
     return engine
 
 
-def test_engine_runs_with_its_arguments_and_is_described_by_them() -> None:
-    engine = load(block_size="64", enforce_eager="true")
-    try:
-        assert engine.info.settings["block_size"] == 64
-        assert engine.info.settings["argument block_size"] == "64"
-        assert engine.info.settings["argument enforce_eager"] == "true"
-    finally:
-        engine.close()
+@pytest.fixture(scope="module")
+def plain() -> Iterator[InlineEngine]:
+    """An engine without an accelerator, with two arguments of vLLM's own."""
+    engine = load(arguments={"block_size": "64", "enforce_eager": "true"})
+    yield engine
+    engine.close()
+
+
+def test_engine_runs_with_its_arguments_and_is_described_by_them(plain: InlineEngine) -> None:
+    assert plain.info.settings["block_size"] == 64
+    assert plain.info.settings["argument block_size"] == "64"
+    assert plain.info.settings["argument enforce_eager"] == "true"
+    assert "accelerate" not in plain.info.settings
 
 
 @pytest.mark.parametrize(
@@ -86,14 +92,14 @@ def test_engine_runs_with_its_arguments_and_is_described_by_them() -> None:
 )
 def test_engine_is_refused_what_it_cannot_do(arguments: dict[str, str], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
-        load(**arguments)
+        load(arguments=arguments)
 
 
 # Accelerators
 
 
 def requests_of(engine: Engine, *, temperature: float = 0.0) -> list[GenerateResult | Exception]:
-    """What it writes for a few problems; each goes on from the same ids with and without an accelerator."""
+    """What it writes for a few problems, in their order."""
     outcomes: queue.SimpleQueue[GenerateResult | Exception] = queue.SimpleQueue()
     chat = ChatModel.load(MODELS / "demo-large")
     for number in range(8):
@@ -109,11 +115,9 @@ def requests_of(engine: Engine, *, temperature: float = 0.0) -> list[GenerateRes
     return sorted(found, key=lambda one: one.request_id if isinstance(one, GenerateResult) else "")
 
 
-def test_engine_with_drafts_writes_the_same_greedy_tokens_and_counts_what_it_accepted() -> None:
-    plain = load_large()
+def test_engine_with_drafts_writes_the_same_greedy_tokens_and_counts_what_it_accepted(plain: InlineEngine) -> None:
     expected = requests_of(plain)
-    plain.close()
-    engine = load_large(accelerate=f"draft:{MODELS / 'demo-small'}", draft_tokens=4)
+    engine = load(accelerate=f"draft:{MODELS / 'demo-small'}", draft_tokens=4)
     try:
         found = requests_of(engine)
         for one, other in zip(found, expected, strict=True):
@@ -146,9 +150,4 @@ def test_accelerator_that_cannot_be_is_refused_before_weights_are_read(
     other = json.loads((MODELS / "demo-small" / "config.json").read_text()) | {"vocab_size": 500}
     (tmp_path / "config.json").write_text(json.dumps(other))
     with pytest.raises(ConfigurationError, match=said):
-        load_large(accelerate=accelerate.format(tmp_path))
-
-
-def load_large(**vllm: Any) -> Engine:
-    settings = EngineSettings(max_in_flight=8, vllm=VllmSettings(process="inline", cpu_kv_cache_gib=0.25, **vllm))
-    return load_engine(ChatModel.load(MODELS / "demo-large"), revision=None, role=ModelRole.LARGE, settings=settings)
+        load(accelerate=accelerate.format(tmp_path))

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -527,11 +528,18 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def worker(model: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def sockets() -> Iterator[Path]:
+    """The folder of an engine's sockets is made here: by a short name, as sockets need."""
+    with tempfile.TemporaryDirectory(prefix="rpc-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def worker(model: Path, tmp_path: Path, sockets: Path) -> Iterator[subprocess.Popen[str]]:
     """A process with an engine in a process of its own; tells the pids, then one line per line that it is given."""
     script = tmp_path / "worker.py"
     script.write_text(LOAD_AND_TELL)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "VLLM_RPC_BASE_PATH": str(sockets)}
     command = [sys.executable, str(script), str(model), settings(process="separate").model_dump_json()]
     process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with process:
@@ -551,12 +559,14 @@ def read_json(process: subprocess.Popen[str]):
 
 
 @pytest.mark.slow
-def test_killed_worker_leaves_no_process(worker: subprocess.Popen[str]) -> None:
+def test_killed_worker_leaves_no_process_and_no_socket(worker: subprocess.Popen[str], sockets: Path) -> None:
     children = [psutil.Process(pid) for pid in read_json(worker)]
     assert any("EngineCore" in _name(child) for child in children)
+    assert any(file.is_socket() for file in sockets.glob("specthink-rpc-*/*"))
     worker.send_signal(signal.SIGKILL)
     _, alive = psutil.wait_procs(children, timeout=15)
     assert not alive
+    assert not list(sockets.iterdir())
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import json
 import socket
 import ssl
 import struct
@@ -15,11 +17,12 @@ import redis
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
+from pipeline.cli import doctor
 from pipeline.cli.app import app
 from pipeline.db import migrate
 from pipeline.db.grants import grant_roles
 from pipeline.db.session import open_database, transaction
-from pipeline.embedded import EMBEDDED_LOGINS, EmbeddedState, Listen, start, stop
+from pipeline.embedded import EMBEDDED_LOGINS, EmbeddedState, Listen, certificates, renew_gate, start, stop
 from pipeline.embedded.certificates import make_certificate
 from pipeline.embedded.folder import StateFolder
 from pipeline.embedded.joining import Token, authority_file, find_token
@@ -115,6 +118,30 @@ def test_a_writer_comes_in_by_tls_and_may_what_a_writer_may(opened: Open) -> Non
 def test_postgres_lets_nobody_else_in(opened: Open, part: str, other: str, reason: str) -> None:
     with pytest.raises(psycopg.OperationalError, match=reason):
         psycopg.connect(opened.database_url(**{part: other}), connect_timeout=30)
+
+
+def test_a_renewed_certificate_is_shown_to_the_next_connection_and_believed(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = ssl.get_server_certificate((HOST, opened.port))
+    monkeypatch.setattr(certificates, "RENEW_BEFORE", dt.timedelta(days=400))
+    assert renew_gate(opened.state.state_dir) is not None
+    assert ssl.get_server_certificate((HOST, opened.port)) != before
+    psycopg.connect(opened.database_url(), connect_timeout=30).close()
+
+
+def test_doctor_of_a_joined_host_tells_what_its_login_may_see(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "check_engine", lambda python: iter(()))  # takes half a minute, and asks no server
+    for name in ("SPECTHINK_DATABASE_URL", "SPECTHINK_REDIS_URL"):
+        monkeypatch.delenv(name, raising=False)
+    done = CliRunner().invoke(app, ["--state-dir", str(opened.joined), "doctor", "--json"])
+    found = {finding["check"]: finding for finding in json.loads(done.output)}
+    assert done.exit_code == 0, done.output
+    assert [found[check]["verdict"] for check in ("postgres", "schema", "grants")] == ["ok"] * 3
+    for check in ("reference answers", "workers and jobs"):
+        assert found[check]["verdict"] == "warning"
+        assert found[check]["remedy"].endswith("see doctor on the host of the servers")
+    assert found["redis"]["found"] == "this login may not ask for it (INFO)"
 
 
 def test_a_server_that_cannot_prove_who_it_is_is_not_believed(opened: Open, tmp_path: Path) -> None:

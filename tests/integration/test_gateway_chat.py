@@ -83,6 +83,19 @@ def test_requests_of_a_moment_that_ask_alike_are_one_job(client: openai.OpenAI, 
     assert served.scalar("SELECT count(*) FROM chat_requests WHERE delivered_at IS NULL") == 0
 
 
+def test_same_question_with_the_same_seed_draws_the_same_noise(
+    client: openai.OpenAI, pair: Pair, served: Served
+) -> None:
+    """Noise is drawn by the problem's id, so that a seed means something only where the id is the same too."""
+    with pair.at_work(), ThreadPoolExecutor(2) as pool:
+        ids = {one.id for one in pool.map(lambda _: client.chat.completions.create(**ASKED), range(2))}
+        client.chat.completions.create(**{**ASKED, "messages": [user("Twice?")]})
+        client.chat.completions.create(**{**ASKED, "seed": None})
+    assert len(ids) == 2
+    assert served.scalar("SELECT count(DISTINCT external_id) FROM chat_requests") == 3
+    assert served.scalar("SELECT count(*) FROM samples") == 4
+
+
 def test_client_that_lost_patience_gets_the_answer_that_it_waited_for(
     client: openai.OpenAI, pair: Pair, served: Served
 ) -> None:
@@ -153,6 +166,7 @@ def test_failed_sample_is_an_error_of_its_class(client: openai.OpenAI, pair: Pai
         ({"specthink": {"policy_options": {"n1": "many"}}}, 400, "bad_input"),
         ({"specthink": {"grader": "math"}}, 400, "unknown_parameter"),
         ({"messages": [user("a\0b")]}, 400, "invalid_value"),
+        ({"model": "a\0b"}, 400, "invalid_value"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_at_once(

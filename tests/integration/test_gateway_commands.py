@@ -85,6 +85,7 @@ def test_gateway_beyond_loopback_lets_nobody_in_before_there_is_a_key(environmen
     """It starts, so that whoever supervises it sees it healthy, and says what is missing."""
     with gateway(environment, "--address", "0.0.0.0") as (process, url):
         assert process.stdout is not None
+        assert process.stdout.readline().startswith("pages at http://0.0.0.0:")
         assert "specthink key add NAME" in process.stdout.readline()
         url = url.replace("0.0.0.0", "127.0.0.1")
         assert httpx.get(url.removesuffix("v1") + "health").status_code == 200

@@ -219,6 +219,9 @@ def test_everything_that_is_wrong_has_the_one_shape(http: httpx.Client, served: 
         ("GET", "/files?after=%00", {}, 400),
         ("GET", "/batches?after=%00", {}, 400),
         ("POST", "/chat/completions", {"json": {"model": "m"}}, 400),
+        ("POST", "/chat/completions", {"data": {"model": "m"}}, 400),
+        ("POST", "/chat/completions", {"content": b'{"model": "\\ud800"}'}, 400),
+        ("POST", "/batches", {"content": b'{"input_file_id": "\\ud800"}'}, 400),
         ("POST", "/chat/completions", {"json": {"model": "no+one", "messages": [user("?")]}}, 404),
     ]
     for method, path, options, status in asked:
@@ -242,7 +245,7 @@ def test_health_and_readiness_need_no_key(served: Served) -> None:
     served.add_key("ann")
     root = served.url.removesuffix("/v1")
     assert httpx.get(f"{root}/health").json() == {"status": "ok"}
-    assert httpx.get(f"{root}/ready").status_code == 200
+    assert httpx.get(f"{root}/ready").status_code == httpx.head(f"{root}/ready").status_code == 200
     with transaction(served.db_engine) as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '0000'"))
     assert httpx.get(f"{root}/ready").status_code == 503

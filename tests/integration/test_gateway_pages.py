@@ -52,9 +52,9 @@ def fill(db_engine: Engine) -> tuple[int, int, list[int]]:
                 {"problem": 3, "state": "pending"},
             ],
         )
-        by = {"engine_id": engine, "worker_id": worker}
+        by: dict[str, Any] = {"engine_id": engine, "worker_id": worker}
         add_segment(connection, samples[0], 0, "small", "First we add.\n\n", discarded="Wait", **by)
-        large = {"trigger": "reflection", "takes_over": True, "cue": "wait"}
+        large: dict[str, Any] = {"trigger": "reflection", "takes_over": True, "cue": "wait"}
         add_segment(connection, samples[0], 1, "large", HOSTILE, **large, **by)
         other = add_job(connection, problems, name="other", state="completed", seconds=60)
         add_samples(connection, other, [{"problem": 0, "score": 0.0}, {"problem": 1, "score": 0.0}])
@@ -71,7 +71,7 @@ def test_pages_show_what_there_is_and_run_nothing_of_it(served: Served, db_engin
     with browser(served) as client:
         pages = {address: client.get(address) for address in addresses}
         for address, answer in pages.items():
-            assert answer.status_code == (404 if address == "/jobs/999" else 200), answer.text
+            assert answer.status_code == (404 if address == "/jobs/999" else 200), told(answer)
             assert "<script>alert" not in answer.text
             assert "\x1b" not in answer.text
             assert "\u202e" not in answer.text
@@ -93,6 +93,10 @@ def test_pages_show_what_there_is_and_run_nothing_of_it(served: Served, db_engin
         assert client.get("/jobs/1e3").status_code == 400
         style = client.get(re.findall(r'href="(/static/[^"]+)"', reader)[0])
         assert style.headers["content-type"].startswith("text/css")
+
+
+def told(answer: httpx.Response) -> str:
+    return " ".join(re.findall(r'<p class="wrong">(.*?)</p>', answer.text))
 
 
 def chosen(client: httpx.Client, address: str) -> list[int]:
@@ -157,7 +161,11 @@ def test_a_key_opens_the_pages_by_a_cookie_and_shows_what_is_its_owners(served: 
         assert client.get("/events", params={"jobs": own}).status_code == 401
         assert client.post("/login", data={"key": "sk-specthink-wrong"}).status_code == 401
         assert client.post("/login", data={"key": ann}, headers={"sec-fetch-site": "cross-site"}).status_code == 403
-        for wanted, target in ((f"/jobs/{own}", f"/jobs/{own}"), ("//evil.example", "/"), ("https://evil.example", "/")):
+        for wanted, target in (
+            (f"/jobs/{own}", f"/jobs/{own}"),
+            ("//evil.example", "/"),
+            ("https://evil.example", "/"),
+        ):
             entered = client.post("/login", data={"key": f" {ann} ", "next": wanted})
             assert (entered.status_code, entered.headers["location"]) == (303, target)
         cookie = entered.headers["set-cookie"].lower()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import threading
 import urllib.request
 from typing import Any
@@ -12,8 +13,10 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine, text
 
+from pipeline.batches import BatchStatus
 from pipeline.db.grants import grant_roles
 from pipeline.db.metrics import Fleet, read_fleet
+from pipeline.db.rollups import refresh_rollup, refreshable_rollups
 from pipeline.db.session import open_database, transaction
 from pipeline.embedded import EMBEDDED_LOGINS, Connections
 from pipeline.errors import ServiceUnavailable
@@ -21,9 +24,11 @@ from pipeline.logins import DatabaseRole
 from pipeline.metrics import FleetCollector, make_registry, render, serve
 from tests.deployed import DEPLOY
 from tests.integration.rights import recording
-from tests.integration.rows import add_job, add_problem_set, add_samples, add_worker
+from tests.integration.rows import add_engine, add_job, add_problem_set, add_samples, add_segment, add_worker
 
 pytestmark = pytest.mark.integration
+
+RANDOM = {"policy": "random", "trigger": "random"}
 
 
 def series(scraped: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -78,6 +83,63 @@ def test_exporter_tells_what_the_database_has(connections: Connections, monitore
     assert value(scraped, "specthink_queue_messages", queue="upkeep") == 0
     assert value(scraped, "specthink_database_up") == 1
     assert b"specthink_upkeep_leader_age_seconds" in scraped
+
+
+def test_takeovers_are_counted_by_trigger_once_their_samples_rest(db_engine: Engine, monitored: Engine) -> None:
+    with transaction(db_engine) as connection:
+        job = add_job(connection, add_problem_set(connection, name="resting"), policy="random")
+        worker, engine = add_worker(connection, "large", model="L"), add_engine(connection, "L")
+        [sample] = add_samples(connection, job, [{"state": "graded", "num_takeovers": 2, "num_segments": 3}])
+        for index, trigger, is_takeover in ((0, "random", True), (1, "random", True), (2, "opening", False)):
+            add_segment(
+                connection, sample, index, "large", "abc", trigger=trigger, takes_over=is_takeover, worker_id=worker,
+                engine_id=engine,
+            )  # fmt: skip
+        connection.execute(text("SELECT create_rollups(:job)"), {"job": job})
+    assert value(render(make_registry(monitored)), "specthink_takeovers_by_trigger_total", **RANDOM) is None
+    with transaction(db_engine) as connection:
+        [rollup] = (r for r in refreshable_rollups(connection, quiet=dt.timedelta(0), limit=9) if r.job_id == job)
+        assert refresh_rollup(connection, rollup)
+    scraped = render(make_registry(monitored))
+    assert value(scraped, "specthink_takeovers_by_trigger_total", **RANDOM) == 2
+    assert value(scraped, "specthink_takeovers_by_trigger_total", **RANDOM | {"trigger": "opening"}) is None
+
+
+@pytest.mark.parametrize(
+    ("moments", "job_state", "status"),
+    [
+        ({}, None, "validating"),
+        ({"in_progress_at": "now()"}, "running", "in_progress"),
+        ({"in_progress_at": "now()"}, "completed", "finalizing"),
+        ({"in_progress_at": "now()", "cancelling_at": "now()"}, "running", "cancelling"),
+        ({"in_progress_at": "now()", "completed_at": "now()"}, "completed", "completed"),
+        ({"failed_at": "now()"}, None, "failed"),
+    ],
+)
+def test_batches_are_counted_by_status(
+    db_engine: Engine, monitored: Engine, moments: dict[str, str], job_state: str | None, status: str
+) -> None:
+    with transaction(db_engine) as connection:
+        columns = "".join(f", {name}" for name in moments)
+        values = "".join(f", {moment}" for moment in moments.values())
+        connection.exec_driver_sql(
+            "INSERT INTO files (id, purpose, filename, num_bytes, sha256, request_sha256) "
+            "VALUES ('file-1', 'batch', 'f', 1, 'a', 'a')"
+        )
+        connection.exec_driver_sql(
+            "INSERT INTO batches (id, input_file_id, endpoint, completion_window, options, request_sha256, num_lines, "
+            f"num_completed, num_failed{columns}) "
+            f"VALUES ('batch_1', 'file-1', '/v1', '24h', '{{}}', 'a', 3, 3, 0{values})"
+        )
+        if job_state is not None:
+            job = add_job(connection, add_problem_set(connection, name="batch"), state=job_state, seconds=1.0)
+            connection.execute(text("INSERT INTO batch_jobs VALUES ('batch_1', :job, 'pair')"), {"job": job})
+    counted = {
+        labels[0][1]: number
+        for (name, labels), number in series(render(make_registry(monitored))).items()
+        if name == "specthink_batches"
+    }
+    assert counted == dict.fromkeys(BatchStatus, 0) | {status: 1}
 
 
 def test_a_job_that_has_ended_counts_the_same_from_its_kept_totals(db_engine: Engine, monitored: Engine) -> None:

@@ -108,8 +108,8 @@ def fill_gateway(connection: Connection) -> None:
         "INSERT INTO batches (id, owner_id, input_file_id, endpoint, completion_window, options, request_sha256) "
         "SELECT 'batch_1', owner_id, id, '/v1/chat/completions', '24h', '{}', 'abc' FROM files",
         "INSERT INTO batch_jobs SELECT 'batch_1', min(id), 'pair' FROM jobs",
-        "INSERT INTO chat_requests (id, owner_id, request_sha256, job_id, model) "
-        "SELECT 'chatcmpl-1', k.id, 'abc', (SELECT max(id) FROM jobs), 'pair' FROM api_keys k",
+        "INSERT INTO chat_requests (id, external_id, owner_id, request_sha256, job_id, model) "
+        "SELECT 'chatcmpl-1', 'chatcmpl-1', k.id, 'abc', (SELECT max(id) FROM jobs), 'pair' FROM api_keys k",
     ):
         connection.exec_driver_sql(statement)
 

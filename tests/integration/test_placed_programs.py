@@ -34,7 +34,7 @@ def test_each_worker_is_written_with_its_own_gpus_and_keeps_its_name(state: Embe
         parse_pool(ModelRole.LARGE, f"{MODELS / 'demo-large'}@2,3"),
     ]
     plan = plan_workers(pools, GPUS, settings.engine)
-    programs = _programs(settings, state, plan, flower_port=None)
+    programs = _programs(settings, state, plan, {})
     state.add_programs(programs)
     written = {path.stem: json.loads(path.read_text()) for path in (state.state_dir / "programs").glob("*.json")}
     gpus = {name: content["env"].get("CUDA_VISIBLE_DEVICES") for name, content in written.items()}
@@ -47,7 +47,7 @@ def test_each_worker_is_written_with_its_own_gpus_and_keeps_its_name(state: Embe
     assert written["small"]["argv"] == written["small-2"]["argv"]
     assert written["large"]["env"]["SPECTHINK_ENGINE__VLLM__GPU_MEMORY_UTILIZATION"] == "0.900"
     turned = plan_workers([parse_pool(ModelRole.SMALL, f"{MODELS / 'demo-small'}@1,0")], GPUS, settings.engine)
-    again = _programs(settings, state, turned, flower_port=None)
+    again = _programs(settings, state, turned, {})
     assert [(p.name, p.env["CUDA_VISIBLE_DEVICES"]) for p in again[:2]] == [("small-2", "1"), ("small", "0")]
 
 
@@ -58,7 +58,7 @@ def test_key_of_a_server_goes_to_its_workers_alone(state: EmbeddedState, monkeyp
         parse_pool(ModelRole.SMALL, f"{MODELS / 'demo-small'}@0"),
         Pool(role=ModelRole.LARGE, model="org/large-70b", server="http://host:8000/v1"),
     ]
-    programs = _programs(settings, state, plan_workers(pools, GPUS, settings.engine), flower_port=1234)
+    programs = _programs(settings, state, plan_workers(pools, GPUS, settings.engine), {"flower": ("127.0.0.1", 1234)})
     assert {program.name for program in programs if "the key" in program.env.values()} == {"large"}
     [large] = [program for program in programs if program.name == "large"]
     assert large.env["SPECTHINK_ENGINE__KIND"] == "server"

@@ -18,7 +18,7 @@ from pipeline.embedded import Connections
 from pipeline.errors import ConfigurationError, JobError, NotFound
 from pipeline.planning.pools import Piece
 from pipeline.samples import WRITING_ROLES, ModelRole
-from tests.integration.rows import add_engine, add_job, add_problem_set, add_samples, add_segment, add_worker
+from tests.integration.rows import add_aside, add_engine, add_job, add_problem_set, add_samples, add_segment, add_worker
 
 pytestmark = pytest.mark.integration
 
@@ -59,9 +59,56 @@ def add_measured_job(connection: Connection) -> int:
             add_segment(
                 connection, sample_id, index, author, "x" * count, worker_id=workers[author], engine_id=engine_id,
                 wait_seconds=0.02, queue_seconds=0.5, first_token_seconds=0.6, write_seconds=0.5 + seconds,
-                committed_at=clock, prompt_tokens=30, cached_tokens=20,
+                committed_at=clock, prompt_tokens=30, cached_tokens=20, epoch=index,
             )  # fmt: skip
     return job
+
+
+def add_judged_job(connection: Connection) -> int:
+    """Of each sample: small drafts two pieces under one claim, a judge says a word, small's draft becomes the text."""
+    engine_id = add_engine(connection, "S")
+    workers = {kind: add_worker(connection, kind, model="S", engine_id=engine_id) for kind in ("small", "judge")}
+    job = add_job(connection, add_problem_set(connection, NUM_SAMPLES), state="completed", seconds=100)
+    samples = add_samples(
+        connection, job, [{"problem": each, "num_segments": 1, "num_asides": 3} for each in range(NUM_SAMPLES)]
+    )
+    clock = START
+    for number, sample_id in enumerate(samples):
+        asides = (("small", 40 + number, 1), ("small", 20, 1), ("judge", 1, 2))
+        for index, (author, count, epoch) in enumerate(asides):
+            clock += dt.timedelta(seconds=count * 0.01)
+            add_aside(
+                connection, sample_id, index, author, "x" * count, after_segment=0, worker_id=workers[author],
+                engine_id=engine_id, epoch=epoch, wait_seconds=0.02, write_seconds=count * 0.01, committed_at=clock,
+                prompt_tokens=90, cached_tokens=20,
+            )  # fmt: skip
+        add_segment(
+            connection, sample_id, 0, "small", "x" * 60, taken_from=1, tokens_generated=0,
+            worker_id=workers["small"], engine_id=engine_id, epoch=3, committed_at=clock,
+        )  # fmt: skip
+    return job
+
+
+def test_asides_and_their_judge_are_a_part_of_the_plan(client: Client, db_engine: Engine) -> None:
+    with transaction(db_engine) as connection:
+        job = add_judged_job(connection)
+        measured = get_measured_job(connection, job)
+    shortest = min(measured.trajectories, key=lambda trajectory: trajectory[0].tokens)
+    assert shortest == (
+        Piece(role=ModelRole.SMALL, tokens=40, computed_tokens=70),
+        Piece(role=ModelRole.SMALL, tokens=20, computed_tokens=70, stays=True),
+        Piece(role=ModelRole.JUDGE, tokens=1, computed_tokens=70),
+    ), "what a segment takes of an aside is written once"
+    assert len(measured.requests) == 3 * NUM_SAMPLES
+    found = client.plan(job, slots=1)
+    assert {pool.role: pool.num_workers for pool in found.pools} == {ModelRole.SMALL: 1, ModelRole.JUDGE: 1}
+    assert found.hand_overs_per_s == pytest.approx(2 * found.samples_per_s)
+    slow = client.plan(job, slots=1, judge_speedup=0.001)
+    assert (slow.short, found.short) == ("judge", "small")
+    more = client.plan(job, slots=1, judge_speedup=0.001, judge_workers=8)
+    assert more.wall_s < 0.7 * slow.wall_s, (
+        "as many samples as are admitted beside each other: two for small's one slot"
+    )
 
 
 def test_what_was_measured_is_read_without_texts(db_engine: Engine, job: int) -> None:
@@ -91,7 +138,7 @@ def test_what_is_neither_wait_nor_writing_between_two_commits_is_the_wait_for_th
         for index, seconds in enumerate((0, 3, 33)):
             add_segment(
                 connection, sample_id, index, "small", "x", worker_id=worker_id, engine_id=engine_id, wait_seconds=0.5,
-                queue_seconds=0.5, write_seconds=2.25, committed_at=START + dt.timedelta(seconds=seconds),
+                queue_seconds=0.5, write_seconds=2.25, committed_at=START + dt.timedelta(seconds=seconds), epoch=index,
             )  # fmt: skip
         measured = get_measured_job(connection, job)
     assert [(request.held_s, request.engine_s) for request in measured.requests] == [

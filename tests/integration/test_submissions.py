@@ -78,9 +78,7 @@ def test_problems_and_samples_are_stored_in_order_with_their_answers(connection:
 
 
 @pytest.mark.parametrize("num_problems", [1, 101])
-def test_references_are_checked_again_after_a_submission(
-    connection: Connection, login: str, num_problems: int
-) -> None:
+def test_references_are_checked_again_after_a_submission(connection: Connection, login: str, num_problems: int) -> None:
     job = submit(connection, login, num_problems=num_problems, num_samples=1)
     assert one(connection, "SHOW session_replication_role") == {"session_replication_role": "origin"}
     statement = "INSERT INTO samples (job_id, problem_id, sample_index) VALUES (:job, 4711, 0)"

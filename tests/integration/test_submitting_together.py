@@ -59,7 +59,9 @@ def made_set(*prompts: str, **metadata: Any) -> ProblemSet:
         Problem(external_id=f"p{i}", prompt=prompt, answer="A" if metadata else str(i), metadata=dict(metadata))
         for i, prompt in enumerate(prompts)
     )
-    return ProblemSet(name=f"{len(prompts)} of {prompts[0]}", content_sha256=content_sha256(problems), problems=problems)
+    return ProblemSet(
+        name=f"{len(prompts)} of {prompts[0]}", content_sha256=content_sha256(problems), problems=problems
+    )
 
 
 def submissions(folder: Path, stored: int) -> list[Submission]:

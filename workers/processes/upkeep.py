@@ -13,6 +13,7 @@ from workers.processes.base import on_shutdown, open_base, open_beside, registra
 from workers.processes.lease import LeaseKeeper
 from workers.processes.metrics import serve_worker_metrics
 from workers.processes.shutdown import EarlySignals
+from workers.upkeep.certificates import CertificateKeeper
 from workers.upkeep.rounds import Upkeep
 
 
@@ -32,8 +33,11 @@ def run_upkeep(settings: Settings) -> int:
     )
     upkeep = Upkeep(base.db_engine, base.publisher, settings, worker_id=lambda: lease.worker_id)
     metrics.register(upkeep.meter)
+    certificate = CertificateKeeper(settings.state_dir)
     lease.start()
     upkeep.start()
+    if settings.database_url is None:  # the servers are embedded
+        certificate.start()
     try:
         return run_celery(
             base.app,
@@ -44,5 +48,6 @@ def run_upkeep(settings: Settings) -> int:
             early=early,
         )
     finally:
+        certificate.stop()
         upkeep.stop()
         lease.stop()

@@ -17,22 +17,26 @@ KEPT_S = 600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredChat:
-    """A request that was stored: the job that answers it, and the model as it calls it."""
+    """A request that was stored: the job and the problem that answer it, and the model as it calls it."""
 
     id: str
+    external_id: str
     job_id: int
     model: str
 
 
 _INSERT = text("""
-    INSERT INTO chat_requests (id, owner_id, request_sha256, job_id, model)
-    VALUES (:id, :owner, :request_sha256, :job, :model)
+    INSERT INTO chat_requests (id, external_id, owner_id, request_sha256, job_id, model)
+    VALUES (:id, :external_id, :owner, :request_sha256, :job, :model)
 """)
 
 
 def insert_chat(connection: Connection, chat: StoredChat, *, owner: Caller, request_sha256: str) -> None:
-    values = {"id": chat.id, "owner": owner.key_id, "request_sha256": request_sha256, "job": chat.job_id}
-    connection.execute(_INSERT, values | {"model": chat.model})
+    values = {
+        "id": chat.id, "external_id": chat.external_id, "owner": owner.key_id, "request_sha256": request_sha256,
+        "job": chat.job_id, "model": chat.model,
+    }  # fmt: skip
+    connection.execute(_INSERT, values)
 
 
 _TAKE = text("""
@@ -44,7 +48,7 @@ _TAKE = text("""
           AND c.created_at > clock_timestamp() - make_interval(secs => :kept_s)
           AND c.waited_at < clock_timestamp() - make_interval(secs => :abandoned_s)
         ORDER BY c.created_at LIMIT 1 FOR UPDATE OF c SKIP LOCKED)
-    RETURNING id, job_id, model
+    RETURNING id, external_id, job_id, model
 """)
 
 
@@ -65,12 +69,12 @@ _WAIT = text("UPDATE chat_requests SET waited_at = clock_timestamp() WHERE id = 
 _LEAVE = text("UPDATE chat_requests SET waited_at = '-infinity' WHERE id = :id AND delivered_at IS NULL")
 _DELIVER = text("UPDATE chat_requests SET delivered_at = clock_timestamp() WHERE id = :id")
 _PROGRESS = text("""
-    SELECT p.external_id AS id, bool_and(s.ended_at IS NOT NULL OR s.state = 'finished') AS is_done,
+    SELECT c.id, bool_and(s.ended_at IS NOT NULL OR s.state = 'finished') AS is_done,
            sum(s.num_segments)::integer AS num_segments
     FROM chat_requests c JOIN jobs j ON j.id = c.job_id
-    JOIN problems p ON p.problem_set_id = j.problem_set_id AND p.external_id = c.id
+    JOIN problems p ON p.problem_set_id = j.problem_set_id AND p.external_id = c.external_id
     JOIN samples s ON s.job_id = j.id AND s.problem_id = p.id
-    WHERE c.id = ANY(:ids) GROUP BY p.external_id
+    WHERE c.id = ANY(:ids) GROUP BY c.id
 """)
 
 

@@ -167,7 +167,10 @@ class ChatRequestRow(Base):
         Index("ix_chat_requests_job_id", "job_id"),
     )
 
-    id: Mapped[str] = mapped_column(primary_key=True, comment="as the answer calls itself; the problem's external id")
+    id: Mapped[str] = mapped_column(primary_key=True, comment="as the answer calls itself")
+    external_id: Mapped[str] = mapped_column(
+        comment="of the problem: the request's own id, or where it names a seed, that of all who ask the same"
+    )
     owner_id: Mapped[int | None] = mapped_column(
         ForeignKey("api_keys.id"), comment="the key that asked; null: there were no keys"
     )

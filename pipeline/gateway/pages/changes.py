@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Form, Request
 from starlette.responses import RedirectResponse, Response
 
-from pipeline.gateway.pages.access import COOKIE, COOKIE_S, FromOurForm, local_path, refuse_other_site
+from pipeline.gateway.browsers import COOKIE, COOKIE_S, LOGIN, FromOurForm, local_path, refuse_other_site
 from pipeline.gateway.pages.looks import JobId, require_job
-from pipeline.gateway.pages.paths import LOGIN
 from pipeline.gateway.pages.rendering import HEADERS, page
 from pipeline.gateway.state import TheCaller, TheGateway
 

@@ -17,7 +17,7 @@ from pipeline.db.gateway.pages import Which
 from pipeline.db.session import transaction
 from pipeline.errors import NotComparable
 from pipeline.gateway.errors import ApiError, missing
-from pipeline.gateway.pages.live import MAX_JOBS, read_progress
+from pipeline.gateway.live import MAX_JOBS, read_progress
 from pipeline.gateway.pages.pieces import Download, pieces_of
 from pipeline.gateway.pages.rendering import HEADERS, REPORT_HEADERS, page, static_files
 from pipeline.gateway.routes.batches import show_batch

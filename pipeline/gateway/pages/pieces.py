@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _PIECE = 2**16
 
 
-def pieces_of(results: Iterable[Result], format: ExportFormat) -> Iterator[bytes]:
+def pieces_of(results: Iterable[Result], format: ExportFormat) -> Generator[bytes, None, None]:
     """What ``write_results`` writes. Raises what it raises; closing the iterator ends it."""
     reading, writing = os.pipe()
     failures: list[Exception] = []

@@ -6,14 +6,14 @@ import hashlib
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import Request
 from starlette.responses import HTMLResponse, Response
 
+from pipeline.gateway.browsers import LOGIN, form_token
 from pipeline.gateway.errors import ApiError
 from pipeline.gateway.keys import may_change
-from pipeline.gateway.pages.access import form_token
-from pipeline.gateway.pages.paths import LOGIN
 from pipeline.results.page.reading import read_steps, verdict
 from pipeline.results.page.templates import page_environment
 from pipeline.texts import printable
@@ -78,7 +78,7 @@ def page(request: Request, template: str, *, status: int = 200, **values: Any) -
 def refusal(path: str, error: ApiError, *, is_look: bool) -> Response:
     """Why there is no page. is_look: nothing was to be changed; whoever has no key is asked for one."""
     if error.status == 401 and is_look and path != "/events":
-        target = f"{LOGIN}?next={path}" if path != "/" else LOGIN
+        target = f"{LOGIN}?next={quote(path)}" if path != "/" else LOGIN
         return Response(status_code=303, headers={**HEADERS, "location": target})
     text = (
         _environment()

@@ -32,7 +32,7 @@ from pipeline.gateway.objects import (
     page_of,
 )
 from pipeline.gateway.outputs import stream_output
-from pipeline.gateway.requests import PolicyOptions, body_sha256
+from pipeline.gateway.requests import PolicyOptions, Text, body_sha256
 from pipeline.gateway.routes.files import IdempotencyKey, Retries, is_retry, repeated
 from pipeline.gateway.state import Gateway, TheCaller, TheGateway
 from pipeline.jobs.config import FINAL_JOB_STATES, JobState
@@ -48,7 +48,7 @@ _WINDOW = re.compile(r"([1-9][0-9]{0,3})(h|d)")
 MAX_WINDOW_S = 30 * 86_400
 MAX_PAIRS = 16
 
-Word = Annotated[str, Field(strict=True, min_length=1, max_length=200)]
+Word = Annotated[Text, Field(min_length=1, max_length=200)]
 
 
 class BatchOptions(BaseModel):
@@ -169,7 +169,7 @@ def _check_grading(ours: BatchOptions) -> None:
 def _require_file(
     connection: Connection, caller: Caller, file_id: str, purposes: tuple[FilePurpose, ...], param: str
 ) -> None:
-    found = files.find_file(connection, caller, file_id) if "\0" not in file_id else None
+    found = files.find_file(connection, caller, file_id)
     if found is None:
         raise bad(f"No file found with id '{file_id}'.", code="file_not_found", param=param)
     if found.purpose not in purposes:

@@ -84,6 +84,7 @@ async def _whole(request: Request, gateway: Gateway, waiting: Waiting) -> Respon
         if not await _news(request, waiting):
             gateway.desk.leave(waiting)
             return Response(status_code=499)  # nobody reads it
+    assert waiting.chat is not None
     job, line = await run_in_threadpool(_read, gateway, waiting)
     await run_in_threadpool(gateway.desk.deliver, waiting)
     error = _error_of(line)
@@ -93,7 +94,7 @@ async def _whole(request: Request, gateway: Gateway, waiting: Waiting) -> Respon
         completion(
             job,
             line.samples,
-            completion_id=line.custom_id,
+            completion_id=waiting.chat.id,
             include=waiting.asked.include,
             ignored=waiting.asked.ignored,
         )
@@ -107,7 +108,7 @@ def _read(gateway: Gateway, waiting: Waiting) -> tuple[AnsweringJob, Line]:
     with gateway.transaction() as connection:
         job = answers.get_answering_job(connection, waiting.chat.job_id, waiting.chat.model)
         (line,) = answers.select_lines(
-            connection, waiting.chat.job_id, [waiting.chat.id], with_discarded=with_discarded
+            connection, waiting.chat.job_id, [waiting.chat.external_id], with_discarded=with_discarded
         )
     return job, line
 

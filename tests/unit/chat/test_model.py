@@ -315,6 +315,14 @@ def test_stream_of_a_byte_fallback_tokenizer(byte_fallback: Tokenizer) -> None:
     assert decode(stream, token_ids) == ["a", " a", "", "é", "b", " a"]
 
 
+@pytest.mark.parametrize("character", ["é", "中", "😀"])
+def test_space_after_many_characters_of_bytes_is_kept(byte_fallback: Tokenizer, character: str) -> None:
+    """A window of the tokens before a stream may begin inside a character, and its run of bytes is no text then."""
+    run = [f"<0x{byte:02X}>" for byte in (character * 5).encode()]
+    stream = TextStream(byte_fallback, [id_of(byte_fallback, piece) for piece in ("b", *run)])
+    assert "".join(decode(stream, [id_of(byte_fallback, piece) for piece in ("▁a", "b")])) == " ab"
+
+
 def test_stray_byte_after_a_character_breaks_nothing(byte_fallback: Tokenizer) -> None:
     stream = TextStream(byte_fallback)
     token_ids = [id_of(byte_fallback, piece) for piece in ("b", "<0xC3>", "<0xA9>", "<0xFF>", "b", "▁a")]

@@ -1,12 +1,14 @@
 """Think phases: tags by prompt and template, never by vocabulary alone, and what a job says instead."""
 
+import json
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
 
 from pipeline.chat.asking import Asking
+from pipeline.chat.description import describe_model
 from pipeline.chat.model import ChatModel
 from pipeline.chat.thinking import THINK_FAMILIES, ThinkStart, find_marks
 from pipeline.chat.translation import ThinkPhase, settle_think_phase
@@ -172,3 +174,46 @@ def test_the_hash_is_of_all_that_is_said() -> None:
 
 def decoded(model: ChatModel, message: str) -> str:
     return str(model.tokenizer.decode(model.prompt_ids(message), skip_special_tokens=False))
+
+
+_HINT = "{{ messages[0].content }}\\nThink inside <think> </think>.<|im_end|><|im_start|>assistant\\n"
+
+
+@pytest.mark.parametrize(
+    ("generation", "start"),
+    [("", ThinkStart.BY_TEXT), ("<think>\n", ThinkStart.OPENED), ("<think></think>", ThinkStart.CLOSED)],
+)
+def test_tags_in_the_users_turn_are_advice(tmp_path: Path, generation: str, start: ThinkStart) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ("<|im_start|>", "<|im_end|>")])
+    model = ChatModel.load(write_model(tmp_path / "m", tokenizer, _HINT.replace("\\n", "\n") + generation))
+    assert (model.think_marks.closing, model.think_marks.start) == ("</think>", start)
+
+
+def test_unseen_tags_are_those_of_the_vocabulary(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_str(make_tokenizer().to_str().replace("think>", "nothing>"))
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ("[THINK]", "[/THINK]")])
+    template = "[INST]{{ messages[0].content }}[/INST]"
+    model = ChatModel.load(write_model(tmp_path / "m", tokenizer, template))
+    assert settle_think_phase(model) == ThinkPhase(start="[THINK]", end="[/THINK]", opened=False)
+    usual = ChatModel.load(write_model(tmp_path / "n", template=template))
+    assert settle_think_phase(usual) == ThinkPhase(start="<think>", end="</think>", opened=False)
+
+
+@pytest.mark.parametrize("value", ["false", " True "])
+def test_a_truth_value_in_quotes_is_refused(value: str) -> None:
+    with pytest.raises(ValidationError, match="takes for true"):
+        Asking(template_variables={"enable_thinking": value})
+
+
+def test_a_turn_that_nothing_ends_is_told(tmp_path: Path) -> None:
+    turns = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ("<|im_start|>", "<|im_end|>")])
+    folder = write_model(tmp_path / "m", tokenizer, turns)
+    model = ChatModel.load(folder)
+    assert model.unended_turn == "<|im_end|>"
+    assert "<|im_end|>" in describe_model(model)["not among them"]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": tokenizer.token_to_id("<|im_end|>")}))
+    assert ChatModel.load(folder).unended_turn is None
+    assert load(tmp_path / "n", "<think>").unended_turn is None, "it shows no conversation"

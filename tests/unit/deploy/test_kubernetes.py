@@ -50,7 +50,7 @@ def test_manifests_are_what_kubernetes_takes(version: str) -> None:
         if found["kind"] not in CUSTOM:
             validator.validate(found, version, strict=True)
             seen += 1
-    assert seen >= 18
+    assert seen >= 19
 
 
 def test_a_manifest_with_a_wrong_field_is_refused() -> None:
@@ -104,8 +104,8 @@ def test_pod_runs_a_command_of_specthink(name: str) -> None:
 
 @pytest.mark.parametrize("name", PODS)
 def test_pod_is_given_its_own_login_alone(name: str) -> None:
-    roles = {"migrate": "owner", "small": "writer", "large": "writer", "grade": "grader", "upkeep": "upkeep",
-             "gateway": "gateway", "metrics": "monitor"}  # fmt: skip
+    roles = {"migrate": "owner", "small": "writer", "large": "writer", "judge": "writer", "grade": "grader",
+             "upkeep": "upkeep", "gateway": "gateway", "metrics": "monitor"}  # fmt: skip
     sources = PODS[name]["containers"][0]["envFrom"]
     secrets = {source["secretRef"]["name"] for source in sources if "secretRef" in source}
     own = {f"specthink-{roles[name]}"} if name in roles else {"specthink-flower"}
@@ -131,7 +131,7 @@ def test_pod_may_drain_before_it_is_killed(name: str) -> None:
     assert PODS[name]["terminationGracePeriodSeconds"] >= LEAST_STOP_S
 
 
-@pytest.mark.parametrize("role", ["small", "large"])
+@pytest.mark.parametrize("role", ["small", "large", "judge"])
 def test_models_have_a_gpu_and_shared_memory(role: str) -> None:
     (container,) = PODS[role]["containers"]
     assert container["resources"]["limits"] == {"nvidia.com/gpu": "1"}

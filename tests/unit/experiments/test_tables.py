@@ -18,7 +18,7 @@ from pipeline.results.reports import BudgetPoint
 HOSTILE = "=cmd|' /C calc'!A0 </td><script>alert(1)</script> 100 % of $x_1$ & \\input{x} \x1b[31m"
 OWNERS = TokensByOwner(
     kept_small=100.0, kept_large=30.0, inserted=1.0, discarded_small=5.0, discarded_large=2.0, aside_small=0.0,
-    aside_large=4.0, prompt_small=50.0, prompt_large=90.0,
+    aside_large=4.0, aside_judge=0.0, prompt_small=50.0, prompt_large=90.0, prompt_judge=0.0,
 )  # fmt: skip
 
 
@@ -37,7 +37,8 @@ def row(
         large_tokens=Estimate(mean=36.0, interval=Interval(30.0, 40.25)),
         total_tokens=Estimate(mean=141.0), takeovers=1.25, owners=OWNERS, gain=gain, against_small=None,
         against_large=Difference(mean=-0.125, interval=Interval(-0.3, 0.1), num_problems=4), on_front=not is_control,
-        on_total_front=False, small_tokens_per_s=None, large_tokens_per_s=1234.5, shares_engines=True,
+        on_total_front=False, small_tokens_per_s=None, large_tokens_per_s=1234.5, judge_tokens_per_s=None,
+        small_seconds=0.0, large_seconds=0.25, judge_seconds=0.0, shares_engines=True,
         gain_over_cut=gain_over_cut,
         budget_curve=(
             BudgetPoint(job_id=job_id, budget=90, num_scored=8, num_complete=8, accuracy=0.5, mean_output_tokens=80.0),
@@ -48,16 +49,16 @@ def row(
 GAIN = Gain(difference=Difference(mean=0.25, interval=Interval(0.05, 0.45), num_problems=4), jobs=(2,), ratio=0.9)
 REPORT = ExperimentReport(
     name=HOSTILE, problem_set=HOSTILE, num_problems=4, num_samples=2, seed=7, small_model="S", large_model="L",
-    rows=(row(1, gain=GAIN), row(2, is_control=True)), caveats=("one is partial",),
+    judge_model=None, rows=(row(1, gain=GAIN), row(2, is_control=True)), caveats=("one is partial",),
 )  # fmt: skip
 
 
 def test_a_row_has_its_intervals_in_brackets() -> None:
-    assert cells(row(1, "glimpse", gain=GAIN)) == [
+    assert cells(row(1, "glimpse", gain=GAIN), REPORT) == [
         "glimpse *", "87.5 [50.0, 97.5]", "36.0 [30.0, 40.2]", "141.0", "1.25", "+25.0 [+5.0, +45.0]", "–", "1234†",
     ]  # fmt: skip
-    assert cells(row(2, "random", is_control=True))[0] == "  random"
-    assert cells(row(2, "random", is_control=True))[5] == "–"
+    assert cells(row(2, "random", is_control=True), REPORT)[0] == "  random"
+    assert cells(row(2, "random", is_control=True), REPORT)[5] == "–"
 
 
 def test_notes_say_where_the_gain_is_from_and_what_speaks_against_it() -> None:
@@ -70,11 +71,32 @@ def test_notes_say_where_the_gain_is_from_and_what_speaks_against_it() -> None:
 def test_an_exit_is_compared_with_its_cut() -> None:
     cut = Gain(difference=Difference(mean=-0.125, interval=None, num_problems=4), jobs=(3,), ratio=1.02)
     exited = row(1, "glimpse exit.name=deer", gain_over_cut=cut)
-    assert cells(exited)[6] == "-12.5"
+    assert cells(exited, REPORT)[6] == "-12.5"
     told = " ".join(notes(replace(REPORT, rows=(exited,))))
     assert "at the same mean length, paired by problem. job 1: against job 3 with 1.02 times all its tokens." in told
     found = next(csv.DictReader(io.StringIO(render(replace(REPORT, rows=(exited,)), TableFormat.CSV))))
     assert (found["gain_over_cut"], found["cut_job"], found["cut_token_ratio"]) == ("-0.125", "3", "1.02")
+
+
+def test_a_judge_has_columns_of_its_own_where_a_row_has_one() -> None:
+    judged = replace(
+        row(1, "rsd"), owners=replace(OWNERS, aside_judge=12.5, prompt_judge=400.0), judge_seconds=1.5,
+        judge_tokens_per_s=8.0,
+    )  # fmt: skip
+    report = replace(REPORT, judge_model="J", rows=(judged, row(2, is_control=True)))
+    assert cells(judged, report)[8:] == ["12.5", "1.50†"]
+    assert cells(report.rows[1], report)[8:] == ["–", "–"]
+    assert render(report, TableFormat.MARKDOWN).splitlines()[0].endswith("| judge tokens | judge, s |")
+    assert "{lrrrrrrrrr}" in render(report, TableFormat.LATEX)
+    assert "Judge J: its tokens and its engine's seconds per sample are in no other column" in " ".join(notes(report))
+    first, _ = csv.DictReader(io.StringIO(render(report, TableFormat.CSV)))
+    names = ("aside_judge", "prompt_judge", "judge_tokens_per_s", "judge_seconds", "total_tokens")
+    assert [first[name] for name in names] == ["12.5", "400.0", "8.0", "1.5", "141.0"]
+    html = render_experiment(report)
+    assert all(
+        f"<th>{name}" in html for name in ("judge tokens", "judge, tokens/s", "judge, s/sample", "prompt of judge")
+    )
+    assert "judge" not in render_experiment(REPORT)
 
 
 def test_markdown_is_a_table_of_eight_columns() -> None:

@@ -55,6 +55,7 @@ def sample(*segments: WrittenSegment, **changes: Any) -> WrittenSample:
         (OPENED, "So it is cut", "So it is cut", ""),
         (OPENED, "</think>2", "", "2"),
         (BY_TEXT, "<think>So.</think>2", "So.", "2"),
+        (BY_TEXT, "\n<think>So.</think>2", "So.", "2"),
         (BY_TEXT, "2, at once", None, "2, at once"),
         (WITHOUT, "all </think> of it", None, "all </think> of it"),
     ],
@@ -68,7 +69,9 @@ def test_text_is_split_at_the_closing_tag_untrimmed(
 
 
 @given(
-    pieces=st.lists(st.sampled_from(["<think>", "</think>", "</thi", "nk>", "<", "x", "\n\n", "</", "think>", "<thi"])),
+    pieces=st.lists(
+        st.sampled_from(["<think>", "</think>", "</thi", "nk>", "<", "x", "\n\n", "</", "think>", "<thi", "\n"])
+    ),
     job=st.sampled_from([OPENED, BY_TEXT, WITHOUT]),
 )
 def test_pieces_say_the_same_as_the_whole(pieces: list[str], job: AnsweringJob) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -93,3 +94,18 @@ def test_answers_are_read_and_never_quoted() -> None:
     assert (answers.take("a"), answers.take("b"), answers.take("z")) == ("12", "5", None)
     assert dict(answers.items()) == {"a": "12", "b": "5"}
     assert "SECRET" not in json.dumps(faults.plain())
+
+
+@pytest.mark.parametrize("number", ["123456789012345678901234567890", "1.50", "0.12345678901234567890", "-0", "1e400"])
+def test_answer_is_the_number_as_it_was_written(number: str) -> None:
+    faults = Faults()
+    content = io.BytesIO(f'{{"custom_id": "a", "answer": {number}}}'.encode())
+    assert AnswersFile.read(content, faults, max_line_bytes=1000).take("a") == number
+    assert faults.plain() == []
+
+
+def test_answers_that_cannot_be_stored_are_told() -> None:
+    faults = Faults()
+    content = io.BytesIO(b'{"custom_id": "\\ud800", "answer": "1"}\n{"custom_id": "a", "answer": "\\u0000"}')
+    AnswersFile.read(content, faults, max_line_bytes=1000)
+    assert [fault["line"] for fault in faults.plain()] == [1, 2]

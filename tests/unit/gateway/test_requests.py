@@ -93,13 +93,32 @@ def test_what_changes_nothing_is_taken_and_named(name: str, values: list[Any]) -
         ({"messages": [{"role": "tool", "content": "a"}]}, "invalid_value", "messages.0.role"),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]}, None, "messages"),
         ({"model": ""}, "invalid_value", "model"),
-        ({"stop": ["a"] * 5}, "invalid_type", "stop"),
+        ({"stop": ["a"] * 5}, "invalid_value", "stop"),
+        ({"stop": [1]}, "invalid_type", "stop.0"),
+        ({"stop": 1}, "invalid_type", "stop"),
+        ({"messages": [{"role": "user", "content": 7}]}, "invalid_type", "messages.0.content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]},
+         "unsupported_parameter", "messages.0.content.0.type"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}]}]},
+         "unknown_parameter", "messages.0.content.0.cache_control"),
+        ({"model": "a\0b"}, "invalid_value", "model"),
+        ({"model": "\ud800"}, "invalid_value", "model"),
+        ({"user": "\ud800"}, "invalid_value", "user"),
+        ({"reasoning_effort": "\0"}, "invalid_value", "reasoning_effort"),
+        ({"metadata": {"a": "\ud800"}}, "invalid_value", "metadata.a"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_done_is_refused_by_name(changes: dict[str, Any], code: str | None, param: str) -> None:
     with pytest.raises(ApiError) as refused:
         read(**changes)
     assert (refused.value.status, refused.value.code, refused.value.param) == (400, code, param)
+
+
+def test_answer_may_come_back_as_the_official_client_shows_it() -> None:
+    given = {"role": "assistant", "content": "2", "refusal": None, "annotations": None, "audio": None,
+             "function_call": None, "tool_calls": None}  # fmt: skip
+    asked = read(messages=[{"role": "user", "content": "1+1?"}, given, {"role": "user", "content": "Sure?"}])
+    assert asked.problem.metadata["turns"][1] == {"role": "assistant", "content": "2"}
 
 
 def test_system_message_stands_first() -> None:

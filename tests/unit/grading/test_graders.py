@@ -238,6 +238,59 @@ def test_choice_reads_the_text_of_a_choice(answer: str, letter: str | None) -> N
     assert grade.score == float(letter == "C")
 
 
+@pytest.mark.parametrize(
+    ("reference", "answer", "score"),
+    [
+        ("B", r"\boxed{B, C}", 0.0),
+        ("A", r"\boxed{A or B}", 0.0),
+        ("A", "The answer is A or B", 0.0),
+        ("A", "Answer: A, B, C, D", 0.0),
+        ("A, C", r"\boxed{C, A}", 1.0),
+        ("A, C", r"\boxed{A}", 0.0),
+        ("ACD", "**Answer:** A, C and D.", 1.0),
+        ("AC", "答案：AC", 1.0),
+        ("B", "The answer is B, and A is wrong.", 1.0),
+        ("B", "The answer is B, not A.", 1.0),
+        ("B", "The answer is (B), (A) being wrong.", 1.0),
+        ("B", "B. green\n\nBecause A. red is not it.", 1.0),
+        ("C", "A. no\nB. no\nC. yes, this one", 1.0),
+        ("C", "B. green?\nNo: it must be C", 1.0),
+        ("B", "정답은 B입니다", 1.0),
+    ],
+)
+def test_choice_takes_several_letters_for_several(reference: str, answer: str, score: float) -> None:
+    assert make_grader("choice").grade(answer, reference).score == score
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "letter"),
+    [
+        (("12", "15", "18"), r"\boxed{15.0}", "B"),
+        (("12", "15", "18"), r"\boxed{\frac{30}{2}}", "B"),
+        (("1", "1.0", "2"), r"\boxed{1.00}", None),
+        (("A", "B", "C", "O"), r"\boxed{O}", "D"),
+        (("AB", "A", "B", "O"), r"\boxed{AB}", "A"),
+        (("50%", "0.5"), r"\boxed{50\%}", "A"),
+    ],
+)
+def test_choice_reads_numbers_and_letters_that_are_texts(
+    choices: tuple[str, ...], answer: str, letter: str | None
+) -> None:
+    grade = grade_output(make_grader("choice"), answer, ["A"], ending=Ending(), choices=choices)
+    assert grade.predicted_answer == letter
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "score"),
+    [
+        ("$5", "5", 0.0), ("$5", "$5", 1.0), ("5", "$5$", 1.0), ("foo*bar", "foobar", 0.0), ("a*b*c", "a*b*c", 1.0),
+        ("x", "***x***", 1.0), ("x", "`x`", 1.0), ("__init__", "init", 0.0), ("$1 and $2", "1 and 2", 0.0),
+    ],
+)  # fmt: skip
+def test_exact_keeps_signs_that_mark_nothing(reference: str, answer: str, score: float) -> None:
+    assert make_grader("exact").grade(answer, reference).score == score
+
+
 def test_choice_takes_references_as_they_are_written() -> None:
     grader = make_grader("choice")
     right = [grader.grade(r"\boxed{B}", reference).score for reference in ("B", "(B)", " b ", "B. red", "1")]
@@ -287,7 +340,7 @@ def test_stored_answers_are_short_and_storable() -> None:
 def test_versions_name_what_a_grade_depends_on() -> None:
     from importlib.metadata import version
 
-    assert make_grader("math").version == f"math/2+math-verify-{version('math-verify')}"
+    assert make_grader("math").version == f"math/3+math-verify-{version('math-verify')}"
     assert {make_grader(name).name for name in grader_names()} == set(grader_names())
 
 

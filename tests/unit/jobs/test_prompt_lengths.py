@@ -49,7 +49,9 @@ def test_a_prompt_is_measured_against_the_smallest_context_of_its_models(chat: C
     lengths.add(*job("b?"), [roomy, tight])
     lengths.finish()
     lengths.add(*job("c?", "right", WORDS), [roomy, tight])
-    with pytest.raises(ProblemSetError, match=rf"(?s)^c\?.*'2': the prompt has {length} tokens, the model takes {length - 1} "):
+    with pytest.raises(
+        ProblemSetError, match=rf"(?s)^c\?.*'2': the prompt has {length} tokens, the model takes {length - 1} "
+    ):
         lengths.finish()
     lengths.finish()  # nothing waits any more
 

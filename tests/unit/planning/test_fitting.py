@@ -133,7 +133,7 @@ def test_servers_part_follows_from_hand_overs_per_second() -> None:
 
 def test_a_job_that_says_too_little_is_refused() -> None:
     few = list(itertools.islice(batches(RATES, worker_id=1, seed=1), MIN_REQUESTS - 1))
-    with pytest.raises(JobError, match="job 7: it has 49 segments by the small model"):
+    with pytest.raises(JobError, match="job 7: it has 49 texts by the small model"):
         fit(job(*few))
     with pytest.raises(JobError, match="no complete sample"):
         fit(job(*few, trajectories=()))

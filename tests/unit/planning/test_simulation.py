@@ -64,6 +64,21 @@ def test_hand_over_costs_are_paid_at_each_piece() -> None:
     assert found.hand_overs == 3
 
 
+def test_nothing_is_handed_over_within_a_claim() -> None:
+    """Small drafts a step, a judge looks at it, and small goes on twice: two claims of small's, one of the judge's."""
+    costs = HandOverCosts(delay_s=0.5, worker_s=0.1, postgres_s=0.2, redis_s=0.3)
+    judge = ModelRole.JUDGE
+    pools = {role: pool(rates=LINEAR) for role in (SMALL, judge)}
+    pieces = (
+        Piece(role=SMALL, tokens=100), Piece(role=judge, tokens=1), Piece(role=SMALL, tokens=50),
+        Piece(role=SMALL, tokens=50, stays=True),
+    )  # fmt: skip
+    found = simulate(PipelineModel(pools=pools, costs=costs), [pieces])
+    assert found.wall_s == pytest.approx(2.01 + 3 * 1.1)
+    assert found.hand_overs == 3
+    assert (found.pools[judge].tokens, found.pools[SMALL].requests) == (1, 3)
+
+
 @pytest.mark.parametrize(("small_tokens", "large_tokens"), [(100, 300), (300, 100)])
 def test_pace_is_that_of_the_slower_stage(small_tokens: int, large_tokens: int) -> None:
     model = PipelineModel(

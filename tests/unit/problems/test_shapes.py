@@ -382,3 +382,33 @@ def test_reply_of_an_assistant_is_hidden(tmp_path: Path) -> None:
 def test_conversation_that_cannot_be_asked_is_refused(tmp_path: Path, messages: Any, told: str) -> None:
     with pytest.raises(ProblemSetError, match=told):
         load_one(tmp_path, {"prompt": messages})
+
+
+# What spreadsheets, pandas and numpy make of a set
+
+
+def test_header_with_blanks_has_its_columns(tmp_path: Path) -> None:
+    loaded = load_problem_set(write(tmp_path, "question, answer\n1+1?,2\n", "set.csv"))
+    assert answers(loaded) == ["2"]
+
+
+@pytest.mark.parametrize("text", ['{"version": 1, "data": [%s]}', '{"data":\n[%s]}\n'])
+def test_object_with_rows_is_read_over_one_line_or_many(tmp_path: Path, text: str) -> None:
+    rows = ", ".join(map(json.dumps, ROWS))
+    assert answers(load_problem_set(write(tmp_path, text % rows, "set.json"))) == ["2", "3.0"]
+
+
+def test_one_conversation_in_a_json_file_is_a_row(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "1+1?"}], "answer": 2}
+    assert answers(load_problem_set(write(tmp_path, json.dumps(row) + "\n", "set.json"))) == ["2"]
+
+
+def test_short_floats_keep_the_form_that_they_were_written_in(tmp_path: Path) -> None:
+    table = pa.table({"problem": ["a", "b", "c"], "answer": pa.array([0.1, None, 2.5], pa.float32())})
+    pq.write_table(table, tmp_path / "set.parquet")
+    assert answers(load_problem_set(tmp_path / "set.parquet")) == ["0.1", None, "2.5"]
+
+
+def test_choices_as_numpy_shows_them_are_refused(tmp_path: Path) -> None:
+    file = write(tmp_path, "question,choices,answer\nq,\"['x' 'y']\",A\n", "set.csv")
+    assert "as numpy shows it" in faults(file)[0]

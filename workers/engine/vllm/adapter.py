@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.outputs import LogprobsLists
 
+    from workers.engine.vllm.sockets import SocketFolder
+
 _TRIAL_S = 300.0
 """A GPU engine may compile kernels for its first token."""
 _TRIAL_PROMPT = 64
@@ -53,6 +55,8 @@ class Parts:
     client: EngineCoreClient
     tasks: tuple[Any, ...]
     """What the model can do, in vLLM's words ("generate", ...)."""
+    sockets: SocketFolder | None
+    """Where the engine's own process is spoken to; None: it has none."""
 
 
 class VllmEngine(ThreadedEngine["EngineCoreRequest"]):

@@ -15,6 +15,7 @@ from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from workers.engine.failures import leave_failure
+from workers.engine.vllm.sockets import remove_told_folder
 
 
 class TiedUniProcExecutor(UniProcExecutor):
@@ -53,6 +54,7 @@ def _end_with_parent() -> None:
 
     def wait_and_end() -> None:
         parent.join()
+        remove_told_folder()
         os._exit(1)  # at once: this process may be inside a step, and nobody is left to answer
 
     threading.Thread(target=wait_and_end, name="lifeline", daemon=True).start()

@@ -32,6 +32,7 @@ class SeparateEngine(VllmEngine):
     def __init__(self, name: str, info: EngineInfo, chat: ChatModel, parts: Parts) -> None:
         super().__init__(name, info, chat, parts)
         self._client: SyncMPClient = cast("SyncMPClient", parts.client)
+        self._sockets = parts.sockets
         self._thread.start()
 
     def _run(self) -> None:
@@ -69,3 +70,5 @@ class SeparateEngine(VllmEngine):
         self._client.shutdown()  # kills what does not end by itself, and does not wait for it
         for process in getattr(manager, "processes", ()):
             process.join(_KILLED_S)
+        if self._sockets is not None:
+            self._sockets.remove()

@@ -5,6 +5,7 @@ inline: the engine core lives in this process. separate: it has a process of its
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import time
@@ -22,6 +23,7 @@ from workers.engine.vllm.arguments import engine_arguments, set_environment
 from workers.engine.vllm.description import describe
 from workers.engine.vllm.inline import InlineEngine
 from workers.engine.vllm.separate import SeparateEngine
+from workers.engine.vllm.sockets import SocketFolder
 from workers.engine.vllm.versions import make_client
 
 log = structlog.get_logger()
@@ -76,7 +78,9 @@ def _start(model: str, revision: str | None, settings: EngineSettings) -> Parts:
     config = EngineArgs(**engine_arguments(model, revision, settings, process=process)).create_engine_config()
     renderer = renderer_from_config(config)
     gc.freeze()  # vLLM collects garbage three times while it loads a model: 0.9 s of a core each with all it imports
-    client = make_client(config, Executor.get_class(config), renderer, in_own_process=process == "separate")
+    sockets = SocketFolder() if process == "separate" else None
+    with sockets.told() if sockets else contextlib.nullcontext():
+        client = make_client(config, Executor.get_class(config), renderer, in_own_process=process == "separate")
     return Parts(
         process=process,
         cpu_threads=settings.vllm.cpu_threads,
@@ -86,4 +90,5 @@ def _start(model: str, revision: str | None, settings: EngineSettings) -> Parts:
         inputs=InputProcessor(config, renderer),
         client=client,
         tasks=client.get_supported_tasks(),
+        sockets=sockets,
     )

@@ -1,4 +1,7 @@
-"""How a browser is let in: a cookie that holds the key, and a token in every form that changes something."""
+"""How a browser is let in: which addresses are pages, a cookie that holds the key, and a token in every form.
+
+Pages say in HTML what is wrong; the API takes no cookie.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,22 @@ from fastapi import Depends, Form, Request
 
 from pipeline.gateway.errors import ApiError
 
+LOGIN = "/login"
+STATIC = "/static/"
+_PAGES = ("/jobs", "/samples", "/compare", "/workers", "/events", "/logout", LOGIN)
 COOKIE = "specthink_key"
 COOKIE_S = 30 * 86_400
 _OF_PROCESS = secrets.token_hex(32)
 """Where there are no keys: forms are good as long as this process."""
+
+
+def is_page(path: str) -> bool:
+    return path == "/" or path.startswith(STATIC) or any(path == one or path.startswith(f"{one}/") for one in _PAGES)
+
+
+def is_open(path: str) -> bool:
+    """Whether it is shown to whoever asks."""
+    return path in (LOGIN, "/logout") or path.startswith(STATIC)
 
 
 def cookie_key(header: str | None) -> str | None:

@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from pipeline.db import report_queries
 from pipeline.db.session import transaction
 from pipeline.errors import PipelineError
-from pipeline.gateway.pages.progress import ShownProgress, mean_pace
+from pipeline.gateway.progress import ShownProgress, mean_pace
 from pipeline.results.pace import Speed, written
 from pipeline.results.reports import JobSummary
 
