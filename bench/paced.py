@@ -118,6 +118,7 @@ class Bench:
             report.add(f"{name}: measured", run.job.seconds, "s")
             report.add(f"{name}: predicted", planned.wall_s, "s")
             errors.append(planned.wall_s / run.job.seconds - 1)
+            progress(f"{name}: error", errors[-1], "")
             report.add(f"{name}: error", errors[-1])
         report.add("plan: largest error", max(map(abs, errors)))
         report.goal("plan: largest error", "≤", 0.1)
