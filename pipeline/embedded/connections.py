@@ -46,7 +46,15 @@ class Connections:
 
     @property
     def submitter_url(self) -> SecretStr:
-        """The database with the rights of a submitter alone, where that login is known."""
+        """The database with the rights of a submitter alone, where that login is known.
+
+        Raises ConfigurationError on a host that has joined another one.
+        """
+        if self.only is not None:
+            raise ConfigurationError(
+                f"this host has joined with the {self.only.value}'s rights alone: submit jobs and ask about them on "
+                "the host of the servers"
+            )
         return self.role_urls.get(DatabaseRole.SUBMITTER, self.database_url)
 
     @property

@@ -142,6 +142,9 @@ def test_doctor_of_a_joined_host_tells_what_its_login_may_see(opened: Open, monk
         assert found[check]["verdict"] == "warning"
         assert found[check]["remedy"].endswith("see doctor on the host of the servers")
     assert found["redis"]["found"] == "this login may not ask for it (INFO)"
+    asked = CliRunner().invoke(app, ["--state-dir", str(opened.joined), "status"])
+    assert isinstance(asked.exception, ConfigurationError)
+    assert str(asked.exception).endswith("submit jobs and ask about them on the host of the servers")
 
 
 def test_a_server_that_cannot_prove_who_it_is_is_not_believed(opened: Open, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.client import Client
 from pipeline.embedded import stop
+from pipeline.embedded.connections import find_joined
 from pipeline.settings import load_settings
 from tests.chaos.harness import SETTINGS
 from tests.chaos.models import REPOSITORY
@@ -127,7 +128,11 @@ def test_a_host_that_joined_has_a_writers_rights_alone(hosts: Network, fleet: Pa
     assert grade.returncode == 2
     assert "joined with the writer's rights alone" in grade.stderr
     asked = "SELECT answer FROM reference_answers"
-    sql = hosts.run(3, SPECTHINK, "sql", asked, env=environment_of(fleet, 3))
+    here = environment_of(fleet, 3)
+    joined = find_joined(Path(here["SPECTHINK_STATE_DIR"]))
+    assert joined is not None
+    address = {"SPECTHINK_DATABASE_URL": joined.database_url.get_secret_value()}
+    sql = hosts.run(3, SPECTHINK, "sql", asked, env=here | address)
     assert sql.returncode != 0
     assert "permission denied for table reference_answers" in sql.stderr
     up = hosts.run(3, SPECTHINK, "up", env=environment_of(fleet, 3))
