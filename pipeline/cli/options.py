@@ -20,6 +20,26 @@ StateDir = Annotated[
         "--state-dir", help="Folder of the embedded servers.", show_default="SPECTHINK_STATE_DIR, else your data folder"
     ),
 ]
+
+EngineArg = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="An argument of vLLM's EngineArgs, e.g. quantization=fp8. Repeatable."),
+]
+
+Accelerate = Annotated[
+    str | None,
+    typer.Option(
+        metavar="METHOD[:MODEL]",
+        help="Draft tokens for the model to check: ngram, suffix, eagle3:MODEL or draft:MODEL.",
+        show_default="off",
+    ),
+]
+DraftTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=64, help="Most tokens of one draft.", show_default="ngram and draft 4, eagle3 3, suffix 16"
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 JobId = Annotated[int, typer.Argument(metavar="JOB", help="The number that submit printed.", min=1)]
 Wait = Annotated[
