@@ -40,7 +40,7 @@ from pipeline.db import job_control as control
 from pipeline.db import upkeep_statements as upkeep
 from pipeline.db.session import transaction
 from pipeline.problems import load_problem_set
-from pipeline.results.reports import Job
+from pipeline.results.jobs import Job
 from pipeline.samples import WRITING_ROLES, ModelRole
 
 SAMPLES = 1_000_000

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from pipeline.policies.requests import Answered, Ask, Finish, Generate, Insert, Take, Trigger, Written
     from pipeline.policies.specs import PolicySpec
     from pipeline.problems import ColumnNames, Problem, ProblemSet, load_problem_set
-    from pipeline.results.reports import Job, JobChange, JobProgress, JobStats, JobSummary, Result, SampleReport
+    from pipeline.results.jobs import Job, JobChange
+    from pipeline.results.reports import JobProgress, JobStats, JobSummary
+    from pipeline.results.samples import Result, SampleReport
     from pipeline.samples import Author, FinishReason, ModelRole, Piece, SampleState, SegmentFinish
     from pipeline.settings import Settings, load_settings
     from pipeline.signals import Signal

@@ -46,7 +46,7 @@ from pipeline.judging.submitting import (
 )
 from pipeline.problems import Problem, ProblemSet
 from pipeline.reader import JobRef, Reader, job_id_of
-from pipeline.results.reports import Job, JobChange
+from pipeline.results.jobs import Job, JobChange
 from pipeline.samples import ErrorClass
 from pipeline.submit_options import SubmitOptions, shows_options
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pyarrow
 
     from pipeline.db.readonly_query import Table
-    from pipeline.results.reports import Result
+    from pipeline.results.samples import Result
 
 _SHOWN_ROWS = 10
 _SHOWN_CHARS = 200

@@ -24,19 +24,11 @@ from pipeline.db.revision import require_current
 from pipeline.db.session import open_database, transaction
 from pipeline.errors import DamagedRow, NotComparable, PipelineError
 from pipeline.interop.extras import extra_of
+from pipeline.results.jobs import Job
 from pipeline.results.notebook import ShownJob
 from pipeline.results.replay import Replay, replay
-from pipeline.results.reports import (
-    Comparison,
-    Job,
-    JobErrors,
-    JobProgress,
-    JobStats,
-    JobSummary,
-    ProblemScore,
-    Result,
-    SampleReport,
-)
+from pipeline.results.reports import Comparison, JobErrors, JobProgress, JobStats, JobSummary, ProblemScore
+from pipeline.results.samples import Result, SampleReport
 from pipeline.results.unreadable import Unreadable
 from pipeline.samples import ModelRole
 from pipeline.settings import Settings, load_settings

@@ -19,7 +19,7 @@ from pipeline.jobs.submission import ModelChoice
 from pipeline.policies.exits import AnyExitSpec
 from pipeline.policies.guards import LoopGuard
 from pipeline.problems import ColumnNames
-from pipeline.results.reports import Job
+from pipeline.results.jobs import Job
 from pipeline.samples import CutSamples
 
 

@@ -21,7 +21,7 @@ from pipeline.texts import visible
 if TYPE_CHECKING:
     from pipeline.client import Client
     from pipeline.local import LocalStack
-    from pipeline.results.reports import Job
+    from pipeline.results.jobs import Job
 
 PANEL = "Running it"
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from pipeline.client import Client
     from pipeline.jobs.few_shot import FewShotFile
     from pipeline.problems import ColumnNames
-    from pipeline.results.reports import Job, JobProgress
+    from pipeline.results.jobs import Job
+    from pipeline.results.reports import JobProgress
 
 PANEL = "Jobs"
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from pipeline.db.unused import UnusedLives, UnusedSet
-    from pipeline.results.reports import StoredEvents, StoredJob
+    from pipeline.results.jobs import StoredEvents, StoredJob
 
 PANEL = "Jobs"
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from pipeline.results.reports import Comparison, JobCost, JobSummary, Result, SampleReport
+    from pipeline.results.reports import Comparison, JobCost, JobSummary
+    from pipeline.results.samples import Result, SampleReport
 
 WIDE = 2000
 """Columns of output that is no terminal: nothing is wrapped or cut."""

@@ -16,7 +16,7 @@ from pipeline.experiments.submitting import differences
 from pipeline.jobs.readiness import ReadyJob
 from pipeline.jobs.references import StoredSet
 from pipeline.jobs.submission import SourceJob
-from pipeline.results.reports import Job
+from pipeline.results.jobs import Job
 
 # A row and no advisory lock: every login can take those, and holds them for as long as it likes.
 _LOCK = text("""

@@ -11,7 +11,7 @@ from pipeline.errors import ConfigurationError, JobError
 from pipeline.jobs.exit_matching import CONTROLS, matched_exit
 from pipeline.jobs.matching import DelegatedWriting, matched_values
 from pipeline.jobs.submission import Submission
-from pipeline.results.reports import Job
+from pipeline.results.jobs import Job
 
 RANDOM = "random"
 

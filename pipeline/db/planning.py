@@ -12,7 +12,7 @@ from pipeline.db.report_queries import get_job
 from pipeline.db.states import COMPLETE
 from pipeline.planning.measured import MeasuredJob, MeasuredRequest, MeasuredWorker
 from pipeline.planning.pools import Piece, Trajectory
-from pipeline.results.reports import Job
+from pipeline.results.jobs import Job
 from pipeline.samples import ModelRole
 
 MAX_TRAJECTORIES = 2000

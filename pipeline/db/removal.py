@@ -11,7 +11,7 @@ from pipeline.db.tables import METADATA
 from pipeline.db.tables.gateway import ENDED
 from pipeline.errors import JobError, NotFound
 from pipeline.jobs.config import FINAL_JOB_STATES
-from pipeline.results.reports import StoredEvents, StoredJob
+from pipeline.results.jobs import StoredEvents, StoredJob
 
 _OF_SAMPLES = ("signals", "steps", "grades", "asides", "segment_parts", "segments", "judged_samples")
 _OF_JOBS = (

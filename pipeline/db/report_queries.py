@@ -16,6 +16,7 @@ from pipeline.jobs.config import JobConfig, JobState
 from pipeline.problems.sets import Problem
 from pipeline.results.comparison import compare
 from pipeline.results.intervals import Interval, cluster_bootstrap
+from pipeline.results.jobs import Job
 from pipeline.results.reports import (
     AsideSummary,
     BudgetPoint,
@@ -23,7 +24,6 @@ from pipeline.results.reports import (
     Delegation,
     DelegationTenth,
     EngineTimeAlone,
-    Job,
     JobCost,
     JobErrors,
     JobProgress,
@@ -33,15 +33,12 @@ from pipeline.results.reports import (
     MajAtK,
     PassAtK,
     ProblemScore,
-    Result,
-    SampleReport,
-    SegmentReport,
-    StepReport,
     StepSummary,
     TakeoverFlow,
     TokenLengths,
     Truncation,
 )
+from pipeline.results.samples import Result, SampleReport, SegmentReport, StepReport
 from pipeline.results.unreadable import Unreadable
 from pipeline.samples import Author, FinishReason, SampleState
 from pipeline.workforce import WorkerReport

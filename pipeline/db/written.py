@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 
 from pipeline.db import report_queries
 from pipeline.db.readable import read_choice
-from pipeline.results.reports import Result, StepReport
+from pipeline.results.samples import Result, StepReport
 from pipeline.results.written import PieceKind, WrittenJob, WrittenPiece, WrittenSample
 from pipeline.samples import Author
 

@@ -9,7 +9,7 @@ from typing import assert_never
 from pipeline.experiments.results import ExperimentJob
 from pipeline.jobs.exit_matching import CONTROLS
 from pipeline.jobs.submission import SourceJob, Submission, bare_label
-from pipeline.results.reports import Job
+from pipeline.results.jobs import Job
 
 RANDOM = "random"
 """The policy."""

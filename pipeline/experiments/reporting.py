@@ -18,7 +18,8 @@ from pipeline.experiments.results import (
 )
 from pipeline.jobs.submission import bare_label
 from pipeline.results.intervals import Interval
-from pipeline.results.reports import BudgetPoint, Job, JobCost, JobSummary
+from pipeline.results.jobs import Job
+from pipeline.results.reports import BudgetPoint, JobCost, JobSummary
 
 SMALL_ALONE, LARGE_ALONE, RANDOM = "small-only", "large-only", "random"
 

@@ -27,7 +27,7 @@ from inspect_ai.model import (
 )
 from inspect_ai.scorer import Score
 
-from pipeline.results.reports import Result
+from pipeline.results.samples import Result
 from pipeline.results.written import PieceKind, WrittenJob, WrittenPiece, WrittenSample
 from pipeline.samples import Author, FinishReason, ModelRole, SegmentFinish
 

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from pipeline.errors import ConfigurationError
-from pipeline.results.reports import Result
+from pipeline.results.samples import Result
 from pipeline.results.written import WrittenJob
 
 METRIC = "exact_match"

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:  # the command line reads this before it knows whether it has anything to say
-    from pipeline.results.reports import Job, JobCost, JobProgress, JobSummary
+    from pipeline.results.jobs import Job
+    from pipeline.results.reports import JobCost, JobProgress, JobSummary
 
 _Marked = TypeVar("_Marked", "JobProgress", "JobSummary")
 

@@ -17,7 +17,7 @@ import orjson
 if TYPE_CHECKING:
     import pyarrow
 
-    from pipeline.results.reports import Result
+    from pipeline.results.samples import Result
 
 _BATCH = 500
 _FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")
@@ -48,7 +48,8 @@ def _write_jsonl(results: Iterable[Result], output: BinaryIO) -> int:
 
 
 def _write_csv(results: Iterable[Result], output: BinaryIO) -> int:
-    from pipeline.results.reports import Result, plain
+    from pipeline.results.reports import plain
+    from pipeline.results.samples import Result
 
     lines = io.TextIOWrapper(output, encoding="utf-8", newline="", write_through=True)
     writer = csv.writer(lines)
@@ -121,7 +122,7 @@ def result_schema() -> pyarrow.Schema:
     """The typed columns, from the types of Result's fields."""
     import pyarrow
 
-    from pipeline.results.reports import Result
+    from pipeline.results.samples import Result
 
     by_type = {int: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string()}
     columns = []

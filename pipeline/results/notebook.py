@@ -8,7 +8,8 @@ from html import escape
 from typing import TypeAlias
 
 from pipeline.errors import PipelineError
-from pipeline.results.reports import Job, JobProgress, JobSummary
+from pipeline.results.jobs import Job
+from pipeline.results.reports import JobProgress, JobSummary
 
 ReadJob: TypeAlias = Callable[[int], tuple[JobProgress, JobSummary]]
 

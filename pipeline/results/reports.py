@@ -1,98 +1,16 @@
-"""Result types of all read queries: jobs, progress, statistics, results, one sample in full."""
+"""Result types of the read queries about jobs: progress and statistics; most have the columns of a view."""
 
 from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from pipeline.errors import DamagedRow
-from pipeline.jobs.config import FINAL_JOB_STATES, JobConfig, JobState
+from pipeline.jobs.config import FINAL_JOB_STATES, JobState
 from pipeline.results.intervals import Interval
-from pipeline.samples import Author, FinishReason, SampleState
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """A job as it was submitted, and its state when it was read."""
-
-    id: int
-    name: str
-    state: JobState
-    policy: str
-    small_model: str | None
-    large_model: str | None
-    judge_model: str | None
-    problem_set: str
-    problem_set_id: int
-    num_problems: int
-    num_samples: int
-    """Per problem."""
-    stored_config: JobConfig | None
-    """None where it cannot be read; ``config`` says why."""
-    versions: dict[str, Any]
-    """Of the packages of the client that submitted it."""
-    submitted_at: dt.datetime
-    first_claimed_at: dt.datetime | None
-    finished_at: dt.datetime | None
-    priority: int = 0
-    """Jobs with a higher one are admitted first."""
-    cloned_from: int | None = None
-    """The job whose problems and configuration it took."""
-    unreadable: str | None = None
-    """What of its row cannot be read, and why; None where all of it can."""
-
-    @property
-    def config(self) -> JobConfig:
-        """Raises DamagedRow where it cannot be read."""
-        if self.stored_config is None:
-            raise DamagedRow(f"job {self.id} is unreadable: {self.unreadable}")
-        return self.stored_config
-
-    @property
-    def is_final(self) -> bool:
-        return self.state in FINAL_JOB_STATES
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobChange:
-    """What a command did to a job.
-
-    state: of the job afterwards. is_new: False where the job was as it should be before, and nothing was changed.
-    num_samples: how many samples it concerns: those still open when the job was cancelled, those being written when
-        it was paused, those that go on at once when it is resumed, those that are tried again.
-    """
-
-    job_id: int
-    state: JobState
-    is_new: bool
-    num_samples: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredJob:
-    """What a job takes in the database. num_bytes: of its rows, without indexes."""
-
-    job_id: int
-    name: str
-    state: str
-    finished_at: dt.datetime | None
-    num_samples: int
-    num_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredEvents:
-    """What the events of a job's samples take in the database, without indexes."""
-
-    job_id: int
-    name: str
-    state: str
-    finished_at: dt.datetime | None
-    num_rows: int
-    num_bytes: int
+from pipeline.samples import Author
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -517,103 +435,6 @@ class JobStats:
     errors: tuple[JobErrors, ...]
     engine_time_alone: tuple[EngineTimeAlone, ...] = ()
     """By role, where other jobs ran meanwhile."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """One sample with its text.
-
-    problem: the problem's id in the submitted file. output: the kept text so far, complete in the states finished and
-    graded. score: None is unscored, which is not wrong. rendered_prompt: what the job's prompt template makes of the
-    problem, before the model's chat template; None where the template is not installed here. reference, also_accepted:
-    the right answers, grade_detail: why the newest grade is what it is, and metadata: all other columns of the file;
-    None, none, None, and what the prompt shows where the login may not read the rest. unreadable: what of its row
-    cannot be read, and why; None where all of it can.
-    """
-
-    job_id: int
-    sample_id: int
-    problem: str
-    sample_index: int
-    state: SampleState
-    prompt: str
-    output: str
-    predicted_answer: str | None
-    score: float | None
-    finish_reason: FinishReason | None
-    output_tokens: int
-    tokens_small: int
-    tokens_large: int
-    tokens_inserted: int
-    discarded_small: int
-    discarded_large: int
-    num_takeovers: int
-    num_segments: int
-    subject: str | None
-    level: str | None
-    error_class: str | None
-    error: str | None
-    finished_at: dt.datetime | None
-    policy: str = ""
-    small_model: str | None = None
-    large_model: str | None = None
-    judge_model: str | None = None
-    seed: int | None = None
-    rendered_prompt: str | None = None
-    reference: str | None = None
-    also_accepted: tuple[str, ...] = ()
-    grade_detail: str | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)
-    unreadable: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SegmentReport:
-    """A stored segment; see the comments on the columns of segments."""
-
-    segment_index: int
-    author: Author
-    trigger: str
-    cue: str
-    takes_over: bool
-    text: str
-    discarded_text: str
-    tokens: int
-    tokens_discarded: int
-    tokens_generated: int
-    prompt_tokens: int
-    cached_tokens: int
-    finish: str | None
-    wait_seconds: float | None
-    queue_seconds: float | None
-    first_token_seconds: float | None
-    write_seconds: float | None
-    worker_id: int
-    model: str
-    committed_at: dt.datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepReport:
-    """A stored reasoning step; see the comments on the columns of steps."""
-
-    step_index: int
-    author: Author
-    text: str
-    tokens_small: int
-    tokens_large: int
-    tokens_inserted: int
-    sentence_class: str
-    trigger: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampleReport:
-    """One sample with every piece of writing and, once its text is complete, every step."""
-
-    result: Result
-    segments: tuple[SegmentReport, ...]
-    steps: tuple[StepReport, ...]
 
 
 def plain(report: Any) -> dict[str, Any]:

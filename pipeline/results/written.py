@@ -9,7 +9,9 @@ from enum import StrEnum
 from typing import Any
 
 from pipeline.grading.extract import answer_part, is_thinking
-from pipeline.results.reports import Job, JobSummary, PassAtK, ProblemScore, Result, StepReport
+from pipeline.results.jobs import Job
+from pipeline.results.reports import JobSummary, PassAtK, ProblemScore
+from pipeline.results.samples import Result, StepReport
 from pipeline.samples import Author
 
 

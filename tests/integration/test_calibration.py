@@ -19,7 +19,7 @@ from pipeline.cli import main
 from pipeline.embedded import Connections
 from pipeline.errors import ConfigurationError, JobError, NotFound
 from pipeline.jobs.config import CalibratedFrom
-from pipeline.results.reports import Job
+from pipeline.results.jobs import Job
 from tests.integration.scripted_pair import Pair, problem_set, scripted_pair
 
 pytestmark = pytest.mark.integration

@@ -32,7 +32,7 @@ from pipeline.jobs.config import JobState
 from pipeline.jobs.submission import Submission
 from pipeline.logins import DatabaseRole
 from pipeline.problems import content_sha256
-from pipeline.results.reports import JobChange
+from pipeline.results.jobs import JobChange
 from pipeline.samples import Author, ModelRole, SampleState
 from pipeline.settings import PriceSettings
 from tests.integration.rows import (

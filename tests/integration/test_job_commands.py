@@ -13,7 +13,7 @@ from sqlalchemy import text
 from pipeline.db.invariants import check_job, snapshot
 from pipeline.db.session import transaction
 from pipeline.jobs.config import JobState
-from pipeline.results.reports import Job
+from pipeline.results.jobs import Job
 from pipeline.samples import ModelRole
 from tests.chaos.harness import Harness
 from tests.chaos.models import MODELS

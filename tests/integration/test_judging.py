@@ -19,7 +19,7 @@ from pipeline.db.verdicts import uncarried_judges
 from pipeline.embedded import EMBEDDED_LOGINS, Connections
 from pipeline.errors import ConfigurationError, JobError
 from pipeline.logins import DatabaseRole
-from pipeline.results.reports import Job
+from pipeline.results.jobs import Job
 from tests.integration.rows import (
     add_engine,
     add_job,

@@ -33,7 +33,7 @@ from pipeline.embedded import Connections, stop
 from pipeline.embedded.folder import StateFolder
 from pipeline.jobs import readiness
 from pipeline.local import LocalStack, start_local
-from pipeline.results.reports import Job
+from pipeline.results.jobs import Job
 from pipeline.settings import Settings
 
 pytestmark = pytest.mark.timeout(600)

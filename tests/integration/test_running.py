@@ -23,7 +23,7 @@ from pipeline.embedded import Connections, stop
 from pipeline.jobs.config import JobState
 from pipeline.local import LocalStack, start_local
 from pipeline.problems import load_problem_set
-from pipeline.results.reports import Job
+from pipeline.results.jobs import Job
 from pipeline.settings import Settings
 
 pytestmark = pytest.mark.timeout(600)

@@ -16,7 +16,7 @@ from pipeline.embedded import Connections
 from pipeline.errors import BadProblem, ConfigurationError, NotFound, PipelineError, ProblemSetError
 from pipeline.jobs.submission import Submission
 from pipeline.problems import content_sha256
-from pipeline.results.reports import Job
+from pipeline.results.jobs import Job
 from tests.integration.rows import every
 
 pytestmark = pytest.mark.integration

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from pipeline.results.exports import ExportFormat, write_results
 
 if TYPE_CHECKING:
-    from pipeline.results.reports import Result
+    from pipeline.results.samples import Result
 
 _PIECE = 2**16
 

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import orjson
 
+from pipeline.results.jobs import Job
 from pipeline.results.page import charts
 from pipeline.results.page.reading import read_steps, verdict
 from pipeline.results.page.templates import page_environment
-from pipeline.results.reports import Comparison, Job, JobStats, SampleReport
+from pipeline.results.reports import Comparison, JobStats
+from pipeline.results.samples import SampleReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

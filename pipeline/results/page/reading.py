@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.results.reports import Result, SampleReport
+from pipeline.results.samples import Result, SampleReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

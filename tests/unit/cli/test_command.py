@@ -25,7 +25,8 @@ from pipeline.cli.jobs import follow
 from pipeline.cli.live import ProgressDisplay
 from pipeline.jobs.config import JobState
 from pipeline.results.pace import Speed
-from pipeline.results.reports import JobProgress, Result, SampleReport, SegmentReport, StepReport
+from pipeline.results.reports import JobProgress
+from pipeline.results.samples import Result, SampleReport, SegmentReport, StepReport
 from pipeline.samples import Author, FinishReason, SampleState
 
 Run = Callable[..., int]

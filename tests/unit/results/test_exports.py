@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from pipeline.results.exports import ExportFormat, csv_text, write_results
-from pipeline.results.reports import Result
+from pipeline.results.samples import Result
 from pipeline.samples import FinishReason, SampleState
 from tests.fuzzing import examples
 

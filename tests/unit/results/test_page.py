@@ -13,6 +13,7 @@ import pytest
 from pipeline.jobs.config import JobConfig, JobState, ModelSpec
 from pipeline.policies import parse_policy
 from pipeline.results.intervals import Interval
+from pipeline.results.jobs import Job
 from pipeline.results.page import PageData, render_page
 from pipeline.results.page.charts import accuracy_against_length
 from pipeline.results.page.reading import Span, read_steps
@@ -20,19 +21,15 @@ from pipeline.results.reports import (
     BudgetPoint,
     Comparison,
     DelegationTenth,
-    Job,
     JobCost,
     JobStats,
     JobSummary,
     LengthBucket,
     PairedTest,
     ProblemChange,
-    Result,
-    SampleReport,
-    SegmentReport,
-    StepReport,
     Truncation,
 )
+from pipeline.results.samples import Result, SampleReport, SegmentReport, StepReport
 from pipeline.samples import Author, FinishReason, SampleState
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
