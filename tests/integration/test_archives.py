@@ -39,7 +39,7 @@ from pipeline.embedded import Connections
 from pipeline.errors import ArchiveError, ConfigurationError, JobError, NotFound
 from pipeline.logins import DatabaseRole
 from pipeline.results.promises import Invariant
-from tests.conftest import TEMPLATE, with_database
+from tests.conftest import TEMPLATE, copy_database, with_database
 from tests.integration.rows import (
     add_aside,
     add_engine,
@@ -74,7 +74,7 @@ def copy_of(connections: Connections, template: str) -> Iterator[Engine]:
     name = f"test_{uuid.uuid4().hex[:12]}"
     owner = open_database(connections.database_url)
     with owner.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
+        copy_database(connection, template, name)
     db_engine = open_database(with_database(connections.database_url, name))
     yield db_engine
     db_engine.dispose()
@@ -92,7 +92,7 @@ _ROWS = text("""
 def source(servers: Connections) -> Iterator[Source]:
     owner = open_database(servers.database_url)
     with owner.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text(f"CREATE DATABASE {SOURCE} TEMPLATE {TEMPLATE}"))
+        copy_database(connection, TEMPLATE, SOURCE)
     db_engine = open_database(with_database(servers.database_url, SOURCE))
     jobs = fill(db_engine)
     with transaction(db_engine) as connection:

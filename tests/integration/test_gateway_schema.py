@@ -20,7 +20,7 @@ from sqlalchemy import text
 
 from pipeline.db.session import open_database
 from pipeline.embedded import Connections
-from tests.conftest import TEMPLATE, with_database
+from tests.conftest import TEMPLATE, copy_database, with_database
 from tests.integration.gateway_world import serving
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -37,7 +37,7 @@ def document(servers: Connections) -> Iterator[Any]:
     name = f"schema_{uuid.uuid4().hex[:8]}"
     owner = open_database(servers.database_url)
     with owner.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}"))
+        copy_database(connection, TEMPLATE, name)
     urls = {role: with_database(url, name) for role, url in servers.role_urls.items()}
     own = Connections(with_database(servers.database_url, name), servers.redis_url, None, urls)
     db_engine = open_database(own.database_url)
