@@ -30,7 +30,7 @@ from bench.scripts import problem_set
 from bench.stack import JOB_TIMEOUT_S, MODELS, Stack, running_stack
 from bench.usage import cpu_seconds
 from pipeline.db.session import transaction
-from pipeline.samples import WRITING_ROLES, ModelRole
+from pipeline.samples import WRITING_ROLES
 
 TAKEOVERS = 20
 """Per sample."""
@@ -164,7 +164,7 @@ class _Found:
 def _find(folder: Path, *, samples: int, repeats: int, jobs: int, in_flight: int) -> _Found:
     files = [folder / role.value for role in WRITING_ROLES]
     with running_stack() as stack:
-        for role, file in zip(ModelRole, files, strict=True):
+        for role, file in zip(WRITING_ROLES, files, strict=True):
             variables = environment(f"takeovers:{TAKEOVERS}", max_in_flight=in_flight, profile=file)
             stack.start_programs([program(role.value, role, variables)])
         _measure(stack, 40)  # what is done once only: caches, connections, prepared statements
