@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -26,7 +27,7 @@ _SpecT = TypeVar("_SpecT", bound=DraftedSpec)
 
 
 @dataclass
-class DraftingLoop(Generic[_SpecT]):
+class DraftingLoop(ABC, Generic[_SpecT]):
     """Of a policy ``begin`` and ``review``, and what is done once large has written.
 
     is_closed: small passes a place where large had nothing to say, and is not judged.
@@ -46,13 +47,13 @@ class DraftingLoop(Generic[_SpecT]):
     def is_thinking(self, more: list[str] | None = None) -> bool:
         return not self.think_end or self.think_end not in "".join([*self.story.texts, *(more or [])])
 
+    @abstractmethod
     def begin(self) -> None:
         """What is written before the first draft."""
-        raise NotImplementedError
 
+    @abstractmethod
     def review(self, texts: list[str], ends: list[int]) -> int | None:
         """The first step of a draft that does not stay."""
-        raise NotImplementedError
 
     def large_has_written(self, texts: list[str], trigger: str) -> None:
         """After a step of large's, where the text goes on."""

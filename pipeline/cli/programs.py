@@ -76,52 +76,33 @@ ServerModel = Annotated[
 ]
 
 
-@worker.command()
-def small(
-    context: typer.Context,
-    model: Model = None,
-    file: PoolFile = None,
-    name_served: NameServed = None,
-    revision: Revision = None,
-    max_in_flight: MaxInFlight = None,
-    device_share: DeviceShare = None,
-    engine_process: EngineProcess = None,
-    engine_arg: EngineArg = None,
-    server: Server = None,
-    server_model: ServerModel = None,
-    accelerate: Accelerate = None,
-    draft_tokens: DraftTokens = None,
-    state_dir: StateDir = None,
-) -> None:
-    """Draft with a small model."""
-    drafts = accelerate, draft_tokens
-    engine = EngineOptions(device_share, engine_process, engine_arg, server, server_model, *drafts)
-    options = WriterOptions(name_served, revision, max_in_flight, engine)
-    _become_writer(context, "small", model, file, options, state_dir)
+def _add_writer(role: str, told: str) -> None:
+    """The command of a role that writes. told: what it does."""
+
+    @worker.command(role, help=told)
+    def write(
+        context: typer.Context,
+        model: Model = None,
+        file: PoolFile = None,
+        name_served: NameServed = None,
+        revision: Revision = None,
+        max_in_flight: MaxInFlight = None,
+        device_share: DeviceShare = None,
+        engine_process: EngineProcess = None,
+        engine_arg: EngineArg = None,
+        server: Server = None,
+        server_model: ServerModel = None,
+        accelerate: Accelerate = None,
+        draft_tokens: DraftTokens = None,
+        state_dir: StateDir = None,
+    ) -> None:
+        engine = EngineOptions(device_share, engine_process, engine_arg, server, server_model, accelerate, draft_tokens)
+        options = WriterOptions(name_served, revision, max_in_flight, engine)
+        _become_writer(context, role, model, file, options, state_dir)
 
 
-@worker.command()
-def large(
-    context: typer.Context,
-    model: Model = None,
-    file: PoolFile = None,
-    name_served: NameServed = None,
-    revision: Revision = None,
-    max_in_flight: MaxInFlight = None,
-    device_share: DeviceShare = None,
-    engine_process: EngineProcess = None,
-    engine_arg: EngineArg = None,
-    server: Server = None,
-    server_model: ServerModel = None,
-    accelerate: Accelerate = None,
-    draft_tokens: DraftTokens = None,
-    state_dir: StateDir = None,
-) -> None:
-    """Take over with a large model."""
-    drafts = accelerate, draft_tokens
-    engine = EngineOptions(device_share, engine_process, engine_arg, server, server_model, *drafts)
-    options = WriterOptions(name_served, revision, max_in_flight, engine)
-    _become_writer(context, "large", model, file, options, state_dir)
+_add_writer("small", "Draft with a small model.")
+_add_writer("large", "Take over with a large model.")
 
 
 @worker.command()
