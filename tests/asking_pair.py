@@ -229,7 +229,12 @@ def whole(texts: Sequence[str]) -> list[str]:
 
 
 def answer(pair: Pair, story: Story, role: ModelRole, room: int) -> None:
-    """What one model writes to the end."""
+    """What one model writes to the end of a text that has none yet. room: tokens that are left for it."""
+    if story.reason is not None:
+        return
+    if room < 1:
+        story.reason = FinishReason.LENGTH
+        return
     texts: list[str] = []
     trigger = "answer" if role is LARGE else "resume"
     can = pair.room(role, story.texts, room)

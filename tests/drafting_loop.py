@@ -60,16 +60,9 @@ class DraftingLoop(ABC, Generic[_SpecT]):
 
     def run(self) -> Story:
         self.begin()
-        while self.story.reason is None and self.is_thinking():
-            if self.room < 1:
-                self.story.reason = FinishReason.LENGTH
-            else:
-                self.draft_and_review()
-        if self.story.reason is None:
-            if self.room < 1:
-                self.story.reason = FinishReason.LENGTH
-            else:
-                answer(self.pair, self.story, self.spec.answer_role, self.room)
+        while self.story.reason is None and self.is_thinking() and self.room >= 1:
+            self.draft_and_review()
+        answer(self.pair, self.story, self.spec.answer_role, self.room)
         return self.story
 
     def stream(self, role: ModelRole, limit: int, num_steps: int) -> tuple[list[str], list[int], FinishReason | None]:

@@ -348,16 +348,9 @@ class Loop:
         return text.split(self.think_end)[0] if self.think_end else text
 
     def run(self) -> Story:
-        while self.story.reason is None and self.is_thinking():
-            if self.room < 1:
-                self.story.reason = FinishReason.LENGTH
-            else:
-                self.write_token()
-        if self.story.reason is None:
-            if self.room < 1:
-                self.story.reason = FinishReason.LENGTH
-            else:
-                answer(self.pair, self.story, self.spec.answer_role, self.room)
+        while self.story.reason is None and self.is_thinking() and self.room >= 1:
+            self.write_token()
+        answer(self.pair, self.story, self.spec.answer_role, self.room)
         return self.story
 
     def write_token(self) -> None:
