@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from bench.paced_engine import PacedEngine
@@ -26,6 +26,7 @@ from pipeline.planning.pools import EngineRates
 from pipeline.samples import ModelRole
 from pipeline.settings import load_settings
 from pipeline.workforce import WorkerKind
+from workers.engine.base import EngineInfo
 from workers.engine.scripted import ScriptedEngine
 from workers.engine.threaded import Ended
 from workers.processes.base import open_base
@@ -37,6 +38,11 @@ _NO_BLOCKS = 1_000_000
 
 class InstantEngine(ScriptedEngine):
     """Writes the whole of each request in one step."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """As a device of its own that takes no time."""
+        return replace(super().info, has_own_device=True)
 
     def _step(self) -> list[Ended]:
         ended: list[Ended] = []

@@ -89,8 +89,12 @@ class ThinkTagTranslator:
         start = f"{self._chat.think_start}\n" if self._opens else ""
         token_ids = self._chat.encode_output(start) if start else []
         before: list[Segment] = []
-        runs = groupby(segments, lambda segment: self._takes_ids(segment, is_own=segment.author is own))
-        for index, (as_ids, run) in enumerate(runs):
+        vocabulary, takes_others = self._chat.vocabulary_sha256, not (self._translates or self._is_opened)
+
+        def takes_ids(segment: Segment) -> bool:
+            return segment.vocabulary_sha256 == vocabulary and (takes_others or segment.author is own)
+
+        for index, (as_ids, run) in enumerate(groupby(segments, takes_ids)):
             written = list(run)
             if as_ids:
                 token_ids += chain.from_iterable([segment.kept_ids for segment in written])
@@ -124,11 +128,6 @@ class ThinkTagTranslator:
         if not self._translates:
             return piece
         return Piece(token_ids=piece.token_ids, texts=tuple(map(self.to_job, piece.texts)))
-
-    def _takes_ids(self, segment: Segment, *, is_own: bool) -> bool:
-        if segment.vocabulary_sha256 != self._chat.vocabulary_sha256:
-            return False
-        return is_own or not (self._translates or self._is_opened)
 
     def _from_job(self, text: str, *, is_start: bool) -> str:
         text = self.from_job(text)

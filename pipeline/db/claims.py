@@ -69,12 +69,15 @@ _FITS = " OR ".join(
     f"w.kind = {role.value!r} AND j.{role.value}_model = w.model AND {why_not_served(role, engine='w')} IS NULL"
     for role in ModelRole
 )
+# A claim does not wait for the disk: a server that dies in the next moment has lost it alone, as after a restore to an
+# earlier moment, and what its worker writes is refused.
 # The job is looked at once, not for each of its samples: its configuration may be long. It is found by its id, since
 # thousands of others may run; and its samples by theirs, never by their job's (+ 0), since it may have a million.
 _CLAIM = text(f"""
     WITH message AS (SELECT * FROM unnest(CAST(:ids AS bigint[]), CAST(:epochs AS integer[])) AS m(id, epoch)),
     me AS MATERIALIZED (
-        SELECT w.kind, w.model, e.model_fingerprint, e.weights_sha256, e.revision
+        SELECT w.kind, w.model, e.model_fingerprint, e.weights_sha256, e.revision,
+               set_config('synchronous_commit', 'off', true) AS waits_for_the_disk
         FROM workers w LEFT JOIN engines e ON e.id = w.engine_id
         WHERE w.id = :worker AND w.ended_at IS NULL AND w.expires_at > clock_timestamp() FOR SHARE OF w
     ),
@@ -148,7 +151,7 @@ def claim_samples(
             "writing": WRITING_STATE[role].value,
         },
     ).mappings()
-    claimed = [dict(row) for row in rows]
+    claimed = [dict(row) for row in rows.all()]  # at once: one by one costs more than what is read
     if not claimed:
         return []
     parts = {row["sample_id"]: row["num_segments"] for row in claimed if row.pop("part_tokens")}

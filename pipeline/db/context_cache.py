@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ from pipeline.segments import (
 _Stored = TypeVar("_Stored", ContextSegment, StoredAside)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # without slots: what is counted is counted once
 class Context:
     """Everything that is stored of what a sample's models wrote, each kind in order."""
 
@@ -35,10 +36,10 @@ class Context:
     fault: str | None = None
     """Why it cannot be read; it is empty then."""
 
-    @property
+    @cached_property
     def num_kept(self) -> int:
         """Tokens of its text."""
-        return sum([len(segment.token_ids) for segment in self.segments])  # a list: it is counted at each claim
+        return sum([len(segment.token_ids) for segment in self.segments])
 
     @property
     def num_tokens(self) -> int:
@@ -176,7 +177,7 @@ def _load_segments(
     """starts: sample id → the first segment_index of interest. faults: takes the samples that cannot be read."""
     if not starts:
         return {}
-    rows = connection.execute(_LOAD_SEGMENTS, {"ids": list(starts), "starts": list(starts.values())})
+    rows = connection.execute(_LOAD_SEGMENTS, {"ids": list(starts), "starts": list(starts.values())}).all()
     return _make(rows, _context_segment, faults)
 
 
@@ -186,7 +187,7 @@ def _load_asides(
     """As ``_load_segments``, by aside_index."""
     if not starts:
         return {}
-    rows = connection.execute(_LOAD_ASIDES, {"ids": list(starts), "starts": list(starts.values())})
+    rows = connection.execute(_LOAD_ASIDES, {"ids": list(starts), "starts": list(starts.values())}).all()
     return _make(rows, stored_aside, faults)
 
 

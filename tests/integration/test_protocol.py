@@ -244,6 +244,22 @@ def test_second_delivery_of_a_message_claims_nothing(connection: Connection) -> 
     assert claim(connection, other, epochs) == []
 
 
+def test_claim_alone_does_not_wait_for_the_disk(db_engine: Engine) -> None:
+    def waits(connection: Connection) -> str:
+        return str(connection.execute(text("SHOW synchronous_commit")).scalar_one())
+
+    with transaction(db_engine) as connection:
+        make_job(connection)
+        worker = make_worker(connection)
+        epochs = admit_all(connection)
+        assert waits(connection) == "on"
+    with transaction(db_engine) as connection:
+        assert len(claim(connection, worker, epochs)) == 2
+        assert waits(connection) == "off"
+    with transaction(db_engine) as connection:
+        assert waits(connection) == "on", "what comes next on the same connection waits"
+
+
 def test_message_of_another_epoch_claims_nothing(connection: Connection) -> None:
     make_job(connection)
     worker = make_worker(connection)

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, text
 
 from pipeline.db.leadership import lead
-from pipeline.db.session import open_database, session, transaction
+from pipeline.db.session import TRUSTED_S, open_database, session, transaction
 from pipeline.embedded import Connections
 from pipeline.errors import ServiceUnavailable
 from tests.chaos.proxy import Proxy, target_of, through
@@ -58,8 +58,19 @@ def test_connection_that_died_in_the_pool_costs_its_time_and_no_error(deadline_e
     with transaction(deadline_engine) as connection:
         connection.execute(text("SELECT 1"))
     assert proxy.forget() == 1
+    time.sleep(TRUSTED_S)
     with transaction(deadline_engine) as connection:
         assert connection.execute(text("SELECT 2")).scalar_one() == 2
+
+
+def test_only_a_connection_that_was_idle_is_asked_whether_it_works(deadline_engine: Engine, proxy: Proxy) -> None:
+    with transaction(deadline_engine) as connection:
+        connection.execute(text("SELECT 1"))
+    proxy.forget()
+    with pytest.raises(ServiceUnavailable, match="no answer"), transaction(deadline_engine) as connection:
+        connection.execute(text("SELECT 2"))
+    with transaction(deadline_engine) as connection:
+        assert connection.execute(text("SELECT 3")).scalar_one() == 3
 
 
 def test_locks_of_a_client_that_vanished_in_a_transaction_are_freed(

@@ -60,7 +60,7 @@ COMMIT_BESIDE_ENGINE_EVERY_S = 0.25
 """The same where the engine computes on the worker's cores, which commits then take from it: on two cores a job on the
 demo pair is a third faster than with 0.05 s. Engines with a device of their own would have a tenth less to do by it
 (bench/paced)."""
-FULL_GROUP = 20
+FULL_GROUP = 40
 """Samples that make a commit worth its cost."""
 
 
