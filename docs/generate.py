@@ -90,7 +90,8 @@ def plain(docstring: str) -> str:
 
 SETTINGS_INTRODUCTION = """\
 Each process reads its settings once, from environment variables. `specthink … --help` lists the options that set some
-of them. A wrong value stops the process with the variable's name and what it should be."""
+of them. A wrong value stops the process with the variable's name and what it should be; so does a variable that was
+meant for a setting and has another name."""
 
 
 def settings_page() -> str:

@@ -5,7 +5,10 @@ Every name is the environment variable without its prefix: ``SPECTHINK_STATE_DIR
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -27,6 +30,7 @@ from pipeline.engine_arguments import require_free
 from pipeline.errors import ConfigurationError
 from pipeline.logins import SESSION_SETTINGS, DatabaseRole, Login
 from pipeline.redis_address import RedisAddress
+from pipeline.setting_names import misnamed_variables
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -340,10 +344,13 @@ def _libpq_form(url: str) -> str | None:
     return None
 
 
+_PREFIX, _DELIMITER = "SPECTHINK_", "__"
+
+
 class Settings(BaseSettings):
     """All settings of every process."""
 
-    model_config = SettingsConfigDict(env_prefix="SPECTHINK_", env_nested_delimiter="__", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, env_nested_delimiter=_DELIMITER, frozen=True, extra="ignore")
 
     state_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("specthink")))
     """Where embedded servers keep their data; unused when both URLs are given."""
@@ -388,6 +395,8 @@ class Settings(BaseSettings):
 
 def load_settings(**overrides: object) -> Settings:
     """The settings of this process. Raises ConfigurationError naming the variable and what it should be."""
+    if misnamed := misnamed_variables(os.environ, settings_variables()):
+        raise ConfigurationError("; ".join(misnamed))
     try:
         given: dict[str, Any] = {name: value for name, value in overrides.items() if value is not None}
         return Settings(**given)
@@ -397,3 +406,18 @@ def load_settings(**overrides: object) -> Settings:
             for fault in error.errors()
         )
         raise ConfigurationError("; ".join(lines)) from error
+
+
+@cache
+def settings_variables() -> tuple[str, ...]:
+    """The name of every setting's environment variable."""
+    return tuple(_variables(Settings, _PREFIX))
+
+
+def _variables(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        variable, part = f"{prefix}{name.upper()}", field.annotation
+        if isinstance(part, type) and issubclass(part, _Part):
+            yield from _variables(part, f"{variable}{_DELIMITER}")
+        else:
+            yield variable

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import ConfigurationError
-from pipeline.settings import EngineKind, load_settings
+from pipeline.setting_names import misnamed_variables
+from pipeline.settings import EngineKind, load_settings, settings_variables
 
 
 def test_what_only_one_kind_of_engine_is_told_is_in_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,3 +35,51 @@ def test_wrong_setting_is_named_with_what_it_should_be(
         load_settings()
     assert reason in str(error.value)
     assert variable.removesuffix("__TTL_S") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("SPECTHINK_VLLM__PROCESS", "SPECTHINK_ENGINE__VLLM__PROCESS"),  # a part left out
+        ("SPECTHINK_ENGINES__MAX_IN_FLIGHT", "SPECTHINK_ENGINE__MAX_IN_FLIGHT"),
+        ("SPECTHINK_LEASE_TTL_S", "SPECTHINK_LEASE__TTL_S"),  # one underscore
+        ("SPECTHINK_GATEWAY_PORT", "SPECTHINK_GATEWAY__PORT"),
+        ("SPECTHINK_STATE__DIR", "SPECTHINK_STATE_DIR"),
+        ("SPECTHINK_DATABASE_ULR", "SPECTHINK_DATABASE_URL"),
+        ("specthink_redis_uri", "SPECTHINK_REDIS_URL"),
+        ("SPECTHINK_GPU__COUNT", "unset it"),
+    ],
+)
+def test_variable_that_nobody_would_read_is_refused_with_the_name_that_was_meant(
+    monkeypatch: pytest.MonkeyPatch, variable: str, meant: str
+) -> None:
+    monkeypatch.setenv(variable, "9")
+    with pytest.raises(ConfigurationError, match=f"^{variable}: no such setting; .*{meant}"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("SPECTHINK_GATEWAY_PORT", "tcp://10.0.0.7:8080"),  # Kubernetes, of a service named specthink-gateway
+        ("SPECTHINK_GATEWAY_SERVICE_HOST", "10.0.0.7"),
+        ("SPECTHINK_GATEWAY_PORT_8080_TCP_ADDR", "10.0.0.7"),
+        ("SPECTHINK_BASE_URL", "http://127.0.0.1:8080/v1"),  # of our examples
+        ("SPECTHINK_READER_PASSWORD", "secret"),  # of compose.yaml
+        ("SPECTHINKER_MODE", "x"),
+        ("specthink_log_level", "debug"),
+        ("SPECTHINK_LEASE", '{"ttl_s": 30}'),
+    ],
+)
+def test_variables_of_others_and_of_other_forms_pass(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    load_settings()
+
+
+def test_no_setting_is_taken_for_a_mistake() -> None:
+    known = settings_variables()
+    assert {"SPECTHINK_ENGINE__VLLM__PROCESS", "SPECTHINK_STATE_DIR"} <= set(known)
+    for name in known:
+        assert misnamed_variables({name: "x"}, known) == []
