@@ -141,8 +141,7 @@ BIG = ("samples", "segments", "steps", "events", "problems", "grades")
 
 def plans(job: int, ids: Sequence[int], worker: int) -> list[Plan]:
     """The statements that run again and again while a job runs."""
-    claim = {"ids": list(ids), "epochs": [0] * len(ids), "worker": worker, "job": None, "runnable": "ready",
-             "writing": "drafting"}  # fmt: skip
+    claim = claims._claim_values(worker, ModelRole.SMALL, dict.fromkeys(ids, 0), None)
     key, in_work = frozenset({"pk_samples"}), frozenset({"ix_samples_in_work"})
     age = {"age": TEN_S, "limit": 1000, "longest_delay": upkeep.LONGEST_DELAY}
     whole = {"ids": list(ids), "starts": [0] * len(ids)}

@@ -139,18 +139,7 @@ def claim_samples(
     never pass each other.
     Plan: samples by primary key, at most as many as the message names.
     """
-    rows = connection.execute(
-        _CLAIM,
-        {
-            "ids": list(epochs),
-            "epochs": list(epochs.values()),
-            "worker": worker_id,
-            "role": role.value,
-            "job": job_id,
-            "runnable": RUNNABLE_STATE[role].value,
-            "writing": WRITING_STATE[role].value,
-        },
-    ).mappings()
+    rows = connection.execute(_CLAIM, _claim_values(worker_id, role, epochs, job_id)).mappings()
     claimed = [dict(row) for row in rows.all()]  # at once: one by one costs more than what is read
     if not claimed:
         return []
@@ -164,6 +153,19 @@ def claim_samples(
         _claimed_sample(row, worker_id, contexts.get(row["sample_id"], EMPTY), open_segments.get(row["sample_id"]))
         for row in claimed
     ]
+
+
+def _claim_values(worker_id: int, role: ModelRole, epochs: Mapping[int, int], job_id: int | None) -> dict[str, Any]:
+    """What ``_CLAIM`` names."""
+    return {
+        "ids": list(epochs),
+        "epochs": list(epochs.values()),
+        "worker": worker_id,
+        "role": role.value,
+        "job": job_id,
+        "runnable": RUNNABLE_STATE[role].value,
+        "writing": WRITING_STATE[role].value,
+    }
 
 
 def _claimed_sample(
