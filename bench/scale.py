@@ -143,8 +143,8 @@ BIG = ("samples", "segments", "steps", "events", "problems", "grades")
 
 def plans(job: int, ids: Sequence[int], worker: int) -> list[Plan]:
     """The statements that run again and again while a job runs."""
-    claim = {"ids": list(ids), "epochs": [0] * len(ids), "worker": worker, "job": None, "role": "small", "runnable": "ready",
-             "writing": "drafting"}  # fmt: skip
+    claim = {"ids": list(ids), "epochs": [0] * len(ids), "worker": worker, "job": None, "role": "small",
+             "runnable": "ready", "writing": "drafting"}  # fmt: skip
     key, in_work = frozenset({"pk_samples"}), frozenset({"ix_samples_in_work"})
     age = {"age": TEN_S, "limit": 1000, "longest_delay": upkeep.LONGEST_DELAY}
     whole = {"ids": list(ids), "starts": [0] * len(ids)}
@@ -454,8 +454,8 @@ def main() -> None:
     num_problems = args.samples // NUM_SAMPLES
     report = Report(
         bench="scale",
-        setting={"samples": args.samples, "left": args.left, "problems": num_problems, "segments": args.samples * SEGMENTS,
-                 "repeats": REPEATS, "seed": "none: all lengths follow from ids"},
+        setting={"samples": args.samples, "left": args.left, "problems": num_problems,
+                 "segments": args.samples * SEGMENTS, "repeats": REPEATS, "seed": "none: all lengths follow from ids"},
     )  # fmt: skip
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     try:

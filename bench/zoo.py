@@ -51,8 +51,9 @@ def policy_rows(pilot: int) -> list[PlannedRow]:
 
 
 def exit_rows() -> list[PlannedRow]:
-    """Every exit that asks or reads, around Speculative Thinking, and one around small alone, where it shortens thoughts;
-    on this pair a step is a short line."""
+    """Every exit that asks or reads, around Speculative Thinking; one around small alone, where it shortens thoughts.
+
+    On this pair a step is a short line."""
     around = "speculative-thinking:improved"
     return [
         *plan_rows([around]),
