@@ -1,6 +1,6 @@
 """What a grade costs, by grader: mean, 95th and 99th percentile, in milliseconds of a core.
 
-    python -m bench.grading [--repeats 3]
+    python -m bench.grading [--repeats 3] [--texts 800]
 
 ``math`` grades the table of pairs of its tests (tests/unit/grading/math_pairs.py) and the demo problems, each with its
 right answer and with a wrong one, boxed and stated; ``exact`` and ``choice`` the demo problems alike. ``code`` runs a
@@ -13,12 +13,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import resource
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.measurement import Report
+from bench.measurement import Report, percentile
 from pipeline.errors import GradingError
 from pipeline.grading import Grader, make_grader
 from pipeline.grading.code import CodeReference
@@ -39,17 +40,20 @@ class Text(NamedTuple):
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    arguments.add_argument("--repeats", type=int, default=3)
-    repeats = arguments.parse_args().repeats
-    report = Report(bench="grading", setting={"repeats": repeats})
-    for name, grader, texts in arms():
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--texts", type=int, default=800, help="of each grader at most so many")
+    arguments = parser.parse_args()
+    repeats = arguments.repeats
+    report = Report(bench="grading", setting=vars(arguments))
+    for name, grader, every in arms():
+        texts = every[: arguments.texts]
         for text in texts[:20]:
             cost_ms(grader, text)  # imports, and what a parser builds once
         costs = [[cost_ms(grader, text) for text in texts] for _ in range(repeats)]
-        for figure, share in (("mean", None), ("p95", 0.95), ("p99", 0.99)):
-            values = [sum(run) / len(run) if share is None else percentile(run, share) for run in costs]
-            report.add(f"{name}, {len(texts)} texts: {figure}", values, "ms")
+        report.add(f"{name}, {len(texts)} texts: mean", [statistics.fmean(run) for run in costs], "ms")
+        for percent in (95, 99):
+            report.add(f"{name}, {len(texts)} texts: p{percent}", [percentile(run, percent) for run in costs], "ms")
     report.print()
 
 
@@ -87,12 +91,6 @@ def cost_ms(grader: Grader, text: Text) -> float:
 def cpu_s() -> float:
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in used)
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that so large a share of all does not exceed."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, -(-int(share * 100) * len(ordered) // 100) - 1))]
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import Any
 from sqlalchemy import text
 
 from bench.hand_overs import RoundTrip, round_trips
-from bench.measurement import Report
+from bench.measurement import Report, multiple_of, percentile
 from bench.scripted_worker import environment, program
 from bench.scripts import problem_set
 from bench.stack import JOB_TIMEOUT_S, MODELS, Stack, running_stack
@@ -34,6 +34,9 @@ from pipeline.samples import WRITING_ROLES
 
 TAKEOVERS = 20
 """Per sample."""
+SAMPLES_PER_PROBLEM = 4
+WARM_UP = 40
+"""Samples of a job that is not counted, if those that are have as many."""
 LATENCY_JOBS = 20
 """Of one sample each, one after the other: LATENCY_JOBS × TAKEOVERS round trips."""
 
@@ -66,10 +69,10 @@ def _measure(stack: Stack, samples: int) -> Run:
     """Run a job of so many samples to its end."""
     before = _cpu_seconds(stack)
     job = stack.client.submit(
-        problem_set(samples // 4),
+        problem_set(samples // SAMPLES_PER_PROBLEM),
         small=MODELS["small"],
         large=MODELS["large"],
-        num_samples=4,
+        num_samples=SAMPLES_PER_PROBLEM,
         seed=0,
         max_tokens=1000,
         name="hops",
@@ -132,9 +135,9 @@ def _round_trips(stack: Stack, jobs: int) -> list[RoundTrip]:
 
 
 def _add_latency(report: Report, trips: Sequence[RoundTrip]) -> None:
-    total = statistics.quantiles([trip.total for trip in trips], n=100)
-    report.add("alone, small → large → small: p50", total[49], "ms")
-    report.add("alone, small → large → small: p99", total[98], "ms")
+    total = [trip.total for trip in trips]
+    report.add("alone, small → large → small: p50", statistics.median(total), "ms")
+    report.add("alone, small → large → small: p99", percentile(total, 99), "ms")
     for leg in RoundTrip._fields:
         report.add(
             f"alone, {leg.replace('_', ' ')}: p50", statistics.median(getattr(trip, leg) for trip in trips), "ms"
@@ -143,7 +146,7 @@ def _add_latency(report: Report, trips: Sequence[RoundTrip]) -> None:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=400)
+    parser.add_argument("--samples", type=multiple_of(SAMPLES_PER_PROBLEM), default=400)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=LATENCY_JOBS, help="of one sample, for the latency")
     parser.add_argument("--in-flight", type=int, default=128)
@@ -167,7 +170,7 @@ def _find(folder: Path, *, samples: int, repeats: int, jobs: int, in_flight: int
         for role, file in zip(WRITING_ROLES, files, strict=True):
             variables = environment(f"takeovers:{TAKEOVERS}", max_in_flight=in_flight, profile=file)
             stack.start_programs([program(role.value, role, variables)])
-        _measure(stack, 40)  # what is done once only: caches, connections, prepared statements
+        _measure(stack, min(samples, WARM_UP))  # what is done once only: caches, connections, prepared statements
         trips = _round_trips(stack, jobs)
         runs = [_measure(stack, samples) for _ in range(repeats)]
         with _profiled(files) as profiles:

@@ -6,12 +6,14 @@ one run, says on which machine and with which versions, and repeats what is nois
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import os
 import platform
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -121,6 +123,23 @@ def _values(value: Spread | float) -> dict[str, float]:
     if isinstance(value, Spread):
         return {"median": value.median, "min": value.min, "max": value.max, "repeats": value.repeats}
     return {"value": value}
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The smallest of some values that so many percent of them do not exceed: of a few, the largest is the 99th."""
+    return sorted(values)[max(1, math.ceil(percent * len(values) / 100)) - 1]
+
+
+def multiple_of(step: int) -> Callable[[str], int]:
+    """The type of an option whose number must be one or more times another one."""
+
+    def whole_number(given: str) -> int:
+        value = int(given)
+        if value < step or value % step:
+            raise argparse.ArgumentTypeError(f"{value} is not {step} or a multiple of it")
+        return value
+
+    return whole_number
 
 
 def progress(what: str, value: float, unit: str) -> None:

@@ -1,6 +1,6 @@
 """The pipeline around engines with a GPU's pace: how much of what they could do is left.
 
-    python -m bench.paced [--samples 512] [--in-flight 256] [--paces 1.5B+7B 1.5B+32B 7B+70B] [--parts …]
+    python -m bench.paced [--samples 512] [--in-flight 256] [--faster 1] [--paces 1.5B+7B 1.5B+32B 7B+70B] [--parts …]
 
 Everything is real but the models: Postgres, Redis, Celery, workers, policies. Engines write scripted texts, each step
 as long as a law says (bench/paces.py); takeovers come as often, and are as long, as in real traces: 7.7 in 1,000
@@ -27,7 +27,7 @@ from pathlib import Path
 from bench import simulator
 from bench.measurement import Report, progress
 from bench.paced_runs import SEED, WITHOUT_CUES, PacedRun, Pools, Texts, paced_workers, tokens_of
-from bench.paces import PACES, Pace
+from bench.paces import PACES
 from bench.stack import Stack, running_stack
 from pipeline.planning.pools import EngineRates, Pool
 from pipeline.samples import WRITING_ROLES, ModelRole
@@ -46,26 +46,25 @@ PLAN_CASES = ((1, 1), (1, 2), (2, 1), (4, 2))
 WANTED_TOKENS = 40_000
 
 
-def pools_of(pace: Pace, small: int, large: int, slots: int) -> Pools:
-    counts = {ModelRole.SMALL: small, ModelRole.LARGE: large}
-    return {role: Pool(num_workers=counts[role], slots=slots, rates=pace[role]) for role in WRITING_ROLES}
-
-
 class Bench:
     """All parts, in one report."""
 
-    def __init__(self, report: Report, stack: Stack, folder: Path, *, samples: int, in_flight: int) -> None:
+    def __init__(
+        self, report: Report, stack: Stack, folder: Path, *, samples: int, in_flight: int, faster: float = 1.0
+    ) -> None:
+        """faster: than the law of a pace, in every step."""
         self._report = report
         self._stack = stack
         self._folder = folder
         self._texts = Texts()
         self._samples = samples
         self._in_flight = in_flight
+        self._faster = faster
         self._done: dict[str, tuple[PacedRun, simulator.Simulated]] = {}
         """Of part pair, by pace."""
 
     def pair(self, name: str) -> None:
-        pools = pools_of(PACES[name], 1, 1, self._in_flight)
+        pools = self._pools(name, 1, 1, self._in_flight)
         run, ideal = self._done[name] = self._run(name, pools, self._samples)
         ours, report = run.job.samples_per_second, self._report
         trajectories = self._texts.of(self._samples)
@@ -94,7 +93,7 @@ class Bench:
         best, ended = 0.0, ""
         for count in SCALE_WORKERS:
             name, num_samples = f"{count} + {count} of {SCALE_PACE}", count * self._samples
-            pools = pools_of(PACES[SCALE_PACE], count, count, self._in_flight)
+            pools = self._pools(SCALE_PACE, count, count, self._in_flight)
             known = self._done.get(SCALE_PACE) if count == 1 else None
             run, ideal = known or self._run(name, pools, num_samples)
             hand_overs = self._add_use(name, run, ideal)
@@ -108,11 +107,10 @@ class Bench:
         self._report.details["scale ended with"] = ended or "none of them"
 
     def plan(self) -> None:
-        pace, report = PACES[PLAN_PACE], self._report
-        (first, *others), source, errors = PLAN_CASES, 0, []
-        for small, large in (first, *others):
+        report, source, errors = self._report, 0, []
+        for small, large in PLAN_CASES:
             name = f"plan, {small} + {large}"
-            run, _ = self._run(name, pools_of(pace, small, large, PLAN_SLOTS), self._samples // 2)
+            run, _ = self._run(name, self._pools(PLAN_PACE, small, large, PLAN_SLOTS), self._samples // 2)
             source = source or run.job.job_id
             planned = self._stack.client.plan(source, small_workers=small, large_workers=large)
             report.add(f"{name}: measured", run.job.seconds, "s")
@@ -122,6 +120,11 @@ class Bench:
             report.add(f"{name}: error", errors[-1])
         report.add("plan: largest error", max(map(abs, errors)))
         report.goal("plan: largest error", "≤", 0.1)
+
+    def _pools(self, pace: str, small: int, large: int, slots: int) -> Pools:
+        counts = {ModelRole.SMALL: small, ModelRole.LARGE: large}
+        rates = {role: PACES[pace][role].faster(self._faster) for role in WRITING_ROLES}
+        return {role: Pool(num_workers=counts[role], slots=slots, rates=rates[role]) for role in WRITING_ROLES}
 
     def _run(self, name: str, pools: Pools, num_samples: int) -> tuple[PacedRun, simulator.Simulated]:
         """Raises RuntimeError where the pipeline wrote other tokens than the simulator, which cannot be compared."""
@@ -177,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=512, help="of a job with one small and one large worker")
     parser.add_argument("--in-flight", type=int, default=256, help="samples that a worker writes at the same time")
+    parser.add_argument("--faster", type=float, default=1.0, help="times as fast as the paces say, in every step")
     parser.add_argument("--paces", nargs="*", choices=PACES, default=list(PACES), help="of the part pair")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     return parser
@@ -187,7 +191,8 @@ def main(given: Sequence[str] | None = None) -> None:
     setting = {**vars(arguments), "seed": SEED, "plan_slots": PLAN_SLOTS, "repeats": 1}
     report = Report(bench="paced", setting=setting)
     with tempfile.TemporaryDirectory(prefix="paced-") as folder, running_stack() as stack:
-        bench = Bench(report, stack, Path(folder), samples=arguments.samples, in_flight=arguments.in_flight)
+        numbers = {name: getattr(arguments, name) for name in ("samples", "in_flight", "faster")}
+        bench = Bench(report, stack, Path(folder), **numbers)
         for name in arguments.paces if "pair" in arguments.parts else ():
             bench.pair(name)
         for part in PARTS[1:]:

@@ -30,7 +30,7 @@ import redis
 from sqlalchemy import Connection, text
 
 from bench.loaded import SEGMENTS, load_finished
-from bench.measurement import Report, Spread
+from bench.measurement import Report, Spread, multiple_of
 from bench.scripted_worker import environment, program
 from bench.scripts import ANSWER
 from bench.stack import MODELS, Stack, running_servers
@@ -49,6 +49,8 @@ NUM_SAMPLES = 8
 """Per problem."""
 LEFT = 8_000
 """Samples of the second job that are left to the workers: they last to the end at up to 1,500 hand-overs a second."""
+SETTLE_S = 10.0
+"""Until every process has done all it does for the first time; no longer than a part of the run."""
 CLAIM = 8
 """Samples per claim."""
 TAKEOVERS = 5
@@ -306,6 +308,7 @@ def watching(stack: Stack, names: Sequence[str]) -> Iterator[Watch]:
     broker = redis.Redis.from_url(stack.connections.redis_url.get_secret_value())
 
     def run() -> None:
+        watch.look(broker)
         while not stop.wait(1.0):
             watch.look(broker)
 
@@ -331,20 +334,20 @@ def measure_run(report: Report, stack: Stack, first: int, second: int, run_s: fl
     stack.start_keepers()
     variables = environment(f"takeovers:{TAKEOVERS}", max_in_flight=64)
     stack.start_programs([program("small", ModelRole.SMALL, variables), program("large", ModelRole.LARGE, variables)])
-    time.sleep(10)  # until every process has done all it does for the first time
+    time.sleep(min(SETTLE_S, run_s))
     rates = []
     with watching(stack, names) as early:
         time.sleep(run_s)
     with transaction(stack.db_engine) as connection:
         rates.append(hand_overs(connection, first, run_s))
     measure_cancel(report, stack, first)
-    time.sleep(5)
+    time.sleep(min(SETTLE_S, run_s) / 2)
     with watching(stack, names) as late:
         time.sleep(run_s)
     with transaction(stack.db_engine) as connection:
         rates.append(hand_overs(connection, second, run_s))
     if not count(stack, PENDING, second):
-        raise RuntimeError("the workers ran out of samples of the second job: raise LEFT")
+        raise RuntimeError("the workers ran out of samples of the second job: give more of them with --left")
     for name, rate in zip(("first", "last"), rates, strict=True):
         report.add(f"hand-overs of the {name} samples", rate, "1/s")
     for name in names:
@@ -415,9 +418,9 @@ def vacuum(stack: Stack) -> None:
         connection.execute(text("VACUUM ANALYZE"))
 
 
-def run(report: Report, stack: Stack, folder: Path, num_problems: int, run_s: float) -> None:
+def run(report: Report, stack: Stack, folder: Path, *, num_problems: int, left: int, run_s: float) -> None:
     first, second = measure_submits(report, stack, folder, num_problems)
-    done = num_problems * NUM_SAMPLES - LEFT
+    done = num_problems * NUM_SAMPLES - left
 
     def load() -> None:
         with transaction(stack.db_engine) as connection:
@@ -441,19 +444,22 @@ def run(report: Report, stack: Stack, folder: Path, num_problems: int, run_s: fl
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="of each of the two jobs")
+    parser.add_argument("--samples", type=multiple_of(NUM_SAMPLES), default=SAMPLES, help="of each of the two jobs")
+    parser.add_argument("--left", type=int, default=LEFT, help="samples of the second job that are not loaded as done")
     parser.add_argument("--run-s", type=float, default=RUN_S, help="of each of the two parts of the run")
     args = parser.parse_args()
+    if not 0 < args.left < args.samples:
+        parser.error(f"--left {args.left} is not between 0 and the {args.samples} samples of a job")
     num_problems = args.samples // NUM_SAMPLES
     report = Report(
         bench="scale",
-        setting={"samples": num_problems * NUM_SAMPLES, "problems": num_problems, "segments": args.samples * SEGMENTS,
-                 "repeats": REPEATS, "seed": "none: all lengths follow from ids"},
+        setting={"samples": args.samples, "left": args.left, "problems": num_problems,
+                 "segments": args.samples * SEGMENTS, "repeats": REPEATS, "seed": "none: all lengths follow from ids"},
     )  # fmt: skip
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     try:
         with TemporaryDirectory() as folder, running_servers() as stack:
-            run(report, stack, Path(folder), num_problems, args.run_s)
+            run(report, stack, Path(folder), num_problems=num_problems, left=args.left, run_s=args.run_s)
     finally:  # what was measured before a failure is worth knowing
         report.print()
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 from sqlalchemy import Connection, Engine, text
 
-from bench.measurement import Report
+from bench.measurement import Report, multiple_of
 from bench.scale import MODEL, NUM_SAMPLES, submit, write_problems
 from bench.stack import Stack, running_servers
 from pipeline.db.claims import ClaimedSample, claim_samples
@@ -66,9 +66,11 @@ class Used:
     cpu: float
 
     @classmethod
-    def read(cls, db_engine: Engine, backend: int) -> Used:
-        with transaction(db_engine) as connection:
-            connection.execute(text("SELECT pg_stat_force_next_flush()"))
+    def read(cls, db_engine: Engine, writer: Engine, backend: int) -> Used:
+        """writer: the one session, whose process is backend. Each session keeps its counts for up to a second."""
+        for session in (db_engine, writer):
+            with transaction(session) as connection:
+                connection.execute(text("SELECT pg_stat_force_next_flush()"))
         with transaction(db_engine) as connection:
             query = """SELECT n_tup_upd, n_tup_hot_upd, pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint
                        FROM pg_stat_user_tables WHERE relname = 'samples'"""
@@ -149,13 +151,13 @@ def run(report: Report, stack: Stack, db_engine: Engine, *, samples: int, in_fli
     with tempfile.TemporaryDirectory() as folder:
         write_problems(Path(folder) / "problems.jsonl", samples // NUM_SAMPLES, "")
         submit(stack, Path(folder) / "problems.jsonl", "updates")
-    before, done, sizes = Used.read(stack.db_engine, backend), 0, size(stack.db_engine, "pg_indexes_size")
+    before, done, sizes = Used.read(stack.db_engine, db_engine, backend), 0, size(stack.db_engine, "pg_indexes_size")
     while done < samples:
         with transaction(stack.db_engine) as connection:
             admitted = [sample.sample_id for sample in admit_samples(connection, ahead=1.0)]
         hand_over_all(db_engine, writers, admitted, rounds)
         done += len(admitted)
-    after, hops = Used.read(stack.db_engine, backend), samples * rounds
+    after, hops = Used.read(stack.db_engine, db_engine, backend), samples * rounds
     report.add("updates in place", (after.in_place - before.in_place) / (after.updates - before.updates))
     report.add("updates per hand-over", (after.updates - before.updates) / hops)
     report.add("logged per hand-over", (after.logged - before.logged) / hops, "bytes")
@@ -166,7 +168,7 @@ def run(report: Report, stack: Stack, db_engine: Engine, *, samples: int, in_fli
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=4096)
+    parser.add_argument("--samples", type=multiple_of(NUM_SAMPLES), default=4096)
     parser.add_argument("--in-flight", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=20, help="hand-overs of each sample")
     parser.add_argument("--sql", type=Path, help="statements to run before: to try other indexes")

@@ -1,6 +1,6 @@
 """What each policy and exit is worth on the demo pair, with thresholds from a pilot of other problems.
 
-    python -m bench.zoo [--limit 200] [--samples 4]
+    python -m bench.zoo [--limit 200] [--samples 4] [--pilot 100]
 
 A pilot of small alone on validation problems, then two sweeps on the held-out ones: every policy, with random takeovers
 at several rates beside them; and every exit, with its controls. Prints Markdown. The whole of it takes an hour on two
@@ -18,8 +18,9 @@ from bench.stack import MODELS, PROBLEMS, REPOSITORY, Stack, running_stack
 from pipeline.experiments.plan import Axis, PlannedRow, Shares, plan_rows
 from pipeline.experiments.tables import TableFormat, render
 from pipeline.problems import Problem, ProblemSet, content_sha256
+from pipeline.results.jobs import Job, JobState
 
-PILOT_SEED, NUM_PILOT = 4711, 100
+PILOT_SEED = 4711
 ASKED: dict[str, Any] = {"small": MODELS["small"], "large": MODELS["large"], "max_tokens": 384, "seed": 7}
 SHARES = (0.1, 0.2, 0.3)
 HELD_UP = 3600.0
@@ -50,28 +51,32 @@ def policy_rows(pilot: int) -> list[PlannedRow]:
 
 
 def exit_rows() -> list[PlannedRow]:
-    """Every exit that asks or reads, around Speculative Thinking; on this pair a step is a short line."""
+    """Every exit that asks or reads, around Speculative Thinking; one around small alone, where it shortens thoughts.
+
+    On this pair a step is a short line."""
+    around = "speculative-thinking:improved"
     return [
-        *plan_rows(["speculative-thinking:improved"]),
+        *plan_rows([around]),
         *(
             row
-            for name, values in (
-                ("deer", axes(exit__at=["step"], exit__every_steps=[2])),
-                ("agreement", axes(exit__every_steps=[1], exit__agree=[2])),
-                ("large-extract", axes(exit__every_steps=[2])),
-                ("think_brake", axes(exit__threshold=[10])),
+            for policy, name, values in (
+                (around, "deer", axes(exit__at=["step"], exit__every_steps=[2])),
+                (around, "large-extract", axes(exit__every_steps=[2])),
+                (around, "agreement", axes(exit__every_steps=[1], exit__agree=[2])),
+                (around, "think_brake", axes(exit__threshold=[10])),
+                ("small-only", "agreement", axes(exit__every_steps=[1], exit__agree=[2])),
             )
-            for row in plan_rows(["speculative-thinking:improved"], [*axes(exit__name=[name]), *values])
+            for row in plan_rows([policy], [*axes(exit__name=[name]), *values])
         ),
     ]
 
 
-def pilot_problems() -> ProblemSet:
-    """Problems of the validation split, which nobody is scored on."""
+def pilot_problems(count: int) -> ProblemSet:
+    """So many problems of the validation split, which nobody is scored on."""
     sys.path.insert(0, str(REPOSITORY / "examples"))
     from demo_pair.problems import Split, draw_problems
 
-    drawn = draw_problems(PILOT_SEED, Split.VALIDATION, NUM_PILOT)
+    drawn = draw_problems(PILOT_SEED, Split.VALIDATION, count)
     problems = tuple(
         Problem(external_id=f"pilot-{number:03}", prompt=each.text, answer=str(each.answer))
         for number, each in enumerate(drawn)
@@ -79,20 +84,24 @@ def pilot_problems() -> ProblemSet:
     return ProblemSet(name="pilot", content_sha256=content_sha256(problems), problems=problems)
 
 
-def finish(stack: Stack, jobs: Sequence[Any]) -> None:
-    stack.client.wait(*jobs, timeout_s=HELD_UP)
+def finish(stack: Stack, jobs: Sequence[Job]) -> None:
+    """Raises RuntimeError for a job of which a row would say less than it seems to."""
+    for job in stack.client.wait(*jobs, timeout_s=HELD_UP):
+        if job.state is not JobState.COMPLETED or job.failed:
+            raise RuntimeError(f"job {job.job_id} ended {job.state}, {job.failed} of its samples failed")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--limit", type=int, default=200)
-    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--limit", type=int, default=200, help="problems that are scored")
+    parser.add_argument("--samples", type=int, default=4, help="of each of them")
+    parser.add_argument("--pilot", type=int, default=100, help="problems of the pilot")
     given = parser.parse_args()
     asked = ASKED | {"limit": given.limit, "num_samples": given.samples}
     with running_stack(small=MODELS["small"], large=MODELS["large"]) as stack:
         client = stack.client
         pilot = client.submit(
-            pilot_problems(), small=MODELS["small"], policy="small-only", policy_values={"signals": "all"},
+            pilot_problems(given.pilot), small=MODELS["small"], policy="small-only", policy_values={"signals": "all"},
             num_samples=2, seed=11, max_tokens=384,
         )  # fmt: skip
         finish(stack, [pilot])

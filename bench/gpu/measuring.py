@@ -16,7 +16,7 @@ from bench.gpu.sizes import VARIABLES, Pair, Part, Size, alone, hopping
 from bench.hand_overs import RoundTrip, round_trips
 from bench.jobs import JobRun, run_job
 from bench.loops import Loops
-from bench.measurement import Report, progress
+from bench.measurement import Report, percentile, progress
 from bench.reference import loop_job
 from bench.stack import Stack, running_stack
 from pipeline.samples import ModelRole
@@ -157,9 +157,8 @@ class Measuring:
         if len(each) < 2:
             self.report.notes.append(f"{name}: no hand-over latency: {len(each)} were seen")
             return
-        cuts = statistics.quantiles(each, n=100)
-        self.report.add(f"{name}: a hand-over, p50", cuts[49], "ms")
-        self.report.add(f"{name}: a hand-over, p99", cuts[98], "ms")
+        self.report.add(f"{name}: a hand-over, p50", statistics.median(each), "ms")
+        self.report.add(f"{name}: a hand-over, p99", percentile(each, 99), "ms")
         self.report.details[name] = {"hand_overs": len(each)}
 
     def _add_busy(self, name: str, readings: Readings, begin: float, end: float) -> None:

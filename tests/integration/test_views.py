@@ -188,6 +188,16 @@ def test_interval_of_equal_scores_counts_problems(connection: Connection, score:
     assert (row["accuracy_low"], row["accuracy_high"]) == pytest.approx(wilson(score, 4), abs=1e-12)
 
 
+@pytest.mark.parametrize("score", [0.0, 1.0])
+def test_interval_does_not_leave_its_range_by_rounding(connection: Connection, score: float) -> None:
+    """With five problems, Wilson's formula in double precision does."""
+    job = add_job(connection, add_problem_set(connection, 5))
+    add_samples(connection, job, [{"problem": p, "score": score} for p in range(5)])
+    [subject] = every(connection, "SELECT * FROM subject_scores WHERE job_id = :job", job=job)
+    for row in (summary(connection, job), subject):
+        assert 0 <= row["accuracy_low"] <= row["accuracy_high"] <= 1
+
+
 def test_one_scored_problem_counts_once_however_many_samples_it_has(connection: Connection) -> None:
     job = add_job(connection, add_problem_set(connection), num_samples=4)
     add_samples(connection, job, [{"problem": 0, "score": float(i % 2)} for i in range(4)])

@@ -37,6 +37,9 @@ CROSS JOIN LATERAL (
            / (1 + e.z ^ 2 / e.samples) AS half
     WHERE c.num_scored > 0
     UNION ALL SELECT NULL, NULL WHERE c.num_scored = 0
+) r
+CROSS JOIN LATERAL (  -- where all are wrong or right, rounding alone would put an end below 0 or above 1
+    SELECT r.centre, least(r.half, r.centre, 1 - r.centre) AS half
 ) w
 CROSS JOIN LATERAL (
     SELECT nullif(extract(epoch FROM coalesce(j.finished_at, clock_timestamp()) - j.first_claimed_at), 0)::float8

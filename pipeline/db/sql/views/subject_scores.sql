@@ -17,6 +17,9 @@ CROSS JOIN LATERAL (
            1.96 * sqrt(greatest(0, c.accuracy * (1 - c.accuracy)) / c.num_problems
                        + 1.96 ^ 2 / (4.0 * c.num_problems ^ 2))
            / (1 + 1.96 ^ 2 / c.num_problems) AS half
+) r
+CROSS JOIN LATERAL (  -- as in job_summary: rounding
+    SELECT r.centre, least(r.half, r.centre, 1 - r.centre) AS half
 ) w;
 
 COMMENT ON VIEW subject_scores IS
