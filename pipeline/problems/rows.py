@@ -8,7 +8,15 @@ from typing import Any
 
 from pipeline.problems.answers import Reference, is_number, letter_of, read_answer
 from pipeline.problems.choices import ChoiceAnswer, Choices, read_choices, settle_form
-from pipeline.problems.columns import AnswerForm, Column, ColumnNames, Layout, find_column, resolve_columns
+from pipeline.problems.columns import (
+    OF_CHOICES,
+    AnswerForm,
+    Column,
+    ColumnNames,
+    Layout,
+    find_column,
+    resolve_columns,
+)
 from pipeline.problems.lines import Fault, Row
 from pipeline.problems.messages import looks_like_messages, read_messages
 from pipeline.problems.sets import MAX_ID_CHARS, Problem, SetReading
@@ -16,9 +24,7 @@ from pipeline.problems.values import check_text, text_of, to_plain, type_name
 
 MIN_SOLUTION = 20
 """Characters; a shorter text is no worked solution."""
-_CHOICE_FORMS = (
-    AnswerForm.LETTER, AnswerForm.LABEL, AnswerForm.INDEX0, AnswerForm.INDEX1, AnswerForm.FIRST, AnswerForm.TEXT,
-)  # fmt: skip
+_CHOICE_FORMS = (*OF_CHOICES, AnswerForm.TEXT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

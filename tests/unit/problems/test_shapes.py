@@ -319,6 +319,16 @@ def test_ambiguous_answer_is_read_as_one_says(tmp_path: Path) -> None:
         assert load_one(tmp_path, numbers, answer_as=form).answer == letter
 
 
+def test_form_of_answers_that_the_file_has_not_is_refused(tmp_path: Path) -> None:
+    row = {"question": "Sky?", "answer": "blue"}
+    for form in (AnswerForm.LETTER, AnswerForm.INDEX0, AnswerForm.FIRST):
+        with pytest.raises(ProblemSetError, match=f"--answer-as {form} is of choices, and no column has them"):
+            load_one(tmp_path, row, answer_as=form)
+    with pytest.raises(ProblemSetError, match="--answer-as boxed: no column is the answer"):
+        load_one(tmp_path, row, answer="", answer_as=AnswerForm.BOXED)
+    assert load_one(tmp_path, row, answer_as=AnswerForm.TEXT).answer == "blue"
+
+
 def test_choices_column_that_holds_no_choices_can_be_done_without(tmp_path: Path) -> None:
     row = {"question": "Sky?", "options": "see below", "answer": "blue"}
     with pytest.raises(ProblemSetError, match="'options' must be a list of choices, not text; --column choices= does"):
