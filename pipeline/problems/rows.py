@@ -45,6 +45,7 @@ def make_problems(
     try:
         layout = resolve_columns(columns, present)
         kept = [find_column(name, present, "columns to keep") for name in keep]
+        _refuse_answers(kept, layout)
         _refuse_bytes(rows, layout.used | {column.name for column in kept})
         layout = replace(layout, answer_as=layout.answer_as or _mark_of_solutions(rows, layout))
         drafts, faults = _make_drafts(rows, layout, kept, place, max_faults)
@@ -63,6 +64,15 @@ def make_problems(
         reading=_reading(rows, layout, form, [problem for _, problem in made]),
         faults=tuple(faults[:max_faults]),
     )
+
+
+def _refuse_answers(kept: Sequence[Column], layout: Layout) -> None:
+    """Raises ValueError for a column that is to be shown and has the reference answer in it."""
+    for column in kept:
+        if any(
+            answer.name == column.name and answer.path[: len(column.path)] == column.path for answer in layout.answer
+        ):
+            raise ValueError(f"the column {str(column)!r} has the reference answer: those who write may not read it")
 
 
 def _refuse_bytes(rows: Sequence[Row], used: Collection[str]) -> None:

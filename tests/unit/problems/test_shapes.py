@@ -225,6 +225,13 @@ def test_kept_column_is_shown_and_no_other(tmp_path: Path) -> None:
     assert "no column 'tip'" in faults(file, keep=["tip"])[0]
 
 
+def test_column_of_the_answers_is_shown_to_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_text('{"question": "1+1?", "answer": "2"}\n')
+    with pytest.raises(ProblemSetError, match="the column 'answer' has the reference answer"):
+        load_problem_set(path, keep=["answer"])
+
+
 def test_bytes_are_left_out_where_nothing_uses_them_and_refused_by_name_elsewhere(tmp_path: Path) -> None:
     file = tmp_path / "set.parquet"
     pq.write_table(pa.table({"problem": ["1?"], "answer": ["2"], "image": [{"bytes": b"\x89PNG"}]}), file)
