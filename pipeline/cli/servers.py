@@ -163,7 +163,7 @@ def up(
     if listen is None and (allow or insecure_network):
         hint = "--allow" if allow else "--insecure-network"
         raise typer.BadParameter("it goes with --listen ADDRESS", param_hint=hint)
-    place = Listen.parse(listen, networks=tuple(allow or ()), insecure=insecure_network) if listen else None
+    place = Listen.parse(listen, networks=tuple(allow or ()), insecure=insecure_network) if listen is not None else None
     if dry_run:
         if not pools:
             raise typer.BadParameter("there are no workers to plan: give models, or a --file", param_hint="--dry-run")

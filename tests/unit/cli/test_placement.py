@@ -111,6 +111,7 @@ def test_plan_that_cannot_be_starts_nothing(
         ),
         (["--large", "org/a", "--large-server", URL, "--engine-arg", "enforce_eager=true"], "servers have all models"),
         (["--dry-run"], "there are no workers to plan"),
+        (["--listen", ""], "it is ADDRESS or ADDRESS:PORT"),
     ],
 )
 def test_up_refuses_what_does_not_go(
