@@ -86,8 +86,14 @@ def parse_arguments(given: Iterable[str]) -> dict[str, str]:
 
 
 def argument_text(value: object) -> str:
-    """A value of a TOML or JSON file as it is written after vLLM's ``--NAME``: tables and lists as JSON."""
-    return value if isinstance(value, str) else json.dumps(value)
+    """A value of a TOML or JSON file as it is written after vLLM's ``--NAME``: tables and lists as JSON.
+
+    Raises ConfigurationError for what JSON has not: a date or a time.
+    """
+    try:
+        return value if isinstance(value, str) else json.dumps(value)
+    except TypeError as error:
+        raise ConfigurationError(f"engine argument {value}: write a date or a time in quotes") from error
 
 
 def require_free(names: Iterable[str]) -> None:

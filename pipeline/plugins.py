@@ -118,7 +118,7 @@ def own_or_plugin(group: PluginGroup, name: str, own: Mapping[str, Any], *, what
     plugin = find_plugin(group, name)
     if plugin is None:
         known = ", ".join((*own, *plugin_names(group)))
-        raise ConfigurationError(f"there is no {what} {name!r}; there are {known}")
+        raise ConfigurationError(f"there is no {what} {name!r}; there are {known}{bare_file_hint(name)}")
     return plugin.value
 
 
@@ -126,6 +126,11 @@ def is_file(text: str) -> bool:
     """Whether a name is that of something in a file, as in ``rules.py:MyPolicy``."""
     path, colon, name = text.rpartition(":")
     return bool(colon and name) and path.endswith(".py")
+
+
+def bare_file_hint(text: str) -> str:
+    """What to say of a file without a name in it, where a name was looked for; '' for what is no file's."""
+    return f"; of a file say what is meant in it: {text.rstrip(':')}:NAME" if text.rstrip(":").endswith(".py") else ""
 
 
 def load_file(text: str) -> Plugin:

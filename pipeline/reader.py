@@ -22,7 +22,7 @@ from pipeline.db.leadership import get_leader
 from pipeline.db.readonly_query import MAX_ROWS, Table, run_query
 from pipeline.db.revision import require_current
 from pipeline.db.session import open_database, transaction
-from pipeline.errors import DamagedRow, NotComparable, PipelineError
+from pipeline.errors import ConfigurationError, DamagedRow, NotComparable, PipelineError
 from pipeline.interop.extras import extra_of
 from pipeline.results.jobs import Job
 from pipeline.results.notebook import ShownJob
@@ -377,15 +377,19 @@ class Reader:
         fitted = fit(measured, sharing)
         asked = {ModelRole.SMALL: small_workers, ModelRole.LARGE: large_workers, ModelRole.JUDGE: judge_workers}
         given = {role: count for role, count in asked.items() if count is not None}
+        speedups = {
+            ModelRole.SMALL: small_speedup, ModelRole.LARGE: large_speedup, ModelRole.JUDGE: judge_speedup,
+        }  # fmt: skip
+        for role in ModelRole:
+            if role not in fitted.roles and (role in given or speedups[role] != 1.0):
+                raise ConfigurationError(
+                    f"the samples of job {measured.job_id} need no {role} workers; leave out what is said of them"
+                )
         request = PlanRequest(
             num_samples=num_samples or measured.num_samples,
             workers={**fitted.num_workers, **given},
             slots={role: slots or fitted.slots[role] for role in fitted.roles},
-            speedups={
-                ModelRole.SMALL: small_speedup,
-                ModelRole.LARGE: large_speedup,
-                ModelRole.JUDGE: judge_speedup,
-            },
+            speedups=speedups,
             deadline_s=None if deadline is None else deadline.total_seconds(),
             shared_cores=shared_cores,
         )

@@ -150,6 +150,12 @@ class EngineSettings(_Part):
     vllm: VllmSettings = VllmSettings()
     server: ServerSettings = ServerSettings()
 
+    @model_validator(mode="after")
+    def _uses_its_server(self) -> EngineSettings:
+        if self.server.url is not None and "kind" not in self.model_fields_set:
+            raise ValueError("engine.server.url is read by engine.kind=server alone: set SPECTHINK_ENGINE__KIND=server")
+        return self
+
 
 class LeaseSettings(_Part):
     """How long a silent worker keeps what it claimed. Authority is the database's clock."""
@@ -358,6 +364,14 @@ class Settings(BaseSettings):
     """postgresql://user:password@host/name; None: the embedded Postgres of state_dir."""
     redis_url: SecretStr | None = None
     """redis://:password@host:port/0, rediss://… with TLS, or sentinel://…; None: the embedded Redis of state_dir."""
+
+    @field_validator("state_dir", mode="before")
+    @classmethod
+    def _is_named(cls, folder: object) -> object:
+        """A variable without a value would be the working folder, which servers fill and a purge removes."""
+        if folder == "":
+            raise ValueError("it is empty: unset it, or name a folder")
+        return folder
 
     @field_validator("database_url")
     @classmethod

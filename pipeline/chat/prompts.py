@@ -67,6 +67,10 @@ class TextTemplate(PromptTemplate):
 
     text: str
 
+    @property
+    def shows_choices(self) -> bool:
+        return any(match[1] == "choices" for match in FIELD.finditer(self.text))
+
     def render(self, problem: Problem) -> str:
         return FIELD.sub(lambda match: _field(match[1], problem), self.text)
 

@@ -12,6 +12,8 @@ from pipeline.cli.removal import PANEL, owner_database, parse_age, size
 from pipeline.cli.render import counted
 
 if TYPE_CHECKING:
+    import datetime as dt
+
     from sqlalchemy import Engine
 
     from pipeline.archives.manifest import Manifest
@@ -41,8 +43,9 @@ def archive(
     """
     if not jobs and older_than is None:
         raise typer.BadParameter("name jobs, or give --older-than", param_hint="JOB")
+    age = None if older_than is None else parse_age(older_than)
     with owner_database(context, state_dir) as db_engine:
-        for job_id in _chosen(db_engine, jobs or [], older_than, to):
+        for job_id in _chosen(db_engine, jobs or [], age, to):
             _archive(db_engine, job_id, to, remove=remove)
 
 
@@ -77,14 +80,14 @@ def unarchive(
             typer.echo(f"job {manifest.job.id} restored from {folder}: {_told(manifest)}")
 
 
-def _chosen(db_engine: Engine, jobs: list[int], older_than: str | None, to: Path) -> list[int]:
-    if older_than is None:
+def _chosen(db_engine: Engine, jobs: list[int], age: dt.timedelta | None, to: Path) -> list[int]:
+    if age is None:
         return sorted(set(jobs))
     from pipeline.db.removal import jobs_ended_before
     from pipeline.db.session import transaction
 
     with transaction(db_engine) as connection:
-        old = jobs_ended_before(connection, parse_age(older_than))
+        old = jobs_ended_before(connection, age)
     there = [job_id for job_id in old if (to / f"job-{job_id}").exists()]
     for job_id in there:
         typer.echo(f"job {job_id} is in {to / f'job-{job_id}'} already")

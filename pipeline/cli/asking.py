@@ -8,6 +8,8 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
+from pipeline.cli.options import once
+
 PANEL = "How models are asked"
 
 System: TypeAlias = Annotated[
@@ -59,7 +61,7 @@ def asking(system: str | None, variables: list[str] | None, think_tags: str | No
     if system is not None:
         given["system"] = _text(system)
     if variables:
-        given["template_variables"] = dict(map(_variable, variables))
+        given["template_variables"] = once(map(_variable, variables), option="--template-var")
     if think_tags is not None:
         given["think_tags"] = _tags(think_tags)
     return given
@@ -69,7 +71,7 @@ def _text(given: str) -> str:
     if not given.startswith("@"):
         return given
     try:
-        return Path(given[1:]).expanduser().read_text(encoding="utf-8")
+        return Path(given[1:]).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{given[1:]} cannot be read: {error}", param_hint="--system") from error
 

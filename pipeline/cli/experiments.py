@@ -11,7 +11,7 @@ import typer
 from pipeline.cli.asking import json_value
 from pipeline.cli.calibration import parse_shares
 from pipeline.cli.jobs import follow
-from pipeline.cli.options import StateDir, connect, make_group
+from pipeline.cli.options import StateDir, connect, make_group, typed
 from pipeline.cli.queries import destination
 from pipeline.cli.render import console, print_json, table
 from pipeline.texts import visible
@@ -42,6 +42,10 @@ Run it again: what the experiment has is not submitted again. KEY of --grid is p
 POLICY.NAME for one policy alone; every combination is a row. A control calls large as often and for as long as the job
 that it is matched to, at random places, so it is submitted once that job has ended.
 """
+
+
+_WITHOUT_FILE = ("controls", "wait", "format", "html")
+"""Parameters of a sweep that say nothing of jobs to submit."""
 
 
 @commands.command(rich_help_panel=PANEL, epilog=_EXAMPLES)
@@ -96,6 +100,11 @@ def sweep(
 
     if format not in tuple(TableFormat):
         raise typer.BadParameter(f"{format!r}: give one of {', '.join(TableFormat)}", param_hint="--format")
+    if file is not None and not wait and (html is not None or "--format" in typed(context)):
+        raise typer.BadParameter("the report comes with --wait, or later without FILE", param_hint="--format")
+    if file is None and (others := typed(context, *_WITHOUT_FILE)):
+        told = f"give the problems, too: {', '.join(others)} say what is to be submitted"
+        raise typer.BadParameter(told, param_hint="FILE")
     rows = _planned(file, policies, grid or [], pilot, shares, baselines=baselines)
     with connect(context, state_dir) as client:
         client.on_note(lambda note: typer.echo(visible(note), err=True))
@@ -125,8 +134,6 @@ def _planned(
     from pipeline.experiments.plan import Shares, plan_rows
 
     if file is None:
-        if policies is not None or grid or pilot is not None or shares is not None or baselines:
-            raise typer.BadParameter("give the problems, too: these options submit jobs", param_hint="FILE")
         return []
     if (pilot is None) != (shares is None):
         raise typer.BadParameter("--pilot JOB and --shares S1,S2,… go together", param_hint="--shares")

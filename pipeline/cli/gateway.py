@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.options import AsJson, StateDir, make_group, settings_of
+from pipeline.cli.options import AsJson, StateDir, make_group, once, settings_of
 from pipeline.cli.render import console, print_json, table
 from pipeline.key_roles import KeyRole
 
@@ -178,8 +179,8 @@ def save(
     with _extra():
         from pipeline.gateway.aliases import check_alias
     given = {"small": small, "large": large, "policy": policy}
-    options: dict[str, Any] = {option: value for option, value in given.items() if value is not None}
-    options |= dict(_parsed(change) for change in changes or ())
+    named = [(option, value) for option, value in given.items() if value is not None]
+    options: dict[str, Any] = once(chain(named, map(_parsed, changes or ())), option="--set")
     check_alias(name, options)
     with _owner(context, state_dir) as connection:
         save_alias(connection, name, options)

@@ -21,7 +21,7 @@ from pipeline.cli.asking import (
     json_value,
     stop_strings,
 )
-from pipeline.cli.options import JobId, StateDir, Wait, connect, make_group, settings_of
+from pipeline.cli.options import JobId, StateDir, Wait, connect, make_group, once, settings_of
 from pipeline.cli.render import console, counted
 from pipeline.samples import CutSamples, ErrorClass, ModelRole
 from pipeline.texts import visible
@@ -314,6 +314,8 @@ def _few_shot(given: str | None, seed: int | None) -> FewShotFile | None:
     from pipeline.jobs.few_shot import FewShotFile
 
     if given is None:
+        if seed is not None:
+            raise typer.BadParameter("it goes with --few-shot FILE:N", param_hint="--few-shot-seed")
         return None
     file, _, count = given.rpartition(":")
     if not file or not count.isdigit() or not 1 <= int(count) <= 100:
@@ -325,14 +327,12 @@ def _columns(given: list[str], answer_as: str | None) -> ColumnNames:
     from pipeline.problems import AnswerForm, ColumnNames
     from pipeline.problems.columns import PARTS
 
-    named = {}
     for text in given:
-        part, _, column = text.partition("=")
-        if part not in PARTS or "=" not in text:
+        if text.partition("=")[0] not in PARTS or "=" not in text:
             raise typer.BadParameter(
                 f"{text!r}: write PART=COLUMN, PART one of {', '.join(PARTS)}", param_hint="--column"
             )
-        named[part] = column
+    named = once(((part, column) for part, _, column in (text.partition("=") for text in given)), option="--column")
     if answer_as is not None and answer_as not in tuple(AnswerForm):
         raise typer.BadParameter(f"{answer_as!r}: give one of {', '.join(AnswerForm)}", param_hint="--answer-as")
     return ColumnNames(**named, answer_as=None if answer_as is None else AnswerForm(answer_as))
@@ -522,13 +522,14 @@ def clone(
 
 def parse_changes(given: list[str]) -> dict[str, Any]:
     """KEY=VALUE by key; lists, objects, quoted text, true, false and null are read as JSON."""
-    changes = {}
-    for text in given:
-        key, equals, value = text.partition("=")
-        if not key or not equals:
-            raise typer.BadParameter(f"{text!r}: write KEY=VALUE, as in sampling.temperature=0.9", param_hint="--set")
-        changes[key] = json_value(value, option="--set")
-    return changes
+    return once(map(_change, given), option="--set")
+
+
+def _change(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise typer.BadParameter(f"{text!r}: write KEY=VALUE, as in sampling.temperature=0.9", param_hint="--set")
+    return key, json_value(value, option="--set")
 
 
 @commands.command(rich_help_panel=PANEL, epilog="Example: specthink grade 3")

@@ -9,7 +9,7 @@ import typer
 
 from pipeline.cli.asking import asking
 from pipeline.cli.jobs import announce, follow
-from pipeline.cli.options import JobId, StateDir, connect, make_group
+from pipeline.cli.options import JobId, StateDir, connect, make_group, typed
 from pipeline.cli.render import console
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ def judge(
     """
     if (model is None) == (apply is None):
         raise typer.BadParameter("give --model MODEL to judge, or --apply JUDGE", param_hint="--model")
+    if apply is not None and (others := typed(context, "apply")):
+        raise typer.BadParameter(f"it asks no model: leave out {', '.join(others)}", param_hint="--apply")
     with connect(context, state_dir) as client:
         if apply is not None:
             typer.echo(_told(client.apply_verdicts(job, apply), job))

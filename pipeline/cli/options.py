@@ -5,14 +5,17 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
     from pipeline.client import Client
     from pipeline.settings import Settings
+
+Value = TypeVar("Value")
 
 StateDir = Annotated[
     Path | None,
@@ -63,6 +66,26 @@ def chosen_state_dir(context: typer.Context, state_dir: Path | None) -> Path | N
     """The state folder that was given with the command; None where the settings choose it."""
     chosen: Path | None = state_dir or context.find_root().obj
     return chosen
+
+
+def once(pairs: Iterable[tuple[str, Value]], *, option: str) -> dict[str, Value]:
+    """Values by key. Raises typer's error for a key that is given twice: one of both would be lost."""
+    found: dict[str, Value] = {}
+    for key, value in pairs:
+        if key in found:
+            raise typer.BadParameter(f"{key} is given twice: leave one out", param_hint=option)
+        found[key] = value
+    return found
+
+
+def typed(context: typer.Context, *besides: str) -> list[str]:
+    """The options that stand on the command line, by their flags. besides: parameters that do not count."""
+    return [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.param_type_name == "option" and parameter.name not in (*besides, "state_dir", None)
+        if (source := context.get_parameter_source(str(parameter.name))) and source.name == "COMMANDLINE"
+    ]
 
 
 def command_line(state_dir: Path | None) -> str:

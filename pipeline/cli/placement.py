@@ -72,6 +72,8 @@ def pool_of_worker(role: ModelRole, model: str | None, file: Path | None) -> Poo
     from pipeline.devices.file import read_pools
     from pipeline.errors import ConfigurationError
 
+    if model == "":
+        raise ConfigurationError("--model is empty: give a model's folder or hub id")
     if file is None:
         if model is None:
             raise ConfigurationError("give --model, or a --file that says it")

@@ -266,7 +266,10 @@ def _pool_of_options(pool: Pool, options: WriterOptions) -> Pool:
         "accelerate": engine.accelerate,
         "draft_tokens": engine.draft_tokens,
     }
-    changed = dataclasses.replace(pool, **{name: value for name, value in given.items() if value})
+    if (empty := next((name for name, value in given.items() if value == ""), None)) is not None:
+        option = "name-served" if empty == "name" else empty.replace("_", "-")
+        raise ConfigurationError(f"--{option} is empty: leave it out, or say which")
+    changed = dataclasses.replace(pool, **{name: value for name, value in given.items() if value is not None})
     arguments = {**pool.arguments, **parse_arguments(engine.arguments or ())}
     changed = dataclasses.replace(changed, arguments=arguments)
     changed.require_accelerator()

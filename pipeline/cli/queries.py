@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pipeline.workforce import WorkerReport
 
 PANEL = "Questions"
+STANDARD_OUTPUT = Path("-")
 
 commands = make_group()
 
@@ -174,6 +175,7 @@ def results(
     """Write every sample of a job with its text: streamed, whatever the size."""
     if push is None and (public or with_answers):
         raise typer.BadParameter("--public and --with-answers go with it", param_hint="--push")
+    _check_ending(output, format)
     if push is not None:
         if output is not None or only_final or format is not ResultFormat.JSONL:
             raise typer.BadParameter("it pushes all samples, and writes no file", param_hint="--push")
@@ -195,8 +197,24 @@ def results(
         console(stderr=True).print(f"{count} samples in {place}", soft_wrap=True)
 
 
+_ENDINGS = {
+    ".jsonl": ResultFormat.JSONL, ".ndjson": ResultFormat.JSONL, ".csv": ResultFormat.CSV,
+    ".parquet": ResultFormat.PARQUET, ".eval": ResultFormat.INSPECT,
+}  # fmt: skip
+
+
+def _check_ending(output: Path | None, format: ResultFormat) -> None:
+    """Refuse a file whose name says another format than it would have."""
+    named = format if output is None else _ENDINGS.get(output.suffix.lower(), format)
+    if named is not format:
+        raise typer.BadParameter(
+            f"{output} is named as {named}, and it would be {format}: give --format {named}, or another name",
+            param_hint="--output",
+        )
+
+
 def _log_place(output: Path | None) -> Path:
-    if output is None:
+    if output is None or output == STANDARD_OUTPUT:
         raise typer.BadParameter("a log is made of files: give --output", param_hint="--format")
     return output
 
@@ -204,7 +222,7 @@ def _log_place(output: Path | None) -> Path:
 def _write_rows(client: Client, job: int, format: ExportFormat, output: Path | None, *, only_final: bool) -> int:
     from pipeline.results.exports import write_results
 
-    if output is None and format is ExportFormat.PARQUET and sys.stdout.isatty():
+    if output in (None, STANDARD_OUTPUT) and format is ExportFormat.PARQUET and sys.stdout.isatty():
         raise typer.BadParameter("parquet is binary: give --output FILE", param_hint="--format")
     with destination(output) as stream:
         return write_results(client.results(job, only_final=only_final), stream, format)
@@ -212,8 +230,8 @@ def _write_rows(client: Client, job: int, format: ExportFormat, output: Path | N
 
 @contextlib.contextmanager
 def destination(output: Path | None, *, option: str = "--output") -> Iterator[BinaryIO]:
-    """Standard output, or a file that appears whole or not at all."""
-    if output is None:
+    """Standard output, also for -, or a file that appears whole or not at all."""
+    if output is None or output == STANDARD_OUTPUT:
         stream = cast("BinaryIO", VisibleStream(sys.stdout)) if sys.stdout.isatty() else sys.stdout.buffer
         yield stream
         stream.flush()

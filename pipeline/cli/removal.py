@@ -69,9 +69,9 @@ def prune(
     """
     if older_than is None and events_older_than is None:
         raise typer.BadParameter("give --older-than or --events-older-than", param_hint="--older-than")
-    ages = [None if given is None else parse_age(given) for given in (older_than, events_older_than)]
+    of_jobs = None if older_than is None else parse_age(older_than)
+    of_events = None if events_older_than is None else parse_age(events_older_than, option="--events-older-than")
     with owner_database(context, state_dir) as db_engine:
-        of_jobs, of_events = ages
         if of_events is not None:
             _prune_events(db_engine, of_events, yes=yes, dry_run=dry_run)
         if of_jobs is not None:
@@ -79,13 +79,13 @@ def prune(
             _prune_unused(db_engine, of_jobs, yes=yes, dry_run=dry_run)
 
 
-def parse_age(given: str) -> dt.timedelta:
+def parse_age(given: str, *, option: str = "--older-than") -> dt.timedelta:
     """12h, 30d or 4w as a duration."""
     import datetime as dt
 
     found = re.fullmatch(r"(\d{1,6})([hdw])", given)
     if found is None:
-        raise typer.BadParameter(f"{given!r}: write 12h, 30d or 4w", param_hint="--older-than")
+        raise typer.BadParameter(f"{given!r}: write 12h, 30d or 4w", param_hint=option)
     return dt.timedelta(**{_UNITS[found[2]]: int(found[1])})
 
 

@@ -18,6 +18,7 @@ from pipeline.cli.options import (
     command_line,
     make_group,
     settings_of,
+    typed,
 )
 from pipeline.cli.render import console, table
 from pipeline.texts import visible
@@ -146,26 +147,26 @@ def up(
 
     err = console(stderr=True)
     settings = settings_of(context, state_dir)
-    arguments = {ModelRole.SMALL: [*(engine_arg or ()), *(small_engine_arg or ())]}
-    arguments[ModelRole.LARGE] = [*(engine_arg or ()), *(large_engine_arg or ())]
-    arguments[ModelRole.JUDGE] = [*(engine_arg or ()), *(judge_engine_arg or ())]
+    if programs:
+        _refuse_beside_programs(context)
+        _show_programs(start_again(settings, programs, on_event=lambda event: err.print(f"… {event}", style="dim")))
+        return
+    own = {ModelRole.SMALL: small_engine_arg, ModelRole.LARGE: large_engine_arg, ModelRole.JUDGE: judge_engine_arg}
+    arguments = {role: [*(engine_arg or ()), *(given or ())] for role, given in own.items()}
     models = {ModelRole.SMALL: small or [], ModelRole.LARGE: large or [], ModelRole.JUDGE: judge or []}
     servers = {ModelRole.SMALL: small_server, ModelRole.LARGE: large_server, ModelRole.JUDGE: judge_server}
     accelerators = {ModelRole.SMALL: small_accelerate, ModelRole.LARGE: large_accelerate}
     pools = chosen_pools(models, file, arguments, servers, accelerators, draft_tokens)
-    _require_engines(pools, arguments, accelerators, draft_tokens)
+    _require_engines(pools, engine_arg or (), own, accelerators, draft_tokens)
     if machine and not dry_run:
         raise typer.BadParameter("it is for --dry-run: workers start on this machine", param_hint="--machine")
     if listen is None and (allow or insecure_network):
         hint = "--allow" if allow else "--insecure-network"
         raise typer.BadParameter("it goes with --listen ADDRESS", param_hint=hint)
-    place = Listen.parse(listen, networks=tuple(allow or ()), insecure=insecure_network) if listen else None
-    if programs:
-        if pools or dry_run or place:
-            raise typer.BadParameter("name programs to start again, or give models, not both", param_hint="PROGRAM")
-        _show_programs(start_again(settings, programs, on_event=lambda event: err.print(f"… {event}", style="dim")))
-        return
+    place = Listen.parse(listen, networks=tuple(allow or ()), insecure=insecure_network) if listen is not None else None
     if dry_run:
+        if not pools:
+            raise typer.BadParameter("there are no workers to plan: give models, or a --file", param_hint="--dry-run")
         print_plan(console(), look(settings, pools, machine))
         return
     stack = start_local(
@@ -186,16 +187,34 @@ def up(
     out.print(f"stop all of it: {command_line(chosen_state_dir(context, state_dir))} down", soft_wrap=True)
 
 
+def _refuse_beside_programs(context: typer.Context) -> None:
+    """Programs start again as they were: no option changes them."""
+    if others := typed(context):
+        raise typer.BadParameter(
+            f"name programs to start again, or give models, not both: leave out {', '.join(others)}",
+            param_hint="PROGRAM",
+        )
+
+
 def _require_engines(
     pools: Sequence[Pool],
-    arguments: Mapping[ModelRole, Sequence[str]],
+    arguments: Sequence[str],
+    own_arguments: Mapping[ModelRole, Sequence[str] | None],
     accelerators: Mapping[ModelRole, str | None],
     draft_tokens: int | None,
 ) -> None:
     """Refuse what is told to engines where none of them is to start."""
     roles = {pool.role for pool in pools}
-    if not pools and any(arguments.values()):
-        raise typer.BadParameter("there are no engines to start: give models too", param_hint="--engine-arg")
+    here = {pool.role for pool in pools if not pool.server}
+    if not here and (arguments or any(own_arguments.values())):
+        remedy = "servers have all models, and are told by their own command lines" if pools else "give models too"
+        raise typer.BadParameter(f"there are no engines to start: {remedy}", param_hint="--engine-arg")
+    for role, given in own_arguments.items():
+        if given and role not in here:
+            where = "a server has its model, and is told by its own command line" if role in roles else "give its model"
+            raise typer.BadParameter(
+                f"there is no {role.value} engine to start: {where}", param_hint=f"--{role.value}-engine-arg"
+            )
     for role, accelerate in accelerators.items():
         if accelerate and role not in roles:
             hint = f"--{role.value}-accelerate"

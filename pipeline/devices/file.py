@@ -34,6 +34,7 @@ _NOT_HERE = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "SPECTHINK_")
 """What a plan sets, and what settings say for every process."""
 
 Number = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
 
 
 class PoolSpec(BaseModel):
@@ -42,10 +43,10 @@ class PoolSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Annotated[ModelRole, Field(strict=False)]
-    model: Annotated[str, Field(min_length=1)]
-    name: str | None = None
+    model: Text
+    name: Text | None = None
     """What jobs call the model; left out: the hub id or the folder's name."""
-    revision: str | None = None
+    revision: Text | None = None
     devices: str | list[int] | None = None
     workers: Number | None = None
     tp: Number | None = None
@@ -53,11 +54,11 @@ class PoolSpec(BaseModel):
     threads: Number | None = None
     max_in_flight: Number | None = None
     max_model_len: Annotated[int, Field(ge=16)] | None = None
-    accelerate: str | None = None
+    accelerate: Text | None = None
     draft_tokens: Annotated[int, Field(ge=1, le=64)] | None = None
     server: str | None = None
     """The address of a server that has the model; then nothing runs on GPUs here."""
-    server_model: str | None = None
+    server_model: Text | None = None
     engine_args: dict[str, Any] = Field(default_factory=dict)
     environment: dict[str, str] = Field(default_factory=dict)
 
@@ -111,18 +112,27 @@ class FileSpec(BaseModel):
 def read_pools(file: Path) -> list[Pool]:
     """The pools of a file, in its order. Raises ConfigurationError, in one line with the place of the fault."""
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
+        content = tomllib.loads(file.read_text(encoding="utf-8-sig"))
         spec = FileSpec.model_validate(content)
     except ValidationError as error:
-        fault = error.errors()[0]
-        place = ".".join(str(part + 1 if isinstance(part, int) else part) for part in fault["loc"])
-        raise ConfigurationError(f"{file}: {place}: {fault['msg'].removeprefix('Value error, ')}") from error
+        raise ConfigurationError(f"{file}: {_told(error)}") from error
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{file} cannot be read: {error}") from error
     try:
         return [pool.pool(spec.environment, file.parent) for pool in spec.pool]
     except ConfigurationError as error:
         raise ConfigurationError(f"{file}: {error}") from error
+
+
+def _told(error: ValidationError) -> str:
+    """The first fault with its place; a key that there is not comes first: what lacks may be meant by it."""
+    faults = error.errors()
+    fault = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
+    place = ".".join(str(part + 1 if isinstance(part, int) else part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        known = FileSpec if len(fault["loc"]) == 1 else PoolSpec
+        return f"{place}: there is no such key; there are {', '.join(known.model_fields)}"
+    return f"{place}: {fault['msg'].removeprefix('Value error, ')}"
 
 
 def _beside(accelerate: str, folder: Path) -> str:
@@ -134,6 +144,6 @@ def _beside(accelerate: str, folder: Path) -> str:
 
 def _checked(environment: dict[str, str]) -> dict[str, str]:
     for name in environment:
-        if not _VARIABLE.fullmatch(name) or name.startswith(_NOT_HERE):
+        if not _VARIABLE.fullmatch(name) or name.upper().startswith(_NOT_HERE):
             raise ValueError(f"{name} is not to be set here: devices, settings and addresses come by other ways")
     return environment

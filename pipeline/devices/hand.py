@@ -1,4 +1,4 @@
-"""The short form of a pool: ``MODEL``, ``MODEL@0,1``, ``MODEL@2-5:tp=2``, ``MODEL@cpu:workers=2:threads=4``."""
+"""The short form of a pool: ``MODEL``, ``MODEL:tp=2``, ``MODEL@0,1``, ``MODEL@2-5:tp=2``, ``MODEL@cpu:threads=4``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,19 @@ _NUMBERS = {"tp": int, "workers": int, "threads": int, "share": float, "max_in_f
 
 
 def parse_pool(role: ModelRole, text: str) -> Pool:
-    """A pool as ``--small`` and ``--large`` take it. A folder whose own name has an @ is taken as it is.
+    """A pool as ``--small`` and ``--large`` take it. A folder whose own name has an @ or a : is taken as it is.
 
     Raises ConfigurationError that shows the form.
     """
+    if not text:
+        raise ConfigurationError(f"--{role.value} is empty: give a model's folder or hub id")
+    if Path(text).expanduser().is_dir():
+        return Pool(role=role, model=text)
     model, separator, tail = text.rpartition("@")
-    if not separator or Path(text).expanduser().is_dir():
+    if not separator:
+        model, separator, tail = text.partition(":")
+        tail = separator + tail
+    if not separator:
         return Pool(role=role, model=text)
     found = _TAIL.fullmatch(tail)
     if found is None or not model:
@@ -55,6 +62,8 @@ def _options(role: ModelRole, text: str, options: str) -> dict[str, Any]:
         name, _, value = option.partition("=")
         if name not in _NUMBERS:
             raise ConfigurationError(f"--{role.value} {text}: {name} is none of {', '.join(_NUMBERS)}")
+        if name in chosen:
+            raise ConfigurationError(f"--{role.value} {text}: {name} is given twice")
         try:
             number = _NUMBERS[name](value)
         except ValueError:

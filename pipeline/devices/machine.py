@@ -90,7 +90,7 @@ def read_machine(file: Path) -> Machine:
     Raises ConfigurationError that names the file and the fault.
     """
     try:
-        return Machine.model_validate_json(file.read_text(encoding="utf-8"))
+        return Machine.model_validate_json(file.read_text(encoding="utf-8-sig"))
     except ValidationError as error:
         fault = error.errors()[0]
         place = ".".join(str(part) for part in fault["loc"])

@@ -210,6 +210,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except NotADirectoryError as error:
+        raise ConfigurationError(f"{path.parent} is a file, and no folder; choose another --state-dir") from error
     except PermissionError as error:
         raise ConfigurationError(f"{path} belongs to another user; run as the one who started it") from error
     except ValueError as error:

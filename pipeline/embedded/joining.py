@@ -46,7 +46,7 @@ class Token(BaseModel):
         """Raises ConfigurationError for a file that is none, or that others can read; none of its values is told."""
         try:
             mode = stat.S_IMODE(path.stat().st_mode)
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"{path}: {getattr(error, 'strerror', None) or 'is no token'}") from error
         if mode & 0o077:

@@ -67,9 +67,12 @@ def _loaded(spec: PolicySpec) -> PolicySpec:
 
 def _rows_of(name: str, spec: PolicySpec, grid: Sequence[Axis], shares: Shares | None) -> Iterator[PlannedRow]:
     axes = [(key, axis.values) for axis in grid if (key := _own_key(axis.key, name, spec)) is not None]
+    keys = [key for key, _ in axes]
+    repeated = next((key for key in keys if keys.count(key) > 1), None)
+    if repeated is not None:
+        raise ConfigurationError(f"{repeated!r} of {name} is varied twice; give all of its values once, as KEY=V1,V2")
     given = shares.shares if shares is not None and _takes_shares(spec, grid, name) else (None,)
     for share, *values in product(given, *(values for _, values in axes)):
-        keys = [key for key, _ in axes]
         options = part_values(dict(zip(keys, values, strict=True)))
         told = [f"{key.removeprefix('policy.')}={value}" for key, value in zip(keys, values, strict=True)]
         if share is not None and shares is not None:

@@ -6,7 +6,7 @@ A parameter that this pipeline does not have is refused, unless its value change
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -215,6 +215,8 @@ def parse_request(body: object) -> ChatRequest:
 
 def read_request(request: ChatRequest, *, external_id: str) -> Asked:
     """Raises ApiError for what no problem can be made of."""
+    if request.stream_options is not None and not request.stream:
+        raise bad("'stream_options' goes with 'stream': true.", param="stream_options")
     ours = request.specthink or ChatOptions()
     options = _options(request, ours)
     return Asked(
@@ -223,9 +225,16 @@ def read_request(request: ChatRequest, *, external_id: str) -> Asked:
         options=options,
         include=tuple(sorted(set(ours.include))),
         require_workers=ours.require_workers,
-        ignored=tuple(sorted(name for name in request.model_fields_set if name in _IGNORED)),
+        ignored=tuple(sorted(_ignored(request))),
         settings=orjson.dumps([request.model, options], option=orjson.OPT_SORT_KEYS).decode(),
     )
+
+
+def _ignored(request: ChatRequest) -> Iterator[str]:
+    """What was given and changes nothing."""
+    yield from request.model_fields_set & _IGNORED
+    if any(message.name is not None for message in request.messages):
+        yield "messages.name"
 
 
 def _options(request: ChatRequest, ours: ChatOptions) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.chat.asking import Asking
-from pipeline.chat.prompts import make_text_template, prompt_template
+from pipeline.chat.prompts import TextTemplate, make_text_template, prompt_template
 from pipeline.chat.translation import ThinkPhase
 from pipeline.errors import ConfigurationError
 from pipeline.jobs.code_sets import as_worked
@@ -121,7 +121,9 @@ def make_ready(
         versions=versions_of(config),
         cloned_from=submission.cloned_from,
         pair=pair,
-        notes=(*told, *notes_on(problems)) if source is None else (),
+        notes=(*told, *_ignored(submission, pair), *_not_shown(config, problems), *notes_on(problems))
+        if source is None
+        else (),
     )
 
 
@@ -146,6 +148,27 @@ def choose_policy(
         f"the small model has no think phase in this job: the policy is {INSTRUCT_POLICY!r}; --policy asks for another"
     )
     return submission, spec, pair, (note,)
+
+
+def _ignored(submission: Submission, pair: ModelPair) -> Iterator[str]:
+    """A note for each role that the policy does not call for, and that something is said of.
+
+    A small or large model alone is no reason for one: both are usually given with every policy.
+    """
+    usual = Submission.model_fields
+    for role in ModelRole:
+        names = [f"{role}_revision", f"{role}_sampling", f"{role}_asking", *(["judge"] if role == "judge" else [])]
+        said = [name for name in names if name in usual and getattr(submission, name) != usual[name].default]
+        if said and role not in pair.models:
+            told = f"{' and '.join(said)} {'are' if len(said) > 1 else 'is'} ignored"
+            yield f"the policy {submission.policy!r} calls for no {role} model: {told}"
+
+
+def _not_shown(config: JobConfig, problems: ProblemSet | StoredSet) -> Iterator[str]:
+    template = config.template()
+    if problems.has_choices and isinstance(template, TextTemplate) and not template.shows_choices:
+        name = config.prompt_template.removeprefix(OWN)
+        yield f"the prompt template {name} shows no {{{{choices}}}}, and the problems have some"
 
 
 def check_exit(config: JobConfig, think: ThinkPhase | None) -> None:
@@ -284,7 +307,7 @@ def with_template(submission: Submission) -> Submission:
     if submission.prompt_template is not None:
         raise ConfigurationError("give a prompt template by its name or as a file, not both")
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
         check_text(text)
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"the prompt template {file} cannot be read: {error}") from error

@@ -70,6 +70,9 @@ ProblemSource: TypeAlias = Annotated[StrictInt, Field(ge=1)] | Path | _MadeSet
 ModelChoice: TypeAlias = str | Path | ModelSpec
 """A local folder, the name that workers serve a model under, or a model as another job has it."""
 
+_MATCHED_NUMBERS = {"cut": "thinking_tokens", "random": "rate"}
+"""What a match sets of the exits that can be matched."""
+
 _NAMES = {"name": "the name", "small": "the small model", "large": "the large model", "judge": "the judge"}
 
 
@@ -195,7 +198,10 @@ class Submission(BaseModel):
         if not isinstance(values, Mapping) or values.get("matched_to") is None or values.get("policy") == "random":
             return values
         chosen = values.get("exit")
-        name = chosen.get("name") if isinstance(chosen, Mapping) else chosen
+        name = chosen.get("name", "cut") if isinstance(chosen, Mapping) else chosen
+        number = _MATCHED_NUMBERS.get(name) if isinstance(name, str) else None
+        if isinstance(chosen, Mapping) and number in chosen:
+            raise ValueError(f"exit {name!r} has its {number} from the job that it is matched to: leave it out")
         return {**values, "exit": {"name": "cut", "thinking_tokens": 1}} if name == "cut" else values
 
     @field_validator("problems", mode="before")
@@ -211,6 +217,15 @@ class Submission(BaseModel):
     def _names_a_model(cls, value: object) -> object:
         if value is not None and not isinstance(value, str | PathLike | ModelSpec | Mapping):
             raise ValueError("give a model's folder, or the name that workers serve it under")
+        if isinstance(value, str) and not value.strip():
+            raise ValueError("it is empty: give a model's folder, or the name that workers serve it under")
+        return value
+
+    @field_validator("recipe", "small_revision", "large_revision", "judge_revision", "grader", "prompt_template")
+    @classmethod
+    def _names_something(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("it is empty: leave it out, or say which")
         return value
 
     @field_validator("name", "small", "large", "judge", mode="before")
@@ -324,6 +339,8 @@ def part_values(given: Mapping[str, Any], *, exit: str | None = None) -> dict[st
     the exit; None: what exit.name says, or ``cut`` where one of its numbers is set, else none. Raises
     ConfigurationError for a key that there is not; the names in a policy are checked with the policy.
     """
+    if exit is not None and given.get("exit.name", exit) != exit:
+        raise ConfigurationError(f"exit {exit!r} and exit.name={given['exit.name']} are both set; set one of them")
     chosen = exit_type(exit or str(given.get("exit.name", "cut")))
     names = {"exit": chosen.model_fields, "guard": LoopGuard.model_fields}
     options: dict[str, dict[str, Any]] = {} if exit is None else {"exit": {"name": exit}}
@@ -338,7 +355,9 @@ def part_values(given: Mapping[str, Any], *, exit: str | None = None) -> dict[st
         for name in path[:-1]:
             values = values.setdefault(name, {})
             if not isinstance(values, dict):
-                raise ConfigurationError(f"{key!r} and what it lies in are both set; set one of them")
+                break
+        if not isinstance(values, dict) or values.get(path[-1], value) != value:
+            raise ConfigurationError(f"{key!r} and what it lies in, or what lies in it, are both set; set one of them")
         values[path[-1]] = value
     return options
 
@@ -382,6 +401,8 @@ def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
     *parents, last = path
     for name in parents:
         values = values[name]
+        if not isinstance(values, dict):
+            raise ConfigurationError(f"{'.'.join(path)!r} and what it lies in are both set; set one of them")
     values[last] = value
 
 

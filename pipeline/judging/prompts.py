@@ -108,7 +108,7 @@ def make_template(name: str, text: str) -> JudgeTemplate:
 def load_template(file: Path) -> JudgeTemplate:
     """A template of somebody's own. Raises ConfigurationError for one that cannot be read or shows no answer."""
     try:
-        text = file.expanduser().read_text(encoding="utf-8")
+        text = file.expanduser().read_text(encoding="utf-8-sig")
         check_text(text)
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"the judge template {file} cannot be read: {error}") from error

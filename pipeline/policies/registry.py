@@ -13,6 +13,7 @@ from pipeline.plugins import (
     Origin,
     Plugin,
     PluginGroup,
+    bare_file_hint,
     find_origin,
     find_plugin,
     is_file,
@@ -136,7 +137,9 @@ def parse_policy(text: str, values: Mapping[str, Any] | None = None) -> PolicySp
         return _with_values(label(own), own, values or {})
     plugin = find_plugin(PluginGroup.POLICIES, text)
     if plugin is None:
-        raise ConfigurationError(f"there is no policy {text!r}; choose one of: {', '.join(policy_names())}")
+        raise ConfigurationError(
+            f"there is no policy {text!r}; choose one of: {', '.join(policy_names())}{bare_file_hint(text)}"
+        )
     return _plugin_spec(plugin, values or {})
 
 

@@ -28,6 +28,10 @@ class AnswerForm(StrEnum):
     ALL_OF = "all-of"  # a list, all of which are asked for
 
 
+OF_CHOICES = (AnswerForm.LETTER, AnswerForm.LABEL, AnswerForm.INDEX0, AnswerForm.INDEX1, AnswerForm.FIRST)
+"""What says nothing where there are no choices."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnNames:
     """Names of columns, where the usual ones do not fit; None: the usual ones that the file has; '': none at all.
@@ -136,6 +140,8 @@ def resolve_columns(given: ColumnNames, present: Sequence[str]) -> Layout:
         taken = {column.name for part in ("problem", "choices") for column in found[part]}
         found["answer"] = () if found["answer"][0].name in taken else found["answer"]
     _refuse_repeated(found)
+    if given.answer_as is not None:
+        _require_use(given.answer_as, found)
     return Layout(**found, answer_as=given.answer_as, has_usual_id=given.id is None)
 
 
@@ -187,6 +193,16 @@ def _lettered(present: Sequence[str]) -> tuple[Column, ...]:
     letters = "abcdefghij"
     count = next((index for index, letter in enumerate(letters) if letter not in by_letter), len(letters))
     return tuple(Column(by_letter[letter]) for letter in letters[:count]) if count > 1 else ()
+
+
+def _require_use(form: AnswerForm, found: dict[str, tuple[Column, ...]]) -> None:
+    """Raises ValueError for a form of answers that the file has not."""
+    if not found["answer"]:
+        raise ValueError(f"--answer-as {form}: no column is the answer; name it by --column answer=COLUMN")
+    if form in OF_CHOICES and not found["choices"]:
+        raise ValueError(
+            f"--answer-as {form} is of choices, and no column has them; name it by --column choices=COLUMN"
+        )
 
 
 def _refuse_repeated(found: dict[str, tuple[Column, ...]]) -> None:

@@ -8,7 +8,15 @@ from typing import Any
 
 from pipeline.problems.answers import Reference, is_number, letter_of, read_answer
 from pipeline.problems.choices import ChoiceAnswer, Choices, read_choices, settle_form
-from pipeline.problems.columns import AnswerForm, Column, ColumnNames, Layout, find_column, resolve_columns
+from pipeline.problems.columns import (
+    OF_CHOICES,
+    AnswerForm,
+    Column,
+    ColumnNames,
+    Layout,
+    find_column,
+    resolve_columns,
+)
 from pipeline.problems.lines import Fault, Row
 from pipeline.problems.messages import looks_like_messages, read_messages
 from pipeline.problems.sets import MAX_ID_CHARS, Problem, SetReading
@@ -16,9 +24,7 @@ from pipeline.problems.values import check_text, text_of, to_plain, type_name
 
 MIN_SOLUTION = 20
 """Characters; a shorter text is no worked solution."""
-_CHOICE_FORMS = (
-    AnswerForm.LETTER, AnswerForm.LABEL, AnswerForm.INDEX0, AnswerForm.INDEX1, AnswerForm.FIRST, AnswerForm.TEXT,
-)  # fmt: skip
+_CHOICE_FORMS = (*OF_CHOICES, AnswerForm.TEXT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +45,7 @@ def make_problems(
     try:
         layout = resolve_columns(columns, present)
         kept = [find_column(name, present, "columns to keep") for name in keep]
+        _refuse_answers(kept, layout)
         _refuse_bytes(rows, layout.used | {column.name for column in kept})
         layout = replace(layout, answer_as=layout.answer_as or _mark_of_solutions(rows, layout))
         drafts, faults = _make_drafts(rows, layout, kept, place, max_faults)
@@ -57,6 +64,15 @@ def make_problems(
         reading=_reading(rows, layout, form, [problem for _, problem in made]),
         faults=tuple(faults[:max_faults]),
     )
+
+
+def _refuse_answers(kept: Sequence[Column], layout: Layout) -> None:
+    """Raises ValueError for a column that is to be shown and has the reference answer in it."""
+    for column in kept:
+        if any(
+            answer.name == column.name and answer.path[: len(column.path)] == column.path for answer in layout.answer
+        ):
+            raise ValueError(f"the column {str(column)!r} has the reference answer: those who write may not read it")
 
 
 def _refuse_bytes(rows: Sequence[Row], used: Collection[str]) -> None:

@@ -109,6 +109,9 @@ def test_asides_and_their_judge_are_a_part_of_the_plan(client: Client, db_engine
     assert more.wall_s < 0.7 * slow.wall_s, (
         "as many samples as are admitted beside each other: two for small's one slot"
     )
+    for said in ({"large_workers": 2}, {"large_speedup": 2.0}):
+        with pytest.raises(ConfigurationError, match="need no large workers"):
+            client.plan(job, **said)
 
 
 def test_what_was_measured_is_read_without_texts(db_engine: Engine, job: int) -> None:

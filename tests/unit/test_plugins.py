@@ -255,6 +255,14 @@ def test_a_file_that_is_no_policy_is_refused_in_one_line(tmp_path: Path, source:
     assert str(tmp_path) in str(refused.value)
 
 
+def test_a_file_without_a_name_in_it_is_told_how_one_is_named() -> None:
+    for text in ("rules.py", "rules.py:"):
+        with pytest.raises(ConfigurationError, match=r"of a file say what is meant in it: rules\.py:NAME"):
+            parse_policy(text)
+        with pytest.raises(ConfigurationError, match=r"of a file say what is meant in it: rules\.py:NAME"):
+            make_grader(text)
+
+
 @pytest.mark.parametrize(("line", "member"), [("    asks = ()\n", "asks"), ("def watcher(", "watcher")])
 def test_a_policy_that_lacks_a_member_is_refused_in_one_line(tmp_path: Path, line: str, member: str) -> None:
     assert line in RULES

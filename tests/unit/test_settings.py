@@ -37,6 +37,22 @@ def test_wrong_setting_is_named_with_what_it_should_be(
     assert variable.removesuffix("__TTL_S") in str(error.value)
 
 
+def test_address_of_a_server_that_no_engine_would_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECTHINK_ENGINE__SERVER__URL", "http://host:8000/v1")
+    with pytest.raises(ConfigurationError, match="set SPECTHINK_ENGINE__KIND=server"):
+        load_settings()
+    monkeypatch.setenv("SPECTHINK_ENGINE__KIND", "vllm")  # said by hand
+    assert load_settings().engine.kind is EngineKind.VLLM
+    monkeypatch.setenv("SPECTHINK_ENGINE__KIND", "server")
+    assert load_settings().engine.server.url == "http://host:8000/v1"
+
+
+def test_empty_state_folder_is_not_the_working_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECTHINK_STATE_DIR", "")
+    with pytest.raises(ConfigurationError, match=r"SPECTHINK_STATE_DIR: .*unset it, or name a folder"):
+        load_settings()
+
+
 @pytest.mark.parametrize(
     ("variable", "meant"),
     [

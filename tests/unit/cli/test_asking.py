@@ -26,12 +26,18 @@ def test_options_become_fields(tmp_path: Path) -> None:
     assert asking(None, None, None) == {}
 
 
+def test_byte_order_mark_of_a_file_is_no_part_of_its_text(tmp_path: Path) -> None:
+    (tmp_path / "system.txt").write_text("Think.", encoding="utf-8-sig")
+    assert asking(f"@{tmp_path}/system.txt", None, None) == {"system": "Think."}
+
+
 @pytest.mark.parametrize(
     ("system", "variables", "tags", "told"),
     [
         ("@/no/such/file", None, None, "cannot be read"),
         (None, ["thinking"], None, "write NAME=VALUE"),
         (None, ["=1"], None, "write NAME=VALUE"),
+        (None, ["a=1", "a=2"], None, "a is given twice"),
         (None, None, "<t>", "write OPEN,CLOSE"),
         (None, None, ",</t>", "write OPEN,CLOSE"),
     ],

@@ -15,6 +15,7 @@ from pipeline.cli import main
 Run = Callable[..., int]
 MODELS = Path(__file__).parents[3] / "examples" / "models"
 SMALL, LARGE = str(MODELS / "demo-small"), str(MODELS / "demo-large")
+URL = "http://host:8000/v1"
 FILE = f"""
 [[pool]]
 role = "small"
@@ -102,6 +103,15 @@ def test_plan_that_cannot_be_starts_nothing(
         (["--large-accelerate", "medusa", "--large", LARGE], "write ngram, suffix, eagle3:MODEL or draft:MODEL"),
         (["--file", "nowhere.toml"], "nowhere.toml cannot be read"),
         (["small", "--dry-run"], "not both"),
+        (["small", "--no-flower"], "not both: leave out --flower"),
+        (["--small", SMALL, "--judge-engine-arg", "enforce_eager=true"], "there is no judge engine to start"),
+        (
+            ["--small", SMALL, "--large", "org/a", "--large-server", URL, "--large-engine-arg", "enforce_eager=true"],
+            "there is no large engine to start: a server has its model",
+        ),
+        (["--large", "org/a", "--large-server", URL, "--engine-arg", "enforce_eager=true"], "servers have all models"),
+        (["--dry-run"], "there are no workers to plan"),
+        (["--listen", ""], "it is ADDRESS or ADDRESS:PORT"),
     ],
 )
 def test_up_refuses_what_does_not_go(
@@ -140,6 +150,10 @@ def test_worker_is_told_its_accelerator(run: Run, capsys: pytest.CaptureFixture[
         (["--model", "org/a", "--accelerate", "draft"], "draft needs the model that makes the drafts"),
         (["--model", "org/a", "--draft-tokens", "6"], "draft tokens go with an accelerator"),
         ([], "give --model, or a --file that says it"),
+        (["--model", ""], "--model is empty"),
+        (["--model", "org/a", "--server", ""], "--server is empty"),
+        (["--model", "org/a", "--revision", ""], "--revision is empty"),
+        (["--model", "org/a", "--name-served", ""], "--name-served is empty"),
         (["--file", "specthink.toml", "--model", "org/another"], "0 entries for a small pool of org/another"),
         (["--model", "org/a", "--engine-arg", "enable_lora=true"], "merge it into its base model"),
     ],
@@ -156,9 +170,6 @@ def test_worker_refuses_what_does_not_go(
     monkeypatch.chdir(tmp_path)
     assert run("worker", "small", *options) == 2
     assert said in capsys.readouterr().err
-
-
-URL = "http://host:8000/v1"
 
 
 def test_up_takes_a_server_for_a_role(run: Run, machine: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
         ("org/a@0,1", Pool(role=SMALL, model="org/a", devices=(0, 1))),
         ("org/a@2-5:tp=2", Pool(role=SMALL, model="org/a", devices=(2, 3, 4, 5), tp=2)),
         ("org/a@0:share=0.4", Pool(role=SMALL, model="org/a", devices=(0,), share=0.4)),
+        ("org/a:tp=2:workers=2", Pool(role=SMALL, model="org/a", tp=2, workers=2)),
         ("org/a@:workers=2", Pool(role=SMALL, model="org/a", workers=2)),
         ("org/a@cpu:workers=2:threads=4", Pool(role=SMALL, model="org/a", on_cpu=True, workers=2, threads=4)),
         ("a@b@1", Pool(role=SMALL, model="a@b", devices=(1,))),
@@ -35,7 +36,25 @@ def test_short_form_is_read(text: str, pool: Pool) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a@x", "@0", "a@0:tp", "a@0:tp=0", "a@0:share=2", "a@0:size=1", "a@5-2", "a@1,1", "a@0-999999999", "a@0,"]
+    "text",
+    [
+        "a@x",
+        "@0",
+        "a@0:tp",
+        "a@0:tp=0",
+        "a@0:share=2",
+        "a@0:size=1",
+        "a@5-2",
+        "a@1,1",
+        "a@0-999999999",
+        "a@0,",
+        "a@0:tp=1:tp=2",
+        "a:tp",
+        "a:tp=x",
+        "a:main",
+        ":tp=2",
+        "",
+    ],
 )
 def test_short_form_that_cannot_be_read_is_refused(text: str) -> None:
     with pytest.raises(ConfigurationError):
@@ -105,6 +124,11 @@ def test_file_is_read_with_its_arguments_and_environment(tmp_path: Path) -> None
         ('VLLM_ATTENTION_BACKEND = "FLASH_ATTN"', 'SPECTHINK_REDIS_URL = "x"', "is not to be set here"),
         ("enforce_eager = true", "seed = 1", "engine argument seed is not to be given: each job says how it samples"),
         ("[[pool]]", "[[pool]", "cannot be read"),
+        ("tp = 2", "gpus = 2", "pool.2.gpus: there is no such key; there are role, model, name"),
+        ("[environment]", "[envirnment]", "envirnment: there is no such key; there are pool, environment"),
+        ('HF_HUB_OFFLINE = "1"', 'specthink_redis_url = "x"', "is not to be set here"),
+        ("tp = 2", 'revision = ""', "pool.2.revision: String should have at least 1 character"),
+        ("enforce_eager = true", "since = 2026-01-01", "write a date or a time in quotes"),
     ],
 )
 def test_file_with_a_fault_is_refused_in_one_line(tmp_path: Path, old: str, new: str, said: str) -> None:
@@ -115,6 +139,12 @@ def test_file_with_a_fault_is_refused_in_one_line(tmp_path: Path, old: str, new:
     assert str(raised.value).startswith(str(file))
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "specthink.toml"
+    file.write_text(FILE, encoding="utf-8-sig")
+    assert len(read_pools(file)) == 2
 
 
 def test_arguments_are_read_as_vllm_writes_them() -> None:

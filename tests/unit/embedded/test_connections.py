@@ -129,6 +129,12 @@ def test_two_roles_do_not_share_a_login(monkeypatch: pytest.MonkeyPatch) -> None
     assert "never-shown" not in str(refused.value)
 
 
+def test_a_file_in_the_place_of_the_state_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("")
+    with pytest.raises(ConfigurationError, match=r"state is a file, and no folder; choose another --state-dir"):
+        find_connections(tmp_path / "state")
+
+
 def test_without_servers_the_remedy_is_named(tmp_path: Path) -> None:
     with pytest.raises(ServiceUnavailable, match="specthink up"):
         resolve_connections(make_settings(tmp_path, redis_url="redis://mine"))

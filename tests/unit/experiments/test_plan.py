@@ -44,6 +44,12 @@ def test_a_key_varies_the_policies_that_have_it_or_the_one_that_it_names() -> No
     ]  # fmt: skip
 
 
+def test_a_number_that_is_varied_twice_is_refused() -> None:
+    twice = [Axis(key="policy.threshold", values=(1, 2)), Axis(key="glimpse.threshold", values=(3,))]
+    with pytest.raises(ConfigurationError, match=r"'policy\.threshold' of glimpse is varied twice"):
+        plan_rows(["glimpse"], twice)
+
+
 def test_baselines_come_first_and_are_not_varied() -> None:
     rows = names(["glimpse"], [Axis(key="exit.thinking_tokens", values=(9,))], baselines=True)
     assert rows == ["small-only", "large-only", "glimpse exit.thinking_tokens=9"]

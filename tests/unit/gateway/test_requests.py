@@ -54,6 +54,17 @@ def test_conversation_becomes_turns_and_a_question() -> None:
     }
 
 
+def test_stream_options_without_a_stream_are_refused() -> None:
+    with pytest.raises(ApiError, match="goes with 'stream'") as refused:
+        read(stream_options={"include_usage": True})
+    assert refused.value.param == "stream_options"
+    assert read(stream=True, stream_options={"include_usage": True}).ignored == ()
+
+
+def test_name_of_a_speaker_is_told_to_be_ignored() -> None:
+    assert read(messages=[{"role": "user", "content": "1+1?", "name": "ann"}]).ignored == ("messages.name",)
+
+
 NEUTRAL: list[tuple[str, list[Any]]] = [
     ("logprobs", [False, None]), ("top_logprobs", [0]), ("logit_bias", [{}, None]), ("tools", [[]]),
     ("tool_choice", ["none"]), ("response_format", [{"type": "text"}]), ("functions", [[]]), ("echo", [False]),

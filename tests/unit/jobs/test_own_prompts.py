@@ -57,6 +57,20 @@ def test_template_of_a_file_shows_its_fields_and_nothing_else_of_a_row(tmp_path:
     assert job.versions["prompt template"].startswith("sha256:")
 
 
+def test_byte_order_mark_of_a_template_is_no_part_of_its_prompts(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("{{problem}}", encoding="utf-8-sig")
+    job = ready(write(tmp_path, "set.jsonl", row(1)), prompt_file=tmp_path / "mine.txt")
+    assert messages(job) == ["What is 1+1?"]
+
+
+def test_template_that_shows_no_choices_is_told(tmp_path: Path, template: Path) -> None:
+    (tmp_path / "bare.txt").write_text("{{problem}}")
+    file = write(tmp_path, "set.jsonl", row(1, choices=["1", "2"]) | {"answer": "B"})
+    told = "the prompt template bare.txt shows no {{choices}}, and the problems have some"
+    assert told in ready(file, prompt_file=tmp_path / "bare.txt").notes
+    assert not [note for note in ready(file, prompt_file=template).notes if "choices}}" in note]
+
+
 def test_choices_stand_where_the_template_has_them(tmp_path: Path, template: Path) -> None:
     problems = write(tmp_path, "set.jsonl", row(1, choices=["two", "three"], answer="A"))
     (message,) = messages(ready(problems, prompt_file=template))

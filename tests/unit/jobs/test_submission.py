@@ -103,6 +103,11 @@ def test_problem_set_cannot_be_given_with_a_hash_of_ones_own() -> None:
         ({"large": "L\0"}, "^large: the large model has .*which cannot be stored$"),
         ({"name": "\ud800"}, "^name: the name has .*which cannot be stored$"),
         ({"columns": 5}, "^columns: "),
+        ({"small": ""}, "^small: it is empty: give a model's folder"),
+        ({"recipe": ""}, "^recipe: it is empty: leave it out"),
+        ({"small_revision": " "}, "^small_revision: it is empty"),
+        ({"matched_to": 1, "exit": {"name": "cut", "thinking_tokens": 9}}, "has its thinking_tokens from the job"),
+        ({"matched_to": 1, "exit": {"name": "random", "rate": 0.2}}, "has its rate from the job"),
     ],
 )
 def test_wrong_value_is_refused_by_the_name_of_its_field(values: dict[str, Any], told: str) -> None:
@@ -203,12 +208,19 @@ def test_parts_are_set_by_dotted_key_and_may_be_text() -> None:
         ({"policy": "code"}, "there is no 'policy' to set"),
         ({"exit.tokens": 30}, "exit has no tokens; it has: name, thinking_tokens, answer_role"),
         ({"guard.times": 3}, "guard has no times; it has: name, role, repeats"),
-        ({"policy.n1": 3, "policy.n1.x": 1}, "'policy.n1.x' and what it lies in are both set"),
+        ({"policy.n1": 3, "policy.n1.x": 1}, "'policy.n1.x' and what it lies in, .* are both set"),
+        ({"policy.cues.verify": ["x"], "policy.cues": {}}, "'policy.cues' .* what lies in it, are both set"),
     ],
 )
 def test_key_of_a_part_that_there_is_not_is_refused(given: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigurationError, match=told):
         part_values(given)
+
+
+def test_an_exit_is_named_once() -> None:
+    with pytest.raises(ConfigurationError, match=r"exit 'deer' and exit\.name=cut are both set"):
+        part_values({"exit.name": "cut"}, exit="deer")
+    assert part_values({"exit.name": "deer"}, exit="deer") == {"exit": {"name": "deer"}}
 
 
 def test_exit_and_guard_are_part_of_the_job_and_of_its_clone() -> None:
@@ -232,6 +244,15 @@ def test_model_that_the_policy_does_not_call_for_is_left_out() -> None:
     assert (made.small, made.large) == (None, ModelSpec(name="L"))
     with pytest.raises(ConfigurationError, match="needs a large model; give --large MODEL"):
         ready(large=None)
+
+
+def test_what_is_said_of_a_model_that_the_policy_does_not_call_for_is_told() -> None:
+    beside = {"judge": "J", "large_sampling": {"temperature": 0.2}, "large_revision": "main"}
+    notes = ready(policy="small-only", **beside).notes
+    assert "the policy 'small-only' calls for no judge model: judge is ignored" in notes
+    assert "the policy 'small-only' calls for no large model: large_revision and large_sampling are ignored" in notes
+    usual = ready(policy="small-only", large_sampling={"temperature": None}, judge_asking={})
+    assert not [note for note in usual.notes if "ignored" in note]
 
 
 def test_limit_beyond_the_set_uses_all_of_it() -> None:
@@ -339,6 +360,7 @@ def test_job_with_a_policy_of_a_file_is_cloned_with_its_numbers(tmp_path: Path) 
         ({"policy.name": "random"}, "no 'policy.name' to set"),
         ({"small.fingerprint": "x"}, "no 'small.fingerprint' to set"),
         ({"sampling.temperature": "hot"}, "^temperature: "),
+        ({"small_asking": None, "small_asking.system": "x"}, r"'small_asking\.system' and what it lies in are both"),
         ({"small": None}, "needs a small model, and the job has none; give --set small=MODEL"),
     ],
 )

@@ -225,6 +225,13 @@ def test_kept_column_is_shown_and_no_other(tmp_path: Path) -> None:
     assert "no column 'tip'" in faults(file, keep=["tip"])[0]
 
 
+def test_column_of_the_answers_is_shown_to_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_text('{"question": "1+1?", "answer": "2"}\n')
+    with pytest.raises(ProblemSetError, match="the column 'answer' has the reference answer"):
+        load_problem_set(path, keep=["answer"])
+
+
 def test_bytes_are_left_out_where_nothing_uses_them_and_refused_by_name_elsewhere(tmp_path: Path) -> None:
     file = tmp_path / "set.parquet"
     pq.write_table(pa.table({"problem": ["1?"], "answer": ["2"], "image": [{"bytes": b"\x89PNG"}]}), file)
@@ -317,6 +324,16 @@ def test_ambiguous_answer_is_read_as_one_says(tmp_path: Path) -> None:
     numbers = mcq("2", ["1", "2", "3", "4"])
     for form, letter in ((AnswerForm.INDEX0, "C"), (AnswerForm.INDEX1, "B"), (AnswerForm.TEXT, "B")):
         assert load_one(tmp_path, numbers, answer_as=form).answer == letter
+
+
+def test_form_of_answers_that_the_file_has_not_is_refused(tmp_path: Path) -> None:
+    row = {"question": "Sky?", "answer": "blue"}
+    for form in (AnswerForm.LETTER, AnswerForm.INDEX0, AnswerForm.FIRST):
+        with pytest.raises(ProblemSetError, match=f"--answer-as {form} is of choices, and no column has them"):
+            load_one(tmp_path, row, answer_as=form)
+    with pytest.raises(ProblemSetError, match="--answer-as boxed: no column is the answer"):
+        load_one(tmp_path, row, answer="", answer_as=AnswerForm.BOXED)
+    assert load_one(tmp_path, row, answer_as=AnswerForm.TEXT).answer == "blue"
 
 
 def test_choices_column_that_holds_no_choices_can_be_done_without(tmp_path: Path) -> None:
