@@ -17,8 +17,9 @@ from typing import Any
 from bench.stack import MODELS, PROBLEMS, REPOSITORY, Stack, running_stack
 from pipeline.experiments.plan import Axis, PlannedRow, Shares, plan_rows
 from pipeline.experiments.tables import TableFormat, render
+from pipeline.jobs.config import JobState
 from pipeline.problems import Problem, ProblemSet, content_sha256
-from pipeline.results.jobs import Job, JobState
+from pipeline.results.jobs import Job
 
 PILOT_SEED = 4711
 ASKED: dict[str, Any] = {"small": MODELS["small"], "large": MODELS["large"], "max_tokens": 384, "seed": 7}
