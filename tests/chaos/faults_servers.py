@@ -642,7 +642,7 @@ def run_migrate(harness: Harness) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, **harness.environment, "SPECTHINK_STATE_DIR": str(harness.state.state_dir)}
     return subprocess.run(
         [sys.executable, "-m", "pipeline.cli", "migrate"],
-        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60, check=False,
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
 
 
