@@ -197,7 +197,8 @@ def test_without_cues_it_is_refused() -> None:
 
 WORDS = [
     " a", " b", ",", ".\n\n", "\n", "\n\n", " So", "So ", " th", "us", " in", " total", "x\n", " ", " so</think>",
-    "</think>", "END", "é", "", "\ufffd", ".", "!", ".", "3", "?) ", "。", " so", " Thus", " some", " x. y", *[" a", " b", " c"] * 6,
+    "</think>", "END", "é", "", "\ufffd", ".", "!", ".", "3", "?) ", "。", " so", " Thus", " some", " x. y",
+    *[" a", " b", " c"] * 6,
 ]  # fmt: skip
 STOP = r"[.!?…][\"'”’)\]}*$]*"
 
