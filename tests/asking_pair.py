@@ -67,9 +67,7 @@ class Pair:
     def labels(self, role: ModelRole, before: Sequence[str], labels: Sequence[str]) -> dict[str, float | None]:
         """Log-probabilities: of all labels together much, half, little or nothing."""
         mass = (1.0, 0.9, 0.9, 0.5, 0.3, 0.0)[self._drawn("mass", role.value, tuple(before)) % 6]
-        weights = [
-            self._drawn(label, role.value, tuple(before)) % 4 ** (index % 3) for index, label in enumerate(labels)
-        ]
+        weights = [(0, 1, 1, 2, 5)[self._drawn(label, role.value, tuple(before)) % 5] for label in labels]
         total = sum(weights)
         return {
             label: round(math.log(mass * weight / total), 5) if mass * weight else None
@@ -93,6 +91,7 @@ class Aside:
     question: str
     texts: tuple[str, ...]
     verdict: Verdict = None
+    greedy: bool = True
 
 
 @dataclass
@@ -139,7 +138,10 @@ class Driver:
 
     def play(self) -> Story:
         transition = self.policy.start(self.context)
+        num_requests = 0
         while isinstance(transition.then, Generate | Ask):
+            num_requests += 1
+            assert num_requests <= 50 * self.context.max_tokens + 50, "the models make no progress"
             before = transition
             self._check(before)
             transition = self._carry_out(before.then, before)  # type: ignore[arg-type]  # it is a request
@@ -183,7 +185,8 @@ class Driver:
         self._written.append((role, request.purpose, piece))
         after = self.policy.advance(self.context, transition.state, event)
         shown = tuple(texts[: self._stop]) if self._stop else tuple(texts)
-        self.story.asides.append(Aside(role, request.purpose, request.question, shown, verdict_of(after.reading)))
+        verdict = verdict_of(after.reading)
+        self.story.asides.append(Aside(role, request.purpose, request.question, shown, verdict, request.greedy))
         return after
 
     def _write(

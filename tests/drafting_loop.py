@@ -108,7 +108,7 @@ class DraftingLoop(ABC, Generic[_SpecT]):
     def draft_and_review(self) -> None:
         num_steps = 1 if self.is_closed else self.spec.steps_per_review
         texts, ends, why = self.stream(SMALL, min(self.room, self.spec.step_tokens * num_steps), num_steps)
-        self.story.asides.append(Aside(SMALL, "draft", "", tuple(texts)))
+        self.story.asides.append(Aside(SMALL, "draft", "", tuple(texts), greedy=False))
         stay = whole(texts) or texts
         if len(stay) > (ends[-1] if ends else 0) and why is not None:
             ends.append(len(stay))

@@ -268,19 +268,24 @@ class StepsLoop(Loop):
 # A policy, driven as a worker does.
 
 
-def drive(policy: Policy, model: Model, *, max_tokens: int, overrun: Random) -> Text:
+def drive(
+    policy: Policy, model: Model, *, max_tokens: int, overrun: Random, job_seed: int = 0, sample_index: int = 0
+) -> Text:
     """Play a sample: requests that the watcher ends a little late, and states that are stored between them."""
     text = Text()
     context = SampleContext(
-        job_seed=0,
+        job_seed=job_seed,
         problem_id="p",
-        sample_index=0,
+        sample_index=sample_index,
         max_tokens=max_tokens,
         think_end=THINK_END,
         num_prompt_tokens=0,
     )
     transition, writer = policy.start(context), None
+    num_requests = 0
     while isinstance(transition.then, Generate):
+        num_requests += 1
+        assert num_requests <= 10 * max_tokens + 10, "the two make no progress"
         request, state = transition.then, json.loads(json.dumps(transition.state))
         if writer is not request.role or request.takes_over or request.trigger == "answer":
             text.ask(request.role, request.trigger, cue=request.cue, takes_over=request.takes_over)

@@ -85,6 +85,7 @@ def carry_out(policy: Policy, context: SampleContext, script: Script, draw: rand
             return out
         state = orjson.loads(orjson.dumps(transition.state))
         number += 1
+        assert number <= 10 * context.max_tokens, "nothing goes on"
         assert then.max_tokens <= context.max_tokens - len(out.ids) or isinstance(then, Ask)
         output = script.write(then, "".join(out.ids), number)
         watcher = policy.watcher(context, state)
@@ -174,6 +175,17 @@ def compare(kind: str, delegation: str, seed: int) -> tuple[Protocol, Protocol]:
     return found, expected
 
 
+def assert_same(found: Protocol, expected: Protocol, seed: int) -> None:
+    assert found.requests == expected.requests, seed
+    assert (found.ids, found.authors) == (expected.ids, expected.authors), seed
+    assert found.inserted == expected.inserted, seed
+    assert [aside[:2] for aside in found.asides] == [aside[:2] for aside in expected.asides], seed
+    for written, needed in zip(found.asides, expected.asides, strict=True):
+        assert written[2][: len(needed[2])] == needed[2], seed
+    assert found.readings == expected.readings, seed
+    assert found.reason == expected.reason, seed
+
+
 NUM_CASES = 350
 """Of each exit around each delegation."""
 
@@ -185,14 +197,7 @@ def test_an_exit_does_what_a_plain_loop_does(kind: str, delegation: str) -> None
     closed, tried = 0, 0
     for seed in range(NUM_CASES):
         found, expected = compare(kind, delegation, seed)
-        assert found.requests == expected.requests, seed
-        assert (found.ids, found.authors) == (expected.ids, expected.authors), seed
-        assert found.inserted == expected.inserted, seed
-        assert [aside[:2] for aside in found.asides] == [aside[:2] for aside in expected.asides], seed
-        for written, needed in zip(found.asides, expected.asides, strict=True):
-            assert written[2][: len(needed[2])] == needed[2], seed
-        assert found.readings == expected.readings, seed
-        assert found.reason == expected.reason, seed
+        assert_same(found, expected, seed)
         closed += "exit" in found.inserted
         tried += any(aside[1] == "trial" for aside in found.asides)
     assert closed >= 10

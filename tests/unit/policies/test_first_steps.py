@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -117,18 +118,21 @@ class FirstStepsLoop(StepsLoop):
         self.answer(self.numbers.answer_role, after=SMALL)
 
 
-@settings(max_examples=2000, derandomize=True, database=None, deadline=None)
-@given(
-    spec=st.builds(
+CASES: dict[str, Any] = {
+    "spec": st.builds(
         FirstStepsSpec,
         first_steps=st.sampled_from([1, 2, 5, 20]),
         step_tokens=st.sampled_from([1, 3, 512]),
         answer_role=st.sampled_from(WRITING_ROLES),
     ),
-    model=models(WORDS, cut=SMALL),
-    max_tokens=st.sampled_from([1, 20, 80, 80, 80]),
-    overrun=st.integers(0, 2**16).map(random.Random),
-)
+    "model": models(WORDS, cut=SMALL),
+    "max_tokens": st.sampled_from([1, 20, 80, 80, 80]),
+    "overrun": st.integers(0, 2**16).map(random.Random),
+}
+
+
+@settings(max_examples=2000, derandomize=True, database=None, deadline=None)
+@given(**CASES)
 def test_first_steps_does_as_the_plain_loop(
     spec: FirstStepsSpec, model: Model, max_tokens: int, overrun: random.Random
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -252,9 +253,8 @@ class GlimpseLoop(StepsLoop):
         self.answer(self.spec.answer_role, after=SMALL)
 
 
-@settings(max_examples=2000, derandomize=True, database=None, deadline=None)
-@given(
-    spec=st.builds(
+CASES: dict[str, Any] = {
+    "spec": st.builds(
         GlimpseSpec,
         threshold=st.sampled_from([0.0, 0.5, 1.0, 2.5, 9.0]),
         first_steps=st.sampled_from([0, 0, 1, 3]),
@@ -262,10 +262,14 @@ class GlimpseLoop(StepsLoop):
         check_start=st.booleans(),
         answer_role=st.sampled_from(WRITING_ROLES),
     ),
-    model=models(WORDS, cut=SMALL),
-    max_tokens=st.sampled_from([1, 20, 80, 80, 80]),
-    overrun=st.integers(0, 2**16).map(random.Random),
-)
+    "model": models(WORDS, cut=SMALL),
+    "max_tokens": st.sampled_from([1, 20, 80, 80, 80]),
+    "overrun": st.integers(0, 2**16).map(random.Random),
+}
+
+
+@settings(max_examples=2000, derandomize=True, database=None, deadline=None)
+@given(**CASES)
 def test_glimpse_does_as_the_published_loop(
     spec: GlimpseSpec, model: Model, max_tokens: int, overrun: random.Random
 ) -> None:

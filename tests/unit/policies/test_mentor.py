@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -392,7 +393,7 @@ class Loop:
         chunk, mentor_why = self.look_ahead(LARGE, self.spec.chunk)
         words = self.shown(own).split()
         if words:
-            self.story.asides.append(Aside(LARGE, "mentor", "", tuple(chunk)))
+            self.story.asides.append(Aside(LARGE, "mentor", "", tuple(chunk), greedy=False))
         chunk = whole(chunk)
         others = self.shown(chunk).split()
         if not words or not others or words[0] == others[0]:
@@ -459,14 +460,17 @@ SPECS = st.builds(
 )
 
 
+CASES: dict[str, Any] = {
+    "spec": SPECS,
+    "pair": pairs(" the", " cat", " the", limits=(10_000, 10_000, 10_000, 40, 12)),
+    "max_tokens": st.sampled_from([1, 20, 90]),
+    "think_end": st.sampled_from(["</think>", "</think>", "</think>", ""]),
+    "overrun": st.integers(0, 2**16).map(random.Random),
+}
+
+
 @settings(max_examples=2500, derandomize=True, database=None, deadline=None)
-@given(
-    spec=SPECS,
-    pair=pairs(" the", " cat", " the", limits=(10_000, 10_000, 10_000, 40, 12)),
-    max_tokens=st.sampled_from([1, 20, 90]),
-    think_end=st.sampled_from(["</think>", "</think>", "</think>", ""]),
-    overrun=st.integers(0, 2**16).map(random.Random),
-)
+@given(**CASES)
 def test_mentor_does_as_the_published_loop(
     spec: MentorSpec, pair: Pair, max_tokens: int, think_end: str, overrun: random.Random
 ) -> None:

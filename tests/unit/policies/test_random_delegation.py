@@ -1,10 +1,23 @@
+"""Random delegation: vectors by hand, and the control as one would write it with two engines that block."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from typing import Any
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.policies.protocol import Policy, PolicyState, SampleContext
 from pipeline.policies.random_delegation import RandomDelegationSpec
 from pipeline.policies.requests import Finish, Generate, Written
 from pipeline.samples import FinishReason, ModelRole, Piece, SegmentFinish
 from tests.decisions import Decision, Keep, decided
+from tests.reference_loops import sentence_end
+from tests.scripted_pair import Loop, Model, drive, ends_with_break, lengthens_break, models
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
 EOS, LENGTH, WATCH = SegmentFinish.EOS, SegmentFinish.LENGTH, SegmentFinish.WATCH
@@ -140,3 +153,122 @@ def test_the_other_model_is_refused() -> None:
     policy = RandomDelegationSpec().build()
     with pytest.raises(ValueError, match="the small model was to write, but large did"):
         advance(policy, policy.start(context()).state, LARGE, "a")
+
+
+# The control as a plain loop.
+
+WORDS = [
+    " a", " b", ",", ".\n\n", ".\n\n", "\n", "\n\n", " So", "x\n", " ", "</think>", "END", "é", "", "\ufffd", ".", "!",
+    "3", "?) ", "。", " x. y", "c", *[" a", " b", " c", "d"] * 4,
+]  # fmt: skip
+
+
+class RandomLoop(Loop):
+    """Small writes; at each place a number is drawn, and where it is below the rate large writes."""
+
+    def __init__(
+        self, spec: RandomDelegationSpec, model: Model, *, max_tokens: int, job_seed: int, sample_index: int
+    ) -> None:
+        super().__init__(model, max_tokens=max_tokens)
+        self.spec = spec
+        self.seed = (job_seed, sample_index)
+        self.begun = 0
+        """Tokens before the piece that small writes."""
+
+    def drawn(self, number: int) -> float:
+        job_seed, sample_index = self.seed
+        digest = hashlib.sha256(f"{job_seed}/{sample_index}/{number}/p".encode()).digest()
+        return int.from_bytes(digest[:7]) / 2**56
+
+    def write(self) -> None:
+        opening = math.floor(self.spec.opening_tokens + self.drawn(0))
+        if opening:
+            self.text.ask(LARGE, "opening")
+            self.large_writes(opening)
+        self.text.ask(SMALL, "resume" if opening else "start")
+        num_places, num_takeovers = 0, 0
+        while True:
+            before = list(self.text.tokens)
+            self.token(SMALL)
+            is_place = self.is_place(before, self.text.tokens[-1])
+            num_places += is_place
+            if not is_place or self.drawn(num_places) >= self.spec.rate:
+                if self.text.is_thinking and self.model.is_cut(SMALL, len(self.text)):
+                    self.begun = len(self.text)
+                continue
+            self.text.cut_to(self.kept_before(before), SMALL)
+            self.check_budget()
+            self.text.ask(LARGE, "random", takes_over=True)
+            upper, lower = ((num_takeovers + add) * self.spec.tokens + self.drawn(0) for add in (1, 0))
+            num_takeovers += 1
+            self.large_writes(math.floor(upper) - math.floor(lower))
+            self.text.ask(SMALL, "resume")
+
+    def is_place(self, before: list[str], token: str) -> bool:
+        if not self.text.is_thinking:
+            return False
+        match self.spec.at:
+            case "break":
+                return self.text.at_break and not lengthens_break(before, token)
+            case "token":
+                return token != "" and not token.endswith("\ufffd")
+            case "word":
+                text = "".join(before)
+                return token.strip() != "" and (token[0].isspace() or not text or text[-1].isspace())
+
+    def kept_before(self, before: list[str]) -> int:
+        """Tokens that stay before large writes: a word that is drawn does not."""
+        keep = len(self.text)
+        if self.spec.at == "word":
+            keep = len(before)
+            while keep > self.begun and (before[keep - 1] == "" or before[keep - 1].endswith("\ufffd")):
+                keep -= 1
+        return keep
+
+    def large_writes(self, limit: int) -> None:
+        before = list(self.text.tokens)
+
+        def place(written: list[str]) -> int | None:
+            end = self.end_of(before, written, limit)
+            return len(written) if not self.text.is_thinking or (end is None and len(written) >= limit) else end
+
+        self.visit(LARGE, limit, place)
+        self.begun = len(self.text)
+
+    def end_of(self, before: list[str], written: list[str], limit: int) -> int | None:
+        """Tokens up to where large hands back with the last of these, before its limit."""
+        if self.spec.handback == "tokens":
+            return None
+        is_break = ends_with_break([*before, *written])
+        if self.spec.handback == "break":
+            return len(written) if is_break and not lengthens_break([*before, *written[:-1]], written[-1]) else None
+        end = len(written) if is_break else sentence_end(written)
+        return end if end is not None and end >= max(1, math.ceil(limit * self.spec.handback_from)) else None
+
+
+CASES: dict[str, Any] = {
+    "spec": st.builds(
+        RandomDelegationSpec,
+        at=st.sampled_from(["break", "token", "word"]),
+        rate=st.sampled_from([0.0, 0.1, 0.4, 0.8]),
+        tokens=st.sampled_from([1.0, 2.5, 3.0, 20.0]),
+        handback=st.sampled_from(["sentence", "break", "tokens"]),
+        handback_from=st.sampled_from([0.0, 0.5, 1.0]),
+        opening_tokens=st.sampled_from([0.0, 0.0, 2.5, 12.0]),
+    ),
+    "model": models(WORDS, cut=SMALL),
+    "max_tokens": st.sampled_from([1, 20, 80, 80, 80]),
+    "overrun": st.integers(0, 2**16).map(random.Random),
+    "job_seed": st.integers(0, 2**16),
+    "sample_index": st.integers(0, 3),
+}
+
+
+@settings(max_examples=2000, derandomize=True, database=None, deadline=None)
+@given(**CASES)
+def test_random_does_as_the_plain_loop(
+    spec: RandomDelegationSpec, model: Model, max_tokens: int, overrun: random.Random, job_seed: int, sample_index: int
+) -> None:
+    sample = {"job_seed": job_seed, "sample_index": sample_index}
+    expected = RandomLoop(spec, model, max_tokens=max_tokens, **sample).run()
+    assert drive(spec.build(), model, max_tokens=max_tokens, overrun=overrun, **sample) == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -336,11 +337,13 @@ class RedoLoop(StepsLoop):
         return round(len(confident) / len(logprobs), 5)
 
 
+TRIG_SPECS = st.builds(TrigSpec, first_steps=st.sampled_from([0, 2, 20]))
 SPECS = st.one_of(
     st.builds(
         lambda rule, side, more: RedoSpec(statistic=rule[0], side=side, threshold=rule[1], **more),
         st.sampled_from([("min_logprob", -1.35), ("min_logprob", -0.05), ("min_logprob", -2.9), ("mean_logprob", -0.5),
-                         ("confident_share", 0.85), ("confident_share", 0.5), ("confident_share", 0.2)]),
+                         ("confident_share", 0.85), ("confident_share", 0.5), ("confident_share", 0.2),
+                         ("confident_share", 1.0)]),
         st.sampled_from(["above", "below"]),
         st.fixed_dictionaries({
             "first_steps": st.sampled_from([0, 0, 0, 2]), "step_tokens": st.sampled_from([1, 3, 512]),
@@ -349,17 +352,20 @@ SPECS = st.one_of(
             "confident_below_perplexity": st.sampled_from([1.05, 1.02, 1.5]),
         }),
     ),
-    st.builds(TrigSpec, first_steps=st.sampled_from([0, 2, 20])),
+    TRIG_SPECS,
 )  # fmt: skip
 
 
+CASES: dict[str, Any] = {
+    "spec": SPECS,
+    "model": models(WORDS, cut=SMALL),
+    "max_tokens": st.sampled_from([1, 20, 80, 80, 80]),
+    "overrun": st.integers(0, 2**16).map(random.Random),
+}
+
+
 @settings(max_examples=2500, derandomize=True, database=None, deadline=None)
-@given(
-    spec=SPECS,
-    model=models(WORDS, cut=SMALL),
-    max_tokens=st.sampled_from([1, 20, 80, 80, 80]),
-    overrun=st.integers(0, 2**16).map(random.Random),
-)
+@given(**CASES)
 def test_redo_does_as_the_plain_loop(spec: RedoSpec, model: Model, max_tokens: int, overrun: random.Random) -> None:
     expected = RedoLoop(spec, model, max_tokens=max_tokens).run()
     assert drive(spec.build(), model, max_tokens=max_tokens, overrun=overrun) == expected

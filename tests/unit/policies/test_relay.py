@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from itertools import accumulate
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -195,8 +196,9 @@ def test_without_cues_it_is_refused() -> None:
 # The published loop.
 
 WORDS = [
-    " a", " b", ",", ".\n\n", "\n", "\n\n", " So", "So ", " th", "us", " in", " total", "x\n", " ", "</think>", "END",
-    "é", "", "\ufffd", ".", "!", ".", "3", "?) ", "。", " so", " Thus", " some", " x. y", *[" a", " b", " c"] * 6,
+    " a", " b", ",", ".\n\n", "\n", "\n\n", " So", "So ", " th", "us", " in", " total", "x\n", " ", " so</think>",
+    "</think>", "END", "é", "", "\ufffd", ".", "!", ".", "3", "?) ", "。", " so", " Thus", " some", " x. y",
+    *[" a", " b", " c"] * 6,
 ]  # fmt: skip
 STOP = r"[.!?…][\"'”’)\]}*$]*"
 
@@ -257,19 +259,22 @@ class RelayLoop(Loop):
         return len(written) if len(written) >= self.spec.sentence_tokens else None
 
 
-@settings(max_examples=2000, derandomize=True, database=None, deadline=None)
-@given(
-    spec=st.builds(
+CASES: dict[str, Any] = {
+    "spec": st.builds(
         RelaySpec,
         switch_cues=st.sampled_from([CUES, ("so",), ("a", "thus", "x")]),
         lead_tokens=st.sampled_from([1, 2, 5]),
         sentence_tokens=st.sampled_from([1, 3, 512]),
         answer_role=st.sampled_from(WRITING_ROLES),
     ),
-    model=models(WORDS, cut=LARGE),
-    max_tokens=st.sampled_from([1, 20, 80, 80, 80]),
-    overrun=st.integers(0, 2**16).map(random.Random),
-)
+    "model": models(WORDS, cut=LARGE),
+    "max_tokens": st.sampled_from([1, 20, 80, 80, 80]),
+    "overrun": st.integers(0, 2**16).map(random.Random),
+}
+
+
+@settings(max_examples=2000, derandomize=True, database=None, deadline=None)
+@given(**CASES)
 def test_relay_does_as_the_published_loop(
     spec: RelaySpec, model: Model, max_tokens: int, overrun: random.Random
 ) -> None:

@@ -1,23 +1,4 @@
-"""RSD and SpecSearch: vectors by hand, and the loops as one would write them with three engines that block.
-
-Tried by hand, one at a time, in ``reward`` and ``drafted_steps``; the loops find each within 1,500 cases:
-
-- the threshold itself is not enough
-- the reward is the share of the bad answer
-- answers of little mass count
-- the steps before the one that does not stay are thrown away
-- a step that nobody could read is judged
-- ``decay`` is the weight of the new reward
-- the first steps are one more
-- a blank step of large's is judged
-- no answer counts as a reward of 0
-- a draft is judged without a threshold
-- small drafts before there is a threshold
-- the closing tag is judged, too
-- a closed place is drafted over several steps
-- the threshold moves by small's rewards, too
-- a step of large's that nobody judged moves the threshold
-"""
+"""RSD and SpecSearch: vectors by hand, and the loops as one would write them with three engines that block."""
 
 from __future__ import annotations
 
@@ -361,6 +342,8 @@ ROOM = {
     "think_end": st.sampled_from(["</think>", "</think>", "</think>", ""]),
     "overrun": st.integers(0, 2**16).map(random.Random),
 }
+RSD_CASES: dict[str, Any] = {"spec": RSD, "pair": TRIOS, **ROOM}
+SPECSEARCH_CASES: dict[str, Any] = {"spec": SPECSEARCH, "pair": TRIOS, **ROOM}
 
 
 def both(spec: Spec, pair: Pair, max_tokens: int, think_end: str, overrun: random.Random) -> tuple[Story, Story]:
@@ -370,7 +353,7 @@ def both(spec: Spec, pair: Pair, max_tokens: int, think_end: str, overrun: rando
 
 
 @settings(max_examples=2000, derandomize=True, database=None, deadline=None)
-@given(spec=RSD, pair=TRIOS, **ROOM)
+@given(**RSD_CASES)
 def test_rsd_does_as_the_published_loop(
     spec: RsdSpec, pair: Pair, max_tokens: int, think_end: str, overrun: random.Random
 ) -> None:
@@ -379,7 +362,7 @@ def test_rsd_does_as_the_published_loop(
 
 
 @settings(max_examples=2000, derandomize=True, database=None, deadline=None)
-@given(spec=SPECSEARCH, pair=TRIOS, **ROOM)
+@given(**SPECSEARCH_CASES)
 def test_specsearch_does_as_a_loop_with_a_moving_threshold(
     spec: SpecSearchSpec, pair: Pair, max_tokens: int, think_end: str, overrun: random.Random
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -355,32 +356,31 @@ COMMON = {
     "first_steps": st.sampled_from([0, 0, 1, 3]),
     "answer_role": st.sampled_from(WRITING_ROLES),
 }
-SPECS = st.one_of(
-    st.builds(
-        RatedSpec,
-        threshold=st.sampled_from([0.0, 3.0, 5.0, 7.0, 9.0]),
-        score=st.sampled_from(["expected", "digit"]),
-        min_mass=st.sampled_from([0.0, 0.4, 0.5]),
-        self_check=st.sampled_from([None, None, 4.0, 6.5]),
-        **COMMON,
-    ),
-    st.builds(
-        DoubtedSpec,
-        threshold=st.sampled_from([0.3, 0.5, 0.9, 1.0]),
-        self_check=st.sampled_from([None, None, 0.4, 0.9]),
-        **COMMON,
-    ),
+RATED_SPECS = st.builds(
+    RatedSpec,
+    threshold=st.sampled_from([0.0, 3.0, 5.0, 7.0, 9.0]),
+    score=st.sampled_from(["expected", "digit"]),
+    min_mass=st.sampled_from([0.0, 0.4, 0.5]),
+    self_check=st.sampled_from([None, None, 4.0, 6.5]),
+    **COMMON,
 )
+DOUBTED_SPECS = st.builds(
+    DoubtedSpec,
+    threshold=st.sampled_from([0.3, 0.5, 0.9, 1.0]),
+    self_check=st.sampled_from([None, None, 0.4, 0.9]),
+    **COMMON,
+)
+CASES: dict[str, Any] = {
+    "spec": st.one_of(RATED_SPECS, DOUBTED_SPECS),
+    "pair": pairs("Wait", limits=(10_000, 10_000, 10_000, 40, 12)),
+    "max_tokens": st.sampled_from([1, 20, 90]),
+    "think_end": st.sampled_from(["</think>", "</think>", "</think>", ""]),
+    "overrun": st.integers(0, 2**16).map(random.Random),
+}
 
 
 @settings(max_examples=2500, derandomize=True, database=None, deadline=None)
-@given(
-    spec=SPECS,
-    pair=pairs("Wait", limits=(10_000, 10_000, 10_000, 40, 12)),
-    max_tokens=st.sampled_from([1, 20, 90]),
-    think_end=st.sampled_from(["</think>", "</think>", "</think>", ""]),
-    overrun=st.integers(0, 2**16).map(random.Random),
-)
+@given(**CASES)
 def test_specreason_does_as_the_published_loop(
     spec: Spec, pair: Pair, max_tokens: int, think_end: str, overrun: random.Random
 ) -> None:

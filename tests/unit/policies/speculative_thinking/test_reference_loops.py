@@ -96,6 +96,7 @@ def drive(policy: Policy, context: SampleContext, engines: Engines, overrun: ran
             protocol.reason = request.reason
             return protocol
         assert isinstance(request, Generate)
+        assert len(protocol.asked) <= 20 * context.max_tokens + 20, "the two make no progress"
         start_token = len(protocol.ids)
         counter = delegation_state(state)
         numbers = (counter["reflections"], counter["n3"], counter["threshold"])
@@ -198,41 +199,46 @@ def check_same(
     assert len(seen.ids) <= context.max_tokens
 
 
-@THOROUGH
-@given(
-    spec=st.builds(
+CODE_CASES: dict[str, Any] = {
+    "spec": st.builds(
         CodeSpec,
         **RULES | {"n2": st.integers(1, 12)},
         choose_large=st.booleans(),
         draft_tokens=st.integers(4, 30),
         break_within=st.sampled_from([1, 5]),
     ),
-    context=CONTEXTS,
-    engines=ENGINES,
-    overrun=OVERRUN,
-)
+    "context": CONTEXTS,
+    "engines": ENGINES,
+    "overrun": OVERRUN,
+}
+
+
+@THOROUGH
+@given(**CODE_CASES)
 def test_the_preset_code_does_as_the_released_loop(
     spec: CodeSpec, context: SampleContext, engines: Engines, overrun: random.Random
 ) -> None:
     check_same(spec, code_loop, context, engines, overrun)
 
 
+PAPER_CASES: dict[str, Any] = {
+    "spec": st.builds(PaperSpec, **RULES, window_tokens=st.integers(1, 8)),
+    "context": CONTEXTS,
+    "engines": ENGINES,
+    "overrun": OVERRUN,
+}
+
+
 @THOROUGH
-@given(
-    spec=st.builds(PaperSpec, **RULES, window_tokens=st.integers(1, 8)),
-    context=CONTEXTS,
-    engines=ENGINES,
-    overrun=OVERRUN,
-)
+@given(**PAPER_CASES)
 def test_the_preset_paper_does_as_its_plain_loop(
     spec: PaperSpec, context: SampleContext, engines: Engines, overrun: random.Random
 ) -> None:
     check_same(spec, paper_loop, context, engines, overrun)
 
 
-@THOROUGH
-@given(
-    spec=st.builds(
+IMPROVED_CASES: dict[str, Any] = {
+    "spec": st.builds(
         SpeculativeThinkingSpec,
         **RULES,
         window_tokens=st.integers(1, 8),
@@ -243,10 +249,14 @@ def test_the_preset_paper_does_as_its_plain_loop(
         loop_repeats=st.integers(2, 3),
         loop_max_block_tokens=st.sampled_from([3, 512]),
     ),
-    context=CONTEXTS,
-    engines=ENGINES,
-    overrun=OVERRUN,
-)
+    "context": CONTEXTS,
+    "engines": ENGINES,
+    "overrun": OVERRUN,
+}
+
+
+@THOROUGH
+@given(**IMPROVED_CASES)
 def test_the_preset_improved_does_as_its_plain_loop(
     spec: SpeculativeThinkingSpec, context: SampleContext, engines: Engines, overrun: random.Random
 ) -> None:
