@@ -60,6 +60,8 @@ class _State(StepState):
     """Takeovers begun so far."""
     after_space: bool = True
     """Whether the kept text ends with white space, or is empty."""
+    is_passed: bool = False
+    """Whether large had nothing to say where the kept text ends: a place there is not drawn again."""
 
 
 class RandomDelegationPolicy(StepPolicy[_State]):
@@ -93,6 +95,7 @@ class RandomDelegationPolicy(StepPolicy[_State]):
 
     def _after_step(self, turn: Turn[_State], keep: int, text: TextState) -> Transition:
         update = self._read(turn, keep, text, turn.state.num_draws)
+        update["is_passed"] = keep == 0
         return turn.let_write(ModelRole.SMALL, Trigger.RESUME, update, keep=keep)
 
     def _text_of(self, turn: Turn[_State], keep: int, watcher: _DraftWatcher) -> TextState:
@@ -108,7 +111,8 @@ class RandomDelegationPolicy(StepPolicy[_State]):
     def _read(turn: Turn[_State], keep: int, text: TextState, num_draws: int) -> dict[str, Any]:
         kept = "".join(turn.texts[:keep])
         after_space = kept[-1].isspace() if kept else turn.state.after_space
-        return {"text": text, "num_draws": num_draws, "after_space": after_space}
+        is_passed = turn.state.is_passed and keep == 0
+        return {"text": text, "num_draws": num_draws, "after_space": after_space, "is_passed": is_passed}
 
     def _opening(self, context: SampleContext) -> int:
         """Tokens of the sample's opening: their mean, rounded up or down as drawn for the sample."""
@@ -133,7 +137,7 @@ class _DraftWatcher:
     """Ends the small model's request at a place that is drawn; a run of newlines is one break. num_kept: tokens before
     that place."""
 
-    __slots__ = ("_context", "_in_break", "_spec", "_texts", "_words", "num_draws", "num_kept", "reader")
+    __slots__ = ("_context", "_in_break", "_is_passed", "_spec", "_texts", "_words", "num_draws", "num_kept", "reader")
 
     def __init__(self, reader: Reader, context: SampleContext, state: _State, spec: RandomDelegationSpec) -> None:
         self.reader = reader
@@ -141,6 +145,7 @@ class _DraftWatcher:
         self._context = context
         self._spec = spec
         self._in_break = state.text.at_break
+        self._is_passed = state.is_passed
         self._texts: list[str] = []
         self._words = WordStarts(after_space=state.after_space)
         self.num_kept = 0
@@ -150,10 +155,12 @@ class _DraftWatcher:
         self._texts.append(text)
         if not self._is_place(text):
             return False
-        self.num_draws += 1
         self.num_kept = self.reader.position
         if self._spec.at == "word":
             self.num_kept = whole_characters(self._texts, self.num_kept - 1)
+        if self._is_passed and self.num_kept == 0:
+            return False
+        self.num_draws += 1
         return draw(self._context, self.num_draws) < self._spec.rate
 
     def _is_place(self, text: str) -> bool:

@@ -187,10 +187,11 @@ class RandomLoop(Loop):
             self.large_writes(opening)
         self.text.ask(SMALL, "resume" if opening else "start")
         num_places, num_takeovers = 0, 0
+        passed = 0 if opening and not self.text.tokens else -1
         while True:
             before = list(self.text.tokens)
             self.token(SMALL)
-            is_place = self.is_place(before, self.text.tokens[-1])
+            is_place = self.is_place(before, self.text.tokens[-1]) and self.kept_before(before) != passed
             num_places += is_place
             if not is_place or self.drawn(num_places) >= self.spec.rate:
                 if self.text.is_thinking and self.model.is_cut(SMALL, len(self.text)):
@@ -201,7 +202,9 @@ class RandomLoop(Loop):
             self.text.ask(LARGE, "random", takes_over=True)
             upper, lower = ((num_takeovers + add) * self.spec.tokens + self.drawn(0) for add in (1, 0))
             num_takeovers += 1
+            kept = len(self.text)
             self.large_writes(math.floor(upper) - math.floor(lower))
+            passed = kept if len(self.text) == kept else -1  # large had nothing to say there
             self.text.ask(SMALL, "resume")
 
     def is_place(self, before: list[str], token: str) -> bool:
@@ -250,7 +253,7 @@ CASES: dict[str, Any] = {
     "spec": st.builds(
         RandomDelegationSpec,
         at=st.sampled_from(["break", "token", "word"]),
-        rate=st.sampled_from([0.0, 0.1, 0.4, 0.8]),
+        rate=st.sampled_from([0.0, 0.2, 0.5, 1.0]),
         tokens=st.sampled_from([1.0, 2.5, 3.0, 20.0]),
         handback=st.sampled_from(["sentence", "break", "tokens"]),
         handback_from=st.sampled_from([0.0, 0.5, 1.0]),
