@@ -273,14 +273,11 @@ def _when_sent(record: WrittenSegment | WrittenAside, now: float) -> dict[str, A
 
 _CARRIED = {base: tuple(each.name for each in fields(base)) for base in (_Segment, _Aside)}
 _VALUES = {base: attrgetter(*names) for base, names in _CARRIED.items()}
-_ATOMS = frozenset({str, int, bool, type(None)})
-"""Types whose values come back as they were sent: most values are of one of these."""
 
 
 def _carried(base: type[_Segment] | type[_Aside], record: WrittenSegment | WrittenAside) -> dict[str, Any]:
     """The fields of the base class as JSON has them."""
-    values = [value if value.__class__ in _ATOMS else _plain(value) for value in _VALUES[base](record)]
-    return dict(zip(_CARRIED[base], values, strict=True))
+    return dict(zip(_CARRIED[base], map(_plain, _VALUES[base](record)), strict=True))
 
 
 def _with_hash(row: dict[str, Any], hashed: Sequence[str], signals: SignalValues) -> dict[str, Any]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from pipeline.settings import LeaseSettings, Settings
+from pipeline.settings import LeaseSettings, settings_variables
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 LEAST_STOP_S = LeaseSettings().drain_s + 10
@@ -14,7 +13,4 @@ LEAST_STOP_S = LeaseSettings().drain_s + 10
 
 def require_setting(variable: str) -> None:
     """Raises where it is no variable of the settings."""
-    part: Any = Settings
-    for name in variable.removeprefix("SPECTHINK_").lower().split("__"):
-        assert name in part.model_fields, variable
-        part = part.model_fields[name].annotation
+    assert variable in settings_variables(), variable

@@ -323,16 +323,19 @@ def _few_shot(given: str | None, seed: int | None) -> FewShotFile | None:
     return FewShotFile(file=Path(file), count=int(count), seed=seed)
 
 
-def _columns(given: list[str], answer_as: str | None) -> ColumnNames:
-    from pipeline.problems import AnswerForm, ColumnNames
+def _column(text: str) -> tuple[str, str]:
     from pipeline.problems.columns import PARTS
 
-    for text in given:
-        if text.partition("=")[0] not in PARTS or "=" not in text:
-            raise typer.BadParameter(
-                f"{text!r}: write PART=COLUMN, PART one of {', '.join(PARTS)}", param_hint="--column"
-            )
-    named = once(((part, column) for part, _, column in (text.partition("=") for text in given)), option="--column")
+    part, equals, column = text.partition("=")
+    if part not in PARTS or not equals:
+        raise typer.BadParameter(f"{text!r}: write PART=COLUMN, PART one of {', '.join(PARTS)}", param_hint="--column")
+    return part, column
+
+
+def _columns(given: list[str], answer_as: str | None) -> ColumnNames:
+    from pipeline.problems import AnswerForm, ColumnNames
+
+    named = once(map(_column, given), option="--column")
     if answer_as is not None and answer_as not in tuple(AnswerForm):
         raise typer.BadParameter(f"{answer_as!r}: give one of {', '.join(AnswerForm)}", param_hint="--answer-as")
     return ColumnNames(**named, answer_as=None if answer_as is None else AnswerForm(answer_as))

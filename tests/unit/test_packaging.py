@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from pydantic import BaseModel
 
 from pipeline.db.schema_objects import sql_files
-from pipeline.settings import Settings
+from pipeline.settings import settings_variables
 
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = ROOT / "requirements"
@@ -118,18 +117,6 @@ def test_every_locked_package_but_torch_has_hashes() -> None:
         assert bare == []
 
 
-def variables(model: type[BaseModel], prefix: str = "SPECTHINK_") -> set[str]:
-    """The environment variables that the settings read."""
-    names: set[str] = set()
-    for name, field in model.model_fields.items():
-        part = field.annotation
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            names |= variables(part, f"{prefix}{name.upper()}__")
-        else:
-            names.add(f"{prefix}{name.upper()}")
-    return names
-
-
 COMPOSE_ONLY = {f"SPECTHINK_{role}_{what}" for role in ("SMALL", "LARGE") for what in ("MODEL", "GPU", "GPU_SHARE")}
 COMPOSE_ONLY |= {"SPECTHINK_POSTGRES_HOST", "SPECTHINK_POSTGRES_SSLMODE", "SPECTHINK_PROMETHEUS_URL"}
 COMPOSE_ONLY |= {"SPECTHINK_READER_PASSWORD"}
@@ -140,4 +127,4 @@ COMPOSE_ONLY |= {"SPECTHINK_READER_PASSWORD"}
 def test_settings_named_in_files_exist(file: str) -> None:
     named = set(re.findall(r"\bSPECTHINK_[A-Z][A-Z_]*[A-Z]\b", (ROOT / file).read_text()))
     assert named != set()
-    assert named - variables(Settings) - COMPOSE_ONLY == set()
+    assert named - set(settings_variables()) - COMPOSE_ONLY == set()
