@@ -1,5 +1,5 @@
--- Half the width of a 95 % interval.
--- Read by: the views job_summary and job_comparison.
+-- 95 % intervals.
+-- Read by: the views job_summary, job_comparison and subject_scores.
 
 CREATE FUNCTION student_t(degrees bigint) RETURNS float8 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
     SELECT CASE WHEN degrees <= 30 THEN (ARRAY[
@@ -13,3 +13,17 @@ $$;
 
 COMMENT ON FUNCTION student_t IS
     'the value that Student''s t of so many degrees of freedom exceeds on either side in 5 % of draws';
+
+CREATE FUNCTION wilson_interval(share float8, samples float8, z float8, OUT low float8, OUT high float8)
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    -- Where all are wrong or right, rounding alone would put a square below 0, or an end below 0 or above 1.
+    SELECT greatest(0, w.centre - w.half), least(1, w.centre + w.half)
+    FROM (
+        SELECT (share + z ^ 2 / (2 * samples)) / (1 + z ^ 2 / samples) AS centre,
+               z * sqrt(greatest(0, share * (1 - share)) / samples + z ^ 2 / (4 * samples ^ 2))
+               / (1 + z ^ 2 / samples) AS half
+    ) w
+$$;
+
+COMMENT ON FUNCTION wilson_interval IS
+    'Wilson''s interval of a share among so many samples, z standard deviations to either side';

@@ -6,7 +6,7 @@ SELECT j.id AS job_id, j.name, j.policy, j.small_model, j.large_model, j.judge_m
        c.samples_total, c.finished AS samples_finished, c.graded AS samples_graded, c.failed AS samples_failed,
        c.cancelled AS samples_cancelled, c.samples_total - c.graded - c.failed - c.cancelled AS samples_open,
        c.num_scored, c.accuracy,
-       w.centre - w.half AS accuracy_low, w.centre + w.half AS accuracy_high,
+       w.low AS accuracy_low, w.high AS accuracy_high,
        c.mean_output_tokens, c.p50_output_tokens, c.p90_output_tokens,
        c.tokens_large / nullif(c.tokens_small + c.tokens_large + c.tokens_inserted, 0)::float8 AS share_large,
        c.takeovers, c.takeovers_per_sample, c.tokens_small, c.tokens_large, c.tokens_inserted,
@@ -31,16 +31,7 @@ CROSS JOIN LATERAL (
            CASE WHEN c.problems_scored > 1 AND c.num_scored > c.problems_scored AND c.score_variance > 0
                 THEN student_t(c.problems_scored - 1) ELSE 1.96 END AS z
 ) e
-CROSS JOIN LATERAL (
-    SELECT (c.accuracy + e.z ^ 2 / (2 * e.samples)) / (1 + e.z ^ 2 / e.samples) AS centre,
-           e.z * sqrt(c.accuracy * (1 - c.accuracy) / e.samples + e.z ^ 2 / (4 * e.samples ^ 2))
-           / (1 + e.z ^ 2 / e.samples) AS half
-    WHERE c.num_scored > 0
-    UNION ALL SELECT NULL, NULL WHERE c.num_scored = 0
-) r
-CROSS JOIN LATERAL (  -- where all are wrong or right, rounding alone would put an end below 0 or above 1
-    SELECT r.centre, least(r.half, r.centre, 1 - r.centre) AS half
-) w
+CROSS JOIN LATERAL wilson_interval(c.accuracy, e.samples, e.z) w
 CROSS JOIN LATERAL (
     SELECT nullif(extract(epoch FROM coalesce(j.finished_at, clock_timestamp()) - j.first_claimed_at), 0)::float8
            AS seconds

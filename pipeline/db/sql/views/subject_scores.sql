@@ -2,7 +2,7 @@
 
 CREATE VIEW subject_scores AS
 SELECT c.job_id, c.subject, c.num_problems, c.num_scored, c.num_right, c.accuracy,
-       w.centre - w.half AS accuracy_low, w.centre + w.half AS accuracy_high, c.mean_output_tokens, c.share_large
+       w.low AS accuracy_low, w.high AS accuracy_high, c.mean_output_tokens, c.share_large
 FROM (
     SELECT s.job_id, p.subject, count(DISTINCT s.problem_id) AS num_problems, count(*) AS num_scored,
            count(*) FILTER (WHERE s.score >= 0.5) AS num_right, avg(s.score) AS accuracy,
@@ -12,15 +12,7 @@ FROM (
     FROM samples s JOIN problems p ON p.id = s.problem_id
     WHERE s.state = 'graded' AND s.score IS NOT NULL GROUP BY s.job_id, p.subject
 ) c
-CROSS JOIN LATERAL (
-    SELECT (c.accuracy + 1.96 ^ 2 / (2 * c.num_problems)) / (1 + 1.96 ^ 2 / c.num_problems) AS centre,
-           1.96 * sqrt(greatest(0, c.accuracy * (1 - c.accuracy)) / c.num_problems
-                       + 1.96 ^ 2 / (4.0 * c.num_problems ^ 2))
-           / (1 + 1.96 ^ 2 / c.num_problems) AS half
-) r
-CROSS JOIN LATERAL (  -- as in job_summary: rounding
-    SELECT r.centre, least(r.half, r.centre, 1 - r.centre) AS half
-) w;
+CROSS JOIN LATERAL wilson_interval(c.accuracy, c.num_problems, 1.96) w;
 
 COMMENT ON VIEW subject_scores IS
     'How right a job is by subject of the problems. The interval is Wilson''s over the number of problems: with several '
