@@ -232,14 +232,13 @@ class DraftedStepsPolicy(AskingPolicy[DraftedStateT], StepPolicy[DraftedStateT])
         return self._let_write(after, LARGE, Trigger.REJECTED, limit, insert=take, reading=reading, takes_over=True)
 
     def _watch_large(self, context: SampleContext, state: DraftedStateT) -> HandBackWatcher | None:
-        return None if state.trigger is Trigger.ANSWER else StepPolicy._watch_large(self, context, state)
+        if state.trigger is Trigger.ANSWER:
+            return None
+        return self._handback_watcher(context, state, limit=self._numbers.step_tokens)
 
     def _after_large(self, turn: Turn[DraftedStateT]) -> Transition:
         is_answer = turn.state.trigger is Trigger.ANSWER
         return turn.carry_on({}) if is_answer else StepPolicy._after_large(self, turn)
-
-    def _takeover_limit(self, context: SampleContext, state: DraftedStateT) -> int:
-        return self._numbers.step_tokens
 
     def _after_step(self, turn: Turn[DraftedStateT], keep: int, text: TextState) -> Transition:
         room, left = turn.remaining(keep), turn.state.first_steps - 1

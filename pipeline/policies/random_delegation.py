@@ -16,7 +16,7 @@ from pydantic import Field
 from pipeline.breaks import is_newlines
 from pipeline.policies.draws import draw
 from pipeline.policies.protocol import SampleContext, Transition
-from pipeline.policies.reading.handback import HandBack, HandBackFrom
+from pipeline.policies.reading.handback import HandBack, HandBackFrom, HandBackWatcher
 from pipeline.policies.reading.reader import Reader, TextState
 from pipeline.policies.reading.words import WordStarts
 from pipeline.policies.requests import Trigger
@@ -124,10 +124,10 @@ class RandomDelegationPolicy(StepPolicy[_State]):
         tokens, drawn = self._spec.tokens, draw(context, 0)
         return math.floor(number * tokens + drawn) - math.floor((number - 1) * tokens + drawn)
 
-    def _takeover_limit(self, context: SampleContext, state: _State) -> int:
-        if state.trigger is Trigger.OPENING:
-            return self._opening(context)
-        return self._limit(context, state.num_takeovers)
+    def _watch_large(self, context: SampleContext, state: _State) -> HandBackWatcher:
+        is_opening = state.trigger is Trigger.OPENING
+        limit = self._opening(context) if is_opening else self._limit(context, state.num_takeovers)
+        return self._handback_watcher(context, state, limit=limit)
 
     def _draft_watcher(self, context: SampleContext, state: _State) -> _DraftWatcher:
         return _DraftWatcher(text_reader(context, state.text), context, state, self._spec)

@@ -45,13 +45,13 @@ class StepPolicy(PairPolicy[StepStateT]):
         return turn.let_write(ModelRole.SMALL, Trigger.RESUME, {"text": text}, keep=keep)
 
     @abstractmethod
-    def _takeover_limit(self, context: SampleContext, state: StepStateT) -> int:
-        """Most tokens of the takeover that this state waits for."""
+    def _watch_large(self, context: SampleContext, state: StepStateT) -> HandBackWatcher | None: ...
 
-    def _watch_large(self, context: SampleContext, state: StepStateT) -> HandBackWatcher | None:
+    def _handback_watcher(self, context: SampleContext, state: StepStateT, *, limit: int) -> HandBackWatcher:
+        """limit: most tokens of the takeover that this state waits for."""
         return HandBackWatcher(
             text_reader(context, state.text),
-            limit=self._takeover_limit(context, state),
+            limit=limit,
             handback=self._handback,
             handback_from=self._handback_from,
             at_break=state.text.at_break,

@@ -161,9 +161,6 @@ class ThinkingStepsPolicy(StepPolicy[StateT]):
 
     # The large model wrote.
 
-    def _takeover_limit(self, context: SampleContext, state: StateT) -> int:
-        return self._num_steps(state.trigger) * self._numbers.step_tokens
-
     def _watch_large(self, context: SampleContext, state: StateT) -> HandBackWatcher | None:
         if state.trigger is Trigger.ANSWER:
             return None
