@@ -79,7 +79,7 @@ class DraftingLoop(ABC, Generic[_SpecT]):
                 return texts, ends, FinishReason.EOS
             texts.append(text)
             lengthens = not text.strip("\n") and at_break
-            at_break = (before + text).endswith("\n\n") if text else at_break
+            at_break = text != "" and (before + text).endswith("\n\n")
             is_over = not self.is_thinking(texts)
             if is_over or (not lengthens and "\n" in text and (before + text).endswith("\n\n")):
                 ends.append(len(texts))

@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
-from pipeline.breaks import BreakFinder, is_newlines
+from pipeline.breaks import BreakFinder
 from pipeline.policies import Policy, PolicySpec
 from pipeline.policies.protocol import PolicyState, Reading, SampleContext, Transition
 from pipeline.policies.requests import Answered, Ask, Event, Finish, Take
@@ -57,7 +57,7 @@ class _StepWatcher:
         self._is_begun = False
 
     def feed(self, text: str, readings: Readings | None = None) -> bool:
-        self._is_begun = self._is_begun or not is_newlines(text)
+        self._is_begun = self._is_begun or bool(text.strip())
         return self._breaks.feed(text) and self._is_begun
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from pipeline.breaks import is_newlines
 from pipeline.policies.protocol import SampleContext
 from pipeline.policies.reading.beginning import read_beginning
 from pipeline.policies.reading.reader import TextState
@@ -92,7 +91,6 @@ class _Mark(NamedTuple):
     """Where the kept text ends, to go back to."""
 
     text: TextState
-    at_break: bool
     is_open: bool
     step: _OpenStep | None
     num_readings: int
@@ -106,7 +104,6 @@ class _Walk:
         self._context = context
         self._rule = rule
         self._reader = text_reader(context, TextState())
-        self._at_break = False
         self._is_open = True
         self._step: _OpenStep | None = None
 
@@ -130,7 +127,6 @@ class _Walk:
         step = self._step
         return _Mark(
             text=self._reader.state,
-            at_break=self._at_break,
             is_open=self._is_open,
             step=step,
             num_readings=len(step.readings) if step else 0,
@@ -139,7 +135,7 @@ class _Walk:
 
     def _go_back(self, mark: _Mark) -> None:
         self._reader = text_reader(self._context, mark.text)
-        self._at_break, self._is_open, self._step = mark.at_break, mark.is_open, mark.step
+        self._is_open, self._step = mark.is_open, mark.step
         if self._step is not None:
             del self._step.readings[mark.num_readings :]
             self._step.is_mixed = mark.is_mixed
@@ -147,10 +143,8 @@ class _Walk:
     def _feed(self, text: str, readings: Readings, author: Author) -> Iterator[Step]:
         if not self._reader.thinking:
             return
-        was_break = self._at_break
         self._reader.feed(text)
-        self._at_break = self._reader.at_break
-        if was_break and self._at_break and is_newlines(text):
+        if self._reader.lengthens_break:
             return
         if self._is_open:
             self._step = _OpenStep(author, readings)
@@ -160,7 +154,7 @@ class _Walk:
             self._step.readings.append(readings)
         if not self._reader.thinking:
             yield from self.end()
-        elif self._at_break:
+        elif self._reader.at_break:
             yield from self._close(is_whole=True)
             self._is_open = True
 

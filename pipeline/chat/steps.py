@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from pipeline.breaks import BreakFinder, is_newlines
+from pipeline.breaks import BreakFinder
 from pipeline.policies.reading.cues import CueLists, SentenceClass, classify
 from pipeline.samples import Author
 from pipeline.segments import Segment
@@ -68,15 +68,14 @@ def _tokens(segments: Iterable[Segment]) -> Iterator[_Token]:
 def _split(tokens: Iterable[_Token]) -> Iterator[list[_Token]]:
     breaks = BreakFinder()
     step: list[_Token] = []
-    is_blank, at_break = True, False
+    is_blank = True
     for token in tokens:
-        only_newlines = "\n" in token.text and is_newlines(token.text)
-        if at_break and not is_blank and not only_newlines:
+        breaks.feed(token.text)
+        if breaks.begins_step and not is_blank:
             yield step
             step, is_blank = [], True
         step.append(token)
         is_blank = is_blank and not token.text.strip()
-        at_break = breaks.feed(token.text)
     if step:
         yield step
 

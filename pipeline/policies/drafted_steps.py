@@ -16,7 +16,6 @@ from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.breaks import is_newlines
 from pipeline.policies.asking import AskingPolicy, AskingState, end, why_ends, why_over
 from pipeline.policies.protocol import Reading, SampleContext, Transition, Watcher
 from pipeline.policies.reading.handback import HandBackWatcher
@@ -166,7 +165,7 @@ class DraftedStepsPolicy(AskingPolicy[DraftedStateT], StepPolicy[DraftedStateT])
         return self._draft_watcher(context, state) if state.purpose == DRAFT else None
 
     def _draft_watcher(self, context: SampleContext, state: DraftedStateT) -> _DraftWatcher:
-        return _DraftWatcher(text_reader(context, state.text), state.text, num_steps=self._num_steps(state))
+        return _DraftWatcher(text_reader(context, state.text), num_steps=self._num_steps(state))
 
     def _after_aside(self, context: SampleContext, state: DraftedStateT, event: Answered) -> Transition:
         room = context.max_tokens - event.start_token
@@ -266,21 +265,17 @@ class _DraftWatcher:
     ends: tokens up to the end of each step that was found.
     """
 
-    __slots__ = ("_at_break", "_num_steps", "ends", "reader")
+    __slots__ = ("_num_steps", "ends", "reader")
 
-    def __init__(self, reader: Reader, text: TextState, *, num_steps: int) -> None:
+    def __init__(self, reader: Reader, *, num_steps: int) -> None:
         self.ends: list[int] = []
         self.reader = reader
         self._num_steps = num_steps
-        self._at_break = text.at_break
 
     def feed(self, text: str, readings: Readings | None = None) -> bool:
         self.reader.feed(text)
         is_over = not self.reader.thinking
-        begins = self.reader.at_break and not (self._at_break and is_newlines(text))
-        if text:
-            self._at_break = self.reader.at_break
-        if begins or is_over:
+        if self.reader.ends_step or is_over:
             self.ends.append(self.reader.position)
         return is_over or len(self.ends) == self._num_steps
 

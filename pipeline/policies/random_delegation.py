@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline.breaks import is_newlines
 from pipeline.policies.draws import draw
 from pipeline.policies.protocol import SampleContext, Transition
 from pipeline.policies.reading.handback import HandBack, HandBackFrom, HandBackWatcher
@@ -137,14 +136,13 @@ class _DraftWatcher:
     """Ends the small model's request at a place that is drawn; a run of newlines is one break. num_kept: tokens before
     that place."""
 
-    __slots__ = ("_context", "_in_break", "_is_passed", "_spec", "_texts", "_words", "num_draws", "num_kept", "reader")
+    __slots__ = ("_context", "_is_passed", "_spec", "_texts", "_words", "num_draws", "num_kept", "reader")
 
     def __init__(self, reader: Reader, context: SampleContext, state: _State, spec: RandomDelegationSpec) -> None:
         self.reader = reader
         self.num_draws = state.num_draws
         self._context = context
         self._spec = spec
-        self._in_break = state.text.at_break
         self._is_passed = state.is_passed
         self._texts: list[str] = []
         self._words = WordStarts(after_space=state.after_space)
@@ -169,7 +167,4 @@ class _DraftWatcher:
             return self._words.feed(text) and self.reader.thinking
         if self._spec.at == "token":
             return self.reader.thinking and whole_characters((text,), 1) == 1
-        begins = self.reader.at_break and not (self._in_break and is_newlines(text))
-        if text:
-            self._in_break = self.reader.at_break
-        return begins
+        return self.reader.ends_step

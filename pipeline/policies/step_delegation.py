@@ -54,7 +54,6 @@ class StepPolicy(PairPolicy[StepStateT]):
             limit=limit,
             handback=self._handback,
             handback_from=self._handback_from,
-            at_break=state.text.at_break,
         )
 
 

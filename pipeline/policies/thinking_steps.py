@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
-from pipeline.breaks import is_newlines
 from pipeline.policies.protocol import Reading, SampleContext, Transition, Watcher
 from pipeline.policies.reading.handback import HandBackWatcher, StepsWatcher
 from pipeline.policies.reading.reader import Reader, TextState
@@ -67,7 +66,7 @@ class DraftWatcher:
     A run of newlines is one break, whose step begins after the last of them.
     """
 
-    __slots__ = ("_at_break", "_ends_phase", "call", "is_open", "reader")
+    __slots__ = ("_ends_phase", "call", "is_open", "reader")
 
     def __init__(self, reader: Reader, state: ThinkingStepsState, *, ends_phase: bool) -> None:
         """reader: of the state's text."""
@@ -76,7 +75,6 @@ class DraftWatcher:
         """As in the state."""
         self.call: Call | None = None
         """What ended the request; None where the end of the think phase did."""
-        self._at_break = state.text.at_break
         self._ends_phase = ends_phase
 
     @property
@@ -85,10 +83,8 @@ class DraftWatcher:
         return {"is_open": self.is_open}
 
     def feed(self, text: str, readings: Readings | None = None) -> bool:
-        was_break = self._at_break
         self.reader.feed(text)
-        self._at_break = self.reader.at_break
-        if not (was_break and self._at_break and is_newlines(text)):
+        if not self.reader.lengthens_break:
             self.call = self._read(text, readings or {})
         return self.call is not None or (self._ends_phase and not self.reader.thinking)
 
@@ -168,7 +164,6 @@ class ThinkingStepsPolicy(StepPolicy[StateT]):
             text_reader(context, state.text),
             num_steps=self._num_steps(state.trigger),
             step_tokens=self._numbers.step_tokens,
-            at_break=state.text.at_break,
         )
 
     def _after_large(self, turn: Turn[StateT]) -> Transition:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias, assert_never
 
-from pipeline.breaks import BreakFinder, is_newlines
+from pipeline.breaks import BreakFinder
 from pipeline.signals import DIGITS, SPARSE_SIGNALS, Readings, Signal, SignalValues
 
 
@@ -113,7 +113,7 @@ class SignalReader:
     break: a run that comes in several tokens is read once, after the last of them.
     """
 
-    __slots__ = ("_at_break", "_breaks", "_has_sparse", "_is_first", "_series")
+    __slots__ = ("_breaks", "_has_sparse", "_is_first", "_series")
 
     def __init__(self, signals: frozenset[Signal], *, think_end_id: int | None = None, newlines: int = 0) -> None:
         """newlines: that the text before the request ends with."""
@@ -124,7 +124,6 @@ class SignalReader:
         self._has_sparse = bool(signals & SPARSE_SIGNALS)
         self._breaks = BreakFinder(newlines)
         self._is_first = True
-        self._at_break = False
 
     def read(self, text: str, rows: LogprobRows, row: int) -> Readings:
         """The readings of the next token, which is in that row and adds that text."""
@@ -142,8 +141,6 @@ class SignalReader:
         return {series.signal: tuple(series.values) for series in self._series}
 
     def _starts_step(self, text: str) -> bool:
-        at_break = self._breaks.feed(text)
-        goes_on = at_break and is_newlines(text)
-        starts = self._is_first or (self._at_break and not goes_on)
-        self._is_first, self._at_break = False, at_break
+        self._breaks.feed(text)
+        starts, self._is_first = self._is_first or self._breaks.begins_step, False
         return starts

@@ -231,7 +231,7 @@ class Exiting(AroundPolicy):
 
     def _phase_watcher(self, context: SampleContext, state: _ExitingState) -> PhaseWatcher:
         reader = self._exit.reader(context, state.exit, state.num_tokens)
-        return PhaseWatcher(text_reader(context, state.text), reader, at_break=state.text.at_break)
+        return PhaseWatcher(text_reader(context, state.text), reader)
 
 
 def _head(event: Written, num_tokens: int) -> Written:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from pipeline.breaks import is_newlines
 from pipeline.policies.protocol import PolicyState, Reading, SampleContext, Watcher
 from pipeline.policies.reading.reader import Reader
 from pipeline.policies.requests import Answered, Ask
@@ -96,18 +95,13 @@ class Exit(Protocol):
 class PhaseWatcher:
     """Feeds an exit's reader while the think phase goes on."""
 
-    __slots__ = ("_was_break", "exit", "reader")
+    __slots__ = ("exit", "reader")
 
-    def __init__(self, reader: Reader, exit: ExitReader, *, at_break: bool) -> None:
+    def __init__(self, reader: Reader, exit: ExitReader) -> None:
         self.reader = reader
         self.exit = exit
-        self._was_break = at_break
 
     def feed(self, text: str, readings: Readings | None = None) -> bool:
-        self.reader.feed(text)
-        at_break = self.reader.at_break
-        lengthens = at_break and is_newlines(text)
-        ends_step = at_break and not (self._was_break and lengthens)
-        begins_step = self._was_break and not lengthens
-        self._was_break = at_break
-        return self.reader.thinking and self.exit.feed(Token(text, ends_step, begins_step, readings))
+        reader = self.reader
+        reader.feed(text)
+        return reader.thinking and self.exit.feed(Token(text, reader.ends_step, reader.begins_step, readings))

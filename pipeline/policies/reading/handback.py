@@ -7,7 +7,6 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from pipeline.breaks import is_newlines
 from pipeline.policies.reading.reader import Reader, SentenceEndFinder
 from pipeline.signals import Readings
 
@@ -23,28 +22,24 @@ HandBackFrom: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 class HandBackWatcher:
     """Ends the large model's request where the small one goes on; ``num_kept`` is that place.
 
-    limit: most tokens of the takeover; may be raised while it is read. at_break: whether the text before it ends with
-    a break; newlines that only lengthen that one end no step.
+    limit: most tokens of the takeover; may be raised while it is read.
     """
 
-    __slots__ = ("_at_break", "_ending", "_from", "_handback", "_num_read", "limit", "num_kept", "reader")
+    __slots__ = ("_ending", "_from", "_handback", "_num_read", "limit", "num_kept", "reader")
 
-    def __init__(
-        self, reader: Reader, *, limit: int, handback: HandBack, handback_from: float, at_break: bool = False
-    ) -> None:
+    def __init__(self, reader: Reader, *, limit: int, handback: HandBack, handback_from: float) -> None:
         self.num_kept = 0
         self.reader = reader
         self.limit = limit
         self._handback = handback
         self._from = handback_from
         self._num_read = 0
-        self._at_break = at_break
         self._ending = SentenceEndFinder() if handback == "sentence" else None
 
     def feed(self, text: str, readings: Readings | None = None) -> bool:
         self._num_read += 1
         self.reader.feed(text)
-        end = self._end_of_sentence(self._ending, text) if self._ending else self._end_of_step(text)
+        end = self._end_of_sentence(self._ending, text) if self._ending else self._end_of_step()
         is_over = not self.reader.thinking
         if is_over or (end is None and self._num_read >= self.limit):
             end = self._num_read
@@ -59,14 +54,9 @@ class HandBackWatcher:
             return None
         return end if end >= max(1, math.ceil(self.limit * self._from)) else None
 
-    def _end_of_step(self, text: str) -> int | None:
+    def _end_of_step(self) -> int | None:
         """The number of tokens at which the step has just ended, where that hands back."""
-        if self._handback != "break":
-            return None
-        ends = self.reader.at_break and not (self._at_break and is_newlines(text))
-        if text:
-            self._at_break = self.reader.at_break
-        return self._num_read if ends else None
+        return self._num_read if self._handback == "break" and self.reader.ends_step else None
 
 
 class StepsWatcher(HandBackWatcher):
@@ -77,8 +67,8 @@ class StepsWatcher(HandBackWatcher):
 
     __slots__ = ("_num_left", "_step_tokens")
 
-    def __init__(self, reader: Reader, *, num_steps: int, step_tokens: int, at_break: bool) -> None:
-        super().__init__(reader, limit=step_tokens, handback="break", handback_from=0.0, at_break=at_break)
+    def __init__(self, reader: Reader, *, num_steps: int, step_tokens: int) -> None:
+        super().__init__(reader, limit=step_tokens, handback="break", handback_from=0.0)
         self._num_left = num_steps
         self._step_tokens = step_tokens
 

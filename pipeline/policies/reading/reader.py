@@ -103,7 +103,7 @@ class Reader:
         """Tokens before the break that the cue found last belongs to; 0 where that is before the state."""
         self._tag = think_end
         self._tag_part = state.tag_part
-        self._breaks = BreakFinder(state.newlines)
+        self._breaks = BreakFinder(state.newlines, at_break=state.at_break)
         self._cues = CueStream(finder, state.tail)
         self._window_tokens = window_tokens
         self._takeover_from = takeover_from
@@ -119,6 +119,21 @@ class Reader:
             windows=tuple(self.position - start for start in self._windows),
             tail=self._cues.tail if self._windows else "",
         )
+
+    @property
+    def ends_step(self) -> bool:
+        """Whether a step ended with the token read last, by a break."""
+        return self.at_break and not self._breaks.lengthens
+
+    @property
+    def begins_step(self) -> bool:
+        """Whether the token read last is the first one after a break of the think phase."""
+        return self.thinking and self._breaks.begins_step
+
+    @property
+    def lengthens_break(self) -> bool:
+        """Whether the token read last adds nothing to the break before it but more newlines."""
+        return self.at_break and self._breaks.lengthens
 
     def feed(self, text: str) -> Cue | None:
         """Read what the next token added; the cue it makes certain inside an open window, if any."""

@@ -261,7 +261,6 @@ class SpeculativeThinkingPolicy(PairPolicy[_State]):
             limit=state.limit,
             handback=spec.handback,
             handback_from=spec.handback_from,
-            at_break=state.text.at_break,
         )
         extends = state.trigger in SHORT_TAKEOVERS
         verify = CueStream(self._verify_finder, state.text.tail) if extends else None

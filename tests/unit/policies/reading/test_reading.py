@@ -50,6 +50,36 @@ def test_breaks_are_found_at_token_boundaries(texts: list[str], breaks: list[int
     assert [index for index, text in enumerate(texts) if finder.feed(text)] == breaks
 
 
+@pytest.mark.parametrize(
+    ("texts", "ends", "begins"),
+    [
+        (["a", "\n\n", "b"], [1], [2]),
+        (["a", "\n\n", "\n", "\n\n", "b"], [1], [4]),
+        (["a.\n\n", "b\n\n", "\n", "c"], [0, 1], [1, 3]),
+        (["a", "\n", "\n", "b", "c"], [2], [3]),
+        (["a", "\n\n", " ", "\n", "b"], [1, 3], [2, 4]),
+        (["a", "\n\n", ""], [1], [2]),
+    ],
+)
+def test_a_run_of_newlines_ends_one_step_and_the_first_token_after_it_begins_the_next(
+    texts: list[str], ends: list[int], begins: list[int]
+) -> None:
+    finder, ended, begun = BreakFinder(), [], []
+    for index, text in enumerate(texts):
+        finder.feed(text)
+        ended += [index] * finder.ends_step
+        begun += [index] * finder.begins_step
+    assert (ended, begun) == (ends, begins)
+
+
+def test_a_run_of_newlines_goes_on_over_a_stored_state() -> None:
+    finder = BreakFinder(newlines=2, at_break=True)
+    finder.feed("\n")
+    assert (finder.at_break, finder.ends_step, finder.begins_step) == (True, False, False)
+    finder.feed("a")
+    assert finder.begins_step
+
+
 BLANK_TEXTS = st.text(alphabet=["\n", " ", "\t", "\r", "a", "b"], max_size=20)
 
 
