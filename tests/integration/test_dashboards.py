@@ -18,6 +18,7 @@ from pipeline.db.grants import grant_roles
 from pipeline.db.session import open_database, transaction
 from pipeline.db.worker_leases import WorkerCounters
 from pipeline.embedded import EMBEDDED_LOGINS, Connections
+from pipeline.gateway.measures import Measures
 from pipeline.metrics import make_registry, render
 from tests.command_lines import parse
 from tests.deployed import DEPLOY
@@ -49,7 +50,7 @@ def filled(db_engine: Engine) -> int:
     with transaction(db_engine) as connection:
         grant_roles(connection, EMBEDDED_LOGINS)
         job = add_job(connection, add_problem_set(connection), num_samples=4)
-        add_worker(connection, "small", model="S")
+        add_worker(connection, "small", model="S", num_drafts=2, draft_tokens=8, accepted_tokens=3)
         add_worker(connection, "grade", alive=False)
         connection.execute(text("UPDATE workers SET ended_at = now(), end_reason = 'lapsed' WHERE kind = 'grade'"))
         connection.execute(text("UPDATE upkeep_leader SET worker_id = (SELECT min(id) FROM workers), seen_at = now()"))
@@ -63,6 +64,7 @@ def scraped(connections: Connections, db_engine: Engine, filled: int) -> dict[st
     own = CollectorRegistry(auto_describe=False)
     for collector in (UpkeepMeter(), Meter("small"), WriterCollector("small", "S", lambda: STATS, WorkerCounters)):
         own.register(collector)
+    Measures(own).answered("/v1/chat/completions", 200, 0.1)
     told = render(make_registry(db_engine, connections.redis_url)) + render(own)
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(told.decode()):
