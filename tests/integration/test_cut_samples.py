@@ -9,7 +9,7 @@ from pipeline.db.report_queries import get_sample, stream_results
 from pipeline.db.session import transaction
 from tests.integration.rows import add_engine, add_job, add_problem_set, add_samples, add_segment, add_worker
 from workers.broker.messages import SamplesMessage
-from workers.grading.grader import grade_samples
+from workers.grading.grader import SampleGrader
 
 _THINKS = "UPDATE jobs SET think_start = '<think>', think_end = '</think>', think_opened = true WHERE id = :job"
 _CONVENTION = """
@@ -41,7 +41,7 @@ def test_cut_text_is_stored_with_the_reason(
         add_segment(connection, sample, 0, "small", output, worker_id=worker, engine_id=engine)
         epoch = connection.execute(text("SELECT epoch FROM samples")).scalar_one()
     message = SamplesMessage(job_id=job, samples=[(sample, epoch)])
-    assert grade_samples(db_engine, message, time_limit_s=20) == "1 of 1 graded"
+    assert SampleGrader(db_engine, time_limit_s=20).grade(message) == "1 of 1 graded"
     with transaction(db_engine) as connection:
         stored = connection.execute(text("SELECT status, score, detail FROM grades")).one()
         shown = connection.execute(text("SELECT score, grade_detail FROM results")).one()

@@ -12,7 +12,7 @@ from pipeline.grading.code import CodeReference
 from pipeline.grading.code.sandbox import find_fault
 from tests.integration.rows import add_engine, add_job, add_problem_set, add_samples, add_segment, add_worker
 from workers.broker.messages import SamplesMessage
-from workers.grading.grader import grade_samples
+from workers.grading.grader import SampleGrader
 
 _GRADER = "UPDATE jobs SET config = jsonb_set(config, '{grader}', to_jsonb(CAST(:grader AS text)))"
 CODE = CodeReference(tests="assert half(5) == 2", entry_point="half").model_dump_json()
@@ -30,7 +30,7 @@ def graded(db_engine: Engine, output: str, *, grader: str, reference: str, shown
         add_segment(connection, sample, 0, "small", output, worker_id=worker, engine_id=engine)
         epoch = connection.execute(text("SELECT epoch FROM samples")).scalar_one()
     message = SamplesMessage(job_id=job, samples=[(sample, epoch)])
-    assert grade_samples(db_engine, message, time_limit_s=20) == "1 of 1 graded"
+    assert SampleGrader(db_engine, time_limit_s=20).grade(message) == "1 of 1 graded"
     with transaction(db_engine) as connection:
         return tuple(
             connection.execute(

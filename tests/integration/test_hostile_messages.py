@@ -28,7 +28,7 @@ from workers.broker import queues
 from workers.broker.app import make_app
 from workers.broker.messages import MAX_SAMPLES, SamplesMessage
 from workers.broker.publish import FOLLOW, GRADE, Publisher
-from workers.grading.grader import grade_samples
+from workers.grading.grader import SampleGrader
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -310,8 +310,10 @@ def test_sample_of_another_job_is_not_graded(connections: Connections, db_engine
         mine, other = add_job(connection, problems), add_job(connection, problems)
         [sample] = add_samples(connection, other, [{"state": "finished"}])
     message = SamplesMessage(job_id=mine, samples=[(sample, 0)])
-    assert grade_samples(db_engine, message, time_limit_s=20) == "0 of 1 graded"
-    assert grade_samples(db_engine, message.model_copy(update={"job_id": other}), time_limit_s=20) == "1 of 1 graded"
+    assert SampleGrader(db_engine, time_limit_s=20).grade(message) == "0 of 1 graded"
+    assert (
+        SampleGrader(db_engine, time_limit_s=20).grade(message.model_copy(update={"job_id": other})) == "1 of 1 graded"
+    )
 
 
 def test_our_own_messages_are_far_below_the_bound(target: Target) -> None:

@@ -46,7 +46,7 @@ from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
 from workers.engine.base import GenerateRequest
 from workers.engine.scripted import Script, ScriptedEngine
-from workers.grading.grader import grade_samples
+from workers.grading.grader import SampleGrader
 from workers.writing.store import Identity
 from workers.writing.writer import Writer
 
@@ -155,7 +155,7 @@ def work(db_engine: DbEngine, small: Member, large: Member) -> None:
             for message in messages.get(state, []):
                 member.writer.write(message)
         for message in messages.get(SampleState.FINISHED, []):
-            grade_samples(db_engine, message, time_limit_s=20)
+            SampleGrader(db_engine, time_limit_s=20).grade(message)
     with transaction(db_engine) as connection:
         close_jobs(connection)
         count_ended(connection)

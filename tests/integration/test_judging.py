@@ -32,7 +32,7 @@ from tests.integration.rows import (
     one,
 )
 from workers.broker.messages import SamplesMessage
-from workers.grading.grader import grade_samples
+from workers.grading.grader import SampleGrader
 from workers.upkeep.rollup_refresher import RollupRefresher
 
 RIGHT, WRONG, NOTHING = "Verdict: correct", "Verdict: incorrect", "I cannot say."
@@ -104,7 +104,7 @@ def write(db_engine: Engine, judge: int, verdicts: Mapping[str, str], *, finish_
     with transaction(db_engine) as connection:
         rows = every(connection, "SELECT id, epoch FROM samples WHERE job_id = :job AND state = 'finished'", job=judge)
     message = SamplesMessage(job_id=judge, samples=[(row["id"], row["epoch"]) for row in rows])
-    grade_samples(db_engine, message, time_limit_s=20)
+    SampleGrader(db_engine, time_limit_s=20).grade(message)
     end(db_engine, judge)
 
 

@@ -61,7 +61,7 @@ from tests.integration.rows import add_engine, add_job, add_problem_set, add_sam
 from tests.integration.test_protocol import TTL, claim, commit, make_job, make_worker, written
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
-from workers.grading.grader import grade_samples
+from workers.grading.grader import SampleGrader
 from workers.upkeep.rollup_refresher import RollupRefresher
 from workers.upkeep.rounds import Upkeep
 
@@ -205,7 +205,7 @@ def grade(owner: Engine, grader: Engine, job: int, sample: ClaimedSample, other:
         with transaction(owner) as connection:
             connection.execute(text("UPDATE grades SET grader_version = :version"), {"version": version})
         message = SamplesMessage(job_id=job, samples=[(sample.sample_id, sample.epoch)])
-        assert grade_samples(grader, message, time_limit_s=20) == "1 of 1 graded"
+        assert SampleGrader(grader, time_limit_s=20).grade(message) == "1 of 1 graded"
     slow: dict[str, Any] = {"sample_id": sample.sample_id, "epoch": sample.epoch, "grader": "slow", "version": "1"}
     with transaction(grader) as connection:
         quick = TextGrade(other.sample_id, other.epoch, GradeStatus.DONE, 1.0, SECRET, None)

@@ -35,7 +35,7 @@ from tests.integration.test_writer import WriterRig, make_rig
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
 from workers.broker.tasks import _progress, progress_line
-from workers.grading.grader import grade_samples
+from workers.grading.grader import SampleGrader
 from workers.upkeep.rollup_refresher import RollupRefresher
 from workers.upkeep.rounds import Upkeep
 
@@ -403,7 +403,7 @@ def test_a_grader_leaves_a_damaged_sample_unscored_and_grades_the_next(change: s
         connection.exec_driver_sql("SET LOCAL session_replication_role = 'replica'")
         connection.execute(text(change), {"bad": rows[0]["id"]})
     message = SamplesMessage(job_id=rig.job_id, samples=[(row["id"], row["epoch"]) for row in rows])
-    assert grade_samples(rig.db_engine, message, time_limit_s=60) == "2 of 2 graded"
+    assert SampleGrader(rig.db_engine, time_limit_s=60).grade(message) == "2 of 2 graded"
     with transaction(rig.db_engine) as connection:
         grades = every(connection, "SELECT status, detail FROM grades ORDER BY sample_id")
     assert [grade["status"] for grade in grades] == ["error", "done"]
@@ -418,4 +418,4 @@ def test_a_job_that_does_not_say_its_grader_is_refused_by_name(kind: str, rig: W
         connection.execute(text(DAMAGE[kind]), {"bad": rig.job_id})
     message = SamplesMessage(job_id=rig.job_id, samples=[(row["id"], row["epoch"]) for row in rows])
     with pytest.raises(DamagedRow, match=f"job {rig.job_id}: its grader cannot be read: .*it is missing"):
-        grade_samples(rig.db_engine, message, time_limit_s=60)
+        SampleGrader(rig.db_engine, time_limit_s=60).grade(message)

@@ -23,7 +23,7 @@ from pipeline.db.grades import (
     store_grades,
 )
 from pipeline.db.session import transaction
-from pipeline.errors import GradingError
+from pipeline.errors import GradingError, ServiceUnavailable
 from pipeline.grading import Ending, Grade, Grader, grade_output, make_grader
 from pipeline.plugins import Origin, PluginGroup, check_same_version, origin_of
 from pipeline.samples import CutSamples, GradeStatus
@@ -40,25 +40,67 @@ def _grader(name: str, origin: Origin | None) -> Grader:
     return make_grader(name)
 
 
-def grade_samples(db_engine: DbEngine, message: SamplesMessage, *, time_limit_s: float) -> str:
-    """Grade the complete samples that a message names; those already graded by this grader's version are left alone.
+class SampleGrader:
+    """Grades samples, one at a time, in one process.
 
-    time_limit_s: of this task; a grading that began a shorter time ago is another process's. Once a quarter of it is
-    used up, the rest is left to be published again: a slow answer must not cost those behind it a try.
+    A grade that Postgres does not take (its disk is full, say) is kept, and stored before the next sample is begun.
+    Otherwise the same sample would be begun again, and be taken for one that kills its grader.
     """
-    patience = dt.timedelta(seconds=time_limit_s)
-    stop_at = time.monotonic() + time_limit_s / 4
-    with transaction(db_engine) as connection:
-        ungraded = select_ungraded(connection, list(message.epochs), job_id=message.job_id)
-        done = _grade_instantly(connection, ungraded)
-    graded = len(done)
-    for sample in ungraded:
-        if sample.sample_id in done:
-            continue
-        graded += _grade_one(db_engine, sample, patience)
-        if time.monotonic() > stop_at:
-            break
-    return f"{graded} of {len(message.samples)} graded"
+
+    def __init__(self, db_engine: DbEngine, *, time_limit_s: float) -> None:
+        """time_limit_s: of a message; a grading that began a shorter time ago is another process's."""
+        self._db_engine = db_engine
+        self._time_limit_s = time_limit_s
+        self._kept: tuple[Grader, TextGrade] | None = None
+
+    def grade(self, message: SamplesMessage) -> str:
+        """Grade the complete samples that a message names; those already graded by this grader's version are left
+        alone.
+
+        Once a quarter of the time limit is used up, the rest is left to be published again: a slow answer must not cost
+        those behind it a try. Raises ServiceUnavailable where Postgres does not take a grade.
+        """
+        stop_at = time.monotonic() + self._time_limit_s / 4
+        self._store_kept()
+        with transaction(self._db_engine) as connection:
+            ungraded = select_ungraded(connection, list(message.epochs), job_id=message.job_id)
+            done = _grade_instantly(connection, ungraded)
+        graded = len(done)
+        for sample in ungraded:
+            if sample.sample_id in done:
+                continue
+            graded += self._grade_one(sample)
+            if time.monotonic() > stop_at:
+                break
+        return f"{graded} of {len(message.samples)} graded"
+
+    def _grade_one(self, sample: Ungraded) -> bool:
+        grader = _grader(sample.grader, sample.grader_origin)
+        with transaction(self._db_engine) as connection:
+            if not begin_grade(
+                connection,
+                sample_id=sample.sample_id,
+                epoch=sample.epoch,
+                grader=grader.name,
+                version=grader.version,
+                patience=dt.timedelta(seconds=self._time_limit_s),
+                tries=GRADING_TRIES,
+            ):
+                return False
+        self._kept = grader, _run(grader, sample)
+        return self._store_kept()
+
+    def _store_kept(self) -> bool:
+        """Whether there is a grade to store, and Postgres had none of that text."""
+        if self._kept is None:
+            return False
+        (grader, grade), self._kept = self._kept, None
+        try:
+            with transaction(self._db_engine) as connection:
+                return end_grade(connection, **grade._asdict(), grader=grader.name, version=grader.version)
+        except ServiceUnavailable:
+            self._kept = grader, grade
+            raise
 
 
 def _grade_instantly(connection: Connection, ungraded: Sequence[Ungraded]) -> set[int]:
@@ -67,24 +109,6 @@ def _grade_instantly(connection: Connection, ungraded: Sequence[Ungraded]) -> se
         return set()
     grades = [_run(grader, sample) for sample in ungraded]
     return store_grades(connection, grades, grader=grader.name, version=grader.version)
-
-
-def _grade_one(db_engine: DbEngine, sample: Ungraded, patience: dt.timedelta) -> bool:
-    grader = _grader(sample.grader, sample.grader_origin)
-    with transaction(db_engine) as connection:
-        if not begin_grade(
-            connection,
-            sample_id=sample.sample_id,
-            epoch=sample.epoch,
-            grader=grader.name,
-            version=grader.version,
-            patience=patience,
-            tries=GRADING_TRIES,
-        ):
-            return False
-    grade = _run(grader, sample)
-    with transaction(db_engine) as connection:
-        return end_grade(connection, **grade._asdict(), grader=grader.name, version=grader.version)
 
 
 def _grade(grader: Grader, sample: Ungraded) -> Grade:

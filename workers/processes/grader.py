@@ -7,7 +7,6 @@ import signal
 from typing import Any
 
 from celery import signals
-from sqlalchemy import Engine as DbEngine
 
 from pipeline.grading import limit_memory, make_grader
 from pipeline.settings import Settings
@@ -16,7 +15,7 @@ from workers.broker import queues
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import GRADE
 from workers.broker.tasks import add_samples_task
-from workers.grading.grader import grade_samples
+from workers.grading.grader import SampleGrader
 from workers.processes.base import open_base, open_beside, registration, run_celery
 from workers.processes.lease import LeaseKeeper
 from workers.processes.shutdown import EarlySignals
@@ -39,7 +38,7 @@ class GraderProcess:
         self._early = EarlySignals()
         self._lease: LeaseKeeper | None = None
         self._failure: Exception | None = None
-        self._child_db: DbEngine | None = None
+        self._child: SampleGrader | None = None
 
     def run(self) -> int:
         """Until told to stop. Raises what went wrong with the registration."""
@@ -88,8 +87,9 @@ class GraderProcess:
 
     def _open_child(self, **_: Any) -> None:
         limit_memory()
-        self._child_db = open_beside(WorkerKind.GRADE, self._settings, pool_size=1)
+        db_engine = open_beside(WorkerKind.GRADE, self._settings, pool_size=1)
+        self._child = SampleGrader(db_engine, time_limit_s=self._settings.grading.time_limit_s)
 
     def _grade(self, message: SamplesMessage) -> str:
-        assert self._child_db is not None  # opened before the first task
-        return grade_samples(self._child_db, message, time_limit_s=self._settings.grading.time_limit_s)
+        assert self._child is not None  # opened before the first task
+        return self._child.grade(message)

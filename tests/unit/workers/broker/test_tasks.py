@@ -15,7 +15,7 @@ from pipeline.db.session import open_database
 from workers.broker.app import make_app
 from workers.broker.publish import FOLLOW, GRADE
 from workers.broker.tasks import add_follow_task, add_samples_task
-from workers.grading.grader import grade_samples
+from workers.grading.grader import SampleGrader
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def app() -> Celery:
 
 
 def test_grading_is_put_off(app: Celery, nowhere: Engine) -> None:
-    add_samples_task(app, GRADE, lambda message: grade_samples(nowhere, message, time_limit_s=1.0))
+    add_samples_task(app, GRADE, lambda message: SampleGrader(nowhere, time_limit_s=1.0).grade(message))
     with capture_logs() as logs:
         assert app.tasks[GRADE].run({"version": 1, "job_id": 1, "samples": [[1, 1]]}) == "Postgres is away"
     [line] = logs
