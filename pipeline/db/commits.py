@@ -11,7 +11,7 @@ import datetime as dt
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from sqlalchemy import Connection, text
@@ -74,12 +74,23 @@ class SampleCommit:
         return sum(record.tokens_generated for record in (*self.segments, *self.asides))
 
 
+class StoredRow(NamedTuple):
+    """A segment or an aside that a commit has stored. It is there if the whole commit is."""
+
+    sample_id: int
+    committed_at: dt.datetime
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Committed:
-    """What was stored: claims as (sample id, epoch), and the samples as whoever goes on with them must be told."""
+    """What was stored: claims as (sample id, epoch), and the samples as whoever goes on with them must be told.
+
+    rows: one of each transaction that stored any.
+    """
 
     claims: frozenset[tuple[int, int]]
     samples: list[Runnable]
+    rows: tuple[StoredRow, ...] = ()
 
 
 _SAMPLE_COLUMNS = (
@@ -153,7 +164,8 @@ _COMMIT = text(f"""
         FROM jsonb_to_recordset(CAST(:steps AS jsonb)) AS r(sample_id bigint, epoch integer, {_STEP_COLUMNS})
         JOIN moved ON moved.sample_id = r.sample_id AND moved.epoch = r.epoch
     )
-    SELECT moved.*, mine.part_tokens FROM moved JOIN mine ON mine.id = moved.sample_id ORDER BY sample_id
+    SELECT moved.*, mine.part_tokens, now() AS committed_at
+    FROM moved JOIN mine ON mine.id = moved.sample_id ORDER BY sample_id
 """)
 
 # Few policies ask, and few jobs read signals: those of others do not pay for these.
@@ -198,16 +210,46 @@ def commit_samples(
     }
     rows = [dict(row) for row in connection.execute(_COMMIT, values).mappings()]
     in_parts = {row["sample_id"] for row in rows if row.pop("part_tokens")}
+    moments = {row["sample_id"]: row.pop("committed_at") for row in rows}
     moved = [runnable(row) for row in rows]
     claims = {(sample.sample_id, sample.epoch) for sample in moved}
-    _store_more(connection, [commit for commit in commits if commit.claim in claims], worker_id, engine_id)
+    stored = [commit for commit in commits if commit.claim in claims]
+    _store_more(connection, stored, worker_id, engine_id)
     delete_parts(
         connection, [s.sample_id for s in moved if s.sample_id in in_parts and s.state is not SampleState.FAILED]
     )
     refused = [commit for commit in commits if commit.claim not in claims]
     stored_before = _stored_before(connection, refused, worker_id)
     again = select_runnable(connection, sorted({sample_id for sample_id, _ in stored_before}))
-    return Committed(claims=frozenset(claims | stored_before), samples=[*moved, *again])
+    with_rows = next((commit.sample_id for commit in stored if commit.segments or commit.asides), None)
+    return Committed(
+        claims=frozenset(claims | stored_before),
+        samples=[*moved, *again],
+        rows=() if with_rows is None else (StoredRow(with_rows, moments[with_rows]),),
+    )
+
+
+_ARE_UNDONE = text("""
+    SELECT EXISTS (
+        SELECT FROM unnest(CAST(:samples AS bigint[]), CAST(:moments AS timestamptz[])) AS r(sample_id, committed_at)
+        WHERE r.committed_at < pg_postmaster_start_time()
+          AND NOT EXISTS (SELECT FROM segments g WHERE g.sample_id = r.sample_id AND g.worker_id = :worker
+                          AND g.committed_at = r.committed_at)
+          AND NOT EXISTS (SELECT FROM asides a WHERE a.sample_id = r.sample_id AND a.worker_id = :worker
+                          AND a.committed_at = r.committed_at)
+    )
+""")
+
+
+def are_undone(connection: Connection, *, worker_id: int, rows: Sequence[StoredRow]) -> bool:
+    """Whether the server has come back without a commit of this worker's: it was restored to an earlier moment, or
+    another one took its place that had not heard of the last commits. rows: one of each commit."""
+    values = {
+        "worker": worker_id,
+        "samples": [row.sample_id for row in rows],
+        "moments": [row.committed_at for row in rows],
+    }
+    return bool(connection.execute(_ARE_UNDONE, values).scalar_one())
 
 
 def _store_more(connection: Connection, stored: Sequence[SampleCommit], worker_id: int, engine_id: int) -> None:

@@ -26,7 +26,7 @@ from pipeline.db.session import transaction
 from pipeline.errors import MigrationRefused, PipelineError
 from pipeline.workforce import WorkerKind
 from tests.chaos.faults import Fault, Strike, as_one
-from tests.chaos.harness import Broken, Harness
+from tests.chaos.harness import QUICKLY_S, Broken, Harness
 from tests.chaos.models import REPOSITORY
 from tests.chaos.proxy import Proxy, target_of, through
 from tests.chaos.workload import ChaosJob
@@ -146,10 +146,17 @@ class StopPostgres(Fault):
 
 
 class RestorePostgres(Fault):
-    """The data of an earlier moment put back, while workers live that it knows, and workers that it does not know."""
+    """The data of an earlier moment put back, while workers live that it knows, and workers that it does not know.
 
-    name, component = "restored to an earlier moment", "Postgres"
+    A moment ago: so short a time ago that workers have stored segments since, and most have not renewed their leases.
+    """
+
+    component = "Postgres"
     lasts_s = 12.0
+
+    def __init__(self, name: str, *, is_long_ago: bool) -> None:
+        self.name = name
+        self._is_long_ago = is_long_ago
 
     def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
         harness.at_some_moment(job, rng, latest=0.3)
@@ -162,11 +169,16 @@ class RestorePostgres(Fault):
             with suppress(psutil.NoSuchProcess):
                 process.resume()
         before = harness.num_commits(job)
-        for kind in ("small", "large"):
-            name = rng.choice(harness.names(kind))
-            harness.kill(name)
-            harness.wait_registered(name)
-        time.sleep(rng.uniform(0.0, 1.0))
+        if self._is_long_ago:
+            for kind in ("small", "large"):
+                name = rng.choice(harness.names(kind))
+                harness.kill(name)
+                harness.wait_registered(name)
+            time.sleep(rng.uniform(0.0, 1.0))
+        else:
+            harness.until(
+                lambda: harness.num_commits(job) > before or harness.is_over(job), "a segment", every_s=QUICKLY_S
+            )
         undone = harness.num_commits(job) - before
         strike = Strike(note=f"{undone} segments undone")
         frozen = _freeze(pid := harness.pid("postgres"))
@@ -672,7 +684,8 @@ FAULTS: list[Fault] = [
     StopPostgres("stopped at once", signal.SIGQUIT),
     StopPostgres("fast stop", signal.SIGINT),
     FreezeServer("postgres", "Postgres"),
-    RestorePostgres(),
+    RestorePostgres("restored to an earlier moment", is_long_ago=True),
+    RestorePostgres("restored to a moment ago", is_long_ago=False),
     *(fault for fault in CLOCKS if fault.skipped_because() is None),
     CutAll(),
     *(

@@ -65,7 +65,7 @@ _BYTECODE = {"PYTHONDONTWRITEBYTECODE": ""}
 PATIENCE = float(os.environ.get("CHAOS_PATIENCE", "3"))
 """All deadlines of the harness are multiplied by it: they are for a machine with nothing else to do."""
 
-_QUICKLY_S = 0.05
+QUICKLY_S = 0.05
 """Between two looks for a moment of a job, which passes."""
 
 
@@ -295,7 +295,7 @@ class Harness:
         """Wait until a share of the job's segments is stored that is drawn from rng, from 0 to latest."""
         wanted = rng.randrange(1, int(self.workload.num_segments(job) * latest))
         self.until(
-            lambda: self.num_commits(job) >= wanted or self.is_over(job), f"{wanted} segments", every_s=_QUICKLY_S
+            lambda: self.num_commits(job) >= wanted or self.is_over(job), f"{wanted} segments", every_s=QUICKLY_S
         )
 
     def holds(self, job: ChaosJob, pid: int) -> int:
@@ -311,7 +311,7 @@ class Harness:
         if self.programs[name] in ("small", "large"):
             pid = self.pid(name)
             self.until(
-                lambda: self.holds(job, pid) > 0 or self.is_over(job), f"{name} to hold a sample", every_s=_QUICKLY_S
+                lambda: self.holds(job, pid) > 0 or self.is_over(job), f"{name} to hold a sample", every_s=QUICKLY_S
             )
 
     def rows(self, query: str, **values: Any) -> list[tuple[Any, ...]]:

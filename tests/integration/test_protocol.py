@@ -24,7 +24,7 @@ from pipeline.db.claims import (
     held_epochs,
     release_samples,
 )
-from pipeline.db.commits import SampleCommit, commit_samples
+from pipeline.db.commits import SampleCommit, StoredRow, are_undone, commit_samples
 from pipeline.db.context_cache import EMPTY, Context, ContextCache
 from pipeline.db.grades import (
     Gradable,
@@ -1015,6 +1015,26 @@ def test_life_that_a_restore_has_set_back_is_over(connection: Connection) -> Non
     assert connection.execute(text("SELECT tokens_committed FROM workers")).scalar_one() == 5
     third = renew_worker(connection, worker, ttl=TTL, counters=counters, since=first)  # whose answer is lost
     assert renew_worker(connection, worker, ttl=TTL, counters=counters, since=first) > third
+
+
+def test_commit_that_is_not_there_after_a_restart_of_the_server_is_found(connection: Connection) -> None:
+    make_job(connection)
+    worker = make_worker(connection)
+    first, second = claim(connection, worker, admit_all(connection))
+    commits = [written(sample, SampleState.AWAITING_LARGE) for sample in (first, second)]
+    engine = make_engine(connection)
+    (row,) = commit_samples(connection, worker_id=worker, engine_id=engine, commits=commits).rows
+    committed_at = connection.execute(text("SELECT DISTINCT committed_at FROM segments")).scalar_one()
+    assert row == StoredRow(first.sample_id, committed_at)
+    assert commit_samples(connection, worker_id=worker, engine_id=engine, commits=commits).rows == ()
+    lost = row._replace(sample_id=0)
+    assert not are_undone(connection, worker_id=worker, rows=[row, lost]), "stored since the server started"
+    began = "UPDATE segments SET committed_at = pg_postmaster_start_time() - interval '1 s' RETURNING committed_at"
+    before = connection.execute(text(began)).scalars().all()[0]
+    row, lost = (each._replace(committed_at=before) for each in (row, lost))
+    assert not are_undone(connection, worker_id=worker, rows=[row])
+    assert are_undone(connection, worker_id=worker, rows=[row, lost])
+    assert are_undone(connection, worker_id=worker + 1, rows=[row]), "another life's"
 
 
 def test_commit_of_a_lost_history_is_refused(connection: Connection) -> None:

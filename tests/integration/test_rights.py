@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import importlib
 import uuid
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from pipeline.db.claims import (
     held_epochs,
     release_samples,
 )
+from pipeline.db.commits import StoredRow, are_undone
 from pipeline.db.grades import TextGrade, begin_grade, end_grade, running_grades, store_grades, time_out_grades
 from pipeline.db.grants import grant_roles
 from pipeline.db.job_configs import fix_identity, fix_think_phase, get_job_config
@@ -197,6 +199,7 @@ def write(connection: Connection, job: int, worker: int) -> list[ClaimedSample]:
     assert len(held_epochs(connection, worker)) == 1
     begin_trial(connection, worker_id=worker, claim=next(iter(held_epochs(connection, worker).items())))
     settle_late_tokens(connection, worker, tokens=1)
+    assert not are_undone(connection, worker_id=worker, rows=[StoredRow(first.sample_id, dt.datetime.now(dt.UTC))])
     return [first, fifth]
 
 

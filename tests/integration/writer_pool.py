@@ -12,7 +12,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from sqlalchemy import text
 from pipeline import Client
 from pipeline.chat.files import served_name
 from pipeline.chat.model import ChatModel
+from pipeline.db.commits import StoredRow
 from pipeline.db.session import open_database, transaction
 from pipeline.db.submissions import insert_job, put_problem_set
 from pipeline.db.upkeep_statements import admit_samples, overdue_samples
@@ -127,6 +128,9 @@ class MemberHolder:
 
     def counters(self) -> WorkerCounters:
         return replace(self._writer.counters().since(self._start), num_slots=self._max_in_flight)
+
+    def take_stored(self) -> Sequence[tuple[int, StoredRow]]:
+        return self._writer.take_stored()
 
     def lease_renewed(self, worker_id: int) -> None:
         self._writer.reconcile(worker_id)

@@ -2,7 +2,8 @@
 
 Authority is the database and its clock. A worker whose lease ran out (it was stopped, or could not reach Postgres)
 claims nothing. Once upkeep has ended its row it owns nothing any more: it abandons what it was writing and registers as
-a new worker. So it does where its row is not as it left it: the database was restored to an earlier moment.
+a new worker. So it does where its row, or what it stored since, is not as it left it: the database was restored to an
+earlier moment.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ import datetime as dt
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from typing import Protocol
 
 import structlog
+from sqlalchemy import Connection
 from sqlalchemy import Engine as DbEngine
 
+from pipeline.db.commits import StoredRow, are_undone
 from pipeline.db.revision import check_current
 from pipeline.db.session import transaction
 from pipeline.db.worker_leases import (
@@ -40,6 +44,10 @@ class LeaseHolder(Protocol):
         """Totals since the process began: each heartbeat stores them."""
         ...
 
+    def take_stored(self) -> Sequence[tuple[int, StoredRow]]:
+        """A row of each commit since the last call, with the worker id that made it."""
+        ...
+
     def lease_renewed(self, worker_id: int) -> None:
         """After each heartbeat."""
         ...
@@ -59,6 +67,9 @@ class HoldsNothing:
     def counters(self) -> WorkerCounters:
         return WorkerCounters()
 
+    def take_stored(self) -> Sequence[tuple[int, StoredRow]]:
+        return ()
+
     def lease_renewed(self, worker_id: int) -> None: ...
 
     def lease_lost(self) -> None: ...
@@ -77,6 +88,8 @@ class LeaseKeeper:
         self._holder: LeaseHolder = HoldsNothing()
         self._stop = threading.Event()
         self._renewed_at: dt.datetime | None = None
+        self._stored: list[tuple[int, StoredRow]] = []
+        """Rows of the commits since the last heartbeat."""
         self._before = WorkerCounters()
         """The counters when this registration began: they run on through all of a process's, each stores its own."""
         self._thread = threading.Thread(target=self._renew_forever, name="lease", daemon=True)
@@ -108,8 +121,10 @@ class LeaseKeeper:
                 log.exception("heartbeat failed", worker_id=self.worker_id)
 
     def _renew(self) -> None:
+        self._stored += self._holder.take_stored()
         try:
             with transaction(self._db_engine) as connection:
+                self._require_commits(connection)
                 counters = self._holder.counters().since(self._before)
                 renewed_at = renew_worker(
                     connection, self.worker_id, ttl=self._ttl, counters=counters, since=self._renewed_at
@@ -119,9 +134,18 @@ class LeaseKeeper:
             self._holder.lease_lost()
             self._register_again()
             self._holder.lease_renewed_as(self.worker_id)
+            self._stored = []
         else:
+            self._stored = []
             self._renewed_at = renewed_at
             self._holder.lease_renewed(self.worker_id)
+
+    def _require_commits(self, connection: Connection) -> None:
+        """Raises LeaseLost where the database has lost commits that came after the last heartbeat: that one alone would
+        not tell, and what they stored would be counted."""
+        rows = [row for worker_id, row in self._stored if worker_id == self.worker_id]
+        if rows and are_undone(connection, worker_id=self.worker_id, rows=rows):
+            raise LeaseLost(self.worker_id)
 
     def _register_again(self) -> None:
         """Finalize the counters of the registration that lapsed, and begin a new one."""

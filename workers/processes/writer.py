@@ -11,6 +11,7 @@ import math
 import multiprocessing
 import os
 import sys
+from collections.abc import Sequence
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -18,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from pipeline.chat.files import find_folder, refuse_pooling, served_name
 from pipeline.chat.model import ChatModel
 from pipeline.chat.weights import weights_sha256
+from pipeline.db.commits import StoredRow
 from pipeline.db.session import transaction
 from pipeline.db.worker_leases import WorkerCounters, put_engine, refuse_second_identity
 from pipeline.devices.sizes import refuse_unusable
@@ -189,6 +191,9 @@ class WriterProcess:
 
     def counters(self) -> WorkerCounters:
         return self._writer.counters()
+
+    def take_stored(self) -> Sequence[tuple[int, StoredRow]]:
+        return self._writer.take_stored()
 
     def lease_renewed(self, worker_id: int) -> None:
         """Take stock, and watch the engine: one that dies idle has no request to say so."""

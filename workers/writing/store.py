@@ -7,6 +7,7 @@ away.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -26,7 +27,7 @@ from pipeline.db.claims import (
     held_epochs,
     release_samples,
 )
-from pipeline.db.commits import Committed, SampleCommit, commit_samples
+from pipeline.db.commits import Committed, SampleCommit, StoredRow, commit_samples
 from pipeline.db.context_cache import ContextCache
 from pipeline.db.parts import Part, store_parts
 from pipeline.db.runnable import Runnable, select_runnable
@@ -72,6 +73,7 @@ class Store:
         self._role = role
         self._max_attempts = max_attempts
         self._cache = ContextCache(max_samples=CACHED * max_in_flight)
+        self._stored: deque[tuple[int, StoredRow]] = deque()
 
     def claim(self, job_id: int, epochs: Mapping[int, int]) -> list[ClaimedSample]:
         """epochs: sample id → epoch. Raises as ``transaction``."""
@@ -111,6 +113,7 @@ class Store:
         if not commits:
             return Committed(claims=frozenset(), samples=[])
         committed = self._commit(commits, worker_id)
+        self._stored += [(worker_id, row) for row in committed.rows]
         for commit in commits:
             if commit.to_state not in RUNNABLE_STATE.values():
                 self._cache.forget(commit.sample_id)
@@ -126,7 +129,12 @@ class Store:
         return Committed(
             claims=frozenset(claim for committed in one_by_one for claim in committed.claims),
             samples=[sample for committed in one_by_one for sample in committed.samples],
+            rows=tuple(row for committed in one_by_one for row in committed.rows),
         )
+
+    def take_stored(self) -> list[tuple[int, StoredRow]]:
+        """A row of each commit since the last call, with the worker id. Thread-safe."""
+        return [self._stored.popleft() for _ in range(len(self._stored))]
 
     def _set_aside(self, commit: SampleCommit, worker_id: int, error: BaseException) -> Committed:
         log.error("commit refused", sample_id=commit.sample_id, reason=str(error))

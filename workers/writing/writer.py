@@ -21,7 +21,7 @@ from sqlalchemy import Engine as DbEngine
 
 from pipeline.chat.model import ChatModel
 from pipeline.db.claims import ClaimedSample
-from pipeline.db.commits import SampleCommit
+from pipeline.db.commits import SampleCommit, StoredRow
 from pipeline.db.parts import Part
 from pipeline.db.runnable import Runnable
 from pipeline.db.worker_leases import WorkerCounters
@@ -333,6 +333,10 @@ class Writer:
             accepted_tokens=stats.num_accepted_tokens,
             refused_jobs=self._jobs.last_refusals(),
         )
+
+    def take_stored(self) -> list[tuple[int, StoredRow]]:
+        """A row of each commit since the last call, with the worker id that made it."""
+        return self._store.take_stored()
 
     def lease_lost(self) -> None:
         """What was in flight is abandoned; what a commit stored whose answer comes after this is late."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime as dt
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
 import pytest
 from sqlalchemy import Engine as DbEngine
 
+from pipeline.db.commits import StoredRow
 from pipeline.db.worker_leases import Registration, WorkerCounters
 from pipeline.errors import ConfigurationError, LeaseLost, ServiceUnavailable
 from pipeline.settings import LeaseSettings
@@ -32,6 +33,8 @@ class Workforce:
         self.lives: dict[int, WorkerCounters] = {}
         self.ends: dict[int, WorkerEnd] = {}
         self.renewed: dict[int, dt.datetime] = {}
+        self.looked_for: list[Sequence[StoredRow]] = []
+        self.undone: set[StoredRow] = set()
         self.is_away = False
         self.is_migrated = False
 
@@ -60,6 +63,10 @@ class Workforce:
         self.renewed[worker_id] = dt.datetime.now(dt.UTC)
         return self.renewed[worker_id]
 
+    def are_undone(self, _: None, *, worker_id: int, rows: Sequence[StoredRow]) -> bool:
+        self.looked_for.append(rows)
+        return any(row in self.undone for row in rows)
+
     def finalize_counters(self, _: None, worker_id: int, counters: WorkerCounters) -> None:
         self.lives[worker_id] = counters
 
@@ -72,10 +79,15 @@ class Holder:
 
     def __init__(self) -> None:
         self.now = WorkerCounters()
+        self.stored: list[tuple[int, StoredRow]] = []
         self.told: list[tuple[str, int | None]] = []
 
     def counters(self) -> WorkerCounters:
         return self.now
+
+    def take_stored(self) -> list[tuple[int, StoredRow]]:
+        taken, self.stored = self.stored, []
+        return taken
 
     def lease_renewed(self, worker_id: int) -> None:
         self.told.append(("renewed", worker_id))
@@ -90,7 +102,10 @@ class Holder:
 @pytest.fixture
 def workforce(monkeypatch: pytest.MonkeyPatch) -> Workforce:
     workforce = Workforce()
-    for name in ("transaction", "check_current", "register_worker", "renew_worker", "finalize_counters", "end_worker"):
+    for name in (
+        *("transaction", "check_current", "register_worker", "renew_worker", "finalize_counters", "end_worker"),
+        "are_undone",
+    ):
         monkeypatch.setattr(lease, name, getattr(workforce, name))
     return workforce
 
@@ -145,6 +160,40 @@ def test_postgres_that_is_away_is_waited_for_and_no_lapse(
     workforce.is_away = False
     keeper._renew()
     assert holder.told == [("renewed", 1)]
+
+
+ROWS = [StoredRow(sample, dt.datetime(2026, 1, 1, tzinfo=dt.UTC)) for sample in range(4)]
+
+
+def test_life_ends_whose_commits_since_the_last_heartbeat_are_undone(
+    workforce: Workforce, holder: Holder, keeper: LeaseKeeper
+) -> None:
+    holder.stored = [(1, ROWS[0])]
+    keeper._renew()
+    assert holder.told == [("renewed", 1)]
+    holder.stored = [(1, ROWS[1]), (9, ROWS[2])]
+    workforce.undone = {ROWS[1]}
+    holder.now = tokens(30, 20)
+    keeper._renew()
+    assert workforce.looked_for == [[ROWS[0]], [ROWS[1]]], "each once, and none of an earlier life's"
+    assert holder.told[1:] == [("lost", None), ("renewed as", 2)]
+    holder.now = tokens(35, 25, tokens_dropped=10)
+    keeper._renew()
+    assert workforce.lives[2] == tokens(5, 5), "what was undone is not counted with the next life"
+
+
+def test_commits_are_looked_for_until_a_heartbeat_was_answered(
+    workforce: Workforce, holder: Holder, keeper: LeaseKeeper
+) -> None:
+    holder.stored = [(1, ROWS[0])]
+    workforce.is_away = True
+    with pytest.raises(ServiceUnavailable):
+        keeper._renew()
+    holder.stored = [(1, ROWS[1])]
+    workforce.is_away, workforce.undone = False, {ROWS[0]}
+    keeper._renew()
+    assert workforce.looked_for == [ROWS[:2]]
+    assert holder.told == [("lost", None), ("renewed as", 2)]
 
 
 def test_heartbeats_go_on_whatever_happens_in_one(workforce: Workforce, holder: Holder) -> None:
