@@ -26,6 +26,7 @@ from pipeline.cli import (
     queries,
     removal,
     servers,
+    submission,
 )
 from pipeline.cli.options import StateDir
 from pipeline.texts import visible
@@ -109,6 +110,7 @@ def common(
 
 # Help lists them in this order.
 for module in (
+    submission,
     jobs,
     experiments,
     judging,
