@@ -23,7 +23,7 @@ from bench.gateway import gateway
 from bench.measurement import Report, percentile
 from bench.scripted_worker import environment, program
 from bench.scripts import problem_set
-from bench.stack import MODELS, Stack, running_stack
+from bench.stack import JOB_TIMEOUT_S, MODELS, Stack, running_stack
 from bench.usage import cpu_seconds
 from pipeline.chat.prompts import render_user_message
 from pipeline.db.session import transaction
@@ -109,7 +109,8 @@ def ask(client: openai.OpenAI, number: int) -> Answer:
 
 
 def legs_of(stack: Stack, answer: Answer) -> tuple[float, ...]:
-    """Seconds of LEGS."""
+    """Seconds of LEGS, once the job has ended: upkeep notes its first claim in a later round."""
+    stack.client.wait(answer.job, timeout_s=JOB_TIMEOUT_S)
     with transaction(stack.db_engine) as connection:
         at = connection.execute(_MOMENTS, {"job": answer.job}).one()
     to_first = [after - before for before, after in pairwise((answer.asked, at.stored, at.claimed, at.first))]
