@@ -557,15 +557,22 @@ class FullDatabase(FullDisk):
     def __init__(self) -> None:
         super().__init__("postgres", "Postgres", megabytes=400)
 
+    _word = "No space left on device"
+    """Of the line in which the server's log says so."""
+
     def _refuses(self, harness: Harness) -> bool:
+        with suppress(PipelineError, DBAPIError):
+            self._need_room(harness)
+        self.disk.fill()
+        return self._log_tells(harness, self._word)
+
+    def _need_room(self, harness: Harness) -> None:
         """A table is begun, and given up: a job that is nearly over may need no more room by itself."""
-        with suppress(PipelineError, DBAPIError), transaction(harness.db_engine) as connection:
+        with transaction(harness.db_engine) as connection:
             connection.execute(
                 text("CREATE TABLE room AS SELECT repeat(md5(i::text), 40) AS used FROM generate_series(1, 2000) AS i")
             )
             connection.rollback()
-        self.disk.fill()
-        return self._log_tells(harness, "No space left on device")
 
 
 class FullLog(FullDatabase):
@@ -574,13 +581,11 @@ class FullLog(FullDatabase):
     name = "no room for its log for 5 to 7 leases"
     lasts_s = 24.0
     leases = (5.0, 7.0)
+    _word = "PANIC"
 
-    def _refuses(self, harness: Harness) -> bool:
+    def _need_room(self, harness: Harness) -> None:
         """Each log file that is begun needs 16 MB of its own."""
-        with suppress(PipelineError, DBAPIError):
-            harness.rows("SELECT pg_switch_wal() FROM pg_logical_emit_message(false, 'chaos', repeat('x', 1000000))")
-        self.disk.fill()
-        return self._log_tells(harness, "PANIC")
+        harness.rows("SELECT pg_switch_wal() FROM pg_logical_emit_message(false, 'chaos', repeat('x', 1000000))")
 
     def strike(self, harness: Harness, job: ChaosJob, rng: random.Random) -> Strike:
         forget_starts(harness, "postgres")

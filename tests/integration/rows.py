@@ -111,6 +111,20 @@ def add_worker(
     )
 
 
+def refuse_rows(connection: Connection, rows: str, *, when: str, condition: str, message: str) -> None:
+    """Let Postgres raise a condition of its own for rows: "INSERT ON segments", where ``when`` holds of the new one.
+    ``DROP FUNCTION refuse_rows CASCADE`` ends it."""
+    connection.execute(
+        text(
+            "CREATE FUNCTION refuse_rows() RETURNS trigger LANGUAGE plpgsql AS "
+            f"$$ BEGIN RAISE EXCEPTION '{message}' USING ERRCODE = '{condition}'; END $$"
+        )
+    )
+    connection.execute(
+        text(f"CREATE TRIGGER refused BEFORE {rows} FOR EACH ROW WHEN ({when}) EXECUTE FUNCTION refuse_rows()")
+    )
+
+
 def add_engine(connection: Connection, model: str) -> int:
     return int(
         connection.execute(

@@ -16,7 +16,15 @@ from pipeline.db.session import transaction
 from pipeline.errors import ServiceUnavailable
 from pipeline.grading import make_grader
 from tests.integration.lapses import time_out_late
-from tests.integration.rows import add_engine, add_job, add_problem_set, add_samples, add_segment, add_worker
+from tests.integration.rows import (
+    add_engine,
+    add_job,
+    add_problem_set,
+    add_samples,
+    add_segment,
+    add_worker,
+    refuse_rows,
+)
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
 from workers.grading.grader import SampleGrader
@@ -99,21 +107,11 @@ def test_sample_that_kills_its_grader_again_times_out_again(db_engine: Engine) -
 def no_room_for_ends(db_engine: Engine) -> Iterator[None]:
     """A disk that has room for the beginning of a grading, and none for its end."""
     with transaction(db_engine) as connection:
-        connection.execute(
-            text(
-                "CREATE FUNCTION have_no_room() RETURNS trigger LANGUAGE plpgsql AS "
-                "$$ BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = 'disk_full'; END $$"
-            )
-        )
-        connection.execute(
-            text(
-                "CREATE TRIGGER no_room BEFORE UPDATE ON grades FOR EACH ROW WHEN (new.status = 'done') "
-                "EXECUTE FUNCTION have_no_room()"
-            )
-        )
+        when, message = "new.status = 'done'", "could not extend file"
+        refuse_rows(connection, "UPDATE ON grades", when=when, condition="disk_full", message=message)
     yield
     with transaction(db_engine) as connection:
-        connection.execute(text("DROP FUNCTION have_no_room CASCADE"))
+        connection.execute(text("DROP FUNCTION refuse_rows CASCADE"))
 
 
 def test_grade_that_postgres_does_not_take_is_kept_and_costs_no_try(db_engine: Engine) -> None:

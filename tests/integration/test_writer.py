@@ -35,6 +35,7 @@ from pipeline.problems import Problem, ProblemSet, content_sha256
 from pipeline.samples import ALONE_AFTER, ModelRole, SampleState
 from pipeline.workforce import WorkerEnd, WorkerKind
 from tests.integration.lapses import settle_lapsed
+from tests.integration.rows import refuse_rows
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
 from workers.engine.base import Done, GenerateRequest, Sampling
@@ -448,18 +449,8 @@ def test_what_stays_wrong_is_raised_at_once(rig: WriterRig, sqlstate: str) -> No
 def test_commit_that_postgres_finds_too_large_fails_its_sample_alone(rig: WriterRig) -> None:
     large = min(rig.message.epochs)
     with transaction(rig.db_engine) as connection:
-        connection.execute(
-            text(
-                "CREATE FUNCTION find_too_large() RETURNS trigger LANGUAGE plpgsql AS "
-                "$$ BEGIN RAISE EXCEPTION 'too large' USING ERRCODE = 'program_limit_exceeded'; END $$"
-            )
-        )
-        connection.execute(
-            text(
-                f"CREATE TRIGGER too_large BEFORE INSERT ON segments FOR EACH ROW WHEN (new.sample_id = {large}) "
-                "EXECUTE FUNCTION find_too_large()"
-            )
-        )
+        when, condition = f"new.sample_id = {large}", "program_limit_exceeded"
+        refuse_rows(connection, "INSERT ON segments", when=when, condition=condition, message="too large")
     rig.writer.write(rig.message)
     assert rig.one(f"SELECT state, error_class FROM samples WHERE id = {large}") == ("failed", "internal")
     assert rig.one(f"SELECT state FROM samples WHERE id <> {large}") == ("finished",)
