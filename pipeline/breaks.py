@@ -16,7 +16,7 @@ class BreakFinder:
     """Finds the breaks of a text that comes token by token. A run of newlines is one break, however many tokens it has:
     its first token that makes a break ends the step, the first token after the run begins the next one."""
 
-    __slots__ = ("at_break", "lengthens", "newlines", "was_break")
+    __slots__ = ("_was_break", "at_break", "lengthens", "newlines")
 
     def __init__(self, newlines: int = 0, *, at_break: bool = False) -> None:
         """Of the text before."""
@@ -24,14 +24,13 @@ class BreakFinder:
         """Of the white space that the text ends with, as far as a break needs them."""
         self.at_break = at_break
         """Whether the text ends with a break that its last token completes or lengthens."""
-        self.was_break = False
-        """The same of the text before its last token."""
+        self._was_break = False  # the same of the text before its last token
         self.lengthens = False
         """Whether the last token adds nothing to the break before it but more newlines."""
 
     def feed(self, text: str) -> bool:
         """Read the next token; whether the text is at a break then."""
-        self.was_break = was_break = self.at_break
+        self._was_break = was_break = self.at_break
         if "\n" not in text:
             if text and not text.isspace():
                 self.newlines = 0
@@ -52,4 +51,4 @@ class BreakFinder:
     @property
     def begins_step(self) -> bool:
         """Whether the last token is the first one after a break."""
-        return self.was_break and not self.lengthens
+        return self._was_break and not self.lengthens

@@ -75,8 +75,9 @@ class SampleCommit:
 
 
 class StoredRow(NamedTuple):
-    """A segment or an aside that a commit has stored. It is there if the whole commit is."""
+    """A segment or an aside that a commit of a worker's has stored. It is there if the whole commit is."""
 
+    worker_id: int
     sample_id: int
     committed_at: dt.datetime
 
@@ -210,7 +211,7 @@ def commit_samples(
     }
     rows = [dict(row) for row in connection.execute(_COMMIT, values).mappings()]
     in_parts = {row["sample_id"] for row in rows if row.pop("part_tokens")}
-    moments = {row["sample_id"]: row.pop("committed_at") for row in rows}
+    committed_at = [row.pop("committed_at") for row in rows]
     moved = [runnable(row) for row in rows]
     claims = {(sample.sample_id, sample.epoch) for sample in moved}
     stored = [commit for commit in commits if commit.claim in claims]
@@ -221,31 +222,33 @@ def commit_samples(
     refused = [commit for commit in commits if commit.claim not in claims]
     stored_before = _stored_before(connection, refused, worker_id)
     again = select_runnable(connection, sorted({sample_id for sample_id, _ in stored_before}))
-    with_rows = next((commit.sample_id for commit in stored if commit.segments or commit.asides), None)
+    with_rows = [commit.sample_id for commit in stored if commit.segments or commit.asides][:1]
     return Committed(
         claims=frozenset(claims | stored_before),
         samples=[*moved, *again],
-        rows=() if with_rows is None else (StoredRow(with_rows, moments[with_rows]),),
+        rows=tuple(StoredRow(worker_id, sample_id, committed_at[0]) for sample_id in with_rows),
     )
 
 
 _ARE_UNDONE = text("""
     SELECT EXISTS (
-        SELECT FROM unnest(CAST(:samples AS bigint[]), CAST(:moments AS timestamptz[])) AS r(sample_id, committed_at)
+        SELECT FROM unnest(
+            CAST(:workers AS bigint[]), CAST(:samples AS bigint[]), CAST(:moments AS timestamptz[])
+        ) AS r(worker_id, sample_id, committed_at)
         WHERE r.committed_at < pg_postmaster_start_time()
-          AND NOT EXISTS (SELECT FROM segments g WHERE g.sample_id = r.sample_id AND g.worker_id = :worker
+          AND NOT EXISTS (SELECT FROM segments g WHERE g.sample_id = r.sample_id AND g.worker_id = r.worker_id
                           AND g.committed_at = r.committed_at)
-          AND NOT EXISTS (SELECT FROM asides a WHERE a.sample_id = r.sample_id AND a.worker_id = :worker
+          AND NOT EXISTS (SELECT FROM asides a WHERE a.sample_id = r.sample_id AND a.worker_id = r.worker_id
                           AND a.committed_at = r.committed_at)
     )
 """)
 
 
-def are_undone(connection: Connection, *, worker_id: int, rows: Sequence[StoredRow]) -> bool:
-    """Whether the server has come back without a commit of this worker's: it was restored to an earlier moment, or
+def are_undone(connection: Connection, rows: Sequence[StoredRow]) -> bool:
+    """Whether the server has come back without one of some commits: it was restored to an earlier moment, or
     another one took its place that had not heard of the last commits. rows: one of each commit."""
     values = {
-        "worker": worker_id,
+        "workers": [row.worker_id for row in rows],
         "samples": [row.sample_id for row in rows],
         "moments": [row.committed_at for row in rows],
     }

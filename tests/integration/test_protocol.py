@@ -1025,16 +1025,16 @@ def test_commit_that_is_not_there_after_a_restart_of_the_server_is_found(connect
     engine = make_engine(connection)
     (row,) = commit_samples(connection, worker_id=worker, engine_id=engine, commits=commits).rows
     committed_at = connection.execute(text("SELECT DISTINCT committed_at FROM segments")).scalar_one()
-    assert row == StoredRow(first.sample_id, committed_at)
+    assert row == StoredRow(worker, first.sample_id, committed_at)
     assert commit_samples(connection, worker_id=worker, engine_id=engine, commits=commits).rows == ()
     lost = row._replace(sample_id=0)
-    assert not are_undone(connection, worker_id=worker, rows=[row, lost]), "stored since the server started"
+    assert not are_undone(connection, [row, lost]), "stored since the server started"
     began = "UPDATE segments SET committed_at = pg_postmaster_start_time() - interval '1 s' RETURNING committed_at"
     before = connection.execute(text(began)).scalars().all()[0]
     row, lost = (each._replace(committed_at=before) for each in (row, lost))
-    assert not are_undone(connection, worker_id=worker, rows=[row])
-    assert are_undone(connection, worker_id=worker, rows=[row, lost])
-    assert are_undone(connection, worker_id=worker + 1, rows=[row]), "another life's"
+    assert not are_undone(connection, [row])
+    assert are_undone(connection, [row, lost])
+    assert are_undone(connection, [row._replace(worker_id=worker + 1)]), "another life's"
 
 
 def test_commit_of_a_lost_history_is_refused(connection: Connection) -> None:

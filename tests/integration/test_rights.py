@@ -199,7 +199,7 @@ def write(connection: Connection, job: int, worker: int) -> list[ClaimedSample]:
     assert len(held_epochs(connection, worker)) == 1
     begin_trial(connection, worker_id=worker, claim=next(iter(held_epochs(connection, worker).items())))
     settle_late_tokens(connection, worker, tokens=1)
-    assert not are_undone(connection, worker_id=worker, rows=[StoredRow(first.sample_id, dt.datetime.now(dt.UTC))])
+    assert not are_undone(connection, [StoredRow(worker, first.sample_id, dt.datetime.now(dt.UTC))])
     return [first, fifth]
 
 

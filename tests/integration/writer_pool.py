@@ -129,7 +129,7 @@ class MemberHolder:
     def counters(self) -> WorkerCounters:
         return replace(self._writer.counters().since(self._start), num_slots=self._max_in_flight)
 
-    def take_stored(self) -> Sequence[tuple[int, StoredRow]]:
+    def take_stored(self) -> Sequence[StoredRow]:
         return self._writer.take_stored()
 
     def lease_renewed(self, worker_id: int) -> None:

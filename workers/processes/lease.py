@@ -44,8 +44,8 @@ class LeaseHolder(Protocol):
         """Totals since the process began: each heartbeat stores them."""
         ...
 
-    def take_stored(self) -> Sequence[tuple[int, StoredRow]]:
-        """A row of each commit since the last call, with the worker id that made it."""
+    def take_stored(self) -> Sequence[StoredRow]:
+        """A row of each commit since the last call."""
         ...
 
     def lease_renewed(self, worker_id: int) -> None:
@@ -67,7 +67,7 @@ class HoldsNothing:
     def counters(self) -> WorkerCounters:
         return WorkerCounters()
 
-    def take_stored(self) -> Sequence[tuple[int, StoredRow]]:
+    def take_stored(self) -> Sequence[StoredRow]:
         return ()
 
     def lease_renewed(self, worker_id: int) -> None: ...
@@ -88,7 +88,7 @@ class LeaseKeeper:
         self._holder: LeaseHolder = HoldsNothing()
         self._stop = threading.Event()
         self._renewed_at: dt.datetime | None = None
-        self._stored: list[tuple[int, StoredRow]] = []
+        self._stored: list[StoredRow] = []
         """Rows of the commits since the last heartbeat."""
         self._before = WorkerCounters()
         """The counters when this registration began: they run on through all of a process's, each stores its own."""
@@ -143,8 +143,8 @@ class LeaseKeeper:
     def _require_commits(self, connection: Connection) -> None:
         """Raises LeaseLost where the database has lost commits that came after the last heartbeat: that one alone would
         not tell, and what they stored would be counted."""
-        rows = [row for worker_id, row in self._stored if worker_id == self.worker_id]
-        if rows and are_undone(connection, worker_id=self.worker_id, rows=rows):
+        rows = [row for row in self._stored if row.worker_id == self.worker_id]
+        if rows and are_undone(connection, rows):
             raise LeaseLost(self.worker_id)
 
     def _register_again(self) -> None:

@@ -192,7 +192,7 @@ class WriterProcess:
     def counters(self) -> WorkerCounters:
         return self._writer.counters()
 
-    def take_stored(self) -> Sequence[tuple[int, StoredRow]]:
+    def take_stored(self) -> Sequence[StoredRow]:
         return self._writer.take_stored()
 
     def lease_renewed(self, worker_id: int) -> None:

@@ -73,7 +73,7 @@ class Store:
         self._role = role
         self._max_attempts = max_attempts
         self._cache = ContextCache(max_samples=CACHED * max_in_flight)
-        self._stored: deque[tuple[int, StoredRow]] = deque()
+        self._stored: deque[StoredRow] = deque()
 
     def claim(self, job_id: int, epochs: Mapping[int, int]) -> list[ClaimedSample]:
         """epochs: sample id → epoch. Raises as ``transaction``."""
@@ -113,7 +113,7 @@ class Store:
         if not commits:
             return Committed(claims=frozenset(), samples=[])
         committed = self._commit(commits, worker_id)
-        self._stored += [(worker_id, row) for row in committed.rows]
+        self._stored += committed.rows
         for commit in commits:
             if commit.to_state not in RUNNABLE_STATE.values():
                 self._cache.forget(commit.sample_id)
@@ -132,8 +132,8 @@ class Store:
             rows=tuple(row for committed in one_by_one for row in committed.rows),
         )
 
-    def take_stored(self) -> list[tuple[int, StoredRow]]:
-        """A row of each commit since the last call, with the worker id. Thread-safe."""
+    def take_stored(self) -> list[StoredRow]:
+        """A row of each commit since the last call. Thread-safe."""
         return [self._stored.popleft() for _ in range(len(self._stored))]
 
     def _set_aside(self, commit: SampleCommit, worker_id: int, error: BaseException) -> Committed:

@@ -334,8 +334,8 @@ class Writer:
             refused_jobs=self._jobs.last_refusals(),
         )
 
-    def take_stored(self) -> list[tuple[int, StoredRow]]:
-        """A row of each commit since the last call, with the worker id that made it."""
+    def take_stored(self) -> list[StoredRow]:
+        """A row of each commit since the last call."""
         return self._store.take_stored()
 
     def lease_lost(self) -> None:

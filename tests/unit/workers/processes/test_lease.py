@@ -63,7 +63,7 @@ class Workforce:
         self.renewed[worker_id] = dt.datetime.now(dt.UTC)
         return self.renewed[worker_id]
 
-    def are_undone(self, _: None, *, worker_id: int, rows: Sequence[StoredRow]) -> bool:
+    def are_undone(self, _: None, rows: Sequence[StoredRow]) -> bool:
         self.looked_for.append(rows)
         return any(row in self.undone for row in rows)
 
@@ -79,13 +79,13 @@ class Holder:
 
     def __init__(self) -> None:
         self.now = WorkerCounters()
-        self.stored: list[tuple[int, StoredRow]] = []
+        self.stored: list[StoredRow] = []
         self.told: list[tuple[str, int | None]] = []
 
     def counters(self) -> WorkerCounters:
         return self.now
 
-    def take_stored(self) -> list[tuple[int, StoredRow]]:
+    def take_stored(self) -> list[StoredRow]:
         taken, self.stored = self.stored, []
         return taken
 
@@ -162,16 +162,16 @@ def test_postgres_that_is_away_is_waited_for_and_no_lapse(
     assert holder.told == [("renewed", 1)]
 
 
-ROWS = [StoredRow(sample, dt.datetime(2026, 1, 1, tzinfo=dt.UTC)) for sample in range(4)]
+ROWS = [StoredRow(1, sample, dt.datetime(2026, 1, 1, tzinfo=dt.UTC)) for sample in range(4)]
 
 
 def test_life_ends_whose_commits_since_the_last_heartbeat_are_undone(
     workforce: Workforce, holder: Holder, keeper: LeaseKeeper
 ) -> None:
-    holder.stored = [(1, ROWS[0])]
+    holder.stored = [ROWS[0]]
     keeper._renew()
     assert holder.told == [("renewed", 1)]
-    holder.stored = [(1, ROWS[1]), (9, ROWS[2])]
+    holder.stored = [ROWS[1], ROWS[2]._replace(worker_id=9)]
     workforce.undone = {ROWS[1]}
     holder.now = tokens(30, 20)
     keeper._renew()
@@ -185,11 +185,11 @@ def test_life_ends_whose_commits_since_the_last_heartbeat_are_undone(
 def test_commits_are_looked_for_until_a_heartbeat_was_answered(
     workforce: Workforce, holder: Holder, keeper: LeaseKeeper
 ) -> None:
-    holder.stored = [(1, ROWS[0])]
+    holder.stored = [ROWS[0]]
     workforce.is_away = True
     with pytest.raises(ServiceUnavailable):
         keeper._renew()
-    holder.stored = [(1, ROWS[1])]
+    holder.stored = [ROWS[1]]
     workforce.is_away, workforce.undone = False, {ROWS[0]}
     keeper._renew()
     assert workforce.looked_for == [ROWS[:2]]
