@@ -41,16 +41,25 @@ TRIAL = ("{", "{", "{1", "1", "2", "12", "}", "}", "} but", "} so", " but", "\\"
 WEIGHTS = [6, 6, 3, 2, 2, 1, 1, 1, 5, 3, 3, 2, 1, 1, 1, 1, 1, 0.25, 0.1, 0.1, 1, 1, 1]
 
 
+def text_of(draw: random.Random, num_tokens: int, *, is_long: bool) -> list[str]:
+    """So many tokens; of long steps, each with a hesitation where its window ends."""
+    texts: list[str] = [] if is_long else draw.choices(TEXT, WEIGHTS, k=num_tokens)
+    while len(texts) < num_tokens:
+        texts += [*draw.choices((" a", " b", "é"), k=draw.randint(13, 17)), draw.choice((" wait", "Alternatively"))]
+        texts += [*draw.choices((" a", " b", ","), k=draw.randint(0, 2)), ".\n\n"]
+    return texts[:num_tokens]
+
+
 @dataclass
 class Script:
-    """Engines that write the same for the same request. sureness: how often a trial's answer comes straight."""
+    """Engines that write the same for the same request. Every fourth seed has long steps."""
 
     seed: int
-    think_rarely: float = 1.0
 
     def write(self, request: Generate | Ask, prefix: str, number: int) -> Output:
         draw = random.Random(f"{self.seed}/{request.role}/{number}/{prefix}")
         most = request.max_tokens
+        is_long = self.seed % 4 == 0
         if isinstance(request, Ask) and request.purpose == "trial":
             if draw.random() < 0.75:
                 texts = [
@@ -62,10 +71,10 @@ class Script:
             else:
                 texts = draw.choices(TRIAL, k=draw.randint(0, 24))
         else:
-            texts = draw.choices(TEXT, WEIGHTS, k=draw.randint(0, 60))
+            texts = text_of(draw, draw.randint(0, 60), is_long=is_long)
         finish = LENGTH if len(texts) >= most or draw.random() < 0.05 else EOS
         if not isinstance(request, Ask) and finish is EOS and draw.random() < 0.6:
-            texts += draw.choices(TEXT, WEIGHTS, k=most)
+            texts += text_of(draw, most, is_long=is_long)
             finish = LENGTH
         texts = texts[:most]
         sure = draw.random() < 0.6

@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.policies.reading.cues import CueLists
-from pipeline.policies.speculative_thinking.improved import SpeculativeThinkingSpec
+from pipeline.policies.speculative_thinking.improved import ImprovedRules
 from pipeline.policies.speculative_thinking.paper import PaperSpec
 from pipeline.policies.speculative_thinking.released_code import CodeSpec
 from pipeline.samples import Author, FinishReason, ModelRole
+from tests.reference_layout import step_end
 
 SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
 
@@ -97,7 +98,7 @@ def most_tokens(text: str) -> int:
 class Sample:
     """What the three loops share: the protocol, the engine and R3's numbers."""
 
-    spec: CodeSpec | PaperSpec | SpeculativeThinkingSpec
+    spec: CodeSpec | PaperSpec | ImprovedRules
     max_tokens: int
     think_end: str
     num_prompt_tokens: int
@@ -424,7 +425,7 @@ class ImprovedText:
         count = len(self.reading.texts)
         return [start for start in self.reading.breaks if self.used < start < count <= start + window_tokens]
 
-    def cue(self, spec: SpeculativeThinkingSpec, *, ended: bool = False) -> tuple[str, int] | None:
+    def cue(self, spec: ImprovedRules, *, ended: bool = False) -> tuple[str, int] | None:
         """The cue that the last unit (or the end after it) makes certain, and the break it belongs to."""
         cues = spec.cues
         count, windows = len(self.reading.texts), self.open_at(spec.window_tokens)
@@ -436,12 +437,13 @@ class ImprovedText:
             return None
         closes = count == windows[0] + spec.window_tokens
         found = self.reading.matches([*cues.verify, *cues.negative, *cues.positive], certain=closes or ended)
-        return (min(found)[1], windows[0]) if found else None
+        place = windows[0] if spec.takeover_from == "earliest" else windows[-1]
+        return (min(found)[1], place) if found else None
 
 
 def improved_loop(sample: Sample) -> FinishReason:
     spec, protocol = sample.spec, sample.protocol
-    assert isinstance(spec, SpeculativeThinkingSpec)
+    assert isinstance(spec, ImprovedRules)
     text = ImprovedText(Reading(sample.think_end))
     why = "start"
     if spec.opening_tokens:
@@ -459,8 +461,8 @@ def improved_loop(sample: Sample) -> FinishReason:
             cue = ahead.cue(spec)
             if cue is not None:
                 found = (max(0, cue[1] - before), improved_trigger(spec, cue[0]), cue[0])
-            elif spec.every_break and ahead.reading.at_break:
-                found = (read, "every_break", "")
+            elif spec.every_break and (place := every_break(ahead.reading, spec, before)) is not None:
+                found = (place - before, "every_break", "")
             elif spec.repetition != "off" and (block := loop_in(draft.tokens[:read], spec)):
                 if spec.repetition == "finish" or not ahead.reading.thinking:
                     protocol.keep(draft.tokens[:read], Author.SMALL)
@@ -501,7 +503,16 @@ def improved_loop(sample: Sample) -> FinishReason:
         why = "resume"
 
 
-def improved_trigger(spec: SpeculativeThinkingSpec, cue: str) -> str:
+def every_break(reading: Reading, spec: ImprovedRules, start: int) -> int | None:
+    """The break after which the last unit shows that large is to write; start: units before this request."""
+    if not reading.thinking:
+        return None
+    if spec.every_break_of == "layout":
+        return step_end(reading.texts, reading.breaks, start)
+    return len(reading.texts) if reading.at_break else None
+
+
+def improved_trigger(spec: ImprovedRules, cue: str) -> str:
     if cue in spec.cues.verify:
         return "verify"
     return "reflection" if cue in spec.cues.negative else "affirmation"
@@ -512,7 +523,7 @@ def improved_takeover(
 ) -> FinishReason | None:
     """Let large write and keep of it what is its own; why the sample ends, None where small goes on."""
     spec = sample.spec
-    assert isinstance(spec, SpeculativeThinkingSpec)
+    assert isinstance(spec, ImprovedRules)
     answer = sample.write(LARGE, min(max_tokens, sample.left), trigger, cue)
     texts = [token.text for token in answer.tokens]
     ahead = text.reading.copy()
@@ -569,7 +580,7 @@ def sentence_end(texts: Sequence[str]) -> int | None:
     return len(texts) if ends else None
 
 
-def loop_in(tokens: Sequence[Token], spec: SpeculativeThinkingSpec) -> int:
+def loop_in(tokens: Sequence[Token], spec: ImprovedRules) -> int:
     """Tokens in the block that repeats at the end; 0: none. Looked for every quarter of the least length."""
     texts = [token.text for token in tokens]
     if len(texts) % max(1, spec.loop_min_tokens // 4) or len(texts) < spec.loop_min_tokens:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from pipeline.calibration.calibrating import (
+    ASIDE,
     Calibration,
     Pilot,
     Question,
@@ -21,6 +22,7 @@ from pipeline.calibration.steps import USUAL_RULE, StepRule
 from pipeline.calibration.thresholds import Side
 from pipeline.errors import ConfigurationError, JobError
 from pipeline.policies import parse_policy
+from pipeline.samples import ModelRole
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5)
 FEW_PROBLEMS = 50
@@ -103,7 +105,8 @@ def make_calibration(
 ) -> Calibration:
     """The answer. num_shared: problems of the pilot that will be scored, too; num_asked: of so many; None: not known.
 
-    Raises JobError for a pilot that stored nothing to calibrate on, or not the statistic that is asked for.
+    Raises JobError for a pilot that stored nothing to calibrate on, or not the statistic that is asked for, or for a
+    policy that of another model than it reads.
     """
     wanted = request.question.statistic
     names = [name for name, _ in pilot.statistics]
@@ -114,6 +117,8 @@ def make_calibration(
         )
     if wanted is not None and wanted not in names:
         raise JobError(pilot.job_id, f"it has no {wanted!r}; it has: {', '.join(names)}")
+    if request.policy is not None and wanted is not None:
+        _require_small(pilot, request.policy, wanted)
     found = tuple(calibrate(pilot, request.question))
     return Calibration(
         job_id=pilot.job_id,
@@ -129,6 +134,17 @@ def make_calibration(
         statistics=found,
         caveats=tuple(_caveats(pilot, request, found, num_shared=num_shared, num_asked=num_asked)),
     )
+
+
+def _require_small(pilot: Pilot, policy: str, statistic: str) -> None:
+    """Raises JobError where what a policy reads of small's steps is known of another model's alone."""
+    roles = [role for name, role in pilot.statistics if name == statistic]
+    if ModelRole.SMALL not in roles and not statistic.startswith(ASIDE):
+        raise JobError(
+            pilot.job_id,
+            f"its {statistic} is of the {roles[0]} model, and {policy} reads the small one's; submit a pilot with "
+            "--policy small-only --set policy.signals=all",
+        )
 
 
 def chosen_threshold(found: Calibration) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -15,10 +16,19 @@ from pipeline.db.replays import stream_samples
 from pipeline.db.report_queries import get_job
 from pipeline.db.states import COMPLETE
 from pipeline.db.submissions import get_problem_set
-from pipeline.errors import JobError
+from pipeline.errors import ConfigurationError, JobError
+from pipeline.jobs.config import JobConfig
+from pipeline.jobs.likeness import (
+    asking_differences,
+    drawing_differences,
+    field_differences,
+    model_differences,
+    writing_roles,
+)
 from pipeline.jobs.readiness import ReadyJob, used_problems
 from pipeline.problems import load_problem_set
 from pipeline.results.stored import StoredSample
+from pipeline.samples import ModelRole
 
 MAX_SAMPLES = 2000
 """Complete samples that are read of a pilot: a share of its steps is then known far better than 1 %."""
@@ -107,22 +117,42 @@ def _prompts_of(connection: Connection, target: str | PathLike[str] | int) -> fr
 
 
 def with_pilot(connection: Connection, ready: ReadyJob) -> ReadyJob:
-    """A job with what is known of the pilot that its threshold comes from; a note where both share problems.
+    """A job with what is known of the pilot that its threshold comes from; notes where both share problems, or where
+    the pilot was asked otherwise.
 
-    Raises ConfigurationError where its threshold was computed on its own problems, NotFound for no job.
+    Raises ConfigurationError where its threshold was computed on its own problems or for another model, NotFound for
+    no job.
     """
     given = ready.config.calibrated_from
     if given is None:
         return ready
+    source = get_job(connection, given.job).config
+    roles = sorted(writing_roles(source))
+    models = list(model_differences(ready.config, source, roles))
+    if models and given.share is not None:
+        raise ConfigurationError(
+            f"job {given.job} is a pilot of another model, and a threshold does not carry over: this job has "
+            f"{', '.join(models)}; run a pilot with its models"
+        )
     asked = {plain(problem.prompt) for problem in used_problems(ready.problems, ready.num_problems).problems}
     of_pilot = prompts_of_job(connection, given.job)
     num_shared = len(asked & of_pilot)
     if given.share is not None:
         require_others(num_shared, len(asked), "this job")
+    told = f"job {given.job}, that calibrated it"
+    notes = [f"{num_shared} of the {len(asked)} problems are in the pilot, {told}"] if num_shared else []
+    otherwise = [*models, *_asked_otherwise(ready.config, source, roles)]
+    if otherwise:
+        notes.append(f"otherwise than the pilot, {told}, it has {', '.join(otherwise)}")
     pilot = given.model_copy(update={"num_problems": len(of_pilot), "num_shared": num_shared})
-    note = f"{num_shared} of the {len(asked)} problems are in the pilot, job {given.job}, that calibrated it"
     return replace(
         ready,
         config=ready.config.model_copy(update={"calibrated_from": pilot}),
-        notes=(*ready.notes, note) if num_shared else ready.notes,
+        notes=(*ready.notes, *notes),
     )
+
+
+def _asked_otherwise(config: JobConfig, pilot: JobConfig, roles: Sequence[ModelRole]) -> Iterator[str]:
+    yield from field_differences(config, pilot, ("prompt_template", "template_text", "few_shot"))
+    yield from asking_differences(config, pilot, roles)
+    yield from drawing_differences(config, pilot, roles)

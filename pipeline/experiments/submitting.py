@@ -9,8 +9,10 @@ from typing import cast
 from pipeline.errors import ConfigurationError
 from pipeline.experiments.plan import PlannedRow
 from pipeline.jobs.config import JobConfig
+from pipeline.jobs.likeness import asking_differences, field_differences, model_differences
 from pipeline.jobs.submission import Submission
 from pipeline.problems.values import check_text
+from pipeline.samples import WRITING_ROLES
 from pipeline.submit_options import SubmitOptions
 
 _DRAWN_SEEDS = 2**31
@@ -48,19 +50,6 @@ def row_submission(experiment: str, row: PlannedRow, shared: Submission) -> Subm
 
 def differences(config: JobConfig, first: JobConfig) -> Iterator[str]:
     """What a row would have that the first row has otherwise."""
-    for name in _ALIKE:
-        given, before = getattr(config, name), getattr(first, name)
-        if given != before:
-            yield f"{name} {_told(given)} instead of {_told(before)}" if _is_plain(given, before) else f"another {name}"
-    for role in ("small", "large"):
-        model, other = getattr(config, role), getattr(first, role)
-        if model is not None and other is not None and model.name != other.name:
-            yield f"{role} {model.name} instead of {other.name}"
-
-
-def _is_plain(*values: object) -> bool:
-    return all(isinstance(value, str | int | float) for value in values)
-
-
-def _told(value: object) -> str:
-    return str(value)
+    yield from field_differences(config, first, _ALIKE)
+    yield from model_differences(config, first, WRITING_ROLES)
+    yield from asking_differences(config, first, WRITING_ROLES)

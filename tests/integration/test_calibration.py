@@ -18,8 +18,10 @@ from pipeline.calibration.thresholds import Side
 from pipeline.cli import main
 from pipeline.embedded import Connections
 from pipeline.errors import ConfigurationError, JobError, NotFound
+from pipeline.experiments.plan import PlannedRow
 from pipeline.jobs.config import CalibratedFrom
 from pipeline.results.jobs import Job
+from pipeline.samples import ModelRole
 from tests.integration.scripted_pair import Pair, problem_set, scripted_pair
 
 pytestmark = pytest.mark.integration
@@ -135,6 +137,52 @@ def test_a_threshold_of_its_own_problems_is_refused_or_noted(client: Client, pai
     assert job.config.calibrated_from == CalibratedFrom(job=pilot.id, num_problems=12, num_shared=12)
     assert f"12 of the 12 problems are in the pilot, job {pilot.id}, that calibrated it" in notes
     assert len(client.jobs()) == 2
+
+
+def test_a_threshold_of_another_model_is_refused_or_noted(client: Client, pair: Pair, pilot: Job) -> None:
+    other: dict[str, Any] = {"small": "other", "large": "large", "policy": "glimpse", "seed": 7}
+    source = CalibratedFrom(job=pilot.id, share=0.05)
+    with pytest.raises(ConfigurationError, match=r"of another model, .*: this job has small other instead of small;"):
+        client.submit(SCORED, calibrated_from=source, **other)
+    row = PlannedRow(name="g", policy="glimpse", options={"calibrated_from": {"job": pilot.id, "share": 0.05}})
+    with pytest.raises(ConfigurationError, match="small other instead of small"):
+        client.sweep("triggers", [row], SCORED, small="other", large="large")
+    assert len(client.jobs()) == 1
+    notes: list[str] = []
+    client.on_note(notes.append)
+    given = CalibratedFrom(job=pilot.id)
+    client.submit(SCORED, calibrated_from=given, policy_values={"threshold": 1.2}, **other)
+    assert f"otherwise than the pilot, job {pilot.id}, that calibrated it, it has small other instead of small" in notes
+
+
+def test_a_pilot_that_was_asked_otherwise_is_noted(client: Client, pair: Pair, pilot: Job) -> None:
+    notes: list[str] = []
+    client.on_note(notes.append)
+    both: dict[str, Any] = {"small": "small", "large": "large", "policy": "glimpse", "seed": 7}
+    source: dict[str, Any] = {"calibrated_from": CalibratedFrom(job=pilot.id, share=0.05)}
+    client.submit(
+        SCORED, prompt_template="free", temperature=1.0, large_sampling={"temperature": 0.2}, **source, **both
+    )
+    told = [note for note in notes if note.startswith("otherwise than the pilot")]
+    assert told == [
+        f"otherwise than the pilot, job {pilot.id}, that calibrated it, it has prompt_template free instead of math, "
+        "small temperature 1.0 instead of 0.6"
+    ]
+    client.submit(SCORED, max_tokens=300, num_samples=3, large_sampling={"temperature": 0.2}, **source, **both)
+    assert len([note for note in notes if note.startswith("otherwise than the pilot")]) == 1
+
+
+def test_a_threshold_of_the_large_models_steps_is_refused(client: Client, pair: Pair) -> None:
+    pilot = client.submit(PILOT, large="large", policy="large-only", policy_values={"signals": "all"}, seed=7)
+    pair.work()
+    assert {report.role for report in client.calibrate(pilot).statistics} == {ModelRole.LARGE}
+    with pytest.raises(JobError, match="first_entropy is of the large model, and glimpse reads the small one's"):
+        client.calibrate(pilot, policy="glimpse")
+    with pytest.raises(JobError, match="min_logprob is of the large model"):
+        client.submit(
+            SCORED, small="small", large="large", policy="redo",
+            calibrated_from=CalibratedFrom(job=pilot.id, share=0.05),
+        )  # fmt: skip
 
 
 def test_what_is_no_pilot_is_refused(client: Client, pair: Pair) -> None:

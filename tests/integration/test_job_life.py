@@ -669,7 +669,9 @@ def test_job_behind_others_says_how_many_samples_are_ahead(client: Client, conne
 def test_saturated_large_pool_is_told_with_its_numbers(connection: Connection, crewed: int) -> None:
     add_samples(connection, crewed, [{"state": "awaiting_large"}, {"state": "awaiting_large"}])
     fill_slots(connection, "large")
-    assert waiting_for(connection, crewed) == "large pool saturated: 8 of 8 slots taken, samples waiting for it: 2"
+    assert (
+        waiting_for(connection, crewed) == "large pool saturated: samples there: 8 for 8 slots, of this job waiting: 2"
+    )
     connection.execute(
         text("UPDATE samples SET state = 'awaiting_large', holder_id = NULL WHERE id = (SELECT max(id) FROM samples)")
     )
@@ -679,7 +681,7 @@ def test_saturated_large_pool_is_told_with_its_numbers(connection: Connection, c
 def test_busy_small_workers_are_told_only_to_a_job_that_has_none(connection: Connection, crewed: int) -> None:
     add_samples(connection, crewed, [{"state": "ready"}, {"state": "pending"}])
     other = fill_slots(connection, "small")
-    assert waiting_for(connection, crewed) == "small pool taken by other jobs: 8 of 8 slots"
+    assert waiting_for(connection, crewed) == "small pool taken by other jobs: samples there: 8 for 8 slots"
     add_samples(connection, other, [{"state": "ready"}])
     assert waiting_for(connection, other) is None
 
@@ -688,7 +690,7 @@ def test_busy_large_workers_are_told_to_a_job_that_they_open(connection: Connect
     job = add_job(connection, add_problem_set(connection), policy="large-only")
     add_samples(connection, job, [{"state": "pending"}])
     fill_slots(connection, "large")
-    assert waiting_for(connection, job) == "large pool taken by other jobs: 8 of 8 slots"
+    assert waiting_for(connection, job) == "large pool taken by other jobs: samples there: 8 for 8 slots"
 
 
 def test_delay_after_a_refusal_is_told(connection: Connection, crewed: int) -> None:

@@ -57,6 +57,9 @@ class Candidates:
 DELEGATIONS: dict[str, Policy] = {
     "small-only": parse_policy("small-only").build(),
     "improved": parse_policy("speculative-thinking:improved", {"n1": 6, "n2": 12, "threshold": 2, "n3": 8}).build(),
+    "every-break": parse_policy(
+        "speculative-thinking:improved", {"every_break": True, "n1": 6, "n2": 12, "threshold": 1, "n3": 8}
+    ).build(),
     "glimpse": parse_policy("glimpse", {"step_tokens": 12, "answer_role": "large"}).build(),
     "random": parse_policy("random", {"rate": 0.5, "tokens": 5}).build(),
     "code": parse_policy("speculative-thinking:code", {"n1": 6, "n2": 12, "n3": 8}).build(),

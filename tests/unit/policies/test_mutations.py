@@ -33,7 +33,7 @@ from pipeline.policies import (
     turns,
 )
 from pipeline.policies.exits import controls, exit_names, exiting, numbering, think_brake, trials
-from pipeline.policies.reading import handback, reader
+from pipeline.policies.reading import handback, layout, reader
 from pipeline.policies.speculative_thinking import improved, improved_watchers, paper, released_code, rules
 from tests.unit.policies import (
     test_exits_by_loop,
@@ -115,6 +115,10 @@ ROWS: dict[str, Check] = {
     ),
     "improved": cases_of(
         test_reference_loops.test_the_preset_improved_does_as_its_plain_loop, test_reference_loops.IMPROVED_CASES
+    ),
+    "improved-instruct": cases_of(
+        test_reference_loops.test_the_preset_improved_instruct_does_as_its_plain_loop,
+        test_reference_loops.INSTRUCT_CASES,
     ),
     "paper": cases_of(
         test_reference_loops.test_the_preset_paper_does_as_its_plain_loop, test_reference_loops.PAPER_CASES
@@ -259,10 +263,37 @@ MUTATIONS = [
              "if self.position <= self._closes_at:"),
     Mutation("improved", "large writes from the nearest break", reader,
              'self._windows[0 if self._takeover_from == "earliest" else -1]', "self._windows[-1]"),
+    Mutation("improved", "large always writes from the earliest break", reader,
+             'self._windows[0 if self._takeover_from == "earliest" else -1]', "self._windows[0]"),
     Mutation("improved", "a sentence may end half a token early", handback, "math.ceil(self.limit * self._from)",
              "math.floor(self.limit * self._from)"),
     Mutation("improved", "large's verify cue counts a token longer", improved_watchers,
              "closes = self._num_read >= self._window_tokens", "closes = self._num_read > self._window_tokens"),
+    Mutation("improved-instruct", "a break in an open formula ends a step", layout, "self._state.depth > 0 or ", ""),
+    Mutation("improved-instruct", "a break between dollars ends a step", layout, "or self._state.dollars", ""),
+    Mutation("improved-instruct", "a break in a block of code ends a step", layout, "or self._state.fence", ""),
+    Mutation("improved-instruct", "a break after what introduces ends a step", layout,
+             "or self._state.introduces)", ")"),
+    Mutation("improved-instruct", "a break after a heading ends a step", layout, "_HEADING.match(line) or ", ""),
+    Mutation("improved-instruct", "a break after an item's number ends a step", layout,
+             "_ITEM_ALONE.match(line) or ", ""),
+    Mutation("improved-instruct", "a break before a formula ends a step", layout,
+             "_OPENS_FORMULA.match(shown) or ", ""),
+    Mutation("improved-instruct", "a break before an indented line ends a step", layout,
+             " or _INDENTED.search(blanks)", ""),
+    Mutation("improved-instruct", "half a delimiter is text", layout, " or _UNDECIDED.fullmatch(shown)", ""),
+    Mutation("improved-instruct", "blanks in the break's own token do not indent", layout,
+             'text[text.rfind("\\n") :]', '"\\n"'),
+    Mutation("improved-instruct", "the token behind a break stays", layout, "self.num_kept = pending or 0",
+             "self.num_kept = self._num_read"),
+    Mutation("improved-instruct", "code opens formulas", layout, "if state.fence:", "if False:"),
+    Mutation("improved-instruct", "a closing delimiter alone counts", layout, "max(0, depth +", "(depth +"),
+    Mutation("improved-instruct", "a takeover forgets the layout before it", improved,
+             "for text in (*turn.texts[:keep], *inserted):", "for text in inserted:"),
+    Mutation("improved-instruct", "a takeover at a break is as long as for a verify cue", improved,
+             "limit = spec.n1 if takeover.trigger in SHORT_TAKEOVERS else spec.n2", "limit = spec.n2"),
+    Mutation("improved-instruct", "breaks behind the closing tag call", improved_watchers,
+             "self._step_ends.feed(text) and self.reader.thinking", "self._step_ends.feed(text)"),
     Mutation("paper", "a reflection more until all is checked", paper, "if reflections >= turn.state.threshold",
              "if reflections > turn.state.threshold"),
     Mutation("paper", "a reflection counts twice", paper, "ages = () if is_reflection else (0,)", "ages = (0,)"),
@@ -322,6 +353,9 @@ MUTATIONS = [
              'if mean == "harmonic"'),
     Mutation("exit deer", "a trial more", trials, "self._stored.num_trials >= self._spec.max_trials",
              "self._stored.num_trials > self._spec.max_trials"),
+    Mutation("exit deer", "a step begins with a hesitation a token longer", trials,
+             "self._begun >= WINDOW_TOKENS", "self._begun > WINDOW_TOKENS"),
+    Mutation("exit agreement", "what a trial withholds is not put in", exiting, "insert=withheld.insert", "insert=()"),
     Mutation("exit agreement", "another answer goes on with the count", trials,
              "stored.num_equal + 1 if answer == stored.answer else 1", "stored.num_equal + 1"),
     Mutation("exit agreement", "one more has to agree", trials, "num_equal >= self._spec.agree",

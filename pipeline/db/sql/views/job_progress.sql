@@ -111,10 +111,10 @@ CROSS JOIN LATERAL (
            CASE WHEN a.samples_ahead > 0 AND c.pending > 0
                 THEN format('samples of older or higher-ranking jobs ahead: %s', a.samples_ahead) END AS ahead,
            CASE WHEN c.awaiting_large > 0 AND w.large > 0 AND h.large >= w.large_slots
-                THEN format('large pool saturated: %s of %s slots taken, samples waiting for it: %s', h.large,
+                THEN format('large pool saturated: samples there: %s for %s slots, of this job waiting: %s', h.large,
                             w.large_slots, c.awaiting_large) END AS large_saturated,
            CASE WHEN c.awaiting_judge > 0 AND w.judge > 0 AND h.judge >= w.judge_slots
-                THEN format('judge pool saturated: %s of %s slots taken, samples waiting for it: %s', h.judge,
+                THEN format('judge pool saturated: samples there: %s for %s slots, of this job waiting: %s', h.judge,
                             w.judge_slots, c.awaiting_judge) END AS judge_saturated,
            CASE WHEN d.delayed > 0
                 THEN format('samples waiting to be tried again because an engine refused them: %s, the next in %s s',
@@ -125,11 +125,11 @@ CROSS JOIN LATERAL (
                 END AS suspects,
            CASE WHEN (c.ready > 0 OR c.pending > 0 AND j.first_role = 'small') AND c.drafting = 0
                      AND a.samples_ahead = 0 AND w.small > 0 AND h.small >= w.small_slots
-                THEN format('small pool taken by other jobs: %s of %s slots', h.small, w.small_slots)
+                THEN format('small pool taken by other jobs: samples there: %s for %s slots', h.small, w.small_slots)
                 END AS small_busy,
            CASE WHEN c.pending > 0 AND j.first_role = 'large' AND c.awaiting_large = 0 AND c.assisting = 0
                      AND a.samples_ahead = 0 AND w.large > 0 AND h.large >= w.large_slots
-                THEN format('large pool taken by other jobs: %s of %s slots', h.large, w.large_slots)
+                THEN format('large pool taken by other jobs: samples there: %s for %s slots', h.large, w.large_slots)
                 END AS large_busy,
            CASE WHEN c.finished > 0 AND w.grade > 0
                      AND c.pending + c.ready + c.drafting + c.awaiting_large + c.assisting + c.awaiting_judge

@@ -15,7 +15,11 @@ from hypothesis import strategies as st
 
 from pipeline.policies.protocol import Policy, SampleContext, Transition, Watcher
 from pipeline.policies.requests import Finish, Generate, Insert, Written
-from pipeline.policies.speculative_thinking.improved import SpeculativeThinkingSpec
+from pipeline.policies.speculative_thinking.improved import (
+    ImprovedInstructSpec,
+    ImprovedRules,
+    SpeculativeThinkingSpec,
+)
 from pipeline.policies.speculative_thinking.paper import PaperSpec
 from pipeline.policies.speculative_thinking.released_code import CodeSpec
 from pipeline.samples import Author, FinishReason, ModelRole, Piece, SegmentFinish
@@ -54,6 +58,19 @@ PHRASES = [phrase.split("|") for phrase in (
     " a", " b| a", " a| b| a", "ing", "é", "", "\ufffd", " ", "3|.|14", "? | So", "。", "a|.| So",
     # ends of the think phase and of the text
     "</think>", "</|think|>", "END", "END", " check|END", "\n\n| recap|.|END",
+)]  # fmt: skip
+
+
+LAYOUT = [phrase.split("|") for phrase in (
+    # lines that need what follows, and their breaks
+    "\n\n|#| Step|\n\n", "\n\n|**|Step| 1|:|**|\n\n", "\n|__|a|__|\n\n", " we| get|:|\n\n", " =|\n\n", "\n|1|.|\n\n",
+    "\n(|b|)|\n\n", "\n-|\n\n", " a|,|**|\n\n", "\\\\|\n\n", "\n\n|#######| a|\n\n", "\n|xi|.|\n\n",
+    # formulas and code, open and closed, over a break and behind one
+    "\n\n|\\[|\n\n", "\\|[|\n", "\n|\\]|\n\n", "\n\n|$$|\n\n", "$|$\n\n", "\\begin{a}|\n\n", "\n\n\\|begin|{a}|\n",
+    "\\end{a}|\n\n", "\n\n|```|py|\n\n", "\n``|`|\n\n", "\n\n|~|~~|\n", "\n\n|\\|a", "\n\n|$|a", "\n\n\\]|\n\n",
+    # what is indented, and what is a step of its own
+    "\n\n|  |a", "\n\n  |b", "\n\n|\t|a", "\n\n| a", "\n\n|So", ".|\n\n|- |a", "\n\n|\n|a", "\n\n|\n  |a", "\r\n\r\n|a",
+    ".\n\n", "\n\n", "\n\n| Wait|,", "\n\n|yes|,", " a", " check|,", "END", "</think>",
 )]  # fmt: skip
 
 
@@ -159,13 +176,19 @@ RULES: dict[str, st.SearchStrategy[Any]] = {
     "opening_tokens": st.sampled_from([0] * 7 + [4]),
     "every_break": st.sampled_from([False] * 7 + [True]),
 }
-SCRIPT = st.lists(st.sampled_from(PHRASES), min_size=2, max_size=16).map(lambda phrases: [*itertools.chain(*phrases)])
-ENGINES = st.builds(
-    lambda small, large, sizes: Engines({ModelRole.SMALL: small, ModelRole.LARGE: large}, sizes),
-    SCRIPT,
-    SCRIPT,
-    st.fixed_dictionaries(dict.fromkeys(ModelRole, st.sampled_from([10**6] * 7 + [40]))),
-)
+
+
+def engines_of(phrases: list[list[str]]) -> st.SearchStrategy[Engines]:
+    script = st.lists(st.sampled_from(phrases), min_size=2, max_size=16).map(lambda each: [*itertools.chain(*each)])
+    return st.builds(
+        lambda small, large, sizes: Engines({ModelRole.SMALL: small, ModelRole.LARGE: large}, sizes),
+        script,
+        script,
+        st.fixed_dictionaries(dict.fromkeys(ModelRole, st.sampled_from([10**6] * 7 + [40]))),
+    )
+
+
+ENGINES = engines_of(PHRASES)
 OVERRUN = st.integers(0, 2**16).map(random.Random)
 CONTEXTS = st.builds(
     SampleContext,
@@ -179,7 +202,7 @@ CONTEXTS = st.builds(
 
 
 def check_same(
-    spec: CodeSpec | PaperSpec | SpeculativeThinkingSpec,
+    spec: CodeSpec | PaperSpec | ImprovedRules,
     loop: Callable[[Sample], FinishReason],
     context: SampleContext,
     engines: Engines,
@@ -237,18 +260,18 @@ def test_the_preset_paper_does_as_its_plain_loop(
     check_same(spec, paper_loop, context, engines, overrun)
 
 
+IMPROVED_RULES: dict[str, st.SearchStrategy[Any]] = RULES | {
+    "window_tokens": st.integers(1, 8),
+    "handback": st.sampled_from(["sentence", "tokens"]),
+    "handback_from": st.sampled_from([0, 0.5, 1]),
+    "repetition": st.sampled_from(["off"] * 6 + ["finish", "hand_over"]),
+    "loop_min_tokens": st.just(16),
+    "loop_repeats": st.integers(2, 3),
+    "loop_max_block_tokens": st.sampled_from([3, 512]),
+    "takeover_from": st.sampled_from(["earliest", "earliest", "nearest"]),
+}
 IMPROVED_CASES: dict[str, Any] = {
-    "spec": st.builds(
-        SpeculativeThinkingSpec,
-        **RULES,
-        window_tokens=st.integers(1, 8),
-        handback=st.sampled_from(["sentence", "tokens"]),
-        handback_from=st.sampled_from([0, 0.5, 1]),
-        repetition=st.sampled_from(["off"] * 6 + ["finish", "hand_over"]),
-        loop_min_tokens=st.just(16),
-        loop_repeats=st.integers(2, 3),
-        loop_max_block_tokens=st.sampled_from([3, 512]),
-    ),
+    "spec": st.builds(SpeculativeThinkingSpec, **IMPROVED_RULES),
     "context": CONTEXTS,
     "engines": ENGINES,
     "overrun": OVERRUN,
@@ -259,5 +282,25 @@ IMPROVED_CASES: dict[str, Any] = {
 @given(**IMPROVED_CASES)
 def test_the_preset_improved_does_as_its_plain_loop(
     spec: SpeculativeThinkingSpec, context: SampleContext, engines: Engines, overrun: random.Random
+) -> None:
+    check_same(spec, improved_loop, context, engines, overrun)
+
+
+INSTRUCT_CASES: dict[str, Any] = {
+    "spec": st.builds(
+        ImprovedInstructSpec,
+        **IMPROVED_RULES | {"opening_tokens": st.sampled_from([0, 4, 8]), "every_break": st.just(True)},
+        every_break_of=st.sampled_from(["layout"] * 5 + ["text"]),
+    ),
+    "context": CONTEXTS,
+    "engines": engines_of(LAYOUT),
+    "overrun": OVERRUN,
+}
+
+
+@THOROUGH
+@given(**INSTRUCT_CASES)
+def test_the_preset_improved_instruct_does_as_its_plain_loop(
+    spec: ImprovedInstructSpec, context: SampleContext, engines: Engines, overrun: random.Random
 ) -> None:
     check_same(spec, improved_loop, context, engines, overrun)
