@@ -36,6 +36,7 @@ from pipeline.workforce import LeaderReport, WorkerReport
 
 if TYPE_CHECKING:
     from pipeline.calibration.calibrating import Calibration
+    from pipeline.calibration.cues import CueCalibration
     from pipeline.frames import Frame
     from pipeline.planning.answers import Plan
     from pipeline.planning.pools import PartCosts
@@ -333,6 +334,17 @@ class Reader:
         )  # fmt: skip
         with self._transaction() as connection:
             return pilots.get_calibration(connection, job_id_of(job), request, target=target, anyway=anyway)
+
+    def switch_cues(
+        self, job: JobRef, *, target: str | PathLike[str] | int | None = None, anyway: bool = False
+    ) -> CueCalibration:
+        """Words for the policy ``relay``: those behind which large was sure, in a pilot of large alone with MARGIN.
+
+        target, anyway: as for ``calibrate``. Raises JobError for a pilot that still runs, or without margins of what
+        large thought, and ConfigurationError where the target shares problems with it.
+        """
+        with self._transaction() as connection:
+            return pilots.get_cue_calibration(connection, job_id_of(job), target=target, anyway=anyway)
 
     def problem_scores(self, job: JobRef) -> tuple[ProblemScore, ...]:
         """The scored problems of a job, in the order of their set."""

@@ -18,6 +18,7 @@ from pipeline.calibration.calibrating import (
     calibrate,
     step_tokens_of,
 )
+from pipeline.calibration.overlap import Overlap, overlap_caveats
 from pipeline.calibration.steps import USUAL_RULE, StepRule
 from pipeline.calibration.thresholds import Side
 from pipeline.errors import ConfigurationError, JobError
@@ -100,10 +101,8 @@ def _choice(kind: type[_Choice], given: str) -> _Choice:
     return kind(given)
 
 
-def make_calibration(
-    pilot: Pilot, request: CalibrationRequest, *, num_shared: int = 0, num_asked: int | None = None
-) -> Calibration:
-    """The answer. num_shared: problems of the pilot that will be scored, too; num_asked: of so many; None: not known.
+def make_calibration(pilot: Pilot, request: CalibrationRequest, overlap: Overlap | None = None) -> Calibration:
+    """The answer. overlap: with what will be scored; None: nobody said what that is.
 
     Raises JobError for a pilot that stored nothing to calibrate on, or not the statistic that is asked for, or for a
     policy that of another model than it reads.
@@ -132,7 +131,7 @@ def make_calibration(
         step_tokens=step_tokens_of(pilot, request.question),
         share_of=request.question.share_of,
         statistics=found,
-        caveats=tuple(_caveats(pilot, request, found, num_shared=num_shared, num_asked=num_asked)),
+        caveats=tuple(_caveats(pilot, request, found, overlap)),
     )
 
 
@@ -155,27 +154,13 @@ def chosen_threshold(found: Calibration) -> dict[str, float]:
     return {found.field.removeprefix("policy."): thresholds[0]}
 
 
-def require_others(num_shared: int, num_asked: int, told: str) -> None:
-    """Raises ConfigurationError where problems of a pilot will be scored, too. told: what will be scored."""
-    if num_shared:
-        raise ConfigurationError(
-            f"{num_shared} of the {num_asked} problems of {told} are in the pilot: a threshold must not be chosen on "
-            "what it is scored on; run a pilot on other problems, or give --anyway"
-        )
-
-
 def _caveats(
     pilot: Pilot,
     request: CalibrationRequest,
     found: Sequence[StatisticReport],
-    *,
-    num_shared: int,
-    num_asked: int | None,
+    overlap: Overlap | None,
 ) -> Iterator[str]:
-    if num_asked is None:
-        yield "nobody said what will be scored: --for checks that it is other problems"
-    elif num_shared:
-        yield f"calibrated on its own problems: {num_shared} of the {num_asked} that will be scored are in the pilot"
+    yield from overlap_caveats(overlap)
     if len(pilot.problems) < FEW_PROBLEMS:
         yield f"the pilot has {len(pilot.problems)} problems; {FEW_PROBLEMS} or more give narrower intervals"
     for report in found:

@@ -49,13 +49,13 @@ class Step:
 
 def read_steps(sample: StoredSample, rule: StepRule = USUAL_RULE) -> Iterator[Step]:
     """The steps of a sample that have a reading, in their order."""
-    walk = _Walk(_context(sample), rule)
+    walk = _Walk(reading_context(sample), rule)
     for segment in sample.segments:
         yield from walk.read(segment)
     yield from walk.end()
 
 
-def _context(sample: StoredSample) -> SampleContext:
+def reading_context(sample: StoredSample) -> SampleContext:
     """What a policy knows of the text. A text without thoughts is read whole."""
     context = SampleContext(
         job_seed=0,

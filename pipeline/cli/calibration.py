@@ -1,8 +1,9 @@
-"""The command calibrate: thresholds of policies from the signals of a pilot."""
+"""The command calibrate: thresholds of policies, and words for relay, from the signals of a pilot."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pipeline.calibration.calibrating import Calibration, StatisticReport
+    from pipeline.calibration.cues import CueCalibration
     from pipeline.results.intervals import Interval
 
 PANEL = "Questions"
@@ -30,6 +32,8 @@ specthink calibrate 7 --for problems.jsonl
 specthink calibrate 7 --policy glimpse --share 0.1,0.2,0.3 --for 9
 
 specthink calibrate 7 --statistic first_margin --side below --field exit.threshold --for set:2
+
+specthink calibrate 9 --cues --for problems.jsonl: words for the policy relay
 
 Statistics: first_entropy and first_margin at a step's first token; min_logprob, mean_logprob, confident_share (of its
 tokens those with a perplexity below 1.05) and mean_margin over a step's tokens; aside:PURPOSE, by which asides were
@@ -76,12 +80,23 @@ def calibrate(
         ),
     ] = None,
     anyway: Annotated[bool, typer.Option("--anyway", help="Also on problems that will be scored; says so.")] = False,
+    cues: Annotated[
+        bool, typer.Option("--cues", help="Words for the policy relay instead, of a pilot of large alone.")
+    ] = False,
     as_json: AsJson = False,
     state_dir: StateDir = None,
 ) -> None:
     """From a pilot that stored signals: how each statistic is distributed, its sign, and thresholds for shares."""
     shares = None if share is None else parse_shares(share)
     policy_values = _policy_values(values or [], policy)
+    target_given = int(target) if target is not None and target.isdigit() else target
+    if cues:
+        others = {"--policy": policy, "--share": share, "--statistic": statistic, "--side": side, "--field": field,
+                  "--step-tokens": step_tokens, "--of": None if of == "steps" else of}  # fmt: skip
+        _require_none(others)
+        with connect(context, state_dir) as client:
+            _show_cues(client.switch_cues(job, target=target_given, anyway=anyway), as_json=as_json)
+        return
     with connect(context, state_dir) as client:
         found = client.calibrate(
             job,
@@ -93,7 +108,7 @@ def calibrate(
             side=side,
             field=field,
             step_tokens=step_tokens,
-            target=int(target) if target is not None and target.isdigit() else target,
+            target=target_given,
             anyway=anyway,
         )
     if as_json:
@@ -102,6 +117,43 @@ def calibrate(
     out = console()
     for part in calibration_parts(found):
         out.print(part, style="yellow" if isinstance(part, str) else None)
+
+
+def _require_none(given: Mapping[str, object]) -> None:
+    """Raises BadParameter for an option that says nothing of cues."""
+    named = [option for option, value in given.items() if value is not None]
+    if named:
+        raise typer.BadParameter("it is for thresholds, and --cues gives none; leave one out", param_hint=named[0])
+
+
+SHOWN_CUES = 40
+"""Rows of the table; JSON has all."""
+
+
+def _show_cues(found: CueCalibration, *, as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
+    columns = ["cue", "taken", "uses", "problems", "tokens behind it", "margin behind it", "95 % interval"]
+    rows = [
+        [
+            report.cue, "yes" if report.cue in found.chosen else "", report.uses, report.num_problems, report.tokens,
+            report.margin, interval(report.interval),
+        ]
+        for report in found.cues[:SHOWN_CUES]
+    ]  # fmt: skip
+    title = (
+        f"pilot {found.job_id}: {found.num_problems} problems, {found.num_samples} samples, mean margin "
+        f"{number(found.margin)}; taken: surer behind it than that"
+    )
+    out = console()
+    out.print(table(columns, rows, title=title))
+    if found.chosen:
+        told = json.dumps(list(found.chosen), ensure_ascii=False, separators=(",", ":"))
+        typer.echo(f"small would write about {percent(found.small_share)} of large's thoughts with")
+        typer.echo(f"--set 'policy.switch_cues={told}'")
+    for caveat in found.caveats:
+        out.print(f"beware: {caveat}", style="yellow")
 
 
 def parse_shares(given: str, *, option: str = "--share") -> list[float]:

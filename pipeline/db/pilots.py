@@ -10,7 +10,9 @@ from pathlib import Path
 from sqlalchemy import Connection, text
 
 from pipeline.calibration.calibrating import Calibration, Pilot, read_pilot_sample
-from pipeline.calibration.request import CalibrationRequest, make_calibration, require_others
+from pipeline.calibration.cues import CueCalibration, CuePilot, find_cues
+from pipeline.calibration.overlap import Overlap, require_others
+from pipeline.calibration.request import CalibrationRequest, make_calibration
 from pipeline.calibration.steps import USUAL_RULE, StepRule
 from pipeline.db.replays import stream_samples
 from pipeline.db.report_queries import get_job
@@ -49,20 +51,19 @@ _SELECT_SET = text("SELECT prompt FROM problems WHERE problem_set_id = :problem_
 def get_pilot(connection: Connection, job_id: int, rule: StepRule = USUAL_RULE) -> Pilot:
     """A pilot with the statistics of its steps. Raises NotFound, and JobError for a job that still runs: its long texts
     are missing."""
-    job = get_job(connection, job_id)
-    if not job.is_final:
+    samples = _pilot_samples(connection, job_id)
+    return Pilot(job_id=job_id, samples=tuple(read_pilot_sample(sample, score, rule) for sample, score in samples))
+
+
+def _pilot_samples(connection: Connection, job_id: int) -> Iterator[tuple[StoredSample, float | None]]:
+    """The samples that are read of a pilot, with their scores. Raises as ``get_pilot``."""
+    if not get_job(connection, job_id).is_final:
         raise JobError(job_id, "it still runs; a pilot can be calibrated once it has ended")
     values = {"job": job_id, "limit": MAX_SAMPLES}
     scores = {row.id: row.score for row in connection.execute(_SELECT_SAMPLES, values)}
-    samples = stream_samples(connection, list(scores))
-    return Pilot(
-        job_id=job_id,
-        samples=tuple(
-            read_pilot_sample(sample, scores[sample.sample_id], rule)
-            for sample in samples
-            if isinstance(sample, StoredSample)
-        ),
-    )
+    for sample in stream_samples(connection, list(scores)):
+        if isinstance(sample, StoredSample):
+            yield sample, scores[sample.sample_id]
 
 
 def prompts_of_job(connection: Connection, job_id: int) -> frozenset[str]:
@@ -96,12 +97,33 @@ def get_calibration(
     anyway: bool,
 ) -> Calibration:
     """What a pilot gives. target: what will be scored. Raises as ``Client.calibrate`` says."""
-    asked = None if target is None else _prompts_of(connection, target)
-    num_shared = 0 if asked is None else len(asked & prompts_of_job(connection, job_id))
-    if asked is not None and not anyway:
-        require_others(num_shared, len(asked), f"job {target}" if isinstance(target, int) else str(target))
-    pilot = get_pilot(connection, job_id, request.rule)
-    return make_calibration(pilot, request, num_shared=num_shared, num_asked=None if asked is None else len(asked))
+    overlap = _overlap(connection, job_id, target, anyway=anyway)
+    return make_calibration(get_pilot(connection, job_id, request.rule), request, overlap)
+
+
+def get_cue_calibration(
+    connection: Connection, job_id: int, *, target: str | PathLike[str] | int | None, anyway: bool
+) -> CueCalibration:
+    """Which words a pilot gives as switch cues. target: what will be scored. Raises as ``Client.switch_cues`` says."""
+    overlap = _overlap(connection, job_id, target, anyway=anyway)
+    pilot = CuePilot(job_id)
+    for sample, _ in _pilot_samples(connection, job_id):
+        pilot.add(sample)
+    return find_cues(pilot, overlap)
+
+
+def _overlap(
+    connection: Connection, job_id: int, target: str | PathLike[str] | int | None, *, anyway: bool
+) -> Overlap | None:
+    """How much of what will be scored is in the pilot; None: nobody said what will be. Raises ConfigurationError where
+    some is, unless told."""
+    if target is None:
+        return None
+    asked = _prompts_of(connection, target)
+    overlap = Overlap(len(asked & prompts_of_job(connection, job_id)), len(asked))
+    if not anyway:
+        require_others(overlap, f"job {target}" if isinstance(target, int) else str(target))
+    return overlap
 
 
 def _prompts_of(connection: Connection, target: str | PathLike[str] | int) -> frozenset[str]:
@@ -136,15 +158,15 @@ def with_pilot(connection: Connection, ready: ReadyJob) -> ReadyJob:
         )
     asked = {plain(problem.prompt) for problem in used_problems(ready.problems, ready.num_problems).problems}
     of_pilot = prompts_of_job(connection, given.job)
-    num_shared = len(asked & of_pilot)
+    overlap = Overlap(len(asked & of_pilot), len(asked))
     if given.share is not None:
-        require_others(num_shared, len(asked), "this job")
+        require_others(overlap, "this job")
     told = f"job {given.job}, that calibrated it"
-    notes = [f"{num_shared} of the {len(asked)} problems are in the pilot, {told}"] if num_shared else []
+    notes = [f"{overlap} problems are in the pilot, {told}"] if overlap.num_shared else []
     otherwise = [*models, *_asked_otherwise(ready.config, source, roles)]
     if otherwise:
         notes.append(f"otherwise than the pilot, {told}, it has {', '.join(otherwise)}")
-    pilot = given.model_copy(update={"num_problems": len(of_pilot), "num_shared": num_shared})
+    pilot = given.model_copy(update={"num_problems": len(of_pilot), "num_shared": overlap.num_shared})
     return replace(
         ready,
         config=ready.config.model_copy(update={"calibrated_from": pilot}),

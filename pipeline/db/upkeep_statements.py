@@ -34,6 +34,7 @@ from pipeline.jobs.config import JobState
 from pipeline.samples import ALONE_AFTER, GUILTY_AFTER_LAPSES, SUSPECT_AFTER, ModelRole
 
 _MISFITS = " ".join(f"WHEN {role.value!r} THEN {why_not_served(role)}" for role in ModelRole)
+_NEEDS = ", ".join(f"({role.value!r}, d.{role.value}_model)" for role in ModelRole)
 _ROOM = text(f"""
     WITH live AS MATERIALIZED (
         SELECT DISTINCT w.kind, w.model, e.model_fingerprint, e.weights_sha256, e.revision
@@ -41,7 +42,8 @@ _ROOM = text(f"""
         WHERE w.ended_at IS NULL AND w.expires_at > clock_timestamp()
     ),
     demand AS MATERIALIZED (
-        SELECT j.id, j.priority, j.first_role, {model_of("j.first_role")} AS model
+        SELECT j.id, j.priority, j.first_role, {", ".join(f"j.{role.value}_model" for role in ModelRole)},
+               {model_of("j.first_role")} AS model
         FROM jobs j
         WHERE j.state = 'running' AND EXISTS (
             SELECT FROM live e
@@ -52,15 +54,20 @@ _ROOM = text(f"""
         SELECT kind, model, sum(coalesce(num_slots, max_in_flight)) AS slots FROM workers
         WHERE ended_at IS NULL AND expires_at > clock_timestamp() GROUP BY kind, model
     ),
-    used AS (
-        SELECT d.first_role, d.model, count(*) AS admitted
+    admitted AS MATERIALIZED (
+        SELECT d.first_role, d.model AS first_model, {role_of("s.state")} AS role,
+               {model_of(role_of("s.state"), job="d")} AS model, count(*)::integer AS number
         FROM samples s JOIN demand d ON d.id = s.job_id
-        WHERE s.{ADMITTED} GROUP BY d.first_role, d.model
+        WHERE s.{ADMITTED} GROUP BY 1, 2, 3, 4
     )
-    SELECT d.id AS job_id, d.first_role, d.model,
-           ceil(supply.slots * :ahead)::integer - coalesce(used.admitted, 0)::integer AS room
-    FROM demand d JOIN supply ON supply.kind = d.first_role AND supply.model = d.model
-    LEFT JOIN used ON used.first_role = d.first_role AND used.model = d.model
+    SELECT d.id AS job_id, d.first_role, d.model, (
+               SELECT jsonb_object_agg(y.kind || ' ' || y.model, ceil(y.slots * :ahead)::integer - coalesce((
+                   SELECT sum(a.number) FROM admitted a
+                   WHERE a.first_role = d.first_role AND a.first_model = d.model
+                     AND (y.kind = d.first_role OR a.role = y.kind AND a.model = y.model)), 0))
+               FROM (VALUES {_NEEDS}) needs (role, model) JOIN supply y ON y.kind = needs.role AND y.model = needs.model
+           ) AS room
+    FROM demand d
     WHERE EXISTS (SELECT FROM samples s WHERE s.job_id = d.id AND s.{PENDING})
     ORDER BY d.priority DESC, d.id
 """)
@@ -93,19 +100,25 @@ def admit_samples(connection: Connection, *, ahead: float) -> list[Runnable]:
 
     ahead: samples in the pipeline per slot. A sample with the large model still counts: its context is cached. A
     worker whose cache cannot hold the contexts of so many says fewer slots with its heartbeat (CacheRoom).
+
+    Where as many samples of the same opening model are with another model that a job needs, none is let in: that
+    model's workers are busy all the time anyhow, and contexts that its cache does not hold are computed again at each
+    return.
     """
     admitted: list[int] = []
-    room_left: dict[tuple[str, str], int] = {}
+    room_left: dict[tuple[str, str, str], int] = {}
     until = time.monotonic() + ADMITTING_S
     for row in connection.execute(_ROOM, {"ahead": ahead}):
         if time.monotonic() > until:
             break
-        room = room_left.setdefault((row.first_role, row.model), row.room)
+        pools = {(row.first_role, row.model, pool): room for pool, room in row.room.items()}
+        room = min(room_left.setdefault(pool, room) for pool, room in pools.items())
         if room <= 0:
             continue
         values = {"job": row.job_id, "room": room, "first_role": row.first_role}
         ids = connection.execute(_ADMIT, values).scalars().all()
-        room_left[row.first_role, row.model] -= len(ids)
+        for pool in pools:
+            room_left[pool] -= len(ids)
         admitted.extend(ids)
     return select_runnable(connection, sorted(admitted))
 

@@ -11,7 +11,7 @@ import heapq
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -277,8 +277,11 @@ class _Pipeline:
         self._num_admitted = 0
         self._freed = self._env.event()
         opener = trajectories[0][0].role if trajectories else ModelRole.SMALL
-        pool = model.pools[opener]
-        self._room = math.ceil(pool.num_workers * pool.slots * model.admission.admit_ahead)
+        ahead = model.admission.admit_ahead
+        rooms = {role: math.ceil(pool.num_workers * pool.slots * ahead) for role, pool in model.pools.items()}
+        self._room = rooms.pop(opener)
+        self._rooms_later = rooms
+        self._with: Counter[ModelRole] = Counter()
         self._tallies = {role: _Tally() for role in model.pools}
         self._ended: list[float] = []
         self._hand_overs = 0
@@ -305,7 +308,7 @@ class _Pipeline:
         """Admit samples in rounds, as many as there is room for; rounds in which there is none are left out."""
         tick_s = self._model.admission.tick_s
         while self._pending:
-            while self._pending and self._num_admitted < self._room:
+            while self._pending and self._has_room:
                 self._num_admitted += 1
                 self._env.process(self._take(self._pending.popleft()))
             if self._pending:
@@ -315,11 +318,22 @@ class _Pipeline:
         self._admitted_s = self._env.now
         self._steady_slot_s = {role: self._slot_seconds(role) for role in self._workers}
 
+    @property
+    def _has_room(self) -> bool:
+        """Whether one more may be let in: in all, and of those that wait for another model than the opening one."""
+        is_later_free = all(self._with[role] < room for role, room in self._rooms_later.items() if room)
+        return self._num_admitted < self._room and is_later_free
+
+    def _tell_room(self) -> None:
+        if not self._freed.triggered:
+            self._freed.succeed()
+
     def _take(self, trajectory: Trajectory) -> _Process:
         """One sample, from its admission to its end."""
         homes: dict[ModelRole, _Worker] = {}
         costs = self._model.costs
         for index, piece in enumerate(trajectory):
+            self._with[piece.role] += 1
             if costs.redis_s and not piece.stays:
                 yield self._redis.do(costs.redis_s)
             if costs.delay_s and not piece.stays:
@@ -331,6 +345,9 @@ class _Pipeline:
             tally.tokens += piece.tokens
             tally.requests += 1
             yield worker.engine.write(piece, is_resumed=index > 0)
+            self._with[piece.role] -= 1
+            if piece.role in self._rooms_later:
+                self._tell_room()
             if index + 1 < len(trajectory) and trajectory[index + 1].stays:
                 continue
             if costs.worker_s:
@@ -339,8 +356,7 @@ class _Pipeline:
                 yield self._postgres.do(costs.postgres_s)
             self._hand_overs += 1
         self._num_admitted -= 1
-        if not self._freed.triggered:
-            self._freed.succeed()
+        self._tell_room()
         self._ended.append(self._env.now)
 
     def _least_loaded(self, role: ModelRole) -> _Worker:

@@ -7,8 +7,8 @@ model thinks:
     small writes on to the end of the sentence, or to a break
 
 Then the small model writes the answer. Cues are chosen per pair: words after which large itself was sure, by the mean
-difference between its two most likely tokens (the signal MARGIN) in what it writes alone. The code's own lists, 28
-words for Qwen3 and 25 for R1, are of its pairs, so that none is the default here.
+difference between its two most likely tokens (the signal MARGIN) in what it writes alone (``calibration.cues``). The
+code's own lists, 28 words for Qwen3 and 25 for R1, are of its pairs, so that none is the default here.
 
 Only text is read, so that two vocabularies need nothing else. What differs from the code: a cue is a whole word in any
 case (the code's "now" is also in "know"), and a sentence ends at a full stop before white space (the code's also ends
@@ -55,8 +55,8 @@ class RelaySpec(PolicySpec):
         if not self.switch_cues:
             raise ConfigurationError(
                 "policy relay needs switch_cues, the words after which the small model is to write on; they differ by "
-                "pair: take those after which the large model alone is surest of its next tokens (signal MARGIN), or "
-                """begin with the paper's examples: --set 'policy.switch_cues=["thus","now","similarly","so"]'"""
+                "pair: specthink calibrate JOB --cues takes them from a pilot of large alone, and the paper's examples "
+                """are a start: --set 'policy.switch_cues=["thus","now","similarly","so"]'"""
             )
         return RelayPolicy(self)
 

@@ -19,7 +19,7 @@ from pipeline.cli import main
 from pipeline.embedded import Connections
 from pipeline.errors import ConfigurationError, JobError, NotFound
 from pipeline.experiments.plan import PlannedRow
-from pipeline.jobs.config import CalibratedFrom
+from pipeline.jobs.config import CalibratedFrom, RoleDrawingSpec
 from pipeline.results.jobs import Job
 from pipeline.samples import ModelRole
 from tests.integration.scripted_pair import Pair, problem_set, scripted_pair
@@ -161,14 +161,14 @@ def test_a_pilot_that_was_asked_otherwise_is_noted(client: Client, pair: Pair, p
     both: dict[str, Any] = {"small": "small", "large": "large", "policy": "glimpse", "seed": 7}
     source: dict[str, Any] = {"calibrated_from": CalibratedFrom(job=pilot.id, share=0.05)}
     client.submit(
-        SCORED, prompt_template="free", temperature=1.0, large_sampling={"temperature": 0.2}, **source, **both
+        SCORED, prompt_template="free", temperature=1.0, large_sampling=RoleDrawingSpec(temperature=0.2), **source, **both
     )
     told = [note for note in notes if note.startswith("otherwise than the pilot")]
     assert told == [
         f"otherwise than the pilot, job {pilot.id}, that calibrated it, it has prompt_template free instead of math, "
         "small temperature 1.0 instead of 0.6"
     ]
-    client.submit(SCORED, max_tokens=300, num_samples=3, large_sampling={"temperature": 0.2}, **source, **both)
+    client.submit(SCORED, max_tokens=300, num_samples=3, large_sampling=RoleDrawingSpec(temperature=0.2), **source, **both)
     assert len([note for note in notes if note.startswith("otherwise than the pilot")]) == 1
 
 
@@ -183,6 +183,22 @@ def test_a_threshold_of_the_large_models_steps_is_refused(client: Client, pair: 
             SCORED, small="small", large="large", policy="redo",
             calibrated_from=CalibratedFrom(job=pilot.id, share=0.05),
         )  # fmt: skip
+
+
+def test_words_for_relay_come_from_a_pilot_of_large_alone(client: Client, pair: Pair, pilot: Job) -> None:
+    """The steps begin with "Step" and, in every third problem, with "Surely"."""
+    with pytest.raises(JobError, match="no margins are stored of what large thought"):
+        client.switch_cues(pilot)
+    large = client.submit(PILOT, large="large", policy="large-only", policy_values={"signals": "margin"}, seed=7)
+    pair.work()
+    found = client.switch_cues(large, target=client.submit(SCORED, small="small", policy="small-only").id)
+    assert (found.num_problems, found.num_samples, found.chosen) == (12, 12, ())
+    assert [caveat.partition(":")[0] for caveat in found.caveats] == ["behind no word large is surer than elsewhere"]
+    (step,) = found.cues
+    assert (step.cue, step.uses, step.num_problems) == ("step", 12 * 6 - 4, 12)
+    with pytest.raises(ConfigurationError, match=rf"12 of the 12 problems of job {large.id} are in the pilot"):
+        client.switch_cues(large, target=large.id)
+    assert client.switch_cues(large, target=large.id, anyway=True).caveats[0].startswith("calibrated on its own")
 
 
 def test_what_is_no_pilot_is_refused(client: Client, pair: Pair) -> None:

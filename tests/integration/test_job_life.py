@@ -495,6 +495,59 @@ def test_job_of_higher_priority_is_admitted_first(client: Client, connection: Co
         client.set_priority(jobs[0], 1001)
 
 
+# Admission
+
+
+def admitted(connection: Connection) -> list[int]:
+    """The jobs of the samples that are let in now, at one for each slot."""
+    return [sample.job_id for sample in admit_samples(connection, ahead=1.0)]
+
+
+def test_fresh_samples_wait_while_as_many_are_with_large_as_its_workers_take(connection: Connection) -> None:
+    problems = add_problem_set(connection)
+    pair, alone = add_job(connection, problems), add_job(connection, problems, policy="small-only", large=None)
+    add_worker(connection, "small", model="S")
+    add_worker(connection, "large", model="L", num_slots=3)
+    with_large = add_samples(connection, pair, [{"problem": p, "state": "awaiting_large"} for p in range(3)])
+    for job in (pair, alone):
+        add_samples(connection, job, [{"problem": p, "state": "pending"} for p in range(4)])
+    assert admitted(connection) == [alone] * 4  # which needs no large model
+    end = text("UPDATE samples SET state = 'cancelled', ended_at = now() WHERE id = :id")
+    connection.execute(end, {"id": with_large[0]})
+    assert admitted(connection) == [pair]
+
+
+def test_samples_that_large_opens_keep_none_of_the_small_model_out(connection: Connection) -> None:
+    """Large alone always fills its workers: a pair's job, older or of higher priority, would never begin."""
+    problems = add_problem_set(connection)
+    alone, pair = add_job(connection, problems, policy="large-only"), add_job(connection, problems)
+    add_worker(connection, "small", model="S")
+    add_worker(connection, "large", model="L", num_slots=3)
+    for job in (alone, pair):
+        add_samples(connection, job, [{"problem": p % 4, "state": "pending"} for p in range(5)])
+    assert sorted(admitted(connection)) == [alone] * 3 + [pair] * 3
+    assert admitted(connection) == [pair] * 2  # small's, of which none is with large yet
+
+
+def test_room_with_large_is_shared_by_the_jobs_of_a_round(connection: Connection) -> None:
+    problems = add_problem_set(connection)
+    jobs = [add_job(connection, problems) for _ in range(3)]
+    add_worker(connection, "small", model="S")
+    add_worker(connection, "large", model="L", num_slots=3)
+    for job in jobs:
+        add_samples(connection, job, [{"problem": p, "state": "pending"} for p in range(2)])
+    assert admitted(connection) == [jobs[0], jobs[0], jobs[1]]
+    assert admitted(connection) == [jobs[1], jobs[2], jobs[2]]  # those are not with large yet
+
+
+def test_without_workers_of_the_large_model_small_begins_all_the_same(connection: Connection) -> None:
+    job = add_job(connection, add_problem_set(connection))
+    add_samples(connection, job, [{"state": "awaiting_large"}, {"problem": 1, "state": "pending"}])
+    add_worker(connection, "small", model="S")
+    add_worker(connection, "large", model="another", num_slots=1)
+    assert admitted(connection) == [job]
+
+
 # Clone
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from pipeline.calibration.calibrating import Calibration, Pilot, PilotSample
-from pipeline.calibration.request import CalibrationRequest, make_calibration, require_others
+from pipeline.calibration.overlap import Overlap, require_others
+from pipeline.calibration.request import CalibrationRequest, make_calibration
 from pipeline.calibration.thresholds import Side
 from pipeline.errors import ConfigurationError, JobError
 from pipeline.policies import parse_policy
@@ -40,7 +41,7 @@ USUAL = pilot(
 
 
 def asked(found: Pilot, **options: Any) -> Calibration:
-    return make_calibration(found, CalibrationRequest.parse(**options), num_asked=9)
+    return make_calibration(found, CalibrationRequest.parse(**options), Overlap(0, 9))
 
 
 def test_a_share_of_steps_becomes_a_threshold_and_takeovers() -> None:
@@ -88,7 +89,7 @@ def test_what_cannot_be_said_is_said() -> None:
     assert "the pilot has 1 problems" in told
     assert "nothing says its sign" in told
     assert "all values are equal; there is no threshold" in told
-    shared = make_calibration(USUAL, CalibrationRequest.parse(), num_shared=2, num_asked=9)
+    shared = make_calibration(USUAL, CalibrationRequest.parse(), Overlap(2, 9))
     assert shared.caveats[0] == "calibrated on its own problems: 2 of the 9 that will be scored are in the pilot"
 
 
@@ -118,9 +119,9 @@ def test_wrong_options_are_refused(options: dict[str, Any], told: str) -> None:
 
 
 def test_problems_that_will_be_scored_are_refused() -> None:
-    require_others(0, 9, "job 3")
+    require_others(Overlap(0, 9), "job 3")
     with pytest.raises(ConfigurationError, match="2 of the 9 problems of job 3 are in the pilot"):
-        require_others(2, 9, "job 3")
+        require_others(Overlap(2, 9), "job 3")
 
 
 class OwnSpec(PolicySpec):

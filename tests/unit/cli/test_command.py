@@ -89,6 +89,27 @@ def test_help_teaches_by_example(run: Run, name: str, capsys: pytest.CaptureFixt
     assert f" {name}" in example
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--policy", "glimpse"),
+        ("--share", "0.2"),
+        ("--statistic", "margin"),
+        ("--side", "above"),
+        ("--field", "exit.threshold"),
+        ("--step-tokens", "20"),
+        ("--of", "tokens"),
+    ],
+)
+def test_what_is_for_thresholds_does_not_go_with_cues(
+    run: Run, given: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("calibrate", "7", "--cues", *given) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"Invalid value for {given[0]}" in told
+    assert "it is for thresholds" in told
+
+
 @pytest.mark.parametrize("name", ["status", "stats", "compare", "sql", "doctor", "sample"])
 def test_commands_that_read_take_json(name: str) -> None:
     assert "--json" in [option for parameter in commands()[name].params for option in parameter.opts]
