@@ -34,6 +34,8 @@ from pipeline.samples import ModelRole
 
 MAX_SAMPLES = 2000
 """Complete samples that are read of a pilot: a share of its steps is then known far better than 1 %."""
+MAX_CUE_SAMPLES = 400
+"""The same where cues are asked for: every word of these is kept in memory."""
 
 # The hash draws the same ones every time.
 _SELECT_SAMPLES = text(f"""
@@ -51,15 +53,15 @@ _SELECT_SET = text("SELECT prompt FROM problems WHERE problem_set_id = :problem_
 def get_pilot(connection: Connection, job_id: int, rule: StepRule = USUAL_RULE) -> Pilot:
     """A pilot with the statistics of its steps. Raises NotFound, and JobError for a job that still runs: its long texts
     are missing."""
-    samples = _pilot_samples(connection, job_id)
+    samples = _pilot_samples(connection, job_id, limit=MAX_SAMPLES)
     return Pilot(job_id=job_id, samples=tuple(read_pilot_sample(sample, score, rule) for sample, score in samples))
 
 
-def _pilot_samples(connection: Connection, job_id: int) -> Iterator[tuple[StoredSample, float | None]]:
+def _pilot_samples(connection: Connection, job_id: int, *, limit: int) -> Iterator[tuple[StoredSample, float | None]]:
     """The samples that are read of a pilot, with their scores. Raises as ``get_pilot``."""
     if not get_job(connection, job_id).is_final:
         raise JobError(job_id, "it still runs; a pilot can be calibrated once it has ended")
-    values = {"job": job_id, "limit": MAX_SAMPLES}
+    values = {"job": job_id, "limit": limit}
     scores = {row.id: row.score for row in connection.execute(_SELECT_SAMPLES, values)}
     for sample in stream_samples(connection, list(scores)):
         if isinstance(sample, StoredSample):
@@ -107,7 +109,7 @@ def get_cue_calibration(
     """Which words a pilot gives as switch cues. target: what will be scored. Raises as ``Client.switch_cues`` says."""
     overlap = _overlap(connection, job_id, target, anyway=anyway)
     pilot = CuePilot(job_id)
-    for sample, _ in _pilot_samples(connection, job_id):
+    for sample, _ in _pilot_samples(connection, job_id, limit=MAX_CUE_SAMPLES):
         pilot.add(sample)
     return find_cues(pilot, overlap)
 
