@@ -11,13 +11,14 @@ import heapq
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import simpy
 
+from pipeline.admission import ModelPool, Room
 from pipeline.planning.pools import EngineRates, Piece, PipelineModel, Pool, Trajectory
 from pipeline.samples import ModelRole
 
@@ -274,14 +275,16 @@ class _Pipeline:
             for role, pool in model.pools.items()
         }  # fmt: skip
         self._pending = deque(trajectories)
-        self._num_admitted = 0
         self._freed = self._env.event()
         opener = trajectories[0][0].role if trajectories else ModelRole.SMALL
-        ahead = model.admission.admit_ahead
-        rooms = {role: math.ceil(pool.num_workers * pool.slots * ahead) for role, pool in model.pools.items()}
-        self._room = rooms.pop(opener)
-        self._rooms_later = rooms
-        self._with: Counter[ModelRole] = Counter()
+        self._pools = {role: ModelPool(role.value, "") for role, pool in model.pools.items() if pool.num_workers}
+        self._opening = self._pools[opener]
+        places = {
+            self._pools[role]: math.ceil(pool.num_workers * pool.slots * model.admission.admit_ahead)
+            for role, pool in model.pools.items()
+            if pool.num_workers
+        }
+        self._room = Room(places)
         self._tallies = {role: _Tally() for role in model.pools}
         self._ended: list[float] = []
         self._hand_overs = 0
@@ -309,7 +312,7 @@ class _Pipeline:
         tick_s = self._model.admission.tick_s
         while self._pending:
             while self._pending and self._has_room:
-                self._num_admitted += 1
+                self._room.there[self._opening, self._opening] += 1
                 self._env.process(self._take(self._pending.popleft()))
             if self._pending:
                 self._freed = self._env.event()
@@ -320,9 +323,15 @@ class _Pipeline:
 
     @property
     def _has_room(self) -> bool:
-        """Whether one more may be let in: in all, and of those that wait for another model than the opening one."""
-        is_later_free = all(self._with[role] < room for role, room in self._rooms_later.items() if room)
-        return self._num_admitted < self._room and is_later_free
+        return self._room.left(self._opening, list(self._pools.values())) > 0
+
+    def _move(self, at: ModelPool, to: ModelPool) -> ModelPool:
+        """One sample goes on with another model, or stays."""
+        if at != to:
+            self._room.there[self._opening, at] -= 1
+            self._room.there[self._opening, to] += 1
+            self._tell_room()
+        return to
 
     def _tell_room(self) -> None:
         if not self._freed.triggered:
@@ -332,8 +341,9 @@ class _Pipeline:
         """One sample, from its admission to its end."""
         homes: dict[ModelRole, _Worker] = {}
         costs = self._model.costs
+        at = self._opening
         for index, piece in enumerate(trajectory):
-            self._with[piece.role] += 1
+            at = self._move(at, self._pools[piece.role])
             if costs.redis_s and not piece.stays:
                 yield self._redis.do(costs.redis_s)
             if costs.delay_s and not piece.stays:
@@ -345,9 +355,6 @@ class _Pipeline:
             tally.tokens += piece.tokens
             tally.requests += 1
             yield worker.engine.write(piece, is_resumed=index > 0)
-            self._with[piece.role] -= 1
-            if piece.role in self._rooms_later:
-                self._tell_room()
             if index + 1 < len(trajectory) and trajectory[index + 1].stays:
                 continue
             if costs.worker_s:
@@ -355,7 +362,7 @@ class _Pipeline:
             if costs.postgres_s:
                 yield self._postgres.do(costs.postgres_s)
             self._hand_overs += 1
-        self._num_admitted -= 1
+        self._room.there[self._opening, at] -= 1
         self._tell_room()
         self._ended.append(self._env.now)
 

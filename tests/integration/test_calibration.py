@@ -161,14 +161,19 @@ def test_a_pilot_that_was_asked_otherwise_is_noted(client: Client, pair: Pair, p
     both: dict[str, Any] = {"small": "small", "large": "large", "policy": "glimpse", "seed": 7}
     source: dict[str, Any] = {"calibrated_from": CalibratedFrom(job=pilot.id, share=0.05)}
     client.submit(
-        SCORED, prompt_template="free", temperature=1.0, large_sampling=RoleDrawingSpec(temperature=0.2), **source, **both
+        SCORED,
+        prompt_template="free",
+        temperature=1.0,
+        large_sampling=RoleDrawingSpec(temperature=0.2),
+        **source,
+        **both,
     )
     told = [note for note in notes if note.startswith("otherwise than the pilot")]
     assert told == [
         f"otherwise than the pilot, job {pilot.id}, that calibrated it, it has prompt_template free instead of math, "
         "small temperature 1.0 instead of 0.6"
     ]
-    client.submit(SCORED, max_tokens=300, num_samples=3, large_sampling=RoleDrawingSpec(temperature=0.2), **source, **both)
+    client.submit(SCORED, max_tokens=300, num_samples=3, large_sampling=RoleDrawingSpec(top_k=7), **source, **both)
     assert len([note for note in notes if note.startswith("otherwise than the pilot")]) == 1
 
 
