@@ -151,7 +151,7 @@ def plans(job: int, ids: Sequence[int], worker: int) -> list[Plan]:
         Plan(name="claim", statement=claims._CLAIM.text, values=claim, indexes=key),
         Plan(name="context", statement=context_cache._LOAD_SEGMENTS.text, values=whole,
              indexes=frozenset({"pk_segments"})),
-        Plan(name="room", statement=admission.THERE.text, values={}, indexes=in_work),
+        Plan(name="room", statement=admission.TRAFFIC.text, values={}, indexes=in_work),
         Plan(name="admit", statement=admission.ADMIT.text, values={"job": job, "room": 64, "first_role": "small"},
              indexes=frozenset({"ix_samples_pending"})),
         Plan(name="publish again", statement=upkeep._OVERDUE.text, values=age,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,42 +15,71 @@ class ModelPool(NamedTuple):
     model: str
 
 
+class Lane(NamedTuple):
+    """Jobs that the same pool opens and that need the same other pools. later: those of them that have workers."""
+
+    opening: ModelPool
+    later: tuple[ModelPool, ...]
+
+    @property
+    def pools(self) -> tuple[ModelPool, ...]:
+        return (self.opening, *self.later)
+
+
+@dataclass(slots=True)
+class Traffic:
+    """The admitted samples of a lane. at: by the pool that they are with, waiting or written. fresh: of all, those of
+    which nothing is stored yet: where they go next nobody knows."""
+
+    at: Counter[ModelPool] = field(default_factory=Counter)
+    fresh: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.at.total()
+
+
 @dataclass(slots=True)
 class Room:
     """How many samples may be let in.
 
-    places: of each pool, how many samples its workers take: so many per slot. there: admitted samples, by the pool that
-    opens their jobs and the one that they are with. sharers: of each pool, the opening pools of the jobs that need it.
+    places: of each pool, how many samples its workers take: so many per slot. short: the pools whose cache holds fewer
+    contexts than their workers could write. lanes: what is in the pipeline, and the lanes that want more.
 
-    Two rules bind a job. Of its opening pool no more samples are in the pipeline than that has places: a sample that is
-    with another model counts, since its context is cached. And none is let in while a pool that the job needs has as
-    many samples with it as places, those of other opening pools counted up to an equal share each: its workers are busy
-    all the time then, and contexts that their cache does not hold are computed again at each return. So a job of the
-    large model alone, which always fills its workers, keeps no pair's job out, nor is it kept out.
+    Of an opening pool no more samples are in the pipeline than that has places: a sample that is with another model
+    counts, since its context is cached. Of another pool that a lane needs, and that is short, no more samples are
+    expected there than that has places: its workers are busy all the time then, and contexts that their cache does not
+    hold would be computed again at each return. As many are expected as of those seen so far are there. Where lanes
+    meet at a short pool, each leaves the others an equal share: large alone, which always fills its workers, keeps no
+    pair out.
     """
 
     places: dict[ModelPool, int]
-    there: Counter[tuple[ModelPool, ModelPool]] = field(default_factory=Counter)
-    sharers: dict[ModelPool, set[ModelPool]] = field(default_factory=lambda: defaultdict(set))
-    expected: Counter[tuple[ModelPool, ModelPool]] = field(default_factory=Counter)
+    short: frozenset[ModelPool] = frozenset()
+    lanes: dict[Lane, Traffic] = field(default_factory=dict)
 
-    def left(self, opening: ModelPool, needed: Sequence[ModelPool]) -> int:
-        """Samples of a job that may be let in. needed: the pools that its policy has, those alone that have workers."""
-        opened = sum(number for (first, _), number in self.there.items() if first == opening)
-        return min(self.places[opening] - opened, *(self._left_at(pool, opening) for pool in needed))
+    def left(self, lane: Lane) -> int:
+        """Samples of a job of this lane that may be let in; it is among the lanes."""
+        opened = sum(traffic.total for other, traffic in self.lanes.items() if other.opening == lane.opening)
+        left = [self.places[lane.opening] - opened]
+        if lane.opening in self.short:
+            left.append(self._allowed(lane, lane.opening) - self.lanes[lane].at[lane.opening])
+        left += [self._left_later(lane, pool) for pool in lane.later if pool in self.short]
+        return min(left)
 
-    def let_in(self, opening: ModelPool, needed: Sequence[ModelPool], number: int) -> None:
-        """Samples of a job were let in: they are with its opening pool, and the rest of this round expects them with
-        the others that it needs."""
-        self.there[opening, opening] += number
-        for pool in needed:
-            if pool != opening:
-                self.expected[opening, pool] += number
+    def let_in(self, lane: Lane, number: int) -> None:
+        """So many samples of a lane were let in."""
+        self.lanes[lane].at[lane.opening] += number
+        self.lanes[lane].fresh += number
 
-    def _left_at(self, pool: ModelPool, opening: ModelPool) -> int:
-        share = self.places[pool] / max(1, len(self.sharers[pool]))
-        of_others = sum(
-            min(number, share) for (first, at), number in self.there.items() if at == pool and first != opening
-        )
-        own = self.there[opening, pool] + self.expected[opening, pool]
-        return math.ceil(self.places[pool] - of_others) - own
+    def _left_later(self, lane: Lane, pool: ModelPool) -> int:
+        traffic = self.lanes[lane]
+        seen = traffic.total - traffic.fresh
+        share_there = (traffic.at[pool] + 1) / (seen + 2)  # the rule of succession: half of them before any is seen
+        return math.floor(self._allowed(lane, pool) / share_there) - traffic.total
+
+    def _allowed(self, lane: Lane, pool: ModelPool) -> int:
+        """Places of a pool that others leave to a lane."""
+        others = [traffic for other, traffic in self.lanes.items() if other != lane and pool in other.pools]
+        share = self.places[pool] / (len(others) + 1)
+        return math.ceil(self.places[pool] - sum(min(traffic.at[pool], share) for traffic in others))

@@ -11,12 +11,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from pipeline.admission import ModelPool, Room
+from pipeline.admission import Lane, ModelPool, Room, Traffic
 from pipeline.db.runnable import Runnable, select_runnable
 from pipeline.db.states import ADMITTED, PENDING, model_of, role_of, runnable_state_of, why_not_served
 from pipeline.samples import ModelRole
 
 _MODELS = ", ".join(f"j.{role.value}_model" for role in ModelRole)
+_LANE = ", ".join(["d.first_role", *(f"d.{role.value}_model" for role in ModelRole)])
 _MISFITS = " ".join(f"WHEN {role.value!r} THEN {why_not_served(role)}" for role in ModelRole)
 _DEMAND = f"""
     live AS MATERIALIZED (
@@ -25,7 +26,7 @@ _DEMAND = f"""
         WHERE w.ended_at IS NULL AND w.expires_at > clock_timestamp()
     ),
     demand AS MATERIALIZED (
-        SELECT j.id, j.priority, j.first_role, {_MODELS}, {model_of("j.first_role")} AS first_model
+        SELECT j.id, j.priority, j.first_role, {_MODELS}
         FROM jobs j
         WHERE j.state = 'running' AND EXISTS (
             SELECT FROM live e
@@ -33,20 +34,20 @@ _DEMAND = f"""
               AND CASE j.first_role {_MISFITS} END IS NULL)
     )"""
 SUPPLY = text("""
-    SELECT kind AS role, model, sum(coalesce(num_slots, max_in_flight)) AS slots FROM workers
+    SELECT kind AS role, model, sum(coalesce(num_slots, max_in_flight)) AS slots, sum(max_in_flight) AS most
+    FROM workers
     WHERE ended_at IS NULL AND expires_at > clock_timestamp() AND model IS NOT NULL GROUP BY kind, model
 """)
-THERE = text(f"""
+TRAFFIC = text(f"""
     WITH {_DEMAND}
-    SELECT d.first_role, d.first_model, {role_of("s.state")} AS role,
-           {model_of(role_of("s.state"), job="d")} AS model, count(*) AS number
+    SELECT {_LANE}, {role_of("s.state")} AS role, count(*) AS number,
+           count(*) FILTER (WHERE s.num_segments = 0 AND {role_of("s.state")} = d.first_role) AS fresh
     FROM samples s JOIN demand d ON d.id = s.job_id
-    WHERE s.{ADMITTED} GROUP BY 1, 2, 3, 4
+    WHERE s.{ADMITTED} GROUP BY {_LANE}, role
 """)
 WAITING = text(f"""
     WITH {_DEMAND}
-    SELECT d.id AS job_id, d.first_role, d.first_model, d.small_model, d.large_model, d.judge_model
-    FROM demand d
+    SELECT d.id AS job_id, {_LANE} FROM demand d
     WHERE EXISTS (SELECT FROM samples s WHERE s.job_id = d.id AND s.{PENDING})
     ORDER BY d.priority DESC, d.id
 """)
@@ -81,29 +82,40 @@ def admit_samples(connection: Connection, *, ahead: float) -> list[Runnable]:
     waiting = connection.execute(WAITING).all()
     if not waiting:
         return []
-    jobs = [(row, ModelPool(row.first_role, row.first_model)) for row in waiting]
-    room = Room({ModelPool(row.role, row.model): math.ceil(row.slots * ahead) for row in connection.execute(SUPPLY)})
-    needed = {row.job_id: [pool for pool in _pools(row) if pool in room.places] for row in waiting}
-    for row in connection.execute(THERE):
-        room.there[ModelPool(row.first_role, row.first_model), ModelPool(row.role, row.model)] += row.number
-    for opening, pool in [*room.there, *((opening, pool) for row, opening in jobs for pool in needed[row.job_id])]:
-        room.sharers[pool].add(opening)
+    supply = {ModelPool(row.role, row.model): row for row in connection.execute(SUPPLY)}
+    room = Room(
+        places={pool: math.ceil(row.slots * ahead) for pool, row in supply.items()},
+        short=frozenset(pool for pool, row in supply.items() if row.slots < row.most),
+    )
+    for row in connection.execute(TRAFFIC):
+        traffic = room.lanes.setdefault(_lane(row, room), Traffic())
+        traffic.at[_pools(row)[row.role]] += row.number
+        traffic.fresh += row.fresh
+    jobs = [(row.job_id, row.first_role, _lane(row, room)) for row in waiting]
+    for _, _, lane in jobs:
+        room.lanes.setdefault(lane, Traffic())
     admitted: list[int] = []
     until = time.monotonic() + ADMITTING_S
-    for row, opening in jobs:
+    for job_id, first_role, lane in jobs:
         if time.monotonic() > until:
             break
-        left = room.left(opening, needed[row.job_id])
+        left = room.left(lane)
         if left <= 0:
             continue
-        values = {"job": row.job_id, "room": left, "first_role": row.first_role}
+        values = {"job": job_id, "room": left, "first_role": first_role}
         ids = connection.execute(ADMIT, values).scalars().all()
-        room.let_in(opening, needed[row.job_id], len(ids))
+        room.let_in(lane, len(ids))
         admitted.extend(ids)
     return select_runnable(connection, sorted(admitted))
 
 
-def _pools(job: Row[Any]) -> list[ModelPool]:
-    """Those of a job's models."""
-    models = {ModelRole.SMALL: job.small_model, ModelRole.LARGE: job.large_model, ModelRole.JUDGE: job.judge_model}
-    return [ModelPool(role.value, model) for role, model in models.items() if model is not None]
+def _lane(job: Row[Any], room: Room) -> Lane:
+    pools = _pools(job)
+    opening = pools.pop(job.first_role)
+    return Lane(opening, tuple(pool for pool in pools.values() if pool in room.places))
+
+
+def _pools(job: Row[Any]) -> dict[str, ModelPool]:
+    """Those of a job's models, by role."""
+    models = {"small": job.small_model, "large": job.large_model, "judge": job.judge_model}
+    return {role: ModelPool(role, model) for role, model in models.items() if model is not None}

@@ -102,8 +102,7 @@ class PartCosts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
-    """How samples are let in: in rounds tick_s apart, until there are admit_ahead per slot of those who open them, or
-    with another pool as many per slot of its own."""
+    """How samples are let in: in rounds tick_s apart, until there are admit_ahead per slot of those who open them."""
 
     admit_ahead: float = 1.5
     tick_s: float = 0.25

@@ -18,7 +18,6 @@ from typing import Any, TypeAlias
 
 import simpy
 
-from pipeline.admission import ModelPool, Room
 from pipeline.planning.pools import EngineRates, Piece, PipelineModel, Pool, Trajectory
 from pipeline.samples import ModelRole
 
@@ -275,16 +274,11 @@ class _Pipeline:
             for role, pool in model.pools.items()
         }  # fmt: skip
         self._pending = deque(trajectories)
+        self._num_admitted = 0
         self._freed = self._env.event()
         opener = trajectories[0][0].role if trajectories else ModelRole.SMALL
-        self._pools = {role: ModelPool(role.value, "") for role, pool in model.pools.items() if pool.num_workers}
-        self._opening = self._pools[opener]
-        places = {
-            self._pools[role]: math.ceil(pool.num_workers * pool.slots * model.admission.admit_ahead)
-            for role, pool in model.pools.items()
-            if pool.num_workers
-        }
-        self._room = Room(places)
+        pool = model.pools[opener]
+        self._room = math.ceil(pool.num_workers * pool.slots * model.admission.admit_ahead)
         self._tallies = {role: _Tally() for role in model.pools}
         self._ended: list[float] = []
         self._hand_overs = 0
@@ -311,8 +305,8 @@ class _Pipeline:
         """Admit samples in rounds, as many as there is room for; rounds in which there is none are left out."""
         tick_s = self._model.admission.tick_s
         while self._pending:
-            while self._pending and self._has_room:
-                self._room.there[self._opening, self._opening] += 1
+            while self._pending and self._num_admitted < self._room:
+                self._num_admitted += 1
                 self._env.process(self._take(self._pending.popleft()))
             if self._pending:
                 self._freed = self._env.event()
@@ -321,29 +315,11 @@ class _Pipeline:
         self._admitted_s = self._env.now
         self._steady_slot_s = {role: self._slot_seconds(role) for role in self._workers}
 
-    @property
-    def _has_room(self) -> bool:
-        return self._room.left(self._opening, list(self._pools.values())) > 0
-
-    def _move(self, at: ModelPool, to: ModelPool) -> ModelPool:
-        """One sample goes on with another model, or stays."""
-        if at != to:
-            self._room.there[self._opening, at] -= 1
-            self._room.there[self._opening, to] += 1
-            self._tell_room()
-        return to
-
-    def _tell_room(self) -> None:
-        if not self._freed.triggered:
-            self._freed.succeed()
-
     def _take(self, trajectory: Trajectory) -> _Process:
         """One sample, from its admission to its end."""
         homes: dict[ModelRole, _Worker] = {}
         costs = self._model.costs
-        at = self._opening
         for index, piece in enumerate(trajectory):
-            at = self._move(at, self._pools[piece.role])
             if costs.redis_s and not piece.stays:
                 yield self._redis.do(costs.redis_s)
             if costs.delay_s and not piece.stays:
@@ -362,8 +338,9 @@ class _Pipeline:
             if costs.postgres_s:
                 yield self._postgres.do(costs.postgres_s)
             self._hand_overs += 1
-        self._room.there[self._opening, at] -= 1
-        self._tell_room()
+        self._num_admitted -= 1
+        if not self._freed.triggered:
+            self._freed.succeed()
         self._ended.append(self._env.now)
 
     def _least_loaded(self, role: ModelRole) -> _Worker:

@@ -503,7 +503,7 @@ def admitted(connection: Connection) -> list[int]:
     return [sample.job_id for sample in admit_samples(connection, ahead=1.0)]
 
 
-def test_fresh_samples_wait_while_as_many_are_with_large_as_its_workers_take(connection: Connection) -> None:
+def test_fresh_samples_wait_while_large_has_as_many_as_its_cache_holds(connection: Connection) -> None:
     problems = add_problem_set(connection)
     pair, alone = add_job(connection, problems), add_job(connection, problems, policy="small-only", large=None)
     add_worker(connection, "small", model="S")
@@ -514,30 +514,39 @@ def test_fresh_samples_wait_while_as_many_are_with_large_as_its_workers_take(con
     assert admitted(connection) == [alone] * 4  # which needs no large model
     end = text("UPDATE samples SET state = 'cancelled', ended_at = now() WHERE id = :id")
     connection.execute(end, {"id": with_large[0]})
-    assert admitted(connection) == [pair]
+    assert admitted(connection) == [pair] * 2
 
 
-def test_samples_that_large_opens_keep_none_of_the_small_model_out(connection: Connection) -> None:
-    """Large alone always fills its workers: a pair's job, older or of higher priority, would never begin."""
+def test_large_alone_keeps_no_pair_out(connection: Connection) -> None:
+    """It always fills its workers: a pair's job, of whichever priority, would never begin."""
     problems = add_problem_set(connection)
     alone, pair = add_job(connection, problems, policy="large-only"), add_job(connection, problems)
     add_worker(connection, "small", model="S")
     add_worker(connection, "large", model="L", num_slots=3)
     for job in (alone, pair):
         add_samples(connection, job, [{"problem": p % 4, "state": "pending"} for p in range(5)])
-    assert sorted(admitted(connection)) == [alone] * 3 + [pair] * 2
-    assert admitted(connection) == [pair] * 2  # small's, of which none is with large yet
+    assert sorted(admitted(connection)) == [alone] * 3 + [pair] * 4
+    assert admitted(connection) == []
 
 
 def test_room_with_large_is_shared_by_the_jobs_of_a_round(connection: Connection) -> None:
     problems = add_problem_set(connection)
     jobs = [add_job(connection, problems) for _ in range(3)]
     add_worker(connection, "small", model="S")
-    add_worker(connection, "large", model="L", num_slots=3)
+    add_worker(connection, "large", model="L", num_slots=2)
     for job in jobs:
         add_samples(connection, job, [{"problem": p, "state": "pending"} for p in range(2)])
-    assert admitted(connection) == [jobs[0], jobs[0], jobs[1]]
-    assert admitted(connection) == [jobs[1], jobs[2], jobs[2]]  # those are not with large yet
+    assert admitted(connection) == [jobs[0], jobs[0], jobs[1], jobs[1]]
+    assert admitted(connection) == []
+
+
+def test_a_roomy_cache_keeps_nobody_out(connection: Connection) -> None:
+    job = add_job(connection, add_problem_set(connection))
+    add_worker(connection, "small", model="S")
+    add_worker(connection, "large", model="L", num_slots=8)
+    add_samples(connection, job, [{"problem": p % 4, "state": "awaiting_large"} for p in range(6)])
+    add_samples(connection, job, [{"problem": p % 4, "state": "pending"} for p in range(4)])
+    assert admitted(connection) == [job] * 2  # the rest of small's room
 
 
 def test_without_workers_of_the_large_model_small_begins_all_the_same(connection: Connection) -> None:

@@ -7,53 +7,95 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.admission import ModelPool, Room
+from pipeline.admission import Lane, ModelPool, Room, Traffic
 
 SMALL, OTHER, LARGE = ModelPool("small", "S"), ModelPool("small", "T"), ModelPool("large", "L")
-POOLS = (SMALL, OTHER, LARGE)
+ALONE, PAIR, OTHER_PAIR = Lane(SMALL, ()), Lane(SMALL, (LARGE,)), Lane(OTHER, (LARGE,))
+LARGE_ALONE, OPENED = Lane(LARGE, ()), Lane(LARGE, (SMALL,))
+LANES = (ALONE, PAIR, OTHER_PAIR, LARGE_ALONE, OPENED)
 
 
-def room(places: dict[ModelPool, int], there: dict[tuple[ModelPool, ModelPool], int] | None = None) -> Room:
-    """Pairs of both small models with the large one, and jobs of it alone."""
-    return Room(places, Counter(there or {}), {SMALL: {SMALL}, OTHER: {OTHER}, LARGE: {SMALL, OTHER, LARGE}})
+def room(places: dict[ModelPool, int], **lanes: tuple[Lane, dict[ModelPool, int], int]) -> Room:
+    """Every cache is short of room."""
+    return Room(places, frozenset(places), {lane: Traffic(Counter(at), fresh) for lane, at, fresh in lanes.values()})
 
 
 def test_as_many_are_in_the_pipeline_as_the_opening_pool_has_places() -> None:
-    found = room({SMALL: 12, LARGE: 9}, {(SMALL, SMALL): 3, (SMALL, LARGE): 4, (LARGE, LARGE): 9})
-    assert found.left(SMALL, [SMALL]) == 5
+    found = room({SMALL: 12, LARGE: 90}, pair=(PAIR, {SMALL: 3, LARGE: 4}, 0), alone=(ALONE, {}, 0))
+    assert found.left(ALONE) == 5
+    assert found.left(PAIR) == 5
 
 
-def test_none_is_let_in_while_the_large_model_is_full() -> None:
-    for number, left in ((0, 9), (5, 4), (9, 0), (30, -21)):
-        assert room({SMALL: 100, LARGE: 9}, {(SMALL, LARGE): number}).left(SMALL, [SMALL, LARGE]) == left
+def test_a_pool_whose_cache_has_room_keeps_nobody_out() -> None:
+    found = room({SMALL: 900, LARGE: 3}, pair=(PAIR, {LARGE: 300}, 0), alone=(LARGE_ALONE, {LARGE: 1}, 0))
+    found.short = frozenset()
+    assert found.left(PAIR) == 600
+    assert found.left(LARGE_ALONE) == 2
 
 
-def test_others_count_up_to_their_share() -> None:
-    for number, left in ((1, 8), (3, 6), (4, 6), (500, 6)):  # a share of three is 3
-        assert room({SMALL: 100, LARGE: 9}, {(LARGE, LARGE): number}).left(SMALL, [SMALL, LARGE]) == left
-    both = {(LARGE, LARGE): 500, (OTHER, LARGE): 2}
-    assert room({SMALL: 100, LARGE: 9}, both).left(SMALL, [SMALL, LARGE]) == 4
+def test_a_lane_whose_samples_are_all_with_large_has_no_more_than_that_has_places() -> None:
+    for number, left in ((29, 2), (30, 0), (31, -1), (60, -30)):
+        found = room({SMALL: 900, LARGE: 30}, pair=(PAIR, {LARGE: number}, 0))
+        assert found.left(PAIR) == left
+
+
+def test_the_seldom_large_is_needed_the_more_are_let_in() -> None:
+    at_large = {
+        0: 900,
+        2: 900,
+        10: 178,
+        25: 17,
+        50: -40,
+        100: -70,
+    }  # of a hundred samples, and how many more there is room for
+    for number, left in left_at.items():
+        found = room({SMALL: 1000, LARGE: 30}, pair=(PAIR, {SMALL: 100 - number, LARGE: number}, 0))
+        assert found.left(PAIR) == left
+
+
+def test_before_anything_is_stored_half_of_all_are_expected_with_large() -> None:
+    assert room({SMALL: 900, LARGE: 30}, pair=(PAIR, {}, 0)).left(PAIR) == 60
+    assert room({SMALL: 900, LARGE: 30}, pair=(PAIR, {SMALL: 40}, 40)).left(PAIR) == 20
+    assert room({SMALL: 900, LARGE: 30}, pair=(PAIR, {SMALL: 60}, 60)).left(PAIR) == 0
+
+
+def test_lanes_leave_each_other_an_equal_share() -> None:
+    for number, left in ((5, 50), (15, 30), (500, 30)):  # a share of two is 15
+        found = room({SMALL: 900, LARGE: 30}, pair=(PAIR, {}, 0), alone=(LARGE_ALONE, {LARGE: number}, 0))
+        assert found.left(PAIR) == left
+    both = room(
+        {SMALL: 900, OTHER: 900, LARGE: 30},
+        pair=(PAIR, {}, 0), alone=(LARGE_ALONE, {LARGE: 500}, 0), other=(OTHER_PAIR, {LARGE: 4, OTHER: 90}, 0),
+    )  # fmt: skip
+    assert both.left(PAIR) == 2 * (30 - 10 - 4)
+
+
+def test_large_alone_is_let_in_up_to_what_pairs_leave() -> None:
+    found = room({SMALL: 900, LARGE: 30}, pair=(PAIR, {LARGE: 40}, 0), alone=(LARGE_ALONE, {LARGE: 6}, 6))
+    assert found.left(LARGE_ALONE) == 30 - 15 - 6
 
 
 def test_what_one_job_is_given_the_next_one_of_the_round_has_not() -> None:
-    found = room({SMALL: 10, LARGE: 4})
-    found.let_in(SMALL, [SMALL, LARGE], 3)
-    assert found.left(SMALL, [SMALL, LARGE]) == 1
-    assert found.left(SMALL, [SMALL]) == 7
-    assert found.left(LARGE, [LARGE]) == 4  # none of them is there yet
+    found = room({SMALL: 10, LARGE: 3}, pair=(PAIR, {}, 0), alone=(ALONE, {}, 0))
+    found.let_in(PAIR, 4)
+    assert found.left(PAIR) == 2
+    assert found.left(ALONE) == 6
 
 
 @given(
-    st.fixed_dictionaries({pool: st.integers(1, 40) for pool in POOLS}),
-    st.dictionaries(st.tuples(st.sampled_from(POOLS), st.sampled_from(POOLS)), st.integers(0, 60)),
+    st.fixed_dictionaries(dict.fromkeys((SMALL, OTHER, LARGE), st.integers(1, 40))),
+    st.fixed_dictionaries({lane: st.tuples(*[st.integers(0, 30)] * (len(lane.pools) + 1)) for lane in LANES}),
 )
-def test_nobody_is_kept_out_of_an_equal_share(
-    places: dict[ModelPool, int], there: dict[tuple[ModelPool, ModelPool], int]
-) -> None:
-    found = Room(places, Counter(there), {pool: set(POOLS) for pool in POOLS})
-    for opening in POOLS:
-        needed = list(dict.fromkeys([opening, LARGE]))
-        opened = sum(number for (first, _), number in there.items() if first == opening)
-        if opened < places[opening] and all(there.get((opening, pool), 0) < places[pool] / 3 for pool in needed):
-            assert found.left(opening, needed) > 0
-        assert found.left(opening, needed) <= places[opening] - opened
+def test_nobody_waits_for_ever(places: dict[ModelPool, int], counts: dict[Lane, tuple[int, ...]]) -> None:
+    """A lane with nothing in the pipeline has room, where its opening pool is not full of others of the same."""
+    for lane, (*at, fresh) in counts.items():
+        traffic = {
+            other: Traffic(Counter(dict(zip(other.pools, numbers, strict=False))), min(numbers[-1], numbers[0]))
+            for other, numbers in counts.items()
+        }
+        found = Room(places, frozenset(places), traffic | {lane: Traffic()})
+        opened = sum(each.total for other, each in found.lanes.items() if other.opening == lane.opening)
+        if opened < places[lane.opening]:
+            assert found.left(lane) > 0
+        assert Room(places, frozenset(places), traffic).left(lane) <= places[lane.opening] - sum(at)
+        assert fresh >= 0
