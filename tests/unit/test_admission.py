@@ -40,14 +40,7 @@ def test_a_lane_whose_samples_are_all_with_large_has_no_more_than_that_has_place
 
 
 def test_the_seldom_large_is_needed_the_more_are_let_in() -> None:
-    at_large = {
-        0: 900,
-        2: 900,
-        10: 178,
-        25: 17,
-        50: -40,
-        100: -70,
-    }  # of a hundred samples, and how many more there is room for
+    left_at = {0: 900, 2: 900, 10: 178, 25: 17, 50: -40, 100: -70}  # by those of a hundred that are with large
     for number, left in left_at.items():
         found = room({SMALL: 1000, LARGE: 30}, pair=(PAIR, {SMALL: 100 - number, LARGE: number}, 0))
         assert found.left(PAIR) == left
