@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -43,7 +44,7 @@ class Traffic:
 class Room:
     """How many samples may be let in.
 
-    places: of each pool, how many samples its workers take: so many per slot. short: the pools whose cache holds fewer
+    places: of each live pool, how many samples its workers take: so many per slot. short: the pools whose cache holds fewer
     contexts than their workers could write. lanes: what is in the pipeline, and the lanes that want more.
 
     Of an opening pool no more samples are in the pipeline than that has places: a sample that is with another model
@@ -54,14 +55,18 @@ class Room:
     pair out.
     """
 
-    places: dict[ModelPool, int]
+    places: Mapping[ModelPool, int]
+    lanes: Mapping[Lane, Traffic]
     short: frozenset[ModelPool] = frozenset()
-    lanes: dict[Lane, Traffic] = field(default_factory=dict)
+    _opened: Counter[ModelPool] = field(init=False, default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        for lane, traffic in self.lanes.items():
+            self._opened[lane.opening] += traffic.total
 
     def left(self, lane: Lane) -> int:
         """Samples of a job of this lane that may be let in; it is among the lanes."""
-        opened = sum(traffic.total for other, traffic in self.lanes.items() if other.opening == lane.opening)
-        left = [self.places[lane.opening] - opened]
+        left = [self.places.get(lane.opening, 0) - self._opened[lane.opening]]
         if lane.opening in self.short:
             left.append(self._allowed(lane, lane.opening) - self.lanes[lane].at[lane.opening])
         left += [self._left_later(lane, pool) for pool in lane.later if pool in self.short]
@@ -71,6 +76,7 @@ class Room:
         """So many samples of a lane were let in."""
         self.lanes[lane].at[lane.opening] += number
         self.lanes[lane].fresh += number
+        self._opened[lane.opening] += number
 
     def _left_later(self, lane: Lane, pool: ModelPool) -> int:
         traffic = self.lanes[lane]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection, Row, text
@@ -16,40 +17,41 @@ from pipeline.db.runnable import Runnable, select_runnable
 from pipeline.db.states import ADMITTED, PENDING, model_of, role_of, runnable_state_of, why_not_served
 from pipeline.samples import ModelRole
 
-_MODELS = ", ".join(f"j.{role.value}_model" for role in ModelRole)
-_LANE = ", ".join(["d.first_role", *(f"d.{role.value}_model" for role in ModelRole)])
+_LANE = ", ".join(["j.first_role", *(f"j.{role.value}_model" for role in ModelRole)])
 _MISFITS = " ".join(f"WHEN {role.value!r} THEN {why_not_served(role)}" for role in ModelRole)
-_DEMAND = f"""
+_LIVE = """
     live AS MATERIALIZED (
         SELECT DISTINCT w.kind, w.model, e.model_fingerprint, e.weights_sha256, e.revision
         FROM workers w LEFT JOIN engines e ON e.id = w.engine_id
         WHERE w.ended_at IS NULL AND w.expires_at > clock_timestamp()
-    ),
-    demand AS MATERIALIZED (
-        SELECT j.id, j.priority, j.first_role, {_MODELS}
-        FROM jobs j
-        WHERE j.state = 'running' AND EXISTS (
-            SELECT FROM live e
-            WHERE e.kind = j.first_role AND e.model = {model_of("j.first_role")}
-              AND CASE j.first_role {_MISFITS} END IS NULL)
     )"""
+_CAN_BEGIN = f"""
+    j.state = 'running' AND EXISTS (
+        SELECT FROM live e
+        WHERE e.kind = j.first_role AND e.model = {model_of("j.first_role")}
+          AND CASE j.first_role {_MISFITS} END IS NULL)"""
 SUPPLY = text("""
     SELECT kind AS role, model, sum(coalesce(num_slots, max_in_flight)) AS slots, sum(max_in_flight) AS most
     FROM workers
     WHERE ended_at IS NULL AND expires_at > clock_timestamp() AND model IS NOT NULL GROUP BY kind, model
 """)
 TRAFFIC = text(f"""
-    WITH {_DEMAND}
-    SELECT {_LANE}, {role_of("s.state")} AS role, count(*) AS number,
-           count(*) FILTER (WHERE s.num_segments = 0 AND {role_of("s.state")} = d.first_role) AS fresh
-    FROM samples s JOIN demand d ON d.id = s.job_id
-    WHERE s.{ADMITTED} GROUP BY {_LANE}, role
+    WITH {_LIVE},
+    admitted AS MATERIALIZED (
+        SELECT s.job_id, {role_of("s.state")} AS role, count(*) AS number,
+               count(*) FILTER (WHERE s.num_segments = 0) AS unwritten
+        FROM samples s WHERE s.{ADMITTED} GROUP BY 1, 2
+    )
+    SELECT {_LANE}, a.role, sum(a.number)::integer AS number,
+           sum(a.unwritten) FILTER (WHERE a.role = j.first_role) AS fresh
+    FROM admitted a JOIN jobs j ON j.id = a.job_id
+    WHERE {_CAN_BEGIN} GROUP BY {_LANE}, a.role
 """)
 WAITING = text(f"""
-    WITH {_DEMAND}
-    SELECT d.id AS job_id, {_LANE} FROM demand d
-    WHERE EXISTS (SELECT FROM samples s WHERE s.job_id = d.id AND s.{PENDING})
-    ORDER BY d.priority DESC, d.id
+    WITH {_LIVE}
+    SELECT j.id AS job_id, {_LANE} FROM jobs j
+    WHERE {_CAN_BEGIN} AND EXISTS (SELECT FROM samples s WHERE s.job_id = j.id AND s.{PENDING})
+    ORDER BY j.priority DESC, j.id
 """)
 ADMIT = text(f"""
     WITH chosen AS (
@@ -83,17 +85,14 @@ def admit_samples(connection: Connection, *, ahead: float) -> list[Runnable]:
     if not waiting:
         return []
     supply = {ModelPool(row.role, row.model): row for row in connection.execute(SUPPLY)}
-    room = Room(
-        places={pool: math.ceil(row.slots * ahead) for pool, row in supply.items()},
-        short=frozenset(pool for pool, row in supply.items() if row.slots < row.most),
-    )
+    places = {pool: math.ceil(row.slots * ahead) for pool, row in supply.items()}
+    jobs = [(row.job_id, row.first_role, _lane(row, places)) for row in waiting]
+    lanes = {lane: Traffic() for _, _, lane in jobs}
     for row in connection.execute(TRAFFIC):
-        traffic = room.lanes.setdefault(_lane(row, room), Traffic())
+        traffic = lanes.setdefault(_lane(row, places), Traffic())
         traffic.at[_pools(row)[row.role]] += row.number
-        traffic.fresh += row.fresh
-    jobs = [(row.job_id, row.first_role, _lane(row, room)) for row in waiting]
-    for _, _, lane in jobs:
-        room.lanes.setdefault(lane, Traffic())
+        traffic.fresh += int(row.fresh or 0)
+    room = Room(places, lanes, short=frozenset(pool for pool, row in supply.items() if row.slots < row.most))
     admitted: list[int] = []
     until = time.monotonic() + ADMITTING_S
     for job_id, first_role, lane in jobs:
@@ -109,10 +108,10 @@ def admit_samples(connection: Connection, *, ahead: float) -> list[Runnable]:
     return select_runnable(connection, sorted(admitted))
 
 
-def _lane(job: Row[Any], room: Room) -> Lane:
+def _lane(job: Row[Any], places: Mapping[ModelPool, int]) -> Lane:
     pools = _pools(job)
     opening = pools.pop(job.first_role)
-    return Lane(opening, tuple(pool for pool in pools.values() if pool in room.places))
+    return Lane(opening, tuple(pool for pool in pools.values() if pool in places))
 
 
 def _pools(job: Row[Any]) -> dict[str, ModelPool]:

@@ -17,13 +17,19 @@ LANES = (ALONE, PAIR, OTHER_PAIR, LARGE_ALONE, OPENED)
 
 def room(places: dict[ModelPool, int], **lanes: tuple[Lane, dict[ModelPool, int], int]) -> Room:
     """Every cache is short of room."""
-    return Room(places, frozenset(places), {lane: Traffic(Counter(at), fresh) for lane, at, fresh in lanes.values()})
+    traffic = {lane: Traffic(Counter(at), fresh) for lane, at, fresh in lanes.values()}
+    return Room(places, traffic, short=frozenset(places))
 
 
 def test_as_many_are_in_the_pipeline_as_the_opening_pool_has_places() -> None:
     found = room({SMALL: 12, LARGE: 90}, pair=(PAIR, {SMALL: 3, LARGE: 4}, 0), alone=(ALONE, {}, 0))
     assert found.left(ALONE) == 5
     assert found.left(PAIR) == 5
+
+
+def test_without_workers_of_the_opening_model_none_is_let_in() -> None:
+    """They may have ended since the jobs were read."""
+    assert room({LARGE: 9}, pair=(PAIR, {}, 0)).left(PAIR) == 0
 
 
 def test_a_pool_whose_cache_has_room_keeps_nobody_out() -> None:
@@ -86,9 +92,9 @@ def test_nobody_waits_for_ever(places: dict[ModelPool, int], counts: dict[Lane, 
             other: Traffic(Counter(dict(zip(other.pools, numbers, strict=False))), min(numbers[-1], numbers[0]))
             for other, numbers in counts.items()
         }
-        found = Room(places, frozenset(places), traffic | {lane: Traffic()})
+        found = Room(places, traffic | {lane: Traffic()}, short=frozenset(places))
         opened = sum(each.total for other, each in found.lanes.items() if other.opening == lane.opening)
         if opened < places[lane.opening]:
             assert found.left(lane) > 0
-        assert Room(places, frozenset(places), traffic).left(lane) <= places[lane.opening] - sum(at)
+        assert Room(places, traffic, short=frozenset(places)).left(lane) <= places[lane.opening] - sum(at)
         assert fresh >= 0
