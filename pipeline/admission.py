@@ -44,8 +44,8 @@ class Traffic:
 class Room:
     """How many samples may be let in.
 
-    places: of each live pool, how many samples its workers take: so many per slot. short: the pools whose cache holds fewer
-    contexts than their workers could write. lanes: what is in the pipeline, and the lanes that want more.
+    places: of each live pool, how many samples its workers take: so many per slot. lanes: what is in the pipeline, and
+    the lanes that want more. short: the pools whose cache holds fewer contexts than their workers could write.
 
     Of an opening pool no more samples are in the pipeline than that has places: a sample that is with another model
     counts, since its context is cached. Of another pool that a lane needs, and that is short, no more samples are
