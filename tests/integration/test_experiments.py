@@ -156,6 +156,7 @@ def test_without_a_seed_all_rows_have_the_experiments(client: Client) -> None:
         (SCORED, {"temperature": 0.1}, "another sampling"),
         (SCORED, {"small": "tiny"}, "small tiny instead of small"),
         (SCORED, {"grader": "exact"}, "grader exact instead of math"),
+        (SCORED, {"system": "Be brief."}, "small asked otherwise"),
     ],
 )
 def test_rows_that_would_not_be_comparable_are_refused(
