@@ -35,7 +35,7 @@ from bench.scripted_worker import environment, program
 from bench.scripts import ANSWER
 from bench.stack import MODELS, Stack, running_servers
 from pipeline.chat.files import served_name
-from pipeline.db import admission, claims, context_cache, grades, rollups
+from pipeline.db import claims, context_cache, grades, rollups
 from pipeline.db import job_control as control
 from pipeline.db import upkeep_statements as upkeep
 from pipeline.db.session import transaction
@@ -151,8 +151,9 @@ def plans(job: int, ids: Sequence[int], worker: int) -> list[Plan]:
         Plan(name="claim", statement=claims._CLAIM.text, values=claim, indexes=key),
         Plan(name="context", statement=context_cache._LOAD_SEGMENTS.text, values=whole,
              indexes=frozenset({"pk_segments"})),
-        Plan(name="room", statement=admission.TRAFFIC.text, values={}, indexes=in_work),
-        Plan(name="admit", statement=admission.ADMIT.text, values={"job": job, "room": 64, "first_role": "small"},
+        Plan(name="room", statement=upkeep._ROOM.text, values={"ahead": 1.5},
+             indexes=in_work),
+        Plan(name="admit", statement=upkeep._ADMIT.text, values={"job": job, "room": 64, "first_role": "small"},
              indexes=frozenset({"ix_samples_pending"})),
         Plan(name="publish again", statement=upkeep._OVERDUE.text, values=age,
              indexes=in_work | frozenset({"ix_samples_finished"})),

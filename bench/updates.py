@@ -20,11 +20,11 @@ from sqlalchemy import Connection, Engine, text
 from bench.measurement import Report, multiple_of
 from bench.scale import MODEL, NUM_SAMPLES, submit, write_problems
 from bench.stack import Stack, running_servers
-from pipeline.db.admission import admit_samples
 from pipeline.db.claims import ClaimedSample, claim_samples
 from pipeline.db.commits import SampleCommit, commit_samples
 from pipeline.db.grants import grant_roles
 from pipeline.db.session import open_database, transaction
+from pipeline.db.upkeep_statements import admit_samples
 from pipeline.db.worker_leases import Registration, put_engine, register_worker
 from pipeline.embedded import EMBEDDED_LOGINS
 from pipeline.logins import DatabaseRole

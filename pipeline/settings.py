@@ -185,8 +185,7 @@ class UpkeepSettings(_Part):
     tick_s: Seconds = 0.25
     """Pause between two rounds of duties."""
     admit_ahead: Annotated[float, Field(ge=1)] = 1.5
-    """Samples admitted per slot of the live workers that open them, and expected with those of another model whose
-    cache is short: above 1 so that a freed slot finds one waiting."""
+    """Samples admitted per slot of the live workers that open them: above 1 so that a freed slot finds one waiting."""
     republish_after_s: Seconds = 10.0
     """A runnable sample that nobody claimed for so long is published again, unless its queue is long as it is."""
 

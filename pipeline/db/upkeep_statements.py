@@ -1,4 +1,4 @@
-"""The statements of upkeep but for admission: settle (rescue), publish again, try suspects, halt, mark, close jobs.
+"""The statements of upkeep: admit, settle (rescue), publish again, try suspects, halt, mark, close jobs.
 
 Every duty is one short transaction and may be repeated at any time: what it returns is published after the commit,
 and what a crash kept from being published is found again by ``overdue_samples``.
@@ -7,6 +7,7 @@ and what a crash kept from being published is found again by ``overdue_samples``
 from __future__ import annotations
 
 import datetime as dt
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,16 +19,95 @@ from pipeline.db.states import (
     FAILED,
     FINISHED,
     OPEN,
+    PENDING,
     RUNNABLE,
     WRITING,
     first_claim_of,
     home_worker,
     model_of,
     role_of,
+    runnable_state_of,
     waiting_again,
+    why_not_served,
 )
 from pipeline.jobs.config import JobState
-from pipeline.samples import ALONE_AFTER, GUILTY_AFTER_LAPSES, SUSPECT_AFTER
+from pipeline.samples import ALONE_AFTER, GUILTY_AFTER_LAPSES, SUSPECT_AFTER, ModelRole
+
+_MISFITS = " ".join(f"WHEN {role.value!r} THEN {why_not_served(role)}" for role in ModelRole)
+_ROOM = text(f"""
+    WITH live AS MATERIALIZED (
+        SELECT DISTINCT w.kind, w.model, e.model_fingerprint, e.weights_sha256, e.revision
+        FROM workers w LEFT JOIN engines e ON e.id = w.engine_id
+        WHERE w.ended_at IS NULL AND w.expires_at > clock_timestamp()
+    ),
+    demand AS MATERIALIZED (
+        SELECT j.id, j.priority, j.first_role, {model_of("j.first_role")} AS model
+        FROM jobs j
+        WHERE j.state = 'running' AND EXISTS (
+            SELECT FROM live e
+            WHERE e.kind = j.first_role AND e.model = {model_of("j.first_role")}
+              AND CASE j.first_role {_MISFITS} END IS NULL)
+    ),
+    supply AS (
+        SELECT kind, model, sum(coalesce(num_slots, max_in_flight)) AS slots FROM workers
+        WHERE ended_at IS NULL AND expires_at > clock_timestamp() GROUP BY kind, model
+    ),
+    used AS (
+        SELECT d.first_role, d.model, count(*) AS admitted
+        FROM samples s JOIN demand d ON d.id = s.job_id
+        WHERE s.{ADMITTED} GROUP BY d.first_role, d.model
+    )
+    SELECT d.id AS job_id, d.first_role, d.model,
+           ceil(supply.slots * :ahead)::integer - coalesce(used.admitted, 0)::integer AS room
+    FROM demand d JOIN supply ON supply.kind = d.first_role AND supply.model = d.model
+    LEFT JOIN used ON used.first_role = d.first_role AND used.model = d.model
+    WHERE EXISTS (SELECT FROM samples s WHERE s.job_id = d.id AND s.{PENDING})
+    ORDER BY d.priority DESC, d.id
+""")
+
+_ADMIT = text(f"""
+    WITH chosen AS (
+        SELECT s.id FROM samples s
+        WHERE s.job_id = :job AND {PENDING}
+          AND {runnable_state_of("coalesce(s.next_role, :first_role)")} IS NOT NULL
+        ORDER BY s.id LIMIT :room FOR UPDATE SKIP LOCKED
+    )
+    UPDATE samples s SET
+        state = {runnable_state_of("coalesce(s.next_role, :first_role)")},
+        admitted_at = coalesce(s.admitted_at, clock_timestamp()),
+        runnable_at = clock_timestamp(), published_at = clock_timestamp()
+    FROM chosen WHERE s.id = chosen.id
+    RETURNING s.id
+""")
+
+
+ADMITTING_S = 0.3
+"""So long jobs are looked at, one statement each: with thousands of small jobs the next round goes on."""
+
+
+def admit_samples(connection: Connection, *, ahead: float) -> list[Runnable]:
+    """Let in as many waiting samples as the live workers of their opening model have room for.
+
+    Jobs with a higher priority first, then older ones, for ADMITTING_S. A job that no live worker's model may write
+    takes no room from others of the same name.
+
+    ahead: samples in the pipeline per slot. A sample with the large model still counts: its context is cached. A
+    worker whose cache cannot hold the contexts of so many says fewer slots with its heartbeat (CacheRoom).
+    """
+    admitted: list[int] = []
+    room_left: dict[tuple[str, str], int] = {}
+    until = time.monotonic() + ADMITTING_S
+    for row in connection.execute(_ROOM, {"ahead": ahead}):
+        if time.monotonic() > until:
+            break
+        room = room_left.setdefault((row.first_role, row.model), row.room)
+        if room <= 0:
+            continue
+        values = {"job": row.job_id, "room": room, "first_role": row.first_role}
+        ids = connection.execute(_ADMIT, values).scalars().all()
+        room_left[row.first_role, row.model] -= len(ids)
+        admitted.extend(ids)
+    return select_runnable(connection, sorted(admitted))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

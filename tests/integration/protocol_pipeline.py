@@ -17,7 +17,7 @@ from celery import Celery
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
 
-from pipeline.db import admission, claims, commits, parts, upkeep_statements, worker_leases
+from pipeline.db import claims, commits, parts, upkeep_statements, worker_leases
 from pipeline.db import job_control as control
 from pipeline.db.claims import ClaimedSample
 from pipeline.db.commits import Committed, SampleCommit
@@ -589,7 +589,7 @@ class Pipeline:
     def admitting(self, *_: int) -> Op:
         return Op(
             "upkeep admits",
-            lambda c: admission.admit_samples(c, ahead=1.0),
+            lambda c: upkeep_statements.admit_samples(c, ahead=1.0),
             lambda model: model.admit(),
             self.publish,
             see_runnables,

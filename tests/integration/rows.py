@@ -37,21 +37,18 @@ def add_problem_set(connection: Connection, num_problems: int = 4, *, name: str 
 
 def add_job(
     connection: Connection, problem_set_id: int, *, policy: str = "speculative-thinking:improved", num_samples: int = 1,
-    state: str = "running", seconds: float | None = None, name: str = "a job", large: str | None = "L",
+    state: str = "running", seconds: float | None = None, name: str = "a job",
 ) -> int:  # fmt: skip
     """A job without samples. seconds: from its first claim to its end (or until now); None: nothing claimed yet."""
     config = JobConfig(
-        small=ModelSpec(name="S"),
-        large=None if large is None else ModelSpec(name=large),
-        policy=parse_policy(policy),
-        num_samples=num_samples,
+        small=ModelSpec(name="S"), large=ModelSpec(name="L"), policy=parse_policy(policy), num_samples=num_samples
     )
     return int(
         connection.execute(
             text("""
                 INSERT INTO jobs (name, problem_set_id, state, config, versions, policy, small_model, large_model,
                                   first_role, num_problems, num_samples, first_claimed_at, finished_at)
-                SELECT :name, p.id, CAST(:state AS varchar), CAST(:config AS jsonb), '{}', :policy, 'S', :large,
+                SELECT :name, p.id, CAST(:state AS varchar), CAST(:config AS jsonb), '{}', :policy, 'S', 'L',
                        :first_role, p.num_problems, :num_samples,
                        now() - make_interval(secs => CAST(:seconds AS float8)),
                        CASE WHEN CAST(:state AS varchar) NOT IN ('running', 'paused') THEN now() END
@@ -60,7 +57,7 @@ def add_job(
             {
                 "name": name, "set": problem_set_id, "state": state, "config": config.model_dump_json(),
                 "policy": policy, "first_role": "large" if policy == "large-only" else "small",
-                "num_samples": num_samples, "seconds": seconds, "large": large,
+                "num_samples": num_samples, "seconds": seconds,
             },
         ).scalar_one()
     )  # fmt: skip

@@ -22,12 +22,11 @@ from sqlalchemy.exc import InternalError
 
 from pipeline.chat.model import ChatModel
 from pipeline.chat.prompts import render_user_message
-from pipeline.db.admission import admit_samples
 from pipeline.db.invariants import check_job, snapshot
 from pipeline.db.job_control import cancel_job, cancel_samples, retry_cut, select_cut
 from pipeline.db.session import open_database, transaction
 from pipeline.db.submissions import insert_job, put_problem_set
-from pipeline.db.upkeep_statements import close_jobs, overdue_samples
+from pipeline.db.upkeep_statements import admit_samples, close_jobs, overdue_samples
 from pipeline.db.worker_leases import Registration, end_worker, put_engine, register_worker
 from pipeline.embedded import Connections
 from pipeline.errors import NotFound

@@ -19,13 +19,13 @@ from sqlalchemy import Connection, Engine, text
 from pipeline import Client, Problem, ProblemSet
 from pipeline.cli import main
 from pipeline.db import job_control as control
-from pipeline.db.admission import admit_samples
 from pipeline.db.claims import ClaimedSample
 from pipeline.db.removal import remove_job
 from pipeline.db.session import open_database, transaction
 from pipeline.db.tables import METADATA
 from pipeline.db.upkeep_statements import (
     MOST_FOLLOWED,
+    admit_samples,
     close_jobs,
     mark_first_claims,
     mark_followed,
@@ -495,68 +495,6 @@ def test_job_of_higher_priority_is_admitted_first(client: Client, connection: Co
         client.set_priority(jobs[0], 1001)
 
 
-# Admission
-
-
-def admitted(connection: Connection) -> list[int]:
-    """The jobs of the samples that are let in now, at one for each slot."""
-    return [sample.job_id for sample in admit_samples(connection, ahead=1.0)]
-
-
-def test_fresh_samples_wait_while_large_has_as_many_as_its_cache_holds(connection: Connection) -> None:
-    problems = add_problem_set(connection)
-    pair, alone = add_job(connection, problems), add_job(connection, problems, policy="small-only", large=None)
-    add_worker(connection, "small", model="S")
-    add_worker(connection, "large", model="L", num_slots=3)
-    with_large = add_samples(connection, pair, [{"problem": p, "state": "awaiting_large"} for p in range(3)])
-    for job in (pair, alone):
-        add_samples(connection, job, [{"problem": p, "state": "pending"} for p in range(4)])
-    assert admitted(connection) == [alone] * 4  # which needs no large model
-    end = text("UPDATE samples SET state = 'cancelled', ended_at = now() WHERE id = :id")
-    connection.execute(end, {"id": with_large[0]})
-    assert admitted(connection) == [pair] * 2
-
-
-def test_large_alone_keeps_no_pair_out(connection: Connection) -> None:
-    """It always fills its workers: a pair's job, of whichever priority, would never begin."""
-    problems = add_problem_set(connection)
-    alone, pair = add_job(connection, problems, policy="large-only"), add_job(connection, problems)
-    add_worker(connection, "small", model="S")
-    add_worker(connection, "large", model="L", num_slots=3)
-    for job in (alone, pair):
-        add_samples(connection, job, [{"problem": p % 4, "state": "pending"} for p in range(5)])
-    assert sorted(admitted(connection)) == [alone] * 3 + [pair] * 4
-    assert admitted(connection) == []
-
-
-def test_room_with_large_is_shared_by_the_jobs_of_a_round(connection: Connection) -> None:
-    problems = add_problem_set(connection)
-    jobs = [add_job(connection, problems) for _ in range(3)]
-    add_worker(connection, "small", model="S")
-    add_worker(connection, "large", model="L", num_slots=2)
-    for job in jobs:
-        add_samples(connection, job, [{"problem": p, "state": "pending"} for p in range(2)])
-    assert admitted(connection) == [jobs[0], jobs[0], jobs[1], jobs[1]]
-    assert admitted(connection) == []
-
-
-def test_a_roomy_cache_keeps_nobody_out(connection: Connection) -> None:
-    job = add_job(connection, add_problem_set(connection))
-    add_worker(connection, "small", model="S")
-    add_worker(connection, "large", model="L", num_slots=8)
-    add_samples(connection, job, [{"problem": p % 4, "state": "awaiting_large"} for p in range(6)])
-    add_samples(connection, job, [{"problem": p % 4, "state": "pending"} for p in range(4)])
-    assert admitted(connection) == [job] * 2  # the rest of small's room
-
-
-def test_without_workers_of_the_large_model_small_begins_all_the_same(connection: Connection) -> None:
-    job = add_job(connection, add_problem_set(connection))
-    add_samples(connection, job, [{"state": "awaiting_large"}, {"problem": 1, "state": "pending"}])
-    add_worker(connection, "small", model="S")
-    add_worker(connection, "large", model="another", num_slots=1)
-    assert admitted(connection) == [job]
-
-
 # Clone
 
 
@@ -731,9 +669,8 @@ def test_job_behind_others_says_how_many_samples_are_ahead(client: Client, conne
 def test_saturated_large_pool_is_told_with_its_numbers(connection: Connection, crewed: int) -> None:
     add_samples(connection, crewed, [{"state": "awaiting_large"}, {"state": "awaiting_large"}])
     fill_slots(connection, "large")
-    assert (
-        waiting_for(connection, crewed) == "large pool saturated: samples there: 8 for 8 slots, of this job waiting: 2"
-    )
+    told = "large pool saturated: samples there: 8 for 8 slots, of this job waiting: 2"
+    assert waiting_for(connection, crewed) == told
     connection.execute(
         text("UPDATE samples SET state = 'awaiting_large', holder_id = NULL WHERE id = (SELECT max(id) FROM samples)")
     )

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from pipeline.db.admission import admit_samples
 from pipeline.db.claims import claim_samples, find_fitting_queue, find_misfit
 from pipeline.db.job_configs import fix_identity
 from pipeline.db.session import transaction
 from pipeline.db.submissions import insert_job, put_problem_set
+from pipeline.db.upkeep_statements import admit_samples
 from pipeline.db.worker_leases import (
     Registration,
     WorkerCounters,

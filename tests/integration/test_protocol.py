@@ -16,7 +16,6 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import IntegrityError
 
 from pipeline.db import claims, migrate
-from pipeline.db.admission import admit_samples
 from pipeline.db.claims import (
     ClaimedSample,
     begin_trial,
@@ -44,6 +43,7 @@ from pipeline.db.submissions import insert_job, put_problem_set
 from pipeline.db.tables import METADATA
 from pipeline.db.upkeep_statements import (
     Settled,
+    admit_samples,
     close_jobs,
     halt_paused_jobs,
     overdue_samples,

@@ -71,8 +71,8 @@ SECRET = "ZQ-7f3a-the-answer"
 WORKERS = (DatabaseRole.WRITER, DatabaseRole.GRADER, DatabaseRole.UPKEEP)
 TRIED = (*WORKERS, DatabaseRole.MONITOR)
 MODULES = (
-    "admission", "claims", "commits", "context_cache", "grades", "job_configs", "leadership", "metrics", "parts",
-    "rollups", "runnable", "totals", "upkeep_statements", "verdicts", "worker_leases",
+    "claims", "commits", "context_cache", "grades", "job_configs", "leadership", "metrics", "parts", "rollups",
+    "runnable", "totals", "upkeep_statements", "verdicts", "worker_leases",
 )  # fmt: skip
 """Of pipeline.db: their statements are those that workers execute."""
 OTHERS = {"grades._COMPLETE", "grades._REOPEN", "leadership._SELECT_LEADER", "verdicts._SELECT_JUDGE"}

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from pipeline.db.admission import admit_samples
 from pipeline.db.grades import begin_grade, end_grade
 from pipeline.db.job_control import cancel_job, cancel_samples, retry_cut, retry_failed
 from pipeline.db.rollups import Rollup, compact_lengths, refresh_rollup, refreshable_rollups
 from pipeline.db.session import transaction
+from pipeline.db.upkeep_statements import admit_samples
 from pipeline.samples import IDLE_STATES, GradeStatus, SampleState
 from tests.integration.rows import (
     add_aside,

@@ -14,9 +14,9 @@ from sqlalchemy.exc import DBAPIError
 
 from pipeline import Client
 from pipeline.cli.doctor import check_database
-from pipeline.db.admission import admit_samples
 from pipeline.db.faults import line_of
 from pipeline.db.session import session, transaction
+from pipeline.db.upkeep_statements import admit_samples
 from pipeline.embedded import Connections, resolve_connections
 from pipeline.errors import DamagedRow, PipelineError
 from pipeline.results.reports import JobProgress

@@ -18,7 +18,6 @@ from sqlalchemy import Engine as DbEngine
 from sqlalchemy.exc import DBAPIError
 
 from pipeline.chat.model import ChatModel
-from pipeline.db.admission import admit_samples
 from pipeline.db.claims import ClaimedSample, claim_samples, held_epochs
 from pipeline.db.commits import Committed, SampleCommit, commit_samples
 from pipeline.db.job_configs import fix_identity
@@ -26,7 +25,7 @@ from pipeline.db.job_control import cancel_job, cancel_samples
 from pipeline.db.runnable import Runnable
 from pipeline.db.session import open_database, transaction
 from pipeline.db.submissions import insert_job, put_problem_set
-from pipeline.db.upkeep_statements import overdue_samples
+from pipeline.db.upkeep_statements import admit_samples, overdue_samples
 from pipeline.db.worker_leases import Registration, finalize_counters, put_engine, register_worker
 from pipeline.errors import EngineUnavailable
 from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec

@@ -26,11 +26,10 @@ from sqlalchemy import text
 from pipeline import Client
 from pipeline.chat.files import served_name
 from pipeline.chat.model import ChatModel
-from pipeline.db.admission import admit_samples
 from pipeline.db.commits import StoredRow
 from pipeline.db.session import open_database, transaction
 from pipeline.db.submissions import insert_job, put_problem_set
-from pipeline.db.upkeep_statements import overdue_samples
+from pipeline.db.upkeep_statements import admit_samples, overdue_samples
 from pipeline.db.worker_leases import Registration, WorkerCounters, put_engine
 from pipeline.embedded import Connections
 from pipeline.jobs.config import JobConfig, ModelSpec, SamplingSpec

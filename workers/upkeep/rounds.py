@@ -28,7 +28,6 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy import Engine as DbEngine
 
-from pipeline.db.admission import admit_samples
 from pipeline.db.grades import GRADING_TRIES, RunningGrade, running_grades, time_out_grades
 from pipeline.db.job_control import cancel_leftovers
 from pipeline.db.leadership import lead, resign
@@ -36,6 +35,7 @@ from pipeline.db.session import connected, session
 from pipeline.db.upkeep_statements import (
     MOST_OVERDUE,
     Lease,
+    admit_samples,
     close_jobs,
     current_leases,
     halt_paused_jobs,
