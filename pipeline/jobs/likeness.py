@@ -18,12 +18,13 @@ def field_differences(config: JobConfig, other: JobConfig, fields: Iterable[str]
 
 
 def model_differences(config: JobConfig, other: JobConfig, roles: Iterable[ModelRole] = ModelRole) -> Iterator[str]:
-    """Models that a job has otherwise, of the roles that both have. What is not known counts as the same."""
+    """Models that a job has otherwise, of the roles that both have. What is not known counts as the same; two names of
+    the same weights do, too."""
     for role in roles:
         model, before = config.model(role), other.model(role)
         if model is None or before is None:
             continue
-        if model.name != before.name:
+        if model.name != before.name and (model.weights is None or model.weights != before.weights):
             yield f"{role} {model.name} instead of {before.name}"
         elif _differ(model.weights, before.weights) or _differ(model.revision, before.revision):
             yield f"{role} {model.name} with other weights"
