@@ -19,7 +19,7 @@ from pipeline.breaks import BreakFinder
 
 _FENCE = re.compile(r"\s*(?:```|~~~)")
 _DELIMITER = re.compile(r"\\\[|\\\]|\$\$|\\begin\{[^}]*\}|\\end\{[^}]*\}")
-_HEADING = re.compile(r"#{1,6}\s|(?:\*\*|__)[^*_]+(?:\*\*|__)[:：]?$")
+_HEADING = re.compile(r"#{1,6}\s|(\*\*|__)[^*_]+\1[:：]?$")
 _ITEM_ALONE = re.compile(r"(?:[-*•]|\(?(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,5})[.)])$")
 _INTRODUCES = re.compile(r"[:：,，、=+(（]\**$|\\\\$")
 _OPENS_FORMULA = re.compile(r"\\\[|\$\$|\\begin|```|~~~")
