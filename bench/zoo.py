@@ -3,8 +3,8 @@
     python -m bench.zoo [--limit 200] [--samples 4] [--pilot 100]
 
 A pilot of small alone on validation problems, then two sweeps on the held-out ones: every policy, with random takeovers
-at several rates beside them; and every exit, with its controls. Prints Markdown. The whole of it takes an hour on two
-cores.
+at several rates beside them; and every exit, with its controls. Prints Markdown. The whole of it takes a quarter of
+an hour to an hour on two cores.
 """
 
 from __future__ import annotations
