@@ -12,7 +12,7 @@ import re
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -140,46 +140,34 @@ class _Sums:
     begun: int = 0
 
 
-@dataclass(slots=True)
-class CuePilot:
-    """The samples of a pilot, read one by one."""
+def find_cues(job_id: int, pilot: Sequence[CueSample | None], overlap: Overlap | None = None) -> CueCalibration:
+    """Which words to take as switch cues. pilot: the job's samples, as ``read_cue_sample`` gives them. overlap: with
+    what will be scored; None: nobody said what that is.
 
-    job_id: int
-    num_samples: int = 0
-    samples: list[CueSample] = field(default_factory=list)
-
-    def add(self, sample: StoredSample) -> None:
-        self.num_samples += 1
-        found = read_cue_sample(sample)
-        if found is not None:
-            self.samples.append(found)
-
-
-def find_cues(pilot: CuePilot, overlap: Overlap | None = None) -> CueCalibration:
-    """Which words to take as switch cues. overlap: with what will be scored; None: nobody said what that is.
-
-    Raises JobError for a pilot in which large wrote no thoughts with margins."""
-    if not pilot.samples:
+    Raises JobError for a pilot in which large wrote no thoughts with margins.
+    """
+    samples = [sample for sample in pilot if sample is not None]
+    if not samples:
         raise JobError(
-            pilot.job_id,
+            job_id,
             "no margins are stored of what large thought; submit a pilot with --policy large-only --set "
             "policy.signals=margin",
         )
-    margins = [margin for sample in pilot.samples for margin in sample.margins]
+    margins = [margin for sample in samples for margin in sample.margins]
     mean = math.fsum(margins) / len(margins)
-    reports = sorted(_reports(pilot.samples), key=lambda report: (-report.margin, report.cue))
+    reports = sorted(_reports(samples), key=lambda report: (-report.margin, report.cue))
     sure = [report.cue for report in reports if report.interval is not None and report.interval.low > mean]
     chosen = tuple(sure[:MOST_CUES])
-    written = sum(_written_by_small(sample, frozenset(chosen)) for sample in pilot.samples)
+    written = sum(_written_by_small(sample, frozenset(chosen)) for sample in samples)
     return CueCalibration(
-        job_id=pilot.job_id,
-        num_problems=len({sample.problem for sample in pilot.samples}),
-        num_samples=pilot.num_samples,
+        job_id=job_id,
+        num_problems=len({sample.problem for sample in samples}),
+        num_samples=len(pilot),
         margin=mean,
         cues=tuple(reports),
         chosen=chosen,
         small_share=written / len(margins),
-        caveats=(*overlap_caveats(overlap), *_caveats(pilot, chosen)),
+        caveats=(*overlap_caveats(overlap), *_caveats(len(pilot) - len(samples), chosen)),
     )
 
 
@@ -218,8 +206,8 @@ def _written_by_small(sample: CueSample, cues: frozenset[str]) -> int:
     return written
 
 
-def _caveats(pilot: CuePilot, chosen: Sequence[str]) -> Iterator[str]:
+def _caveats(num_without: int, chosen: Sequence[str]) -> Iterator[str]:
     if not chosen:
         yield "behind no word large is surer than elsewhere: relay is nothing for this pair, or the pilot is too small"
-    if len(pilot.samples) < pilot.num_samples:
-        yield f"{pilot.num_samples - len(pilot.samples)} samples have no thoughts of large's with margins"
+    if num_without:
+        yield f"{num_without} samples have no thoughts of large's with margins"

@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlalchemy import Connection, text
 
 from pipeline.calibration.calibrating import Calibration, Pilot, read_pilot_sample
-from pipeline.calibration.cues import CueCalibration, CuePilot, find_cues
+from pipeline.calibration.cues import CueCalibration, find_cues, read_cue_sample
 from pipeline.calibration.overlap import Overlap, require_others
 from pipeline.calibration.request import CalibrationRequest, make_calibration
 from pipeline.calibration.steps import USUAL_RULE, StepRule
@@ -25,7 +25,7 @@ from pipeline.jobs.likeness import (
     drawing_differences,
     field_differences,
     model_differences,
-    writing_roles,
+    policy_roles,
 )
 from pipeline.jobs.readiness import ReadyJob, used_problems
 from pipeline.problems import load_problem_set
@@ -108,10 +108,8 @@ def get_cue_calibration(
 ) -> CueCalibration:
     """Which words a pilot gives as switch cues. target: what will be scored. Raises as ``Client.switch_cues`` says."""
     overlap = _overlap(connection, job_id, target, anyway=anyway)
-    pilot = CuePilot(job_id)
-    for sample, _ in _pilot_samples(connection, job_id, limit=MAX_CUE_SAMPLES):
-        pilot.add(sample)
-    return find_cues(pilot, overlap)
+    samples = _pilot_samples(connection, job_id, limit=MAX_CUE_SAMPLES)
+    return find_cues(job_id, [read_cue_sample(sample) for sample, _ in samples], overlap)
 
 
 def _overlap(
@@ -151,7 +149,7 @@ def with_pilot(connection: Connection, ready: ReadyJob) -> ReadyJob:
     if given is None:
         return ready
     source = get_job(connection, given.job).config
-    roles = sorted(writing_roles(source))
+    roles = sorted(policy_roles(source))
     models = list(model_differences(ready.config, source, roles))
     if models and given.share is not None:
         raise ConfigurationError(

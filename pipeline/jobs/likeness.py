@@ -17,7 +17,7 @@ def field_differences(config: JobConfig, other: JobConfig, fields: Iterable[str]
             yield f"{name} {given} instead of {before}" if _is_plain(given, before) else f"another {name}"
 
 
-def model_differences(config: JobConfig, other: JobConfig, roles: Iterable[ModelRole] = ModelRole) -> Iterator[str]:
+def model_differences(config: JobConfig, other: JobConfig, roles: Iterable[ModelRole]) -> Iterator[str]:
     """Models that a job has otherwise, of the roles that both have. What is not known counts as the same; two names of
     the same weights do, too."""
     for role in roles:
@@ -48,7 +48,7 @@ def drawing_differences(config: JobConfig, other: JobConfig, roles: Iterable[Mod
                 yield f"{role} {name} {getattr(given, name)} instead of {getattr(before, name)}"
 
 
-def writing_roles(config: JobConfig) -> frozenset[ModelRole]:
+def policy_roles(config: JobConfig) -> frozenset[ModelRole]:
     """The roles that a job's policy has; all where its package is not here."""
     try:
         return config.build_policy().roles

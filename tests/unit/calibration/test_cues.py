@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from pipeline.calibration.cues import CueCalibration, CuePilot, find_cues
+from pipeline.calibration.cues import CueCalibration, find_cues, read_cue_sample
 from pipeline.calibration.overlap import Overlap
 from pipeline.errors import JobError
 from pipeline.policies import parse_policy
@@ -28,15 +28,11 @@ def sentence(word: str, margin: float, length: int = 4) -> list[tuple[str, float
     return [(f" {word}", 0.1), *[(" x", margin)] * (length - 1), (".", margin)]
 
 
-def pilot(*samples: StoredSample) -> CuePilot:
-    read = CuePilot(7)
-    for each in samples:
-        read.add(each)
-    return read
+OTHERS = Overlap(0, 9)
 
 
-def calibrated(*samples: StoredSample) -> CueCalibration:
-    return find_cues(pilot(*samples), Overlap(0, 9))
+def calibrated(*samples: StoredSample, overlap: Overlap | None = OTHERS) -> CueCalibration:
+    return find_cues(7, [read_cue_sample(each) for each in samples], overlap)
 
 
 def usual(number: int) -> StoredSample:
@@ -108,8 +104,8 @@ def test_small_writes_only_behind_a_lead_of_enough_tokens() -> None:
 
 def test_what_is_no_pilot_is_refused_and_nothing_sure_is_told() -> None:
     with pytest.raises(JobError, match="no margins are stored of what large thought; submit a pilot with --policy"):
-        find_cues(pilot(sample([segment(0, "small", ["a"])])))
-    found = find_cues(pilot(*(large(sentence("So", UNSURE), problem=f"p{n}") for n in range(6))))
+        calibrated(sample([segment(0, "small", ["a"])]))
+    found = calibrated(*(large(sentence("So", UNSURE), problem=f"p{n}") for n in range(6)), overlap=None)
     assert found.chosen == ()
     assert found.caveats[0].startswith("nobody said what will be scored")
     assert found.caveats[1].startswith("behind no word large is surer than elsewhere")

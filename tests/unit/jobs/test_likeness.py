@@ -13,7 +13,7 @@ from pipeline.jobs.likeness import (
     drawing_differences,
     field_differences,
     model_differences,
-    writing_roles,
+    policy_roles,
 )
 from pipeline.policies import parse_policy
 from pipeline.samples import WRITING_ROLES, ModelRole
@@ -42,16 +42,16 @@ def job(small: dict[str, Any] | None = None, **fields: Any) -> JobConfig:
     ],
 )
 def test_models(given: dict[str, Any], before: dict[str, Any], told: list[str]) -> None:
-    assert list(model_differences(job(given), job(before))) == told
+    assert list(model_differences(job(given), job(before), ModelRole)) == told
 
 
 def test_a_role_that_one_of_them_lacks_tells_nothing() -> None:
     alone = JobConfig(small=ModelSpec(name="S"), policy=parse_policy("small-only"))
     other = job(large=ModelSpec(name="M"), large_asking=Asking(system="Be brief."))
-    assert list(model_differences(alone, other)) == []
+    assert list(model_differences(alone, other, ModelRole)) == []
     assert list(asking_differences(alone, other, WRITING_ROLES)) == []
-    assert writing_roles(alone) == {SMALL}
-    assert writing_roles(other) == set(WRITING_ROLES)
+    assert policy_roles(alone) == {SMALL}
+    assert policy_roles(other) == set(WRITING_ROLES)
 
 
 def test_fields_are_told_with_their_values_where_these_are_short() -> None:
