@@ -355,6 +355,7 @@ MUTATIONS = [
              "self._stored.num_trials > self._spec.max_trials"),
     Mutation("exit deer", "a step begins with a hesitation a token longer", trials,
              "self._begun >= WINDOW_TOKENS", "self._begun > WINDOW_TOKENS"),
+    Mutation("exit deer", "what is thrown away for a trial is ended again", exiting, " and not state.lets_pass", ""),
     Mutation("exit agreement", "what a trial withholds is not put in", exiting, "insert=withheld.insert", "insert=()"),
     Mutation("exit agreement", "another answer goes on with the count", trials,
              "stored.num_equal + 1 if answer == stored.answer else 1", "stored.num_equal + 1"),
