@@ -216,7 +216,7 @@ class Loop:
         exit = self.exit
         text = "".join(texts)
         box = balanced(text)
-        answer = "" if box is None else " ".join(box.casefold().split())
+        answer = "" if box is None else "".join(box.casefold().split())
         logprobs = signals[Signal.LOGPROB][: len(texts)][1:]
         sure = None
         if logprobs and None not in logprobs:

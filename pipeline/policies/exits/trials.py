@@ -326,7 +326,7 @@ def read_answer(inducer: str, text: str, *, ended: bool) -> str | None:
 
 def _form(answer: str | None) -> str | None:
     """NUL is left out: a sample's state cannot hold it."""
-    return None if answer is None else " ".join(answer.replace("\0", "").casefold().split())
+    return None if answer is None else "".join(answer.replace("\0", "").casefold().split())
 
 
 def _boxed(text: str) -> str | None:

@@ -141,7 +141,7 @@ def test_a_doubtful_trial_breaks_the_row() -> None:
 
 
 def test_answers_that_differ_in_white_space_and_case_are_equal() -> None:
-    assert answers(Play(agreeing()), "X  1", " x 1", "x 1 ") == [False, False, True]
+    assert answers(Play(agreeing()), "X  + 1", " x + 1", "x+1 ") == [False, False, True]
 
 
 def test_the_eleventh_trial_is_never_asked() -> None:

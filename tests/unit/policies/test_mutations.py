@@ -369,8 +369,7 @@ MUTATIONS = [
     Mutation("exit large-extract", "who answers tries", trials, "role=self._spec.by", "role=self._spec.answer_role"),
     Mutation("exit large-extract", "the delegation's asides are counted with the trials", numbering,
              "index += trial <= index", "index += 0"),
-    Mutation("exit large-extract", "white space tells answers apart", trials, "casefold().split()",
-             "casefold().split(' ')"),
+    Mutation("exit large-extract", "white space tells answers apart", trials, '"".join(answer', '" ".join(answer'),
     # an exit that reads
     Mutation("exit think_brake", "one more has to agree", think_brake, "self._num_near < self._spec.agree",
              "self._num_near <= self._spec.agree"),
