@@ -224,6 +224,16 @@ def test_without_room_nothing_is_sent_and_the_policy_decides() -> None:
     assert (empty.prompt_tokens, empty.seed) == (0, None), "no engine had it"
 
 
+def test_a_text_of_asides_alone_may_fill_the_context() -> None:
+    room, [_, _, last], seen = full()
+    ask = Ask(role=SMALL, purpose="draft", greedy=False, max_tokens=9)
+    moves = [then(ask), then(small(), insert=(Take(index=0, num_tokens=4),)), last]
+    active, step = start(setup_of(Moves(moves), max_model_len=room))
+    commit = commit_of(apply_result(active, result_of(request_of(step), "First add 3", SegmentFinish.LENGTH)))
+    assert [type(event) for event in seen] == [Written]
+    assert (commit.to_state, commit.finish_reason) == (SampleState.FINISHED, FinishReason.CONTEXT)
+
+
 @pytest.mark.parametrize("stay", [True, False])
 def test_a_policy_that_goes_on_without_room_fails_its_sample(stay: bool) -> None:
     room, moves, _ = full()
