@@ -10,7 +10,10 @@ import pytest
 
 from pipeline.chat.translation import ThinkPhase, ThinkTagTranslator
 from pipeline.db.commits import SampleCommit
-from pipeline.errors import BadProblem, DamagedRow, EngineRefused, PipelineError, PromptTooLong
+from pipeline.errors import BadProblem, ConfigurationError, DamagedRow, EngineRefused, PipelineError, PromptTooLong
+from pipeline.jobs.config import JobConfig, ModelSpec
+from pipeline.policies import parse_policy
+from pipeline.policies.exits import ThinkBrakeExit
 from pipeline.policies.protocol import Reading
 from pipeline.policies.requests import Answered, Ask, Event, Finish, Generate, Insert, Take, Written, request_to_json
 from pipeline.samples import (
@@ -41,6 +44,7 @@ from tests.turns import (
 )
 from tests.unit.chat.test_translation import make_chat
 from workers.writing import turn
+from workers.writing.job_setup import JobSetup
 from workers.writing.latch import Latch
 from workers.writing.turn import apply_result, begin, commit_gathered, error_class, failed
 
@@ -442,6 +446,18 @@ def test_what_the_policy_puts_in_has_the_models_own_tags(tmp_path: Path) -> None
     assert inserted.kept.text == "\n</think>\n\n"
     assert chat.think_end_id in inserted.kept.token_ids
     assert list(request_of(step).prompt_ids)[-len(inserted.kept) :] == list(inserted.kept.token_ids)
+
+
+def test_an_exit_that_reads_the_closing_tag_needs_a_token_for_it(tmp_path: Path) -> None:
+    config = JobConfig(
+        small=ModelSpec(name="S"), large=ModelSpec(name="L"), policy=parse_policy("glimpse"), exit=ThinkBrakeExit()
+    )
+    phase = ThinkPhase(start="<think>", end="</think>", opened=True)
+    for number, (tags_as_tokens, role) in enumerate([(True, SMALL), (False, LARGE)]):
+        chat = make_chat(tmp_path / f"{number}", tags_as_tokens=tags_as_tokens)
+        assert JobSetup.of(config, phase, chat, role=role, max_model_len=2048).config.exit
+    with pytest.raises(ConfigurationError, match="no token of its own for '</think>'"):
+        JobSetup.of(config, phase, chat, role=SMALL, max_model_len=2048)
 
 
 def test_a_watcher_reads_along() -> None:
