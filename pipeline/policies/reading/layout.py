@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.breaks import BreakFinder
 
-_FENCE = re.compile(r"\s*(?:```|~~~)")
+_FENCE = re.compile(r"\s*(?:`{3,}[^`]*$|~~~)")  # a line with more of them is code within a line
 _DELIMITER = re.compile(r"\\\[|\\\]|\$\$|\\begin\{[^}]*\}|\\end\{[^}]*\}")
 _HEADING = re.compile(r"#{1,6}\s|(\*\*|__)[^*_]+\1[:：]?$")
 _ITEM_ALONE = re.compile(r"(?:[-*•]|\(?(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,5})[.)])$")
