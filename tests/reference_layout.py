@@ -34,7 +34,7 @@ def is_inside(text: str) -> bool:
         if is_fence(line.strip()):
             in_code, last = not in_code, ""
         elif not in_code:
-            for mark in re.findall(r"\\\[|\\\]|\$\$|\\begin\{[^}]*\}|\\end\{[^}]*\}", line):
+            for mark in re.findall(r"\\\[|\\\]|\$\$|\\begin\{[^}]*\}|\\end\{[^}]*\}", line.replace(r"\\", " ")):
                 dollars += mark == "$$"
                 formulas = max(0, formulas + (mark[:2] in ("\\[", "\\b")) - (mark[:2] in ("\\]", "\\e")))
             last = line.strip()

@@ -34,6 +34,7 @@ def ends(*tokens: str) -> list[str]:
         ("a\n\n$$\nx\n\ny\n$$\n\nSo", ["a\n\n$$\nx\n\ny\n$$\n\n"]),
         ("\\begin{align}\nx\n\ny\n\\end{align}\n\nSo", ["\\begin{align}\nx\n\ny\n\\end{align}\n\n"]),
         ("It costs $5.\n\nSo", ["It costs $5.\n\n"]),
+        ("\\[\na \\\\[2pt]\nb\n\\]\n\nSo 2.\n\nThen", ["\\[\na \\\\[2pt]\nb\n\\]\n\n", "So 2.\n\n"]),
         # code
         ("```python\nx\n\ny\n```\n\nSo", ["```python\nx\n\ny\n```\n\n"]),
         ("````\nx\n\ny\n````\n\nSo", ["````\nx\n\ny\n````\n\n"]),
