@@ -64,7 +64,7 @@ def _asked(active: ActiveSample, ask: Ask, text: Sequence[Segment], question: Qu
     steps = split_text(written, think_start=active.context.think_start)
     if not steps:
         raise PipelineError(f"{active.setup.policy_label} asks a judge {ask.purpose!r} before there is a step")
-    return list(active.setup.questions.ids_within(ask, active.sample.problem.prompt, steps))
+    return list(active.setup.questions.ids_within(ask, active.setup.config.question(active.sample.problem), steps))
 
 
 def _of_generate(active: ActiveSample, max_tokens: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pipeline.policies import parse_policy
 from pipeline.policies.exits import ThinkBrakeExit
 from pipeline.policies.protocol import Reading
 from pipeline.policies.requests import Answered, Ask, Event, Finish, Generate, Insert, Take, Written, request_to_json
+from pipeline.policies.reward import RsdSpec
 from pipeline.samples import (
     WRITING_ROLES,
     Author,
@@ -29,6 +30,7 @@ from pipeline.samples import (
 from pipeline.seeds import aside_seed, segment_seed
 from pipeline.signals import Signal
 from tests.turns import (
+    PROBLEM,
     Move,
     Moves,
     as_claimed,
@@ -48,7 +50,7 @@ from workers.writing.job_setup import JobSetup
 from workers.writing.latch import Latch
 from workers.writing.turn import apply_result, begin, commit_gathered, error_class, failed
 
-SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
+SMALL, LARGE, JUDGE = ModelRole.SMALL, ModelRole.LARGE, ModelRole.JUDGE
 EMPTY_PIECE = Piece(token_ids=(), texts=())
 
 
@@ -458,6 +460,20 @@ def test_an_exit_that_reads_the_closing_tag_needs_a_token_for_it(tmp_path: Path)
         assert JobSetup.of(config, phase, chat, role=role, max_model_len=2048).config.exit
     with pytest.raises(ConfigurationError, match="no token of its own for '</think>'"):
         JobSetup.of(config, phase, chat, role=SMALL, max_model_len=2048)
+
+
+def test_a_judge_reads_the_problem_as_it_was_asked() -> None:
+    """Earlier turns and choices, and no instruction of the prompt template's."""
+    turns = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+    problem = replace(PROBLEM, metadata={"choices": ["six", "seven"], "turns": turns})
+    ask = RsdSpec(good="A", bad="B").ask("reward")
+    moves = Moves([then(small()), then(ask), end()])
+    active, step = start(setup_of(moves), problem=problem)
+    commit = commit_of(apply_result(active, result_of(request_of(step), "First add 3")))
+    _, step = begin(as_claimed(active.sample, commit), setup_of(moves, JUDGE), Latch(1))
+    shown = chat_of(JUDGE).tokenizer.decode(list(request_of(step).prompt_ids))
+    asked = "[user]\nHi.\n\n[assistant]\nHello.\n\n[user]\nStart at 3. Add 4. What is the result?\n\n(A) six\n(B) seven"
+    assert f"{asked}\n\nSteps of a solution:\n\nFirst add 3\n\nIs the last" in shown
 
 
 def test_a_watcher_reads_along() -> None:
