@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.chat.translation import ThinkPhase, ThinkTagTranslator
+from pipeline.chat.translation import ThinkPhase, ThinkTagTranslator, settle_think_phase
 from pipeline.db.commits import SampleCommit
 from pipeline.errors import BadProblem, ConfigurationError, DamagedRow, EngineRefused, PipelineError, PromptTooLong
 from pipeline.jobs.config import JobConfig, ModelSpec
@@ -200,6 +200,19 @@ def test_takeovers_are_what_the_policy_calls_so() -> None:
 def test_a_first_prompt_without_room_fails_the_sample() -> None:
     with pytest.raises(PromptTooLong):
         start(setup_of(Moves([then(small())]), max_model_len=5))
+
+
+@pytest.mark.parametrize("policy", ["specreason:doubt", "mentor", "glimpse"])
+def test_a_first_prompt_without_room_fails_whichever_way_small_writes(policy: str) -> None:
+    config = JobConfig(
+        small=ModelSpec(name="S"),
+        large=ModelSpec(name="L"),
+        policy=parse_policy(policy, {"words": ["Wait"]} if ":" in policy else {}),
+    )
+    chat = chat_of(SMALL)
+    setup = JobSetup.of(config, settle_think_phase(chat), chat, role=SMALL, max_model_len=5)
+    with pytest.raises(PromptTooLong, match="leave no room in a context of 5"):
+        start(setup)
 
 
 def full(written: str = "First add 3") -> tuple[int, list[Move], list[Event | None]]:
