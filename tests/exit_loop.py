@@ -176,6 +176,8 @@ class Loop:
     """The answers, '' where it was none."""
     since: int = 0
     """Units up to the last trial."""
+    lets_pass: bool = False
+    """Whether the delegation threw away what was stopped for a trial alone: its next piece is not stopped for one."""
 
     # What exits decide.
 
@@ -214,7 +216,7 @@ class Loop:
         exit = self.exit
         text = "".join(texts)
         box = balanced(text)
-        answer = "" if box is None else " ".join(box.casefold().split())
+        answer = "" if box is None else "".join(box.casefold().split())
         logprobs = signals[Signal.LOGPROB][: len(texts)][1:]
         sure = None
         if logprobs and None not in logprobs:
@@ -304,9 +306,11 @@ class Loop:
         margins: Any = output.signals.get(Signal.FIRST_MARGIN) if acts else None
         margins = list(margins) if margins is not None else ["unread"] * len(output.texts)
         inner = self.policy.watcher(self.context, transition.state)
+        lets_pass, self.lets_pass = self.lets_pass, False
+        by_policy = False
 
         def is_due(count: int) -> Any:
-            if not acts:
+            if not acts or lets_pass:
                 return None
             if isinstance(self.exit, CutExit):
                 tag = self.context.think_end
@@ -315,6 +319,7 @@ class Loop:
             return self.due([*self.units, *output.texts[:count]], self.margins + margins[:count])
 
         def stops(count: int) -> bool:
+            nonlocal by_policy
             reading = {signal: values[count - 1] for signal, values in output.signals.items()} or None
             by_policy = inner is not None and inner.feed(output.texts[count - 1], reading)
             return is_due(count) is not None or by_policy
@@ -334,6 +339,7 @@ class Loop:
         )
         found = self.policy.advance(self.context, transition.state, event)
         self.keep(then.role, output.texts[: found.keep], count - (found.keep or 0), margins[: found.keep])
+        self.lets_pass = why is not None and not by_policy and (found.keep or 0) < count
         next_is_small = isinstance(found.then, Generate) and found.then.role is SMALL and not found.insert
         due_now = self.due_now(start + (found.keep or 0)) if found.keep and not isinstance(found.then, Finish) else None
         if due_now is not None and not isinstance(self.exit, TrialExit) and next_is_small:

@@ -31,14 +31,19 @@ def is_inside(text: str) -> bool:
     for line in text.split("\n")[:-1]:
         if not line.strip():
             continue
-        if line.strip().startswith(("```", "~~~")):
+        if is_fence(line.strip()):
             in_code, last = not in_code, ""
         elif not in_code:
-            for mark in re.findall(r"\\\[|\\\]|\$\$|\\begin\{[^}]*\}|\\end\{[^}]*\}", line):
+            for mark in re.findall(r"\\\[|\\\]|\$\$|\\begin\{[^}]*\}|\\end\{[^}]*\}", line.replace(r"\\", " ")):
                 dollars += mark == "$$"
                 formulas = max(0, formulas + (mark[:2] in ("\\[", "\\b")) - (mark[:2] in ("\\]", "\\e")))
             last = line.strip()
     return formulas > 0 or dollars % 2 == 1 or in_code or introduces(last)
+
+
+def is_fence(line: str) -> bool:
+    """Whether a line opens or closes a block of code; one that does both is code within a line."""
+    return line.startswith("~~~") or (line.startswith("```") and "`" not in line.lstrip("`"))
 
 
 def introduces(line: str) -> bool:

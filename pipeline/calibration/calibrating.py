@@ -17,6 +17,7 @@ from pipeline.calibration.thresholds import (
     share_beyond,
     threshold_intervals,
 )
+from pipeline.policies.reading.labels import NO_ANSWER
 from pipeline.results.intervals import Interval, cluster_bootstrap
 from pipeline.results.stored import StoredSample
 from pipeline.samples import Author, ModelRole
@@ -54,7 +55,7 @@ def read_pilot_sample(sample: StoredSample, score: float | None, rule: StepRule 
         if step.num_tokens is not None:
             lengths[role].append(step.num_tokens)
     for aside in sample.asides:
-        if aside.value is not None and aside.author is not Author.INSERTED:
+        if aside.value is not None and aside.outcome != NO_ANSWER and aside.author is not Author.INSERTED:
             values[f"{ASIDE}{aside.purpose}", ModelRole(aside.author.value)].append(aside.value)
     return PilotSample(
         problem=sample.problem,

@@ -166,12 +166,15 @@ class ChatModel:
     def turn_ids(self, question: str, opening: str = "") -> list[int]:
         """What follows the assistant's text where the user says something more, up to where the reply goes on.
 
-        opening: how the reply begins. Text of control tokens in either becomes their ids. Only the template's frame is
-        rendered, never the text before: several templates drop earlier thinking. Raises ConfigurationError for a
-        template that does not show a conversation of three messages.
+        opening: how the reply begins. Text of control tokens in it becomes their ids; in the question it is letters, as
+        in a message. Only the template's frame is rendered, never the text before: several templates drop earlier
+        thinking. Raises ConfigurationError for a template that does not show a conversation of three messages.
         """
         before, after = self._turn_frame()
-        return self.encode_text(before + question + after + opening)
+        if not self._encoder.controls_among(self._encoder.encode(question)):
+            return self.encode_text(before + question + after + opening)
+        question_ids = self._encoder.encode_letters(question)
+        return [*self.encode_text(before), *question_ids, *self.encode_text(after + opening)]
 
     def _turn_frame(self) -> tuple[str, str]:
         """What the template writes between the assistant's text and a next message, and after that."""

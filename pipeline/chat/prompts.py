@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.errors import BadProblem, ConfigurationError
 from pipeline.plugins import PluginGroup, own_or_plugin
@@ -115,6 +115,15 @@ def make_prompt(template: PromptTemplate, problem: Problem, examples: Sequence[M
     system = [turn for turn in turns if turn["role"] == "system"]
     rest = [turn for turn in turns if turn["role"] != "system"]
     return Prompt(message=template.render(problem), earlier=(*system, *examples, *rest))
+
+
+def render_question(template: PromptTemplate, problem: Problem) -> str:
+    """What a problem asks, for who judges what is said to it: as it was asked, earlier turns before it; without the
+    instruction of a template of this program's."""
+    plain = template if isinstance(template, TextTemplate) else replace(template, instruction="")
+    turns = [f"[{turn['role']}]\n{turn['content']}" for turn in problem.metadata.get("turns", [])]
+    asked = plain.render(problem)
+    return "\n\n".join([*turns, f"[user]\n{asked}"]) if turns else asked
 
 
 _TEMPLATES = {

@@ -9,7 +9,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.chat.asking import Asking
-from pipeline.chat.prompts import Prompt, PromptTemplate, make_prompt, make_text_template, prompt_template
+from pipeline.chat.prompts import (
+    Prompt,
+    PromptTemplate,
+    make_prompt,
+    make_text_template,
+    prompt_template,
+    render_question,
+)
 from pipeline.jobs.few_shot import FewShot
 from pipeline.plugins import Origin, PluginGroup, check_same_version, origin_of
 from pipeline.policies import AnyPolicySpec, PluginSpec, Policy
@@ -263,6 +270,10 @@ class JobConfig(BaseModel):
         """What is asked of each problem. Raises as ``prompt``."""
         template, examples = self.template(), self.few_shot.messages() if self.few_shot else ()
         return [make_prompt(template, problem, examples) for problem in problems]
+
+    def question(self, problem: Problem) -> str:
+        """What a judge reads of a problem. Raises as ``prompt``."""
+        return render_question(self.template(), problem)
 
     def check_same_version(self, kind: Literal["prompt_template", "grader"]) -> None:
         """Raises ConfigurationError where the prompt template or grader here is not the one that was frozen."""

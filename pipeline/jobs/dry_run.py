@@ -193,8 +193,9 @@ def _asked_first(
         prompt = config.prompt(problem.as_shown())
         return prompt.message, () if chat is None else chat.prompt_ids(prompt.message, prompt.earlier)
     ask = next(ask for ask in config.build_policy().asks if ask.role is role)
-    ids = () if chat is None else FramedModel(chat).token_ids(ask, problem.prompt, [_A_STEP])
-    return messages(ask, problem.prompt, [_A_STEP])[0], ids
+    question = config.question(problem.as_shown())
+    ids = () if chat is None else FramedModel(chat).token_ids(ask, question, [_A_STEP])
+    return messages(ask, question, [_A_STEP])[0], ids
 
 
 def _serving(role: ModelRole, model: ModelSpec, workers: Sequence[WorkerReport]) -> list[WorkerContext]:

@@ -29,6 +29,7 @@ from pipeline.jobs.references import StoredSet, check_references, notes_on
 from pipeline.jobs.sources import load_source, recipe_for
 from pipeline.jobs.submission import INSTRUCT_POLICY, SourceJob, Submission, label_with_exit, options_checked
 from pipeline.policies import PolicySpec, parse_policy
+from pipeline.policies.asking import AskingPolicy
 from pipeline.policies.protocol import SampleContext
 from pipeline.policies.requests import Finish
 from pipeline.policies.speculative_thinking.rules import Rules
@@ -180,10 +181,16 @@ def check_exit(config: JobConfig, think: ThinkPhase | None) -> None:
             f"exit {config.exit.name!r} ends the think phase, and the models have none in this job; leave it out, or "
             "say by --think-tags how their texts mark it"
         )
-    if ModelRole.SMALL not in config.policy.build().roles:
+    delegation = config.policy.build()
+    if ModelRole.SMALL not in delegation.roles:
         raise ConfigurationError(
             f"exit {config.exit.name!r} acts while the small model writes, which {config.policy.name!r} never lets it; "
             "leave it out"
+        )
+    if isinstance(delegation, AskingPolicy):
+        raise ConfigurationError(
+            f"exit {config.exit.name!r} reads what the small model writes into the text, and with "
+            f"{config.policy.name!r} all of its thoughts are asides; leave it out"
         )
 
 

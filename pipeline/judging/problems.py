@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from pipeline.chat.prompts import PromptTemplate, TextTemplate
+from pipeline.chat.prompts import PromptTemplate, render_question
 from pipeline.grading import Ending, Grader, answer_part, why_no_answer
 from pipeline.judging.prompts import ANSWER, PREDICTED_ANSWER, QUESTION, REFERENCE, JudgeTemplate
 from pipeline.problems import Problem, ProblemSet, content_sha256
@@ -106,7 +106,7 @@ def _shows_any(template: JudgeTemplate, texts: Mapping[str, str]) -> bool:
 
 def _texts(sample: CompleteSample, asked_with: PromptTemplate, answer_chars: int) -> dict[str, str]:
     return {
-        QUESTION: _question(sample.problem, asked_with),
+        QUESTION: render_question(asked_with, sample.problem),
         ANSWER: _end_of(answer_part(sample.output, end=sample.ending.think_end).strip(), answer_chars),
         PREDICTED_ANSWER: sample.predicted_answer or "",
         REFERENCE: _reference(sample.problem),
@@ -115,14 +115,6 @@ def _texts(sample: CompleteSample, asked_with: PromptTemplate, answer_chars: int
 
 def _end_of(text: str, num_chars: int) -> str:
     return text if len(text) <= num_chars else _LEFT_OUT + text[-num_chars:]
-
-
-def _question(problem: Problem, asked_with: PromptTemplate) -> str:
-    """As it was asked, earlier turns before it; without the instruction of a template of this program's."""
-    plain = asked_with if isinstance(asked_with, TextTemplate) else replace(asked_with, instruction="")
-    turns = [f"[{turn['role']}]\n{turn['content']}" for turn in problem.metadata.get("turns", [])]
-    asked = plain.render(problem)
-    return "\n\n".join([*turns, f"[user]\n{asked}"]) if turns else asked
 
 
 def _reference(problem: Problem) -> str:

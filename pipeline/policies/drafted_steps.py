@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.policies.asking import AskingPolicy, AskingState, end, why_ends, why_over
 from pipeline.policies.protocol import Reading, SampleContext, Transition, Watcher
 from pipeline.policies.reading.handback import HandBackWatcher
-from pipeline.policies.reading.labels import rounded
+from pipeline.policies.reading.labels import NO_ANSWER, rounded
 from pipeline.policies.reading.reader import Reader, TextState
 from pipeline.policies.requests import Answered, Ask, Take, Trigger
 from pipeline.policies.specs import PolicySpec
@@ -51,7 +51,7 @@ class Judge(Protocol):
 
 def no_answer(value: float, threshold: float) -> Verdict:
     """There is no judgement: the step does not stay. value: the mass of the labels."""
-    reading = Reading(value=rounded(value), threshold=threshold, outcome="no answer")
+    reading = Reading(value=rounded(value), threshold=threshold, outcome=NO_ANSWER)
     return Verdict(accepts=False, reading=reading)
 
 

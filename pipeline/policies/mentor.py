@@ -35,7 +35,7 @@ from pydantic import Field, field_validator
 from pipeline.policies.asking import AskingPolicy, AskingState, end, why_ends, why_over
 from pipeline.policies.draws import draw
 from pipeline.policies.protocol import Reading, SampleContext, Transition, Watcher
-from pipeline.policies.reading.labels import MinMass, probabilities, rounded
+from pipeline.policies.reading.labels import NO_ANSWER, MinMass, probabilities, rounded
 from pipeline.policies.reading.reader import Reader, TextState
 from pipeline.policies.reading.words import WordStarts
 from pipeline.policies.requests import Answered, Ask, Take, Trigger
@@ -255,7 +255,7 @@ class MentorPolicy(AskingPolicy[_State]):
         found = probabilities(event.labels)
         mass = rounded(sum(found.values()))
         if not found or not mass or mass < self._spec.min_mass:
-            reading = Reading(value=mass, threshold=self._spec.min_mass, outcome="no answer")
+            reading = Reading(value=mass, threshold=self._spec.min_mass, outcome=NO_ANSWER)
             return self._stay(context, state, room, reading)
         pair = (found["A"], found["B"])
         of_own, of_mentor = pair if self._is_own_first(context, state, own.num_draws) else pair[::-1]

@@ -34,9 +34,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.policies.drafted_steps import (
     DRAFT,
@@ -119,16 +119,27 @@ class _Spec(DraftedStepsSpec):
     min_mass: MinMass = 0.5
     """Least probability of both answers together; below it there is no reward, and the step does not stay. Ours."""
 
+    @model_validator(mode="after")
+    def _check_answers(self) -> Self:
+        good, bad = self._answers
+        if good == bad:
+            raise ValueError(f"good and bad must be two answers, and both are {good!r}")
+        return self
+
+    @property
+    def _answers(self) -> tuple[str, str]:
+        form = FORMS[self.frame]
+        return self.good or form.good, self.bad or form.bad
+
     def ask(self, purpose: str) -> Ask:
         """The question to the judge about the last step that it is shown."""
-        form = FORMS[self.frame]
         return Ask(
             role=JUDGE,
             purpose=purpose,
             question=self.question if self.frame == "chat" else "",
             opening=self.opening if self.frame == "chat" else "",
-            labels=(self.good or form.good, self.bad or form.bad),
-            frame=form.frame,
+            labels=self._answers,
+            frame=FORMS[self.frame].frame,
         )
 
     def read(self, event: Answered) -> tuple[float | None, float]:

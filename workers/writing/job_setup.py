@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 
 from pipeline.chat.model import ChatModel
 from pipeline.chat.translation import ThinkPhase, ThinkTagTranslator, own_phase
-from pipeline.errors import BadProblem, EngineUnavailable
+from pipeline.errors import BadProblem, ConfigurationError, EngineUnavailable
 from pipeline.jobs.config import JobConfig
 from pipeline.policies.protocol import Policy
 from pipeline.problems import Problem
 from pipeline.samples import ModelRole
+from pipeline.signals import Signal
 from workers.engine.base import Sampling
 from workers.writing.questions import Questions
 
@@ -20,6 +21,17 @@ MAX_PROMPTS = 1024
 def sampling_of(config: JobConfig, role: ModelRole) -> Sampling:
     """How a role of a job draws its tokens."""
     return Sampling(**config.drawing(role).model_dump(exclude={"stop"}))
+
+
+def _check_signals(config: JobConfig, think: ThinkPhase, chat: ChatModel, role: ModelRole) -> None:
+    """Raises ConfigurationError where the exit reads how near the closing tag is, and the model has no token for it."""
+    if config.exit is None or Signal.FIRST_MARGIN not in config.exit.signals:
+        return
+    if role is ModelRole.SMALL and think.end and chat.think_end_id is None:
+        raise ConfigurationError(
+            f"exit {config.exit.name!r} reads how likely the closing think tag is, and {chat.name} has no token of its "
+            f"own for {think.end!r}: take another exit"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +60,10 @@ class JobSetup:
     def of(
         cls, config: JobConfig, think: ThinkPhase, chat: ChatModel, *, role: ModelRole, max_model_len: int
     ) -> JobSetup:
-        """Raises ConfigurationError where the model cannot write this job's texts, or cannot be asked what its policy
-        asks, and where what another package brings is not what the job froze."""
+        """Raises ConfigurationError where the model cannot write this job's texts, or cannot be asked or read as its
+        policy and exit want, and where what another package brings is not what the job froze."""
         config.check_same_version("prompt_template")
+        _check_signals(config, think, chat, role)
         policy = config.build_policy()
         translator = ThinkTagTranslator(chat, own_phase(chat) if role is ModelRole.JUDGE else think)
         questions = Questions(chat, translator)

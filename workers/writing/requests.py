@@ -64,7 +64,7 @@ def _asked(active: ActiveSample, ask: Ask, text: Sequence[Segment], question: Qu
     steps = split_text(written, think_start=active.context.think_start)
     if not steps:
         raise PipelineError(f"{active.setup.policy_label} asks a judge {ask.purpose!r} before there is a step")
-    return list(active.setup.questions.ids_within(ask, active.sample.problem.prompt, steps))
+    return list(active.setup.questions.ids_within(ask, active.setup.config.question(active.sample.problem), steps))
 
 
 def _of_generate(active: ActiveSample, max_tokens: int) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _of_ask(active: ActiveSample, ask: Ask, labels: Mapping[str, tuple[int, ...]
 def _require_progress(active: ActiveSample, num_tokens: int) -> None:
     """Raises where there was no room for a first word, and where a policy was told so and asks again."""
     setup = active.setup
-    written = [segment for segment in active.text if segment.finish is not None]
+    written = [segment for segment in active.text if segment.author is not Author.INSERTED]
     if not written:
         raise PromptTooLong(setup.chat.name, num_tokens, setup.max_model_len)
     if written[-1].finish is SegmentFinish.LENGTH and not written[-1].tokens_generated:

@@ -30,7 +30,7 @@ from pipeline.policies.requests import (
     Written,
     request_from_json,
 )
-from pipeline.samples import RUNNABLE_STATE, Author, ErrorClass, Piece, SampleState, SegmentFinish
+from pipeline.samples import RUNNABLE_STATE, Author, ErrorClass, FinishReason, Piece, SampleState, SegmentFinish
 from pipeline.segments import WrittenAside, WrittenSegment, storable
 from workers.engine.base import GenerateRequest, GenerateResult
 from workers.writing.active import ActiveSample
@@ -119,7 +119,15 @@ def _go_on(active: ActiveSample, then: Request | Finish, *, may_stay: bool) -> S
         if active.engine_request is not None:
             return active.engine_request
         then = _advance(active, None)
+    _require_room(active, then)
     return _commit(active, SampleState.FINISHED, then=then)
+
+
+def _require_room(active: ActiveSample, end: Finish) -> None:
+    """Raises PromptTooLong where a text ends before its first word, for want of room behind the prompt."""
+    is_unwritten = not active.text and not any(len(active.aside(index).piece) for index in range(active.num_asides))
+    if end.reason is FinishReason.CONTEXT and is_unwritten:
+        raise PromptTooLong(active.setup.chat.name, len(active.prompt_ids), active.setup.max_model_len)
 
 
 def _stays(active: ActiveSample) -> bool:

@@ -55,7 +55,8 @@ class _Withheld(BaseModel):
 class _ExitingState(BaseModel):
     """policy: of the delegation, in the think phase. text, num_tokens: of the kept text. asides: the texts, token by
     token, of those written after all of it, by their numbers. answer: of the answer's request, once the exit has closed
-    the phase. exit: what the exit remembers. trials: the numbers of its asides. withheld: while a trial is written."""
+    the phase. exit: what the exit remembers. trials: the numbers of its asides. withheld: while a trial is written.
+    lets_pass: whether the exit does not end the next piece: the delegation threw away one that it had ended."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -68,6 +69,7 @@ class _ExitingState(BaseModel):
     exit: PolicyState = {}
     trials: tuple[int, ...] = ()
     withheld: _Withheld | None = None
+    lets_pass: bool = False
 
 
 class Exiting(AroundPolicy):
@@ -116,11 +118,14 @@ class Exiting(AroundPolicy):
                 if self._exit.trial is None:
                     keep = whole_characters(event.piece.texts, place - watcher.exit.num_back)
                     return self._close(context, event, keep, watcher.exit.reading)
-                event = _head(event, place)
+                return self._go_on(context, stored, _head(event, place), by_exit=earlier != place)
         return self._go_on(context, stored, event)
 
-    def _go_on(self, context: SampleContext, state: _ExitingState, event: Event) -> Transition:
-        """The delegation decides; the exit is asked once more where small would go on."""
+    def _go_on(
+        self, context: SampleContext, state: _ExitingState, event: Event, *, by_exit: bool = False
+    ) -> Transition:
+        """The delegation decides; the exit is asked once more where small would go on. by_exit: whether the exit alone
+        ended the piece."""
         numbering = Numbering(state.trials)
         transition = numbering.outward(self._policy.advance(context, state.policy, numbering.inward(event)))
         watcher = self._phase_watcher(context, state)
@@ -136,6 +141,7 @@ class Exiting(AroundPolicy):
                 "num_tokens": state.num_tokens + watcher.reader.position,
                 "asides": asides if transition.insert or not kept else {},
                 "exit": watcher.exit.state,
+                "lets_pass": by_exit and len(kept) < len(event.piece),
             }
         )
         if is_due and isinstance(event, Written) and context.think_end:
@@ -227,7 +233,7 @@ class Exiting(AroundPolicy):
         return state.writer is ModelRole.SMALL and state.text.thinking and bool(context.think_end)
 
     def _exit_watcher(self, context: SampleContext, state: _ExitingState) -> PhaseWatcher | None:
-        return self._phase_watcher(context, state) if self._acts(context, state) else None
+        return self._phase_watcher(context, state) if self._acts(context, state) and not state.lets_pass else None
 
     def _phase_watcher(self, context: SampleContext, state: _ExitingState) -> PhaseWatcher:
         reader = self._exit.reader(context, state.exit, state.num_tokens)

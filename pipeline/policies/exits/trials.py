@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.policies.exits.protocol import Token, Trial, Verdict
 from pipeline.policies.exits.spec import ExitSpec
 from pipeline.policies.protocol import PolicyState, Reading, SampleContext, Watcher
-from pipeline.policies.reading.cues import CueKind, CueLists, CueStream, cue_finder
+from pipeline.policies.reading.cues import CueKind, CueLists, CueStream, Words, cue_finder
 from pipeline.policies.requests import Answered, Ask
 from pipeline.policies.turns import Tokens
 from pipeline.samples import ModelRole, SegmentFinish, WritingRole
@@ -48,14 +48,14 @@ class TrialExit(ExitSpec):
 
     at: Literal["hesitation", "step"] = "step"
     every_steps: Count = 8
-    hesitations: tuple[str, ...] = ("wait", "alternatively")
+    hesitations: Words = ("wait", "alternatively")
     inducer: Annotated[str, Field(min_length=1)] = INDUCER
     trial_tokens: Tokens = 20
     by: WritingRole = ModelRole.SMALL
     confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
     mean: Literal["arithmetic", "geometric"] = "arithmetic"
     agree: Count = 1
-    doubts: tuple[str, ...] = ()
+    doubts: Words = ()
     max_trials: Count = 10
     answer_role: WritingRole = ModelRole.SMALL
 
@@ -77,7 +77,7 @@ class DeerExit(TrialExit):
     before the word of hesitation."""
     every_steps: Count = 8
     """Steps from one trial to the next, for at = "step". Ours."""
-    hesitations: tuple[str, ...] = ("wait", "alternatively")
+    hesitations: Words = ("wait", "alternatively")
     """Words of hesitation, within the first 16 tokens of a step. DEER: "Wait", or "Alternatively", anywhere."""
     inducer: Annotated[str, Field(min_length=1)] = INDUCER
     """What stands before the trial. DEER: a heading and the beginning of a box; for questions whose answer is no
@@ -92,7 +92,7 @@ class DeerExit(TrialExit):
     """How the mean is taken. DEER: arithmetic; for Qwen3 models geometric."""
     agree: Count = 1
     """So many trials in a row have to be sure, with equal answers. DEER: 1."""
-    doubts: tuple[str, ...] = ()
+    doubts: Words = ()
     """A trial with one of these words is no answer. DEER: none."""
     max_trials: Count = 10
     """Most trials of a sample. DEER: 10."""
@@ -108,7 +108,7 @@ class AgreementExit(TrialExit):
     """Where a trial is asked, as in ``deer``. Dynasor: every 64 tokens."""
     every_steps: Count = 2
     """Steps from one trial to the next. Ours: two steps have about the 64 tokens of Dynasor's middle setting."""
-    hesitations: tuple[str, ...] = ("wait", "alternatively")
+    hesitations: Words = ("wait", "alternatively")
     """Words of hesitation, for at = "hesitation". As ``deer``."""
     inducer: Annotated[str, Field(min_length=1)] = INDUCER
     """What stands before the trial. As ``deer``."""
@@ -122,7 +122,7 @@ class AgreementExit(TrialExit):
     """As in ``deer``."""
     agree: Count = 3
     """So many answers in a row have to be equal. Dynasor: 8, 5, 3 or 2."""
-    doubts: tuple[str, ...] = ("wait", "hold", "but", "okay", "no", "hmm")
+    doubts: Words = ("wait", "hold", "but", "okay", "no", "hmm")
     """A trial with one of these words is no answer. Dynasor."""
     max_trials: Count = 64
     """Most trials of a sample. Ours; Dynasor: no limit."""
@@ -139,7 +139,7 @@ class LargeExtractExit(TrialExit):
     """Where a trial is asked, as in ``deer``. Ours."""
     every_steps: Count = 16
     """Steps from one trial to the next. Ours: hand-overs cost."""
-    hesitations: tuple[str, ...] = ("wait", "alternatively")
+    hesitations: Words = ("wait", "alternatively")
     """Words of hesitation, for at = "hesitation". As ``deer``."""
     inducer: Annotated[str, Field(min_length=1)] = INDUCER
     """What stands before the trial. As ``deer``."""
@@ -153,7 +153,7 @@ class LargeExtractExit(TrialExit):
     """As in ``deer``."""
     agree: Count = 1
     """So many trials in a row have to be sure, with equal answers. As ``deer``."""
-    doubts: tuple[str, ...] = ()
+    doubts: Words = ()
     """A trial with one of these words is no answer. As ``deer``."""
     max_trials: Count = 10
     """Most trials of a sample. As ``deer``."""
@@ -326,7 +326,7 @@ def read_answer(inducer: str, text: str, *, ended: bool) -> str | None:
 
 def _form(answer: str | None) -> str | None:
     """NUL is left out: a sample's state cannot hold it."""
-    return None if answer is None else " ".join(answer.replace("\0", "").casefold().split())
+    return None if answer is None else "".join(answer.replace("\0", "").casefold().split())
 
 
 def _boxed(text: str) -> str | None:

@@ -14,6 +14,9 @@ from pydantic import Field
 
 from pipeline.signals import DIGITS
 
+NO_ANSWER = "no answer"
+"""Outcome of a reading where a chooser has none; its value is the mass."""
+
 MinMass: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 """Least probability of all labels together for an answer."""
 

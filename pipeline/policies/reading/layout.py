@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.breaks import BreakFinder
 
-_FENCE = re.compile(r"\s*(?:```|~~~)")
-_DELIMITER = re.compile(r"\\\[|\\\]|\$\$|\\begin\{[^}]*\}|\\end\{[^}]*\}")
+_FENCE = re.compile(r"\s*(?:`{3,}[^`]*$|~~~)")  # a line with more of them is code within a line
+_DELIMITER = re.compile(r"\\\\|(\\\[|\\\]|\$\$|\\begin\{[^}]*\}|\\end\{[^}]*\})")
+"""None in its group where a row of a formula ends: the bracket of ``\\\\[2pt]`` opens nothing."""
 _HEADING = re.compile(r"#{1,6}\s|(\*\*|__)[^*_]+\1[:：]?$")
 _ITEM_ALONE = re.compile(r"(?:[-*•]|\(?(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,5})[.)])$")
 _INTRODUCES = re.compile(r"[:：,，、=+(（]\**$|\\\\$")
@@ -102,7 +103,7 @@ class StepEndFinder:
         if state.fence:
             return
         depth, dollars = state.depth, state.dollars
-        for found in _DELIMITER.findall(line):
+        for found in filter(None, _DELIMITER.findall(line)):
             if found == "$$":
                 dollars = not dollars
             else:

@@ -28,10 +28,11 @@ def segment(
     )  # fmt: skip
 
 
-def aside(index: int, purpose: str, value: float | None) -> StoredAside:
+def aside(index: int, purpose: str, value: float | None, outcome: str | None = None) -> StoredAside:
     return StoredAside(
-        author=Author.LARGE, aside_index=index, after_segment=1, purpose=purpose, value=value, token_ids=(), text="",
-        token_lengths=(), content_sha256=None, epoch=1, committed_at=NOW, engine_id=1, vocabulary_sha256="v",
+        author=Author.LARGE, aside_index=index, after_segment=1, purpose=purpose, value=value, outcome=outcome,
+        token_ids=(), text="", token_lengths=(), content_sha256=None, epoch=1, committed_at=NOW, engine_id=1,
+        vocabulary_sha256="v",
     )  # fmt: skip
 
 

@@ -120,6 +120,12 @@ def test_values_of_asides_count_by_their_purpose() -> None:
     assert (read.problem, read.score, read.num_tokens) == ("p", 1.0, 1)
 
 
+def test_an_aside_without_an_answer_has_no_value() -> None:
+    judged = [aside(0, "reward", 0.8, "accept"), aside(1, "reward", 0.1, "no answer")]
+    read = read_pilot_sample(sample([segment(0, "small", ["a"])], asides=judged), 1.0)
+    assert read.values == {("aside:reward", ModelRole.LARGE): (0.8,)}
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_places_are_those_at_which_glimpse_decides(seed: int) -> None:
     """Texts of tokens that break in many ways: with the threshold at any place's entropy, glimpse ends there."""

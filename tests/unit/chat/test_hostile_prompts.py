@@ -115,6 +115,13 @@ def test_no_message_adds_a_control_token_or_takes_one_away(model: ChatModel, mes
 
 @examples(60)
 @given(messages)
+def test_no_question_in_a_turn_adds_a_control_token_or_takes_one_away(model: ChatModel, question: str) -> None:
+    of_a_harmless_question = controls_of(model, model.turn_ids("x", "</think>So"))
+    assert controls_of(model, model.turn_ids(question, "</think>So")) == of_a_harmless_question
+
+
+@examples(60)
+@given(messages)
 def test_no_text_becomes_more_than_letters_and_think_tags_when_it_goes_to_another_model(
     model: ChatModel, message: str
 ) -> None:

@@ -413,6 +413,12 @@ def test_an_exit_needs_a_small_model_that_writes() -> None:
         ready(policy="large-only", exit="deer")
 
 
+@pytest.mark.parametrize("policy", ["specreason", "specreason:doubt", "mentor", "rsd", "specsearch"])
+def test_an_exit_needs_thoughts_that_are_written_into_the_text(policy: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"exit 'deer' reads what .* all of its thoughts are asides"):
+        ready(policy=policy, exit="deer", judge="j")
+
+
 def test_a_job_without_an_exit_is_stored_as_ever() -> None:
     made = ready(policy="small-only")
     assert made.policy == "small-only"

@@ -9,7 +9,7 @@ import pytest
 from pipeline.policies import Policy, PolicySpec
 from pipeline.policies.baselines import LargeOnlySpec, SmallOnlySpec
 from pipeline.policies.composition import compose
-from pipeline.policies.exits import CutExit
+from pipeline.policies.exits import CutExit, DeerExit
 from pipeline.policies.guards import LoopGuard
 from pipeline.policies.protocol import PolicyState, SampleContext, Transition
 from pipeline.policies.random_delegation import RandomDelegationSpec
@@ -131,6 +131,18 @@ def test_a_peek_of_the_preset_code_cannot_outlast_the_cut() -> None:
     assert play.write([*words(4), ".\n\n"])[1] == Generate(role=SMALL, max_tokens=20, trigger="peek")
     assert play.watched(words(20)) == 5
     assert play.write(words(5))[:2] == (Keep(num_tokens=5), CLOSING)
+
+
+def test_a_peek_that_is_thrown_away_for_a_trial_is_written_to_its_end() -> None:
+    play = Play(compose(CodeSpec().build(), exit=DeerExit(at="step", every_steps=2)))
+    assert play.write([" a", ".\n\n"])[1] == Generate(role=SMALL, max_tokens=20, trigger="peek")
+    peek = [" so", ".\n\n", " b"]
+    assert play.watched(peek) == 2
+    assert play.write(peek[:2]) == (Keep(num_tokens=0), Generate(role=SMALL, max_tokens=20, trigger="peek"))
+    assert play.watched(peek) is None
+    assert play.write(peek, EOS)[1] == Generate(role=SMALL, max_tokens=998, trigger="sample_again")
+    assert play.watched(peek) == 2
+    assert isinstance(play.write(peek[:2])[1], Ask)
 
 
 LOOP = [" a", " b"] * 40

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pytest
+from pydantic import ValidationError
 
 from pipeline.policies import parse_policy
 from pipeline.policies.composition import compose
@@ -139,7 +141,7 @@ def test_a_doubtful_trial_breaks_the_row() -> None:
 
 
 def test_answers_that_differ_in_white_space_and_case_are_equal() -> None:
-    assert answers(Play(agreeing()), "X  1", " x 1", "x 1 ") == [False, False, True]
+    assert answers(Play(agreeing()), "X  + 1", " x + 1", "x+1 ") == [False, False, True]
 
 
 def test_the_eleventh_trial_is_never_asked() -> None:
@@ -263,6 +265,20 @@ def test_every_exit_is_found_by_its_name() -> None:
     for name in exit_names():
         assert issubclass(exit_type(name), ExitSpec)
         assert exit_type(name).model_fields["name"].default == name
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("think_brake", {"threshold": math.inf}),
+        ("deer", {"hesitations": ["wait", "Wait"]}),
+        ("agreement", {"hesitations": [""]}),
+        ("agreement", {"doubts": ["no", ""]}),
+    ],
+)
+def test_an_exit_that_makes_no_sense_is_refused(name: str, values: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        exit_type(name).model_validate(values)
 
 
 def test_the_sample_may_end_at_a_trials_place() -> None:

@@ -355,6 +355,7 @@ MUTATIONS = [
              "self._stored.num_trials > self._spec.max_trials"),
     Mutation("exit deer", "a step begins with a hesitation a token longer", trials,
              "self._begun >= WINDOW_TOKENS", "self._begun > WINDOW_TOKENS"),
+    Mutation("exit deer", "what is thrown away for a trial is ended again", exiting, " and not state.lets_pass", ""),
     Mutation("exit agreement", "what a trial withholds is not put in", exiting, "insert=withheld.insert", "insert=()"),
     Mutation("exit agreement", "another answer goes on with the count", trials,
              "stored.num_equal + 1 if answer == stored.answer else 1", "stored.num_equal + 1"),
@@ -368,8 +369,7 @@ MUTATIONS = [
     Mutation("exit large-extract", "who answers tries", trials, "role=self._spec.by", "role=self._spec.answer_role"),
     Mutation("exit large-extract", "the delegation's asides are counted with the trials", numbering,
              "index += trial <= index", "index += 0"),
-    Mutation("exit large-extract", "white space tells answers apart", trials, "casefold().split()",
-             "casefold().split(' ')"),
+    Mutation("exit large-extract", "white space tells answers apart", trials, '"".join(answer', '" ".join(answer'),
     # an exit that reads
     Mutation("exit think_brake", "one more has to agree", think_brake, "self._num_near < self._spec.agree",
              "self._num_near <= self._spec.agree"),

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
@@ -178,6 +180,9 @@ def test_the_preset_improved_is_stored_with_every_value() -> None:
         {},
         {"name": "random", "rate": 1.5},
         {"name": "random", "preset": "paper"},
+        {"name": "random", "tokens": math.inf},
+        {"name": "glimpse", "threshold": math.inf},
+        {"name": "redo", "confident_below_perplexity": math.inf},
         {"name": "none"},
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.errors import ConfigurationError
 from pipeline.policies import parse_policy
 from pipeline.policies.requests import Ask, Finish, Generate, Layout, Take
 from pipeline.policies.reward import FORMS, RsdSpec, SpecSearchSpec
@@ -229,6 +230,12 @@ def test_values_can_be_set_from_text() -> None:
     assert rule is not None
     assert (rule.statistic, rule.side) == ("aside:reward", "below")
     assert parse_policy("specsearch").threshold_rule is None
+
+
+@pytest.mark.parametrize("values", [{"bad": "Yes"}, {"good": "-", "frame": "turns"}, {"good": "1", "bad": "1"}])
+def test_a_good_and_a_bad_answer_differ(values: dict[str, str]) -> None:
+    with pytest.raises(ConfigurationError, match="good and bad must be two answers"):
+        parse_policy("rsd", values)
 
 
 # The loops, one step after the other, with three models that are asked one token at a time.

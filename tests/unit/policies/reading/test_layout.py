@@ -34,8 +34,11 @@ def ends(*tokens: str) -> list[str]:
         ("a\n\n$$\nx\n\ny\n$$\n\nSo", ["a\n\n$$\nx\n\ny\n$$\n\n"]),
         ("\\begin{align}\nx\n\ny\n\\end{align}\n\nSo", ["\\begin{align}\nx\n\ny\n\\end{align}\n\n"]),
         ("It costs $5.\n\nSo", ["It costs $5.\n\n"]),
+        ("\\[\na \\\\[2pt]\nb\n\\]\n\nSo 2.\n\nThen", ["\\[\na \\\\[2pt]\nb\n\\]\n\n", "So 2.\n\n"]),
         # code
         ("```python\nx\n\ny\n```\n\nSo", ["```python\nx\n\ny\n```\n\n"]),
+        ("````\nx\n\ny\n````\n\nSo", ["````\nx\n\ny\n````\n\n"]),
+        ("```x = 1```\n\nSo 2.\n\nThen", ["```x = 1```\n\n", "So 2.\n\n"]),
         # lists
         ("1. Add.\n\n   So 5.\n\n2. Go.", ["1. Add.\n\n   So 5.\n\n"]),
         ("1.\n\nAdd.\n\n2. Go", ["1.\n\nAdd.\n\n"]),

@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.chat.translation import ThinkPhase, ThinkTagTranslator
+from pipeline.chat.translation import ThinkPhase, ThinkTagTranslator, settle_think_phase
 from pipeline.db.commits import SampleCommit
-from pipeline.errors import BadProblem, DamagedRow, EngineRefused, PipelineError, PromptTooLong
+from pipeline.errors import BadProblem, ConfigurationError, DamagedRow, EngineRefused, PipelineError, PromptTooLong
+from pipeline.jobs.config import JobConfig, ModelSpec
+from pipeline.policies import parse_policy
+from pipeline.policies.exits import ThinkBrakeExit
 from pipeline.policies.protocol import Reading
 from pipeline.policies.requests import Answered, Ask, Event, Finish, Generate, Insert, Take, Written, request_to_json
+from pipeline.policies.reward import RsdSpec
 from pipeline.samples import (
     WRITING_ROLES,
     Author,
@@ -26,6 +30,7 @@ from pipeline.samples import (
 from pipeline.seeds import aside_seed, segment_seed
 from pipeline.signals import Signal
 from tests.turns import (
+    PROBLEM,
     Move,
     Moves,
     as_claimed,
@@ -41,10 +46,11 @@ from tests.turns import (
 )
 from tests.unit.chat.test_translation import make_chat
 from workers.writing import turn
+from workers.writing.job_setup import JobSetup
 from workers.writing.latch import Latch
 from workers.writing.turn import apply_result, begin, commit_gathered, error_class, failed
 
-SMALL, LARGE = ModelRole.SMALL, ModelRole.LARGE
+SMALL, LARGE, JUDGE = ModelRole.SMALL, ModelRole.LARGE, ModelRole.JUDGE
 EMPTY_PIECE = Piece(token_ids=(), texts=())
 
 
@@ -196,6 +202,19 @@ def test_a_first_prompt_without_room_fails_the_sample() -> None:
         start(setup_of(Moves([then(small())]), max_model_len=5))
 
 
+@pytest.mark.parametrize("policy", ["specreason:doubt", "mentor", "glimpse"])
+def test_a_first_prompt_without_room_fails_whichever_way_small_writes(policy: str) -> None:
+    config = JobConfig(
+        small=ModelSpec(name="S"),
+        large=ModelSpec(name="L"),
+        policy=parse_policy(policy, {"words": ["Wait"]} if ":" in policy else {}),
+    )
+    chat = chat_of(SMALL)
+    setup = JobSetup.of(config, settle_think_phase(chat), chat, role=SMALL, max_model_len=5)
+    with pytest.raises(PromptTooLong, match="leave no room in a context of 5"):
+        start(setup)
+
+
 def full(written: str = "First add 3") -> tuple[int, list[Move], list[Event | None]]:
     """A context that has room for just this, and moves that write it and then find no room."""
     seen: list[Event | None] = []
@@ -222,6 +241,16 @@ def test_without_room_nothing_is_sent_and_the_policy_decides() -> None:
     empty = commit.segments[-1]
     assert (len(empty.piece), empty.finish, empty.tokens_generated) == (0, SegmentFinish.LENGTH, 0)
     assert (empty.prompt_tokens, empty.seed) == (0, None), "no engine had it"
+
+
+def test_a_text_of_asides_alone_may_fill_the_context() -> None:
+    room, [_, _, last], seen = full()
+    ask = Ask(role=SMALL, purpose="draft", greedy=False, max_tokens=9)
+    moves = [then(ask), then(small(), insert=(Take(index=0, num_tokens=4),)), last]
+    active, step = start(setup_of(Moves(moves), max_model_len=room))
+    commit = commit_of(apply_result(active, result_of(request_of(step), "First add 3", SegmentFinish.LENGTH)))
+    assert [type(event) for event in seen] == [Written]
+    assert (commit.to_state, commit.finish_reason) == (SampleState.FINISHED, FinishReason.CONTEXT)
 
 
 @pytest.mark.parametrize("stay", [True, False])
@@ -432,6 +461,32 @@ def test_what_the_policy_puts_in_has_the_models_own_tags(tmp_path: Path) -> None
     assert inserted.kept.text == "\n</think>\n\n"
     assert chat.think_end_id in inserted.kept.token_ids
     assert list(request_of(step).prompt_ids)[-len(inserted.kept) :] == list(inserted.kept.token_ids)
+
+
+def test_an_exit_that_reads_the_closing_tag_needs_a_token_for_it(tmp_path: Path) -> None:
+    config = JobConfig(
+        small=ModelSpec(name="S"), large=ModelSpec(name="L"), policy=parse_policy("glimpse"), exit=ThinkBrakeExit()
+    )
+    phase = ThinkPhase(start="<think>", end="</think>", opened=True)
+    for number, (tags_as_tokens, role) in enumerate([(True, SMALL), (False, LARGE)]):
+        chat = make_chat(tmp_path / f"{number}", tags_as_tokens=tags_as_tokens)
+        assert JobSetup.of(config, phase, chat, role=role, max_model_len=2048).config.exit
+    with pytest.raises(ConfigurationError, match="no token of its own for '</think>'"):
+        JobSetup.of(config, phase, chat, role=SMALL, max_model_len=2048)
+
+
+def test_a_judge_reads_the_problem_as_it_was_asked() -> None:
+    """Earlier turns and choices, and no instruction of the prompt template's."""
+    turns = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+    problem = replace(PROBLEM, metadata={"choices": ["six", "seven"], "turns": turns})
+    ask = RsdSpec(good="A", bad="B").ask("reward")
+    moves = Moves([then(small()), then(ask), end()])
+    active, step = start(setup_of(moves), problem=problem)
+    commit = commit_of(apply_result(active, result_of(request_of(step), "First add 3")))
+    _, step = begin(as_claimed(active.sample, commit), setup_of(moves, JUDGE), Latch(1))
+    shown = chat_of(JUDGE).tokenizer.decode(list(request_of(step).prompt_ids))
+    asked = "[user]\nHi.\n\n[assistant]\nHello.\n\n[user]\nStart at 3. Add 4. What is the result?\n\n(A) six\n(B) seven"
+    assert f"{asked}\n\nSteps of a solution:\n\nFirst add 3\n\nIs the last" in shown
 
 
 def test_a_watcher_reads_along() -> None:
