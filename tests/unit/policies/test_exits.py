@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from pydantic import ValidationError
 
 from pipeline.policies import parse_policy
 from pipeline.policies.composition import compose
@@ -263,6 +264,15 @@ def test_every_exit_is_found_by_its_name() -> None:
     for name in exit_names():
         assert issubclass(exit_type(name), ExitSpec)
         assert exit_type(name).model_fields["name"].default == name
+
+
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize("name", exit_names())
+def test_a_number_that_cannot_be_stored_is_refused(name: str, number: str) -> None:
+    spec = exit_type(name)
+    for field in (field for field, info in spec.model_fields.items() if info.annotation is float):
+        with pytest.raises(ValidationError, match=f"{field}\n.*Input should be"):
+            spec.model_validate({field: number})
 
 
 def test_the_sample_may_end_at_a_trials_place() -> None:
