@@ -69,7 +69,7 @@ def test_report_has_each_row_with_its_control_behind_it(client: Client, pair: Pa
     report = finished(client, pair)
     assert [row.name for row in report.rows] == [
         "small-only", "large-only", "glimpse threshold=0.2", "random for glimpse threshold=0.2",
-        "glimpse threshold=1.0", "random for glimpse threshold=1.0",
+        "glimpse threshold=1", "random for glimpse threshold=1",
     ]  # fmt: skip
     small, large, often, _, seldom, control = report.rows
     assert small.accuracy is not None
@@ -84,7 +84,7 @@ def test_report_has_each_row_with_its_control_behind_it(client: Client, pair: Pa
     assert control.control_of == seldom.job_id
     assert seldom.against_small is not None
     assert seldom.against_small.mean == pytest.approx(4 / 12)
-    assert [row.name for row in report.rows if row.on_front] == ["small-only", "glimpse threshold=1.0"]
+    assert [row.name for row in report.rows if row.on_front] == ["small-only", "glimpse threshold=1"]
     assert seldom.gain is not None
     assert control.gain is None
     assert (report.num_problems, report.num_samples, report.seed) == (12, 2, 7)
@@ -191,9 +191,9 @@ def test_an_exit_has_controls_that_think_as_long(client: Client, pair: Pair) -> 
     pair.work()
     assert client.add_controls("exits") == []
     report = client.experiment("exits")
-    row = "glimpse threshold=1.0 exit.name=agreement exit.agree=2"
+    row = "glimpse threshold=1 exit.name=agreement exit.agree=2"
     assert [each.name for each in report.rows] == [
-        "glimpse threshold=1.0", "random for glimpse threshold=1.0", row, f"random for {row}", f"cut for {row}",
+        "glimpse threshold=1", "random for glimpse threshold=1", row, f"random for {row}", f"cut for {row}",
         f"random exit for {row}",
     ]  # fmt: skip
     whole, _, exit_row, takeovers, cut, by_chance = report.rows
@@ -266,7 +266,7 @@ def test_a_removed_job_leaves_the_experiment_and_is_submitted_again(
     orphan = f"job {report.rows[5].job_id} is a control of a job that was removed"
     assert orphan in client.experiment("triggers").caveats
     (again,) = client.sweep("triggers", rows(), SCORED, **BOTH)
-    assert again.name == "triggers · glimpse threshold=1.0"
+    assert again.name == "triggers · glimpse threshold=1"
 
 
 def test_reader_can_take_no_lock_that_keeps_others_from_adding_jobs(
@@ -353,7 +353,7 @@ def test_command_submits_reports_and_goes_on(
     assert float(found[4]["accuracy"]) == 1.0
     assert float(found[4]["accuracy_low"]) < 1.0
     told = run()[1]
-    assert "glimpse threshold=1.0 *" in told
+    assert "glimpse threshold=1 *" in told
     assert "Gain: accuracy less that of random takeovers at equal large tokens" in told
     assert run("--format", "latex")[1].count("\\\\") == 7
     assert run("--format", "markdown")[1].splitlines()[4].startswith("| glimpse threshold=0.2 |")
