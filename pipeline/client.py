@@ -184,13 +184,17 @@ class Client(Reader):
         where the experiment was asked otherwise before.
         """
         from pipeline.db import experiments
-        from pipeline.experiments.submitting import check_name, row_submission, with_seed
+        from pipeline.experiments.submitting import check_name, require_same_pilot, row_submission, with_seed
 
         check_name(experiment)
         with self._transaction() as connection:
-            first, names = experiments.find_first(connection, experiment)
+            known = experiments.find_jobs(connection, experiment)
+        for row in rows:
+            if row.name in known:
+                require_same_pilot(row, known[row.name])
+        first = next(iter(known.values()), None)
         shared = _submission(problems, with_seed(options, first.config if first else None))
-        todo = [row for row in rows if row.name not in names] or rows[:1]
+        todo = [row for row in rows if row.name not in known] or rows[:1]
         ready = {row.name: self._make_ready(row_submission(experiment, row, shared)) for row in todo}
         with self._transaction() as connection:
             job_ids = experiments.insert_rows(connection, experiment, ready)

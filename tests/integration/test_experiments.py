@@ -169,6 +169,16 @@ def test_rows_that_would_not_be_comparable_are_refused(
     assert len(client.jobs()) == 1
 
 
+def test_the_first_row_with_a_model_says_which_it_is(client: Client) -> None:
+    small, large, glimpse, *_ = rows()
+    (first,) = client.sweep("triggers", [small], SCORED, **BOTH)
+    (second,) = client.sweep("triggers", [large], SCORED, **BOTH)
+    told = rf"asked otherwise before \(job {second.id}\): large huge instead of large"
+    with pytest.raises(ConfigurationError, match=told):
+        client.sweep("triggers", [small, large, glimpse], SCORED, **{**BOTH, "large": "huge"})
+    assert [job.id for job in client.jobs()] == [second.id, first.id]
+
+
 def test_a_row_that_cannot_be_submitted_leaves_none(client: Client) -> None:
     with pytest.raises(ConfigurationError, match="needs a large model"):
         client.sweep("triggers", rows(), SCORED, small="small", seed=7)
@@ -252,6 +262,13 @@ def test_shares_come_from_a_pilot(client: Client, pair: Pair) -> None:
     assert [job.config.calibrated_from and job.config.calibrated_from.share for job in jobs] == [0.05, 0.5]
     low, high = (job.config.policy.threshold for job in jobs)  # type: ignore[attr-defined]
     assert low > high
+    other = client.clone(pilot.id, {"seed": 8})
+    pair.work()
+    again = plan_rows(["glimpse"], shares=Shares(pilot=other.id, shares=(0.05, 0.2)))
+    told = rf"share=0.05' \(job {jobs[0].id}\) has its threshold from the pilot {pilot.id}, not from {other.id}"
+    with pytest.raises(ConfigurationError, match=told):
+        client.sweep("shares", again, SCORED, **BOTH)
+    assert len(client.experiment_jobs("shares")) == 2
 
 
 def test_a_removed_job_leaves_the_experiment_and_is_submitted_again(
