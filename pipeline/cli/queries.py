@@ -236,11 +236,7 @@ def destination(output: Path | None, *, option: str = "--output") -> Iterator[Bi
         yield stream
         stream.flush()
         return
-    try:
-        descriptor, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
-    except OSError as error:
-        raise typer.BadParameter(f"{output}: {error.strerror}", param_hint=option) from error
-    part = Path(name)
+    descriptor, part = _begin_file(output, option)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             yield stream
@@ -249,6 +245,25 @@ def destination(output: Path | None, *, option: str = "--output") -> Iterator[Bi
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def require_place(output: Path | None, *, option: str) -> None:
+    """Raises typer's error for a file that ``destination`` could not write, before something long is begun for it."""
+    if output is not None and output != STANDARD_OUTPUT:
+        descriptor, part = _begin_file(output, option)
+        os.close(descriptor)
+        part.unlink()
+
+
+def _begin_file(output: Path, option: str) -> tuple[int, Path]:
+    """An open file beside the output, which takes its place when it is complete."""
+    if output.is_dir():
+        raise typer.BadParameter(f"{output}: it is a folder; name a file", param_hint=option)
+    try:
+        descriptor, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
+    except OSError as error:
+        raise typer.BadParameter(f"{output}: {error.strerror}", param_hint=option) from error
+    return descriptor, Path(name)
 
 
 def _umask() -> int:

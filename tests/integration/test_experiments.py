@@ -31,6 +31,7 @@ from pipeline.experiments.plan import Axis, PlannedRow, Shares, plan_rows
 from pipeline.experiments.results import ExperimentReport
 from pipeline.jobs.exit_matching import mean_length
 from pipeline.policies.exits import AgreementExit
+from pipeline.results.jobs import Job
 from tests.integration.scripted_pair import Pair, problem_set, scripted_pair
 from tests.integration.waiting import await_blocked
 
@@ -387,19 +388,30 @@ def test_command_submits_reports_and_goes_on(
         ((str(file), *pair_of, "--policies", "glimpse", "--grid", "threshold"), "write KEY=V1,V2"),
         ((str(file), *pair_of, "--policies", "glimpse", "--grid", "policy.magic=1"), "has 'policy.magic'"),
         ((str(file), *pair_of), "no policies: name some"),
+        ((str(file), *pair_of, "--policies", "redo", "--wait", "--html", str(tmp_path)), "it is a folder; name a file"),
+        ((str(file), *pair_of, "--policies", "redo", "--wait", "--html", str(tmp_path / "no" / "x")), "No such file"),
     ):
         code, out, err = run(*wrong)
         assert (code, out) == (2, ""), wrong
         assert what in " ".join(err.replace("│", " ").split()), err
+    assert "redo" not in run("--format", "csv")[1]
 
 
+@pytest.mark.parametrize("times", [1, 2], ids=["alone", "after another who added them"])
 def test_waiting_gives_the_controls_and_the_report_at_once(
+    times: int,
     connections: Connections,
     pair: Pair,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    add_controls = Client.add_controls
+
+    def add_last(client: Client, experiment: str) -> list[Job]:
+        return [add_controls(client, experiment) for _ in range(times)][-1]
+
+    monkeypatch.setattr(Client, "add_controls", add_last)
     monkeypatch.setenv("SPECTHINK_DATABASE_URL", connections.database_url.get_secret_value())
     monkeypatch.setenv("SPECTHINK_REDIS_URL", connections.redis_url.get_secret_value())
     file = tmp_path / "sums.jsonl"
@@ -419,7 +431,9 @@ def test_waiting_gives_the_controls_and_the_report_at_once(
         over.set()
         working.result(timeout=60)
     assert ended.value.code in (0, None)
-    lines = capsys.readouterr().out.splitlines()
+    told = capsys.readouterr().out
+    assert "still running" not in told
+    lines = told.splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:6]] == [
         "small-only *", "large-only", "glimpse *", "random for glimpse",
     ]  # fmt: skip
