@@ -152,7 +152,13 @@ class Client(Reader):
     def _calibrated_values(self, submission: Submission, pilot: CalibratedFrom) -> dict[str, Any]:
         """The threshold for the wanted share. Raises ConfigurationError for a policy without a threshold."""
         from pipeline.calibration.request import chosen_threshold
+        from pipeline.policies import parse_policy
 
+        if parse_policy(submission.policy, submission.policy_values).threshold_rule is None:
+            raise ConfigurationError(
+                f"policy {submission.policy!r} has no threshold that can be computed of pilot {pilot.job}: leave the "
+                "share out"
+            )
         found = self.calibrate(
             pilot.job, policy=submission.policy, policy_values=submission.policy_values, shares=[pilot.share or 0]
         )

@@ -126,9 +126,10 @@ def test_a_job_can_take_its_threshold_from_a_pilot_and_remembers_it(client: Clie
 def test_a_threshold_of_its_own_problems_is_refused_or_noted(client: Client, pair: Pair, pilot: Job) -> None:
     both: dict[str, Any] = {"small": "small", "large": "large", "seed": 7}
     source: dict[str, Any] = {"calibrated_from": CalibratedFrom(job=pilot.id, share=0.05)}
-    with pytest.raises(ConfigurationError, match="12 of the 12 problems of this job are in the pilot"):
+    with pytest.raises(ConfigurationError, match="12 of the 12 problems of this job are in the pilot") as told:
         client.submit(PILOT, policy="glimpse", **source, **both)
-    with pytest.raises(ConfigurationError, match="policy 'random' says of no threshold"):
+    assert f"or set the threshold that specthink calibrate {pilot.id} --anyway prints" in str(told.value)
+    with pytest.raises(ConfigurationError, match=r"policy 'random' has no threshold .*: leave the share out"):
         client.submit(SCORED, policy="random", **source, **both)
     notes: list[str] = []
     client.on_note(notes.append)
