@@ -77,6 +77,8 @@ def test_report_has_each_row_with_its_control_behind_it(client: Client, pair: Pa
     assert small.accuracy.mean == pytest.approx(8 / 12)
     assert [row.accuracy and row.accuracy.mean for row in (large, often, seldom)] == [1.0, 1.0, 1.0]
     assert (small.large_tokens and small.large_tokens.mean) == 0
+    assert [row.against_small is None for row in (small, large, often)] == [True, False, False]
+    assert [row.against_large is None for row in (small, large, often)] == [False, True, False]
     assert seldom.large_tokens is not None
     assert often.large_tokens is not None
     assert large.large_tokens is not None
@@ -89,6 +91,17 @@ def test_report_has_each_row_with_its_control_behind_it(client: Client, pair: Pa
     assert seldom.gain is not None
     assert control.gain is None
     assert (report.num_problems, report.num_samples, report.seed) == (12, 2, 7)
+
+
+def test_a_row_that_is_not_whole_is_on_no_front(client: Client, pair: Pair, db_engine: Engine) -> None:
+    seldom = finished(client, pair).rows[4]
+    assert seldom.on_front
+    for state, finished_at in (("running", "NULL"), ("cancelled", "clock_timestamp()")):
+        with db_engine.begin() as connection:
+            change = text(f"UPDATE jobs SET state = :state, finished_at = {finished_at} WHERE id = :job")
+            connection.execute(change, {"state": state, "job": seldom.job_id})
+        found = client.experiment("triggers").rows
+        assert [row.name for row in found if row.on_front] == ["small-only", "glimpse threshold=0.2"], state
 
 
 def test_numbers_of_the_report_are_those_of_the_samples(client: Client, pair: Pair) -> None:
