@@ -104,7 +104,7 @@ def test_problems_that_will_be_scored_are_refused_unless_told(client: Client, pi
             client.calibrate(pilot, target=target)
         found = client.calibrate(pilot, policy="glimpse", target=target, anyway=True)
         assert found.caveats[0].startswith("calibrated on its own problems: 2 of the 5")
-    found = client.calibrate(pilot, policy="glimpse", target=others.id)
+    found = client.calibrate(pilot, policy="glimpse", target=others)
     assert found.caveats == ("the pilot has 12 problems; 50 or more give narrower intervals",)
     with pytest.raises(NotFound):
         client.calibrate(pilot, target=4711)
@@ -203,7 +203,7 @@ def test_words_for_relay_come_from_a_pilot_of_large_alone(client: Client, pair: 
     (step,) = found.cues
     assert (step.cue, step.uses, step.num_problems) == ("step", 12 * 6 - 4, 12)
     with pytest.raises(ConfigurationError, match=rf"12 of the 12 problems of job {large.id} are in the pilot"):
-        client.switch_cues(large, target=large.id)
+        client.switch_cues(large, target=large)
     assert client.switch_cues(large, target=large.id, anyway=True).caveats[0].startswith("calibrated on its own")
 
 
