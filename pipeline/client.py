@@ -152,7 +152,13 @@ class Client(Reader):
     def _calibrated_values(self, submission: Submission, pilot: CalibratedFrom) -> dict[str, Any]:
         """The threshold for the wanted share. Raises ConfigurationError for a policy without a threshold."""
         from pipeline.calibration.request import chosen_threshold
+        from pipeline.policies import parse_policy
 
+        if parse_policy(submission.policy, submission.policy_values).threshold_rule is None:
+            raise ConfigurationError(
+                f"policy {submission.policy!r} has no threshold that can be computed of pilot {pilot.job}: leave the "
+                "share out"
+            )
         found = self.calibrate(
             pilot.job, policy=submission.policy, policy_values=submission.policy_values, shares=[pilot.share or 0]
         )
@@ -184,13 +190,17 @@ class Client(Reader):
         where the experiment was asked otherwise before.
         """
         from pipeline.db import experiments
-        from pipeline.experiments.submitting import check_name, row_submission, with_seed
+        from pipeline.experiments.submitting import check_name, require_same_pilot, row_submission, with_seed
 
         check_name(experiment)
         with self._transaction() as connection:
-            first, names = experiments.find_first(connection, experiment)
+            known = experiments.find_jobs(connection, experiment)
+        for row in rows:
+            if row.name in known:
+                require_same_pilot(row, known[row.name])
+        first = next(iter(known.values()), None)
         shared = _submission(problems, with_seed(options, first.config if first else None))
-        todo = [row for row in rows if row.name not in names] or rows[:1]
+        todo = [row for row in rows if row.name not in known] or rows[:1]
         ready = {row.name: self._make_ready(row_submission(experiment, row, shared)) for row in todo}
         with self._transaction() as connection:
             job_ids = experiments.insert_rows(connection, experiment, ready)

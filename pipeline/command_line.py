@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from pipeline.errors import PipelineError
 
 
 def run_command(command: Callable[[], object]) -> None:
-    """Run it. A PipelineError, or an error of the database, ends the process with one line; any other is raised.
+    """Run it. A PipelineError, an error of the database, or a full disk ends the process with one line; any other is
+    raised.
 
     Nothing that any of them quotes commands the terminal.
     """
@@ -24,10 +26,16 @@ def run_command(command: Callable[[], object]) -> None:
     except Exception as error:
         from pipeline.db.faults import line_of
 
-        line = line_of(error)
+        line = _disk_fault(error) or line_of(error)
         if line is None:
             raise
         _end(line, 1)
+
+
+def _disk_fault(error: Exception) -> str | None:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"what was being written is not complete: {error.strerror}"
+    return None
 
 
 def _show_fault(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

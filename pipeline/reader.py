@@ -312,7 +312,7 @@ class Reader:
         side: str | None = None,
         field: str | None = None,
         step_tokens: float | None = None,
-        target: str | PathLike[str] | int | None = None,
+        target: str | PathLike[str] | JobRef | None = None,
         anyway: bool = False,
     ) -> Calibration:
         """Thresholds for wanted shares, from the signals that a pilot stored.
@@ -333,10 +333,10 @@ class Reader:
             statistic=statistic, side=side, field=field, step_tokens=step_tokens,
         )  # fmt: skip
         with self._transaction() as connection:
-            return pilots.get_calibration(connection, job_id_of(job), request, target=target, anyway=anyway)
+            return pilots.get_calibration(connection, job_id_of(job), request, target=_scored(target), anyway=anyway)
 
     def switch_cues(
-        self, job: JobRef, *, target: str | PathLike[str] | int | None = None, anyway: bool = False
+        self, job: JobRef, *, target: str | PathLike[str] | JobRef | None = None, anyway: bool = False
     ) -> CueCalibration:
         """Words for the policy ``relay``: those behind which large was sure, in a pilot of large alone with MARGIN.
 
@@ -344,7 +344,7 @@ class Reader:
         large thought, and ConfigurationError where the target shares problems with it.
         """
         with self._transaction() as connection:
-            return pilots.get_cue_calibration(connection, job_id_of(job), target=target, anyway=anyway)
+            return pilots.get_cue_calibration(connection, job_id_of(job), target=_scored(target), anyway=anyway)
 
     def problem_scores(self, job: JobRef) -> tuple[ProblemScore, ...]:
         """The scored problems of a job, in the order of their set."""
@@ -463,6 +463,10 @@ class Reader:
 
 def job_id_of(job: JobRef) -> int:
     return job.id if isinstance(job, Job) else job
+
+
+def _scored(target: str | PathLike[str] | JobRef | None) -> str | PathLike[str] | int | None:
+    return target.id if isinstance(target, Job) else target
 
 
 def _require_known_states(jobs: Sequence[JobProgress]) -> None:

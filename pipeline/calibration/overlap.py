@@ -19,12 +19,13 @@ class Overlap:
         return f"{self.num_shared} of the {self.num_asked}"
 
 
-def require_others(overlap: Overlap, told: str) -> None:
-    """Raises ConfigurationError where problems of a pilot will be scored, too. told: what will be scored."""
+def require_others(overlap: Overlap, told: str, *, otherwise: str) -> None:
+    """Raises ConfigurationError where problems of a pilot will be scored, too. told: what will be scored. otherwise:
+    what one does who wants it all the same."""
     if overlap.num_shared:
         raise ConfigurationError(
             f"{overlap} problems of {told} are in the pilot: a threshold or a word must not be chosen on what it is "
-            "scored on; run a pilot on other problems, or give --anyway"
+            f"scored on; run a pilot on other problems, or {otherwise}"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,7 +23,8 @@ from pipeline.calibration.overlap import Overlap, overlap_caveats
 from pipeline.calibration.steps import USUAL_RULE, StepRule
 from pipeline.calibration.thresholds import Side
 from pipeline.errors import ConfigurationError, JobError
-from pipeline.policies import parse_policy
+from pipeline.policies import PluginSpec, PolicySpec, parse_policy, settable_fields
+from pipeline.policies.relay import RelaySpec
 from pipeline.samples import ModelRole
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5)
@@ -53,12 +55,13 @@ class CalibrationRequest:
         field: str | None = None,
         step_tokens: float | None = None,
     ) -> CalibrationRequest:
-        """Raises ConfigurationError for a share that is none, and for a policy without a threshold."""
+        """Raises ConfigurationError for a share that is none, for a policy without a threshold, and for a field that it
+        has not."""
         wrong = [share for share in shares if not 0 < share < 1]
         if wrong or not shares:
             raise ConfigurationError(f"share {wrong[0] if wrong else ''}: give numbers between 0 and 1, as 0.1,0.2")
-        if step_tokens is not None and step_tokens < 1:
-            raise ConfigurationError(f"step_tokens {step_tokens:g}: give at least 1")
+        if step_tokens is not None and not 1 <= step_tokens < math.inf:
+            raise ConfigurationError(f"step_tokens {step_tokens:g}: give a number, at least 1")
         question = Question(
             shares=tuple(dict.fromkeys(shares)),
             share_of=_choice(ShareOf, share_of),
@@ -67,9 +70,13 @@ class CalibrationRequest:
             side=None if side is None else _choice(Side, side),
         )
         if policy is None:
-            return cls(question=question, field=field or "policy.threshold")
+            return cls(question=question, field=_checked_field(field or "policy.threshold"))
         spec = parse_policy(policy, policy_values)
         rule = spec.threshold_rule
+        if isinstance(spec, RelaySpec):
+            raise ConfigurationError(
+                f"policy {policy!r} has no threshold but words: --cues finds them in a pilot of large alone"
+            )
         if rule is None and statistic is None:
             raise ConfigurationError(
                 f"policy {policy!r} says of no threshold what it is compared with; give --statistic, --side and --field"
@@ -81,7 +88,7 @@ class CalibrationRequest:
         return cls(
             question=question,
             policy=policy,
-            field=field or f"policy.{rule.field if rule else 'threshold'}",
+            field=_checked_field(field or f"policy.{rule.field if rule else 'threshold'}", policy, spec),
             rule=StepRule(
                 min_tokens=getattr(spec, "min_step_tokens", USUAL_RULE.min_tokens),
                 confident_below_perplexity=getattr(
@@ -89,6 +96,18 @@ class CalibrationRequest:
                 ),
             ),
         )
+
+
+def _checked_field(field: str, policy: str | None = None, spec: PolicySpec | None = None) -> str:
+    """What a threshold is set by. Raises ConfigurationError where submit would take no such --set."""
+    part, _, name = field.partition(".")
+    if part not in ("policy", "exit") or not name:
+        raise ConfigurationError(f"there is no {field!r} to set; write policy.NAME or exit.NAME, as in exit.threshold")
+    if part == "policy" and spec is not None:
+        fields = settable_fields(type(spec.load() if isinstance(spec, PluginSpec) else spec))
+        if name not in fields:
+            raise ConfigurationError(f"policy {policy} has no {name}; it has: {', '.join(fields) or 'nothing to set'}")
+    return field
 
 
 _Choice = TypeVar("_Choice", bound=StrEnum)

@@ -48,7 +48,7 @@ class Step:
 
 
 def read_steps(sample: StoredSample, rule: StepRule = USUAL_RULE) -> Iterator[Step]:
-    """The steps of a sample that have a reading, in their order."""
+    """The steps of a sample in their order; of one without signals they have a length, and no values."""
     walk = _Walk(reading_context(sample), rule)
     for segment in sample.segments:
         yield from walk.read(segment)
@@ -167,8 +167,7 @@ class _Walk:
         values = _first_values(step)
         if is_whole and len(step.readings) >= self._rule.min_tokens:
             values |= _dense_values(step, self._rule)
-        if any(step.readings):
-            yield Step(author=step.author, values=values, num_tokens=len(step.readings) if is_whole else None)
+        yield Step(author=step.author, values=values, num_tokens=len(step.readings) if is_whole else None)
 
 
 def _readings(segment: StoredSegment) -> Iterator[Readings]:

@@ -12,7 +12,7 @@ from pipeline.cli.asking import json_value
 from pipeline.cli.calibration import parse_shares
 from pipeline.cli.jobs import follow
 from pipeline.cli.options import StateDir, connect, make_group, typed
-from pipeline.cli.queries import destination
+from pipeline.cli.queries import destination, require_place
 from pipeline.cli.render import console, print_json, table
 from pipeline.texts import visible
 
@@ -106,6 +106,7 @@ def sweep(
         told = f"give the problems, too: {', '.join(others)} say what is to be submitted"
         raise typer.BadParameter(told, param_hint="FILE")
     rows = _planned(file, policies, grid or [], pilot, shares, baselines=baselines)
+    require_place(html, option="--html")
     with connect(context, state_dir) as client:
         client.on_note(lambda note: typer.echo(visible(note), err=True))
         if file is not None:
@@ -170,7 +171,8 @@ def _follow(client: Client, experiment: str, *, controls: bool, wait: bool, repo
         if num_open:
             typer.echo(f"{num_open} jobs still run; run this again for their controls, or give --wait", err=True)
         return code
-    return max(code, follow(client, added) if added else 0)
+    fresh = [job_id for job_id in names if job_id not in jobs]  # those of another who runs this sweep, too
+    return max(code, follow(client, fresh) if fresh else 0)
 
 
 def _tell(jobs: dict[int, str], *, err: bool) -> None:

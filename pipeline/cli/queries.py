@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -230,17 +231,19 @@ def _write_rows(client: Client, job: int, format: ExportFormat, output: Path | N
 
 @contextlib.contextmanager
 def destination(output: Path | None, *, option: str = "--output") -> Iterator[BinaryIO]:
-    """Standard output, also for -, or a file that appears whole or not at all."""
+    """Standard output, also for -, or a file that appears whole or not at all. A device or a pipe is written to as it
+    comes, and never replaced."""
     if output is None or output == STANDARD_OUTPUT:
         stream = cast("BinaryIO", VisibleStream(sys.stdout)) if sys.stdout.isatty() else sys.stdout.buffer
         yield stream
         stream.flush()
         return
-    try:
-        descriptor, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
-    except OSError as error:
-        raise typer.BadParameter(f"{output}: {error.strerror}", param_hint=option) from error
-    part = Path(name)
+    if _is_special(output):
+        with _open(output, option) as stream:
+            yield stream
+        return
+    output = Path(os.path.realpath(output)) if output.is_symlink() else output
+    descriptor, part = _begin_file(output, option)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             yield stream
@@ -249,6 +252,43 @@ def destination(output: Path | None, *, option: str = "--output") -> Iterator[Bi
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def require_place(output: Path | None, *, option: str) -> None:
+    """Raises typer's error for a file that ``destination`` could not write, before something long is begun for it."""
+    if output is not None and output != STANDARD_OUTPUT and not _is_special(output):
+        descriptor, part = _begin_file(output, option)
+        os.close(descriptor)
+        part.unlink()
+
+
+def _is_special(output: Path) -> bool:
+    """Whether it is there and neither a file nor a folder: /dev/null, say, or a named pipe."""
+    try:
+        mode = output.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _open(output: Path, option: str) -> BinaryIO:
+    try:
+        return output.open("wb")
+    except OSError as error:
+        raise typer.BadParameter(f"{output}: {error.strerror}", param_hint=option) from error
+
+
+def _begin_file(output: Path, option: str) -> tuple[int, Path]:
+    """An open file beside the output, which takes its place when it is complete."""
+    try:
+        descriptor, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
+    except OSError as error:
+        raise typer.BadParameter(f"{output}: {error.strerror}", param_hint=option) from error
+    if output.is_dir():
+        os.close(descriptor)
+        Path(name).unlink()
+        raise typer.BadParameter(f"{output}: it is a folder; name a file", param_hint=option)
+    return descriptor, Path(name)
 
 
 def _umask() -> int:

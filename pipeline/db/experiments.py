@@ -61,23 +61,23 @@ def get_experiment_jobs(connection: Connection, experiment: str) -> list[Experim
     return found
 
 
-def find_first(connection: Connection, experiment: str) -> tuple[Job | None, frozenset[str]]:
-    """The first job of an experiment and the names of its rows; None and none where there is no such one."""
-    rows = experiment_jobs(connection, experiment)
-    first = report_queries.get_job(connection, rows[0].job_id) if rows else None
-    return first, frozenset(row.name for row in rows)
+def find_jobs(connection: Connection, experiment: str) -> dict[str, Job]:
+    """Its jobs by the names of their rows, in the order in which they were submitted; none: there is no such one."""
+    names = {row.job_id: row.name for row in experiment_jobs(connection, experiment)}
+    return {names[job.id]: job for job in report_queries.get_jobs(connection, [*names])}
 
 
 def insert_rows(connection: Connection, experiment: str, ready: Mapping[str, ReadyJob]) -> list[int]:
     """Store the jobs whose rows, by their names, the experiment has not; returns their ids.
 
-    Raises ConfigurationError for a job that does not ask as the experiment's first one does.
+    Raises ConfigurationError for a job that does not ask as those of the experiment do.
     """
     lock_experiment(connection, experiment)
-    first, names = find_first(connection, experiment)
+    known = find_jobs(connection, experiment)
     for job in ready.values():
-        require_alike(connection, experiment, job, first)
-    missing = [name for name in ready if name not in names]
+        for before in _references([*known.values()]):
+            require_alike(connection, experiment, job, before)
+    missing = [name for name in ready if name not in known]
     stored = insert_ready(connection, [ready[name] for name in missing])
     for name, job_id in zip(missing, stored, strict=True):
         insert_row(connection, experiment, ExperimentJob(name=name, job_id=job_id))
@@ -146,10 +146,14 @@ def stored_rows(connection: Connection, experiment: str) -> list[StoredRow]:
 _SET_SHA256 = text("SELECT content_sha256 FROM problem_sets WHERE id = :problem_set")
 
 
-def require_alike(connection: Connection, experiment: str, job: ReadyJob, first: Job | None) -> None:
-    """Raises ConfigurationError where a job does not ask as the experiment's first one does; None: there is none."""
-    if first is None:
-        return
+def _references(known: Sequence[Job]) -> list[Job]:
+    """The first job of an experiment, and the first that has each of the models: small alone says nothing of large."""
+    firsts = [known[:1], [job for job in known if job.small_model], [job for job in known if job.large_model]]
+    return list({jobs[0].id: jobs[0] for jobs in firsts if jobs}.values())
+
+
+def require_alike(connection: Connection, experiment: str, job: ReadyJob, first: Job) -> None:
+    """Raises ConfigurationError where a job does not ask as one of the experiment's first ones does."""
     sha256 = connection.execute(_SET_SHA256, {"problem_set": first.problem_set_id}).scalar_one()
     if isinstance(job.problems, StoredSet):
         same_set = job.problems.id == first.problem_set_id

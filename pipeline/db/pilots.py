@@ -122,7 +122,7 @@ def _overlap(
     asked = _prompts_of(connection, target)
     overlap = Overlap(len(asked & prompts_of_job(connection, job_id)), len(asked))
     if not anyway:
-        require_others(overlap, f"job {target}" if isinstance(target, int) else str(target))
+        require_others(overlap, f"job {target}" if isinstance(target, int) else str(target), otherwise="give --anyway")
     return overlap
 
 
@@ -160,7 +160,8 @@ def with_pilot(connection: Connection, ready: ReadyJob) -> ReadyJob:
     of_pilot = prompts_of_job(connection, given.job)
     overlap = Overlap(len(asked & of_pilot), len(asked))
     if given.share is not None:
-        require_others(overlap, "this job")
+        by_hand = f"set the threshold that specthink calibrate {given.job} --anyway prints"
+        require_others(overlap, "this job", otherwise=by_hand)
     told = f"job {given.job}, that calibrated it"
     notes = [f"{overlap} problems are in the pilot, {told}"] if overlap.num_shared else []
     otherwise = [*models, *_asked_otherwise(ready.config, source, roles)]

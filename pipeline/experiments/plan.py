@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.errors import ConfigurationError
 from pipeline.jobs.submission import part_values
-from pipeline.policies import PluginSpec, PolicySpec, parse_policy
+from pipeline.policies import PluginSpec, PolicySpec, parse_policy, settable_fields
 
 BASELINES = ("small-only", "large-only")
 _PARTS = ("policy", "exit", "guard")
@@ -48,14 +48,18 @@ def plan_rows(
 
     Raises ConfigurationError for a policy or key that there is not, and for shares that no policy has a use for.
     """
-    specs = {name: _loaded(parse_policy(name)) for name in dict.fromkeys(policies)}
+    specs: dict[str, PolicySpec] = {}
+    for name in policies:
+        spec = _loaded(parse_policy(name))
+        if spec not in specs.values():  # a name with and without its usual preset is one policy
+            specs[name] = spec
     if not specs:
         raise ConfigurationError("no policies: name some, as in --policies glimpse,speculative-thinking:paper")
     for axis in grid:
         _require_use(axis, specs)
     if shares is not None and not any(_takes_shares(spec, grid, name) for name, spec in specs.items()):
         raise ConfigurationError("none of the policies has a threshold to calibrate; leave the shares out")
-    rows = [PlannedRow(name=name, policy=name, options={}) for name in BASELINES if baselines and name not in specs]
+    rows = [PlannedRow(name=name, policy=name, options={}) for name in BASELINES if baselines]
     for name, spec in specs.items():
         rows += _rows_of(name, spec, grid, shares)
     return list({row.name: row for row in rows}.values())
@@ -74,12 +78,22 @@ def _rows_of(name: str, spec: PolicySpec, grid: Sequence[Axis], shares: Shares |
     given = shares.shares if shares is not None and _takes_shares(spec, grid, name) else (None,)
     for share, *values in product(given, *(values for _, values in axes)):
         options = part_values(dict(zip(keys, values, strict=True)))
-        told = [f"{key.removeprefix('policy.')}={value}" for key, value in zip(keys, values, strict=True)]
+        told = [f"{key.removeprefix('policy.')}={_told(value)}" for key, value in zip(keys, values, strict=True)]
         if share is not None and shares is not None:
             options["calibrated_from"] = {"job": shares.pilot, "share": share}
             told.insert(0, f"share={share:g}")
         parse_policy(name, options.get("policy_values"))
         yield PlannedRow(name=" ".join([name, *told]), policy=name, options=options)
+
+
+def _told(value: Any) -> str:
+    """A value in the name of a row: a number in one way, however it was typed, since rows are told apart by it."""
+    if isinstance(value, bool):
+        return str(value)
+    try:
+        return f"{float(value):.15g}"
+    except (TypeError, ValueError, OverflowError):
+        return str(value)
 
 
 def _own_key(key: str, policy: str, spec: PolicySpec) -> str | None:
@@ -108,7 +122,12 @@ def _require_use(axis: Axis, specs: Mapping[str, PolicySpec]) -> None:
     if not axis.values:
         raise ConfigurationError(f"{axis.key!r} has no values; write KEY=V1,V2")
     if all(_own_key(axis.key, name, spec) is None for name, spec in specs.items()):
-        raise ConfigurationError(f"no policy of the sweep has {axis.key!r}")
+        told = "; ".join(
+            f"{name} has: {', '.join(settable_fields(type(spec))) or 'nothing to set'}"
+            for name, spec in specs.items()
+            if part in ("policy", name)
+        )
+        raise ConfigurationError(f"no policy of the sweep has {axis.key!r}; {told}")
 
 
 def _takes_shares(spec: PolicySpec, grid: Sequence[Axis], policy: str) -> bool:

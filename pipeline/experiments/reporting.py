@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pipeline.experiments.comparing import Measured, difference, gain_over_random, mean_per_sample, pareto_front
 from pipeline.experiments.controls import is_control_name
 from pipeline.experiments.results import (
+    Difference,
     Estimate,
     ExperimentJob,
     ExperimentReport,
@@ -16,11 +17,13 @@ from pipeline.experiments.results import (
     RowReport,
     TokensByOwner,
 )
+from pipeline.jobs.config import FINAL_JOB_STATES, JobState
 from pipeline.jobs.submission import bare_label
 from pipeline.results.intervals import Interval
 from pipeline.results.jobs import Job
 from pipeline.results.reports import BudgetPoint, JobCost, JobSummary
 
+_WHOLE = FINAL_JOB_STATES - {JobState.CANCELLED}
 SMALL_ALONE, LARGE_ALONE, RANDOM = "small-only", "large-only", "random"
 
 
@@ -94,7 +97,6 @@ def _ordered(stored: Sequence[StoredRow]) -> Iterator[StoredRow]:
 def _row(stored: StoredRow, others: Sequence[StoredRow]) -> RowReport:
     measured, summary, cost = stored.measured, stored.summary, stored.cost
     alone = {name: _measured(others, name) for name in (SMALL_ALONE, LARGE_ALONE)}
-    small, large = alone[SMALL_ALONE], alone[LARGE_ALONE]
     sums = stored.problems.values()
     return RowReport(
         name=stored.row.name,
@@ -112,8 +114,8 @@ def _row(stored: StoredRow, others: Sequence[StoredRow]) -> RowReport:
         owners=_owners(summary, cost),
         gain=_gain(stored, others),
         gain_over_cut=_gain_over_cut(stored, others),
-        against_small=difference(measured, small) if measured and small and small is not measured else None,
-        against_large=difference(measured, large) if measured and large and large is not measured else None,
+        against_small=_against(measured, alone[SMALL_ALONE]),
+        against_large=_against(measured, alone[LARGE_ALONE]),
         on_front=False,
         on_total_front=False,
         small_tokens_per_s=_rate(summary.written_small, cost.engine_seconds_small),
@@ -125,6 +127,11 @@ def _row(stored: StoredRow, others: Sequence[StoredRow]) -> RowReport:
         shares_engines=bool(cost.overlapping_jobs),
         budget_curve=stored.budget_curve,
     )
+
+
+def _against(measured: Measured | None, other: Measured | None) -> Difference | None:
+    """None for a row that is the other itself."""
+    return difference(measured, other) if measured and other and measured.job_id != other.job_id else None
 
 
 def _measured(stored: Sequence[StoredRow], policy: str) -> Measured | None:
@@ -212,11 +219,13 @@ def _rate(tokens: int, seconds: float) -> float | None:
 
 
 def _front(rows: Sequence[RowReport], cost: str) -> frozenset[int]:
-    """The jobs on the front of accuracy against a cost. Random's jobs are the line to beat, and no part of it."""
+    """The jobs on the front of accuracy against a cost. Random's jobs are the line to beat, and no part of it; nor is
+    one that still runs or was cancelled, of which mostly short texts are known."""
     points = [
         (row.job_id, getattr(row, cost).mean, row.accuracy.mean)
         for row in rows
         if row.accuracy is not None and getattr(row, cost) is not None and not row.is_control
+        if row.state in _WHOLE
     ]
     on_front = pareto_front([(x, y) for _, x, y in points])
     return frozenset(job_id for (job_id, _, _), is_on in zip(points, on_front, strict=True) if is_on)

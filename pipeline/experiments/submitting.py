@@ -12,6 +12,7 @@ from pipeline.jobs.config import JobConfig
 from pipeline.jobs.likeness import asking_differences, field_differences, model_differences
 from pipeline.jobs.submission import Submission
 from pipeline.problems.values import check_text
+from pipeline.results.jobs import Job
 from pipeline.samples import WRITING_ROLES
 from pipeline.submit_options import SubmitOptions
 
@@ -46,6 +47,17 @@ def row_submission(experiment: str, row: PlannedRow, shared: Submission) -> Subm
     values = {name: getattr(shared, name) for name in shared.model_fields_set}
     own = {"policy": row.policy, "name": f"{experiment} · {row.name}", **row.options}
     return Submission.parse(**values | own)
+
+
+def require_same_pilot(row: PlannedRow, job: Job) -> None:
+    """Raises ConfigurationError where the job that is a row has its threshold from another pilot than is asked for."""
+    wanted, config = row.options.get("calibrated_from"), job.stored_config
+    pilot = config.calibrated_from if config else None
+    if wanted is not None and pilot is not None and wanted["job"] != pilot.job:
+        raise ConfigurationError(
+            f"row {row.name!r} (job {job.id}) has its threshold from the pilot {pilot.job}, not from {wanted['job']}: "
+            "give that pilot, or the experiment another name"
+        )
 
 
 def differences(config: JobConfig, first: JobConfig) -> Iterator[str]:

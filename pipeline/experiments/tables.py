@@ -161,14 +161,21 @@ def render(report: ExperimentReport, form: TableFormat) -> str:
             assert_never(form)
 
 
+_MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\`<|"})
+
+
 def _markdown(report: ExperimentReport) -> str:
     def line(values: Sequence[str]) -> str:
-        return f"| {' | '.join(value.replace('|', chr(92) + '|') for value in values)} |"
+        return f"| {' | '.join(value.translate(_MARKDOWN) for value in values)} |"
+
+    def note(told: str) -> str:
+        starred = told.startswith("*")  # it would make a list, and be gone
+        return f"{chr(92) if starred else ''}{told.translate(_MARKDOWN)}  "
 
     names = columns(report)
     ruled = f"|{'|'.join(['---'] + ['---:'] * (len(names) - 1))}|"
     table = [line(names), ruled, *(line(cells(row, report)) for row in report.rows)]
-    return "\n".join([*table, "", *(f"{note}  " for note in notes(report))]) + "\n"
+    return "\n".join([*table, "", *map(note, notes(report))]) + "\n"
 
 
 _LATEX = str.maketrans(

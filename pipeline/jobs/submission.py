@@ -50,7 +50,7 @@ from pipeline.jobs.config import (
 from pipeline.jobs.few_shot import FewShot, FewShotFile
 from pipeline.policies import parse_policy, policy_names
 from pipeline.policies.composition import compose
-from pipeline.policies.exits import AnyExitSpec, ExitSpec, exit_defaults, exit_type
+from pipeline.policies.exits import AnyExitSpec, ExitSpec, exit_defaults, exit_names, exit_type
 from pipeline.policies.guards import LoopGuard
 from pipeline.problems import ColumnNames, ProblemSet
 from pipeline.problems.values import check_text
@@ -350,7 +350,9 @@ def part_values(given: Mapping[str, Any], *, exit: str | None = None) -> dict[st
             raise ConfigurationError(f"there is no {key!r} to set; write policy.NAME, exit.NAME or guard.NAME")
         settable = list(names.get(part, ()))
         if part in names and path[0] not in settable:
-            raise ConfigurationError(f"{part} has no {path[0]}; it has: {', '.join(settable)}")
+            others = [name for name in exit_names() if part == "exit" and path[0] in exit_type(name).model_fields]
+            hint = f"; it is of the exit {' or '.join(others)}: set exit.name, too" if others else ""
+            raise ConfigurationError(f"{part} has no {path[0]}; it has: {', '.join(settable)}{hint}")
         values = options.setdefault(_PARTS[part], {})
         for name in path[:-1]:
             values = values.setdefault(name, {})

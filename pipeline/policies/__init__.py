@@ -9,7 +9,16 @@ write in turns, ``pipeline.policies.turns`` has the mechanics. A package brings 
 from __future__ import annotations
 
 from pipeline.policies.protocol import Policy
-from pipeline.policies.registry import AnyPolicySpec, PluginSpec, label, parse_policy, policy_names
+from pipeline.policies.registry import AnyPolicySpec, PluginSpec, label, parse_policy, policy_names, settable_fields
 from pipeline.policies.specs import PolicySpec
 
-__all__ = ["AnyPolicySpec", "PluginSpec", "Policy", "PolicySpec", "label", "parse_policy", "policy_names"]
+__all__ = [
+    "AnyPolicySpec",
+    "PluginSpec",
+    "Policy",
+    "PolicySpec",
+    "label",
+    "parse_policy",
+    "policy_names",
+    "settable_fields",
+]

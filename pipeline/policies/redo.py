@@ -65,7 +65,7 @@ class RedoSpec(ThinkingStepsSpec):
     side: Literal["above", "below"] = "below"
     """On which side of the threshold large writes the step again; at the threshold itself it does not. Ours; paper:
     above."""
-    threshold: Annotated[float, Field(allow_inf_nan=False)] = -1.35
+    threshold: float = -1.35
     """What the statistic is compared with. Ours: what suited the demo pair."""
     confident_below_perplexity: Annotated[float, Field(gt=1)] = 1.05
     """Perplexity below which a token is confident. Paper: 1.05."""
@@ -109,7 +109,7 @@ class TrigSpec(RedoSpec):
     """What is taken of a step's tokens. Paper."""
     side: Literal["above", "below"] = "above"
     """On which side of the threshold large writes the step again; at the threshold itself it does not. Paper."""
-    threshold: Annotated[float, Field(allow_inf_nan=False)] = 0.85
+    threshold: float = 0.85
     """What the statistic is compared with. Paper: 0.85 for R1-Distill-Qwen-1.5B, 0.75 for Qwen3-0.6B."""
     first_steps: Count = 20
     """Steps that large writes first of all; 0: small begins. Paper: 20."""

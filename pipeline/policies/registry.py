@@ -189,9 +189,14 @@ def _spec_type(plugin: Plugin) -> type[PolicySpec]:
     return found
 
 
+def settable_fields(spec_type: type[PolicySpec]) -> list[str]:
+    """The names of a policy's numbers."""
+    return [name for name in spec_type.model_fields if name not in ("name", "preset")]
+
+
 def _with_values(known: str, spec_type: type[PolicySpec], values: Mapping[str, Any], **fixed: Any) -> PolicySpec:
     """A spec with some of its values set; fixed: those that nobody chooses."""
-    fields = [name for name in spec_type.model_fields if name not in ("name", "preset")]
+    fields = settable_fields(spec_type)
     unknown = ", ".join(sorted(set(values).difference(fields, ("preset",) if fixed else ())))
     if unknown:
         raise ConfigurationError(f"policy {known} has no {unknown}; it has: {', '.join(fields) or 'nothing to set'}")

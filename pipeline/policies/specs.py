@@ -33,7 +33,7 @@ class PolicySpec(BaseModel):
     default.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)  # JSON has no such number
 
     name: str
     control_at: ClassVar[Literal["break", "word"]] = "break"

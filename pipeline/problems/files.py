@@ -69,11 +69,15 @@ def read_rows(
 
     Raises UnreadableFile.
     """
-    if not path.is_dir():
+    try:
+        shards = find_shards(path) if path.is_dir() else None
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise UnreadableFile(error.strerror or str(error)) from error
+    if shards is None:
         yield from _read_file(path, max_file_bytes, max_line_bytes)
         return
     left = max_file_bytes
-    for shard in find_shards(path):
+    for shard in shards:
         left -= shard.stat().st_size
         if left < 0:
             raise UnreadableFile(f"its files have more than {max_file_bytes / 2**20:,.0f} MiB together; split it")

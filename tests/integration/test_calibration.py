@@ -104,7 +104,7 @@ def test_problems_that_will_be_scored_are_refused_unless_told(client: Client, pi
             client.calibrate(pilot, target=target)
         found = client.calibrate(pilot, policy="glimpse", target=target, anyway=True)
         assert found.caveats[0].startswith("calibrated on its own problems: 2 of the 5")
-    found = client.calibrate(pilot, policy="glimpse", target=others.id)
+    found = client.calibrate(pilot, policy="glimpse", target=others)
     assert found.caveats == ("the pilot has 12 problems; 50 or more give narrower intervals",)
     with pytest.raises(NotFound):
         client.calibrate(pilot, target=4711)
@@ -126,9 +126,10 @@ def test_a_job_can_take_its_threshold_from_a_pilot_and_remembers_it(client: Clie
 def test_a_threshold_of_its_own_problems_is_refused_or_noted(client: Client, pair: Pair, pilot: Job) -> None:
     both: dict[str, Any] = {"small": "small", "large": "large", "seed": 7}
     source: dict[str, Any] = {"calibrated_from": CalibratedFrom(job=pilot.id, share=0.05)}
-    with pytest.raises(ConfigurationError, match="12 of the 12 problems of this job are in the pilot"):
+    with pytest.raises(ConfigurationError, match="12 of the 12 problems of this job are in the pilot") as told:
         client.submit(PILOT, policy="glimpse", **source, **both)
-    with pytest.raises(ConfigurationError, match="policy 'random' says of no threshold"):
+    assert f"or set the threshold that specthink calibrate {pilot.id} --anyway prints" in str(told.value)
+    with pytest.raises(ConfigurationError, match=r"policy 'random' has no threshold .*: leave the share out"):
         client.submit(SCORED, policy="random", **source, **both)
     notes: list[str] = []
     client.on_note(notes.append)
@@ -202,7 +203,7 @@ def test_words_for_relay_come_from_a_pilot_of_large_alone(client: Client, pair: 
     (step,) = found.cues
     assert (step.cue, step.uses, step.num_problems) == ("step", 12 * 6 - 4, 12)
     with pytest.raises(ConfigurationError, match=rf"12 of the 12 problems of job {large.id} are in the pilot"):
-        client.switch_cues(large, target=large.id)
+        client.switch_cues(large, target=large)
     assert client.switch_cues(large, target=large.id, anyway=True).caveats[0].startswith("calibrated on its own")
 
 

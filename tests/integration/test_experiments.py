@@ -31,6 +31,7 @@ from pipeline.experiments.plan import Axis, PlannedRow, Shares, plan_rows
 from pipeline.experiments.results import ExperimentReport
 from pipeline.jobs.exit_matching import mean_length
 from pipeline.policies.exits import AgreementExit
+from pipeline.results.jobs import Job
 from tests.integration.scripted_pair import Pair, problem_set, scripted_pair
 from tests.integration.waiting import await_blocked
 
@@ -69,13 +70,15 @@ def test_report_has_each_row_with_its_control_behind_it(client: Client, pair: Pa
     report = finished(client, pair)
     assert [row.name for row in report.rows] == [
         "small-only", "large-only", "glimpse threshold=0.2", "random for glimpse threshold=0.2",
-        "glimpse threshold=1.0", "random for glimpse threshold=1.0",
+        "glimpse threshold=1", "random for glimpse threshold=1",
     ]  # fmt: skip
     small, large, often, _, seldom, control = report.rows
     assert small.accuracy is not None
     assert small.accuracy.mean == pytest.approx(8 / 12)
     assert [row.accuracy and row.accuracy.mean for row in (large, often, seldom)] == [1.0, 1.0, 1.0]
     assert (small.large_tokens and small.large_tokens.mean) == 0
+    assert [row.against_small is None for row in (small, large, often)] == [True, False, False]
+    assert [row.against_large is None for row in (small, large, often)] == [False, True, False]
     assert seldom.large_tokens is not None
     assert often.large_tokens is not None
     assert large.large_tokens is not None
@@ -84,10 +87,21 @@ def test_report_has_each_row_with_its_control_behind_it(client: Client, pair: Pa
     assert control.control_of == seldom.job_id
     assert seldom.against_small is not None
     assert seldom.against_small.mean == pytest.approx(4 / 12)
-    assert [row.name for row in report.rows if row.on_front] == ["small-only", "glimpse threshold=1.0"]
+    assert [row.name for row in report.rows if row.on_front] == ["small-only", "glimpse threshold=1"]
     assert seldom.gain is not None
     assert control.gain is None
     assert (report.num_problems, report.num_samples, report.seed) == (12, 2, 7)
+
+
+def test_a_row_that_is_not_whole_is_on_no_front(client: Client, pair: Pair, db_engine: Engine) -> None:
+    seldom = finished(client, pair).rows[4]
+    assert seldom.on_front
+    for state, finished_at in (("running", "NULL"), ("cancelled", "clock_timestamp()")):
+        with db_engine.begin() as connection:
+            change = text(f"UPDATE jobs SET state = :state, finished_at = {finished_at} WHERE id = :job")
+            connection.execute(change, {"state": state, "job": seldom.job_id})
+        found = client.experiment("triggers").rows
+        assert [row.name for row in found if row.on_front] == ["small-only", "glimpse threshold=0.2"], state
 
 
 def test_numbers_of_the_report_are_those_of_the_samples(client: Client, pair: Pair) -> None:
@@ -169,6 +183,16 @@ def test_rows_that_would_not_be_comparable_are_refused(
     assert len(client.jobs()) == 1
 
 
+def test_the_first_row_with_a_model_says_which_it_is(client: Client) -> None:
+    small, large, glimpse, *_ = rows()
+    (first,) = client.sweep("triggers", [small], SCORED, **BOTH)
+    (second,) = client.sweep("triggers", [large], SCORED, **BOTH)
+    told = rf"asked otherwise before \(job {second.id}\): large huge instead of large"
+    with pytest.raises(ConfigurationError, match=told):
+        client.sweep("triggers", [small, large, glimpse], SCORED, **{**BOTH, "large": "huge"})
+    assert [job.id for job in client.jobs()] == [second.id, first.id]
+
+
 def test_a_row_that_cannot_be_submitted_leaves_none(client: Client) -> None:
     with pytest.raises(ConfigurationError, match="needs a large model"):
         client.sweep("triggers", rows(), SCORED, small="small", seed=7)
@@ -191,9 +215,9 @@ def test_an_exit_has_controls_that_think_as_long(client: Client, pair: Pair) -> 
     pair.work()
     assert client.add_controls("exits") == []
     report = client.experiment("exits")
-    row = "glimpse threshold=1.0 exit.name=agreement exit.agree=2"
+    row = "glimpse threshold=1 exit.name=agreement exit.agree=2"
     assert [each.name for each in report.rows] == [
-        "glimpse threshold=1.0", "random for glimpse threshold=1.0", row, f"random for {row}", f"cut for {row}",
+        "glimpse threshold=1", "random for glimpse threshold=1", row, f"random for {row}", f"cut for {row}",
         f"random exit for {row}",
     ]  # fmt: skip
     whole, _, exit_row, takeovers, cut, by_chance = report.rows
@@ -252,6 +276,13 @@ def test_shares_come_from_a_pilot(client: Client, pair: Pair) -> None:
     assert [job.config.calibrated_from and job.config.calibrated_from.share for job in jobs] == [0.05, 0.5]
     low, high = (job.config.policy.threshold for job in jobs)  # type: ignore[attr-defined]
     assert low > high
+    other = client.clone(pilot.id, {"seed": 8})
+    pair.work()
+    again = plan_rows(["glimpse"], shares=Shares(pilot=other.id, shares=(0.05, 0.2)))
+    told = rf"share=0.05' \(job {jobs[0].id}\) has its threshold from the pilot {pilot.id}, not from {other.id}"
+    with pytest.raises(ConfigurationError, match=told):
+        client.sweep("shares", again, SCORED, **BOTH)
+    assert len(client.experiment_jobs("shares")) == 2
 
 
 def test_a_removed_job_leaves_the_experiment_and_is_submitted_again(
@@ -266,7 +297,7 @@ def test_a_removed_job_leaves_the_experiment_and_is_submitted_again(
     orphan = f"job {report.rows[5].job_id} is a control of a job that was removed"
     assert orphan in client.experiment("triggers").caveats
     (again,) = client.sweep("triggers", rows(), SCORED, **BOTH)
-    assert again.name == "triggers · glimpse threshold=1.0"
+    assert again.name == "triggers · glimpse threshold=1"
 
 
 def test_reader_can_take_no_lock_that_keeps_others_from_adding_jobs(
@@ -353,7 +384,7 @@ def test_command_submits_reports_and_goes_on(
     assert float(found[4]["accuracy"]) == 1.0
     assert float(found[4]["accuracy_low"]) < 1.0
     told = run()[1]
-    assert "glimpse threshold=1.0 *" in told
+    assert "glimpse threshold=1 *" in told
     assert "Gain: accuracy less that of random takeovers at equal large tokens" in told
     assert run("--format", "latex")[1].count("\\\\") == 7
     assert run("--format", "markdown")[1].splitlines()[4].startswith("| glimpse threshold=0.2 |")
@@ -370,19 +401,30 @@ def test_command_submits_reports_and_goes_on(
         ((str(file), *pair_of, "--policies", "glimpse", "--grid", "threshold"), "write KEY=V1,V2"),
         ((str(file), *pair_of, "--policies", "glimpse", "--grid", "policy.magic=1"), "has 'policy.magic'"),
         ((str(file), *pair_of), "no policies: name some"),
+        ((str(file), *pair_of, "--policies", "redo", "--wait", "--html", str(tmp_path)), "it is a folder; name a file"),
+        ((str(file), *pair_of, "--policies", "redo", "--wait", "--html", str(tmp_path / "no" / "x")), "No such file"),
     ):
         code, out, err = run(*wrong)
         assert (code, out) == (2, ""), wrong
         assert what in " ".join(err.replace("│", " ").split()), err
+    assert "redo" not in run("--format", "csv")[1]
 
 
+@pytest.mark.parametrize("times", [1, 2], ids=["alone", "after another who added them"])
 def test_waiting_gives_the_controls_and_the_report_at_once(
+    times: int,
     connections: Connections,
     pair: Pair,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    add_controls = Client.add_controls
+
+    def add_last(client: Client, experiment: str) -> list[Job]:
+        return [add_controls(client, experiment) for _ in range(times)][-1]
+
+    monkeypatch.setattr(Client, "add_controls", add_last)
     monkeypatch.setenv("SPECTHINK_DATABASE_URL", connections.database_url.get_secret_value())
     monkeypatch.setenv("SPECTHINK_REDIS_URL", connections.redis_url.get_secret_value())
     file = tmp_path / "sums.jsonl"
@@ -402,7 +444,9 @@ def test_waiting_gives_the_controls_and_the_report_at_once(
         over.set()
         working.result(timeout=60)
     assert ended.value.code in (0, None)
-    lines = capsys.readouterr().out.splitlines()
+    told = capsys.readouterr().out
+    assert "still running" not in told
+    lines = told.splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:6]] == [
         "small-only *", "large-only", "glimpse *", "random for glimpse",
     ]  # fmt: skip

@@ -12,7 +12,7 @@ from pipeline.signals import Signal
 class ExitSpec(BaseModel):
     """An exit as a job stores it: a name and every number. It is the exit itself."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)  # JSON has no such number
 
     name: str
 

@@ -108,7 +108,14 @@ def test_a_pilot_without_what_is_asked_for_is_refused() -> None:
         ({"shares": []}, "give numbers between 0 and 1"),
         ({"share_of": "words"}, "'words': give steps or tokens"),
         ({"side": "left"}, "'left': give above or below"),
-        ({"step_tokens": 0}, "step_tokens 0: give at least 1"),
+        ({"step_tokens": 0}, "step_tokens 0: give a number, at least 1"),
+        ({"step_tokens": float("inf")}, "step_tokens inf: give a number, at least 1"),
+        ({"step_tokens": float("nan")}, "step_tokens nan: give a number, at least 1"),
+        ({"field": "threshold"}, "there is no 'threshold' to set; write policy.NAME or exit.NAME"),
+        ({"field": "exit."}, r"there is no 'exit\.' to set"),
+        ({"policy": "glimpse", "field": "policy.treshold"}, "policy glimpse has no treshold; it has: .*threshold"),
+        ({"policy": "random", "statistic": "first_entropy"}, "policy random has no threshold; it has: .*rate"),
+        ({"policy": "relay"}, "policy 'relay' has no threshold but words: --cues finds them"),
         ({"policy": "magic"}, "there is no policy 'magic'"),
         ({"policy": "random"}, "policy 'random' says of no threshold what it is compared with"),
     ],
@@ -119,9 +126,9 @@ def test_wrong_options_are_refused(options: dict[str, Any], told: str) -> None:
 
 
 def test_problems_that_will_be_scored_are_refused() -> None:
-    require_others(Overlap(0, 9), "job 3")
-    with pytest.raises(ConfigurationError, match="2 of the 9 problems of job 3 are in the pilot"):
-        require_others(Overlap(2, 9), "job 3")
+    require_others(Overlap(0, 9), "job 3", otherwise="give --anyway")
+    with pytest.raises(ConfigurationError, match=r"2 of the 9 problems of job 3 are in the pilot: .* or give --anyway"):
+        require_others(Overlap(2, 9), "job 3", otherwise="give --anyway")
 
 
 class OwnSpec(PolicySpec):

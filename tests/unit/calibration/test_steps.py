@@ -63,7 +63,7 @@ def test_what_was_discarded_is_read_and_forgotten() -> None:
     ]
     steps = list(read_steps(sample(segments)))
     assert entropies(steps) == [0.5, 1.7, 1.1]
-    assert [step.num_tokens for step in steps] == [2, None, 2]
+    assert [step.num_tokens for step in steps] == [2, None, 2, 2]
 
 
 def test_a_step_whose_end_was_discarded_counts_once() -> None:
@@ -114,10 +114,12 @@ def test_a_step_goes_on_over_two_segments_of_one_author() -> None:
 
 
 def test_values_of_asides_count_by_their_purpose() -> None:
-    found = sample([segment(0, "small", ["a"])], asides=[aside(0, "rate", 7.0), aside(1, "rate", None)])
+    texts = ["a", " b", ".\n\n", "c", ".\n\n", "d"]
+    found = sample([segment(0, "small", texts)], asides=[aside(0, "rate", 7.0), aside(1, "rate", None)])
     read = read_pilot_sample(found, 1.0)
     assert read.values == {("aside:rate", ModelRole.LARGE): (7.0,)}
-    assert (read.problem, read.score, read.num_tokens) == ("p", 1.0, 1)
+    assert (read.problem, read.score, read.num_tokens) == ("p", 1.0, 6)
+    assert read.step_tokens == {ModelRole.SMALL: (3, 2)}  # how long a step of large is taken to be comes of them
 
 
 def test_an_aside_without_an_answer_has_no_value() -> None:

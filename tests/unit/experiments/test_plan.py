@@ -53,7 +53,9 @@ def test_a_number_that_is_varied_twice_is_refused() -> None:
 def test_baselines_come_first_and_are_not_varied() -> None:
     rows = names(["glimpse"], [Axis(key="exit.thinking_tokens", values=(9,))], baselines=True)
     assert rows == ["small-only", "large-only", "glimpse exit.thinking_tokens=9"]
-    assert names(["glimpse", "small-only"], baselines=True) == ["large-only", "glimpse", "small-only"]
+    assert names(["glimpse", "small-only"], baselines=True) == ["small-only", "large-only", "glimpse"]
+    exits = names(["small-only"], [Axis(key="exit.name", values=("deer",))], baselines=True)
+    assert exits == ["small-only", "large-only", "small-only exit.name=deer"]
 
 
 def test_shares_are_of_policies_with_a_threshold_that_is_not_set() -> None:
@@ -69,6 +71,15 @@ def test_shares_are_of_policies_with_a_threshold_that_is_not_set() -> None:
 
 def test_the_same_row_is_there_once() -> None:
     assert names(["glimpse", "glimpse"], [Axis(key="policy.threshold", values=(1, 1))]) == ["glimpse threshold=1"]
+    numbers = ("1", "1.0", "1e0", " 1", 1, 1.0)
+    assert names(["glimpse"], [Axis(key="policy.threshold", values=numbers)]) == ["glimpse threshold=1"]
+    assert names(["specreason", "specreason:rating", "specreason:doubt"]) == ["specreason", "specreason:doubt"]
+    small = Axis(key="policy.threshold", values=("1e-3", 0.001, "0.0010"))
+    assert names(["glimpse"], [small]) == ["glimpse threshold=0.001"]
+    words = Axis(key="policy.switch_cues", values=(["a", "b,c"],))
+    assert names(["relay"], [words]) == ["relay switch_cues=['a', 'b,c']"]
+    whether = Axis(key="policy.check_start", values=(True, "True"))
+    assert names(["glimpse"], [whether]) == ["glimpse check_start=True"]
 
 
 @pytest.mark.parametrize(
@@ -78,8 +89,8 @@ def test_the_same_row_is_there_once() -> None:
         (["magic"], "policy.threshold", (1,), "there is no policy 'magic'"),
         (["glimpse"], "threshold", (1,), "there is no 'threshold' to vary; write policy.NAME"),
         (["glimpse"], "random.rate", (1,), r"there is no 'random.rate' to vary; .* or one of glimpse.NAME"),
-        (["glimpse"], "policy.rate", (1,), "no policy of the sweep has 'policy.rate'"),
-        (["glimpse"], "glimpse.rate", (1,), "no policy of the sweep has 'glimpse.rate'"),
+        (["glimpse"], "policy.rate", (1,), "no policy of the sweep has 'policy.rate'; glimpse has: .*threshold"),
+        (["glimpse"], "glimpse.rate", (1,), "no policy of the sweep has 'glimpse.rate'; glimpse has: .*threshold"),
         (["glimpse"], "policy.threshold", (), "'policy.threshold' has no values"),
         (["glimpse"], "policy.threshold", ("high",), "threshold: Input should be a valid number"),
         (["glimpse"], "exit.magic", (1,), "exit has no magic"),

@@ -104,6 +104,8 @@ def test_markdown_is_a_table_of_eight_columns() -> None:
     assert [line.replace("\\|", "").count("|") for line in lines[:4]] == [9] * 4
     assert lines[1] == "|---|---:|---:|---:|---:|---:|---:|---:|"
     assert "\x1b" not in "".join(lines)
+    assert r"=cmd\|' /C calc'!A0 \</td>\<script>alert(1)\</script> 100 % of $x_1$ & \\input{x}" in lines[2]
+    assert r"\* on the Pareto front of accuracy against large tokens, random's rows aside.  " in lines
 
 
 def test_latex_escapes_what_latex_reads() -> None:

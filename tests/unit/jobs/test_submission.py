@@ -207,6 +207,7 @@ def test_parts_are_set_by_dotted_key_and_may_be_text() -> None:
         ({"n1": 30}, "there is no 'n1' to set; write policy.NAME, exit.NAME or guard.NAME"),
         ({"policy": "code"}, "there is no 'policy' to set"),
         ({"exit.tokens": 30}, "exit has no tokens; it has: name, thinking_tokens, answer_role"),
+        ({"exit.threshold": 1}, "exit has no threshold; .*; it is of the exit think_brake: set exit.name, too"),
         ({"guard.times": 3}, "guard has no times; it has: name, role, repeats"),
         ({"policy.n1": 3, "policy.n1.x": 1}, "'policy.n1.x' and what it lies in, .* are both set"),
         ({"policy.cues.verify": ["x"], "policy.cues": {}}, "'policy.cues' .* what lies in it, are both set"),

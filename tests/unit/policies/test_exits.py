@@ -281,6 +281,15 @@ def test_an_exit_that_makes_no_sense_is_refused(name: str, values: dict[str, obj
         exit_type(name).model_validate(values)
 
 
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize("name", exit_names())
+def test_a_number_that_cannot_be_stored_is_refused(name: str, number: str) -> None:
+    spec = exit_type(name)
+    for field in (field for field, info in spec.model_fields.items() if info.annotation is float):
+        with pytest.raises(ValidationError, match=f"{field}\n.*Input should be"):
+            spec.model_validate({field: number})
+
+
 def test_the_sample_may_end_at_a_trials_place() -> None:
     play = Play(each_step())
     request = play.last.then

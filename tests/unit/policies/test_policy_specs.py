@@ -93,6 +93,14 @@ CUES = {
 }
 
 
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize("name", SPECS)
+def test_a_number_that_cannot_be_stored_is_refused(name: str, number: str) -> None:
+    for field in (field for field, info in type(SPECS[name]).model_fields.items() if info.annotation is float):
+        with pytest.raises(ConfigurationError, match=f"{field}: Input should be"):
+            parse_policy(name, {**NEEDED.get(name, {}), field: number})
+
+
 def test_the_preset_code_is_stored_with_every_value() -> None:
     assert ADAPTER.dump_python(parse_policy("speculative-thinking:code"), mode="json") == {
         "name": "speculative-thinking",

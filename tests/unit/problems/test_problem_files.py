@@ -263,6 +263,8 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     assert faults_of(fifo) == ["not a regular file (a pipe, socket or device)"]
     assert faults_of(device) == ["not a regular file (a pipe, socket or device)"]
     assert faults_of(gone) == ["No such file or directory"]
+    with pytest.raises(ProblemSetError, match="File name too long"):
+        load_problem_set(gone.with_name(f"{300 * 'x'}.jsonl"))
     assert "symbolic links" in faults_of(loop)[0]
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "s.jsonl"))
