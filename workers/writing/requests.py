@@ -1,4 +1,4 @@
-"""What a policy asks for, as the engine takes it: ids, seed, priority, watcher, signals and labels."""
+"""What a policy asks for, as the engine takes it: ids, seed, watcher, signals and labels."""
 
 from __future__ import annotations
 
@@ -78,9 +78,7 @@ def _of_generate(active: ActiveSample, max_tokens: int) -> dict[str, Any]:
         role=setup.role,
         start_token=len(written),
     )
-    # What was begun goes before what was not: it ends sooner and frees its cache.
-    is_begun = bool(active.sample.context.segments or active.sample.context.asides or active.num_requests > 1)
-    return {"sampling": setup.sampling, "seed": seed, "priority": -1 if is_begun or written else 0, "written": written}
+    return {"sampling": setup.sampling, "seed": seed, "written": written}
 
 
 def _written_before(active: ActiveSample, max_tokens: int) -> Sequence[int]:
@@ -95,7 +93,7 @@ def _written_before(active: ActiveSample, max_tokens: int) -> Sequence[int]:
 def _of_ask(active: ActiveSample, ask: Ask, labels: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """An aside is short, and a sample waits for it."""
     setup = active.setup
-    more = {"labels": labels, "reads_top": True, "priority": -2}
+    more = {"labels": labels, "reads_top": True}
     if ask.greedy:
         return more | {"sampling": replace(setup.sampling, temperature=0.0), "seed": None}
     seed = aside_seed(
