@@ -88,7 +88,7 @@ ADMITTING_S = 0.3
 def admit_samples(connection: Connection, *, ahead: float) -> list[Runnable]:
     """Let in as many waiting samples as the live workers of their opening model have room for.
 
-    Jobs with a higher priority first, then older ones, for ADMITTING_S. A job that no live worker's model may write
+    Jobs with a higher priority first, then older ones, for ADMITTING_S, and one at least. A job that no live worker's model may write
     takes no room from others of the same name.
 
     ahead: samples in the pipeline per slot. A sample with the large model still counts: its context is cached. A
@@ -98,8 +98,6 @@ def admit_samples(connection: Connection, *, ahead: float) -> list[Runnable]:
     room_left: dict[tuple[str, str], int] = {}
     until = time.monotonic() + ADMITTING_S
     for row in connection.execute(_ROOM, {"ahead": ahead}):
-        if time.monotonic() > until:
-            break
         room = room_left.setdefault((row.first_role, row.model), row.room)
         if room <= 0:
             continue
@@ -107,6 +105,8 @@ def admit_samples(connection: Connection, *, ahead: float) -> list[Runnable]:
         ids = connection.execute(_ADMIT, values).scalars().all()
         room_left[row.first_role, row.model] -= len(ids)
         admitted.extend(ids)
+        if time.monotonic() > until:
+            break
     return select_runnable(connection, sorted(admitted))
 
 

@@ -15,7 +15,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import IntegrityError
 
-from pipeline.db import claims, migrate
+from pipeline.db import claims, migrate, upkeep_statements
 from pipeline.db.claims import (
     ClaimedSample,
     begin_trial,
@@ -409,6 +409,17 @@ def test_fewer_are_admitted_where_a_worker_says_it_has_less_room(connection: Con
     renew_worker(connection, worker, ttl=TTL, counters=WorkerCounters())
     assert len(admit_all(connection)) == 1, "one that says nothing has room for all that it works on"
     assert connection.execute(text("SELECT max_in_flight FROM workers")).scalar_one() == 4, "and that stays"
+
+
+def test_a_job_is_admitted_in_each_round_however_slow_the_server_is(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first answer may come when the time for admitting is over."""
+    monkeypatch.setattr(upkeep_statements, "ADMITTING_S", -1.0)
+    first, second = make_job(connection, num_problems=1), make_job(connection, num_problems=1)
+    make_worker(connection)
+    assert [sample.job_id for sample in admit_samples(connection, ahead=1.0)] == [first]
+    assert [sample.job_id for sample in admit_samples(connection, ahead=1.0)] == [second]
 
 
 PUT_BACK = text("UPDATE samples SET published_at = published_at - :time, runnable_at = runnable_at - :time")
