@@ -88,8 +88,8 @@ ADMITTING_S = 0.3
 def admit_samples(connection: Connection, *, ahead: float) -> list[Runnable]:
     """Let in as many waiting samples as the live workers of their opening model have room for.
 
-    Jobs with a higher priority first, then older ones, for ADMITTING_S, and one at least. A job that no live worker's model may write
-    takes no room from others of the same name.
+    Jobs with a higher priority first, then older ones, for ADMITTING_S, and one at least. A job that no live worker's
+    model may write takes no room from others of the same name.
 
     ahead: samples in the pipeline per slot. A sample with the large model still counts: its context is cached. A
     worker whose cache cannot hold the contexts of so many says fewer slots with its heartbeat (CacheRoom).

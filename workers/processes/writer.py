@@ -169,7 +169,7 @@ class WriterProcess:
         add_samples_task(self._base.app, _TASKS[self._role], self._writer.write)
         on_shutdown(lambda: self._writer.drain(self._base.settings.lease.drain_s))
         self._metrics.register(
-            WriterCollector(self._role.value, self._model, self._engine.stats, self._writer.counters)
+            WriterCollector(self._role.value, self._model, self._writer.engine.stats, self._writer.counters)
         )
         self._metrics.register(self._writer.meter)
         self._lease.start(self)

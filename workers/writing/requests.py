@@ -1,4 +1,4 @@
-"""What a policy asks for, as the engine takes it: ids, seed, watcher, signals and labels."""
+"""What a policy asks for, as the engine takes it: ids, seed, priority, watcher, signals and labels."""
 
 from __future__ import annotations
 
@@ -46,8 +46,17 @@ def engine_request(active: ActiveSample, request: Request) -> GenerateRequest | 
         watcher=_listening(active),
         signals=request.signals,
         think_end_id=setup.chat.think_end_id,
+        priority=_priority(active, request),
+        context=active.sample.sample_id,
         **more,
     )
+
+
+def _priority(active: ActiveSample, request: Request) -> int:
+    """What this model wrote of goes first, then what another one has begun: who is further on ends sooner and frees its
+    cache. Of each kind asides go first, which are short."""
+    rank = 2 if active.was_here else 1 if active.is_begun else 0
+    return -2 * rank - isinstance(request, Ask)
 
 
 def _prompt(active: ActiveSample, text: Iterable[Segment]) -> list[int]:
@@ -91,7 +100,6 @@ def _written_before(active: ActiveSample, max_tokens: int) -> Sequence[int]:
 
 
 def _of_ask(active: ActiveSample, ask: Ask, labels: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """An aside is short, and a sample waits for it."""
     setup = active.setup
     more = {"labels": labels, "reads_top": True}
     if ask.greedy:

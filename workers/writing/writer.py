@@ -33,10 +33,10 @@ from pipeline.workforce import WorkerEnd
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
 from workers.engine.base import Engine, GenerateRequest, GenerateResult
+from workers.engine.cache_first import CacheFirst
 from workers.writing.active import ActiveSample
 from workers.writing.batching import Batcher
 from workers.writing.cache_room import CacheRoom
-from workers.writing.cached_contexts import CachedContexts, priority
 from workers.writing.claimer import Call, Claimer
 from workers.writing.endings import ClaimEnd, Deferral, EndedClaim, Release
 from workers.writing.in_flight import InFlight
@@ -102,7 +102,7 @@ class Writer:
         often what a request has written is stored while it runs; 0: never."""
         self.role = role
         self._store_every_s = store_every_s
-        self.engine = engine
+        self.engine: Engine = CacheFirst(engine)
         self._publisher = publisher
         self._on_failure = on_failure
         on_fault = partial(on_failure, WorkerEnd.WRITER_FAILED)
@@ -113,7 +113,6 @@ class Writer:
         self._ledger = TokenLedger()
         self._cache_room = CacheRoom(max_in_flight=engine.max_in_flight, ahead=admit_ahead)
         self._room_lock = threading.Lock()
-        self._contexts = CachedContexts(max_in_flight=engine.max_in_flight, cache_tokens=engine.stats().cache_tokens)
         self.num_places = math.ceil(engine.max_in_flight * admit_ahead)
         """Samples that are taken in: beyond them only those that come back."""
         self._jobs = Jobs(self._store, chat, engine, role=role, weights=weights, revision=revision)
@@ -179,9 +178,6 @@ class Writer:
 
     def _submit(self, active: ActiveSample, request: GenerateRequest) -> None:
         active.submitted_at, active.part_tokens = time.monotonic(), 0
-        num_tokens = len(request.prompt_ids) + len(request.written)
-        is_cached = self._contexts.enter(request.request_id, active.sample.sample_id, num_tokens)
-        request = replace(request, priority=priority(active, is_cached=is_cached))
         self.engine.submit(request, lambda result: self._recorder.put(Outcome(active, result)))
         if active.abandoned or active.handed_back:  # since it was looked at: whoever said so found nothing to abort
             self.engine.abort(request.request_id)
@@ -196,7 +192,6 @@ class Writer:
             self._look_at_trial()
             return None
         active, result = item
-        self._note_context(active, result)
         if isinstance(result, GenerateResult):
             self._ledger.receive(result.num_generated_tokens)
             self.meter.wrote(result.total_seconds)
@@ -209,10 +204,6 @@ class Writer:
             return None
         active.committing = True
         return EndedClaim(active.sample.worker_id, active.claim, active.latch, active.num_tokens, step)
-
-    def _note_context(self, active: ActiveSample, result: GenerateResult | Exception) -> None:
-        num_tokens = result.num_prompt_tokens + len(result.piece) if isinstance(result, GenerateResult) else 0
-        self._contexts.leave(active.request_id, active.sample.sample_id, num_tokens)
 
     def _next_step(self, active: ActiveSample, result: GenerateResult | Exception) -> Step | ClaimEnd:
         if active.abandoned or active.handed_back:

@@ -81,7 +81,7 @@ def test_a_fresh_sample_begins_with_its_prompt() -> None:
     active, step = start(setup_of(Moves([then(small())])))
     request = request_of(step)
     assert request.request_id == active.request_id != start(setup_of(Moves([then(small())])))[0].request_id
-    assert (request.max_tokens, request.seed) == (50, seed_of(0))
+    assert (request.max_tokens, request.priority, request.seed) == (50, 0, seed_of(0))
     assert list(request.prompt_ids) == setup_of(Moves([])).prompt_ids(1, claimed().problem)
     assert (request.signals, request.labels, request.reads_top) == (frozenset(), {}, False)
 
@@ -122,7 +122,7 @@ def test_what_the_same_role_does_next_is_done_in_the_same_claim() -> None:
     second = request_of(apply_result(active, result_of(first, "First add")))
     added = chat_of(SMALL).encode_text("First add")
     assert list(second.prompt_ids) == [*first.prompt_ids, *added]
-    assert (second.request_id, second.seed) == (first.request_id, seed_of(1))
+    assert (second.request_id, second.seed, second.priority) == (first.request_id, seed_of(1), -1)
     commit = commit_of(apply_result(active, result_of(second, " 3", SegmentFinish.LENGTH)))
     assert commit.to_state is SampleState.AWAITING_LARGE
     assert commit.next_request == large()
@@ -266,7 +266,7 @@ def test_an_ask_is_written_beside_the_text() -> None:
     asked = request_of(apply_result(active, result_of(first, "First add")))
     chat = chat_of(SMALL)
     assert list(asked.prompt_ids) == [*first.prompt_ids, *chat.encode_text("First add"), *chat.encode_text(" So")]
-    assert (asked.seed, asked.sampling.temperature, asked.max_tokens) == (None, 0.0, 1)
+    assert (asked.priority, asked.seed, asked.sampling.temperature, asked.max_tokens) == (-2, None, 0.0, 1)
     assert (set(asked.labels), asked.reads_top) == ({"3", "4"}, True)
     answer = result_of(asked, " 3", SegmentFinish.LENGTH, labels={"3": -0.1, "4": None}, top=(-0.1, -3.0))
     after = request_of(apply_result(active, answer))
