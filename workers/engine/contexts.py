@@ -57,10 +57,13 @@ class Contexts:
 
     def enter(self, request_id: str, context: int | None, num_tokens: int) -> None:
         """A request goes to the engine. num_tokens: what it goes on after."""
+        if context is not None and (context in self._cached or context in self._lost):
+            self._num_back += 1
+            self._cached_tokens -= self._cached.pop(context, 0)
+            self._lost.pop(context, None)
         self._inside[request_id] = num_tokens + self._mean_written
         self._inside_tokens += self._inside[request_id]
-        if context in self._cached or context in self._lost:
-            self._num_back += 1
+        self._forget()
 
     def leave(self, request_id: str, context: int | None, num_tokens: int, num_written: int) -> None:
         """The engine is done with it. num_tokens: its context, with the num_written that it wrote."""
@@ -68,9 +71,12 @@ class Contexts:
         if context is None:
             return
         self._count(num_written)
-        self._lost.pop(context, None)
         self._cached_tokens += num_tokens - self._cached.pop(context, 0)
         self._cached[context] = num_tokens
+        self._forget()
+
+    def _forget(self) -> None:
+        """What was left longest ago has no room beside what the engine works on."""
         while self._cached and self._is_over():
             lost, tokens = self._cached.popitem(last=False)
             self._cached_tokens -= tokens
