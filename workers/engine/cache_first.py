@@ -48,7 +48,7 @@ class CacheFirst:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._lock = threading.Lock()  # guards everything below; never held while the engine or ``done`` is called
-        self._contexts = Contexts(max_in_flight=engine.max_in_flight, cache_tokens=engine.stats().cache_tokens)
+        self._contexts = Contexts(cache_tokens=engine.stats().cache_tokens)
         self._waiting: list[_Held] = []
         """A heap; what was aborted is still in it."""
         self._held: dict[str, _Held] = {}
@@ -80,7 +80,7 @@ class CacheFirst:
         with self._lock:
             if request_id in self._held or self._contexts.is_inside(request_id):
                 raise ValueError(f"request id {request_id!r} is in use")
-            is_cached = self._contexts.is_cached(request.context)
+            is_cached = self._contexts.come(request.context)
             if is_cached:
                 request = replace(request, priority=request.priority - CACHED_BEFORE)
                 self._enter(request)

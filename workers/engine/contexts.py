@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-_REMEMBERED = 16
-"""Contexts per request in flight that are remembered."""
+_REMEMBERED = 4096
+"""Contexts that are remembered, cached or not."""
 _RECENT = 256
 """Requests over which is counted how many of what they left is needed again."""
 
@@ -16,9 +16,8 @@ class Contexts:
     vLLM forgets the one that was left longest ago where it needs room for those that it works on.
     """
 
-    def __init__(self, *, max_in_flight: int, cache_tokens: int | None) -> None:
+    def __init__(self, *, cache_tokens: int | None) -> None:
         """cache_tokens: how many the cache holds; None: nobody knows, and it is taken for large."""
-        self._max_in_flight = max_in_flight
         self._cache_tokens = cache_tokens
         self._inside: dict[str, float] = {}
         """Tokens that each request is expected to end with, by its id."""
@@ -40,8 +39,11 @@ class Contexts:
     def is_inside(self, request_id: str) -> bool:
         return request_id in self._inside
 
-    def is_cached(self, context: int | None) -> bool:
-        return context in self._cached
+    def come(self, context: int | None) -> bool:
+        """A request for it was submitted; whether it is cached."""
+        is_cached = context in self._cached
+        self._num_back += is_cached or context in self._lost
+        return is_cached
 
     def has_room(self, num_tokens: int) -> bool:
         """Whether one of so many tokens that is not cached may be begun.
@@ -57,8 +59,7 @@ class Contexts:
 
     def enter(self, request_id: str, context: int | None, num_tokens: int) -> None:
         """A request goes to the engine. num_tokens: what it goes on after."""
-        if context is not None and (context in self._cached or context in self._lost):
-            self._num_back += 1
+        if context is not None:
             self._cached_tokens -= self._cached.pop(context, 0)
             self._lost.pop(context, None)
         self._inside[request_id] = num_tokens + self._mean_written
@@ -81,12 +82,12 @@ class Contexts:
             lost, tokens = self._cached.popitem(last=False)
             self._cached_tokens -= tokens
             self._lost[lost] = None
-        while len(self._lost) > _REMEMBERED * self._max_in_flight:
+        while len(self._lost) > _REMEMBERED:
             self._lost.popitem(last=False)
 
     def _is_over(self) -> bool:
         if self._cache_tokens is None:
-            return len(self._cached) > _REMEMBERED * self._max_in_flight
+            return len(self._cached) > _REMEMBERED
         return self._cached_tokens + self._inside_tokens > self._cache_tokens
 
     def _count(self, num_written: int) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import queue
+import random
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import pytest
@@ -21,7 +21,6 @@ from workers.engine.base import (
     Sampling,
 )
 from workers.engine.cache_first import LEAST_AT_WORK, CacheFirst
-from workers.engine.scripted import ScriptedEngine, Vocabulary
 
 SLOTS = 4
 
@@ -250,75 +249,85 @@ def test_a_done_that_fails_holds_nobody_up() -> None:
     assert {"new 4", "new 5"} <= set(world.inner.running)
 
 
-# With an engine whose cache forgets.
+# What it is worth.
 
 
-class ShortCache:
-    """A prefix cache of so many tokens; what was left longest ago gives way. Keyed by a text's first tokens."""
+class Visits:
+    """Contexts that come to an engine again and again, in steps: at each a request ends, and its context comes back
+    when some others have. The engine works on the first of what it was given and forgets what was left longest ago."""
 
-    def __init__(self, num_tokens: int) -> None:
-        self._left: OrderedDict[tuple[int, ...], int] = OrderedDict()
-        self._num_tokens = num_tokens
+    def __init__(self, *, cache_first: bool, cache_tokens: int, slots: int, away: int) -> None:
+        self.inner = ByHand(cache_tokens)
+        self.engine: Engine = CacheFirst(self.inner) if cache_first else self.inner
+        self.random = random.Random(1)
+        self.cache_tokens, self.slots, self.most_away = cache_tokens, slots, away
+        self.cached: OrderedDict[int, int] = OrderedDict()
+        self.at_work: dict[str, int] = {}
         self.computed = 0
+        self.ended: list[int] = []
 
-    def add(self, token_ids: Sequence[int]) -> None:
-        key = tuple(token_ids[:2])
-        self._left.pop(key, None)
-        self._left[key] = len(token_ids)
-        while sum(self._left.values()) > self._num_tokens:
-            self._left.popitem(last=False)
+    def run(self, *, num_contexts: int, visits: int, num_tokens: int, grows: int) -> int:
+        """Prompt tokens that the engine computed until each context has had all its visits."""
+        lengths = dict.fromkeys(range(num_contexts), num_tokens)
+        left = dict.fromkeys(range(num_contexts), visits)
+        away: list[int] = []
+        for context in lengths:
+            self.submit(context, num_tokens)
+        while any(left.values()):
+            self.step()
+            for context in self.ended:
+                left[context] -= 1
+                lengths[context] += grows
+                away += [context] if left[context] else []
+            self.ended.clear()
+            while len(away) > self.most_away or (away and not self.inner.running):
+                context = away.pop(self.random.randrange(len(away)))
+                self.submit(context, lengths[context])
+        return self.computed
 
-    def count(self, token_ids: Sequence[int]) -> int:
-        found = min(self._left.get(tuple(token_ids[:2]), 0), len(token_ids) - 1)
-        self.computed += len(token_ids) - found
-        return found
-
-
-AWAY = 6
-"""Contexts that are with somebody else between two visits."""
-
-
-def computed_tokens(*, cache_first: bool, num_contexts: int, visits: int) -> int:
-    """Prompt tokens that an engine computes for contexts that all want to be written at once, each several times."""
-    cache = ShortCache(2000)
-    vocabulary = Vocabulary()
-    vocabulary.encode(" ".join(map(str, range(2 * num_contexts))))
-    bare = ScriptedEngine(
-        lambda _: [5] * 10, vocabulary.decode_stream, max_in_flight=8, prefixes=cache, cache_tokens=2000, step_s=0.001
-    )
-    engine: Engine = CacheFirst(bare) if cache_first else bare
-    ended: queue.SimpleQueue[tuple[int, GenerateResult | Exception]] = queue.SimpleQueue()
-    texts = {number: [2 * number, 2 * number + 1, *[6] * 80] for number in range(num_contexts)}
-    num_visits = dict.fromkeys(texts, 0)
-    away: deque[int] = deque()
-
-    def submit(number: int) -> None:
+    def submit(self, context: int, num_tokens: int) -> None:
         request = GenerateRequest(
-            request_id=str(number), prompt_ids=tuple(texts[number]), max_tokens=10, sampling=Sampling(), context=number
+            request_id=str(context), prompt_ids=range(num_tokens), max_tokens=10, sampling=Sampling(), context=context
         )
-        engine.submit(request, lambda outcome: ended.put((number, outcome)))
+        self.engine.submit(request, lambda _: self.ended.append(context))
 
-    for number in texts:
-        submit(number)
-    while min(num_visits.values()) < visits:
-        try:
-            number, outcome = ended.get(timeout=0.1)
-        except queue.Empty:
-            submit(away.popleft())
-            continue
-        assert isinstance(outcome, GenerateResult)
-        texts[number] += outcome.piece.token_ids
-        num_visits[number] += 1
-        if num_visits[number] < visits:
-            away.append(number)
-        if len(away) > AWAY:
-            submit(away.popleft())
-    engine.close()
-    return cache.computed
+    def step(self) -> None:
+        """Begin what there is a slot for, and end one."""
+        waiting = [request for request, _ in self.inner.running.values() if request.request_id not in self.at_work]
+        waiting.sort(key=lambda request: request.priority)
+        for request in waiting[: self.slots - len(self.at_work)]:
+            assert request.context is not None
+            self.computed += len(request.prompt_ids) - self.cached.pop(request.context, 0)
+            self.at_work[request.request_id] = len(request.prompt_ids)
+            self.forget()
+        request_id = self.random.choice(list(self.at_work))
+        self.cached[int(request_id)] = self.at_work.pop(request_id)
+        self.inner.end(request_id)
+
+    def forget(self) -> None:
+        while sum(self.cached.values()) + sum(self.at_work.values()) > self.cache_tokens and self.cached:
+            self.cached.popitem(last=False)
 
 
-def test_a_cache_that_is_short_is_worth_its_size() -> None:
-    """A hundred contexts of 82 to 182 tokens share a cache of 2,000."""
-    needed = 100 * (82 + 10 * 11)  # each text once, but for the last ten tokens; each visit's last ten, and one more
-    assert computed_tokens(cache_first=False, num_contexts=100, visits=11) > 5 * needed
-    assert computed_tokens(cache_first=True, num_contexts=100, visits=11) < 1.5 * needed
+@pytest.mark.parametrize(
+    ("cache_tokens", "slots", "away", "bare", "first"),
+    [
+        (4000, 8, 6, 6, 1.3),  # a cache of 20 to 40 contexts
+        (2000, 8, 4, 6, 2),
+        (2000, 16, 4, 6, 2),  # of as many as are worked on at most
+        (2000, 64, 4, 6, 2),
+        (20_000, 8, 6, 1, 1),  # of all of them
+    ],
+)
+def test_a_cache_that_is_short_is_worth_its_size(
+    cache_tokens: int, slots: int, away: int, bare: float, first: float
+) -> None:
+    """A hundred contexts of a hundred to two hundred tokens, eleven visits each."""
+    needed = 100 * 200
+
+    def computed(*, cache_first: bool) -> int:
+        visits = Visits(cache_first=cache_first, cache_tokens=cache_tokens, slots=slots, away=away)
+        return visits.run(num_contexts=100, visits=11, num_tokens=100, grows=10)
+
+    assert computed(cache_first=False) >= bare * needed
+    assert needed <= computed(cache_first=True) <= first * needed
