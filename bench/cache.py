@@ -12,6 +12,8 @@ noted per resume or takeover, mean, median and maximum within one run are given;
 2. A small worker whose cache holds a quarter of what 128 samples in flight need, with admission by cache room and
    without it (a trigger in this benchmark's database keeps the slots as they were registered). The same job as that
    on one large worker; the jobs on two have seeds of their own, since the workers' caches still hold the first one.
+3. A large worker of 8 slots whose cache holds 24 contexts, where a sample is with it three times (random, rate 0.6, one
+   sample per problem): the share of what it has seen that it computes again.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import text
 
-from bench.jobs import JobRun, run_job
+from bench.jobs import JobRun, Work, run_job
 from bench.measurement import Report
 from bench.stack import MODELS, Stack, running_stack
 from pipeline.db.session import transaction
@@ -35,9 +37,13 @@ from pipeline.embedded import Program
 IN_FLIGHT = 128
 SEEDS = {"one large worker": 1, "two large workers": 2, "two, no affinity": 3, "quarter": 1, "quarter, no admission": 1}
 """By arm."""
-CACHE = "SPECTHINK_ENGINE__VLLM__CPU_KV_CACHE_GIB"
+CACHE, SLOTS = "SPECTHINK_ENGINE__VLLM__CPU_KV_CACHE_GIB", "SPECTHINK_ENGINE__MAX_IN_FLIGHT"
 BYTES_PER_TOKEN = 2 * 2 * 64 * 4
 """Of the small demo model's cache: keys and values, 2 layers, width 64, float32."""
+LARGE_BYTES_PER_TOKEN = 2 * 3 * 96 * 4
+OFTEN = Work(small=MODELS["small"], large=MODELS["large"], policy="random", max_tokens=384, policy_values={"rate": 0.6})
+"""With the large model three times a sample."""
+SHORT_CONTEXTS, SHORT_SLOTS = 24, 8
 
 RESUMES = """
     WITH written AS (
@@ -49,6 +55,14 @@ RESUMES = """
         WINDOW before AS (PARTITION BY g.sample_id, g.author ORDER BY g.segment_index)
     )
     SELECT author, seen - cached_tokens AS again, block_size FROM written WHERE seen IS NOT NULL
+"""
+SEEN_AGAIN = """
+    WITH visits AS (
+        SELECT g.cached_tokens, lag(g.prompt_tokens + cardinality(g.token_ids)) OVER before AS seen
+        FROM segments g JOIN samples s ON s.id = g.sample_id WHERE s.job_id = {job} AND g.author = 'large'
+        WINDOW before AS (PARTITION BY g.sample_id ORDER BY g.segment_index)
+    )
+    SELECT sum(greatest(0, seen - cached_tokens))::float8, sum(seen)::float8 FROM visits WHERE seen IS NOT NULL
 """
 HITS = """
     SELECT g.author, sum(g.cached_tokens)::float8 / sum(g.prompt_tokens)
@@ -135,10 +149,10 @@ def change(stack: Stack, *statements: str) -> None:
             connection.exec_driver_sql(statement)
 
 
-def large_worker(name: str) -> Program:
-    """One more large worker, with a cache of the default size."""
+def large_worker(name: str, **settings: str) -> Program:
+    """One more large worker, with a cache of the default size unless settings say otherwise."""
     argv = (sys.executable, "-m", "workers", "large", "--model", str(MODELS["large"]))
-    return Program(name=name, argv=argv, env={CACHE: "1.0"}, stop_wait_s=40)
+    return Program(name=name, argv=argv, env={CACHE: "1.0"} | settings, stop_wait_s=40)
 
 
 @dataclass(kw_only=True)
@@ -187,6 +201,17 @@ class Bench:
             self.report.add(f"{name}: rate", run.samples_per_second, "samples/s")
         return run.samples_per_second
 
+    def short_large(self) -> None:
+        """A large model whose cache holds a part of the samples that it is needed for."""
+        gib = SHORT_CONTEXTS * self.need_tokens * LARGE_BYTES_PER_TOKEN / 2**30
+        with running_stack(small=MODELS["small"]) as stack:
+            stack.start_programs([large_worker("large", **{CACHE: f"{gib:.6f}", SLOTS: str(SHORT_SLOTS)})])
+            run_job(stack, seed=0, num_samples=1, limit=64, work=OFTEN)  # not counted
+            run = run_job(stack, seed=1, num_samples=1, work=OFTEN)
+            [[again, seen]] = rows(stack, SEEN_AGAIN, run)
+            self.report.add("short large cache: computed again of what was seen", again / seen, "share")
+            self.report.add("short large cache: rate", run.samples_per_second, "samples/s")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser()
@@ -203,6 +228,7 @@ def main() -> None:
     admitted = bench.small_cache(quarter_gib, "quarter", admission=True)
     report.add("quarter ÷ roomy, no admission", without / roomy)
     report.add("quarter ÷ roomy", admitted / roomy)
+    bench.short_large()
     report.print()
 
 

@@ -16,7 +16,8 @@ from pipeline.samples import SampleState
 from workers.broker import queues
 from workers.broker.app import make_app
 from workers.broker.messages import SamplesMessage
-from workers.broker.publish import GRADE, Publisher
+from workers.broker.publish import DRAFT, GRADE, Publisher
+from workers.broker.reading import own_queue_first
 from workers.broker.tasks import add_samples_task
 
 
@@ -70,3 +71,41 @@ def test_worker_reads_on_after_acknowledgements_were_lost(
             app.send_task(GRADE, kwargs={"message": message}, queue=queues.GRADE)
         assert all_seen.wait(20), f"deaf after {seen}, {len(lost)} acknowledgements lost"
     assert (sorted(seen), len(lost)) == ([1, 2, 3, 4], 2)
+
+
+def test_a_worker_that_has_enough_reads_its_own_queue_alone(connections: Connections) -> None:
+    own, shared = "small.m.own", "small.m"
+    may_read = threading.Event()
+    seen: list[int] = []
+    some_seen = threading.Condition()
+
+    def note(message: SamplesMessage) -> str:
+        with some_seen:
+            seen.append(message.job_id)
+            some_seen.notify_all()
+        return "noted"
+
+    def send(number: int, queue: str) -> None:
+        message = {"version": 1, "job_id": number, "samples": [[1, 0]]}
+        app.send_task(DRAFT, kwargs={"message": message}, queue=queue)
+
+    def wait_for(*numbers: int) -> None:
+        with some_seen:
+            assert some_seen.wait_for(lambda: set(numbers) <= set(seen), 20), f"{seen}, not {numbers}"
+
+    app = make_app(connections.redis_url)
+    order = {"queue_order_strategy": own_queue_first(own, may_read.is_set)}
+    app.conf.broker_transport_options = app.conf.broker_transport_options | order
+    add_samples_task(app, DRAFT, note)
+    options = {"pool": "threads", "concurrency": 4, "queues": [shared, own], "loglevel": "CRITICAL"}
+    with start_worker(app, perform_ping_check=False, shutdown_timeout=30, **options):
+        for number in range(10):
+            send(101 + number, shared)
+            send(1 + number, own)
+        wait_for(*range(1, 11))
+        assert max(seen) < 101, "its own alone"
+        may_read.set()
+        wait_for(*range(101, 111))
+        may_read.clear()
+        send(11, own)
+        wait_for(11)

@@ -25,6 +25,7 @@ from pipeline.settings import EngineKind, EngineSettings, ServerSettings, VllmSe
 from pipeline.signals import Readings
 from tests.vllm_server import vllm_server
 from workers.engine.base import Engine, GenerateRequest, GenerateResult, Sampling
+from workers.engine.cache_first import CacheFirst
 from workers.engine.loading import load_engine
 from workers.engine.scripted import ScriptedEngine
 from workers.engine.vllm.inline import InlineEngine
@@ -98,7 +99,7 @@ def server(model: Path) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module", params=["scripted", "inline", "separate", "server"])
+@pytest.fixture(scope="module", params=["scripted", "inline", "separate", "server", "cache first"])
 def engine(request: pytest.FixtureRequest, model: Path) -> Iterator[Engine]:
     if request.param == "scripted":
         engine: Engine = ScriptedEngine(
@@ -111,6 +112,8 @@ def engine(request: pytest.FixtureRequest, model: Path) -> Iterator[Engine]:
         )
     elif request.param == "server":
         engine = load_by_server(model, request.getfixturevalue("server"))
+    elif request.param == "cache first":
+        engine = CacheFirst(load(model, process="inline", cpu_kv_cache_gib=0.004))
     else:
         engine = load(model, process=request.param)
     yield engine

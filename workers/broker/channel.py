@@ -1,4 +1,4 @@
-"""kombu's Redis channel, mended in two places. It overrides private methods, so kombu is pinned beside Celery."""
+"""kombu's Redis channel, mended in three places. It overrides private methods, so kombu is pinned beside Celery."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from typing import Any
 import redis
 from kombu.transport import redis as redis_transport
 
+LOOK_AGAIN_S = 0.05
+"""How long a worker waits at some of its queues before it looks whether it may read the others."""
+
 
 class MendedChannel(redis_transport.Channel):
-    """A channel that finds a lost connection out, and makes one client instead of one per message."""
+    """A channel that finds a lost connection out, makes one client instead of one per message, and waits at some of
+    its queues for a moment only (workers.broker.reading)."""
 
     _pooled_client: Any = None
 
@@ -32,3 +36,9 @@ class MendedChannel(redis_transport.Channel):
 
     def _new_client(self, *, asynchronous: bool = False) -> Any:
         return super()._create_client(asynchronous)  # type: ignore[no-untyped-call]
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        num_queues = len(self.active_queues)
+        if timeout is None and len(self._queue_cycle.consume(num_queues)) < num_queues:
+            timeout = LOOK_AGAIN_S
+        super()._brpop_start(timeout)  # type: ignore[no-untyped-call]

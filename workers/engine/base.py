@@ -67,6 +67,7 @@ class GenerateRequest:
     labels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     reads_top: bool = False
     written: Sequence[int] = ()
+    context: int | None = None
 
     @property
     def context_ids(self) -> Sequence[int]:

@@ -46,6 +46,7 @@ class ScriptedEngine(ThreadedEngine[GenerateRequest]):
 
     step_s: pause per step, in which each running request gets one token; 0: none.
     block_size: tokens per block of the pretended prefix cache, which never evicts. prefixes: another one in its place.
+    cache_tokens: how many it says that its cache holds.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class ScriptedEngine(ThreadedEngine[GenerateRequest]):
         step_s: float = 0.0,
         block_size: int = 16,
         prefixes: Prefixes | None = None,
+        cache_tokens: int | None = None,
     ) -> None:
         settings: dict[str, str | int | float | bool | None] = {
             "model": model,
@@ -68,7 +70,14 @@ class ScriptedEngine(ThreadedEngine[GenerateRequest]):
             "block_size": block_size,
         }
         info = EngineInfo(kind="scripted", version="1", settings=settings)
-        super().__init__(info, decode_stream, name=model, max_model_len=max_model_len, max_in_flight=max_in_flight)
+        super().__init__(
+            info,
+            decode_stream,
+            name=model,
+            max_model_len=max_model_len,
+            max_in_flight=max_in_flight,
+            cache_tokens=cache_tokens,
+        )
         self._script = script
         self._step_s = step_s
         self._prefixes: Prefixes = prefixes or _PrefixCache(block_size)

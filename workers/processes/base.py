@@ -23,6 +23,7 @@ from pipeline.settings import Settings
 from pipeline.workforce import WorkerKind
 from workers.broker.app import make_app
 from workers.broker.publish import Publisher
+from workers.broker.reading import own_queue_first
 from workers.processes.shutdown import EarlySignals
 
 
@@ -86,12 +87,16 @@ def run_celery(
     concurrency: int,
     read: Sequence[str],
     early: EarlySignals,
+    takes_more: Callable[[], bool] | None = None,
     **options: Any,
 ) -> int:
     """Run a Celery worker in this process until it is told to stop, also by early signals; returns its exit code.
 
-    read: the queues that it takes messages from.
+    read: the queues that it takes messages from. takes_more: whether it reads others than the first of them now.
     """
+    if takes_more is not None:
+        order = {"queue_order_strategy": own_queue_first(read[0], takes_more)}
+        app.conf.broker_transport_options = app.conf.broker_transport_options | order
 
     class ListeningWorker(app.Worker):  # type: ignore[misc]  # Celery makes this class for each app
         def install_platform_tweaks(self, worker: Any) -> None:

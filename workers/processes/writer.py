@@ -7,7 +7,6 @@ Celery signal would swallow.
 from __future__ import annotations
 
 import gc
-import math
 import multiprocessing
 import os
 import sys
@@ -48,8 +47,10 @@ on two cores."""
 _SLOWER_THAN_ALONE = 3.0
 """How much longer a prompt may take than by the engine's trial: others may work on the same cores now."""
 
+_THREADS_PER_PLACE = 2
+"""Task threads, each of which waits for the samples of a message: as many as samples are taken in, and as many again
+for those that come back."""
 _SPARE_THREADS = 8
-"""Task threads beside those that wait for a sample."""
 
 _TASKS = {ModelRole.SMALL: DRAFT, ModelRole.LARGE: ASSIST, ModelRole.JUDGE: JUDGE}
 
@@ -168,18 +169,18 @@ class WriterProcess:
         add_samples_task(self._base.app, _TASKS[self._role], self._writer.write)
         on_shutdown(lambda: self._writer.drain(self._base.settings.lease.drain_s))
         self._metrics.register(
-            WriterCollector(self._role.value, self._model, self._engine.stats, self._writer.counters)
+            WriterCollector(self._role.value, self._model, self._writer.engine.stats, self._writer.counters)
         )
         self._metrics.register(self._writer.meter)
         self._lease.start(self)
-        num_waiting = math.ceil(self._engine.max_in_flight * self._base.settings.upkeep.admit_ahead)
         try:
             return run_celery(
                 self._base.app,
                 name=self._queues[0],
                 pool="threads",
-                concurrency=num_waiting + _SPARE_THREADS,
+                concurrency=_THREADS_PER_PLACE * self._writer.num_places + _SPARE_THREADS,
                 read=self._queues,
+                takes_more=self._writer.takes_more,
                 early=self._early,
             )
         finally:

@@ -81,6 +81,20 @@ class ActiveSample:
     def num_asides(self) -> int:
         return len(self.sample.context.asides) + len(self.asides)
 
+    @property
+    def is_begun(self) -> bool:
+        """Some of it is written, by whichever model."""
+        stored = self.sample.context
+        return self.num_requests > 1 or bool(stored.segments or stored.asides or self.sample.open_segment)
+
+    @property
+    def was_here(self) -> bool:
+        """The model that has it now wrote some of it."""
+        own = Author(self.setup.role.value)
+        stored = self.sample.context
+        authors = itertools.chain((s.author for s in stored.segments), (a.author for a in stored.asides))
+        return self.num_requests > 1 or own in authors
+
     def aside(self, index: int) -> Aside:
         """One of the sample's asides. Raises PipelineError where there is none of that number."""
         stored = self.sample.context.asides

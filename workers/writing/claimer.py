@@ -6,6 +6,7 @@ What is claimed is begun at once by the writer; a claim that cannot be begun end
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -72,6 +73,8 @@ class Claimer:
         self._store, self._jobs, self._in_flight, self._trial = store, jobs, in_flight, trial
         self._publisher, self._meter = publisher, meter
         self._begin, self._end, self._look_at_trial = begin, end, look_at_trial
+        self._lock = threading.Lock()
+        self._num_unclaimed = 0
         self._calls: Batcher[Call, Call] = Batcher(
             "claimer",
             self._claim_for,
@@ -84,9 +87,15 @@ class Claimer:
     def claim(self, message: SamplesMessage) -> str:
         """Claim what a message names, and return when all of it is stored or dropped: what became of it."""
         call = Call(message)
+        self._count(len(message.samples))
         self._calls.put(call)
         call.under_way.wait()
         return call.answer
+
+    @property
+    def num_unclaimed(self) -> int:
+        """Samples named by messages that are still to be claimed."""
+        return self._num_unclaimed
 
     def again(self, calls: Sequence[Call]) -> None:
         """Hand in once more what was put aside during a trial."""
@@ -110,14 +119,22 @@ class Claimer:
                 reason = self._claim_of_job(job_id, group)
                 self._in_flight.end_claiming()
             for call in group:
-                call.end_claim(reason)
+                self._end_call(call, reason)
+
+    def _end_call(self, call: Call, reason: str | None) -> None:
+        self._count(-len(call.message.samples))
+        call.end_claim(reason)
+
+    def _count(self, num_samples: int) -> None:
+        with self._lock:
+            self._num_unclaimed += num_samples
 
     def _turn_away(self, job_id: int, calls: Sequence[Call]) -> bool:
         """A sample is to be alone here: another worker is told, or the messages wait. False: it is over by now."""
         if not self._pass_on(job_id, calls):
             return self._trial.put_aside(calls)
         for call in calls:
-            call.end_claim("passed on: a sample is tried alone here")
+            self._end_call(call, "passed on: a sample is tried alone here")
         return True
 
     def _claim_of_job(self, job_id: int, calls: Sequence[Call]) -> str | None:

@@ -30,6 +30,11 @@ class InFlight:
         return len(self._active)
 
     @property
+    def num_claimed(self) -> int:
+        """Samples in flight, and those that start."""
+        return len(self._active) + len(self._starting)
+
+    @property
     def is_stopping(self) -> bool:
         return self._stopping
 

@@ -46,8 +46,17 @@ def engine_request(active: ActiveSample, request: Request) -> GenerateRequest | 
         watcher=_listening(active),
         signals=request.signals,
         think_end_id=setup.chat.think_end_id,
+        priority=_priority(active, request),
+        context=active.sample.sample_id,
         **more,
     )
+
+
+def _priority(active: ActiveSample, request: Request) -> int:
+    """What this model wrote of goes first, then what another one has begun: who is further on ends sooner and frees its
+    cache. Of each kind asides go first, which are short."""
+    rank = 2 if active.was_here else 1 if active.is_begun else 0
+    return -2 * rank - isinstance(request, Ask)
 
 
 def _prompt(active: ActiveSample, text: Iterable[Segment]) -> list[int]:
@@ -78,9 +87,7 @@ def _of_generate(active: ActiveSample, max_tokens: int) -> dict[str, Any]:
         role=setup.role,
         start_token=len(written),
     )
-    # What was begun goes before what was not: it ends sooner and frees its cache.
-    is_begun = bool(active.sample.context.segments or active.sample.context.asides or active.num_requests > 1)
-    return {"sampling": setup.sampling, "seed": seed, "priority": -1 if is_begun or written else 0, "written": written}
+    return {"sampling": setup.sampling, "seed": seed, "written": written}
 
 
 def _written_before(active: ActiveSample, max_tokens: int) -> Sequence[int]:
@@ -93,9 +100,8 @@ def _written_before(active: ActiveSample, max_tokens: int) -> Sequence[int]:
 
 
 def _of_ask(active: ActiveSample, ask: Ask, labels: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """An aside is short, and a sample waits for it."""
     setup = active.setup
-    more = {"labels": labels, "reads_top": True, "priority": -2}
+    more = {"labels": labels, "reads_top": True}
     if ask.greedy:
         return more | {"sampling": replace(setup.sampling, temperature=0.0), "seed": None}
     seed = aside_seed(

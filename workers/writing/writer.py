@@ -8,6 +8,7 @@ others time. Nothing here decides what is written (the policy does) or who may w
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ from pipeline.workforce import WorkerEnd
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import Publisher
 from workers.engine.base import Engine, GenerateRequest, GenerateResult
+from workers.engine.cache_first import CacheFirst
 from workers.writing.active import ActiveSample
 from workers.writing.batching import Batcher
 from workers.writing.cache_room import CacheRoom
@@ -100,7 +102,7 @@ class Writer:
         often what a request has written is stored while it runs; 0: never."""
         self.role = role
         self._store_every_s = store_every_s
-        self.engine = engine
+        self.engine: Engine = CacheFirst(engine)
         self._publisher = publisher
         self._on_failure = on_failure
         on_fault = partial(on_failure, WorkerEnd.WRITER_FAILED)
@@ -111,6 +113,8 @@ class Writer:
         self._ledger = TokenLedger()
         self._cache_room = CacheRoom(max_in_flight=engine.max_in_flight, ahead=admit_ahead)
         self._room_lock = threading.Lock()
+        self.num_places = math.ceil(engine.max_in_flight * admit_ahead)
+        """Samples that are taken in: beyond them only those that come back."""
         self._jobs = Jobs(self._store, chat, engine, role=role, weights=weights, revision=revision)
         self._trial: Trial[Call] = Trial()
         self.meter = Meter(role.value)
@@ -142,6 +146,12 @@ class Writer:
         """Claim what a message names, write each sample as far as this role does, and return when all of it is stored
         or dropped."""
         return self._claimer.claim(message)
+
+    # The consumer's thread.
+
+    def takes_more(self) -> bool:
+        """Whether it has room for samples that are new to it."""
+        return self._in_flight.num_claimed + self._claimer.num_unclaimed < self.num_places
 
     # The claimer's thread.
 

@@ -128,7 +128,7 @@ def test_what_the_same_role_does_next_is_done_in_the_same_claim() -> None:
     second = request_of(apply_result(active, result_of(first, "First add")))
     added = chat_of(SMALL).encode_text("First add")
     assert list(second.prompt_ids) == [*first.prompt_ids, *added]
-    assert (second.request_id, second.seed, second.priority) == (first.request_id, seed_of(1), -1)
+    assert (second.request_id, second.seed, second.priority) == (first.request_id, seed_of(1), -4)
     commit = commit_of(apply_result(active, result_of(second, " 3", SegmentFinish.LENGTH)))
     assert commit.to_state is SampleState.AWAITING_LARGE
     assert commit.next_request == large()
@@ -285,6 +285,22 @@ def test_an_ask_without_room_is_answered_with_nothing() -> None:
     assert (len(aside.piece), aside.tokens_generated, aside.labels, aside.top) == (0, 0, {}, ())
 
 
+def test_who_is_further_on_goes_first() -> None:
+    moves = [then(small()), then(large()), then(small()), then(large()), end()]
+    policy = Moves(moves)
+    fresh, step = start(setup_of(policy))
+    requests = [request_of(step)]
+    sample = fresh.sample
+    commit = commit_of(apply_result(fresh, result_of(requests[0], "First")))
+    for role in (LARGE, SMALL, LARGE):
+        sample = as_claimed(sample, commit)
+        active, step = begin(sample, setup_of(policy, role=role), Latch(1))
+        requests.append(request_of(step))
+        commit = commit_of(apply_result(active, result_of(requests[-1], " 3")))
+    assert [request.priority for request in requests] == [0, -2, -4, -4], "new, new here, and twice not new"
+    assert {request.context for request in requests} == {sample.sample_id}
+
+
 # Asides.
 
 
@@ -295,7 +311,7 @@ def test_an_ask_is_written_beside_the_text() -> None:
     asked = request_of(apply_result(active, result_of(first, "First add")))
     chat = chat_of(SMALL)
     assert list(asked.prompt_ids) == [*first.prompt_ids, *chat.encode_text("First add"), *chat.encode_text(" So")]
-    assert (asked.priority, asked.seed, asked.sampling.temperature, asked.max_tokens) == (-2, None, 0.0, 1)
+    assert (asked.priority, asked.seed, asked.sampling.temperature, asked.max_tokens) == (-5, None, 0.0, 1)
     assert (set(asked.labels), asked.reads_top) == ({"3", "4"}, True)
     answer = result_of(asked, " 3", SegmentFinish.LENGTH, labels={"3": -0.1, "4": None}, top=(-0.1, -3.0))
     after = request_of(apply_result(active, answer))
