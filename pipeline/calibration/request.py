@@ -35,12 +35,14 @@ FEW_PROBLEMS = 50
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationRequest:
     """A question with the policy that it is for. field: what the threshold is set by. rule: the policy's, where it has
-    the fields ``min_step_tokens`` and ``confident_below_perplexity``."""
+    the fields ``min_step_tokens`` and ``confident_below_perplexity``. first_steps: that it lets large write of each
+    text, whatever the threshold."""
 
     question: Question
     policy: str | None = None
     field: str = "policy.threshold"
     rule: StepRule = USUAL_RULE
+    first_steps: int = 0
 
     @classmethod
     def parse(
@@ -89,6 +91,7 @@ class CalibrationRequest:
             question=question,
             policy=policy,
             field=_checked_field(field or f"policy.{rule.field if rule else 'threshold'}", policy, spec),
+            first_steps=getattr(spec, "first_steps", 0),
             rule=StepRule(
                 min_tokens=getattr(spec, "min_step_tokens", USUAL_RULE.min_tokens),
                 confident_below_perplexity=getattr(
@@ -180,6 +183,11 @@ def _caveats(
     overlap: Overlap | None,
 ) -> Iterator[str]:
     yield from overlap_caveats(overlap)
+    if request.first_steps:
+        yield (
+            f"{request.policy} lets large write the first {request.first_steps} steps of a text, whatever the "
+            "threshold: what is foretold is of the steps after them"
+        )
     if len(pilot.problems) < FEW_PROBLEMS:
         yield f"the pilot has {len(pilot.problems)} problems; {FEW_PROBLEMS} or more give narrower intervals"
     for report in found:

@@ -82,6 +82,13 @@ def test_a_policy_whose_side_is_the_good_one_is_named() -> None:
     assert "below here" not in " ".join(asked(found, policy="glimpse", side="below").caveats)
 
 
+def test_steps_that_large_writes_whatever_the_threshold_are_told() -> None:
+    given = {"policy": "redo:trig", "statistic": "first_entropy", "side": "above"}
+    told = " ".join(asked(USUAL, **given).caveats)
+    assert "redo:trig lets large write the first 20 steps of a text, whatever the threshold" in told
+    assert "whatever the threshold" not in " ".join(asked(USUAL, **given, policy_values={"first_steps": 0}).caveats)
+
+
 def test_what_cannot_be_said_is_said() -> None:
     alike = pilot(((0.5, 0.5), 1.0), ((0.5, 0.5), 1.0))
     told = " ".join(make_calibration(alike, CalibrationRequest.parse()).caveats)
