@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import Any
 
@@ -17,7 +18,7 @@ from workers.broker import queues
 from workers.broker.app import make_app
 from workers.broker.messages import SamplesMessage
 from workers.broker.publish import DRAFT, GRADE, Publisher
-from workers.broker.reading import own_queue_first
+from workers.broker.reading import read_own_queue_first
 from workers.broker.tasks import add_samples_task
 
 
@@ -94,8 +95,7 @@ def test_a_worker_that_has_enough_reads_its_own_queue_alone(connections: Connect
             assert some_seen.wait_for(lambda: set(numbers) <= set(seen), 20), f"{seen}, not {numbers}"
 
     app = make_app(connections.redis_url)
-    order = {"queue_order_strategy": own_queue_first(own, may_read.is_set)}
-    app.conf.broker_transport_options = app.conf.broker_transport_options | order
+    app.conf.broker_transport_options = app.conf.broker_transport_options | read_own_queue_first(own, may_read.is_set)
     add_samples_task(app, DRAFT, note)
     options = {"pool": "threads", "concurrency": 4, "queues": [shared, own], "loglevel": "CRITICAL"}
     with start_worker(app, perform_ping_check=False, shutdown_timeout=30, **options):
@@ -109,3 +109,4 @@ def test_a_worker_that_has_enough_reads_its_own_queue_alone(connections: Connect
         may_read.clear()
         send(11, own)
         wait_for(11)
+    assert json.dumps(app.connection_for_read().info()), "what Flower asks for"

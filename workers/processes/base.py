@@ -23,7 +23,7 @@ from pipeline.settings import Settings
 from pipeline.workforce import WorkerKind
 from workers.broker.app import make_app
 from workers.broker.publish import Publisher
-from workers.broker.reading import own_queue_first
+from workers.broker.reading import read_own_queue_first
 from workers.processes.shutdown import EarlySignals
 
 
@@ -95,7 +95,7 @@ def run_celery(
     read: the queues that it takes messages from. takes_more: whether it reads others than the first of them now.
     """
     if takes_more is not None:
-        order = {"queue_order_strategy": own_queue_first(read[0], takes_more)}
+        order = read_own_queue_first(read[0], takes_more)
         app.conf.broker_transport_options = app.conf.broker_transport_options | order
 
     class ListeningWorker(app.Worker):  # type: ignore[misc]  # Celery makes this class for each app
