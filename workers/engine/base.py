@@ -53,6 +53,8 @@ class GenerateRequest:
         signals or the first token are read there are none.
     labels: by name the ids that count for it; the log-probability of each as the first token is read. reads_top: so are
         those of the most likely first tokens.
+    context: the number of the text that it goes on with; what an earlier request of the same number left in the prefix
+        cache is found again. None: of a text that does not come again.
     """
 
     request_id: str

@@ -113,11 +113,14 @@ class CacheFirst:
 
     def stats(self) -> EngineStats:
         stats = self._engine.stats()
-        return replace(stats, num_waiting=stats.num_waiting + len(self._held))
+        with self._lock:
+            return replace(stats, num_waiting=stats.num_waiting + len(self._held))
 
     def close(self) -> None:
         self._engine.close()
-        for request_id in list(self._held):
+        with self._lock:
+            left = list(self._held)
+        for request_id in left:
             self.abort(request_id)
 
     def _enter(self, request: GenerateRequest) -> None:
@@ -159,7 +162,8 @@ class CacheFirst:
             try:
                 self._hand_on(held.request, held.done, held.since)
             finally:
-                self._is_handing_on = False
+                with self._lock:
+                    self._is_handing_on = False
 
     def _take_first(self) -> _Held | None:
         """The first of what waits, if it may be begun. Called with the lock held."""

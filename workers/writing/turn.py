@@ -125,8 +125,9 @@ def _go_on(active: ActiveSample, then: Request | Finish, *, may_stay: bool) -> S
 
 def _require_room(active: ActiveSample, end: Finish) -> None:
     """Raises PromptTooLong where a text ends before its first word, for want of room behind the prompt."""
-    is_unwritten = not active.text and not any(len(active.aside(index).piece) for index in range(active.num_asides))
-    if end.reason is FinishReason.CONTEXT and is_unwritten:
+    if end.reason is not FinishReason.CONTEXT or active.text:
+        return
+    if not any(len(active.aside(index).piece) for index in range(active.num_asides)):
         raise PromptTooLong(active.setup.chat.name, len(active.prompt_ids), active.setup.max_model_len)
 
 
